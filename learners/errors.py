@@ -1,0 +1,49 @@
+"""Every error a user can meet, as one tree.
+
+It stands in the lowest room because all three rooms raise from it; what each one means to the outside (exit code, HTTP
+status, gRPC status) is the table in ``services/errors.py``. A message says what happened, to which thing, and what to do.
+"""
+
+
+class MillraceError(Exception):
+    """Something a user or an operator can act on; its text is one clear sentence and the choices."""
+
+
+class ConfigError(MillraceError):
+    """A pipeline file, environment variable or flag that cannot be used."""
+
+
+class BadInputError(MillraceError):
+    """Data handed to us that breaks its declared shape, type or range."""
+
+
+class LearnerError(MillraceError):
+    """A learner cannot go on: its state and its input do not fit together."""
+
+
+class DamageError(MillraceError):
+    """Stored bytes are not what was written: a flipped byte, a truncated part, a recreated topic."""
+
+
+class StorageError(MillraceError):
+    """The disk or the database refused: full, read-only, locked, not a folder."""
+
+
+class OffsetsGoneError(MillraceError):
+    """The log no longer has records that a position or a journal entry names."""
+
+
+class ReplacedError(MillraceError):
+    """Another writer has taken this branch; this one lets nothing more out."""
+
+
+class BusyError(MillraceError):
+    """A live process already writes this branch."""
+
+
+class TooManyRejectedError(MillraceError):
+    """So many records could not be read that going on would be a mistake."""
+
+
+class NotProvedError(MillraceError):
+    """Verification found something that does not hold."""

@@ -1,0 +1,193 @@
+"""Weighted ridge regression from running sums: what is added to a row at a time, and the centred solution of it.
+
+| symbol | name | shape |
+|---|---|---|
+| phi | features of a row | (d,) |
+| y | targets of a row (one-hot for classes) | (C,) |
+| G | sum w phi phi^T | (d, d) |
+| Q | sum w y phi^T | (C, d) |
+| s, t, n | sum w phi, sum w y, sum w | (d,), (C,), () |
+| y2 | sum w y^2 | (C,) |
+| A | D (G - s s^T / n) D + gamma I, with D = 1 / standard deviation | (d, d) |
+| B | D (Q^T - s t^T / n) | (d, C) |
+| W, b | weights D A^-1 B and intercept t / n - W^T s / n | (d, C), (C,) |
+
+Source: Zhuang et al., ACIL, arXiv 2205.14922; shared/specs/continual-learning.md, 6.1 and 6.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from scipy.linalg import blas, lapack  # type: ignore[import-untyped]
+
+from millrace.learners.errors import LearnerError
+from millrace.learners.protocol import Floats
+
+CONSTANT = 1e-10  # a feature whose centred share of its sum of squares is lower carries rounding only: its weight is 0
+GAMMA_FLOOR = 1e-8  # of the mean eigenvalue of A before gamma: keeps cond(A) where float64 still has 8 digits
+GAMMA_STEP = 10.0  # gamma grows by this factor where rounding has made A indefinite
+RESIDUAL = 1e-8  # relative residual above which the solution is refined once
+COLUMNS = 16  # outputs handled at a time where the residual is computed, so that it needs little memory
+
+
+@dataclass(slots=True)
+class Sums:
+    """The record of truth: everything the solution needs, and nothing that grows with rows."""
+
+    gram: Floats  # G, (d, d), Fortran order, lower triangle; the other one stays 0
+    cross: Floats  # Q, (capacity >= C, d), C order; rows past C are 0
+    features: Floats  # s, (d,)
+    targets: Floats  # t, (C,)
+    squares: Floats  # y2, (C,)
+    weight: float = 0.0  # n
+
+    @classmethod
+    def empty(cls, d: int) -> Sums:
+        """Sums over no rows, of ``d`` features and no outputs."""
+        return cls(np.zeros((d, d), order="F"), np.zeros((0, d)), np.zeros(d), np.zeros(0), np.zeros(0))
+
+    def grow(self, outputs: int) -> None:
+        """Make room for ``outputs`` in all; a new output starts at 0, which is exact for a class not seen before."""
+        new = np.zeros(outputs - len(self.targets))
+        if not len(new):
+            return
+        if outputs > len(self.cross):
+            cross = np.zeros((max(outputs, len(self.cross) * 3 // 2), self.cross.shape[1]))
+            cross[: len(self.cross)] = self.cross
+            self.cross = cross
+        self.targets = np.concatenate([self.targets, new])
+        self.squares = np.concatenate([self.squares, new])
+
+    def add(self, phi: Floats, y: Floats, weight: Floats | None, keep: float) -> None:
+        """Multiply what is there by ``keep`` and add the rows phi (n, d), y (n, C) of weight (n,), None being 1.
+
+        One dsyrk and one dgemm, both in place: for many rows this is all the time it takes.
+        """
+        root = np.ones(len(phi)) if weight is None else np.sqrt(weight)
+        rooted = y * root[:, None]
+        phi = phi if weight is None else phi * root[:, None]
+        blas.dsyrk(1.0, phi.T, beta=keep, c=self.gram, lower=1, overwrite_c=1)
+        cross = self.cross[: y.shape[1]].T
+        blas.dgemm(1.0, phi.T, np.asfortranarray(rooted), beta=keep, c=cross, overwrite_c=1)
+        self.features = keep * self.features + root @ phi
+        self.targets = keep * self.targets + root @ rooted
+        self.squares = keep * self.squares + np.einsum("ij,ij->j", rooted, rooted)
+        self.weight = keep * self.weight + float(root @ root)
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """What the sums say, and how far to believe it."""
+
+    weights: Floats  # W, (d, C), Fortran order
+    intercept: Floats  # b, (C,)
+    residual: float  # ||A V - B|| / ||B|| after refinement, A and B taken from the sums themselves
+    gamma: float  # the one that was used: the one asked for, unless a guard raised it
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A V = B as the sums give it, never held as a whole."""
+
+    sums: Sums
+    scale: Floats  # the diagonal of D, (d,); 0 for a constant feature
+    mean: Floats  # s / n, (d,); 0 without an intercept
+    gamma: float  # > 0, more is flatter
+
+    def matrix(self) -> Floats:
+        """A, lower triangle, in an array of its own: the only (d, d) one besides G."""
+        a = self.sums.gram.copy(order="F")
+        blas.dsyr(-self.sums.weight, self.mean, a=a, lower=1, overwrite_a=1)
+        a *= self.scale[:, None]
+        a *= self.scale
+        a[np.diag_indices_from(a)] += self.gamma
+        return a
+
+    def right_side(self, cut: slice) -> Floats:
+        """The columns ``cut`` of B, (d, columns), Fortran order."""
+        b = self.sums.cross[cut].T.copy(order="F")
+        blas.dger(-1.0, self.mean, self.sums.targets[cut], a=b, overwrite_a=1)
+        b *= self.scale[:, None]
+        return b
+
+    def applied(self, v: Floats) -> Floats:
+        """A v for v (d, columns), from G and not from a copy of A, so that forming A is checked too."""
+        scaled = v * self.scale[:, None]
+        out = cast(Floats, blas.dsymm(1.0, self.sums.gram, scaled, lower=1))
+        blas.dger(-self.sums.weight, self.mean, self.mean @ scaled, a=out, overwrite_a=1)
+        out *= self.scale[:, None]
+        out += self.gamma * v
+        return out
+
+    def misses(self, v: Floats) -> Iterator[tuple[slice, Floats, Floats]]:
+        """B - A v and B, some columns at a time."""
+        for start in range(0, v.shape[1], COLUMNS):
+            cut = slice(start, min(start + COLUMNS, v.shape[1]))
+            b = self.right_side(cut)
+            yield cut, b - self.applied(v[:, cut]), b
+
+    def residual(self, v: Floats) -> float:
+        """||A v - B|| / ||B||, 0 where B is 0."""
+        norms = [(np.vdot(miss, miss), np.vdot(b, b)) for _, miss, b in self.misses(v)]
+        missed, whole = np.sum(norms, axis=0)
+        return float(np.sqrt(missed / whole)) if whole > 0.0 else 0.0
+
+
+def solve(sums: Sums, gamma: float, intercept: bool, standardise: bool) -> Solution:
+    """The ridge solution: least squares with penalty gamma |D^-1 W|^2, the intercept not penalised.
+
+    A constant feature gets weight exactly 0; gamma is raised where it is too small for float64 (see the guards above).
+    Raises: LearnerError where the sums are not finite.
+    """
+    d, outputs = len(sums.features), len(sums.targets)
+    if sums.weight <= 0.0:
+        return Solution(np.zeros((d, outputs), order="F"), np.zeros(outputs), 0.0, gamma)
+    system = _system(sums, gamma, intercept, standardise)
+    system, factor = _factored(system)
+    v = lapack.dpotrs(factor, system.right_side(slice(0, outputs)), lower=1, overwrite_b=1)[0]
+    residual = system.residual(v)
+    if residual > RESIDUAL:
+        refine(system, factor, v)
+        residual = system.residual(v)
+    v *= system.scale[:, None]  # W = D V
+    b = sums.targets / sums.weight - system.mean @ v if intercept else np.zeros(outputs)
+    if not (np.isfinite(residual) and np.isfinite(v).all() and np.isfinite(b).all()):
+        raise LearnerError("the ridge solution is not finite: its sums overflowed; roll back to an earlier version")
+    return Solution(v, b, residual, system.gamma)
+
+
+def refine(system: System, factor: Floats, v: Floats) -> None:
+    """One step of iterative refinement of v (d, C), in place, with the Cholesky factor of A (lower triangle)."""
+    for cut, miss, _ in system.misses(v):
+        v[:, cut] += lapack.dpotrs(factor, miss, lower=1)[0]
+
+
+def _system(sums: Sums, gamma: float, intercept: bool, standardise: bool) -> System:
+    """The system with its scale and mean, and gamma held above its floor."""
+    raw = np.diag(sums.gram)
+    mean = sums.features / sums.weight if intercept else np.zeros_like(sums.features)
+    centred = raw - sums.weight * mean**2
+    varies = centred > CONSTANT * raw
+    scale = np.zeros_like(centred)
+    scale[varies] = np.sqrt(sums.weight / centred[varies]) if standardise else 1.0
+    trace = float(np.sum(centred * scale**2))
+    if not np.isfinite(trace):
+        raise LearnerError("the ridge's sums are not finite; roll back to an earlier version")
+    return System(sums, scale, mean, max(gamma, GAMMA_FLOOR * trace / len(scale)))
+
+
+def _factored(system: System) -> tuple[System, Floats]:
+    """The Cholesky factor of A (lower triangle), with gamma raised until there is one.
+
+    Raises: LearnerError where A is not finite.
+    """
+    while np.isfinite(system.gamma):
+        factor, info = lapack.dpotrf(system.matrix(), lower=1, clean=0, overwrite_a=1)
+        if info == 0:
+            return system, factor
+        system = System(system.sums, system.scale, system.mean, GAMMA_STEP * system.gamma)
+    raise LearnerError("the ridge's matrix has no Cholesky factor for any gamma; roll back to an earlier version")

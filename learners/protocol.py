@@ -1,0 +1,96 @@
+"""What a learner is: five methods, no base class, and the records that pass through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Value = Any  # an array, or what JSON can say: bool, int, float, str, None, lists and string-keyed dicts of these
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows to learn or to predict, one column a concern; nobody writes to a batch after it is made.
+
+    Source: design.md, section 4.
+    """
+
+    x: Floats  # (n, d) features, finite
+    y: Array | None = None  # (n,) str objects for classes; (n,) or (n, k) float64 for regression; None: no labels
+    key: Array | None = None  # (n,) bytes | None objects, the records' keys
+    t: NDArray[np.int64] | None = None  # (n,) milliseconds since 1970, the records' timestamps
+    weight: Floats | None = None  # (n,) >= 0, more counts more; None: every row weighs 1
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows ``start`` to ``stop``, as views."""
+        cut = slice(start, stop)
+        return Batch(
+            self.x[cut],
+            None if self.y is None else self.y[cut],
+            None if self.key is None else self.key[cut],
+            None if self.t is None else self.t[cut],
+            None if self.weight is None else self.weight[cut],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that changes a learner's future, as arrays and plain values.
+
+    ``truth`` is the record of truth: equal bit for bit wherever the same rows were learned under the same host settings.
+    ``derived`` was computed from it (a solution, a factor): restored with it, compared within a tolerance only.
+    """
+
+    truth: dict[str, Value] = field(default_factory=dict)
+    derived: dict[str, Value] = field(default_factory=dict)
+
+
+class Servable(Protocol):
+    """What answering needs and nothing else: immutable, equal answers to the learner it came from."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the score columns; empty for regression."""
+
+    def predict_many(self, batch: Batch) -> Floats:
+        """Scores (n, C) for classes, values (n, k) for regression."""
+
+    def arrays(self) -> dict[str, Value]:
+        """Arrays and plain values from which the same servable is made again."""
+
+
+class Learner(Protocol):
+    """The five methods. ``revision`` is raised when the same rows would lead to another state."""
+
+    revision: int  # of the algorithm as written here; recorded in every fork
+    tolerance: float  # largest relative difference of ``truth`` between hosts of different kind
+    probabilities: bool  # whether scores are class probabilities (log loss is then reported)
+
+    def learn_many(self, batch: Batch) -> None:
+        """Learn labelled rows.
+
+        Raises: BadInputError where columns do not fit the learner.
+        """
+
+    def predict_many(self, batch: Batch) -> Floats:
+        """Scores (n, C) in the order of ``servable().classes``, or values (n, k). Pure."""
+
+    def state_dict(self) -> State:
+        """A copy of all that changes the future."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Become exactly the learner that gave ``state``.
+
+        Raises: LearnerError where the state is another learner's or another shape's.
+        """
+
+    def servable(self) -> Servable:
+        """An immutable picture of what answers now."""

@@ -1,0 +1,1 @@
+"""Services: configuration, the command line, and what puts the rooms together."""

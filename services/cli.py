@@ -1,0 +1,196 @@
+"""The command line: parse, call, print. Data goes to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from millrace.learners.errors import MillraceError
+from millrace.services.config import home_folder, load_pipeline, settings
+from millrace.services.errors import exit_code
+from millrace.services.instance import BRANCH, Instance
+
+C = TypeVar("C", bound=Callable[..., None])
+
+
+class Commands(click.Group):
+    """The one place where an error of ours becomes a sentence on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except MillraceError as error:
+            click.echo(f"millrace: {error}", err=True)
+            sys.exit(exit_code(error))
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    ctx.meta[str(param.name)] = value
+
+
+def _opened(ctx: click.Context, _param: click.Parameter, path: Path) -> Instance:
+    loaded = load_pipeline(path, ctx.meta["set"])
+    return Instance(loaded, home_folder(ctx.meta["home"]) / loaded.pipeline.name)
+
+
+def on_pipeline(command: C) -> C:
+    """Give a command its ``instance`` argument, with the options that say which."""
+    later: dict[str, Any] = {"callback": _remember, "expose_value": False, "is_eager": True}
+    home = click.option("--home", metavar="DIR", help="Folder of all state (else $MILLRACE_HOME, else .millrace).", **later)
+    flags = click.option("--set", multiple=True, metavar="KEY=VALUE", help="Overrides the pipeline file.", **later)
+    kind = click.Choice(["json", "table"])
+    output = click.option("--output", type=kind, default="table", help="JSON lines, or a table (default).", **later)
+    path = click.Path(dir_okay=False, path_type=Path)
+    pipeline = click.argument("instance", metavar="PIPELINE.toml", type=path, callback=_opened)
+    return home(flags(output(pipeline(command))))
+
+
+def _data_name(ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
+    if name == "help":
+        from millrace.services import datasets
+
+        click.echo(datasets.listing())
+        ctx.exit()
+    return name
+
+
+data_help = "A built-in data set instead of a file; `--data help` lists them."
+data_option = click.option("--data", metavar="NAME", callback=_data_name, is_eager=True, help=data_help)
+branch_option = click.option("--branch", default=BRANCH, show_default=True, help="Which history of the pipeline.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="millrace")
+def main() -> None:
+    """Models that learn from a stream while they serve it, and that you can roll back."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+
+
+@main.command()
+@on_pipeline
+@branch_option
+@click.option("--follow", is_flag=True, help="Wait for more at the log's end, until SIGINT or SIGTERM.")
+@click.option("--rows", default=0, metavar="N", help="Stop after reading at least N records.")
+@click.option("--take-over", is_flag=True, help="Take the branch from a live process, which then stops.")
+def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: bool) -> None:
+    """Learn from the log, to its end or as told, then mark a version.
+
+    Example: millrace run digits.toml
+    """
+    from millrace.services import running
+
+    show([asdict(running.run(instance, branch, running.Bounds(follow, rows), take_over))])
+
+
+@main.command()
+@on_pipeline
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@data_option
+@click.option("--rows-per-second", default=0.0, metavar="R", help="Pace them; 0 (default): as fast as it goes.")
+def send(instance: Instance, file: Path | None, data: str | None, rows_per_second: float) -> None:
+    """Append the rows of a file (.jsonl, .csv, .parquet) or of a data set to the log.
+
+    Example: millrace send digits.toml --data digits
+    """
+    from millrace.services import datasets, sending
+
+    if file is not None and data is None:
+        values = sending.values_of(file)
+    elif data is not None and file is None:
+        values = datasets.values(data)
+    else:
+        raise click.UsageError("Name a file, or a data set with --data.")
+    show([{"topic": instance.loaded.pipeline.topic, "sent": sending.send(instance, values, rows_per_second)}])
+
+
+@main.command()
+@on_pipeline
+@branch_option
+def status(instance: Instance, branch: str) -> None:
+    """Where a branch is, how far behind, where every record went, what it scores.
+
+    Example: millrace status digits.toml
+    """
+    from millrace.services import looking
+
+    show([{"what": name, "value": value} for name, value in looking.status(instance, branch).items()])
+
+
+@main.command()
+@on_pipeline
+@branch_option
+@click.option("--ledger", is_flag=True, help="The pipeline's decisions instead of a branch's journal.")
+def log(instance: Instance, branch: str, ledger: bool) -> None:
+    """The journal of a branch, entry by entry, or the ledger.
+
+    Example: millrace log digits.toml --output json
+    """
+    from millrace.services import looking
+
+    show(looking.ledger_lines(instance) if ledger else looking.journal_lines(instance, branch))
+
+
+@main.command()
+@on_pipeline
+@branch_option
+def verify(instance: Instance, branch: str) -> None:
+    """Fold the branch again from the log and compare every mark; exit 1 and name what does not hold.
+
+    Example: millrace verify digits.toml
+    """
+    from millrace.services import looking
+
+    report = asdict(looking.prove(instance, branch))
+    proved = [mark.version or f"seq {mark.state_seq}" for mark in report.pop("proved")]
+    show([report | {"proved": proved, "unproved": len(report["unproved"]), "findings": 0}])
+
+
+@main.group()
+def config() -> None:
+    """What a pipeline's configuration is and where each value came from."""
+
+
+@config.command(name="show")
+@on_pipeline
+def config_show(instance: Instance) -> None:
+    """Every key, its value, and whether the file, the environment, a flag or the default set it.
+
+    Example: millrace config show digits.toml
+    """
+    show([{"key": key, "value": value, "from": origin} for key, value, origin in settings(instance.loaded)])
+
+
+def show(rows: Iterable[dict[str, Any]]) -> None:
+    """Print rows as JSON lines or as a table, as ``--output`` says."""
+    if click.get_current_context().meta.get("output") == "json":
+        for row in rows:
+            click.echo(json.dumps(row, default=str))
+    else:
+        for line in table(list(rows)):
+            click.echo(line)
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows under their column names, each column as wide as its widest cell.
+
+    >>> table([{"key": "seed", "value": 0}, {"key": "threads", "value": 1}])
+    ['KEY      VALUE', 'seed     0', 'threads  1']
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[name.upper() for name in names], *([_cell(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)

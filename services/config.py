@@ -1,0 +1,261 @@
+"""One configuration record: the pipeline file, then the environment, then flags; parsed once and passed down.
+
+Environment: ``MILLRACE__LEARNER__GAMMA=2`` sets ``learner.gamma``; ``MILLRACE_HOME`` names the state folder. This is the only
+file that reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from millrace.learners.errors import ConfigError
+from millrace.learners.table import LEARNERS
+from millrace.streams.parts import digest
+from millrace.streams.schema import Field, Label, Schema
+from millrace.streams.worker import WorkerConfig
+
+ENVIRONMENT = "MILLRACE__"
+NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchConfig:
+    """Training batches."""
+
+    rows: int = 256  # of a full batch, >= 1; more learns in fewer, larger lessons
+    wait_ms: int = 1000  # by the journal's clock, >= 1; a part of a batch is learned after so long
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name in ("rows", "wait_ms"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """Where events come from."""
+
+    topic: str = ""  # empty: the pipeline's name
+    partitions: int = 1  # >= 1, fixed when the topic is made
+    retention_hours: float = 0.0  # of the embedded log; 0 keeps everything
+    max_bytes: int = 1 << 20  # of one record's value; a larger one is a dead letter
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name, low in (("partitions", 1), ("retention_hours", 0), ("max_bytes", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Everything a pipeline file can say."""
+
+    name: str  # letters, digits, - and _
+    fields: tuple[Field, ...]
+    label: Label
+    learner: dict[str, Any]  # kind, and that learner's own keys
+    weight: str | None = None  # the key of a row's weight
+    seed: int = 0  # >= 0
+    threads: int = 1  # of every BLAS in the worker, >= 1
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if not self.name or not NAME_CHARACTERS >= set(self.name):
+            raise ValueError(f"name = {self.name!r}: must be letters, digits, - and _")
+        if self.seed < 0 or self.threads < 1:
+            raise ValueError(f"seed = {self.seed}, threads = {self.threads}: seed is at least 0, threads at least 1")
+
+    @property
+    def schema(self) -> Schema:
+        """Fields, label, weight."""
+        return Schema(self.fields, self.label, self.weight)
+
+    @property
+    def topic(self) -> str:
+        """The topic of events."""
+        return self.log.topic or self.name
+
+    @property
+    def sha256(self) -> str:
+        """The hash of what changes learning, beside the fields: learner and batches."""
+        return digest({"learner": self.learner, "batch": self.batch})
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A pipeline, its learner's config record, and where each value came from."""
+
+    pipeline: Pipeline
+    learner: Any  # the config record of the learner's kind
+    origin: dict[str, str]  # dotted key -> where it was set; defaults are not listed
+
+
+def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
+    """The pipeline that the file, the environment and ``flags`` ("learner.gamma=2") say together.
+
+    Raises: ConfigError naming key, value and the nearest valid name.
+    """
+    raw = _read_toml(path)
+    origin = dict.fromkeys(_leaves(raw), path.name)
+    for key, text, where in [*_from_environment(), *_from_flags(flags)]:
+        _set(raw, key, text, where)
+        origin[key] = where
+    pipeline: Pipeline = _convert(raw, Pipeline, "", path)
+    kind = pipeline.learner.get("kind")
+    if kind not in LEARNERS:
+        raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{_nearest(str(kind), LEARNERS)}")
+    task = {"task": pipeline.label.task}
+    own = {key: value for key, value in pipeline.learner.items() if key != "kind"}
+    if own.get("task", pipeline.label.task) != pipeline.label.task:
+        raise ConfigError(f"{path}: learner.task = {own['task']!r}, but the label's type says {pipeline.label.task!r}.")
+    learner = _convert(own | task, LEARNERS[kind].config, "learner", path)
+    return Loaded(replace(pipeline, learner={"kind": kind} | asdict(learner)), learner, origin)
+
+
+def home_folder(flag: str | None) -> Path:
+    """The folder of all state: the flag, else ``MILLRACE_HOME``, else ``.millrace`` here."""
+    return Path(flag or os.environ.get("MILLRACE_HOME") or ".millrace")
+
+
+def data_folder() -> Path:
+    """Where development data lies: ``MILLRACE_DATA``, else ``../shared/data``."""
+    return Path(os.environ.get("MILLRACE_DATA") or "../shared/data")
+
+
+def settings(loaded: Loaded) -> list[tuple[str, Any, str]]:
+    """Every key, its value and where it came from."""
+    values = _leaves(msgspec.to_builtins(loaded.pipeline))
+    return [(key, value, loaded.origin.get(key, "default")) for key, value in values.items()]
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no pipeline file {path}. Name one, or write one after the README's example.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _from_environment() -> Iterable[tuple[str, str, str]]:
+    for name, text in sorted(os.environ.items()):
+        if name.startswith(ENVIRONMENT):
+            yield name.removeprefix(ENVIRONMENT).lower().replace("__", "."), text, f"environment {name}"
+
+
+def _from_flags(flags: Iterable[str]) -> Iterable[tuple[str, str, str]]:
+    for flag in flags:
+        key, equals, text = flag.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {flag}: write KEY=VALUE, such as learner.gamma=2.")
+        yield key.strip(), text, "flag --set"
+
+
+def _set(raw: dict[str, Any], key: str, text: str, where: str) -> None:
+    """Set a dotted key to a TOML value, or to the text itself where it is none."""
+    *path, last = key.split(".")
+    for name in path:
+        raw = raw.setdefault(name, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{where}: {key} does not name a single value; {name} is none or a list.")
+    try:
+        raw[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        raw[last] = text
+
+
+def _convert(raw: dict[str, Any], kind: type[Any], prefix: str, path: Path) -> Any:
+    """``raw`` as a checked record."""
+    _refuse_unknown(raw, kind, prefix, path)
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        text, _, where = str(error).partition(" - at `$")
+        key = (prefix + where.rstrip("`")).lstrip(".") or "the file"
+        at = _value_at(raw, where.rstrip("`"))
+        shown = "" if at is _ABSENT or isinstance(at, dict) else f" = {at!r}"
+        options = _options(kind, where.rstrip("`"))
+        hint = _nearest(str(at), options) if options else ""
+        raise ConfigError(f"{path}: {key}{shown}: {text.rstrip('.')}.{hint}") from error
+
+
+def _refuse_unknown(raw: Any, kind: Any, prefix: str, path: Path) -> None:
+    """Raise for a key that the record does not have, with the nearest one that it has."""
+    if get_origin(kind) is tuple and isinstance(raw, list):
+        for at, item in enumerate(raw):
+            _refuse_unknown(item, get_args(kind)[0], f"{prefix}[{at}]", path)
+    if not is_dataclass(kind) or not isinstance(raw, dict):
+        return
+    hints = get_type_hints(kind)
+    for key, value in raw.items():
+        name = f"{prefix}.{key}".lstrip(".")
+        if key not in hints:
+            raise ConfigError(f"{path}: {name} = {value!r}: there is no such key.{_nearest(key, hints)}")
+        _refuse_unknown(value, hints[key], name, path)
+
+
+def _nearest(word: str, names: Iterable[str]) -> str:
+    names = list(names)
+    close = get_close_matches(word, names, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(names)}."
+
+
+_ABSENT = object()
+
+
+def _steps(where: str) -> list[str]:
+    """``.fields[0].type`` as its steps: fields, 0, type."""
+    return [step for step in where.replace("[", ".").replace("]", "").replace("`", "").split(".") if step]
+
+
+def _value_at(raw: Any, where: str) -> Any:
+    for step in _steps(where):
+        if isinstance(raw, list) and step.isdigit() and int(step) < len(raw):
+            raw = raw[int(step)]
+        elif isinstance(raw, dict):
+            raw = raw.get(step, _ABSENT)
+        else:
+            return _ABSENT
+    return raw
+
+
+def _options(kind: Any, where: str) -> tuple[str, ...]:
+    """The words that may stand at a place, where it takes one of several."""
+    for step in _steps(where):
+        if step.isdigit():
+            kind = get_args(kind)[0]
+        elif is_dataclass(kind):
+            kind = get_type_hints(kind).get(step)
+    choices = [kind, *(get_args(kind) if get_origin(kind) is UnionType else ())]
+    return next((get_args(choice) for choice in choices if get_origin(choice) is Literal), ())
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values; a list of tables is numbered."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= _leaves(value, f"{name}.")
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            for at, item in enumerate(value):
+                found |= _leaves(item, f"{name}[{at}].")
+        else:
+            found[name] = value
+    return found

@@ -1,0 +1,130 @@
+"""One pipeline on this machine: its files, and the rooms put together over them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from millrace.learners.errors import BusyError, MillraceError, StorageError
+from millrace.learners.table import LEARNERS
+from millrace.services.config import Loaded
+from millrace.streams.branch import Doors, Recipe
+from millrace.streams.codec import Codec
+from millrace.streams.ledger import Ledger
+from millrace.streams.sqlite_log import SqliteLog, SqliteSource
+from millrace.streams.store import FolderStore
+from millrace.streams.stream import SqliteStream
+
+BRANCH = "main"  # the branch a pipeline begins with
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A pipeline and the folder of its state: ``HOME/NAME``."""
+
+    loaded: Loaded
+    folder: Path
+
+    @property
+    def recipe(self) -> Recipe:
+        """What its folds are made of."""
+        pipeline, config = self.loaded.pipeline, self.loaded.learner
+        schema = pipeline.schema
+        algorithm = LEARNERS[pipeline.learner["kind"]]
+        return Recipe(
+            name=pipeline.name,
+            schema=schema,
+            codec=Codec(schema, pipeline.log.max_bytes),
+            learner=pipeline.learner["kind"],
+            make_learner=lambda: algorithm.learner(config, schema.width, pipeline.seed),
+            batch_rows=pipeline.batch.rows,
+            batch_wait_ms=pipeline.batch.wait_ms,
+            seed=pipeline.seed,
+            config_sha256=pipeline.sha256,
+        )
+
+    def log(self) -> SqliteLog:
+        """The embedded log, with this pipeline's topics."""
+        pipeline = self.loaded.pipeline
+        log = SqliteLog(self.folder / "log.sqlite")
+        log.create_topic(pipeline.topic, pipeline.log.partitions)
+        for output in ("scores", "dead-letters"):
+            log.create_topic(f"{pipeline.name}.{output}")
+        return log
+
+    def doors(self, branch: str) -> Doors:
+        """Everything a branch reads and writes."""
+        log = self.log()
+        return Doors(SqliteSource(log, [self.loaded.pipeline.topic]), log, self.journal(branch), self.store())
+
+    def journal(self, branch: str) -> SqliteStream:
+        """The journal of a branch."""
+        return SqliteStream(self.journal_path(branch))
+
+    def journal_path(self, branch: str) -> Path:
+        """Where the journal of a branch lies."""
+        return self.folder / "journal" / f"{branch}.sqlite"
+
+    def branches(self) -> list[str]:
+        """Every branch that has a journal."""
+        return sorted(path.stem for path in (self.folder / "journal").glob("*.sqlite"))
+
+    def store(self) -> FolderStore:
+        """Checkpoints."""
+        return FolderStore(self.folder / "store")
+
+    def ledger_stream(self) -> SqliteStream:
+        """What operators and gates decided."""
+        return SqliteStream(self.folder / "ledger.sqlite")
+
+    def ledger(self) -> Ledger:
+        """The ledger as it stands."""
+        ledger = Ledger(str(self.folder / "ledger.sqlite"))
+        ledger.follow(self.ledger_stream())
+        return ledger
+
+    @contextmanager
+    def hold(self, branch: str, take_over: bool) -> Iterator[None]:
+        """Be the one live process of a branch on this machine; the kernel lets go when the process ends, however it ends.
+
+        With ``take_over`` the other process's hold is passed by: the journal's fence will stop it.
+        Raises: BusyError naming the process that holds it.
+        """
+        path = self.folder / f"{branch}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}. Make the folder writable, or name another with --home.") from error
+        try:
+            _lock(handle, path, branch, take_over)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, path: Path, branch: str, take_over: bool) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        if not take_over:
+            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+            raise BusyError(
+                f"Branch {branch} is being written by {holder} ({path}). Stop that process, or take the branch from it with "
+                "--take-over."
+            ) from error
+    stamp = f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, stamp.encode(), 0)
+
+
+def require_branch(instance: Instance, branch: str) -> None:
+    """Raises: MillraceError where the pipeline has no such branch yet."""
+    if not instance.journal_path(branch).exists():
+        there = ", ".join(instance.branches()) or "none yet; begin with `millrace run`"
+        raise MillraceError(f"{instance.folder} has no branch {branch}. There are: {there}.")

@@ -1,0 +1,98 @@
+"""What an operator sees: `millrace status`, `millrace log`, `millrace verify`. Only certificates are written here."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from millrace.learners.errors import NotProvedError
+from millrace.services.instance import Instance, require_branch
+from millrace.streams.entries import decode_entry
+from millrace.streams.host import this_host
+from millrace.streams.journal import Cursor, summarise
+from millrace.streams.ledger import Certificate, append_decision
+from millrace.streams.verify import Report, verify
+from millrace.streams.worker import Output
+
+
+def status(instance: Instance, branch: str) -> dict[str, Any]:
+    """Where a branch is, how far it is behind, where every record went, what it scores.
+
+    Raises: MillraceError where there is no such branch.
+    """
+    require_branch(instance, branch)
+    doors = instance.doors(branch)
+    summary = summarise(doors.journal, branch)
+    ends = {tp: high for tp, (_, high) in doors.source.bounds().items()}
+    facts: dict[str, Any] = {"pipeline": instance.loaded.pipeline.name, "branch": branch}
+    facts |= {"epoch": summary.end.epoch, "seq": summary.end.seq, "version": summary.newest_version}
+    facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
+    raw = doors.producer.last(f"{instance.loaded.pipeline.name}.scores")
+    output = None if raw is None else msgspec.json.decode(raw, type=Output)
+    if output is not None and output.branch == branch:
+        facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
+    serving = instance.ledger().serving
+    return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serving.items()}
+
+
+def shares(scores: dict[str, Any]) -> dict[str, float | None]:
+    """Means of the totals in an output: shares of rows for classes, mean errors for numbers."""
+    rows = scores["rows"]
+    return {
+        name.replace("correct", "accuracy"): _mean(total, rows)
+        for name, total in scores.items()
+        if name != "rows" and total is not None
+    }
+
+
+def _mean(total: float | list[float], rows: int) -> float | None:
+    values = total if isinstance(total, list) else [total]
+    return sum(values) / (rows * len(values)) if rows and values else None
+
+
+def journal_lines(instance: Instance, branch: str) -> Iterator[dict[str, Any]]:
+    """Every entry of a branch's journal, dead ones too, each with whether it counts.
+
+    Raises: MillraceError where there is no such branch, DamageError where an entry is damaged.
+    """
+    require_branch(instance, branch)
+    cursor = Cursor()
+    for offset, raw in instance.journal(branch).read(0):
+        entry = decode_entry(raw, f"Branch {branch}: the journal entry at offset {offset}")
+        yield {"offset": offset, "counts": cursor.take(entry), **msgspec.to_builtins(entry)}
+
+
+def ledger_lines(instance: Instance) -> Iterator[dict[str, Any]]:
+    """Every decision of the ledger that counts."""
+    for decision in instance.ledger().counted:
+        yield msgspec.to_builtins(decision)
+
+
+def prove(instance: Instance, branch: str) -> Report:
+    """Fold the branch again from the log, and certify in the ledger the versions that came out the same.
+
+    Raises: NotProvedError naming each thing that does not hold and the first bad mark.
+    """
+    require_branch(instance, branch)
+    pipeline = instance.loaded.pipeline
+    report = verify(instance.recipe, instance.doors(branch), branch, pipeline.worker.keep)
+    if report.findings:
+        raise NotProvedError("\n".join(str(finding) for finding in report.findings))
+    known = instance.ledger().certificates
+    for mark in report.proved:
+        if mark.version is not None and mark.version not in known:
+            certificate = Certificate(
+                who=getpass.getuser(),
+                why="millrace verify",
+                when_ms=time.time_ns() // 1_000_000,
+                version=mark.version,
+                base=report.base,
+                verdict="equal",
+                host=this_host(pipeline.threads),
+            )
+            append_decision(instance.ledger_stream(), certificate)
+    return report

@@ -1,0 +1,123 @@
+"""The report of a story: text from numbers, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from millrace.services.evidence import MEASURES, Evidence, Resumed, windows
+
+WORST = 4  # recalls that are spelled out where there are many classes
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """A worker that was ended by SIGKILL, and the one that followed it."""
+
+    pid: int
+    at_ms: int  # since 1970
+    next_pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """All that a report is made of."""
+
+    title: str
+    evidence: Evidence
+    kills: list[Killed]
+    verdict: dict[str, Any]  # what `millrace verify --output json` printed
+    window: int  # rows of the windowed scores
+
+
+def text(told: Told) -> str:
+    """What happened, what it scored, where every record went, and whether it was proved."""
+    evidence = told.evidence
+    parts = [
+        told.title,
+        "\n".join(_columns([("TIME", "ROW", "WHAT HAPPENED"), *_happened(told)], "rrl")),
+        "\n".join(_columns(_scored(told), "lrrr")),
+        *([_recalls(evidence.recall)] if evidence.recall else []),
+        f"COUNTED  {_counted(evidence)}\nVERIFY   {_verified(told.verdict)}",
+    ]
+    return "\n\n".join(parts)
+
+
+def _happened(told: Told) -> list[tuple[str, str, str]]:
+    """Time since the first record, row and event, in order of time."""
+    evidence = told.evidence
+    events = [(one.at_ms, one.row, f"{_listed(one.labels)} {_joins(one.labels)}") for one in evidence.joined]
+    for kill, resumed in zip(told.kills, evidence.resumed, strict=True):
+        what = f"kill -9 of worker {kill.pid}; worker {kill.next_pid} goes on from {_from(resumed)}"
+        events.append((kill.at_ms, resumed.row, what))
+    last = evidence.outputs[-1]
+    events.append(
+        (last.clock_ms, last.records, f"the last row; {len(evidence.versions)} versions were marked on the way")
+    )
+    return [(f"{(at_ms - evidence.started_ms) / 1000:.1f} s", f"{row:,}", what) for at_ms, row, what in sorted(events)]
+
+
+def _listed(labels: tuple[str, ...]) -> str:
+    return f"class{'es' if len(labels) > 1 else ''} {', '.join(labels)}"
+
+
+def _joins(labels: tuple[str, ...]) -> str:
+    return "join" if len(labels) > 1 else "joins"
+
+
+def _from(resumed: Resumed) -> str:
+    start = "the beginning" if resumed.checkpoint_seq is None else f"the checkpoint of seq {resumed.checkpoint_seq}"
+    return f"{start}, folding {resumed.refolded} step{'s' * (resumed.refolded != 1)} again"
+
+
+def _scored(told: Told) -> list[tuple[str, ...]]:
+    """The measures as rows: over the whole stream, over its last window, on the held-out rows."""
+    evidence, measures = told.evidence, MEASURES[told.evidence.task]
+    whole, late = evidence.totals[-1], windows(evidence.totals, told.window)[-1]
+    number = "{:.3f}" if evidence.task == "classify" else "{:,.1f}"
+    tested = evidence.versions[-1].score if evidence.versions else None
+    head = "ACCURACY" if evidence.task == "classify" else "MEAN ABSOLUTE ERROR"
+    lines: list[tuple[str, ...]] = [
+        (head, "WHOLE STREAM", f"LAST {told.window:,} ROWS", f"HELD OUT ({evidence.held_out:,} ROWS)")
+    ]
+    for at, (_, name) in enumerate(measures, start=1):
+        held = number.format(tested) if at == 1 and tested is not None else "-"
+        lines.append((name, number.format(whole[at] / whole[0]), number.format(late[at]), held))
+    return lines if evidence.held_out else [line[:3] for line in lines]
+
+
+def _recalls(recall: dict[str, float]) -> str:
+    shown = sorted(recall.items(), key=lambda pair: pair[1])[: WORST * 3]
+    left = f" (the lowest {len(shown)} of {len(recall)})" if len(shown) < len(recall) else ""
+    ordered = [pair for pair in recall.items() if pair in shown]
+    return f"RECALL{left}  " + "  ".join(f"{label}: {share:.2f}" for label, share in ordered)
+
+
+def _counted(evidence: Evidence) -> str:
+    last = evidence.outputs[-1]
+    fates = ", ".join(f"{count:,} {fate}" for fate, count in last.counts.items())
+    again = f"; {evidence.repeats} outputs came again after a kill and count once" if evidence.repeats else ""
+    return f"{evidence.sent:,} records in the log = {fates}, {last.waiting:,} waiting{again}"
+
+
+def _verified(verdict: dict[str, Any]) -> str:
+    return (
+        f"proved: {verdict['entries']:,} journal entries and {verdict['records']:,} records folded again from the log, "
+        f"{len(verdict['proved'])} marks came out the same; state {verdict['state_sha256'][:12]}"
+    )
+
+
+def _columns(rows: Iterable[tuple[str, ...]], sides: str) -> list[str]:
+    """Cells under each other, to the left or right as ``sides`` says.
+
+    >>> _columns([("a", "b"), ("long", "7")], "lr")
+    ['a     b', 'long  7']
+    """
+    lines = list(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cut = [
+        [cell.rjust(w) if side == "r" else cell.ljust(w) for cell, w, side in zip(line, widths, sides, strict=False)]
+        for line in lines
+    ]
+    return ["  ".join(cells).rstrip() for cells in cut]

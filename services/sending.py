@@ -1,0 +1,95 @@
+"""`millrace send`: a file or a built-in data set into the log."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+from millrace.learners.errors import BadInputError
+from millrace.services.instance import Instance
+from millrace.streams.records import Record
+
+log = logging.getLogger("millrace")
+
+CHUNK = 1000  # records a commit, where they are not paced
+PACED_ROWS = 64  # at most, where they are
+
+
+def send(instance: Instance, values: Iterable[bytes], rows_per_s: float) -> int:
+    """Append each value as a record; returns how many. ``rows_per_s`` 0: as fast as the log takes them.
+
+    Raises: StorageError where the log refuses; what was appended before stays.
+    """
+    store, topic = instance.log(), instance.loaded.pipeline.topic
+    values = iter(values)
+    sent, start_s = 0, time.monotonic()
+    while chunk := list(islice(values, PACED_ROWS if rows_per_s else CHUNK)):
+        now_ms = time.time_ns() // 1_000_000
+        store.append(topic, [Record(value, timestamp_ms=now_ms) for value in chunk])
+        sent += len(chunk)
+        if rows_per_s:
+            time.sleep(max(0.0, start_s + sent / rows_per_s - time.monotonic()))
+    _retain(instance)
+    return sent
+
+
+def _retain(instance: Instance) -> None:
+    """The embedded log has no process of its own, so whoever appends lets retention pass."""
+    hours = instance.loaded.pipeline.log.retention_hours
+    if hours:
+        store, topic = instance.log(), instance.loaded.pipeline.topic
+        oldest_ms = time.time_ns() // 1_000_000 - int(hours * 3_600_000)
+        for number in range(instance.loaded.pipeline.log.partitions):
+            store.expire(f"{topic}:{number}", oldest_ms)
+
+
+def values_of(path: Path) -> Iterator[bytes]:
+    """The records of a file: JSON lines as they stand, CSV and Parquet rows as JSON objects.
+
+    Raises: BadInputError where the file cannot be read or its ending is none of .jsonl, .csv, .parquet.
+    """
+    readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    if path.suffix not in readers:
+        raise BadInputError(f"{path}: the ending must be one of {', '.join(readers)}.")
+    try:
+        yield from readers[path.suffix](path)
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _json_lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from (line.strip() for line in file if line.strip())
+
+
+def _csv_rows(path: Path) -> Iterator[bytes]:
+    """Cells that read as numbers become numbers, empty ones null; the rest are strings."""
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, strict=True):
+            yield msgspec.json.encode({name: _cell(text) for name, text in row.items()})
+
+
+def _cell(text: str | None) -> int | float | str | None:
+    if not text:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _parquet_rows(path: Path) -> Iterator[bytes]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise BadInputError(f"{path}: reading Parquet needs pyarrow; pip install 'millrace[parquet]'.") from error
+    for batch in parquet.ParquetFile(path).iter_batches(CHUNK):
+        yield from (msgspec.json.encode(row) for row in batch.to_pylist())

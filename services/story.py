@@ -1,0 +1,216 @@
+"""`make run`: a model learns a real stream, is killed twice by kill -9, resumes, and proves what it knows from the log.
+
+    python -m millrace.services.story [--data NAME]
+
+What is shown is real: a sender and a worker in processes of their own, the shipped commands, SIGKILL to the worker's
+pid, and a report that is read from the log.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+
+from millrace.learners.errors import MillraceError, NotProvedError
+from millrace.services import datasets, plots
+from millrace.services.config import home_folder, load_pipeline
+from millrace.services.errors import FAILED, exit_code
+from millrace.services.evidence import account, gather
+from millrace.services.instance import BRANCH, Instance
+from millrace.services.processes import COMMAND, Processes, finish, kill
+from millrace.services.report import Killed, Told, text
+from millrace.streams.worker import Output
+
+MADE_BY = "# Written by `make run`, which replaces this folder each time. Copy it to keep it.\n"
+MOST_ROWS = 6000  # of a longer data set, unless --rows says otherwise
+KILL_AT = ((0.28, 0.45), (0.6, 0.8))  # shares of the stream between which each kill is drawn
+PATIENCE_S = 60.0  # for the worker, beyond the time that the stream takes
+SMALLEST_WINDOW = 100  # rows of the windowed scores
+WIDEST = 110  # characters of the terminal plot
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to happen."""
+
+    data: str  # a data set's name
+    rows: int  # streamed at most; 0: as many as fit
+    seconds: float  # that the stream takes, > 0
+    seed: int  # of the rows' order and of the kills
+    home: Path  # folder of all state
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A story's folder, made ready."""
+
+    plan: Plan
+    pipeline: Path
+    stream: Path  # the rows to send, as JSON lines
+    rows: int
+    left: int  # rows of the data set that are not sent
+    instance: Instance
+
+
+def prepare(plan: Plan) -> Stage:
+    """An empty folder but for the pipeline file and the rows; the story's own old state is removed.
+
+    Raises: BadInputError where the data set cannot be read; BusyError where another story runs there.
+    """
+    text = MADE_BY + datasets.pipeline_toml(plan.data, f"story-{plan.data}")
+    values = datasets.values(plan.data, plan.seed)
+    folder = plan.home / f"story-{plan.data}"
+    _clear(folder)
+    pipeline, stream = folder / "pipeline.toml", folder / "stream.jsonl"
+    pipeline.write_text(text, encoding="utf-8")
+    most = plan.rows or MOST_ROWS
+    with stream.open("wb") as file:
+        rows = sum(bool(file.write(value + b"\n")) for value in islice(values, most))
+    instance = Instance(load_pipeline(pipeline), folder)
+    instance.log()  # both processes find it made
+    return Stage(plan, pipeline, stream, rows, sum(1 for _ in values), instance)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier story left, and nothing that is not a story's."""
+    pipeline = folder / "pipeline.toml"
+    if folder.exists() and any(folder.iterdir()):
+        if not pipeline.exists() or not pipeline.read_text(encoding="utf-8").startswith(MADE_BY):
+            raise MillraceError(
+                f"{folder} was not made by `make run`, so it is left alone. Move it away, or name another --home."
+            )
+        with Instance(load_pipeline(pipeline), folder).hold(BRANCH, take_over=False):
+            say(f"the state of the last story in {folder} is removed")
+            shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def play(stage: Stage) -> list[Killed]:
+    """Stream the rows, kill the worker at two moments, and let the third one come to the end.
+
+    Raises: MillraceError where a process ends by itself, or where there is no progress.
+    """
+    kills = []
+    following = ["run", *_named(stage), "--follow"]
+    with Processes(stage.instance.folder, PATIENCE_S + stage.plan.seconds) as processes:
+        worker = processes.start("worker", following)
+        rate = str(stage.rows / stage.plan.seconds)
+        sender = processes.start("sender", ["send", *_named(stage), str(stage.stream), "--rows-per-second", rate])
+        say(f"worker {worker.pid} learns what sender {sender.pid} sends: {stage.rows:,} rows, {stage.plan.seconds:g} s")
+        for row in kill_rows(stage):
+            processes.wait_until(partial(reached, stage, row))
+            at_ms, dead = kill(worker), worker
+            worker = processes.start("worker", following)
+            kills.append(Killed(dead.pid, at_ms, worker.pid))
+            say(f"kill -9 of worker {dead.pid} past row {row:,}; worker {worker.pid} takes over")
+        processes.wait_until(lambda: sender.poll() == 0 and reached(stage, stage.rows))
+        finish(worker)
+    return kills
+
+
+def _named(stage: Stage) -> list[str]:
+    """How a command is told which pipeline."""
+    return [str(stage.pipeline), "--home", str(stage.plan.home)]
+
+
+def kill_rows(stage: Stage) -> list[int]:
+    """After how many rows the worker is killed; the same seed gives the same."""
+    rng = np.random.default_rng(stage.plan.seed)
+    return [int(stage.rows * rng.uniform(low, high)) for low, high in KILL_AT]
+
+
+def reached(stage: Stage, rows: int) -> bool:
+    """Whether so many records were read and, at the stream's end, none waits to be learned."""
+    raw = stage.instance.log().last(f"{stage.instance.loaded.pipeline.name}.scores")
+    output = None if raw is None else msgspec.json.decode(raw, type=Output)
+    return output is not None and output.records >= rows and (rows < stage.rows or not output.waiting)
+
+
+def prove(stage: Stage) -> dict[str, Any]:
+    """What `millrace verify` says, run in a process of its own.
+
+    Raises: NotProvedError with its words where it does not prove everything.
+    """
+    say("verify: everything is folded again from the log")
+    command = [*COMMAND, "verify", *_named(stage), "--output", "json"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    if ran.returncode:
+        raise NotProvedError(f"verify failed with exit code {ran.returncode}. {ran.stderr.strip()}")
+    verdict: dict[str, Any] = json.loads(ran.stdout)
+    return verdict
+
+
+def conclude(stage: Stage, kills: list[Killed]) -> Told:
+    """Verify, then read from the log what happened.
+
+    Raises: NotProvedError where something was not proved or does not add up.
+    """
+    verdict = prove(stage)
+    found = gather(stage.instance, datasets.held_out(stage.plan.data, stage.plan.seed))
+    wrong = account(found, stage.rows)
+    if len(found.resumed) != len(kills):
+        wrong.append(f"{len(kills)} workers were killed and the journal has {len(found.resumed)} that took over.")
+    if verdict["unproved"] or len(verdict["proved"]) < len(found.versions):
+        wrong.append(f"verify proved {len(verdict['proved'])} marks of {len(found.versions)} versions.")
+    if wrong:
+        raise NotProvedError(" ".join(wrong))
+    title = f"millrace learns {stage.plan.data}, one row after the other, and is killed twice"
+    return Told(title, found, kills, verdict, max(SMALLEST_WINDOW, stage.rows // 20))
+
+
+def say(line: str) -> None:
+    """Progress, on stderr."""
+    click.echo(line, err=True)
+
+
+def tell(stage: Stage, told: Told) -> None:
+    """The report on stdout, and the picture."""
+    picture = stage.instance.folder / "accuracy.png"
+    plots.png(told, picture)
+    width = min(shutil.get_terminal_size((WIDEST, 0)).columns, WIDEST)
+    about = datasets.data_set(stage.plan.data).about
+    rest = f" ({stage.left:,} more were left out; --rows takes more)" if stage.left else ""
+    click.echo(f"\n{stage.plan.data}: {about}\n{stage.rows:,} rows were sent{rest}\n")
+    click.echo(text(told))
+    click.echo(f"\n{plots.terminal(told, width)}\n")
+    click.echo(f"PICTURE  {picture}\nLOOK ON  millrace status {stage.pipeline}")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--data", default="digits", show_default=True, metavar="NAME", help="A data set; `help` lists them.")
+@click.option("--rows", default=0, metavar="N", help=f"Stream at most N rows; 0 (default): at most {MOST_ROWS:,}.")
+@click.option("--seconds", default=24.0, show_default=True, metavar="S", help="How long the stream takes.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Of the rows' order and of the kills.")
+@click.option("--home", metavar="DIR", help="Folder of all state (else $MILLRACE_HOME, else .millrace).")
+def main(data: str, rows: int, seconds: float, seed: int, home: str | None) -> None:
+    """Stream a data set to a worker that is killed twice, then prove and show what it learned.
+
+    Example: python -m millrace.services.story --data digits
+    """
+    if data == "help":
+        click.echo(datasets.listing())
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))
+    try:
+        stage = prepare(Plan(data, rows, seconds, seed, home_folder(home)))
+        kills = play(stage)
+        tell(stage, conclude(stage, kills))
+    except MillraceError as error:
+        click.echo(f"millrace: {error}", err=True)
+        sys.exit(exit_code(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Streams: from a record in the log to a lesson learned, and the journal that proves it."""

@@ -1,0 +1,217 @@
+"""A branch: how it is begun, how its state comes back, and how entries are folded again from the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import msgspec
+from millrace.learners.errors import ConfigError, DamageError, LearnerError, OffsetsGoneError
+from millrace.learners.protocol import Learner
+from millrace.streams.codec import Codec, Rows
+from millrace.streams.entries import Entry, Fork, Mark, Step
+from millrace.streams.fold import TRUTH, Fold
+from millrace.streams.journal import Cursor, Summary, Writer, counted
+from millrace.streams.microbatch import MicroBatches
+from millrace.streams.parts import pack, sha256, unpack
+from millrace.streams.schema import Schema
+from millrace.streams.source import Producer, Source
+from millrace.streams.store import Manifest, Part, Store, read_manifest, state_sha256
+from millrace.streams.stream import Stream
+
+log = logging.getLogger("millrace")
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """The outside systems of one branch."""
+
+    source: Source
+    producer: Producer
+    journal: Stream
+    store: Store
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a fold is made of, the same for every branch of a pipeline."""
+
+    name: str  # of the pipeline; output topics begin with it
+    schema: Schema
+    codec: Codec
+    learner: str  # kind
+    make_learner: Callable[[], Learner]
+    batch_rows: int  # rows of a training batch, >= 1
+    batch_wait_ms: int  # by the journal's clock
+    seed: int
+    config_sha256: str  # of everything that changes what is learned
+
+    def fold(self, fork: Fork) -> Fold:
+        """The state after the fork, before any step.
+
+        Raises: LearnerError where this release cannot fold such a fork.
+        """
+        learner = self.make_learner()
+        if fork.learner_revision != learner.revision:
+            raise LearnerError(
+                f"Branch {fork.branch} was learned by revision {fork.learner_revision} of {fork.learner}; this release has "
+                f"revision {learner.revision}, which would learn the same rows differently. Use the release that wrote it."
+            )
+        if fork.parent is not None or fork.exclude:
+            raise LearnerError(f"Branch {fork.branch} was forked from another by a newer release. Use that release.")
+        return Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), learner, fork.positions)
+
+    def new_fork(self, branch: str, source: Source) -> Fork:
+        """The first entry of a branch that reads everything the log has."""
+        return Fork(
+            branch=branch,
+            seq=1,
+            epoch=0,
+            positions={tp: low for tp, (low, _) in source.bounds().items()},
+            topics=source.topics(),
+            learner=self.learner,
+            learner_revision=self.make_learner().revision,
+            config_sha256=self.config_sha256,
+            features_sha256=self.schema.sha256,
+            seed=self.seed,
+        )
+
+    def check(self, fork: Fork, source: Source) -> None:
+        """A branch has one configuration and reads the topics it was begun on.
+
+        Raises: ConfigError, DamageError naming what differs.
+        """
+        if (fork.config_sha256, fork.features_sha256, fork.seed) != (self.config_sha256, self.schema.sha256, self.seed):
+            raise ConfigError(
+                f"Branch {fork.branch} was begun with another configuration of fields, label, learner, batch or seed. Set the "
+                "pipeline file back (`millrace config show` prints what it says now), or begin a branch with --branch NEW."
+            )
+        for name, topic in source.topics().items():
+            if fork.topics.get(name) != topic:
+                raise DamageError(
+                    f"Topic {name} is not the one branch {fork.branch} has read: it was recreated or its partitions changed. "
+                    "Restore the log from a copy, or begin a branch on the new topic with --branch NEW."
+                )
+
+
+def begin(recipe: Recipe, doors: Doors, branch: str) -> Fork:
+    """Write the first entry of an empty branch."""
+    fork = recipe.new_fork(branch, doors.source)
+    Writer(doors.journal, branch, Cursor()).append(fork)
+    return fork
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A state that was read back, and the mark it was read from."""
+
+    fold: Fold
+    mark: Mark | None  # None: the fork's own start
+
+    @property
+    def state_seq(self) -> int:
+        """The last entry the state has taken in."""
+        return self.mark.state_seq if self.mark else 1
+
+
+def restore(recipe: Recipe, doors: Doors, summary: Summary) -> Restored:
+    """The state of the newest counted mark whose parts verify, else of the one before, else of the fork."""
+    if summary.fork is None:
+        raise DamageError("The journal has no fork entry, so nothing says where the branch begins. Restore it from a copy.")
+    recipe.check(summary.fork, doors.source)
+    fold = recipe.fold(summary.fork)
+    for mark in reversed(summary.marks):
+        if mark.checkpoint is None:
+            continue
+        try:
+            fold.load(load_checkpoint(doors.store, mark))
+        except DamageError as error:
+            log.warning("The checkpoint of seq %d cannot be used (%s); going back to the one before.", mark.state_seq, error)
+            continue
+        return Restored(fold, mark)
+    return Restored(recipe.fold(summary.fork), None)
+
+
+def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, object]]:
+    """The parts of the checkpoint that a mark names.
+
+    Raises: DamageError naming the first part that is missing or not what was stored.
+    """
+    if mark.checkpoint is None:
+        raise DamageError(f"The mark of seq {mark.state_seq} names no checkpoint.")
+    manifest = read_manifest(store, mark.branch, mark.checkpoint)
+    if (manifest.state_sha256, manifest.state_seq) != (mark.state_sha256, mark.state_seq):
+        raise DamageError(f"Checkpoint {mark.checkpoint} is not of the state that the mark of seq {mark.state_seq} names.")
+    where = f"branch {mark.branch}, seq {mark.state_seq}, part"
+    return {name: unpack(store.get(mark.branch, part.sha256), f"{where} {name}") for name, part in manifest.parts.items()}
+
+
+def save_checkpoint(store: Store, branch: str, seq: int, parts: Mapping[str, Mapping[str, object]]) -> tuple[str, Manifest]:
+    """Store the parts and their manifest; the checkpoint's name and what is in it. Counts only once a mark names it."""
+    listed = {}
+    for name, part in parts.items():
+        blob = pack(part)
+        listed[name] = Part(store.put(branch, blob), len(blob), name in TRUTH)
+    manifest = Manifest(1, branch, seq, state_sha256(listed), listed)
+    return store.put(branch, msgspec.json.encode(manifest)), manifest
+
+
+def state_hash(parts: Mapping[str, Mapping[str, object]]) -> str:
+    """The hash of a state from its parts: of those that are its record of truth."""
+    blobs = {name: pack(parts[name]) for name in TRUTH}
+    return state_sha256({name: Part(sha256(blob), len(blob), True) for name, blob in blobs.items()})
+
+
+def entries_after(journal: Stream, branch: str, seq: int) -> Iterator[Entry]:
+    """The counted entries with a higher seq."""
+    return (entry for entry in counted(journal, branch, Cursor()) if entry.seq > seq)
+
+
+def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Codec) -> Iterator[Entry]:
+    """Apply entries to ``fold`` from the log, one by one; each is yielded after it was applied.
+
+    Raises: DamageError, OffsetsGoneError where the log is not what the journal says.
+    """
+    for entry in entries:
+        if isinstance(entry, Step):
+            fold.step(entry, reread(source, codec, entry))
+        yield entry
+
+
+def reread(source: Source, codec: Codec, step: Step) -> list[Rows]:
+    """The rows of a step, read from the log again and checked against the step.
+
+    Raises: DamageError naming the range that differs, OffsetsGoneError where retention has taken it.
+    """
+    rejected = {(tp, offset) for tp, offset, _, _ in step.rejected}
+    pieces = []
+    for tp, start, stop, records, crc in step.reads:
+        read = source.read(tp, start, stop)
+        if (len(read.events), read.crc32c) != (records, crc):
+            raise DamageError(
+                f"{tp} offsets {start} to {stop - 1} are not what step {step.seq} read ({records} records, crc32c {crc}; now "
+                f"{len(read.events)}, {read.crc32c}). Restore the log from a copy."
+            )
+        rows, refused = codec.decode([event for event in read.events if (tp, event.offset) not in rejected])
+        if refused:
+            raise DamageError(
+                f"{tp} offset {refused[0].event.offset} was readable when step {step.seq} was written and is not now "
+                f"({refused[0].reason}: {refused[0].detail}). Use the release that wrote the step."
+            )
+        pieces.append(rows)
+    return pieces
+
+
+def check_retention(fold: Fold, source: Source) -> None:
+    """The log must hold what the state is to read next.
+
+    Raises: OffsetsGoneError with the choices.
+    """
+    for tp, (low, high) in source.bounds().items():
+        at = fold.position.get(tp, low)
+        if not low <= at <= high:
+            raise OffsetsGoneError(
+                f"{tp}: the state goes on at offset {at}, but the log holds {low} to {high - 1}. Restore the log, or begin a "
+                "branch from what is there with --branch NEW."
+            )

@@ -1,0 +1,250 @@
+"""One JSON row into columns, strictly: the only place where a record's bytes end.
+
+Nothing is coerced: ``true`` and ``"1.5"`` are not numbers, an unknown key, a key twice, a number that is not finite are all
+refused. The fast path decodes a whole read with one typed call a record; only where that raises is each record looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from millrace.learners.protocol import Array, Floats
+from millrace.streams.records import Event
+from millrace.streams.schema import LARGEST, Field, Schema
+
+REASONS = (
+    "unreadable",  # not JSON, not UTF-8, or no bytes at all
+    "oversized",
+    "wrong-type",
+    "wrong-shape",
+    "missing-field",
+    "unknown-field",
+    "duplicate-field",
+    "not-finite",  # or too large to square
+    "unknown-category",
+    "negative-weight",
+    "ahead-of-time",  # its timestamp is too far past the wall clock
+)
+
+
+class RecordError(Exception):
+    """Why one record cannot be read."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Decoded records, one column a field; missing numbers are NaN, missing categories None."""
+
+    columns: tuple[Array, ...]  # numeric (n, size) float64; categorical (n,) str objects
+    y: Array  # (n,) str objects or None for classes; (n,) float64 or NaN for regression
+    weight: Floats  # (n,)
+    key: Array  # (n,) bytes | None objects
+    t: np.ndarray[Any, np.dtype[np.int64]]  # (n,) ms
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record that could not be read: its event, why in a word, and why in a sentence."""
+
+    event: Event
+    reason: str
+    detail: str
+
+
+class Codec:
+    """Decodes the rows of one schema."""
+
+    def __init__(self, schema: Schema, max_bytes: int) -> None:
+        self._schema = schema
+        self._max_bytes = max_bytes
+        members = _members(schema)
+        self._names = [name for name, _, _ in members]  # the order of a decoded row's cells: required ones first
+        self._required = sum(needed for _, _, needed in members)
+        self._no_cells: list[tuple[Any, ...]] = [()] * len(members)
+        self._decode = msgspec.json.Decoder(_row_type(members)).decode
+
+    def decode(self, events: Sequence[Event]) -> tuple[Rows, list[Refused]]:
+        """Columns of the events that can be read, in order, and the events that cannot."""
+        try:
+            return self._columns(events), []
+        except (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            good, refused = self._sorted_out(events)
+            return self._columns(good), refused
+
+    def _sorted_out(self, events: Sequence[Event]) -> tuple[list[Event], list[Refused]]:
+        good, refused = [], []
+        for event in events:
+            try:
+                self._columns([event])
+                good.append(event)
+            except (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                refused.append(_refusal(event, error))
+        return good, refused
+
+    def _columns(self, events: Sequence[Event]) -> Rows:
+        values = self._values(events)
+        cells = list(zip(*map(msgspec.structs.astuple, map(self._decode, values)), strict=True)) or self._no_cells
+        _refuse_duplicates(values, cells, self._required)
+        cells = cells[: self._required] + [_absent_as_none(column) for column in cells[self._required :]]
+        by_name = dict(zip(self._names, cells, strict=True))
+        fields = tuple(_column(field, by_name[field.name]) for field in self._schema.fields)
+        weight = _weights(by_name[self._schema.weight]) if self._schema.weight else np.ones(len(values))
+        t = np.array([event.timestamp_ms for event in events], dtype=np.int64)
+        y = self._labels(by_name[self._schema.label.name])
+        return Rows(fields, y, weight, _objects([event.key for event in events]), t)
+
+    def _values(self, events: Sequence[Event]) -> list[bytes]:
+        values = [event.value for event in events if event.value is not None]
+        if len(values) < len(events):
+            raise RecordError("unreadable", "the record has no value")
+        if values and max(map(len, values)) > self._max_bytes:
+            raise RecordError("oversized", f"over {self._max_bytes} bytes, the pipeline's log.max_bytes")
+        return values
+
+    def _labels(self, cells: Sequence[Any]) -> Array:
+        kind = self._schema.label.type
+        if kind == "number":
+            return _numbers([math.nan if cell is None else cell for cell in cells], [cell is None for cell in cells])
+        if kind == "boolean":
+            return _objects([None if cell is None else str(cell).lower() for cell in cells])
+        return _objects(cells if kind == "string" else [None if cell is None else str(cell) for cell in cells])
+
+
+def _members(schema: Schema) -> list[tuple[str, Any, bool]]:
+    """Key, type and whether it must be there, the required ones first."""
+    label: Any = {"string": str, "integer": int, "boolean": bool, "number": float}[schema.label.type]
+    members = [(field.name, _cell_type(field), field.missing == "reject") for field in schema.fields]
+    members.append((schema.label.name, label, False))
+    if schema.weight:
+        members.append((schema.weight, float, False))
+    return sorted(members, key=lambda member: not member[2])
+
+
+def _cell_type(field: Field) -> Any:
+    if field.size > 1:
+        return Annotated[list[float], msgspec.Meta(min_length=field.size, max_length=field.size)]
+    return float if field.type == "numeric" else str
+
+
+def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
+    """A msgspec record with exactly these keys."""
+    cells: list[Any] = [
+        (f"c{at}", kind) if needed else (f"c{at}", kind | None | msgspec.UnsetType, msgspec.UNSET)
+        for at, (_, kind, needed) in enumerate(members)
+    ]
+    keys = {f"c{at}": name for at, (name, _, _) in enumerate(members)}
+    return msgspec.defstruct("Row", cells, rename=keys, forbid_unknown_fields=True, gc=False)
+
+
+def _absent_as_none(cells: Sequence[Any]) -> list[Any]:
+    return [None if cell is msgspec.UNSET else cell for cell in cells]
+
+
+def _column(field: Field, cells: Sequence[Any]) -> Array:
+    if field.type == "categorical":
+        if isinstance(field.categories, tuple) and (unknown := set(cells) - {*field.categories, None}):
+            raise RecordError("unknown-category", f"{field.name} has {len(unknown)} value(s) outside its declared categories")
+        return _objects(cells)
+    if field.size > 1:  # struct packs lists of floats twice as fast as NumPy reads them
+        packed = b"".join([struct.pack(f"{field.size}d", *cell) for cell in cells])
+        return _finite(np.frombuffer(packed).reshape(len(cells), field.size), *_range(field))
+    absent = [] if field.missing == "reject" else [cell is None for cell in cells]
+    if any(absent):
+        cells = [math.nan if cell is None else cell for cell in cells]
+    return _numbers(cells, absent, _range(field)).reshape(-1, 1)
+
+
+def _range(field: Field) -> tuple[float, float]:
+    """Values that stay below LARGEST when the feature stage centres and scales them: a learner refuses what does not."""
+    if (field.center, field.scale) == (0.0, 1.0):
+        return -LARGEST, LARGEST
+    most = LARGEST * (1 - 1e-9)  # room for the rounding of (value - center) / scale
+    return max(-LARGEST, field.center - most * field.scale), min(LARGEST, field.center + most * field.scale)
+
+
+def _numbers(cells: Sequence[Any], absent: Sequence[bool], bounds: tuple[float, float] = (-LARGEST, LARGEST)) -> Floats:
+    """Cells as float64; NaN only where ``absent``."""
+    numbers = np.array(cells, dtype=np.float64)
+    _finite(numbers[~np.array(absent, dtype=bool)] if any(absent) else numbers, *bounds)
+    return numbers
+
+
+def _finite(numbers: Floats, low: float, high: float) -> Floats:
+    if numbers.size and not (low <= numbers.min() and numbers.max() <= high):  # NaN fails both
+        raise RecordError("not-finite", f"a number is not finite, or not within {low:g} to {high:g}")
+    return numbers
+
+
+def _weights(cells: Sequence[Any]) -> Floats:
+    weights = _numbers([1.0 if cell is None else cell for cell in cells], [])
+    if weights.size and weights.min() < 0:
+        raise RecordError("negative-weight", "a row's weight is below 0")
+    return weights
+
+
+def _objects(cells: Sequence[Any]) -> Array:
+    column = np.empty(len(cells), dtype=object)
+    column[:] = cells
+    return column
+
+
+def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], required: int) -> None:
+    """Refuse a row in which a key stands twice; JSON decoders keep the last and say nothing.
+
+    It shows in the count of quotation marks: two a key that is there and two a string. Only a row with another count (a key
+    twice, or an escaped quotation mark) is parsed again with its pairs.
+    """
+    expected = np.full(len(values), 2 * required)
+    for at, column in enumerate(cells):
+        kinds = set(map(type, column))
+        if at >= required:
+            expected += 2 if msgspec.UnsetType not in kinds else _twice(column, lambda cell: cell is not msgspec.UNSET)
+        if str in kinds:
+            expected += 2 if kinds == {str} else _twice(column, lambda cell: isinstance(cell, str))
+    marks = np.array([value.count(b'"') for value in values], dtype=np.int64)
+    for at in np.flatnonzero(marks != expected):
+        json.loads(values[at], object_pairs_hook=_unique)
+
+
+def _twice(column: Sequence[Any], test: Callable[[Any], bool]) -> Array:
+    return 2 * np.array([test(cell) for cell in column])
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise RecordError("duplicate-field", "a key stands twice")
+
+
+def _refusal(event: Event, error: Exception) -> Refused:
+    if isinstance(error, RecordError):
+        return Refused(event, error.reason, error.detail)
+    if not isinstance(error, msgspec.ValidationError):
+        return Refused(event, "unreadable", str(error))
+    text = str(error)
+    for words, reason in _BY_WORDS:
+        if words in text:
+            return Refused(event, reason, text)
+    return Refused(event, "wrong-type", text)
+
+
+_BY_WORDS = (
+    ("unknown field", "unknown-field"),
+    ("missing required field", "missing-field"),
+    ("of length", "wrong-shape"),
+    ("out of range", "not-finite"),  # 1e999
+)

@@ -1,0 +1,102 @@
+"""What a journal says: the entries of one branch, as JSON that carries the checksum of its own bytes.
+
+The rules are journal.md's 2 to 4. Two fields are ours: ``Mark.state_seq``, because a snapshot is written off the learning
+thread and steps go on meanwhile, so a mark stands later in the stream than the state it names; and ``Open.writer``, because
+two processes that start in the same instant would otherwise write the same bytes and each take the other's for its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from millrace.streams.sealed import unseal
+from millrace.streams.source import Position, Topic
+
+Rejected = tuple[str, int, int | None, str]  # partition, offset, row within a columnar message or None, reason
+Range = tuple[str, int, int, int, int]  # partition, from, to, records, crc32c of them
+
+
+class StateName(msgspec.Struct, frozen=True):
+    """A state by its place and its hash."""
+
+    seq: int
+    state_sha256: str
+
+
+class Host(msgspec.Struct, frozen=True):
+    """What numerics depend on. States are compared bit for bit only between equal hosts."""
+
+    cpu: str
+    blas: str
+    threads: int
+    torch: str | None
+    millrace: str
+
+
+class _Entry(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower, forbid_unknown_fields=True, kw_only=True):
+    branch: str
+    seq: int
+    epoch: int
+
+
+class Parent(msgspec.Struct, frozen=True):
+    """The state of another branch that a fork begins from."""
+
+    branch: str
+    seq: int
+    state_sha256: str
+
+
+class Fork(_Entry, frozen=True, kw_only=True):
+    """The first entry of a branch: where it comes from and what it is."""
+
+    parent: Parent | None = None
+    learner_from: str | None = None
+    join_from: str | None = None
+    detector_from: str | None = None
+    positions: Position
+    topics: dict[str, Topic]
+    exclude: list[Any] = []
+    learner: str
+    learner_revision: int
+    config_sha256: str
+    features_sha256: str
+    seed: int
+
+
+class Open(_Entry, frozen=True, kw_only=True):
+    """A writer takes the branch after entry ``after_seq``."""
+
+    after_seq: int
+    restored: StateName | None  # the checkpoint it starts from; None: the fork's own start
+    host: Host
+    writer: str  # unique
+
+
+class Step(_Entry, frozen=True, kw_only=True):
+    """Records were read; this is all that folding them needs besides the log."""
+
+    reads: list[Range]
+    clock_ms: int
+    rejected: list[Rejected] = []
+    use: Literal["learn", "pass"] = "learn"
+
+
+class Mark(_Entry, frozen=True, kw_only=True):
+    """The state after entry ``state_seq`` has this hash, and lies in this checkpoint."""
+
+    state_seq: int
+    state_sha256: str
+    checkpoint: str | None
+    version: str | None = None
+
+
+Entry = Fork | Open | Step | Mark
+
+_DECODER = msgspec.json.Decoder(Fork | Open | Step | Mark)
+
+
+def decode_entry(raw: bytes, where: str) -> Entry:
+    """The entry that ``seal`` wrote. Raises: DamageError naming ``where`` if a byte differs."""
+    return unseal(raw, _DECODER, where)

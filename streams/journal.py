@@ -1,0 +1,147 @@
+"""Which entries of a branch count, and the fence by which a writer learns that it still owns the branch.
+
+Source: journal.md, rules 3 and 4. Nothing here knows where the stream lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from millrace.learners.errors import ReplacedError
+from millrace.streams.entries import Entry, Fork, Mark, Open, Step, decode_entry
+from millrace.streams.sealed import seal
+from millrace.streams.source import Position
+from millrace.streams.stream import Ack, Stream
+
+
+@dataclass(slots=True)
+class Cursor:
+    """How far a reader has come, and by that which entry counts next."""
+
+    offset: int = 0  # the next one to read
+    seq: int = 0  # of the last counted entry; 0 before the fork
+    epoch: int = 0
+
+    def take(self, entry: Entry) -> bool:
+        """Pass one entry; True if it counts, False if it is dead, for every reader, for ever."""
+        self.offset += 1
+        if isinstance(entry, Fork) or self.seq == 0:
+            counts = isinstance(entry, Fork) and self.seq == 0 and (entry.seq, entry.epoch) == (1, 0)
+        elif isinstance(entry, Open):
+            counts = entry.epoch == self.epoch + 1 and entry.after_seq == self.seq and entry.seq == self.seq + 1
+        else:
+            counts = entry.epoch == self.epoch and entry.seq == self.seq + 1
+        if counts:
+            self.seq, self.epoch = entry.seq, entry.epoch
+        return counts
+
+    def copy(self) -> Cursor:
+        """Another cursor at the same place."""
+        return replace(self)
+
+
+def counted(stream: Stream, branch: str, cursor: Cursor) -> Iterator[Entry]:
+    """The entries that count, from ``cursor`` to the stream's end; ``cursor`` moves along.
+
+    Raises: DamageError naming the offset of a damaged entry.
+    """
+    for offset, raw in stream.read(cursor.offset):
+        entry = decode_entry(raw, f"Branch {branch}: the journal entry at offset {offset} (after seq {cursor.seq})")
+        if cursor.take(entry):
+            yield entry
+
+
+@dataclass(slots=True)
+class Summary:
+    """What one pass over a branch finds."""
+
+    fork: Fork | None = None
+    marks: list[Mark] = field(default_factory=list)  # oldest first
+    end: Cursor = field(default_factory=Cursor)
+    position: Position = field(default_factory=dict)  # the next offset of every partition, after the newest step
+
+    @property
+    def newest_version(self) -> str | None:
+        """The id of the newest version."""
+        return next((mark.version for mark in reversed(self.marks) if mark.version is not None), None)
+
+
+def summarise(stream: Stream, branch: str) -> Summary:
+    """One pass over the whole branch.
+
+    Raises: DamageError naming the offset of a damaged entry.
+    """
+    summary = Summary()
+    take_in(summary, stream, branch)
+    return summary
+
+
+def take_in(summary: Summary, stream: Stream, branch: str) -> None:
+    """Go on with a summary to the stream's end; what was read before a damaged entry stays in it.
+
+    Raises: DamageError naming the offset of a damaged entry.
+    """
+    for entry in counted(stream, branch, summary.end):
+        if isinstance(entry, Fork):
+            summary.fork = entry
+            summary.position.update(entry.positions)
+        elif isinstance(entry, Step):
+            summary.position.update({tp: stop for tp, _, stop, _, _ in entry.reads})
+        elif isinstance(entry, Mark):
+            summary.marks.append(entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An entry that was sent and not yet settled."""
+
+    entry: Entry
+    raw: bytes
+    ack: Ack
+
+
+class Writer:
+    """The one writer of a branch, as long as the fence says so. One append is in flight at a time."""
+
+    def __init__(self, stream: Stream, branch: str, cursor: Cursor) -> None:
+        self.branch = branch
+        self.cursor = cursor.copy()  # what this writer knows of the stream
+        self._stream = stream
+
+    @property
+    def next_seq(self) -> int:
+        """The seq that the next entry must carry."""
+        return self.cursor.seq + 1
+
+    def send(self, entry: Entry) -> Pending:
+        """Start appending; nothing that follows from the entry may leave before ``settle``."""
+        raw = seal(entry)
+        return Pending(entry, raw, self._stream.send(raw))
+
+    def settle(self, pending: Pending) -> None:
+        """Wait for the acknowledgement; on return the entry counts and its effects may leave.
+
+        Raises: ReplacedError where another writer has the branch, or where the entry does not count.
+        """
+        if pending.ack.offset() == self.cursor.offset and self.cursor.take(pending.entry):
+            return
+        mine = self._read_on(pending.raw)
+        if self.cursor.epoch > pending.entry.epoch or not mine:
+            raise ReplacedError(
+                f"Branch {self.branch}: the entry with seq {pending.entry.seq} of epoch {pending.entry.epoch} does not count; "
+                f"the branch is at seq {self.cursor.seq} of epoch {self.cursor.epoch}. Another writer has taken it, or the "
+                "append was lost. Nothing of it was let out. Stop the other writer, or start again to take the branch over."
+            )
+
+    def append(self, entry: Entry) -> None:
+        """``send`` and ``settle``."""
+        self.settle(self.send(entry))
+
+    def _read_on(self, raw: bytes) -> bool:
+        """Read to the stream's end; whether ``raw`` was among what counts."""
+        mine = False
+        for offset, value in self._stream.read(self.cursor.offset):
+            entry = decode_entry(value, f"Branch {self.branch}: the journal entry at offset {offset}")
+            mine |= self.cursor.take(entry) and value == raw
+        return mine

@@ -1,0 +1,102 @@
+"""What a record holds, as the pipeline file declares it: fields, label, weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from millrace.streams.parts import digest
+
+LARGEST = 1e100  # keeps squares and their sums finite in float64
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One feature field of a record."""
+
+    name: str  # the key in the JSON row, and the tensor's name when serving
+    type: Literal["numeric", "categorical"] = "numeric"
+    size: int = 1  # numbers in the field, >= 1; above 1 the row holds an array of exactly so many
+    center: float = 0.0  # x = (value - center) / scale; for values far from zero, such as times
+    scale: float = 1.0  # > 0, in the value's unit; more makes x smaller
+    missing: Literal["reject", "mean", "indicator", "category"] = "reject"  # what null or an absent key leads to
+    categories: tuple[str, ...] | Literal["grow", "hash"] = ()  # fixed names; or slots in order of arrival; or by hash
+    max: int = 0  # slots of "grow" and "hash", >= 1; more tells more categories apart
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.type == "numeric":
+            self._check_numeric()
+        else:
+            self._check_categorical()
+
+    def _check_numeric(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size = {self.size}: must be at least 1")
+        if not (0 < self.scale <= LARGEST and abs(self.center) < LARGEST * min(1.0, self.scale)):  # a missing 0 must scale
+            raise ValueError(f"center = {self.center}, scale = {self.scale}: must be finite, scale above 0")
+        if self.categories or self.max or self.missing == "category":
+            raise ValueError('categories, max and missing = "category" are for type = "categorical"')
+        if self.size > 1 and self.missing != "reject":
+            raise ValueError(f'missing = "{self.missing}": an array of {self.size} numbers can only be missing = "reject"')
+
+    def _check_categorical(self) -> None:
+        if self.size != 1 or self.center != 0.0 or self.scale != 1.0:
+            raise ValueError('size, center and scale are for type = "numeric"')
+        if self.missing not in ("reject", "category"):
+            raise ValueError(f'missing = "{self.missing}": a categorical field has "reject" or "category"')
+        if self.categories in ("grow", "hash"):
+            if self.max < 1:
+                raise ValueError(f'max = {self.max}: categories = "{self.categories}" needs at least 1 slot')
+        elif not self.categories or isinstance(self.categories, str):
+            raise ValueError(f'categories = {self.categories!r}: must be a list of names, "grow" or "hash"')
+        elif self.max or len(set(self.categories)) < len(self.categories):
+            raise ValueError("categories: a list of names must have no name twice, and no max beside it")
+
+    @property
+    def width(self) -> int:
+        """Columns of x that this field takes."""
+        if self.type == "numeric":
+            return self.size + (self.missing == "indicator")
+        slots = {"grow": self.max + 1, "hash": self.max}  # the one more is "other"
+        own = slots[self.categories] if isinstance(self.categories, str) else len(self.categories)
+        return own + (self.missing == "category")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What is to be predicted. Null or an absent key is a row without a label."""
+
+    name: str
+    type: Literal["string", "integer", "boolean", "number"] = "string"  # number: regression; the others: classes
+
+    @property
+    def task(self) -> str:
+        """``classify`` or ``regress``."""
+        return "regress" if self.type == "number" else "classify"
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """A record's fields in the order of their columns."""
+
+    fields: tuple[Field, ...]
+    label: Label
+    weight: str | None = None  # the key of a row's weight, a number >= 0; more counts more
+
+    def __post_init__(self) -> None:
+        """Refuse names that stand twice."""
+        names = [field.name for field in self.fields] + [self.label.name] + ([self.weight] if self.weight else [])
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or not self.fields:
+            raise ValueError(f"field names stand twice: {', '.join(twice)}" if twice else "there must be at least one field")
+
+    @property
+    def width(self) -> int:
+        """d, the columns of x."""
+        return sum(field.width for field in self.fields)
+
+    @property
+    def sha256(self) -> str:
+        """The hash that stands in every fork."""
+        return digest(self)

@@ -1,0 +1,195 @@
+"""Checkpoints as files: parts named by their sha256, and manifests that list them.
+
+A checkpoint counts when a counted ``mark`` names its manifest. Parts lie under their branch; unchanged parts are not written
+again. Source: journal.md, rule 11.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from millrace.learners.errors import DamageError, StorageError
+from millrace.streams.entries import Mark
+from millrace.streams.parts import sha256
+
+log = logging.getLogger("millrace")
+
+GRACE_S = 3600  # an orphan younger than this may belong to a mark that is on its way
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One blob of a checkpoint."""
+
+    sha256: str
+    bytes: int
+    truth: bool  # whether it is hashed into the state's hash
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a checkpoint is made of."""
+
+    format: int
+    branch: str
+    state_seq: int
+    state_sha256: str
+    parts: dict[str, Part]
+
+
+def state_sha256(parts: Mapping[str, Part]) -> str:
+    """The hash of a state: of the names and hashes of the parts that are its record of truth."""
+    lines = [f"{name} {part.sha256}\n" for name, part in sorted(parts.items()) if part.truth]
+    return sha256("".join(lines).encode())
+
+
+class Store(Protocol):
+    """Keeps blobs by their hash, branch by branch."""
+
+    def put(self, branch: str, blob: bytes) -> str:
+        """Store ``blob`` unless it is there; returns its sha256 once it is on the disk."""
+
+    def get(self, branch: str, name: str) -> bytes:
+        """The blob. Raises: DamageError naming it where it is missing or not what was stored."""
+
+    def sweep(self, branch: str, keep: set[str], before_s: float) -> int:
+        """Delete what is not in ``keep`` and was stored before ``before_s`` (since 1970); returns how many bytes."""
+
+
+class ListStore:
+    """A store in memory, for tests."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[tuple[str, str], bytes] = {}
+
+    def put(self, branch: str, blob: bytes) -> str:
+        """Keep it."""
+        self.blobs[branch, sha256(blob)] = blob
+        return sha256(blob)
+
+    def get(self, branch: str, name: str) -> bytes:
+        """Give it back, checked."""
+        return _checked(self.blobs.get((branch, name)), name, f"{branch}/{name}")
+
+    def sweep(self, branch: str, keep: set[str], before_s: float) -> int:
+        """Drop what is not kept, whenever it was stored."""
+        gone = [key for key in self.blobs if key[0] == branch and key[1] not in keep]
+        return sum(len(self.blobs.pop(key)) for key in gone)
+
+
+class FolderStore:
+    """A store in a folder: ``BRANCH/SHA256``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, branch: str, name: str) -> Path:
+        """Where a blob lies."""
+        return self.root / branch / name
+
+    def put(self, branch: str, blob: bytes) -> str:
+        """Write to a temporary name, sync, rename, sync the folder: a crash leaves all of it or nothing."""
+        name = sha256(blob)
+        path = self.path(branch, name)
+        with _disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and path.read_bytes() == blob:
+                os.utime(path)  # young again, so that a sweep leaves it to the mark that is coming
+                return name
+            _write(path, path.with_name(f".{name}.{os.getpid()}"), blob)
+        return name
+
+    def get(self, branch: str, name: str) -> bytes:
+        """Read and check it."""
+        path = self.path(branch, name)
+        with _disk_errors(path):
+            blob = path.read_bytes() if path.exists() else None
+        return _checked(blob, name, str(path))
+
+    def sweep(self, branch: str, keep: set[str], before_s: float) -> int:
+        """Delete old orphans."""
+        freed = 0
+        with _disk_errors(self.root):
+            for path in (self.root / branch).glob("*"):
+                if path.name not in keep and path.stat().st_mtime < before_s:
+                    freed += path.stat().st_size
+                    path.unlink()
+        return freed
+
+
+def read_manifest(store: Store, branch: str, name: str) -> Manifest:
+    """The manifest of a checkpoint. Raises: DamageError where it is missing or damaged."""
+    try:
+        manifest = msgspec.json.decode(store.get(branch, name), type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DamageError(f"Checkpoint {name} of branch {branch} was written by another release: {error}.") from error
+    if state_sha256(manifest.parts) != manifest.state_sha256:
+        raise DamageError(f"Checkpoint {name} of branch {branch}: its parts are not those of the state it names.")
+    return manifest
+
+
+def sweep(store: Store, branch: str, marks: Sequence[Mark], keep: int, owned_s: float) -> int:
+    """Delete the checkpoints of a branch that are not kept, and orphans. Only the branch's writer calls it.
+
+    ``owned_s`` is when the writer was last sure of that: if it has been frozen since, what its successor stored stays.
+    Returns bytes freed: none while a kept manifest is damaged, since nobody knows then which parts it needs.
+    """
+    names: set[str] = set()
+    try:
+        for mark in kept_marks(marks, keep):
+            if mark.checkpoint is not None:
+                names.add(mark.checkpoint)
+                names |= {part.sha256 for part in read_manifest(store, branch, mark.checkpoint).parts.values()}
+    except DamageError as error:
+        log.warning("Nothing was swept from branch %s: %s", branch, error)
+        return 0
+    return store.sweep(branch, names, owned_s - GRACE_S)
+
+
+def kept_marks(marks: Sequence[Mark], keep: int) -> list[Mark]:
+    """The marks whose checkpoints are kept: the ``keep`` newest and every version's."""
+    return [mark for at, mark in enumerate(marks) if at >= len(marks) - keep or mark.version is not None]
+
+
+def _checked(blob: bytes | None, name: str, where: str) -> bytes:
+    if blob is None:
+        raise DamageError(f"{where}: this checkpoint part is missing. Restore it from a copy.")
+    if sha256(blob) != name:
+        raise DamageError(f"{where}: this checkpoint part is not what was stored (its sha256 differs). Restore it from a copy.")
+    return blob
+
+
+def _write(path: Path, draft: Path, blob: bytes) -> None:
+    try:
+        with draft.open("wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)  # on a full disk half a part is room that the next attempt needs
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path}: {error.strerror or error}. Nothing that was marked is lost. Free space or make the folder writable, "
+            "then start again: the run goes on from its newest mark."
+        ) from error

@@ -1,0 +1,99 @@
+"""An append-only stream of bytes with offsets: what a journal and a ledger are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from millrace.learners.errors import DamageError
+from millrace.streams.sqlite import connect, storage_errors
+
+UNKNOWN = -1  # an acknowledgement that does not say where the value lies
+
+
+class Ack(Protocol):
+    """A value on its way."""
+
+    def offset(self) -> int:
+        """Wait for the acknowledgement: the value's offset, or ``UNKNOWN``."""
+
+
+class Stream(Protocol):
+    """Append and read; several writers may append, everybody reads the same order."""
+
+    def send(self, value: bytes) -> Ack:
+        """Start appending ``value``."""
+
+    def read(self, start: int) -> Iterator[tuple[int, bytes]]:
+        """Offsets and values from ``start`` to the present end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The acknowledgement of a value that is already on the disk."""
+
+    at: int
+
+    def offset(self) -> int:
+        """Where it lies."""
+        return self.at
+
+
+class ListStream:
+    """A stream in memory, for tests and for looking at one branch without a disk."""
+
+    def __init__(self) -> None:
+        self.values: list[bytes] = []
+
+    def send(self, value: bytes) -> Stored:
+        """Append at the end."""
+        self.values.append(value)
+        return Stored(len(self.values) - 1)
+
+    def read(self, start: int) -> Iterator[tuple[int, bytes]]:
+        """Everything from ``start``."""
+        yield from list(enumerate(self.values))[start:]
+
+
+class SqliteStream:
+    """A stream in its own SQLite file; an append is on the disk when it is acknowledged."""
+
+    SCHEMA = "create table if not exists entries (offset integer primary key, value blob not null)"
+    CHUNK = 1024  # entries a query
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection = connect(path, self.SCHEMA)
+
+    def send(self, value: bytes) -> Stored:
+        """Commit ``value`` at the next offset.
+
+        Raises: StorageError where the disk refuses.
+        """
+        append = "insert into entries select coalesce(max(offset) + 1, 0), ? from entries returning offset"
+        with storage_errors(self.path):
+            rows = self._connection.execute(append, (value,)).fetchall()  # to its end: only then is it committed
+        return Stored(int(rows[0][0]))
+
+    def read(self, start: int) -> Iterator[tuple[int, bytes]]:
+        """Everything from ``start`` to the end.
+
+        Raises: DamageError where an offset is missing.
+        """
+        query = "select offset, value from entries where offset >= ? order by offset limit ?"
+        while True:
+            with storage_errors(self.path):
+                rows = self._connection.execute(query, (start, self.CHUNK)).fetchall()
+            for offset, value in rows:
+                if offset != start or not isinstance(value, bytes):
+                    raise DamageError(f"{self.path}: entry {start} is missing or not bytes. Restore the file from a copy.")
+                yield offset, value
+                start += 1
+            if len(rows) < self.CHUNK:
+                return
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()

@@ -1,0 +1,219 @@
+"""Proof that what a branch knows is what the log says: its journal is folded again and every mark is compared.
+
+Source: journal.md, rules 12 and 14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from millrace.learners.errors import DamageError, MillraceError, OffsetsGoneError
+from millrace.learners.protocol import Value
+from millrace.streams.branch import Doors, Recipe, load_checkpoint, refold, state_hash
+from millrace.streams.entries import Entry, Host, Mark, Open, decode_entry
+from millrace.streams.fold import TRUTH, Fold
+from millrace.streams.host import same_numerics, this_host, use_threads
+from millrace.streams.journal import Cursor, Summary, counted, take_in
+from millrace.streams.parts import pack
+from millrace.streams.store import kept_marks
+
+DERIVED_TOLERANCE = 1e-6  # relative; what follows from the record of truth is compared by value, not by bits
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that does not hold, and the first mark that it makes worthless."""
+
+    what: str
+    mark: Mark | None  # None: no mark stands on it yet
+
+    def __str__(self) -> str:
+        if self.mark is None:
+            return f"{self.what} No mark stands on it yet."
+        name = f"version {self.mark.version}" if self.mark.version else "a checkpoint"
+        return f"{self.what} First bad mark: seq {self.mark.state_seq} ({name})."
+
+
+@dataclass(slots=True)
+class Report:
+    """What was folded again, and what was found."""
+
+    branch: str
+    base: str = "fork"  # where folding began
+    entries: int = 0
+    records: int = 0
+    state_seq: int = 0  # the last entry that was folded
+    state_sha256: str = ""
+    proved: list[Mark] = field(default_factory=list)  # by folding
+    unproved: list[Mark] = field(default_factory=list)  # before ``base``: the log no longer has their records
+    findings: list[Finding] = field(default_factory=list)
+
+
+def verify(recipe: Recipe, doors: Doors, branch: str, keep: int) -> Report:
+    """Fold the branch again from the earliest state the log still allows, and compare every mark on the way.
+
+    The report's findings are empty if everything holds. Threads are set as each ``open`` recorded them.
+    """
+    report = Report(branch)
+    summary = _readable(doors, branch, report)
+    if summary.fork is None:
+        return report
+    report.findings += _damaged_checkpoints(doors, summary, keep)
+    try:
+        recipe.check(summary.fork, doors.source)
+        fold, base = _earliest(recipe, doors, summary, report)
+        _fold_and_compare(_Run(recipe, doors, summary, report), fold, base)
+    except MillraceError as error:
+        report.findings.append(Finding(str(error), _first_at(summary, report.state_seq + 1)))
+    return report
+
+
+def _readable(doors: Doors, branch: str, report: Report) -> Summary:
+    """The branch as far as its entries are sound; a damaged one is a finding."""
+    summary = Summary()
+    try:
+        take_in(summary, doors.journal, branch)
+    except DamageError as error:
+        report.findings.append(Finding(str(error), _next_mark(doors, branch, summary.end.offset + 1)))
+    return summary
+
+
+def _next_mark(doors: Doors, branch: str, start: int) -> Mark | None:
+    """The first sound mark in the stream from ``start``."""
+    for offset, raw in doors.journal.read(start):
+        try:
+            entry = decode_entry(raw, f"Branch {branch}: the journal entry at offset {offset}")
+        except DamageError:
+            continue
+        if isinstance(entry, Mark):
+            return entry
+    return None
+
+
+def _damaged_checkpoints(doors: Doors, summary: Summary, keep: int) -> list[Finding]:
+    findings = []
+    for mark in kept_marks(summary.marks, keep):
+        try:
+            load_checkpoint(doors.store, mark)
+        except MillraceError as error:
+            findings.append(Finding(str(error), mark))
+    return findings
+
+
+def _earliest(recipe: Recipe, doors: Doors, summary: Summary, report: Report) -> tuple[Fold, Mark | None]:
+    """The fork's start, or the oldest checkpoint whose next records the log still has."""
+    assert summary.fork is not None
+    fold = recipe.fold(summary.fork)
+    bounds = doors.source.bounds()
+    if all(bounds[tp][0] <= at for tp, at in fold.position.items()):
+        return fold, None
+    for mark in summary.marks:
+        try:
+            fold.load(load_checkpoint(doors.store, mark))
+        except DamageError:
+            continue
+        if all(bounds[tp][0] <= at for tp, at in fold.position.items()):
+            report.base = f"checkpoint of seq {mark.state_seq}"
+            return fold, mark
+        report.unproved.append(mark)
+    raise OffsetsGoneError("The log no longer has what any kept checkpoint goes on with, so nothing can be folded again.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    recipe: Recipe
+    doors: Doors
+    summary: Summary
+    report: Report
+
+
+def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
+    report = run.report
+    start = base.state_seq if base else 0
+    marks = {mark.state_seq: mark for mark in run.summary.marks}
+    sound = (entry for entry in _up_to(run, run.summary.end) if entry.seq > start)
+    host: Host | None = None
+    report.state_seq = start
+    for entry in refold(fold, _threaded(sound), run.doors.source, run.recipe.codec):
+        host = entry.host if isinstance(entry, Open) else host
+        report.entries += 1
+        report.records = fold.records
+        report.state_seq = entry.seq
+        if entry.seq in marks:
+            _compare(run, fold, marks[entry.seq], host)
+    report.state_sha256 = state_hash(fold.parts())
+
+
+def _up_to(run: _Run, end: Cursor) -> Iterator[Entry]:
+    """The counted entries before the place ``end``: those that could be read."""
+    cursor = Cursor()
+    for entry in counted(run.doors.journal, run.report.branch, cursor):
+        yield entry
+        if cursor.offset >= end.offset:
+            return
+
+
+def _threaded(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Set this process's threads as the live ones were."""
+    for entry in entries:
+        if isinstance(entry, Open):
+            use_threads(entry.host.threads)
+        yield entry
+
+
+def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
+    parts = fold.parts()
+    exact = host is None or same_numerics(host, this_host(host.threads))
+    stored = None
+    if mark.checkpoint is not None and not any(finding.mark == mark for finding in run.report.findings):
+        try:
+            stored = load_checkpoint(run.doors.store, mark)
+        except DamageError:
+            stored = None  # swept, as checkpoints that are not kept are; its hash is in the mark all the same
+    if exact and state_hash(parts) != mark.state_sha256:
+        run.report.findings.append(Finding(f"Folding the log again gives another state ({_where(parts, stored)}).", mark))
+        return
+    names = set(parts) - set(TRUTH) if exact else set(parts)
+    tolerance = DERIVED_TOLERANCE if exact else max(fold.learner.tolerance, DERIVED_TOLERANCE)
+    if stored is not None and (far := [n for n in sorted(names) if difference(parts[n], stored[n]) > tolerance]):
+        run.report.findings.append(Finding(f"Folding the log again gives another {', '.join(far)} part.", mark))
+        return
+    run.report.proved.append(mark)
+
+
+def _where(parts: Mapping[str, Mapping[str, Value]], stored: Mapping[str, Mapping[str, Value]] | None) -> str:
+    if stored is None:
+        return "its checkpoint is not there to say in which part"
+    return "in " + ", ".join(name for name in TRUTH if pack(parts[name]) != pack(stored[name]))
+
+
+def difference(one: Mapping[str, Value], other: Mapping[str, Value]) -> float:
+    """The largest difference between two parts, relative to each array's largest entry; infinite where shapes differ.
+
+    >>> difference({"w": np.array([1.0, 4.0])}, {"w": np.array([1.0, 4.2])})
+    0.05
+    """
+    if set(one) != set(other):
+        return float("inf")
+    return max((_difference(one[name], other[name]) for name in one), default=0.0)
+
+
+def _difference(one: Value, other: Value) -> float:
+    numbers = isinstance(one, np.ndarray) and one.dtype != object or isinstance(one, float)
+    if not numbers:
+        return 0.0 if pack({"value": one}) == pack({"value": other}) else float("inf")
+    one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if one.shape != other.shape:
+        return float("inf")
+    largest = max(float(np.abs(one).max(initial=0.0)), float(np.abs(other).max(initial=0.0)))
+    return round(float(np.abs(one - other).max(initial=0.0)) / largest, 15) if largest else 0.0
+
+
+def _first_at(summary: Summary, seq: int) -> Mark | None:
+    """The first mark whose state has taken in entry ``seq``."""
+    return next((mark for mark in summary.marks if mark.state_seq >= seq), None)
+
+
