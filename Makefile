@@ -25,7 +25,7 @@ help:  ## print this list
 
 setup: .venv/.ready  ## make the environment that `make run` needs (.venv, editable)
 
-run: setup  ## watch a model learn a real stream, be killed, resume and prove it (DATA=name for another stream)
+run: setup $(if $(DATA),.venv/.parquet)  ## watch a model learn a real stream, be killed, resume and prove it (DATA=name for another stream)
 	.venv/bin/python -m millrace.services.story $(if $(DATA),--data $(DATA))
 
 test: lint  ## test the installed package: lint, types, doctests, all tests
@@ -73,6 +73,12 @@ $(UV): $(LOCKS)/uv.txt
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv
 	$(SYNC) .venv $(LOCKS)/run.txt
 	$(INSTALL) .venv --editable .
+	@touch $@
+
+# Most other streams are Parquet files; the first run of all does not wait for their reader.
+.venv/.parquet: .venv/.ready
+	awk '/^[^ #]/ { wanted = /^pyarrow==/ } wanted' $(LOCKS)/test.txt > .venv/parquet.txt
+	$(UV) pip install --quiet --no-deps --require-hashes --python .venv -r .venv/parquet.txt
 	@touch $@
 
 .venv-test/.ready: $(UV) $(LOCKS)/test.txt

@@ -31,7 +31,10 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows ``start`` to ``stop``, as views."""
-        cut = slice(start, stop)
+        return self.only(slice(start, stop))
+
+    def only(self, cut: slice | NDArray[np.bool_]) -> Batch:
+        """The rows of a slice, as views, or those that a mask (n,) chooses, as copies."""
         return Batch(
             self.x[cut],
             None if self.y is None else self.y[cut],

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from millrace.learners.errors import MillraceError
-from millrace.services.config import home_folder, load_pipeline, settings
+from millrace.services.config import NAME_CHARACTERS, home_folder, load_pipeline, settings
 from millrace.services.errors import exit_code
 from millrace.services.instance import BRANCH, Instance
 
@@ -64,7 +64,16 @@ def _data_name(ctx: click.Context, _param: click.Parameter, name: str | None) ->
 
 data_help = "A built-in data set instead of a file; `--data help` lists them."
 data_option = click.option("--data", metavar="NAME", callback=_data_name, is_eager=True, help=data_help)
-branch_option = click.option("--branch", default=BRANCH, show_default=True, help="Which history of the pipeline.")
+
+
+def _branch_name(_ctx: click.Context, _param: click.Parameter, name: str) -> str:
+    if not name or not set(name) <= NAME_CHARACTERS:  # it names files
+        raise click.BadParameter(f"{name!r}: must be letters, digits, - and _")
+    return name
+
+
+branch_help = "Which history of the pipeline."
+branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=_branch_name, help=branch_help)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -78,7 +87,7 @@ def main() -> None:
 @on_pipeline
 @branch_option
 @click.option("--follow", is_flag=True, help="Wait for more at the log's end, until SIGINT or SIGTERM.")
-@click.option("--rows", default=0, metavar="N", help="Stop after reading at least N records.")
+@click.option("--rows", default=0, type=click.IntRange(0), metavar="N", help="Stop after reading at least N records.")
 @click.option("--take-over", is_flag=True, help="Take the branch from a live process, which then stops.")
 def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: bool) -> None:
     """Learn from the log, to its end or as told, then mark a version.
@@ -94,7 +103,7 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 @on_pipeline
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @data_option
-@click.option("--rows-per-second", default=0.0, metavar="R", help="Pace them; 0 (default): as fast as it goes.")
+@click.option("--rows-per-second", default=0.0, type=click.FloatRange(0), metavar="R", help="Pace them; 0 (default): as fast as it goes.")
 def send(instance: Instance, file: Path | None, data: str | None, rows_per_second: float) -> None:
     """Append the rows of a file (.jsonl, .csv, .parquet) or of a data set to the log.
 
@@ -194,3 +203,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+if __name__ == "__main__":
+    main()

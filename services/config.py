@@ -53,7 +53,7 @@ class LogConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         for name, low in (("partitions", 1), ("retention_hours", 0), ("max_bytes", 1)):
-            if getattr(self, name) < low:
+            if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
 
 
@@ -74,10 +74,13 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if not self.name or not NAME_CHARACTERS >= set(self.name):
+        if not self.name or not set(self.name) <= NAME_CHARACTERS:
             raise ValueError(f"name = {self.name!r}: must be letters, digits, - and _")
         if self.seed < 0 or self.threads < 1:
             raise ValueError(f"seed = {self.seed}, threads = {self.threads}: seed is at least 0, threads at least 1")
+        if self.topic in (f"{self.name}.scores", f"{self.name}.dead-letters"):
+            raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
+        Schema(self.fields, self.label, self.weight)  # refuses names that stand twice
 
     @property
     def schema(self) -> Schema:
@@ -112,11 +115,13 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
     raw = _read_toml(path)
     origin = dict.fromkeys(_leaves(raw), path.name)
     for key, text, where in [*_from_environment(), *_from_flags(flags)]:
-        _set(raw, key, text, where)
-        origin[key] = where
+        value = _set(raw, key, text, where)
+        origin = {known: said for known, said in origin.items() if not known.startswith((f"{key}.", f"{key}["))}
+        origin |= dict.fromkeys(_leaves({key: value}), where)
+    _refuse_large(raw, path)
     pipeline: Pipeline = _convert(raw, Pipeline, "", path)
     kind = pipeline.learner.get("kind")
-    if kind not in LEARNERS:
+    if not isinstance(kind, str) or kind not in LEARNERS:
         raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{_nearest(str(kind), LEARNERS)}")
     task = {"task": pipeline.label.task}
     own = {key: value for key, value in pipeline.learner.items() if key != "kind"}
@@ -167,17 +172,26 @@ def _from_flags(flags: Iterable[str]) -> Iterable[tuple[str, str, str]]:
         yield key.strip(), text, "flag --set"
 
 
-def _set(raw: dict[str, Any], key: str, text: str, where: str) -> None:
-    """Set a dotted key to a TOML value, or to the text itself where it is none."""
+def _set(raw: dict[str, Any], key: str, text: str, where: str) -> Any:
+    """Set a dotted key to a TOML value, or to the text itself where it is none; the value."""
     *path, last = key.split(".")
     for name in path:
         raw = raw.setdefault(name, {})
         if not isinstance(raw, dict):
             raise ConfigError(f"{where}: {key} does not name a single value; {name} is none or a list.")
     try:
-        raw[last] = tomllib.loads(f"value = {text}")["value"]
+        said = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        raw[last] = text
+        said = {}
+    raw[last] = said["value"] if set(said) == {"value"} else text
+    return raw[last]
+
+
+def _refuse_large(raw: dict[str, Any], path: Path) -> None:
+    """TOML's whole numbers have 64 bits, Python's have no end; hashes and journals could not write those down."""
+    for key, value in _leaves(raw).items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ConfigError(f"{path}: {key} = {value}: a whole number must fit into 64 bits.")
 
 
 def _convert(raw: dict[str, Any], kind: type[Any], prefix: str, path: Path) -> Any:

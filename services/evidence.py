@@ -109,18 +109,20 @@ def gather(instance: Instance, held_out: Sequence[bytes]) -> Evidence:
 
 
 def windows(totals: Array, rows: int) -> Array:
-    """Rows scored, and each measure's mean over about the last ``rows`` of them (steps, 4), from ``Evidence.totals``.
+    """Each measure over a sliding window that begins and ends with a step, from ``Evidence.totals`` (steps, 4).
 
-    >>> windows(np.array([[10.0, 5.0], [20.0, 15.0], [30.0, 20.0]]), 10)
-    array([[10. ,  0.5],
-           [20. ,  1. ],
-           [30. ,  0.5]])
+    Gives (steps, 5): rows scored until then, rows in the window (``rows`` or a little more), and the three means.
+
+    >>> windows(np.array([[10.0, 5.0], [20.0, 15.0], [30.0, 20.0]]), 15)
+    array([[10.        , 10.        ,  0.5       ],
+           [20.        , 20.        ,  0.75      ],
+           [30.        , 20.        ,  0.75      ]])
     """
     grown = totals[np.diff(totals[:, 0], prepend=0.0) > 0]
     whole = np.vstack([np.zeros((1, totals.shape[1])), grown])
     before = np.searchsorted(whole[:, 0], grown[:, 0] - rows, side="right") - 1
-    past = whole[np.maximum(before, 0)]
-    return np.column_stack([grown[:, 0], (grown - past)[:, 1:] / (grown - past)[:, :1]])
+    gained = grown - whole[np.maximum(before, 0)]
+    return np.column_stack([grown[:, 0], gained[:, 0], gained[:, 1:] / gained[:, :1]])
 
 
 def _number(total: Any) -> float:
@@ -138,9 +140,7 @@ def _outputs(instance: Instance) -> tuple[list[Output], int]:
             continue
         repeats += output.seq in by_seq
         if by_seq.setdefault(output.seq, output) != output:
-            raise NotProvedError(
-                f"Step {output.seq} let out two different outputs; the second is at offset {event.offset}."
-            )
+            raise NotProvedError(f"Step {output.seq} let out two different outputs; the second is at offset {event.offset}.")
     return [by_seq[seq] for seq in sorted(by_seq)], repeats
 
 
@@ -229,9 +229,7 @@ def account(evidence: Evidence, sent: int) -> list[str]:
     if evidence.sent != sent:
         wrong.append(f"{sent} records were sent and the log has {evidence.sent}.")
     if last.records != evidence.sent or sum(last.counts.values()) + last.waiting != last.records:
-        wrong.append(
-            f"The log has {evidence.sent} records, {last.records} were read: {last.counts}, {last.waiting} waiting."
-        )
+        wrong.append(f"The log has {evidence.sent} records, {last.records} were read: {last.counts}, {last.waiting} waiting.")
     if last.counts["rejected"] or last.waiting:
         wrong.append(f"{last.counts['rejected']} records were rejected and {last.waiting} still wait.")
     ranges = [one for output in evidence.outputs for one in output.reads]

@@ -15,7 +15,7 @@ seed = 0  # of everything drawn at random
 
 # What a record holds. A row with another key, type, size or a missing value is not learned: it becomes a dead letter.
 {fields}
-# What is to be predicted. Integers, strings and booleans are classes, which may appear at any time; numbers: regression.
+# What is to be predicted. Integers, strings and booleans are classes, and new ones may come; numbers are regression.
 [label]
 name = {label}
 type = "{type}"

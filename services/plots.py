@@ -38,12 +38,14 @@ def terminal(told: Told, width: int) -> str:
     for resumed in evidence.resumed:
         figure.line(resumed.row, "vertical", style="double")
     for at in (3, 2, 1):  # ours last, over the others
-        figure.draw(figure.signal(curves[:, 0].tolist(), curves[:, at].tolist(), marker=MARKERS[at - 1]).lines())
+        figure.draw(figure.signal(curves[:, 0].tolist(), curves[:, at + 1].tolist(), marker=MARKERS[at - 1]).lines())
     tested = _tested(evidence)
     if tested:
         figure.draw(figure.signal([row for row, _ in tested], [score for _, score in tested], marker="o"))
-    figure.ruler("x").lim(0, evidence.sent)
-    figure.ruler("y").lim(0, _top(evidence, curves))
+    for axis, top in (("x", float(evidence.sent)), ("y", _top(evidence, curves))):
+        ticks = [top * share for share in (0, 0.25, 0.5, 0.75, 1)]
+        figure.ruler(axis).lim(0, top)
+        figure.ruler(axis).ticks(ticks, [f"{tick:,.2f}" if top < 10 else f"{tick:,.0f}" for tick in ticks])
     figure.label("rows", "x")
     figure.title(_title(told))
     return str(figure.build().string(colorless=True)) + "\n" + _legend(evidence, bool(tested))
@@ -63,14 +65,14 @@ def _tested(evidence: Evidence) -> list[tuple[int, float]]:
 
 def _title(told: Told) -> str:
     what = "accuracy" if told.evidence.task == "classify" else "mean absolute error"
-    return f"{what} over the last {told.window:,} rows, each answered before it was learned"
+    return f"{what} over the last {told.window:,} rows or so, each answered before it was learned"
 
 
 def _top(evidence: Evidence, curves: Array) -> float:
     """The upper end of the y axis; of errors so that a bad first window does not flatten the rest."""
     if evidence.task == "classify":
         return 1.0
-    later = curves[len(curves) // 10 :, 1:]
+    later = curves[len(curves) // 10 :, 2:]
     return float(later.max()) * 1.05 or 1.0
 
 
@@ -103,7 +105,7 @@ def png(told: Told, path: Path) -> None:
 def _draw(axes: Any, evidence: Evidence, curves: Array) -> None:
     """Ours over the held-out scores over the baselines."""
     for at, (_, name) in enumerate(MEASURES[evidence.task], start=1):
-        line = axes.plot(curves[:, 0], curves[:, at], "--" if at == 3 else "-", label=name, color=COLOURS[at - 1])[0]
+        line = axes.plot(curves[:, 0], curves[:, at + 1], "--" if at == 3 else "-", label=name, color=COLOURS[at - 1])[0]
         line.set(linewidth=2.4 if at == 1 else 1.6, zorder=6 - at)
     tested = _tested(evidence)
     if tested:
@@ -125,7 +127,7 @@ def _mark(axes: Any, evidence: Evidence) -> None:
             named = ", ".join(joined.labels) if len(joined.labels) <= 3 else f"{len(joined.labels)} classes"
             place = {"xy": (joined.row, 1.0), "xycoords": ("data", "axes fraction")}
             axes.annotate(f"+{named}", **place, xytext=(-1, 4), textcoords="offset points", fontsize=8, color="#3f6ea3")
-            clear_from = joined.row + evidence.sent * 0.008 * (len(named) + 1)
+            clear_from = joined.row + evidence.sent * 0.0056 * (len(named) + 1)
 
 
 def _no_extra(package: str) -> BadInputError:

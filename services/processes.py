@@ -32,9 +32,7 @@ class Processes:
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for process in self._running.values():
             end(process)
 
@@ -56,9 +54,7 @@ class Processes:
         while not condition():
             for name, process in self._running.items():
                 if process.poll():
-                    raise MillraceError(
-                        f"The {name} failed with exit code {process.returncode}: {self._last_line(name)}"
-                    )
+                    raise MillraceError(f"The {name} failed with exit code {process.returncode}: {self._last_line(name)}")
             if time.monotonic() > until_s:
                 raise MillraceError(f"Nothing moved on for {self._patience_s:g} s. Look at the logs in {self._folder}.")
             time.sleep(LOOK_S)
@@ -79,9 +75,7 @@ def kill(process: Process) -> int:
     at_ms = time.time_ns() // 1_000_000
     os.kill(process.pid, signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:
-        raise MillraceError(
-            f"Process {process.pid} ended by itself with exit code {process.returncode} before it was killed."
-        )
+        raise MillraceError(f"Process {process.pid} ended by itself with exit code {process.returncode} before it was killed.")
     return at_ms
 
 

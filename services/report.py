@@ -8,7 +8,7 @@ from typing import Any
 
 from millrace.services.evidence import MEASURES, Evidence, Resumed, windows
 
-WORST = 4  # recalls that are spelled out where there are many classes
+SPELLED_OUT = 12  # recalls, at most; of more classes the lowest
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,7 @@ def _happened(told: Told) -> list[tuple[str, str, str]]:
         what = f"kill -9 of worker {kill.pid}; worker {kill.next_pid} goes on from {_from(resumed)}"
         events.append((kill.at_ms, resumed.row, what))
     last = evidence.outputs[-1]
-    events.append(
-        (last.clock_ms, last.records, f"the last row; {len(evidence.versions)} versions were marked on the way")
-    )
+    events.append((last.clock_ms, last.records, f"the last row; {len(evidence.versions)} versions were marked on the way"))
     return [(f"{(at_ms - evidence.started_ms) / 1000:.1f} s", f"{row:,}", what) for at_ms, row, what in sorted(events)]
 
 
@@ -79,19 +77,20 @@ def _scored(told: Told) -> list[tuple[str, ...]]:
     tested = evidence.versions[-1].score if evidence.versions else None
     head = "ACCURACY" if evidence.task == "classify" else "MEAN ABSOLUTE ERROR"
     lines: list[tuple[str, ...]] = [
-        (head, "WHOLE STREAM", f"LAST {told.window:,} ROWS", f"HELD OUT ({evidence.held_out:,} ROWS)")
+        (head, "WHOLE STREAM", f"LAST {late[1]:,.0f} ROWS", f"HELD OUT ({evidence.held_out:,} ROWS)")
     ]
     for at, (_, name) in enumerate(measures, start=1):
         held = number.format(tested) if at == 1 and tested is not None else "-"
-        lines.append((name, number.format(whole[at] / whole[0]), number.format(late[at]), held))
+        lines.append((name, number.format(whole[at] / whole[0]), number.format(late[at + 1]), held))
     return lines if evidence.held_out else [line[:3] for line in lines]
 
 
 def _recalls(recall: dict[str, float]) -> str:
-    shown = sorted(recall.items(), key=lambda pair: pair[1])[: WORST * 3]
-    left = f" (the lowest {len(shown)} of {len(recall)})" if len(shown) < len(recall) else ""
-    ordered = [pair for pair in recall.items() if pair in shown]
-    return f"RECALL{left}  " + "  ".join(f"{label}: {share:.2f}" for label, share in ordered)
+    shown, left = list(recall.items()), ""
+    if len(shown) > SPELLED_OUT:
+        shown = sorted(shown, key=lambda pair: pair[1])[:SPELLED_OUT]
+        left = f" (the lowest {SPELLED_OUT} of {len(recall)})"
+    return f"RECALL{left}  " + "  ".join(f"{label}: {share:.2f}" for label, share in shown)
 
 
 def _counted(evidence: Evidence) -> str:

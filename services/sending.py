@@ -59,8 +59,8 @@ def values_of(path: Path) -> Iterator[bytes]:
         raise BadInputError(f"{path}: the ending must be one of {', '.join(readers)}.")
     try:
         yield from readers[path.suffix](path)
-    except OSError as error:
-        raise BadInputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or not Parquet
+        raise BadInputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _json_lines(path: Path) -> Iterator[bytes]:
@@ -71,7 +71,10 @@ def _json_lines(path: Path) -> Iterator[bytes]:
 def _csv_rows(path: Path) -> Iterator[bytes]:
     """Cells that read as numbers become numbers, empty ones null; the rest are strings."""
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, strict=True):
+        rows = csv.DictReader(file, strict=True)
+        for row in rows:
+            if None in row:
+                raise csv.Error(f"line {rows.line_num} has more cells than the heading")
             yield msgspec.json.encode({name: _cell(text) for name, text in row.items()})
 
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -31,11 +32,14 @@ from millrace.services.evidence import account, gather
 from millrace.services.instance import BRANCH, Instance
 from millrace.services.processes import COMMAND, Processes, finish, kill
 from millrace.services.report import Killed, Told, text
+from millrace.streams.records import tp_name
+from millrace.streams.sqlite_log import SqliteLog
 from millrace.streams.worker import Output
 
 MADE_BY = "# Written by `make run`, which replaces this folder each time. Copy it to keep it.\n"
 MOST_ROWS = 6000  # of a longer data set, unless --rows says otherwise
 KILL_AT = ((0.28, 0.45), (0.6, 0.8))  # shares of the stream between which each kill is drawn
+LATEST_S = 0.05  # from a row's arrival to a kill: long enough to hit any point of the step that reads it
 PATIENCE_S = 60.0  # for the worker, beyond the time that the stream takes
 SMALLEST_WINDOW = 100  # rows of the windowed scores
 WIDEST = 110  # characters of the terminal plot
@@ -62,6 +66,7 @@ class Stage:
     rows: int
     left: int  # rows of the data set that are not sent
     instance: Instance
+    log: SqliteLog  # open, to look at
 
 
 def prepare(plan: Plan) -> Stage:
@@ -79,8 +84,7 @@ def prepare(plan: Plan) -> Stage:
     with stream.open("wb") as file:
         rows = sum(bool(file.write(value + b"\n")) for value in islice(values, most))
     instance = Instance(load_pipeline(pipeline), folder)
-    instance.log()  # both processes find it made
-    return Stage(plan, pipeline, stream, rows, sum(1 for _ in values), instance)
+    return Stage(plan, pipeline, stream, rows, sum(1 for _ in values), instance, instance.log())
 
 
 def _clear(folder: Path) -> None:
@@ -109,13 +113,14 @@ def play(stage: Stage) -> list[Killed]:
         rate = str(stage.rows / stage.plan.seconds)
         sender = processes.start("sender", ["send", *_named(stage), str(stage.stream), "--rows-per-second", rate])
         say(f"worker {worker.pid} learns what sender {sender.pid} sends: {stage.rows:,} rows, {stage.plan.seconds:g} s")
-        for row in kill_rows(stage):
-            processes.wait_until(partial(reached, stage, row))
+        for epoch, moment in enumerate(moments(stage), start=1):
+            processes.wait_until(partial(arrived, stage, moment.row, epoch))
+            time.sleep(moment.later_s)
             at_ms, dead = kill(worker), worker
             worker = processes.start("worker", following)
             kills.append(Killed(dead.pid, at_ms, worker.pid))
-            say(f"kill -9 of worker {dead.pid} past row {row:,}; worker {worker.pid} takes over")
-        processes.wait_until(lambda: sender.poll() == 0 and reached(stage, stage.rows))
+            say(f"kill -9 of worker {dead.pid} at row {moment.row:,}; worker {worker.pid} takes over")
+        processes.wait_until(lambda: sender.poll() == 0 and learned(stage))
         finish(worker)
     return kills
 
@@ -125,17 +130,36 @@ def _named(stage: Stage) -> list[str]:
     return [str(stage.pipeline), "--home", str(stage.plan.home)]
 
 
-def kill_rows(stage: Stage) -> list[int]:
-    """After how many rows the worker is killed; the same seed gives the same."""
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a worker is to be killed."""
+
+    row: int  # once the log has it
+    later_s: float
+
+
+def moments(stage: Stage) -> list[Moment]:
+    """Of the kills; the same seed gives the same."""
     rng = np.random.default_rng(stage.plan.seed)
-    return [int(stage.rows * rng.uniform(low, high)) for low, high in KILL_AT]
+    return [Moment(int(stage.rows * rng.uniform(low, high)), rng.uniform(0.0, LATEST_S)) for low, high in KILL_AT]
 
 
-def reached(stage: Stage, rows: int) -> bool:
-    """Whether so many records were read and, at the stream's end, none waits to be learned."""
-    raw = stage.instance.log().last(f"{stage.instance.loaded.pipeline.name}.scores")
-    output = None if raw is None else msgspec.json.decode(raw, type=Output)
-    return output is not None and output.records >= rows and (rows < stage.rows or not output.waiting)
+def arrived(stage: Stage, row: int, epoch: int) -> bool:
+    """Whether the log has a row, and the worker of an epoch has let something out."""
+    output = _newest(stage)
+    end = stage.log.bounds(tp_name(stage.instance.loaded.pipeline.topic, 0))[1]
+    return end > row and output is not None and output.epoch >= epoch
+
+
+def learned(stage: Stage) -> bool:
+    """Whether every row that was sent was read and none waits for its batch."""
+    output = _newest(stage)
+    return output is not None and output.records >= stage.rows and not output.waiting
+
+
+def _newest(stage: Stage) -> Output | None:
+    raw = stage.log.last(f"{stage.instance.loaded.pipeline.name}.scores")
+    return None if raw is None else msgspec.json.decode(raw, type=Output)
 
 
 def prove(stage: Stage) -> dict[str, Any]:

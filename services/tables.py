@@ -17,7 +17,7 @@ from millrace.streams.schema import Field, Label
 
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 HELD_OUT_ROWS = 2000  # at most, of a test set: enough for an accuracy to half a point
-LAST_JOINS_AT = 0.7  # of the stream of digits, when the last class joins
+LAST_JOINS_AT = 0.7  # of the time of a stream of joining classes; about half of its rows come later
 
 Order = NDArray[np.int64]
 
@@ -137,16 +137,12 @@ def _in_order(columns: dict[str, Array]) -> Table:
 def _then_test(columns: dict[str, Array], trained: int, seed: int) -> Table:
     """The first ``trained`` rows are streamed; of the others some are held out."""
     rows = len(next(iter(columns.values())))
-    drawn = np.random.default_rng(seed).choice(
-        np.arange(trained, rows), min(HELD_OUT_ROWS, rows - trained), replace=False
-    )
+    drawn = np.random.default_rng(seed).choice(np.arange(trained, rows), min(HELD_OUT_ROWS, rows - trained), replace=False)
     return Table(columns, np.arange(trained), np.sort(drawn))
 
 
 def _hours(times: Array) -> Array:
-    return np.array(
-        [str(hour) for hour in (times.astype("datetime64[h]").astype(np.int64) % 24).tolist()], dtype=object
-    )
+    return np.array([str(hour) for hour in (times.astype("datetime64[h]").astype(np.int64) % 24).tolist()], dtype=object)
 
 
 def _weekdays(times: Array) -> Array:

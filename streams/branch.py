@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
+
 from millrace.learners.errors import ConfigError, DamageError, LearnerError, OffsetsGoneError
 from millrace.learners.protocol import Learner
 from millrace.streams.codec import Codec, Rows
@@ -193,7 +194,7 @@ def reread(source: Source, codec: Codec, step: Step) -> list[Rows]:
                 f"{tp} offsets {start} to {stop - 1} are not what step {step.seq} read ({records} records, crc32c {crc}; now "
                 f"{len(read.events)}, {read.crc32c}). Restore the log from a copy."
             )
-        rows, refused = codec.decode([event for event in read.events if (tp, event.offset) not in rejected])
+        rows, refused = codec.without_limit.decode([event for event in read.events if (tp, event.offset) not in rejected])
         if refused:
             raise DamageError(
                 f"{tp} offset {refused[0].event.offset} was readable when step {step.seq} was written and is not now "

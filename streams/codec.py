@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import math
 import struct
+import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+
 from millrace.learners.protocol import Array, Floats
 from millrace.streams.records import Event
 from millrace.streams.schema import LARGEST, Field, Schema
@@ -75,8 +78,15 @@ class Codec:
         members = _members(schema)
         self._names = [name for name, _, _ in members]  # the order of a decoded row's cells: required ones first
         self._required = sum(needed for _, _, needed in members)
-        self._no_cells: list[tuple[Any, ...]] = [()] * len(members)
+        self._no_cells: list[Sequence[Any]] = [()] * len(members)
         self._decode = msgspec.json.Decoder(_row_type(members)).decode
+
+    @property
+    def without_limit(self) -> Codec:
+        """This codec for records that were let in when they were first read: the limit may have been lowered since."""
+        other = copy(self)
+        other._max_bytes = sys.maxsize
+        return other
 
     def decode(self, events: Sequence[Event]) -> tuple[Rows, list[Refused]]:
         """Columns of the events that can be read, in order, and the events that cannot."""
@@ -98,7 +108,9 @@ class Codec:
 
     def _columns(self, events: Sequence[Event]) -> Rows:
         values = self._values(events)
-        cells = list(zip(*map(msgspec.structs.astuple, map(self._decode, values)), strict=True)) or self._no_cells
+        cells: list[Sequence[Any]] = (
+            list(zip(*map(msgspec.structs.astuple, map(self._decode, values)), strict=True)) or self._no_cells
+        )
         _refuse_duplicates(values, cells, self._required)
         cells = cells[: self._required] + [_absent_as_none(column) for column in cells[self._required :]]
         by_name = dict(zip(self._names, cells, strict=True))
@@ -217,7 +229,7 @@ def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], 
         if str in kinds:
             expected += 2 if kinds == {str} else _twice(column, lambda cell: isinstance(cell, str))
     marks = np.array([value.count(b'"') for value in values], dtype=np.int64)
-    for at in np.flatnonzero(marks != expected):
+    for at in np.flatnonzero(marks != expected).tolist():
         json.loads(values[at], object_pairs_hook=_unique)
 
 

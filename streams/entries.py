@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+
 from millrace.streams.sealed import unseal
 from millrace.streams.source import Position, Topic
 
@@ -94,7 +95,7 @@ class Mark(_Entry, frozen=True, kw_only=True):
 
 Entry = Fork | Open | Step | Mark
 
-_DECODER = msgspec.json.Decoder(Fork | Open | Step | Mark)
+_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Fork | Open | Step | Mark)
 
 
 def decode_entry(raw: bytes, where: str) -> Entry:

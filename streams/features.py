@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
+
 from millrace.learners.protocol import Array, Floats, Value
 from millrace.streams.codec import Rows
 from millrace.streams.schema import Field, Schema

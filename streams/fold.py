@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
+
 from millrace.learners.errors import LearnerError
 from millrace.learners.metrics import PrequentialClasses, PrequentialValues
 from millrace.learners.protocol import Batch, Learner, State, Value
@@ -69,7 +71,7 @@ class Fold:
         self.clock_ms = int(clock_ms[-1]) if len(rows) else self.clock_ms
         batch = Batch(x, rows.y, rows.key, rows.t, rows.weight)
         if not labelled.all():
-            batch, clock_ms = _only(batch, labelled), clock_ms[labelled]
+            batch, clock_ms = batch.only(labelled), clock_ms[labelled]
         for full in self.batches.cut(batch, clock_ms):
             self._lesson(full)
 
@@ -110,13 +112,8 @@ class Fold:
         self.scores.load(parts["scores"])
 
 
-def has_label(rows: Rows) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def has_label(rows: Rows) -> NDArray[np.bool_]:
     """Which rows carry a label (n,); 0, "" and false are labels."""
     if rows.y.dtype == object:
         return np.array([label is not None for label in rows.y.tolist()], dtype=bool)
     return ~np.isnan(rows.y)
-
-
-def _only(batch: Batch, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Batch:
-    columns = (batch.x, batch.y, batch.key, batch.t, batch.weight)
-    return Batch(*(None if column is None else column[chosen] for column in columns))

@@ -7,8 +7,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]  # ships no types
+
 from millrace.streams.entries import Host
-from threadpoolctl import threadpool_info, threadpool_limits
 
 
 def use_threads(threads: int) -> None:

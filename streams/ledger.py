@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import msgspec
+
 from millrace.streams.entries import Host
 from millrace.streams.sealed import seal, unseal
 from millrace.streams.stream import Stream
@@ -45,7 +46,7 @@ class Certificate(_Decision, frozen=True, kw_only=True):
 
 
 Decision = Serve | Certificate
-_DECODER = msgspec.json.Decoder(Serve | Certificate)
+_DECODER: msgspec.json.Decoder[Decision] = msgspec.json.Decoder(Serve | Certificate)
 
 
 @dataclass(slots=True)

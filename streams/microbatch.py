@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from millrace.learners.protocol import Array, Batch, Value
 from numpy.typing import NDArray
+
+from millrace.learners.protocol import Array, Batch, Value
 
 
 class MicroBatches:
@@ -75,5 +76,15 @@ def join(pieces: list[Batch]) -> Batch:
     """One batch of all rows, in order."""
     if len(pieces) == 1:
         return pieces[0]
-    columns = zip(*((p.x, p.y, p.key, p.t, p.weight) for p in pieces), strict=True)
-    return Batch(*(None if column[0] is None else np.concatenate(column) for column in columns))
+    return Batch(
+        np.concatenate([piece.x for piece in pieces]),
+        _joined([piece.y for piece in pieces]),
+        _joined([piece.key for piece in pieces]),
+        _joined([piece.t for piece in pieces]),
+        _joined([piece.weight for piece in pieces]),
+    )
+
+
+def _joined(columns: list[Array | None]) -> Array | None:
+    present = [column for column in columns if column is not None]
+    return np.concatenate(present) if present else None

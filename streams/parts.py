@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from millrace.learners.errors import DamageError
-from millrace.learners.protocol import Value
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+
+from millrace.learners.errors import DamageError
+from millrace.learners.protocol import Value
 
 FORMAT = "1"
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import msgspec
 from crc32c import crc32c
+
 from millrace.learners.errors import DamageError
 
 T = TypeVar("T")
@@ -30,5 +31,5 @@ def unseal(raw: bytes, decoder: msgspec.json.Decoder[T], where: str) -> T:
         raise DamageError(f"{where} is damaged: its bytes do not match its crc32c. Restore it from a copy.")
     try:
         return decoder.decode(body)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamageError(f"{where} was written by another release ({error}). Use the release that wrote it.") from error

@@ -151,4 +151,3 @@ class ListProducer:
 def partition_count(topics: dict[str, Topic]) -> list[str]:
     """Every partition's name, topics in order."""
     return [tp_name(name, number) for name, topic in topics.items() for number in range(topic.partitions)]
-

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
+
 from millrace.learners.errors import DamageError, StorageError
 
 Connection = apsw.Connection
@@ -70,7 +71,9 @@ def storage_errors(path: Path) -> Iterator[None]:
     except (apsw.CorruptError, apsw.NotADBError, apsw.FormatError) as error:
         raise DamageError(f"{path}: not a sound SQLite database ({error}). Restore it from a copy.") from error
     except apsw.SQLError as error:
-        raise DamageError(f"{path}: its tables are not ours ({error}). Use the release that wrote it, or another folder.") from error
+        raise DamageError(
+            f"{path}: its tables are not ours ({error}). Use the release that wrote it, or another folder."
+        ) from error
     except apsw.IOError as error:
         raise StorageError(f"{path}: the disk refused ({error}); nothing acknowledged was lost. {_FREE_SPACE}") from error
     except OSError as error:

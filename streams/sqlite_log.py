@@ -11,9 +11,11 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 from crc32c import crc32c
+
 from millrace.learners.errors import BadInputError, DamageError, OffsetsGoneError
 from millrace.streams.records import Event, Read, Record, checksum, frame, split_tp, tp_name
 from millrace.streams.source import Position, Topic
@@ -138,8 +140,8 @@ class SqliteLog:
         with storage_errors(self.path):
             table, _, end = self._partition(tp)
             query = f"select min(offset) from {table} where timestamp_ms >= ?"
-            kept = self._connection.execute(query, (older_than_ms,)).fetchone()[0]
-        self.delete_before(tp, end if kept is None else kept)
+            found: list[Any] = self._connection.execute(query, (older_than_ms,)).fetchall()
+        self.delete_before(tp, end if found[0][0] is None else found[0][0])
 
     def fetch(self, tp: str, start: int, stop: int | None, limit: int) -> tuple[list[Event], int]:
         """Records from ``start``, at most ``limit``, fewer where their values are large; and the crc32c of all of them.
@@ -261,4 +263,3 @@ def gone(tp: str, start: int, stop: int, bounds: tuple[int, int]) -> OffsetsGone
         f"Topic {topic} partition {partition} no longer has offsets {start} to {stop - 1}: it holds {there}. "
         "Restore the log, or start a new branch from what is there with --branch NEW."
     )
-

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
+
 from millrace.learners.errors import DamageError, StorageError
 from millrace.streams.entries import Mark
 from millrace.streams.parts import sha256

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from millrace.learners.errors import DamageError
 from millrace.streams.sqlite import connect, storage_errors
@@ -74,8 +74,8 @@ class SqliteStream:
         """
         append = "insert into entries select coalesce(max(offset) + 1, 0), ? from entries returning offset"
         with storage_errors(self.path):
-            rows = self._connection.execute(append, (value,)).fetchall()  # to its end: only then is it committed
-        return Stored(int(rows[0][0]))
+            rows: list[Any] = self._connection.execute(append, (value,)).fetchall()  # to its end: only then it is committed
+        return Stored(rows[0][0])
 
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """Everything from ``start`` to the end.
@@ -85,7 +85,7 @@ class SqliteStream:
         query = "select offset, value from entries where offset >= ? order by offset limit ?"
         while True:
             with storage_errors(self.path):
-                rows = self._connection.execute(query, (start, self.CHUNK)).fetchall()
+                rows: list[Any] = self._connection.execute(query, (start, self.CHUNK)).fetchall()
             for offset, value in rows:
                 if offset != start or not isinstance(value, bytes):
                     raise DamageError(f"{self.path}: entry {start} is missing or not bytes. Restore the file from a copy.")

@@ -215,5 +215,3 @@ def _difference(one: Value, other: Value) -> float:
 def _first_at(summary: Summary, seq: int) -> Mark | None:
     """The first mark whose state has taken in entry ``seq``."""
     return next((mark for mark in summary.marks if mark.state_seq >= seq), None)
-
-

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import msgspec
+
 from millrace.learners.errors import TooManyRejectedError
 from millrace.learners.metrics import ClassScores, ValueScores
 from millrace.streams.branch import Doors, Recipe, begin, check_retention, entries_after, refold, restore
@@ -305,9 +306,12 @@ class Worker:
     # Marks
 
     def mark_when_due(self, wait: bool = False) -> None:
-        """Mark a snapshot that has been stored (or ``wait`` for one on its way), and begin the next where it is due."""
-        self._mark(self._snapshots.finished(wait))
+        """Mark a snapshot that has been stored (or ``wait`` for one on its way), and begin the next where it is due.
+
+        A checkpoint that falls due while another is on its way waits for its turn; a version makes learning wait.
+        """
         version = self._due(self._config.version_rows)
+        self._mark(self._snapshots.finished(wait or version))
         if (version or self._due(self._config.checkpoint_rows)) and not self._snapshots.busy:
             self._begin_snapshot(version)
 

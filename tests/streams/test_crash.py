@@ -7,6 +7,7 @@ import json
 
 import pytest
 from branches import SMALL, Rooms, everything, make_events, mark_at_once, recipe, run_to_end
+
 from millrace.streams.branch import refold, restore
 from millrace.streams.entries import Step
 from millrace.streams.fold import Fold

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 from branches import Rooms, make_events, mark_at_once, recipe
+
 from millrace.learners.errors import DamageError, ReplacedError
 from millrace.streams.branch import load_checkpoint, refold, state_hash
 from millrace.streams.entries import Mark, Open, Step

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from branches import HOST, SMALL, START_MS, Rooms, SteppedWall, everything, run_to_end
+
 from millrace.learners.ridge import Ridge, RidgeConfig
 from millrace.streams.branch import Recipe
 from millrace.streams.codec import Codec

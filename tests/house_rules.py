@@ -1,0 +1,365 @@
+"""The rules of house-style.md that a machine can check: each is a function from parsed files to what breaks it."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("learners", "streams", "services")  # each may import itself and those before it
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 6
+BANNED_WORDS = {"manager", "helper", "util", "common", "misc", "processor", "wrapper", "base"}
+STEP = ["read", "checked", "appended", "learned", "acknowledged", "emitted"]  # journal.md, rule 5
+
+# Which one file may import an outside system; None where the first file that needs it becomes its only door.
+DOORS: Mapping[str, str | None] = {
+    "apsw": "streams/sqlite.py",
+    "sqlite3": "streams/sqlite.py",
+    "kafka": "streams/kafka.py",
+    "mlflow": None,
+    "onnxruntime": None,
+    "ray.serve": None,
+    "river": None,
+    "vllm": None,
+}
+UNPICKLERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+CLOCKS_AND_CHANCE = {"time", "datetime", "random", "secrets", "uuid"}
+GENERATORS = {"Generator", "BitGenerator", "SeedSequence", "PCG64", "Philox", "default_rng"}  # carry their own seed
+BROAD = {"Exception", "BaseException"}
+LABELS = {"y", "label", "labels"}
+
+# Where catching everything is right: (file, function) -> why. The only way to catch everything anywhere else is here.
+BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
+    ("streams/sqlite.py", "transaction"): "whatever happened is rolled back and raised again",
+}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One parsed file of ours, under its path from the repository's root."""
+
+    path: str
+    source: str
+
+    @property
+    def tree(self) -> ast.Module:
+        """The file as a syntax tree."""
+        return ast.parse(self.source, self.path)
+
+    @property
+    def room(self) -> str:
+        """The top-level folder it stands in."""
+        return self.path.split("/")[0]
+
+    @property
+    def name(self) -> str:
+        """The name it is imported by."""
+        return "millrace." + self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    def at(self, node: ast.AST, what: str) -> str:
+        """One violation, as `file:line what`."""
+        return f"{self.path}:{getattr(node, 'lineno', 1)} {what}"
+
+
+def modules(*folders: str) -> list[Module]:
+    """Every Python file under the given folders, in order of path."""
+    files = sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    return [Module(file.relative_to(ROOT).as_posix(), file.read_text()) for file in files]
+
+
+# --- what several rules ask of a tree
+
+
+def functions(tree: ast.AST) -> Iterator[Function]:
+    """Every function and method, nested ones too."""
+    return (node for node in ast.walk(tree) if isinstance(node, Function))
+
+
+def dotted(node: ast.expr) -> str:
+    """`np.random.seed` for that expression, with "?" for what is not a name."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def imports(module: Module) -> Iterator[tuple[ast.AST, str]]:
+    """Every name imported anywhere in the file, in full: `from a import b` gives `a.b`."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = module.name.split(".") + (["__init__"] if module.path.endswith("__init__.py") else [])
+            above = package[: -node.level] if node.level else []
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node, f"{start}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] in {"import_module", "__import__"}:
+            yield from ((node, word.value) for word in node.args[:1] if isinstance(word, ast.Constant))
+
+
+def within(name: str, package: str) -> bool:
+    """Whether an imported name is the package or something in it."""
+    return name == package or name.startswith(package + ".")
+
+
+def words(name: str) -> list[str]:
+    """`KafkaManager2` and `kafka_manager` -> kafka, manager."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
+def parameters(function: Function) -> list[ast.arg]:
+    """What a caller passes: `self` and `cls` left out."""
+    spec = function.args
+    every = [*spec.posonlyargs, *spec.args, *([spec.vararg] if spec.vararg else []), *spec.kwonlyargs]
+    return [arg for i, arg in enumerate(every) if i or arg.arg not in {"self", "cls"}]
+
+
+# --- rules over one file
+
+
+def arrows_turned(module: Module) -> Iterator[str]:
+    """learners <- streams <- services (rule 1), and never by a bare folder name."""
+    allowed = ROOMS[: ROOMS.index(module.room) + 1]
+    for node, name in imports(module):
+        parts = name.split(".")
+        if parts[0] in ROOMS:
+            yield module.at(node, f"imports {name} without `millrace.`")
+        elif parts[0] == "millrace" and len(parts) > 1 and parts[1] not in allowed:
+            yield module.at(node, f"imports {name} into {module.room}")
+
+
+def unpicklers_used(module: Module) -> Iterator[str]:
+    """Nothing is unpickled (rule 19)."""
+    for node, name in imports(module):
+        if name.split(".")[0] in UNPICKLERS:
+            yield module.at(node, f"imports {name}")
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Call):
+            continue
+        said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        name = dotted(node.func)
+        if name == "torch.load" and said.get("weights_only") != "True":
+            yield module.at(node, "calls torch.load without weights_only=True")
+        if name.endswith("read_pickle") or said.get("allow_pickle", "False") != "False":
+            yield module.at(node, f"lets {name} unpickle")
+
+
+def broad_excepts(module: Module) -> Iterator[tuple[ast.AST, str]]:
+    """Every place that catches everything, with the function it stands in."""
+
+    def walk(node: ast.AST, path: tuple[str, ...]) -> Iterator[tuple[ast.AST, str]]:
+        if isinstance(node, Function | ast.ClassDef):
+            path = (*path, node.name)
+        caught: list[ast.expr | None] = []
+        if isinstance(node, ast.ExceptHandler):
+            caught = list(node.type.elts) if isinstance(node.type, ast.Tuple) else [node.type]
+        elif isinstance(node, ast.Call) and dotted(node.func).endswith("suppress"):
+            caught = list(node.args)
+        if any(kind is None or dotted(kind).split(".")[-1] in BROAD for kind in caught):
+            yield node, ".".join(path)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, path)
+
+    return walk(module.tree, ())
+
+
+def broad_excepts_unexplained(module: Module) -> Iterator[str]:
+    """Everything is caught only where BROAD_EXCEPTS says why (rule 14)."""
+    for node, function in broad_excepts(module):
+        if (module.path, function) not in BROAD_EXCEPTS:
+            yield module.at(node, f"catches everything in {function or 'the module'}")
+
+
+def environment_read(module: Module) -> Iterator[str]:
+    """Only services/config.py reads the environment (rule 20)."""
+    if module.path == "services/config.py":
+        return
+    outside = ("os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv")
+    for node, name in imports(module):
+        if name in outside:
+            yield module.at(node, f"imports {name}")
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute) and dotted(node) in outside:
+            yield module.at(node, f"uses {dotted(node)}")
+
+
+def open_keywords(module: Module) -> Iterator[str]:
+    """No function takes `**kwargs`, so none passes them through."""
+    for function in functions(module.tree):
+        if function.args.kwarg:
+            yield module.at(function, f"{function.name} takes **{function.args.kwarg.arg}")
+
+
+def too_large(module: Module) -> Iterator[str]:
+    """Files, functions and parameter lists are small (rule 25)."""
+    lines = len(module.source.splitlines())
+    if lines > MAX_FILE_LINES:
+        yield f"{module.path}:1 has {lines} lines"
+    for function in functions(module.tree):
+        length = (function.end_lineno or function.lineno) - function.lineno + 1
+        if length > MAX_FUNCTION_LINES:
+            yield module.at(function, f"{function.name} has {length} lines")
+        if len(parameters(function)) > MAX_PARAMETERS:
+            yield module.at(function, f"{function.name} has {len(parameters(function))} parameters")
+
+
+def empty_names(module: Module) -> Iterator[str]:
+    """Files and classes are named for what is in them (rule 24)."""
+    classes = [node for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)]
+    for node, name in [(module.tree, module.path.removesuffix(".py")), *((node, node.name) for node in classes)]:
+        for word in words(name):
+            if word in BANNED_WORDS or word.removesuffix("s") in BANNED_WORDS:
+                yield module.at(node, f"{name} is called a {word}")
+
+
+def untyped(module: Module) -> Iterator[str]:
+    """Every function says the type of what it takes and gives (rule 25)."""
+    for function in functions(module.tree):
+        missing = [arg.arg for arg in parameters(function) if arg.annotation is None]
+        if missing or function.returns is None:
+            yield module.at(function, f"{function.name} leaves {', '.join(missing) or 'its answer'} untyped")
+
+
+def clocks_and_chance(module: Module) -> Iterator[str]:
+    """A learner has no clock and no global generator: both are arguments (rule 7)."""
+    if module.room != "learners":
+        return
+    for node, name in imports(module):
+        chance = within(name, "numpy.random") and name.split(".")[-1] not in GENERATORS
+        if name.split(".")[0] in CLOCKS_AND_CHANCE or chance or name == "os.urandom":
+            yield module.at(node, f"imports {name}")
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call) and dotted(node.func).endswith("default_rng") and not node.args + node.keywords:
+            yield module.at(node, "makes a generator without a seed")
+        drawn = re.fullmatch(r"(np|numpy)\.random\.(\w+)", dotted(node)) if isinstance(node, ast.Attribute) else None
+        if drawn and drawn[2] not in GENERATORS:
+            yield module.at(node, f"uses {drawn[0]}")
+
+
+def inherited_learners(module: Module) -> Iterator[str]:
+    """Learners have no base class (rule 4); protocols stand in protocol.py, exceptions in errors.py."""
+    if module.room != "learners" or module.path == "learners/errors.py":
+        return
+    allowed = {"Protocol"} if module.path == "learners/protocol.py" else set()
+    for node in ast.walk(module.tree):
+        bases = [ast.unparse(kind) for kind in getattr(node, "bases", [])]
+        if set(bases) - allowed:
+            yield module.at(node, f"{getattr(node, 'name', '?')} inherits from {', '.join(bases)}")
+
+
+def labels_as_truth(module: Module) -> Iterator[str]:
+    """`is None` decides on labels, since 0, 0.0, False and () are data (rule 15)."""
+    for node in ast.walk(module.tree):
+        asked: list[ast.expr] = []
+        if isinstance(node, ast.If | ast.While | ast.IfExp | ast.Assert):
+            asked = [node.test]
+        elif isinstance(node, ast.comprehension):
+            asked = node.ifs
+        elif isinstance(node, ast.BoolOp):
+            asked = node.values
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            asked = [node.operand]
+        elif isinstance(node, ast.Call) and dotted(node.func) == "bool":
+            asked = node.args
+        for test in asked:
+            if isinstance(test, ast.Name | ast.Attribute) and dotted(test).split(".")[-1] in LABELS:
+                yield module.at(test, f"asks whether {dotted(test)} is true")
+
+
+def mocks(module: Module) -> Iterator[str]:
+    """Fakes are public classes; our own code is never mocked (rule 27)."""
+    for node, name in imports(module):
+        if within(name, "unittest.mock") or within(name, "mock") or within(name, "pytest_mock"):
+            yield module.at(node, f"imports {name}")
+
+
+# --- rules over several files
+
+
+def doors_passed(tree: Iterable[Module]) -> Iterator[str]:
+    """Each outside system is imported by one file (rule 2)."""
+    found = [(module, node, name) for module in tree for node, name in imports(module)]
+    for system, door in DOORS.items():
+        users = [(module, node) for module, node, name in found if within(name, system)]
+        only = door or next((module.path for module, _ in users), None)
+        yield from (module.at(node, f"imports {system} beside {only}") for module, node in users if module.path != only)
+
+
+def import_cycles(tree: Iterable[Module]) -> Iterator[str]:
+    """No module is imported, by whatever way round, by what it imports."""
+    known = {module.name: module for module in tree}
+    graph = {name: {owner for _, used in imports(known[name]) if (owner := owner_of(used, known))} for name in known}
+    for name, used in graph.items():
+        used.discard(name)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        yield " <- ".join(error.args[1])
+
+
+def owner_of(used: str, known: Mapping[str, Module]) -> str | None:
+    """The module of ours that an imported name comes from."""
+    return next((name for name in (used, used.rpartition(".")[0]) if name in known), None)
+
+
+def repeated_file_names(tree: Sequence[Module]) -> Iterator[str]:
+    """What tests share is imported by its bare file name, so no two files have the same."""
+    seen: dict[str, str] = {}
+    for module in tree:
+        name = module.path.rpartition("/")[2]
+        if name not in {"__init__.py", "conftest.py"} and seen.setdefault(name, module.path) != module.path:
+            yield f"{module.path}:1 is called like {seen[name]}"
+
+
+# --- rules over one thing in particular
+
+
+def steps_yielded(module: Module) -> list[str]:
+    """The names that the method `step` yields, in the order of its lines."""
+    bodies = [function for function in functions(module.tree) if function.name == "step"]
+    found = [node for body in bodies for node in ast.walk(body) if isinstance(node, ast.Yield)]
+    found.sort(key=lambda node: (node.lineno, node.col_offset))
+    return [node.value.value if isinstance(node.value, ast.Constant) else "?" for node in found]
+
+
+def methods_of(module: Module, name: str) -> set[str]:
+    """The public methods of a class."""
+    classes = [node for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef) and node.name == name]
+    return {part.name for node in classes for part in node.body if isinstance(part, Function) and part.name[0] != "_"}
+
+
+def unexplained_targets(makefile: str) -> list[str]:
+    """Targets that people call and that carry no `##` comment (rule 28)."""
+    rules = re.findall(r"^([a-zA-Z][\w-]*)\s*:(?!=)(.*)$", makefile, re.MULTILINE)
+    return [target for target, rest in rules if "## " not in rest]
+
+
+def other_than_make(script: str) -> list[str]:
+    """Lines of CI's script that do something themselves instead of calling a target (rule 28)."""
+    harmless = re.compile(r"\s*(#.*)?$|set -euo pipefail$|cd \"\$\(dirname \"\$0\"\)/\.\.\"$|(exec )?make( [\w-]+)+$")
+    return [line for line in script.splitlines() if not harmless.match(line)]
+
+
+FILE_RULES: Mapping[str, Callable[[Module], Iterator[str]]] = {
+    "rooms are imported in one direction": arrows_turned,
+    "nothing is unpickled": unpicklers_used,
+    "everything is caught only where the table says why": broad_excepts_unexplained,
+    "only config.py reads the environment": environment_read,
+    "no function takes **kwargs": open_keywords,
+    "files, functions and parameter lists are small": too_large,
+    "names are nouns from the domain": empty_names,
+    "every function is typed": untyped,
+    "learners have no clock and no global generator": clocks_and_chance,
+    "learners have no base class": inherited_learners,
+    "is None decides on labels": labels_as_truth,
+    "our own code is never mocked": mocks,
+}
+TEST_RULES = (too_large, empty_names, unpicklers_used, mocks)  # those that hold for the tests too

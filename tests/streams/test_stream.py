@@ -1,0 +1,139 @@
+"""Streams of bytes with offsets, in memory and in SQLite."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw_rows
+import pytest
+from rooms import PATIENCE_S, fill, make_read_only, small_disk
+
+from millrace.learners.errors import DamageError, StorageError
+from millrace.streams.stream import ListStream, SqliteStream, Stream
+
+KINDS: list[Callable[[Path], Stream]] = [lambda _: ListStream(), SqliteStream]
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_values_are_read_in_order_from_any_offset(make: Callable[[Path], Stream], tmp_path: Path) -> None:
+    """An acknowledgement says where the value lies, and it lies there."""
+    stream = make(tmp_path / "s.sqlite")
+    values = [b"%d" % at for at in range(1100)]
+    assert [stream.send(value).offset() for value in values] == list(range(1100))
+    for start in (0, 1, 1023, 1024, 1025, 1099, 1100, 9999):
+        assert list(stream.read(start)) == list(enumerate(values))[start:]
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_two_streams_are_two(make: Callable[[Path], Stream], tmp_path: Path) -> None:
+    """Nothing is shared by name or class."""
+    one, other = make(tmp_path / "a.sqlite"), make(tmp_path / "b.sqlite")
+    one.send(b"x")
+    assert list(other.read(0)) == [] and other.send(b"y").offset() == 0
+
+
+def test_an_acknowledged_value_is_seen_by_another_connection_at_once(tmp_path: Path) -> None:
+    """A reader in another process sees what a writer was told is stored."""
+    one, other = SqliteStream(tmp_path / "s.sqlite"), SqliteStream(tmp_path / "s.sqlite")
+    assert [one.send(b"a").offset(), other.send(b"b").offset(), one.send(b"c").offset()] == [0, 1, 2]
+    assert [value for _, value in other.read(0)] == [b"a", b"b", b"c"]
+
+
+NUMBERED = "with recursive n(i) as (select 0 union all select i + 1 from n where i < 1599) "
+
+
+@pytest.mark.parametrize("gap", [0, 3, 1024, 1500])
+def test_a_missing_entry_is_damage_named_by_its_offset(gap: int, tmp_path: Path) -> None:
+    """The entries before it are still read."""
+    path = tmp_path / "s.sqlite"
+    stream = SqliteStream(path)
+    apsw_rows.change(path, NUMBERED + "insert into entries select i, cast(i as blob) from n")
+    assert [value for _, value in stream.read(1598)] == [b"1598", b"1599"]
+    apsw_rows.change(path, f"delete from entries where offset = {gap}")
+    entries = stream.read(0)
+    assert [next(entries)[0] for _ in range(gap)] == list(range(gap))
+    with pytest.raises(DamageError, match=f"entry {gap} is missing or not bytes. Restore the file from a copy"):
+        next(entries)
+    assert [offset for offset, _ in stream.read(gap + 1)] == list(range(gap + 1, 1600))
+
+
+def test_an_entry_that_is_not_bytes_is_damage(tmp_path: Path) -> None:
+    """SQLite would keep anything in any column."""
+    stream = SqliteStream(tmp_path / "s.sqlite")
+    stream.send(b"a")
+    apsw_rows.change(tmp_path / "s.sqlite", "update entries set value = 'a'")
+    with pytest.raises(DamageError, match="entry 0 is missing or not bytes"):
+        list(stream.read(0))
+
+
+def test_a_file_that_is_not_a_database_is_damage_and_a_folder_is_not_usable(tmp_path: Path) -> None:
+    """Each with its path and what to do."""
+    (tmp_path / "s.sqlite").write_bytes(b"not a database at all, but long enough to have a header of its own" * 20)
+    with pytest.raises(DamageError, match="s.sqlite: not a sound SQLite database .* Restore it from a copy"):
+        SqliteStream(tmp_path / "s.sqlite")
+    (tmp_path / "folder.sqlite").mkdir()
+    with pytest.raises(StorageError, match="folder.sqlite"):
+        SqliteStream(tmp_path / "folder.sqlite")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="file"):
+        SqliteStream(tmp_path / "file" / "s.sqlite")
+
+
+def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
+    """A table of that name with other columns is not ours to append to."""
+    apsw_rows.change(tmp_path / "s.sqlite", "create table entries (name text)")
+    with pytest.raises(DamageError, match="s.sqlite"):
+        SqliteStream(tmp_path / "s.sqlite").send(b"x")
+
+
+def test_a_full_disk_is_one_sentence_and_every_acknowledged_value_stays(tmp_path: Path) -> None:
+    """The same connection goes on when there is room again."""
+    with small_disk(tmp_path / "disk", 1024) as disk:
+        stream, sent = SqliteStream(disk / "s.sqlite"), 0
+        fill(disk, leave=200_000)
+        with pytest.raises(StorageError, match="s.sqlite: .*nothing acknowledged was lost. Free space"):
+            for _ in range(1000):
+                stream.send(b"x" * 5000)
+                sent += 1
+        assert 0 < sent < 1000 and [len(value) for _, value in stream.read(0)] == [5000] * sent
+        (disk / "ballast").unlink()
+        assert stream.send(b"after").offset() == sent
+        stream.close()
+
+
+def test_a_read_only_folder_is_one_sentence_with_the_choices(tmp_path: Path) -> None:
+    """The path, and --home."""
+    with small_disk(tmp_path / "disk", 1024) as disk:
+        stream = SqliteStream(disk / "s.sqlite")
+        stream.send(b"x")
+        stream.close()
+        make_read_only(disk)
+        with pytest.raises(StorageError, match="s.sqlite: .*Make the folder writable, or name another with --home"):
+            SqliteStream(disk / "s.sqlite").send(b"y")
+
+
+APPENDER = """
+import sys
+from pathlib import Path
+from millrace.streams.stream import SqliteStream
+stream = SqliteStream(Path(sys.argv[1]))
+for at in range(int(sys.argv[3])):
+    print(stream.send(f"{sys.argv[2]} {at}".encode()).offset())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Offsets have no gap, every acknowledgement is true, and each process's values stand in its own order."""
+    path = tmp_path / "s.sqlite"
+    SqliteStream(path).close()
+    command = [sys.executable, "-c", APPENDER, str(path)]
+    running = [subprocess.Popen([*command, name, "150"], stdout=subprocess.PIPE, text=True) for name in "ab"]
+    said = [[int(line) for line in process.communicate(timeout=PATIENCE_S)[0].split()] for process in running]
+    stored = [value.decode().split() for _, value in SqliteStream(path).read(0)]
+    assert [process.returncode for process in running] == [0, 0] and sorted(said[0] + said[1]) == list(range(300))
+    for name, offsets in zip("ab", said, strict=True):
+        assert [stored[offset] for offset in offsets] == [[name, str(at)] for at in range(150)]

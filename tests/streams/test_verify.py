@@ -1,0 +1,255 @@
+"""`verify` proves a run from the log, and fails on one flipped byte anywhere, naming it and the first bad mark."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import apsw
+import msgspec
+import numpy as np
+import pytest
+from millrace.learners.errors import NotProvedError
+from millrace.services import looking, running
+from millrace.services.config import load_pipeline
+from millrace.services.instance import Instance
+from millrace.streams.branch import load_checkpoint, save_checkpoint
+from millrace.streams.entries import Entry, Mark, Step
+from millrace.streams.journal import Cursor, counted, summarise
+from millrace.streams.records import Record
+from millrace.streams.sealed import seal, unseal
+from millrace.streams.store import read_manifest
+from millrace.streams.stream import SqliteStream
+from millrace.streams.verify import difference
+
+PIPELINE = """
+name = "proof"
+[label]
+name = "y"
+type = "integer"
+[[fields]]
+name = "x"
+size = 4
+[learner]
+kind = "ridge"
+solve_rows = 50
+[batch]
+rows = 32
+wait_ms = 1
+[worker]
+step_rows = 40
+step_ms = 0
+checkpoint_rows = 150
+version_rows = 250
+"""
+ROWS = 600
+
+
+@pytest.fixture(scope="module")
+def proved(tmp_path_factory):
+    """An instance that learned 600 rows in two epochs, with checkpoints and versions."""
+    folder = tmp_path_factory.mktemp("proof")
+    (folder / "proof.toml").write_text(PIPELINE)
+    there = instance(folder)
+    x = np.random.default_rng(1).integers(-9, 10, (ROWS, 4))
+    x[:, 3] = np.arange(ROWS)  # no two records alike
+    records = [
+        Record(json.dumps({"x": row.tolist(), "y": int(row[0]) % 3}).encode(), timestamp_ms=1 + at)
+        for at, row in enumerate(x)
+    ]
+    there.log().append("proof", records)
+    running.run(there, "main", running.Bounds(rows=300), take_over=False)
+    running.run(there, "main", running.Bounds(), take_over=False)
+    return folder
+
+
+@pytest.fixture
+def copy(proved, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(proved, tmp_path / "copy")
+
+
+def instance(folder: Path) -> Instance:
+    """The pipeline with its state beside its file."""
+    return Instance(load_pipeline(folder / "proof.toml"), folder / "proof")
+
+
+def flip(path: Path, at: int, bit: int) -> None:
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def flip_in_table(path: Path, table: str, offset: int, chance: random.Random) -> None:
+    """Change one bit of a stored value, and nothing that was stored beside it."""
+    connection = apsw.Connection(str(path))
+    value = bytearray(connection.execute(f"select value from {table} where offset = ?", (offset,)).fetchall()[0][0])
+    value[chance.randrange(len(value))] ^= 1 << chance.randrange(8)
+    connection.execute(f"update {table} set value = ? where offset = ?", (bytes(value), offset))
+    connection.close()
+
+
+def findings(folder: Path) -> str:
+    """What verify says of damage."""
+    with pytest.raises(NotProvedError) as error:
+        looking.prove(instance(folder), "main")
+    return str(error.value)
+
+
+def marks(folder: Path) -> list[Mark]:
+    """The counted marks."""
+    return summarise(instance(folder).journal("main"), "main").marks
+
+
+def test_a_run_is_proved_from_the_log_and_its_versions_are_certified(copy):
+    """Every mark is folded again from the fork; the ledger then holds one certificate for each version."""
+    report = looking.prove(instance(copy), "main")
+    assert (report.base, report.records, report.unproved) == ("fork", ROWS, [])
+    assert report.proved == marks(copy)
+    versions = {mark.version for mark in marks(copy) if mark.version}
+    assert set(instance(copy).ledger().certificates) == versions
+    assert len(versions) >= 3
+    looking.prove(instance(copy), "main")
+    assert len(instance(copy).ledger().counted) == 1 + len(versions), "a version is certified once"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_one_flipped_bit_of_a_record_is_named_with_the_first_bad_mark(copy, seed):
+    """The record's offset is in the message, and so is the first mark whose state has taken it in."""
+    chance = random.Random(seed)
+    offset = chance.randrange(ROWS)
+    doors = instance(copy).doors("main")
+    step = next(
+        entry
+        for entry in counted(doors.journal, "main", Cursor())
+        if isinstance(entry, Step) and entry.reads and entry.reads[0][2] > offset
+    )
+    flip_in_table(copy / "proof" / "log.sqlite", f"records_{doors.source.topics()['proof'].id}_0", offset, chance)
+    said = findings(copy)
+    bad = next(mark for mark in marks(copy) if mark.state_seq >= step.seq)
+    assert f"proof:0 offset {offset} " in said
+    assert f"First bad mark: seq {bad.state_seq}" in said
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_one_flipped_bit_of_a_journal_entry_is_named_with_the_first_bad_mark(copy, seed):
+    """The entry's offset is in the message; what was counted before it is still proved."""
+    chance = random.Random(seed)
+    path = instance(copy).journal_path("main")
+    entries = list(SqliteStream(path).read(0))
+    offset, _ = chance.choice(entries[2:])
+    flip_in_table(path, "entries", offset, chance)
+    said = findings(copy)
+    assert f"journal entry at offset {offset} " in said
+    later = [mark for mark in map(as_mark, (raw for at, raw in entries if at > offset)) if mark]
+    assert (f"First bad mark: seq {later[0].state_seq}" if later else "No mark stands on it yet") in said
+
+
+def as_mark(raw: bytes) -> Mark | None:
+    """The entry, if it is a mark."""
+    entry = unseal(raw, msgspec.json.Decoder(Entry), "here")
+    return entry if isinstance(entry, Mark) else None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_one_flipped_bit_of_a_checkpoint_part_is_named_with_its_mark(copy, seed):
+    """The file is in the message, and the first mark that names it."""
+    chance = random.Random(seed)
+    store = instance(copy).store()
+    kept = [mark for mark in marks(copy) if mark.version]
+    mark = chance.choice(kept)
+    manifest = read_manifest(store, "main", mark.checkpoint)
+    name = chance.choice([mark.checkpoint, *(part.sha256 for part in manifest.parts.values())])
+    path = store.path("main", name)
+    flip(path, chance.randrange(path.stat().st_size), chance.randrange(8))
+    said = findings(copy)
+    assert str(path) in said
+    first = next(m for m in kept if name in names(store, m, name))
+    assert f"First bad mark: seq {first.state_seq}" in said
+
+
+def names(store, mark: Mark, damaged: str) -> set[str]:
+    """The blobs of a mark's checkpoint; only its manifest if that is what was damaged."""
+    if mark.checkpoint == damaged:
+        return {damaged}
+    return {part.sha256 for part in read_manifest(store, "main", mark.checkpoint).parts.values()}
+
+
+def test_a_checkpoint_of_another_state_is_found_although_its_bytes_are_sound(copy):
+    """A forger who writes a sound checkpoint, manifest and mark is caught by folding the log again."""
+    there = instance(copy)
+    doors = there.doors("main")
+    last = marks(copy)[-1]
+    parts = load_checkpoint(doors.store, last)
+    parts["learner"]["gram"] = parts["learner"]["gram"] + 1.0
+    name, manifest = save_checkpoint(doors.store, "main", last.state_seq, parts)
+    end = summarise(doors.journal, "main").end
+    forged = Mark(
+        branch="main",
+        seq=end.seq + 1,
+        epoch=end.epoch,
+        state_seq=last.state_seq,
+        state_sha256=manifest.state_sha256,
+        checkpoint=name,
+        version=None,
+    )
+    doors.journal.send(seal(forged))
+    assert "Folding the log again gives another state (in learner)" in findings(copy)
+
+
+def test_what_follows_from_the_truth_is_compared_too(copy):
+    """A sound checkpoint with the right truth and another solution beside it is found."""
+    there = instance(copy)
+    doors = there.doors("main")
+    last = marks(copy)[-1]
+    parts = load_checkpoint(doors.store, last)
+    parts["derived"]["weights"] = parts["derived"]["weights"] * 1.001
+    name, manifest = save_checkpoint(doors.store, "main", last.state_seq, parts)
+    end = summarise(doors.journal, "main").end
+    mark = Mark(
+        branch="main",
+        seq=end.seq + 1,
+        epoch=end.epoch,
+        state_seq=last.state_seq,
+        state_sha256=manifest.state_sha256,
+        checkpoint=name,
+        version=None,
+    )
+    doors.journal.send(seal(mark))
+    assert "another derived part" in findings(copy)
+
+
+def test_where_retention_has_passed_verify_begins_at_a_checkpoint_and_says_so(copy):
+    """What the log no longer has cannot be folded again; the rest is proved from the oldest checkpoint that goes on."""
+    there = instance(copy)
+    version = next(mark for mark in marks(copy) if mark.version)
+    position = load_checkpoint(there.store(), version)["counts"]["position"]["proof:0"]
+    there.log().delete_before("proof:0", position)
+    report = looking.prove(there, "main")
+    assert report.base == f"checkpoint of seq {version.state_seq}"
+    assert report.proved[-1] == marks(copy)[-1]
+    assert len(report.unproved) < len(marks(copy))
+
+
+def test_a_recreated_topic_is_not_taken_for_the_old_one(copy):
+    """Another id under the same name: the log is not what the journal read."""
+    there = instance(copy)
+    (copy / "proof" / "log.sqlite").unlink()
+    for leftover in (copy / "proof").glob("log.sqlite-*"):
+        leftover.unlink()
+    there.log()
+    assert "was recreated" in findings(copy)
+
+
+def test_the_difference_of_parts_is_relative_and_sees_shapes_and_names():
+    """Numbers by their size; everything else by equality."""
+    one = {"w": np.array([1.0, 100.0]), "n": 3, "names": ["a"]}
+    assert difference(one, one) == 0.0
+    assert difference(one, one | {"w": np.array([2.0, 100.0])}) == pytest.approx(0.01)
+    assert difference(one, one | {"n": 4}) == np.inf
+    assert difference(one, one | {"names": ["b"]}) == np.inf
+    assert difference(one, one | {"w": np.ones(3)}) == np.inf
+    assert difference(one, {"w": one["w"]}) == np.inf
