@@ -112,19 +112,27 @@ class PrequentialClasses:
 
     def _count(self, y: Array, hits: Array) -> tuple[int, int]:
         """Count labels and hits row by row; how often the last and the commonest label were right."""
-        last = majority = 0
-        rows = self._label_rows
-        for name, hit in zip(y.tolist(), hits.tolist(), strict=True):
-            at = self._place(name)
-            last += at == self._last
-            majority += at == self._majority
-            rows[at] += 1
-            self._label_hits[at] += hit
-            self._last = at
-            lead = rows[at] - rows[self._majority]
-            if self._majority < 0 or lead > 0 or (lead == 0 and at < self._majority):
-                self._majority = at
-        return last, majority
+        if not len(y):
+            return 0, 0
+        places = [self._place(name) for name in y.tolist()]
+        at = np.array(places)  # (n,)
+        last = int((at[1:] == at[:-1]).sum()) + (places[0] == self._last)
+        self._last = places[-1]
+        for place, count in enumerate(np.bincount(at[hits], minlength=1).tolist()):
+            self._label_hits[place] += count
+        return last, self._count_majority(places)
+
+    def _count_majority(self, places: list[int]) -> int:
+        """Count labels by their places; how often the commonest one before a row was the row's."""
+        right, rows, best = 0, self._label_rows, self._majority
+        most = rows[best] if best >= 0 else 0
+        for at in places:
+            right += at == best
+            rows[at] = count = rows[at] + 1
+            if count > most or (count == most and at < best):
+                best, most = at, count
+        self._majority = best
+        return right
 
     def _place(self, name: str) -> int:
         """Where the label stands in the lists; a new one is appended."""

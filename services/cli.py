@@ -103,7 +103,9 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 @on_pipeline
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @data_option
-@click.option("--rows-per-second", default=0.0, type=click.FloatRange(0), metavar="R", help="Pace them; 0 (default): as fast as it goes.")
+@click.option(
+    "--rows-per-second", default=0.0, type=click.FloatRange(0), metavar="R", help="Pace them; 0 (default): as fast as it goes."
+)
 def send(instance: Instance, file: Path | None, data: str | None, rows_per_second: float) -> None:
     """Append the rows of a file (.jsonl, .csv, .parquet) or of a data set to the log.
 

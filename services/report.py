@@ -73,7 +73,7 @@ def _scored(told: Told) -> list[tuple[str, ...]]:
     """The measures as rows: over the whole stream, over its last window, on the held-out rows."""
     evidence, measures = told.evidence, MEASURES[told.evidence.task]
     whole, late = evidence.totals[-1], windows(evidence.totals, told.window)[-1]
-    number = "{:.3f}" if evidence.task == "classify" else "{:,.1f}"
+    number = "{:.3f}" if whole[1] < 100 * whole[0] else "{:,.1f}"
     tested = evidence.versions[-1].score if evidence.versions else None
     head = "ACCURACY" if evidence.task == "classify" else "MEAN ABSOLUTE ERROR"
     lines: list[tuple[str, ...]] = [

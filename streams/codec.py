@@ -55,6 +55,7 @@ class Rows:
     weight: Floats  # (n,)
     key: Array  # (n,) bytes | None objects
     t: np.ndarray[Any, np.dtype[np.int64]]  # (n,) ms
+    plain: Floats | None = None  # (n, d) where the fields are x as they stand; the columns are then its views
 
     def __len__(self) -> int:
         return len(self.t)
@@ -78,7 +79,7 @@ class Codec:
         members = _members(schema)
         self._names = [name for name, _, _ in members]  # the order of a decoded row's cells: required ones first
         self._required = sum(needed for _, _, needed in members)
-        self._no_cells: list[Sequence[Any]] = [()] * len(members)
+        self._plain = len(schema.fields) if schema.plain else 0  # leading cells that make up x as they stand
         self._decode = msgspec.json.Decoder(_row_type(members)).decode
 
     @property
@@ -108,17 +109,22 @@ class Codec:
 
     def _columns(self, events: Sequence[Event]) -> Rows:
         values = self._values(events)
-        cells: list[Sequence[Any]] = (
-            list(zip(*map(msgspec.structs.astuple, map(self._decode, values)), strict=True)) or self._no_cells
-        )
-        _refuse_duplicates(values, cells, self._required)
-        cells = cells[: self._required] + [_absent_as_none(column) for column in cells[self._required :]]
-        by_name = dict(zip(self._names, cells, strict=True))
-        fields = tuple(_column(field, by_name[field.name]) for field in self._schema.fields)
+        rows = list(map(msgspec.structs.astuple, map(self._decode, values)))
+        plain = _packed(rows, self._plain) if self._plain else None
+        rest = [row[self._plain :] for row in rows] if self._plain else rows
+        cells: list[Sequence[Any]] = list(zip(*rest, strict=True)) or [()] * len(self._names[self._plain :])
+        required = self._required - self._plain
+        _refuse_duplicates(values, cells, required, self._required)
+        cells = cells[:required] + [_absent_as_none(column) for column in cells[required:]]
+        by_name = dict(zip(self._names[self._plain :], cells, strict=True))
+        if plain is None:
+            fields = tuple(_column(field, by_name[field.name]) for field in self._schema.fields)
+        else:
+            fields = tuple(plain[:, at : at + 1] for at in range(self._plain))
         weight = _weights(by_name[self._schema.weight]) if self._schema.weight else np.ones(len(values))
         t = np.array([event.timestamp_ms for event in events], dtype=np.int64)
         y = self._labels(by_name[self._schema.label.name])
-        return Rows(fields, y, weight, _objects([event.key for event in events]), t)
+        return Rows(fields, y, weight, _objects([event.key for event in events]), t, plain)
 
     def _values(self, events: Sequence[Event]) -> list[bytes]:
         values = [event.value for event in events if event.value is not None]
@@ -163,6 +169,12 @@ def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
     return msgspec.defstruct("Row", cells, rename=keys, forbid_unknown_fields=True, gc=False)
 
 
+def _packed(rows: Sequence[tuple[Any, ...]], width: int) -> Floats:
+    """The first ``width`` numbers of every row as a matrix; struct packs them twice as fast as NumPy reads them."""
+    pack = struct.Struct(f"{width}d").pack
+    return _finite(np.frombuffer(b"".join([pack(*row[:width]) for row in rows])).reshape(len(rows), width), -LARGEST, LARGEST)
+
+
 def _absent_as_none(cells: Sequence[Any]) -> list[Any]:
     return [None if cell is msgspec.UNSET else cell for cell in cells]
 
@@ -172,8 +184,9 @@ def _column(field: Field, cells: Sequence[Any]) -> Array:
         if isinstance(field.categories, tuple) and (unknown := set(cells) - {*field.categories, None}):
             raise RecordError("unknown-category", f"{field.name} has {len(unknown)} value(s) outside its declared categories")
         return _objects(cells)
-    if field.size > 1:  # struct packs lists of floats twice as fast as NumPy reads them
-        packed = b"".join([struct.pack(f"{field.size}d", *cell) for cell in cells])
+    if field.size > 1:
+        pack = struct.Struct(f"{field.size}d").pack
+        packed = b"".join([pack(*cell) for cell in cells])
         return _finite(np.frombuffer(packed).reshape(len(cells), field.size), *_range(field))
     absent = [] if field.missing == "reject" else [cell is None for cell in cells]
     if any(absent):
@@ -215,13 +228,14 @@ def _objects(cells: Sequence[Any]) -> Array:
     return column
 
 
-def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], required: int) -> None:
+def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], required: int, always: int) -> None:
     """Refuse a row in which a key stands twice; JSON decoders keep the last and say nothing.
 
     It shows in the count of quotation marks: two a key that is there and two a string. Only a row with another count (a key
-    twice, or an escaped quotation mark) is parsed again with its pairs.
+    twice, or an escaped quotation mark) is parsed again with its pairs. The first ``required`` of ``cells`` are of keys that
+    are always there; with those of numbers, which are not among the cells, there are ``always`` such keys.
     """
-    expected = np.full(len(values), 2 * required)
+    expected = np.full(len(values), 2 * always)
     for at, column in enumerate(cells):
         kinds = set(map(type, column))
         if at >= required:

@@ -44,6 +44,8 @@ class Features:
 
     def transform(self, rows: Rows) -> Floats:
         """x (n, d) of the rows; the tables take the rows in."""
+        if rows.plain is not None:
+            return rows.plain
         blocks = [self._block(field, column) for field, column in zip(self._schema.fields, rows.columns, strict=True)]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
 

@@ -92,6 +92,11 @@ class Schema:
             raise ValueError(f"field names stand twice: {', '.join(twice)}" if twice else "there must be at least one field")
 
     @property
+    def plain(self) -> bool:
+        """Whether every field is one number that stands in x as it is."""
+        return self.fields == tuple(Field(field.name) for field in self.fields)
+
+    @property
     def width(self) -> int:
         """d, the columns of x."""
         return sum(field.width for field in self.fields)

@@ -55,6 +55,12 @@ class Producer(Protocol):
     def append(self, topic: str, records: Sequence[Record]) -> list[tuple[int, int]]:
         """Partition and offset of every record, in order. Raises: StorageError where one was not stored."""
 
+    def post(self, topic: str, records: Sequence[Record]) -> None:
+        """Start appending; ``flush`` tells how it went."""
+
+    def flush(self) -> None:
+        """Wait until everything posted is stored. Raises: StorageError where something was not."""
+
     def last(self, topic: str) -> bytes | None:
         """The value appended last to ``topic``, or None."""
 
@@ -141,6 +147,13 @@ class ListProducer:
         stored = self.records.setdefault(topic, [])
         stored.extend(records)
         return [(0, len(stored) - len(records) + at) for at in range(len(records))]
+
+    def post(self, topic: str, records: Sequence[Record]) -> None:
+        """Append; every record is stored at once."""
+        self.append(topic, records)
+
+    def flush(self) -> None:
+        """Nothing is on its way."""
 
     def last(self, topic: str) -> bytes | None:
         """The newest value."""

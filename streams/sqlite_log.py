@@ -10,6 +10,7 @@ import struct
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -19,7 +20,7 @@ from crc32c import crc32c
 from millrace.learners.errors import BadInputError, DamageError, OffsetsGoneError
 from millrace.streams.records import Event, Read, Record, checksum, frame, split_tp, tp_name
 from millrace.streams.source import Position, Topic
-from millrace.streams.sqlite import connect, storage_errors, transaction
+from millrace.streams.sqlite import Connection, connect, storage_errors, transaction
 
 READ_BYTES = 64 << 20  # a read closes past this many bytes of values, however few records they are
 MAX_VALUE_BYTES = 512 << 20  # SQLite's own limit is 1 GB
@@ -36,11 +37,17 @@ create table {table} (offset integer primary key, timestamp_ms integer not null,
 
 
 class SqliteLog:
-    """Topics in one file. Appends are committed to the disk before they return."""
+    """Topics in one file. What was appended, or posted and flushed, is on the disk.
+
+    Appends run in a thread and on a connection of their own, so that a caller can go on reading while the disk syncs.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection = connect(path, SCHEMA)
+        self._writes = connect(path, SCHEMA)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="append")
+        self._posted: list[Future[list[tuple[int, int]]]] = []
 
     def create_topic(self, name: str, partitions: int = 1) -> Topic:
         """The topic, made now unless it is there.
@@ -76,17 +83,33 @@ class SqliteLog:
 
         Raises: BadInputError for an unknown topic or a value that no log could hold; StorageError where the disk refuses.
         """
+        return self._start(topic, records).result()
+
+    def post(self, topic: str, records: Sequence[Record]) -> None:
+        """Start to append; ``flush`` tells how it went. Raises: BadInputError as ``append``."""
+        self._posted.append(self._start(topic, records))
+
+    def flush(self) -> None:
+        """Wait until everything posted is on the disk. Raises: StorageError where it is not."""
+        posted, self._posted = self._posted, []
+        for coming in posted:
+            coming.result()
+
+    def _start(self, topic: str, records: Sequence[Record]) -> Future[list[tuple[int, int]]]:
         known = self.topic(topic)
         if known is None:
             raise BadInputError(f"There is no topic {topic} in {self.path}; create it first.")
         for record in records:
             if record.value is not None and len(record.value) > MAX_VALUE_BYTES:
                 raise BadInputError(f"A value of {len(record.value)} bytes is over the log's {MAX_VALUE_BYTES}.")
-        with storage_errors(self.path), transaction(self._connection):
-            return self._insert(topic, known.partitions, records)
+        return self._thread.submit(self._commit, topic, known.partitions, records)
+
+    def _commit(self, topic: str, partitions: int, records: Sequence[Record]) -> list[tuple[int, int]]:
+        with storage_errors(self.path), transaction(self._writes):
+            return self._insert(topic, partitions, records)
 
     def _insert(self, topic: str, partitions: int, records: Sequence[Record]) -> list[tuple[int, int]]:
-        ends = [self._partition(tp_name(topic, number)) for number in range(partitions)]
+        ends = [_partition(self._writes, tp_name(topic, number)) for number in range(partitions)]
         nexts = [end[2] for end in ends]
         rows: list[list[tuple[object, ...]]] = [[] for _ in ends]
         stored = []
@@ -100,36 +123,29 @@ class SqliteLog:
             stored.append((number, offset))
             nexts[number] += 1
         for number, (table, _, _) in enumerate(ends):
-            self._connection.executemany(f"insert into {table} values (?, ?, ?, ?, ?, ?)", rows[number])
+            self._writes.executemany(f"insert into {table} values (?, ?, ?, ?, ?, ?)", rows[number])
             moved = (nexts[number], tp_name(topic, number))
-            self._connection.execute("update partitions set next_offset = ? where tp = ?", moved)
+            self._writes.execute("update partitions set next_offset = ? where tp = ?", moved)
         return stored
-
-    def _partition(self, tp: str) -> tuple[str, int, int]:
-        query = "select log_table, start_offset, next_offset from partitions where tp = ?"
-        row = self._connection.execute(query, (tp,)).fetchone()
-        if row is None:
-            raise BadInputError(f"There is no partition {tp} in {self.path}.")
-        return str(row[0]), int(row[1]), int(row[2])
 
     def last(self, topic: str) -> bytes | None:
         """The value appended last to a topic of one partition, or None."""
         if self.topic(topic) is None:
             return None
         with storage_errors(self.path):
-            table, _, _ = self._partition(tp_name(topic, 0))
+            table, _, _ = _partition(self._connection, tp_name(topic, 0))
             row = self._connection.execute(f"select value from {table} order by offset desc limit 1").fetchone()
         return None if row is None else row[0]
 
     def bounds(self, tp: str) -> tuple[int, int]:
         """First offset still there, and the next to be written."""
         with storage_errors(self.path):
-            return self._partition(tp)[1:]
+            return _partition(self._connection, tp)[1:]
 
     def delete_before(self, tp: str, offset: int) -> None:
         """Retention: forget records before ``offset``; their offsets are never used again."""
         with storage_errors(self.path), transaction(self._connection):
-            table, _, end = self._partition(tp)
+            table, _, end = _partition(self._connection, tp)
             start = min(offset, end)
             self._connection.execute(f"delete from {table} where offset < ?", (start,))
             moved = (start, tp)
@@ -138,7 +154,7 @@ class SqliteLog:
     def expire(self, tp: str, older_than_ms: int) -> None:
         """Retention by time: forget the records before the first one at or after ``older_than_ms`` (since 1970)."""
         with storage_errors(self.path):
-            table, _, end = self._partition(tp)
+            table, _, end = _partition(self._connection, tp)
             query = f"select min(offset) from {table} where timestamp_ms >= ?"
             found: list[Any] = self._connection.execute(query, (older_than_ms,)).fetchall()
         self.delete_before(tp, end if found[0][0] is None else found[0][0])
@@ -151,7 +167,7 @@ class SqliteLog:
         query = "select offset, timestamp_ms, key, headers, value, crc32c from {} where offset >= ? and offset < ? limit ?"
         rows, size = [], 0
         with storage_errors(self.path):
-            table, _, end = self._partition(tp)
+            table, _, end = _partition(self._connection, tp)
             cursor = self._connection.execute(query.format(table), (start, end if stop is None else stop, limit))
             for row in cursor:
                 rows.append(row)
@@ -180,7 +196,18 @@ class SqliteLog:
 
     def close(self) -> None:
         """Close the file."""
+        self._thread.shutdown()
+        self._writes.close()
         self._connection.close()
+
+
+def _partition(connection: Connection, tp: str) -> tuple[str, int, int]:
+    """A partition's table, first offset and next offset."""
+    query = "select log_table, start_offset, next_offset from partitions where tp = ?"
+    row = connection.execute(query, (tp,)).fetchone()
+    if row is None:
+        raise BadInputError(f"There is no partition {tp} in the log.")
+    return str(row[0]), int(row[1]), int(row[2])
 
 
 class SqliteSource:

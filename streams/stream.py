@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,8 +58,22 @@ class ListStream:
         yield from list(enumerate(self.values))[start:]
 
 
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """The acknowledgement of a value that another thread is writing."""
+
+    stored: Future[int]
+
+    def offset(self) -> int:
+        """Wait until it lies on the disk. Raises: StorageError where the disk refused it."""
+        return self.stored.result()
+
+
 class SqliteStream:
-    """A stream in its own SQLite file; an append is on the disk when it is acknowledged."""
+    """A stream in its own SQLite file; an append is on the disk when it is acknowledged.
+
+    Appends run in a thread of their own, so that a caller can work while the disk syncs.
+    """
 
     SCHEMA = "create table if not exists entries (offset integer primary key, value blob not null)"
     CHUNK = 1024  # entries a query
@@ -66,22 +81,28 @@ class SqliteStream:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection = connect(path, self.SCHEMA)
+        self._writes = connect(path, self.SCHEMA)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="append")
+        self._newest: Future[int] | None = None
 
-    def send(self, value: bytes) -> Stored:
-        """Commit ``value`` at the next offset.
+    def send(self, value: bytes) -> Coming:
+        """Start to commit ``value`` at the next offset."""
+        self._newest = self._thread.submit(self._append, value)
+        return Coming(self._newest)
 
-        Raises: StorageError where the disk refuses.
-        """
+    def _append(self, value: bytes) -> int:
         append = "insert into entries select coalesce(max(offset) + 1, 0), ? from entries returning offset"
         with storage_errors(self.path):
-            rows: list[Any] = self._connection.execute(append, (value,)).fetchall()  # to its end: only then it is committed
-        return Stored(rows[0][0])
+            rows: list[Any] = self._writes.execute(append, (value,)).fetchall()  # to its end: only then it is committed
+        return int(rows[0][0])
 
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """Everything from ``start`` to the end.
+        """Everything from ``start`` to the end, what this object has sent included.
 
         Raises: DamageError where an offset is missing.
         """
+        if self._newest is not None:
+            wait([self._newest])
         query = "select offset, value from entries where offset >= ? order by offset limit ?"
         while True:
             with storage_errors(self.path):
@@ -96,4 +117,6 @@ class SqliteStream:
 
     def close(self) -> None:
         """Close the file."""
+        self._thread.shutdown()
+        self._writes.close()
         self._connection.close()

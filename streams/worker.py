@@ -287,7 +287,8 @@ class Worker:
             clock_ms=self.fold.clock_ms,
             scores=_plain(self.fold.scores.totals),
         )
-        self._doors.producer.append(self.scores_topic, [Record(msgspec.json.encode(output), self.branch.encode())])
+        self._doors.producer.flush()  # the step before this one: what is not delivered is an error
+        self._doors.producer.post(self.scores_topic, [Record(msgspec.json.encode(output), self.branch.encode())])
 
     def _stop_if_too_many_rejected(self, checked: Checked) -> None:
         self._window.append((_records(checked.reads), len(checked.refused)))
@@ -327,6 +328,7 @@ class Worker:
         """Append a ``mark`` for a stored snapshot; from then on it counts."""
         if snapshot is None:
             return
+        self._doors.producer.flush()  # recovery goes on from this mark, so what came before it must have left
         asked_s = self._wall.now_ms() / 1000
         mark = Mark(
             branch=self.branch,
@@ -347,6 +349,7 @@ class Worker:
         if self._unversioned:
             self._begin_snapshot(version=True)
             self._mark(self._snapshots.finished(wait=True))
+        self._doors.producer.flush()
         self._snapshots.close()
 
 

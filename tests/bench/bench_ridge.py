@@ -161,9 +161,7 @@ def warm(solve_rows: int) -> Ridge:
 
 def machine(threads: int) -> dict[str, object]:
     """Where this ran."""
-    libraries = sorted(
-        {f"{info['internal_api']} {info['version']} {info['architecture']}" for info in threadpool_info()}
-    )
+    libraries = sorted({f"{info['internal_api']} {info['version']} {info['architecture']}" for info in threadpool_info()})
     load = os.getloadavg()[0]
     here = {"cores": os.cpu_count(), "threads": threads, "blas": libraries, "load": load}
     return {"bench": "machine", **here, "d": D, "classes": C}

@@ -261,8 +261,7 @@ def test_a_servable_made_from_its_arrays_gives_equal_answers(case: str) -> None:
     make, lessons = CASES[case]
     served = taught(make, lessons, 0, 1).servable()
     stored = {
-        key: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
-        for key, value in served.arrays().items()
+        key: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value for key, value in served.arrays().items()
     }
     again = LEARNERS[case.split(",")[0]].servable(stored)
     assert again.classes == served.classes

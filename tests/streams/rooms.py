@@ -94,7 +94,7 @@ def mixed_rows(count: int, seed: int = 1) -> list[dict[str, object]]:
     for _ in range(count):
         row = dict(ROW) | {"size": chance.gauss(0, 9), "at": chance.randrange(-500, 500), "kind": chance.choice(["ant", "cow"])}
         row |= {"heat": chance.choice([None, chance.random()]), "wind": chance.choice([None, -1.5])}
-        row |= {"site": chance.choice([None, "north", "east", "a\"b", "ü{:,"]), "who": chance.choice([None, "", "x", "ÿ"])}
+        row |= {"site": chance.choice([None, "north", "east", 'a"b', "ü{:,"]), "who": chance.choice([None, "", "x", "ÿ"])}
         row |= {"label": chance.choice([None, "yes", "no", ""]), "pixels": [chance.random() for _ in range(3)]}
         for name in ("heat", "wind", "site", "who", "label", "weight"):
             if chance.random() < 0.2:

@@ -44,7 +44,9 @@ def same(one: Rows, other: Rows) -> bool:
         strict=True,
     )
     return all(
-        a.dtype == b.dtype and a.shape == b.shape and (a.tolist() == b.tolist() if a.dtype == object else a.tobytes() == b.tobytes())
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and (a.tolist() == b.tolist() if a.dtype == object else a.tobytes() == b.tobytes())
         for a, b in pairs
     )
 

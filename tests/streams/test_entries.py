@@ -31,9 +31,7 @@ FORK = Fork(
     seed=7,
 )
 OPEN = Open(branch="main", seq=2, epoch=1, after_seq=1, restored=StateName(1, "ef"), host=HOST, writer="w")
-STEP = Step(
-    branch="main", seq=3, epoch=1, reads=[("t:0", 3, 9, 6, 123)], clock_ms=5, rejected=[("t:0", 4, None, "oversized")]
-)
+STEP = Step(branch="main", seq=3, epoch=1, reads=[("t:0", 3, 9, 6, 123)], clock_ms=5, rejected=[("t:0", 4, None, "oversized")])
 MARK = Mark(branch="main", seq=4, epoch=1, state_seq=3, state_sha256="01", checkpoint=None, version="main.3")
 ENTRIES = [FORK, OPEN, STEP, MARK]
 SERVE = Serve(who="me", why="why", when_ms=5, endpoint="default", before=None, to=Target(follow="main"))
@@ -57,7 +55,7 @@ def test_every_flipped_bit_and_every_cut_of_a_sealed_entry_is_refused(sealed: ms
     for damaged in [*flips, *(raw[:end] for end in range(len(raw))), raw + b" ", raw + raw, b" " + raw]:
         if isinstance(sealed, Serve | Certificate):
             stream = ListStream()
-            stream.send(damaged)
+            stream.send(damaged).offset()
             with pytest.raises(DamageError, match="ledger.sqlite: the ledger entry at offset 0 is damaged"):
                 Ledger("ledger.sqlite").follow(stream)
         else:

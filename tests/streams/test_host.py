@@ -26,7 +26,13 @@ def test_the_host_record_is_the_same_each_time_and_names_processor_and_blas() ->
 
 @pytest.mark.parametrize(
     ("field", "value", "same"),
-    [("cpu", "another", False), ("blas", "another", False), ("threads", 2, False), ("torch", "2.9", False), ("millrace", "9", True)],
+    [
+        ("cpu", "another", False),
+        ("blas", "another", False),
+        ("threads", 2, False),
+        ("torch", "2.9", False),
+        ("millrace", "9", True),
+    ],
 )
 def test_states_are_compared_bit_for_bit_where_all_but_the_release_is_equal(field: str, value: object, same: bool) -> None:
     """Another release folds alike, or raises its learner's revision."""

@@ -54,9 +54,7 @@ def cut(batches: MicroBatches, batch: Batch, clock_ms: np.ndarray, cuts: list[in
     """Row numbers of the batches that come out when the rows arrive in pieces."""
     ends = [0, *sorted(min(end, len(batch)) for end in cuts), len(batch)]
     return [
-        numbers(full)
-        for start, stop in pairwise(ends)
-        for full in batches.cut(batch.rows(start, stop), clock_ms[start:stop])
+        numbers(full) for start, stop in pairwise(ends) for full in batches.cut(batch.rows(start, stop), clock_ms[start:stop])
     ]
 
 

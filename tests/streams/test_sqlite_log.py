@@ -235,7 +235,7 @@ def test_a_full_disk_is_one_sentence_and_every_appended_record_stays(tmp_path: P
     with small_disk(tmp_path / "disk", 2048) as disk:
         log, sent = filled(disk / "log.sqlite", []), 0
         fill(disk, leave=400_000)
-        with pytest.raises(StorageError, match="log.sqlite: .*nothing acknowledged was lost. Free space"):
+        with pytest.raises(StorageError, match="log.sqlite: .*nothing acknowledged was lost. Free space"):  # noqa: PT012 - as above
             for _ in range(1000):
                 log.append("t", [Record(b"x" * 1000)] * 20)
                 sent += 20
@@ -244,6 +244,33 @@ def test_a_full_disk_is_one_sentence_and_every_appended_record_stays(tmp_path: P
             log.append("t", [Record(b"x" * 300_000)] * 10)
         (disk / "ballast").unlink()
         assert log.append("t", [Record(b"after")]) == [(0, sent)]
+        log.close()
+
+
+def test_what_was_posted_lies_in_order_when_flush_returns(tmp_path: Path) -> None:
+    """Among appends that wait, for another connection too; flushing nothing is nothing."""
+    log = filled(tmp_path / "log.sqlite", [b"0"])
+    log.flush()
+    log.post("t", [Record(b"1"), Record(b"2")])
+    log.post("t", [Record(b"3")])
+    assert log.append("t", [Record(b"4")]) == [(0, 4)]
+    log.post("t", [Record(b"5")])
+    log.flush()
+    assert everything(SqliteLog(tmp_path / "log.sqlite")) == {"t:0": [b"%d" % at for at in range(6)]}
+    with pytest.raises(BadInputError, match="There is no topic u"):
+        log.post("u", [Record(b"v")])
+
+
+def test_a_post_that_the_disk_refused_is_an_error_of_the_flush(tmp_path: Path) -> None:
+    """Not delivered is never silence; the log goes on afterwards."""
+    with small_disk(tmp_path / "disk", 1024) as disk:
+        log = filled(disk / "log.sqlite", [b"a"])
+        fill(disk, leave=100_000)
+        log.post("t", [Record(b"x" * 300_000)])
+        with pytest.raises(StorageError, match="log.sqlite: .*nothing acknowledged was lost. Free space"):
+            log.flush()
+        log.flush()
+        assert log.append("t", [Record(b"b")]) == [(0, 1)] and everything(log) == {"t:0": [b"a", b"b"]}
         log.close()
 
 
@@ -256,7 +283,9 @@ def test_a_read_only_folder_is_one_sentence_with_the_choices(tmp_path: Path) -> 
             SqliteLog(disk / "log.sqlite").append("t", [Record(b"b")])
 
 
-@pytest.mark.parametrize(("version", "mode"), [("3.40.1", "delete"), ("3.51.2", "delete"), ("3.51.3", "wal"), ("3.100.0", "wal")])
+@pytest.mark.parametrize(
+    ("version", "mode"), [("3.40.1", "delete"), ("3.51.2", "delete"), ("3.51.3", "wal"), ("3.100.0", "wal")]
+)
 def test_the_write_ahead_log_is_used_only_where_it_is_safe(version: str, mode: str) -> None:
     """Older releases can corrupt it when several processes reset it."""
     assert journal_mode(version) == mode

@@ -31,8 +31,19 @@ def test_values_are_read_in_order_from_any_offset(make: Callable[[Path], Stream]
 def test_two_streams_are_two(make: Callable[[Path], Stream], tmp_path: Path) -> None:
     """Nothing is shared by name or class."""
     one, other = make(tmp_path / "a.sqlite"), make(tmp_path / "b.sqlite")
-    one.send(b"x")
+    one.send(b"x").offset()
     assert list(other.read(0)) == [] and other.send(b"y").offset() == 0
+
+
+def test_a_stream_reads_what_it_has_itself_sent_acknowledged_or_not(tmp_path: Path) -> None:
+    """In the order of sending, and closing waits for what is on its way."""
+    stream = SqliteStream(tmp_path / "s.sqlite")
+    for at in range(20):
+        stream.send(b"%d" % at)
+        assert [value for _, value in stream.read(0)] == [b"%d" % one for one in range(at + 1)]
+    coming = stream.send(b"last")
+    stream.close()
+    assert coming.offset() == 20 and [value for _, value in SqliteStream(tmp_path / "s.sqlite").read(20)] == [b"last"]
 
 
 def test_an_acknowledged_value_is_seen_by_another_connection_at_once(tmp_path: Path) -> None:
@@ -63,7 +74,7 @@ def test_a_missing_entry_is_damage_named_by_its_offset(gap: int, tmp_path: Path)
 def test_an_entry_that_is_not_bytes_is_damage(tmp_path: Path) -> None:
     """SQLite would keep anything in any column."""
     stream = SqliteStream(tmp_path / "s.sqlite")
-    stream.send(b"a")
+    stream.send(b"a").offset()
     apsw_rows.change(tmp_path / "s.sqlite", "update entries set value = 'a'")
     with pytest.raises(DamageError, match="entry 0 is missing or not bytes"):
         list(stream.read(0))
@@ -86,7 +97,7 @@ def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
     """A table of that name with other columns is not ours to append to."""
     apsw_rows.change(tmp_path / "s.sqlite", "create table entries (name text)")
     with pytest.raises(DamageError, match="s.sqlite"):
-        SqliteStream(tmp_path / "s.sqlite").send(b"x")
+        SqliteStream(tmp_path / "s.sqlite").send(b"x").offset()
 
 
 def test_a_full_disk_is_one_sentence_and_every_acknowledged_value_stays(tmp_path: Path) -> None:
@@ -94,9 +105,9 @@ def test_a_full_disk_is_one_sentence_and_every_acknowledged_value_stays(tmp_path
     with small_disk(tmp_path / "disk", 1024) as disk:
         stream, sent = SqliteStream(disk / "s.sqlite"), 0
         fill(disk, leave=200_000)
-        with pytest.raises(StorageError, match="s.sqlite: .*nothing acknowledged was lost. Free space"):
+        with pytest.raises(StorageError, match="s.sqlite: .*nothing acknowledged was lost. Free space"):  # noqa: PT012 - when it is full nobody knows
             for _ in range(1000):
-                stream.send(b"x" * 5000)
+                stream.send(b"x" * 5000).offset()
                 sent += 1
         assert 0 < sent < 1000 and [len(value) for _, value in stream.read(0)] == [5000] * sent
         (disk / "ballast").unlink()
@@ -108,11 +119,11 @@ def test_a_read_only_folder_is_one_sentence_with_the_choices(tmp_path: Path) -> 
     """The path, and --home."""
     with small_disk(tmp_path / "disk", 1024) as disk:
         stream = SqliteStream(disk / "s.sqlite")
-        stream.send(b"x")
+        stream.send(b"x").offset()
         stream.close()
         make_read_only(disk)
         with pytest.raises(StorageError, match="s.sqlite: .*Make the folder writable, or name another with --home"):
-            SqliteStream(disk / "s.sqlite").send(b"y")
+            SqliteStream(disk / "s.sqlite").send(b"y").offset()
 
 
 APPENDER = """

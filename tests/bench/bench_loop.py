@@ -1,0 +1,172 @@
+"""Rows per second through the whole worker on the SQLite log, against a bare read, orjson and a NumPy matrix of the same log.
+
+python tests/bench/bench_loop.py [--rows 65536] [--repeats 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import numpy as np
+import orjson
+
+from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.streams.branch import Doors, Recipe
+from millrace.streams.codec import Codec
+from millrace.streams.host import this_host, use_threads
+from millrace.streams.records import Record
+from millrace.streams.schema import Field, Label, Schema
+from millrace.streams.sqlite_log import SqliteLog, SqliteSource
+from millrace.streams.store import FolderStore
+from millrace.streams.stream import SqliteStream, Stored
+from millrace.streams.worker import Opening, Worker, WorkerConfig
+
+D = 64
+STEP_ROWS = 4096
+SHAPES = {
+    "array of 64": Schema((Field("x", size=D),), Label("y", "integer")),
+    "64 named fields": Schema(tuple(Field(f"f{at}") for at in range(D)), Label("y", "integer")),
+}
+
+
+class Timed:
+    """Another object's calls, with the time spent in them."""
+
+    def __init__(self, inner: object) -> None:
+        self.inner = inner
+        self.seconds = 0.0
+
+    def call(self, name: str, *arguments: object) -> object:
+        """One timed call."""
+        start_s = time.perf_counter()
+        try:
+            return getattr(self.inner, name)(*arguments)
+        finally:
+            self.seconds += time.perf_counter() - start_s
+
+
+class TimedStream(Timed):
+    """A journal whose appends are timed."""
+
+    def send(self, value: bytes) -> Stored:
+        """Append."""
+        return self.call("send", value)  # type: ignore[return-value]
+
+    def read(self, start: int) -> Iterator[tuple[int, bytes]]:
+        """Read."""
+        return self.inner.read(start)  # type: ignore[attr-defined]
+
+
+class TimedWorker(Worker):
+    """A worker that times what a checkpoint costs its learning thread."""
+
+    checkpoint_s = 0.0
+
+    def mark_when_due(self, wait: bool = False) -> None:
+        """As the worker, timed."""
+        start_s = time.perf_counter()
+        super().mark_when_due(wait)
+        self.checkpoint_s += time.perf_counter() - start_s
+
+
+def value(shape: str, x: list[float], y: int) -> bytes:
+    """One record."""
+    return orjson.dumps({"x": x, "y": y} if shape == "array of 64" else {f"f{at}": v for at, v in enumerate(x)} | {"y": y})
+
+
+def fill(log: SqliteLog, shape: str, rows: int) -> None:
+    """The log with every row in it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, D)).round(6)
+    y = (x[:, :10]).argmax(axis=1)
+    for name in ("bench", "bench.scores", "bench.dead-letters"):
+        log.create_topic(name)
+    values = [value(shape, a, b) for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+    for at in range(0, rows, STEP_ROWS):
+        log.append("bench", [Record(v, timestamp_ms=1 + at) for v in values[at : at + STEP_ROWS]])
+
+
+def bare(path: Path, shape: str) -> float:
+    """Seconds to read every value, parse it and put it into matrices, and nothing else."""
+    start_s = time.perf_counter()
+    connection = apsw.Connection(str(path))
+    table = connection.execute("select log_table from partitions where tp = 'bench:0'").fetchall()[0][0]
+    query, at = f"select value from {table} where offset >= ? order by offset limit {STEP_ROWS}", 0
+    names = [f"f{number}" for number in range(D)]
+    while found := connection.execute(query, (at,)).fetchall():
+        rows = [orjson.loads(row[0]) for row in found]
+        np.array([row["x"] if shape == "array of 64" else [row[name] for name in names] for row in rows])
+        np.array([row["y"] for row in rows])
+        at += len(found)
+    return time.perf_counter() - start_s
+
+
+def ours(log: SqliteLog, shape: str, folder: Path, rows: int) -> dict[str, float]:
+    """Seconds of the whole worker on a fresh branch, and the shares of journal and checkpoints in them."""
+    schema = SHAPES[shape]
+    codec = Codec(schema, 1 << 20)
+    make = lambda: Ridge(RidgeConfig(solve_rows=4096), D, 0)  # noqa: E731  # a factory of one line
+    recipe = Recipe("bench", schema, codec, "ridge", make, 256, 1000, 0, "bench")
+    journal = TimedStream(SqliteStream(folder / "journal.sqlite"))
+    doors = Doors(SqliteSource(log, ["bench"]), log, journal, FolderStore(folder / "store"))
+    config = WorkerConfig(step_rows=STEP_ROWS, checkpoint_rows=16384)
+    start_s = time.perf_counter()
+    worker = TimedWorker(recipe, doors, config, Opening("main", this_host(1)))
+    while worker.fold.records < rows:
+        list(worker.step())
+        worker.mark_when_due()
+    seconds = time.perf_counter() - start_s
+    worker.close()
+    return {"seconds": seconds, "journal": journal.seconds / seconds, "checkpoints": worker.checkpoint_s / seconds}
+
+
+def compare(shape: str, rows: int, repeats: int) -> Iterator[dict[str, object]]:
+    """The two in turn on one log; medians, and the median of the ratios pair by pair."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.sqlite"
+        log = SqliteLog(path)
+        fill(log, shape, rows)
+        bare(path, shape)  # the file's pages are in memory from here on, for both
+        pairs = [(ours(log, shape, Path(folder) / str(turn), rows), bare(path, shape)) for turn in range(repeats)]
+    line = {"bench": "loop", "unit": "rows/s", "peer_name": "bare read + orjson + NumPy matrix"}
+    speeds = (rows / statistics.median(mine["seconds"] for mine, _ in pairs), rows / statistics.median(b for _, b in pairs))
+    ratios = sorted(peer / mine["seconds"] for mine, peer in pairs)
+    yield line | {
+        "case": shape,
+        "ours": round(speeds[0]),
+        "peer": round(speeds[1]),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "goal": 0.8,
+    }
+    for part in ("journal", "checkpoints"):
+        share = statistics.median(mine[part] for mine, _ in pairs)
+        told = {"unit": "share of the worker's time", "ours": round(share, 4), "peer": None, "peer_name": None}
+        yield line | {"case": f"{shape}: {part}"} | told | {"ratio": None, "goal": None}
+
+
+def main() -> None:
+    """Print one JSON line a case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=65536)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    use_threads(1)
+    host = this_host(1)
+    load = os.getloadavg()[0]
+    print(json.dumps({"bench": "machine", "cores": os.cpu_count(), "blas": host.blas, "threads": 1, "load": load}))
+    for shape in SHAPES:
+        for line in compare(shape, arguments.rows, arguments.repeats):
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

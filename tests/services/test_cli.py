@@ -1,0 +1,274 @@
+"""The command line as a user meets it: help that holds, pipes that parse, exit codes, and two processes on one branch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import rooms
+from click.testing import Result
+from rooms import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, facts, flower_rows, json_lines, millrace, pipeline_in
+
+from millrace.services import datasets
+from millrace.services.cli import main
+
+WORDS = {
+    "run": ["run"],
+    "send": ["send"],
+    "status": ["status"],
+    "log": ["log"],
+    "verify": ["verify"],
+    "config show": ["config", "show"],
+}
+ORDER = ["config show", "send", "run", "status", "log", "verify"]  # in which the examples make sense
+
+
+def commands(group: click.Group = main, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command there is, by its words."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{above}{name} ")
+        else:
+            yield above + name, command
+
+
+def here(*words: str | Path) -> Result:
+    """A command in this process and this folder; standard output and error apart."""
+    return rooms.here(*words, cwd=Path.cwd())
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test in its own folder, with no pipeline set from outside and the signals put back."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("MILLRACE_")]:
+        monkeypatch.delenv(name)
+    yield
+    logging.getLogger("millrace").setLevel(logging.NOTSET)
+
+
+def test_every_command_is_listed_here() -> None:
+    """A new one must be tried as these are."""
+    assert {name for name, _ in commands()} == set(WORDS) == set(ORDER)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_every_command_has_help_with_an_example_of_itself(name: str) -> None:
+    """Under -h and --help, exit 0, every option with a word of help."""
+    said = here(*WORDS[name], "--help")
+    assert said.exit_code == 0 and said.stdout == here(*WORDS[name], "-h").stdout and not said.stderr
+    assert f"Example: millrace {name} digits.toml" in said.stdout
+    command = dict(commands())[name]
+    assert all(one.help for one in command.params if isinstance(one, click.Option))
+
+
+def test_the_groups_have_help_and_the_program_its_version() -> None:
+    """And no command at all shows what there is."""
+    for words in (["--help"], ["config", "--help"], ["--version"]):
+        assert here(*words).exit_code == 0
+    assert all(name.split()[0] in here("--help").stdout for name in WORDS)
+    assert re.search(r"\d+\.\d+\.\d+", here("--version").stdout)
+
+
+@pytest.mark.slow
+def test_every_example_in_the_help_runs(tmp_path: Path) -> None:
+    """In this order, in a folder with that pipeline file, each with exit 0 and something on standard output."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn, the extra `demo`")
+    (tmp_path / "digits.toml").write_text(datasets.pipeline_toml("digits"), encoding="utf-8")
+    helps = {name: here(*WORDS[name], "--help").stdout for name in ORDER}
+    for name in ORDER:
+        (example,) = re.findall(r"Example: millrace (.*)", helps[name])
+        done = millrace(*example.split(), cwd=tmp_path)
+        assert done.returncode == 0 and done.stdout, f"{name}: {done.stderr}"
+
+
+@pytest.mark.slow
+def test_standard_output_is_json_lines_and_nothing_else_and_progress_goes_to_standard_error(tmp_path: Path) -> None:
+    """For every command, with a record that cannot be read among the good ones, so that there is something to say."""
+    pipeline_in(tmp_path)
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*flower_rows(60), b'{"x": "no"}']))
+    said = {}
+    for name in ORDER:
+        more = ["rows.jsonl"] if name == "send" else []
+        done = millrace(*WORDS[name], "digits.toml", *more, "--output", "json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        said[name] = json_lines(done.stdout)
+        assert said[name] and all(isinstance(line, dict) for line in said[name])
+        assert "\x1b" not in done.stdout + done.stderr
+        assert (name in ("run", "verify")) >= ("records" in done.stderr)
+    assert said["send"] == [{"topic": "digits", "sent": 61}]
+    assert (said["run"][0]["read"], said["run"][0]["branch"]) == (61, "main")
+    assert [line["kind"] for line in said["log"]][:2] == ["fork", "open"] and said["log"][-1]["version"]
+    assert said["verify"][0]["proved"] == [said["run"][0]["version"]]
+    ledger = json_lines(millrace("log", "digits.toml", "--ledger", "--output", "json", cwd=tmp_path).stdout)
+    assert [line["kind"] for line in ledger] == ["serve", "certificate"]
+
+
+def test_a_table_has_a_heading_and_a_line_for_each_row(tmp_path: Path) -> None:
+    """The default output, for eyes."""
+    pipeline_in(tmp_path)
+    lines = here("config", "show", "digits.toml").stdout.splitlines()
+    rows = json_lines(here("config", "show", "digits.toml", "--output", "json").stdout)
+    assert lines[0].split() == ["KEY", "VALUE", "FROM"] and len(lines) == len(rows) + 1
+    assert any(line.split() == ["learner.gamma", "0.5", "digits.toml"] for line in lines)
+
+
+MISUSED = [
+    ["run"],
+    ["run", "nowhere.toml"],
+    ["run", "."],
+    ["run", "digits.toml", "--rows", "many"],
+    ["run", "digits.toml", "--rows", "-5"],
+    ["run", "digits.toml", "--branch", "../../elsewhere"],
+    ["run", "digits.toml", "--branch", ""],
+    ["run", "digits.toml", "--set", "learner.gama=2"],
+    ["run", "digits.toml", "--set", "seed"],
+    ["run", "digits.toml", "--set", "log.partitions=0"],
+    ["run", "digits.toml", "--nonsense"],
+    ["send", "digits.toml"],
+    ["send", "digits.toml", "nowhere.jsonl"],
+    ["send", "digits.toml", "digits.toml"],
+    ["send", "digits.toml", "rows.jsonl", "--data", "digits"],
+    ["send", "digits.toml", "--data", "nonsense"],
+    ["send", "digits.toml", "rows.jsonl", "--rows-per-second", "-1"],
+    ["send", "digits.toml", "latin.csv"],
+    ["send", "digits.toml", "broken.csv"],
+    ["send", "digits.toml", "wide.csv"],
+    ["status", "digits.toml", "--output", "xml"],
+    ["log"],
+    ["verify", "digits.toml", "more"],
+    ["config"],
+    ["config", "show"],
+    ["nonsense"],
+]
+
+
+@pytest.mark.parametrize("words", MISUSED, ids=" ".join)
+def test_a_misused_command_exits_2_says_why_on_standard_error_and_leaves_nothing(words: list[str], tmp_path: Path) -> None:
+    """Nothing on standard output, no traceback, no state folder of a pipeline that was not meant."""
+    pipeline_in(tmp_path, rows=3)
+    (tmp_path / "latin.csv").write_bytes("x,label\n1,m\u00fcll\n".encode("latin-1"))
+    (tmp_path / "broken.csv").write_text('x,label\n1,"open\n')
+    (tmp_path / "wide.csv").write_text("x,label\n1,a,3,4\n")
+    done = here(*words)
+    assert done.exit_code == 2 and not done.stdout and done.stderr.strip() and "Traceback" not in done.stderr
+    assert not [path for path in tmp_path.rglob("*.sqlite") if path.name != "log.sqlite"]
+
+
+@pytest.mark.parametrize("name", ["status", "log", "verify"])
+def test_looking_at_a_branch_that_is_not_there_exits_1_and_makes_none(name: str, tmp_path: Path) -> None:
+    """It names the branches there are."""
+    pipeline_in(tmp_path)
+    done = here(name, "digits.toml")
+    assert done.exit_code == 1 and "has no branch main. There are: none yet; begin with `millrace run`" in done.stderr
+    assert not done.stdout and not (tmp_path / ".millrace").exists()
+
+
+def test_the_same_pipeline_with_another_number_of_partitions_is_refused(tmp_path: Path) -> None:
+    """A topic's partitions are fixed when it is made."""
+    pipeline_in(tmp_path, rows=3)
+    assert here("send", "digits.toml", "rows.jsonl").exit_code == 0
+    done = here("send", "digits.toml", "rows.jsonl", "--set", "log.partitions=2")
+    assert done.exit_code == 2 and "has 1 partitions, not 2" in done.stderr
+
+
+def test_csv_rows_become_records_with_numbers_and_nulls(tmp_path: Path) -> None:
+    """Cells that read as numbers are numbers, empty ones null, the rest text."""
+    pipeline_in(tmp_path)
+    (tmp_path / "rows.csv").write_text("a,b,c,d\n1,2.5,,x y\n-3,1e3,7,\n", encoding="utf-8")
+    from millrace.services.sending import values_of
+
+    assert [json.loads(value) for value in values_of(tmp_path / "rows.csv")] == [
+        {"a": 1, "b": 2.5, "c": None, "d": "x y"},
+        {"a": -3, "b": 1000.0, "c": 7, "d": None},
+    ]
+
+
+def begun(tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+    """A live `run --follow` that has the branch and has caught up."""
+    if not (tmp_path / "digits.toml").exists():
+        pipeline_in(tmp_path, rows=60)
+        assert millrace("send", "digits.toml", "rows.jsonl", cwd=tmp_path).returncode == 0
+    command = [*MILLRACE, "run", "digits.toml", "--follow", "--output", "json", *more]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until(process, lambda: facts(tmp_path).get("lag_rows") == 0)
+    return process
+
+
+def until(process: subprocess.Popen[str], true) -> None:
+    """Wait until something is true, while the process lives."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline_s, "it never came true"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_cleanly_with_a_version(number: signal.Signals, tmp_path: Path) -> None:
+    """The step is finished, the state is marked, exit 0; the next run has nothing to learn."""
+    process = begun(tmp_path)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    (done,) = json_lines(out)
+    assert done["read"] == 60 and done["version"] == f"main.{facts(tmp_path)['seq'] - 1}" and "Traceback" not in err
+    again = json_lines(millrace("run", "digits.toml", "--output", "json", cwd=tmp_path).stdout)
+    assert (again[0]["read"], again[0]["version"], again[0]["epoch"]) == (0, done["version"], 2)
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_while_the_first_lives_and_names_it(tmp_path: Path) -> None:
+    """Exit 1, the process id, the lock's path and the way to take over; the first is not disturbed."""
+    process = begun(tmp_path)
+    second = millrace("run", "digits.toml", cwd=tmp_path)
+    assert second.returncode == 1 and not second.stdout
+    assert f"Branch main is being written by process {process.pid} since 20" in second.stderr
+    assert "main.lock" in second.stderr and "--take-over" in second.stderr and "Traceback" not in second.stderr
+    assert millrace("run", "digits.toml", "--branch", "other", cwd=tmp_path).returncode == 0
+    process.terminate()
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    assert millrace("run", "digits.toml", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_takes_over_makes_the_first_stop_with_the_message(tmp_path: Path) -> None:
+    """The first lets nothing more out; every record is learned once; the log proves it."""
+    first = begun(tmp_path)
+    second = begun(tmp_path, "--take-over")
+    until(second, lambda: facts(tmp_path).get("epoch") == 2)
+    assert millrace("send", "digits.toml", "rows.jsonl", cwd=tmp_path).returncode == 0
+    out, err = first.communicate(timeout=PATIENCE_S)
+    assert first.returncode == 1 and not out and "Traceback" not in err
+    assert "Another writer has taken it" in err and "Nothing of it was let out" in err
+    until(second, lambda: facts(tmp_path).get("records") == 120)
+    second.terminate()
+    out, err = second.communicate(timeout=PATIENCE_S)
+    assert second.returncode == 0 and json_lines(out)[0]["epoch"] == 2, err
+    found = facts(tmp_path)
+    assert (found["learned"], found["waiting"], found["lag_rows"]) == (120, 0, 0)
+    assert millrace("verify", "digits.toml", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_bounded_run_stops_after_its_rows_and_the_next_goes_on(tmp_path: Path) -> None:
+    """At the end of the step in which they were reached."""
+    pipeline_in(tmp_path, rows=90, text=PIPELINE + "step_rows = 10\n")
+    assert millrace("send", "digits.toml", "rows.jsonl", cwd=tmp_path).returncode == 0
+    runs = [
+        json_lines(millrace("run", "digits.toml", *more, "--output", "json", cwd=tmp_path).stdout)[0]
+        for more in (["--rows", "25"], [])
+    ]
+    assert [run["read"] for run in runs] == [30, 60] and facts(tmp_path)["records"] == 90

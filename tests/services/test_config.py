@@ -1,0 +1,216 @@
+"""The pipeline file, the environment and the flags: who wins, and what is said to who is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rooms import PIPELINE, pipeline_in
+
+from millrace.learners.errors import ConfigError
+from millrace.services.config import Loaded, data_folder, home_folder, load_pipeline, settings
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MILLRACE_HOME", "MILLRACE_DATA", "MILLRACE__LEARNER__GAMMA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def loaded(folder: Path, text: str = PIPELINE, *flags: str) -> Loaded:
+    """What a pipeline file and flags say."""
+    return load_pipeline(pipeline_in(folder, rows=0, text=text), flags)
+
+
+def refused(folder: Path, text: str = PIPELINE, *flags: str) -> str:
+    """The sentence with which a pipeline is refused; it must name the file."""
+    with pytest.raises(ConfigError) as error:
+        loaded(folder, text, *flags)
+    return str(error.value)
+
+
+def origins(one: Loaded) -> dict[str, tuple[object, str]]:
+    """Every key with its value and where it came from."""
+    return {key: (value, origin) for key, value, origin in settings(one)}
+
+
+def test_a_flag_wins_over_the_environment_and_the_environment_over_the_file(tmp_path, monkeypatch) -> None:
+    """And `config show` names which of them it was."""
+    monkeypatch.setenv("MILLRACE__LEARNER__GAMMA", "2")
+    monkeypatch.setenv("MILLRACE__BATCH__ROWS", "30")
+    found = origins(loaded(tmp_path, PIPELINE, "batch.rows=40", "worker.keep=5"))
+    assert found["learner.gamma"] == (2.0, "environment MILLRACE__LEARNER__GAMMA")
+    assert found["batch.rows"] == (40, "flag --set") and found["worker.keep"] == (5, "flag --set")
+    assert found["batch.wait_ms"] == (50, "digits.toml") and found["threads"] == (1, "default")
+    assert found["fields[1].name"] == ("site", "digits.toml") and found["learner.task"] == ("classify", "default")
+
+
+def test_every_key_that_can_be_set_is_shown(tmp_path: Path) -> None:
+    """Once each, with the learner's own."""
+    found = [key for key, _, _ in settings(loaded(tmp_path))]
+    assert len(found) == len(set(found)) and {"log.topic", "worker.stop_share", "learner.decay", "label.type"} <= set(found)
+
+
+def test_a_table_in_a_flag_is_shown_as_set_by_the_flag(tmp_path: Path) -> None:
+    """Each of its keys, and none that the table has thrown out."""
+    found = origins(loaded(tmp_path, PIPELINE, "batch={rows = 3}", 'fields=[{name = "z"}]'))
+    assert found["batch.rows"] == (3, "flag --set") and found["batch.wait_ms"] == (1000, "default")
+    assert found["fields[0].name"] == ("z", "flag --set") and found["fields[0].size"] == (1, "default")
+
+
+def test_a_list_can_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written as in the file."""
+    monkeypatch.setenv("MILLRACE__FIELDS", '[{name = "a"}, {name = "b", type = "categorical", categories = ["u", "v"]}]')
+    assert [field.name for field in loaded(tmp_path).pipeline.fields] == ["a", "b"]
+
+
+def test_a_value_that_is_no_toml_is_taken_as_text(tmp_path: Path) -> None:
+    """So that a topic needs no quotes; and text that means a second key sets only its own."""
+    assert loaded(tmp_path, PIPELINE, "log.topic=a-b c").pipeline.topic == "a-b c"
+    assert "batch.rows" in refused(tmp_path, PIPELINE, "batch.rows=3\nseed = 9")
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("learner.gama=2", "learner.gama = 2: there is no such key. Did you mean gamma?"),
+        ("worker.stepp_rows=2", "worker.stepp_rows = 2: there is no such key. Did you mean step_rows?"),
+        ("bach.rows=2", "bach = {'rows': 2}: there is no such key. Did you mean batch?"),
+        ("xyzzy=1", "xyzzy = 1: there is no such key. There are: name, fields,"),
+        ("label.typ=1", "label.typ = 1: there is no such key. Did you mean type?"),
+        ("learner.kind=rigde", "learner.kind = 'rigde' is not a learner. Did you mean ridge?"),
+        ('learner.kind=["ridge"]', "learner.kind = ['ridge'] is not a learner."),
+        ("learner.kind=3", "learner.kind = 3 is not a learner."),
+        ("learner.gamma=true", "learner.gamma = True: Expected `float`, got `bool`."),
+        ("learner.gamma=two", "learner.gamma = 'two': Expected `float`, got `str`."),
+        ("learner.gamma=", "learner.gamma = '': Expected `float`, got `str`."),
+        ("learner.gamma=-1", "learner: gamma = -1.0: must be a finite number above 0."),
+        ("learner.gamma=nan", "learner: gamma = nan: must be"),
+        ("learner.solve_rows=0", "learner: solve_rows = 0: must be a whole number from 1"),
+        ("learner.decay=1.5", "learner: decay = 1.5: must be"),
+        ("learner.task=regress", "learner.task = 'regress', but the label's type says 'classify'."),
+        ("learner=3", "learner = 3: Expected `object`, got `int`."),
+        ("seed=-1", "seed = -1, threads = 1: seed is at least 0"),
+        ("seed=1.5", "seed = 1.5: Expected `int`, got `float`."),
+        ("threads=0", "threads = 0: seed is at least 0, threads at least 1"),
+        ("name=a/b", "name = 'a/b': must be letters, digits, - and _"),
+        ("name=..", "name = '..': must be letters, digits, - and _"),
+        ('name=""', "name = '': must be letters"),
+        ("batch.rows=0", "batch: rows = 0: must be at least 1."),
+        ("batch.wait_ms=0", "batch: wait_ms = 0: must be at least 1."),
+        ("batch.rows=1e3", "batch.rows = 1000.0: Expected `int`, got `float`."),
+        ("log.partitions=0", "log: partitions = 0: must be at least 1."),
+        ("log.retention_hours=-1", "log: retention_hours = -1.0: must be at least 0."),
+        ("log.retention_hours=nan", "log: retention_hours = nan: must be"),
+        ("log.retention_hours=inf", "log: retention_hours = inf: must be"),
+        ("log.max_bytes=0", "log: max_bytes = 0: must be at least 1."),
+        ("worker.step_rows=0", "worker: step_rows = 0: must be at least 1."),
+        ("worker.step_ms=-1", "worker: step_ms = -1: must be at least 0."),
+        ("worker.keep=1", "worker: keep = 1: must be at least 2."),
+        ("worker.stop_share=0", "worker: stop_share = 0.0: must be above 0 and at most 1."),
+        ("worker.stop_share=nan", "worker: stop_share = nan: must be"),
+        ("worker.window_rows=0", "worker: window_rows = 0: must be at least 1."),
+        ("label.type=text", "label.type = 'text': Invalid enum value 'text'. There are: string, integer, boolean, number."),
+        ("label.type=strin", "label.type = 'strin': Invalid enum value 'strin'. Did you mean string?"),
+        ("label=3", "label = 3: Expected `object`, got `int`."),
+        ("fields=[]", "there must be at least one field"),
+        ('fields=[{name = "x"}, {name = "x"}]', "field names stand twice: x"),
+        ('fields=[{name = "label"}]', "field names stand twice: label"),
+        ("weight=x", "field names stand twice: x"),
+        ("fields=3", "fields = 3: Expected `array`, got `int`."),
+        ("fields=[3]", "fields[0] = 3: Expected `object`, got `int`."),
+        ('fields=[{name = "x", siz = 3}]', "fields[0].siz = 3: there is no such key. Did you mean size?"),
+        ('fields=[{type = "numeric"}]', "fields[0]: Object missing required field `name`."),
+        (
+            'fields=[{name = "x", type = "numerical"}]',
+            "fields[0].type = 'numerical': Invalid enum value 'numerical'. Did you mean",
+        ),
+        ('fields=[{name = "x", size = 0}]', "fields[0]: size = 0: must be at least 1."),
+        ('fields=[{name = "x", scale = 0}]', "fields[0]: center = 0.0, scale = 0.0: must be finite, scale above 0."),
+        (
+            'fields=[{name = "x", missing = "drop"}]',
+            "fields[0].missing = 'drop': Invalid enum value 'drop'. There are: reject,",
+        ),
+        ('fields=[{name = "x", size = 3, missing = "mean"}]', 'fields[0]: missing = "mean": an array of 3 numbers'),
+        ('fields=[{name = "x", type = "categorical", categories = "grew", max = 2}]', "fields[0].categories = 'grew'"),
+        (
+            'fields=[{name = "x", type = "categorical", categories = "grow"}]',
+            'fields[0]: max = 0: categories = "grow" needs at least',
+        ),
+        ('fields=[{name = "x", type = "categorical", categories = []}]', "fields[0]: categories = (): must be a list of names"),
+        (
+            'fields=[{name = "x", type = "categorical", categories = ["a", "a"]}]',
+            "fields[0]: categories: a list of names must have no",
+        ),
+        ('fields=[{name = "x", categories = ["a"]}]', "fields[0]: categories, max and missing"),
+        ('log.topic="digits.scores"', "log.topic = 'digits.scores'"),
+        ('log.topic="digits.dead-letters"', "log.topic = 'digits.dead-letters'"),
+        ("seed=99999999999999999999999", "seed = 99999999999999999999999"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_naming_key_value_and_what_there_is(flag: str, says: str, tmp_path: Path) -> None:
+    """In one sentence that begins with the file."""
+    sentence = refused(tmp_path, PIPELINE, flag)
+    assert says in sentence and sentence.startswith(f"{tmp_path / 'digits.toml'}: ")
+
+
+def test_a_flag_without_a_value_or_below_a_value_is_refused_by_its_own_words(tmp_path: Path) -> None:
+    """It has no file to name."""
+    assert refused(tmp_path, PIPELINE, "learner.gamma") == "--set learner.gamma: write KEY=VALUE, such as learner.gamma=2."
+    assert "seed.x does not name a single value" in refused(tmp_path, PIPELINE, "seed.x=1")
+    assert "fields is none or a list" in refused(tmp_path, PIPELINE, "fields.0.name=x")
+
+
+@pytest.mark.parametrize("name", ["MILLRACE__LEARNER__GAMA", "MILLRACE__LERNER__GAMMA", "MILLRACE__", "MILLRACE__X"])
+def test_an_unknown_key_in_the_environment_is_refused_too(name: str, tmp_path: Path, monkeypatch) -> None:
+    """A misspelt variable that did nothing would be found at night."""
+    monkeypatch.setenv(name, "2")
+    assert "there is no such key" in refused(tmp_path)
+
+
+def test_a_file_that_is_not_toml_names_the_line(tmp_path: Path) -> None:
+    """And the column."""
+    assert "digits.toml is not TOML: " in (said := refused(tmp_path, 'name = "x"\nseed = = 3\n')) and "line 2" in said
+    (tmp_path / "digits.toml").write_bytes(b'name = "\xff"\n')
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_pipeline(tmp_path / "digits.toml")
+
+
+def test_a_file_that_is_missing_or_no_file_is_refused(tmp_path: Path) -> None:
+    """With what to do."""
+    with pytest.raises(ConfigError, match="There is no pipeline file .*README"):
+        load_pipeline(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["name", "fields", "label", "learner"])
+def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
+    """Four keys have no default."""
+    lines = {"name": 'name = "d"', "label": 'label = {name = "y"}', "learner": 'learner = {kind = "ridge"}'}
+    lines["fields"] = 'fields = [{name = "x"}]'
+    assert loaded(tmp_path, "\n".join(lines.values())).pipeline.name == "d"
+    del lines[key]
+    assert f"missing required field `{key}`" in refused(tmp_path, "\n".join(lines.values()))
+
+
+def test_a_regression_label_makes_a_regression_learner(tmp_path: Path) -> None:
+    """The task is said once, by the label's type."""
+    one = loaded(tmp_path, PIPELINE, "label.type=number")
+    assert one.learner.task == "regress" and origins(one)["learner.task"][0] == "regress"
+
+
+def test_what_changes_learning_changes_the_hash_and_what_does_not_does_not(tmp_path: Path) -> None:
+    """A branch has one configuration; a longer step or another window is none of it."""
+    hashes = {flag: loaded(tmp_path, PIPELINE, flag).pipeline.sha256 for flag in ("seed=7", "learner.gamma=3", "batch.rows=9")}
+    assert len(set(hashes.values())) == 3
+    for flag in ("worker.step_rows=9", "worker.stop_share=0.5", "log.retention_hours=3", "learner.gamma=0.5", "threads=2"):
+        assert loaded(tmp_path, PIPELINE, flag).pipeline.sha256 == hashes["seed=7"]
+
+
+def test_the_state_folder_is_the_flags_else_the_environments_else_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the data folder is the environment's else the neighbour's."""
+    assert (home_folder(None), data_folder()) == (Path(".millrace"), Path("../shared/data"))
+    monkeypatch.setenv("MILLRACE_HOME", "/a")
+    monkeypatch.setenv("MILLRACE_DATA", "/b")
+    assert (home_folder(None), home_folder("/c"), data_folder()) == (Path("/a"), Path("/c"), Path("/b"))

@@ -1,0 +1,247 @@
+"""The story of `make run`, played for real: processes, kill -9, and a report that says what the log says."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from millrace.learners.errors import MillraceError, NotProvedError
+from millrace.services.config import load_pipeline
+from millrace.services.datasets import held_out
+from millrace.services.errors import exit_code
+from millrace.services.evidence import Evidence, account, gather
+from millrace.services.instance import BRANCH, Instance
+from millrace.services.looking import journal_lines
+from millrace.services.story import Plan, Stage, conclude, prepare, prove
+from millrace.streams.sqlite import connect
+
+for package in ("sklearn", "matplotlib", "plotext"):
+    pytest.importorskip(package, reason=f"{package} (the extra demo) is not installed")
+
+STORY = [sys.executable, "-P", "-W", "error", "-m", "millrace.services.story"]
+NAME = "story-digits"
+SECONDS = 8.0  # of the stream; `make run` takes longer over it
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A story that has come to its end."""
+
+    home: Path
+    code: int
+    out: str
+    err: str
+
+
+def stage_in(home) -> Stage:
+    """The stage of a story of digits that was played in ``home``."""
+    folder = home / NAME
+    stream = folder / "stream.jsonl"
+    instance = Instance(load_pipeline(folder / "pipeline.toml"), folder)
+    rows = len(stream.read_bytes().splitlines())
+    return Stage(Plan("digits", 0, SECONDS, 0, home), folder / "pipeline.toml", stream, rows, 0, instance, instance.log())
+
+
+def outputs_in(home) -> list[dict]:
+    """What the steps let out, each once, read from the database without our code."""
+    connection = connect(home / NAME / "log.sqlite", "select 1")
+    query = "select log_table from partitions where tp = ?"
+    table = connection.execute(query, (f"{NAME}.scores:0",)).fetchone()[0]
+    found = [msgspec.json.decode(value) for (value,) in connection.execute(f"select value from {table} order by offset")]
+    connection.close()
+    return list({(output["branch"], output["seq"]): output for output in found}.values())
+
+
+def change_one_byte(home, offset) -> None:
+    """Another digit in the value of one record; its checksum stays as it was."""
+    connection = connect(home / NAME / "log.sqlite", "select 1")
+    table = connection.execute("select log_table from partitions where tp = ?", (f"{NAME}:0",)).fetchone()[0]
+    value = bytearray(connection.execute(f"select value from {table} where offset = ?", (offset,)).fetchone()[0])
+    at = value.index(b"[") + 1
+    value[at] = ord("1") if value[at] != ord("1") else ord("2")
+    connection.execute(f"update {table} set value = ? where offset = ?", (bytes(value), offset))
+    connection.close()
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory) -> Played:
+    """The digits, at a faster pace."""
+    home = tmp_path_factory.mktemp("story")
+    done = subprocess.run(
+        [*STORY, "--seconds", str(SECONDS), "--home", str(home)], capture_output=True, text=True, timeout=240, check=False
+    )
+    return Played(home, done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def evidence(played) -> Evidence:
+    """What the played story has left."""
+    return gather(stage_in(played.home).instance, held_out("digits"))
+
+
+def number(played, line, column) -> float:
+    """One number of the report's table."""
+    return float(re.search(rf"^{line}  .*$", played.out, re.MULTILINE)[0].removeprefix(line).split()[column])
+
+
+@pytest.mark.slow
+def test_the_story_is_proved_and_ends_well(played) -> None:
+    """The digits are learned through two kills, verified, and every row is accounted for."""
+    assert played.code == 0, played.err
+    assert "VERIFY   proved: " in played.out
+    assert "COUNTED  1,442 records in the log = 1,442 learned, 0 passed, 0 rejected, 0 waiting" in played.out
+
+
+@pytest.mark.slow
+def test_two_workers_were_really_killed(played) -> None:
+    """Three processes wrote the branch; the first two had no time to say or to mark anything, and are gone."""
+    killed = [int(pid) for pid in re.findall(r"kill -9 of worker (\d+) at", played.err)]
+    assert len(set(killed)) == 2
+    assert all(not Path(f"/proc/{pid}").exists() for pid in killed)
+    entries = list(journal_lines(stage_in(played.home).instance, BRANCH))
+    opened = [at for at, entry in enumerate(entries) if entry["kind"] == "open"]
+    assert [entries[at]["epoch"] for at in opened] == [1, 2, 3]
+    said = (played.home / NAME / "worker.log").read_text()
+    assert (said.count("goes on at seq"), said.count("VERSION")) == (3, 1)  # only the last one came to its summary
+
+
+@pytest.mark.slow
+def test_the_report_says_what_the_log_says(played) -> None:
+    """Whole-stream scores equal those computed here from the raw outputs, the baselines those from the raw labels."""
+    outputs = outputs_in(played.home)
+    last = outputs[-1]["scores"]
+    for line, total in (("millrace", "correct"), ("last label", "correct_last"), ("majority", "correct_majority")):
+        assert number(played, line, 0) == round(last[total] / last["rows"], 3)
+    labels = [msgspec.json.decode(row)["digit"] for row in (played.home / NAME / "stream.jsonl").read_bytes().splitlines()]
+    same = sum(a == b for a, b in zip(labels, labels[1:], strict=False))
+    assert last["correct_last"] == same
+    assert last["rows"] == len(labels) == 1442
+
+
+@pytest.mark.slow
+def test_the_windowed_scores_are_differences_of_the_totals(played) -> None:
+    """The last window of the table is what was counted between two outputs about a hundred rows apart."""
+    totals = [output["scores"] for output in outputs_in(played.home)]
+    end = totals[-1]
+    start = [total for total in totals if total["rows"] <= end["rows"] - 100][-1]
+    share = (end["correct"] - start["correct"]) / (end["rows"] - start["rows"])
+    assert number(played, "millrace", 1) == round(share, 3)
+
+
+@pytest.mark.slow
+def test_the_model_beats_its_baselines(played) -> None:
+    """Real learning: far above both baselines over the whole stream, and well on rows it never saw."""
+    assert number(played, "millrace", 0) > 0.9 > 0.3 > number(played, "last label", 0) > number(played, "majority", 0)
+    assert number(played, "millrace", 2) > 0.95
+
+
+@pytest.mark.slow
+def test_held_out_accuracy_grows_with_the_versions(evidence) -> None:
+    """Classes that have not joined yet are missed, so the versions score better and better."""
+    scores = [version.score for version in evidence.versions]
+    assert len(scores) >= 10
+    assert scores[0] < 0.6 < 0.95 < scores[-1]
+
+
+@pytest.mark.slow
+def test_a_lost_step_is_noticed(played, evidence) -> None:
+    """The accounts hold for the outputs as they are, and not once one of them is missing."""
+    assert account(evidence, 1442) == []
+    del (outputs := list(evidence.outputs))[5]
+    assert "exactly once" in account(replace(evidence, outputs=outputs), 1442)[0]
+    assert "were sent" in account(evidence, 1443)[0]
+
+
+@pytest.mark.slow
+def test_the_picture_shows_the_curves_and_the_kills(played) -> None:
+    """The PNG is large enough to read and has our blue, the held-out orange and both red lines in it."""
+    from matplotlib.image import imread
+
+    pixels = (imread(played.home / NAME / "accuracy.png")[:, :, :3] * 255).round().astype(int)
+    assert pixels.shape[0] > 600 < pixels.shape[1]
+    blue, orange, red = (np.abs(pixels - colour).max(axis=2) < 8 for colour in ((31, 95, 191), (217, 84, 30), (192, 28, 40)))
+    assert blue.sum() > 2000 < orange.sum() * 2
+    upright = np.flatnonzero(red.sum(axis=0) > 300)  # columns
+    assert 1 + int((np.diff(upright) > 3).sum()) == 2
+
+
+@pytest.mark.slow
+def test_the_terminal_plot_is_plain_text(played) -> None:
+    """In a pipe there is no escape sequence, no line is too long, and the curves are marked."""
+    assert "\x1b" not in played.out + played.err
+    plot = played.out[played.out.index("┌") : played.out.index("PICTURE")]
+    assert max(map(len, plot.splitlines())) <= 110
+    assert all(mark in plot for mark in ("*", ".", "-", "o", "║", "┊"))
+
+
+@pytest.mark.slow
+def test_one_changed_byte_in_the_log_is_named(played, tmp_path) -> None:
+    """The twin: the same story with one byte of one record changed before verify fails, and says which record."""
+    home = tmp_path / "copy"
+    shutil.copytree(played.home, home)
+    assert prove(stage_in(home))["findings"] == 0
+    change_one_byte(home, 700)
+    with pytest.raises(NotProvedError, match=rf"{NAME}:0 offset 700 is not what was appended.*First bad mark: seq") as failed:
+        conclude(stage_in(home), [])
+    assert exit_code(failed.value) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_story_leaves_no_process_behind(number, tmp_path) -> None:
+    """Ctrl-C and SIGTERM end the story with a failure, and worker and sender with it."""
+    story = subprocess.Popen([*STORY, "--seconds", "60", "--home", str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    started = re.search(r"worker (\d+) learns what sender (\d+)", story.stderr.readline())
+    time.sleep(1.0)
+    os.kill(story.pid, number)
+    story.communicate(timeout=60)
+    assert story.returncode == 1
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started.groups())
+
+
+@pytest.mark.slow
+def test_a_regression_is_told_in_its_unit(data_dir, tmp_path, monkeypatch) -> None:
+    """For numbers the table and the plots show mean absolute errors beside the last value and the mean."""
+    pytest.importorskip("pyarrow", reason="pyarrow, which reads the shared data, is not installed")
+    monkeypatch.setenv("MILLRACE_DATA", str(data_dir))
+    command = [*STORY, "--data", "metro_traffic", "--rows", "2000", "--seconds", "6", "--home", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    errors = [
+        float(line.split()[-2].replace(",", "")) for line in re.findall(r"^(?:millrace|mean so far) .*$", done.stdout, re.M)[1:]
+    ]
+    assert errors[0] < errors[1] / 2
+    assert "2,000 rows were sent (46,204 more were left out" in done.stdout
+    assert (tmp_path / "story-metro_traffic" / "accuracy.png").stat().st_size > 20_000
+
+
+def test_a_folder_that_is_not_a_storys_is_left_alone(tmp_path) -> None:
+    """State that somebody else keeps under the story's name is not removed."""
+    kept = tmp_path / NAME / "log.sqlite"
+    kept.parent.mkdir()
+    kept.write_bytes(b"precious")
+    with pytest.raises(MillraceError, match="was not made by `make run`"):
+        prepare(Plan("digits", 0, 1.0, 0, tmp_path))
+    assert kept.read_bytes() == b"precious"
+
+
+def test_a_second_preparation_replaces_the_first(tmp_path) -> None:
+    """A fresh story removes what the last one left, and nothing beside it."""
+    beside = tmp_path / "mine" / "log.sqlite"
+    beside.parent.mkdir()
+    beside.touch()
+    prepare(Plan("digits", 100, 1.0, 0, tmp_path)).log.append(NAME, [])
+    (tmp_path / NAME / "left.over").touch()
+    stage = prepare(Plan("digits", 0, 1.0, 0, tmp_path))
+    assert (stage.rows, stage.left) == (1442, 0)
+    assert not (tmp_path / NAME / "left.over").exists()
+    assert beside.exists()

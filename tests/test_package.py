@@ -1,0 +1,139 @@
+"""What is installed is what is here: the wheel, its imports, and the locks it is installed from."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("learners", "streams", "services")
+LOCKS = sorted((ROOT / "deploy" / "requirements").glob("*.txt"))
+HEAVY = ("ray", "mlflow", "torch", "river", "vllm", "onnxruntime", "matplotlib", "sklearn", "pandas")
+MODULES = sorted(
+    "millrace." + file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+    for room in ROOMS
+    for file in (ROOT / room).rglob("*.py")
+)
+
+installed = pytest.mark.skipif(
+    os.environ.get("MILLRACE_INSTALLED") != "1",
+    reason="MILLRACE_INSTALLED is not 1: this may be the editable checkout, and only `make test` installs the wheel",
+)
+
+
+def loaded_by(*names: str) -> dict[str, str | None]:
+    """The modules loaded, with their files, after a fresh Python in the checkout's root imports the names."""
+    code = (
+        f"import importlib, json, sys\nfor name in {list(names)!r}: importlib.import_module(name)\n"
+        "print(json.dumps({name: getattr(m, '__file__', None) for name, m in list(sys.modules.items())}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def everything() -> dict[str, str | None]:
+    """What is loaded once every module of ours is imported."""
+    return loaded_by(*MODULES)
+
+
+def unsound(lock: str) -> list[str]:
+    """What a lock may not hold: the name of a host, an option that could carry one, a requirement without hashes."""
+    found = re.findall(r"https?://\S*|--(?:extra-)?index-url\b|--find-links\b|\S+ @ \S+", lock)
+    requirements = re.split(r"\n(?=[^\s#])", "\n" + lock)[1:]
+    pinned = re.compile(r"[\w.-]+==\S+(?: ; [^\\]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+(?:\n    #.*)*\s*")
+    return found + [text.split("\n")[0] for text in requirements if not pinned.fullmatch(text)]
+
+
+def test_no_module_is_known_by_a_bare_folder_name(everything) -> None:
+    """Even from the checkout's root, nothing is imported as `streams`, `learners` or `services`."""
+    assert set(MODULES) <= set(everything)
+    assert [name for name in everything if name.split(".")[0] in ROOMS] == []
+
+
+@installed
+def test_what_is_tested_is_what_is_installed(everything) -> None:
+    """Every module of ours comes from site-packages and not from the checkout."""
+    site = str(Path(sys.prefix) / "lib")
+    ours = {name: str(file) for name, file in everything.items() if name.startswith("millrace.")}
+    assert {name: file for name, file in ours.items() if "site-packages" not in file or not file.startswith(site)} == {}
+
+
+@installed
+def test_the_wheel_holds_the_modules_of_the_tree_and_no_others() -> None:
+    """What the wheel unpacked, byte for byte, is every module and type marker here; nothing stale, nothing missing."""
+    there = {}
+    for file in importlib.metadata.files("millrace") or []:
+        if file.parts[0] == "millrace" and file.suffix != ".pyc":
+            there[str(file)] = Path(str(file.locate())).read_bytes()
+    here = {
+        f"millrace/{file.relative_to(ROOT).as_posix()}": file.read_bytes()
+        for room in ROOMS
+        for file in (ROOT / room).rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    }
+    assert sorted(there) == sorted(here)
+    assert [name for name in here if there[name] != here[name]] == []
+    assert {f"millrace/{room}/py.typed" for room in ROOMS} <= set(here)
+
+
+@pytest.mark.skipif("millrace.services.cli" not in MODULES, reason="services/cli.py is not written yet")
+def test_the_command_line_imports_nothing_heavy() -> None:
+    """The command line answers without the seconds that Ray, MLflow, torch or a plot take to import."""
+    loaded = {name.split(".")[0] for name in loaded_by("millrace.services.cli")}
+    assert loaded & set(HEAVY) == set()
+
+
+@pytest.mark.skipif("millrace.services.cli" not in MODULES, reason="services/cli.py is not written yet")
+def test_the_console_script_prints_its_help() -> None:
+    """`millrace --help` works as installed beside this Python."""
+    script = Path(sys.executable).with_name("millrace")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "millrace" in done.stdout
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_a_lock_names_no_host_and_hashes_every_requirement(lock: Path) -> None:
+    """A lock says what to install and how to know it, never where from."""
+    assert unsound(lock.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--index-url somewhere",
+        "--find-links wheels",
+        "click==8.5.1",
+        "click>=8 \\\n    --hash=sha256:" + "0" * 64,
+        "click==8.5.1 \\\n    --hash=sha256:" + "0" * 63,
+        "click @ file:///click.whl \\\n    --hash=sha256:" + "0" * 64,
+        "# from http://example.invalid/simple",
+    ],
+)
+def test_an_unsound_line_in_a_lock_is_caught(line: str) -> None:
+    """A host, an option that carries one, and a requirement without version or hash are each caught."""
+    sound = "# made by make lock\nnumpy==2.4.6 \\\n    --hash=sha256:" + "a" * 64 + "\n    # via scipy\n"
+    assert unsound(sound) == []
+    assert unsound(sound + line + "\n") != []
+
+
+def test_the_locks_agree_with_each_other() -> None:
+    """What `make run` installs is, version for version, part of what the tests ran with."""
+    run, test = (
+        set(re.findall(r"^[\w.-]+==\S+", (ROOT / "deploy" / "requirements" / f"{name}.txt").read_text(), re.MULTILINE))
+        for name in ("run", "test")
+    )
+    assert [lock.stem for lock in LOCKS] == ["run", "test", "uv"]
+    assert run < test
+
+
+def test_no_lock_that_records_addresses_is_here() -> None:
+    """`uv.lock` would record where packages were downloaded from."""
+    assert not (ROOT / "uv.lock").exists()
