@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from scipy.linalg import blas, lapack  # type: ignore[import-untyped]
+from scipy.linalg import blas, lapack
 
 from millrace.learners.errors import LearnerError
 from millrace.learners.protocol import Floats

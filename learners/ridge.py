@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import lapack  # type: ignore[import-untyped]
+from scipy.linalg import lapack
 
 from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.linear import LinearServable, expanded, finite

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]  # ships no types
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from millrace.streams.entries import Host
 

@@ -14,8 +14,8 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from scipy.linalg import blas, lapack  # type: ignore[import-untyped]
-from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
+from scipy.linalg import blas, lapack
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from millrace.learners.protocol import Array, Batch, Floats
 from millrace.learners.ridge import Ridge, RidgeConfig

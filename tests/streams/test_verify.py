@@ -11,6 +11,7 @@ import apsw
 import msgspec
 import numpy as np
 import pytest
+
 from millrace.learners.errors import NotProvedError
 from millrace.services import looking, running
 from millrace.services.config import load_pipeline
@@ -56,8 +57,7 @@ def proved(tmp_path_factory):
     x = np.random.default_rng(1).integers(-9, 10, (ROWS, 4))
     x[:, 3] = np.arange(ROWS)  # no two records alike
     records = [
-        Record(json.dumps({"x": row.tolist(), "y": int(row[0]) % 3}).encode(), timestamp_ms=1 + at)
-        for at, row in enumerate(x)
+        Record(json.dumps({"x": row.tolist(), "y": int(row[0]) % 3}).encode(), timestamp_ms=1 + at) for at, row in enumerate(x)
     ]
     there.log().append("proof", records)
     running.run(there, "main", running.Bounds(rows=300), take_over=False)
@@ -196,7 +196,7 @@ def test_a_checkpoint_of_another_state_is_found_although_its_bytes_are_sound(cop
         checkpoint=name,
         version=None,
     )
-    doors.journal.send(seal(forged))
+    doors.journal.send(seal(forged)).offset()
     assert "Folding the log again gives another state (in learner)" in findings(copy)
 
 
@@ -218,7 +218,7 @@ def test_what_follows_from_the_truth_is_compared_too(copy):
         checkpoint=name,
         version=None,
     )
-    doors.journal.send(seal(mark))
+    doors.journal.send(seal(mark)).offset()
     assert "another derived part" in findings(copy)
 
 
