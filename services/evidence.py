@@ -114,9 +114,9 @@ def windows(totals: Array, rows: int) -> Array:
     Gives (steps, 5): rows scored until then, rows in the window (``rows`` or a little more), and the three means.
 
     >>> windows(np.array([[10.0, 5.0], [20.0, 15.0], [30.0, 20.0]]), 15)
-    array([[10.        , 10.        ,  0.5       ],
-           [20.        , 20.        ,  0.75      ],
-           [30.        , 20.        ,  0.75      ]])
+    array([[10.  , 10.  ,  0.5 ],
+           [20.  , 20.  ,  0.75],
+           [30.  , 20.  ,  0.75]])
     """
     grown = totals[np.diff(totals[:, 0], prepend=0.0) > 0]
     whole = np.vstack([np.zeros((1, totals.shape[1])), grown])
