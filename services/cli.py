@@ -114,7 +114,7 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
     from millrace.services import datasets, sending
 
     if file is not None and data is None:
-        values = sending.values_of(file)
+        values = sending.values_of(file, instance.loaded.pipeline.schema)
     elif data is not None and file is None:
         values = datasets.values(data)
     else:

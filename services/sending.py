@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 
-from millrace.learners.errors import BadInputError
+from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.instance import Instance
 from millrace.streams.records import Record
+from millrace.streams.schema import Schema
 
 log = logging.getLogger("millrace")
 
 CHUNK = 1000  # records a commit, where they are not paced
 PACED_ROWS = 64  # at most, where they are
+JSON_SCALAR = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|true|false")  # 007, nan and 1_000 are text
 
 
 def send(instance: Instance, values: Iterable[bytes], rows_per_s: float) -> int:
     """Append each value as a record; returns how many. ``rows_per_s`` 0: as fast as the log takes them.
 
-    Raises: StorageError where the log refuses; what was appended before stays.
+    Raises: StorageError, BadInputError where the log refuses or the values cannot be read; what was appended before stays,
+    and the message says how much that is.
     """
     store, topic = instance.log(), instance.loaded.pipeline.topic
     values = iter(values)
     sent, start_s = 0, time.monotonic()
-    while chunk := list(islice(values, PACED_ROWS if rows_per_s else CHUNK)):
-        now_ms = time.time_ns() // 1_000_000
-        store.append(topic, [Record(value, timestamp_ms=now_ms) for value in chunk])
-        sent += len(chunk)
-        if rows_per_s:
-            time.sleep(max(0.0, start_s + sent / rows_per_s - time.monotonic()))
+    try:
+        while chunk := list(islice(values, PACED_ROWS if rows_per_s else CHUNK)):
+            now_ms = time.time_ns() // 1_000_000
+            store.append(topic, [Record(value, timestamp_ms=now_ms) for value in chunk])
+            sent += len(chunk)
+            if rows_per_s:
+                time.sleep(max(0.0, start_s + sent / rows_per_s - time.monotonic()))
+    except MillraceError as error:
+        raise type(error)(f"{error} The first {sent} rows are in the log; leave them out when you send the rest.") from error
     _retain(instance)
     return sent
 
@@ -49,12 +57,12 @@ def _retain(instance: Instance) -> None:
             store.expire(f"{topic}:{number}", oldest_ms)
 
 
-def values_of(path: Path) -> Iterator[bytes]:
+def values_of(path: Path, schema: Schema) -> Iterator[bytes]:
     """The records of a file: JSON lines as they stand, CSV and Parquet rows as JSON objects.
 
     Raises: BadInputError where the file cannot be read or its ending is none of .jsonl, .csv, .parquet.
     """
-    readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    readers = {".jsonl": _json_lines, ".csv": partial(_csv_rows, schema), ".parquet": _parquet_rows}
     if path.suffix not in readers:
         raise BadInputError(f"{path}: the ending must be one of {', '.join(readers)}.")
     try:
@@ -68,25 +76,23 @@ def _json_lines(path: Path) -> Iterator[bytes]:
         yield from (line.strip() for line in file if line.strip())
 
 
-def _csv_rows(path: Path) -> Iterator[bytes]:
-    """Cells that read as numbers become numbers, empty ones null; the rest are strings."""
+def _csv_rows(schema: Schema, path: Path) -> Iterator[bytes]:
+    """Empty cells become null, cells that are JSON numbers or booleans stay that, unless the column is declared as text."""
+    text = {field.name for field in schema.fields if field.type == "categorical"}
+    text |= {schema.label.name} if schema.label.type == "string" else set()
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, strict=True)
         for row in rows:
             if None in row:
                 raise csv.Error(f"line {rows.line_num} has more cells than the heading")
-            yield msgspec.json.encode({name: _cell(text) for name, text in row.items()})
+            yield b"{%b}" % b",".join(_member(name, cell, name in text) for name, cell in row.items())
 
 
-def _cell(text: str | None) -> int | float | str | None:
-    if not text:
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _member(name: str, cell: str | None, is_text: bool) -> bytes:
+    key = msgspec.json.encode(name)
+    if not cell:
+        return key + b":null"
+    return key + b":" + (cell.encode() if not is_text and JSON_SCALAR.fullmatch(cell) else msgspec.json.encode(cell))
 
 
 def _parquet_rows(path: Path) -> Iterator[bytes]:

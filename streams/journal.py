@@ -128,11 +128,24 @@ class Writer:
             return
         mine = self._read_on(pending.raw)
         if self.cursor.epoch > pending.entry.epoch or not mine:
-            raise ReplacedError(
-                f"Branch {self.branch}: the entry with seq {pending.entry.seq} of epoch {pending.entry.epoch} does not count; "
-                f"the branch is at seq {self.cursor.seq} of epoch {self.cursor.epoch}. Another writer has taken it, or the "
-                "append was lost. Nothing of it was let out. Stop the other writer, or start again to take the branch over."
-            )
+            raise self._replaced(f"the entry with seq {pending.entry.seq} of epoch {pending.entry.epoch} does not count")
+
+    def check(self) -> None:
+        """Look whether the branch is still this writer's, without appending anything.
+
+        Raises: ReplacedError where another writer has it.
+        """
+        epoch = self.cursor.epoch
+        self._read_on(b"")
+        if self.cursor.epoch != epoch:
+            raise self._replaced(f"this is the writer of epoch {epoch}")
+
+    def _replaced(self, what: str) -> ReplacedError:
+        return ReplacedError(
+            f"Branch {self.branch}: {what}; the branch is at seq {self.cursor.seq} of epoch {self.cursor.epoch}. Another "
+            "writer has taken it, or an append was lost. Nothing that does not count was let out. Stop the other writer, or "
+            "start again to take the branch over."
+        )
 
     def append(self, entry: Entry) -> None:
         """``send`` and ``settle``."""

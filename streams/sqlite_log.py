@@ -162,9 +162,10 @@ class SqliteLog:
     def fetch(self, tp: str, start: int, stop: int | None, limit: int) -> tuple[list[Event], int]:
         """Records from ``start``, at most ``limit``, fewer where their values are large; and the crc32c of all of them.
 
-        Raises: DamageError naming the first record whose bytes are not what was appended.
+        Raises: DamageError naming the first record that is missing or whose bytes are not what was appended.
         """
-        query = "select offset, timestamp_ms, key, headers, value, crc32c from {} where offset >= ? and offset < ? limit ?"
+        query = "select offset, timestamp_ms, key, headers, value, crc32c from {} where offset >= ? and offset < ? "
+        query += "order by offset limit ?"
         rows, size = [], 0
         with storage_errors(self.path):
             table, _, end = _partition(self._connection, tp)
@@ -176,6 +177,10 @@ class SqliteLog:
                     break
             cursor.close(True)
         events = [Event(*row[:5]) for row in rows]
+        if events and events[-1].offset - events[0].offset != len(events) - 1:
+            there = {event.offset for event in events}
+            missing = min(offset for offset in range(events[0].offset, events[-1].offset) if offset not in there)
+            raise DamageError(f"{self.path}: the record at {tp} offset {missing} is missing. Restore the log from a copy.")
         return events, self._check(tp, events, [row[5] for row in rows])
 
     def _check(self, tp: str, events: list[Event], expected: list[int]) -> int:

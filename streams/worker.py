@@ -21,6 +21,7 @@ from millrace.streams.snapshots import Snapshot, Snapshots
 from millrace.streams.store import sweep
 
 PAUSE_S = 0.005  # between two looks at a source that had nothing
+CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch: about a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +187,15 @@ class Worker:
 
         Raises: what ``step`` raises. Nothing is lost: the next start goes on from the journal's end.
         """
+        pauses = 0
         while not enough(self):
             phases = sum(1 for _ in self.step())
             self.mark_when_due()
             if not phases:
                 self._wall.sleep(PAUSE_S)
+                pauses += 1
+                if pauses % CHECK_PAUSES == 0:
+                    self._writer.check()  # an idle worker hears of its successor too
         self.close()
 
     def caught_up(self) -> bool:
@@ -344,7 +349,11 @@ class Worker:
         sweep(self._doors.store, self.branch, self._marks, self._config.keep, asked_s)
 
     def close(self) -> None:
-        """Mark the present state as a version, unless the newest mark already does."""
+        """Mark the present state as a version, unless the newest mark already does.
+
+        Raises: ReplacedError where the branch has another writer by now.
+        """
+        self._writer.check()
         self._mark(self._snapshots.finished(wait=True))
         if self._unversioned:
             self._begin_snapshot(version=True)

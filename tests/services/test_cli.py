@@ -181,16 +181,29 @@ def test_the_same_pipeline_with_another_number_of_partitions_is_refused(tmp_path
     assert done.exit_code == 2 and "has 1 partitions, not 2" in done.stderr
 
 
-def test_csv_rows_become_records_with_numbers_and_nulls(tmp_path: Path) -> None:
-    """Cells that read as numbers are numbers, empty ones null, the rest text."""
-    pipeline_in(tmp_path)
-    (tmp_path / "rows.csv").write_text("a,b,c,d\n1,2.5,,x y\n-3,1e3,7,\n", encoding="utf-8")
+def test_csv_cells_become_what_the_schema_takes_them_for(tmp_path: Path) -> None:
+    """JSON numbers stay numbers, empty cells are null, columns declared as text stay text, and nothing is guessed."""
     from millrace.services.sending import values_of
+    from millrace.streams.schema import Field, Label, Schema
 
-    assert [json.loads(value) for value in values_of(tmp_path / "rows.csv")] == [
-        {"a": 1, "b": 2.5, "c": None, "d": "x y"},
-        {"a": -3, "b": 1000.0, "c": 7, "d": None},
+    path = tmp_path / "rows.csv"
+    path.write_text('a,b,town,label\n1,2.5,007,1\n-3,1e3,,true\n007,nan,1_000,x "y"\n', encoding="utf-8")
+    schema = Schema((Field("a"), Field("b"), Field("town", type="categorical", categories="hash", max=4)), Label("label"))
+    assert [json.loads(value) for value in values_of(path, schema)] == [
+        {"a": 1, "b": 2.5, "town": "007", "label": "1"},
+        {"a": -3, "b": 1000.0, "town": None, "label": "true"},
+        {"a": "007", "b": "nan", "town": "1_000", "label": 'x "y"'},
     ]
+
+
+def test_a_send_that_stops_midway_says_how_much_is_in_the_log(tmp_path: Path) -> None:
+    """Sending the file again from its beginning would double those rows."""
+    pipeline_in(tmp_path)
+    good = "x,label\n" + "1,a\n" * 2500
+    (tmp_path / "half.csv").write_text(good + "1,a,too many\n")
+    done = millrace("send", "digits.toml", "half.csv", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "The first 2000 rows are in the log" in done.stderr
 
 
 def begun(tmp_path: Path, *more: str) -> subprocess.Popen[str]:
@@ -249,10 +262,10 @@ def test_a_run_that_takes_over_makes_the_first_stop_with_the_message(tmp_path: P
     first = begun(tmp_path)
     second = begun(tmp_path, "--take-over")
     until(second, lambda: facts(tmp_path).get("epoch") == 2)
+    out, err = first.communicate(timeout=PATIENCE_S)  # it had nothing to do, and heard of it all the same
     assert millrace("send", "digits.toml", "rows.jsonl", cwd=tmp_path).returncode == 0
-    out, err = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 1 and not out and "Traceback" not in err
-    assert "Another writer has taken it" in err and "Nothing of it was let out" in err
+    assert "Another writer has taken it" in err and "Nothing that does not count was let out" in err
     until(second, lambda: facts(tmp_path).get("records") == 120)
     second.terminate()
     out, err = second.communicate(timeout=PATIENCE_S)

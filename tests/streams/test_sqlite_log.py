@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import apsw_rows
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -207,6 +208,18 @@ def test_a_flipped_byte_of_a_value_in_the_file_is_named_by_partition_and_offset(
     assert len(source.read("t:0", 0, 217).events) == 217
     with pytest.raises(DamageError, match=r"the record at t:0 offset 217 is not what was appended .* Restore the log"):
         source.next_batch(4096)
+
+
+def test_a_record_that_was_deleted_between_others_is_named(tmp_path: Path) -> None:
+    """The embedded log has no gaps of its own, so one is damage; retention takes only from the beginning."""
+    log = SqliteLog(tmp_path / "log.sqlite")
+    log.create_topic("t")
+    log.append("t", [Record(b"%d" % at) for at in range(9)])
+    table = f"records_{log.create_topic('t').id}_0"
+    log.close()
+    apsw_rows.change(tmp_path / "log.sqlite", f"delete from {table} where offset = 5")
+    with pytest.raises(DamageError, match="t:0 offset 5 is missing"):
+        SqliteSource(SqliteLog(tmp_path / "log.sqlite"), ["t"]).next_batch(100)
 
 
 def test_no_flipped_byte_of_the_file_is_ever_read_as_another_record(tmp_path: Path) -> None:
