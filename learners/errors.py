@@ -47,3 +47,23 @@ class TooManyRejectedError(MillraceError):
 
 class NotProvedError(MillraceError):
     """Verification found something that does not hold."""
+
+
+class NotReadyError(MillraceError):
+    """There is nothing to answer from yet; ask again."""
+
+
+class NotServedError(MillraceError):
+    """A model, a version or a path that is asked for and is not served here."""
+
+
+class TooLargeError(BadInputError):
+    """A request over the limit on its size."""
+
+
+class AccessError(MillraceError):
+    """A caller who did not show the token."""
+
+
+class NotCountedError(MillraceError):
+    """A decision that was written to the ledger and does not count, because another came first."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from millrace.learners.errors import (
+    AccessError,
     BadInputError,
     BusyError,
     ConfigError,
     DamageError,
     LearnerError,
     MillraceError,
+    NotCountedError,
     NotProvedError,
+    NotReadyError,
+    NotServedError,
     OffsetsGoneError,
     ReplacedError,
     StorageError,
+    TooLargeError,
     TooManyRejectedError,
 )
 
@@ -31,9 +36,31 @@ EXIT_CODES: dict[type[MillraceError], int] = {
     BusyError: FAILED,
     TooManyRejectedError: FAILED,
     NotProvedError: FAILED,
+    NotReadyError: FAILED,
+    NotServedError: FAILED,
+    TooLargeError: MISUSED,
+    AccessError: FAILED,
+    NotCountedError: FAILED,
+}
+
+UNEXPECTED = 500  # HTTP: whatever a caller can do nothing about
+
+HTTP_STATUS: dict[type[MillraceError], int] = {
+    MillraceError: UNEXPECTED,
+    BadInputError: 400,
+    AccessError: 401,
+    NotServedError: 404,
+    TooLargeError: 413,
+    NotReadyError: 503,
+    StorageError: 503,
 }
 
 
 def exit_code(error: MillraceError) -> int:
     """The exit code of the nearest class in the table."""
     return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
+
+
+def http_status(error: MillraceError) -> int:
+    """The HTTP status of the nearest class in the table."""
+    return next(HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS)

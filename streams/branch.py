@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -134,8 +134,8 @@ def restore(recipe: Recipe, doors: Doors, summary: Summary) -> Restored:
     return Restored(recipe.fold(summary.fork), None)
 
 
-def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, object]]:
-    """The parts of the checkpoint that a mark names.
+def load_checkpoint(store: Store, mark: Mark, names: Collection[str] = ()) -> dict[str, dict[str, object]]:
+    """The parts of the checkpoint that a mark names: all of them, or those in ``names``.
 
     Raises: DamageError naming the first part that is missing or not what was stored.
     """
@@ -145,7 +145,8 @@ def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, object]]:
     if (manifest.state_sha256, manifest.state_seq) != (mark.state_sha256, mark.state_seq):
         raise DamageError(f"Checkpoint {mark.checkpoint} is not of the state that the mark of seq {mark.state_seq} names.")
     where = f"branch {mark.branch}, seq {mark.state_seq}, part"
-    return {name: unpack(store.get(mark.branch, part.sha256), f"{where} {name}") for name, part in manifest.parts.items()}
+    wanted = {name: part for name, part in manifest.parts.items() if not names or name in names}
+    return {name: unpack(store.get(mark.branch, part.sha256), f"{where} {name}") for name, part in wanted.items()}
 
 
 def save_checkpoint(store: Store, branch: str, seq: int, parts: Mapping[str, Mapping[str, object]]) -> tuple[str, Manifest]:

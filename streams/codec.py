@@ -86,7 +86,7 @@ class Codec:
         self._sizes = [field.size for field in leading]
         self._width = len(members) - self._packed + bool(self._packed)  # cells of a row once those are packed into one
         self._pack = struct.Struct(f"{sum(self._sizes)}d").pack
-        self._bounds = np.array([bound for field in leading for bound in [_range(field)] * field.size]).reshape(-1, 2)
+        self._bounds = np.array([bound for field in leading for bound in [number_range(field)] * field.size]).reshape(-1, 2)
         self._decode = msgspec.json.Decoder(_row_type(members)).decode
 
     @property
@@ -211,10 +211,10 @@ def _column(field: Field, cells: Sequence[Any]) -> Array:
     absent = [] if field.missing == "reject" else [cell is None for cell in cells]
     if any(absent):
         cells = [math.nan if cell is None else cell for cell in cells]
-    return _numbers(cells, absent, _range(field)).reshape(-1, 1)
+    return _numbers(cells, absent, number_range(field)).reshape(-1, 1)
 
 
-def _range(field: Field) -> tuple[float, float]:
+def number_range(field: Field) -> tuple[float, float]:
     """Values that stay below LARGEST when the feature stage centres and scales them: a learner refuses what does not."""
     if (field.center, field.scale) == (0.0, 1.0):
         return -LARGEST, LARGEST

@@ -6,7 +6,7 @@ other, so that no result depends on how rows were grouped into reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -33,6 +33,10 @@ class Mean:
         before = totals[:-1] / np.maximum(counts[:-1], 1)
         return np.where(absent, before, values)
 
+    def stand_in(self, values: Floats) -> Floats:
+        """Missing values replaced by the mean of all present ones so far; nothing is taken in."""
+        return np.where(np.isnan(values), self.total / max(self.count, 1), values)
+
 
 class Features:
     """The feature stage of one schema."""
@@ -46,16 +50,28 @@ class Features:
         """x (n, d) of the rows; the tables take the rows in."""
         if rows.plain is not None:
             return rows.plain
-        blocks = [self._block(field, column) for field, column in zip(self._schema.fields, rows.columns, strict=True)]
+        return self._x(rows.columns, take_in=True)
+
+    def answer(self, columns: Sequence[Array]) -> Floats:
+        """x (n, d) of rows that are asked about: ``transform`` as if each came next, but the tables stay as they are.
+
+        A category without a slot is ``other`` and gets none; no row sees another.
+        """
+        return self._x(columns, take_in=False)
+
+    def _x(self, columns: Sequence[Array], take_in: bool) -> Floats:
+        pairs = zip(self._schema.fields, columns, strict=True)
+        blocks = [
+            self._one_hot(field, column, take_in) if field.type == "categorical" else self._numeric(field, column, take_in)
+            for field, column in pairs
+        ]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
 
-    def _block(self, field: Field, column: Array) -> Floats:
-        return self._one_hot(field, column) if field.type == "categorical" else self._numeric(field, column)
-
-    def _numeric(self, field: Field, column: Floats) -> Floats:
+    def _numeric(self, field: Field, column: Floats, take_in: bool) -> Floats:
         values = column
         if field.missing == "mean":
-            values = self._means[field.name].fill(column[:, 0])[:, None]
+            mean = self._means[field.name]
+            values = (mean.fill if take_in else mean.stand_in)(column[:, 0])[:, None]
         if field.missing == "indicator":
             absent = np.isnan(column)
             scaled = np.where(absent, 0.0, (column - field.center) / field.scale)
@@ -64,30 +80,31 @@ class Features:
             return values
         return (values - field.center) / field.scale
 
-    def _one_hot(self, field: Field, column: Array) -> Floats:
+    def _one_hot(self, field: Field, column: Array, take_in: bool) -> Floats:
         names = column.tolist()
-        slot = self._slot_of(field, names)
+        if take_in and field.categories == "grow":
+            self._grow(field, names)
+        slot = self._slot_of(field)
         x = np.zeros((len(names), field.width))
         last = field.width - 1  # of a missing value, where it has a column of its own
         x[np.arange(len(names)), [last if name is None else slot(name) for name in names]] = 1.0
         return x
 
-    def _slot_of(self, field: Field, names: list[str | None]) -> Callable[[str], int]:
+    def _slot_of(self, field: Field) -> Callable[[str], int]:
         if field.categories == "hash":
             return lambda name: crc32(name.encode()) % field.max
         if field.categories == "grow":
-            known = self._grown(field, names)
+            known = {name: at for at, name in enumerate(self._slots[field.name])}
             return lambda name: known.get(name, field.max)
         fixed = {name: at for at, name in enumerate(field.categories)}
         return fixed.__getitem__
 
-    def _grown(self, field: Field, names: list[str | None]) -> dict[str, int]:
-        """Slots by name, after the new names of these rows took theirs in order of arrival."""
+    def _grow(self, field: Field, names: list[str | None]) -> None:
+        """The new names of these rows take their slots in order of arrival."""
         table = self._slots[field.name]
         for name in dict.fromkeys(name for name in names if name is not None):
             if len(table) < field.max and name not in table:
                 table.append(name)
-        return {name: at for at, name in enumerate(table)}
 
     def state(self) -> dict[str, Value]:
         """The tables."""

@@ -108,6 +108,24 @@ def test_a_stage_goes_on_from_its_state_as_if_it_had_never_stopped(cut: int) -> 
     assert bits(x[cut:], whole) == bits(after.transform(piece(rows, cut, 300)), after)
 
 
+@given(st.lists(CELLS, min_size=1, max_size=8), st.lists(CELLS, min_size=1, max_size=6))
+def test_an_answer_is_what_the_worker_would_compute_next_and_changes_nothing(
+    learned: list[dict[str, object]], asked: list[dict[str, object]]
+) -> None:
+    """Each row as if it came next, whatever stands beside it; a category without a slot is "other" and gets none."""
+    stage = Features(MIXED)
+    stage.transform(decoded(learned))
+    state, known = json.dumps(stage.state()), stage.state()["slots"]["site"]
+    x = stage.answer(decoded(asked).columns)
+    assert json.dumps(stage.state()) == state
+    for row, cells in zip(x, asked, strict=True):
+        after = Features(MIXED)
+        after.load(json.loads(state))
+        if cells["site"] is not None and cells["site"] not in known:
+            after._slots["site"] += ["taken"] * (2 - len(known))
+        assert row.tobytes() == after.transform(decoded([cells])).tobytes()
+
+
 def test_a_state_is_a_copy() -> None:
     """What happens later does not reach a state taken before, nor the other way round."""
     stage = Features(MIXED)
