@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
-from millrace.learners.errors import DamageError, NotReadyError
+from millrace.learners.errors import BadInputError, DamageError, NotReadyError
 from millrace.learners.protocol import Array, Batch, Floats, Servable, Value
 from millrace.learners.table import LEARNERS
 from millrace.streams.entries import Mark
@@ -136,8 +136,10 @@ def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
         servable = LEARNERS[state["kind"]].servable(serve)
         _try_golden(servable, state["golden.rows"], state["golden.scores"], identity)
         return Bundle(identity, int(state["as_of_ms"]), expected, schema, features, servable)
-    except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
-        raise DamageError(f"Published weights cannot be read by this release ({error!r}). Use the one that wrote them.") from error
+    except (BadInputError, AttributeError, KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+        raise DamageError(
+            f"Published weights cannot be read by this release ({error!r}). Use the one that wrote them."
+        ) from error
 
 
 def open_parts(parts: Parts, schema: Schema) -> Bundle:

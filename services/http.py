@@ -1,0 +1,196 @@
+"""The Open Inference Protocol v2 over HTTP, as an ASGI application: routes, limits, the token, and errors as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from millrace.learners.errors import AccessError, BadInputError, MillraceError, NotReadyError, NotServedError, TooLargeError
+from millrace.services.bundle import Bundle
+from millrace.services.errors import UNEXPECTED, http_status
+from millrace.services.inference import Asked, Reply, check_model, infer, model_metadata, server_metadata
+from millrace.streams.schema import Schema
+
+log = logging.getLogger("millrace")
+
+JSON = b"application/json"
+LENGTH = b"inference-header-content-length"
+INLINE_BYTES = 1 << 16  # of a request that is answered on the event loop: a thread would cost more than the answer
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What the routes are about."""
+
+    name: str  # of the model: the pipeline's
+    schema: Schema
+    held: Callable[[], Bundle | None]  # what answers now
+    token: str | None = None  # where there is one, every call but health must show it
+    max_bytes: int = 16 << 20  # of a request's body
+
+
+def ready(bundle: Bundle | None) -> Bundle:
+    """The same, where there is one. Raises: NotReadyError."""
+    if bundle is None:
+        raise NotReadyError("There is nothing to answer from yet: no version is served and no state was published.")
+    return bundle
+
+
+class HttpApp:
+    """One ASGI application on one endpoint. Answers name the state that gave them, and errors what to mend."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            return await _live(receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close"})
+        try:
+            reply, status = await self._answered(scope, receive), 200
+        except MillraceError as error:
+            reply, status = Reply(msgspec.json.encode({"error": str(error)})), http_status(error)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            reply, status = Reply(b'{"error":"This request failed; the server\'s log says why."}'), UNEXPECTED
+        return await _send(send, reply, status)
+
+    async def _answered(self, scope: Scope, receive: Receive) -> Reply:
+        parts = [part for part in scope["path"].split("/") if part]
+        headers = dict(scope["headers"])
+        if parts[:1] != ["v2"]:
+            raise NotServedError(f"There is nothing at {scope['path']}. Everything is under /v2.")
+        if parts[1:2] == ["health"]:
+            return self._health(parts)
+        self._check_token(headers)
+        if scope["method"] == "POST":
+            body = await _body(receive, self._endpoint.max_bytes)
+            return await self._infer(parts, headers, body)
+        return self._described(parts)
+
+    def _health(self, parts: list[str]) -> Reply:
+        if parts == ["v2", "health", "live"]:
+            return Reply(b'{"live":true}')
+        if parts != ["v2", "health", "ready"]:
+            raise NotServedError("There are /v2/health/live and /v2/health/ready.")
+        ready(self._endpoint.held())
+        return Reply(b'{"ready":true}')
+
+    def _check_token(self, headers: dict[bytes, bytes]) -> None:
+        token = self._endpoint.token
+        shown = headers.get(b"authorization", b"")
+        if token is not None and not hmac.compare_digest(shown, b"Bearer " + token.encode()):
+            raise AccessError("Send the header `Authorization: Bearer TOKEN` with this endpoint's token.")
+
+    def _described(self, parts: list[str]) -> Reply:
+        if parts == ["v2"]:
+            return _json(server_metadata(version("millrace")))
+        named = _model_path(parts)
+        bundle = self._endpoint.held()
+        check_model(named.model, named.version, self._endpoint.name, bundle)
+        if named.verb == "ready":
+            ready(bundle)
+            return _json({"name": self._endpoint.name, "ready": True})
+        if named.verb:
+            raise NotServedError("GET knows ready here; infer is a POST.")
+        newest = None if bundle is None else bundle.identity.name
+        return _json(model_metadata(self._endpoint.name, self._endpoint.schema, newest))
+
+    async def _infer(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> Reply:
+        named = _model_path(parts)
+        if named.verb != "infer":
+            raise NotServedError("POST knows /v2/models/NAME/infer.")
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise BadInputError("Content-Encoding: compressed requests are not read; send the body as it is.")
+        held = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
+        check_model(named.model, named.version, self._endpoint.name, held)
+        bundle, asked = ready(held), Asked(body, _json_bytes(headers))
+        now_ms = time.time_ns() // 1_000_000
+        if len(body) <= INLINE_BYTES:
+            return infer(self._endpoint.name, bundle, asked, now_ms)
+        return await asyncio.to_thread(infer, self._endpoint.name, bundle, asked, now_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPath:
+    """What a path under /v2/models names."""
+
+    model: str
+    version: str | None
+    verb: str
+
+
+def _model_path(parts: list[str]) -> ModelPath:
+    match parts:
+        case ["v2", "models", model]:
+            return ModelPath(model, None, "")
+        case ["v2", "models", model, "versions", number]:
+            return ModelPath(model, number, "")
+        case ["v2", "models", model, "versions", number, verb]:
+            return ModelPath(model, number, verb)
+        case ["v2", "models", model, verb]:
+            return ModelPath(model, None, verb)
+    raise NotServedError(f"There is nothing at /{'/'.join(parts)}. Models are at /v2/models/NAME.")
+
+
+def _json_bytes(headers: dict[bytes, bytes]) -> int | None:
+    said = headers.get(LENGTH)
+    if said is None:
+        return None
+    if not said.isdigit() or len(said) > 12:
+        raise BadInputError(f"Inference-Header-Content-Length: {said.decode(errors='replace')!r} is not a number of bytes.")
+    return int(said)
+
+
+async def _body(receive: Receive, max_bytes: int) -> bytes:
+    """The request's body. Raises: TooLargeError as soon as it is over the limit."""
+    chunks, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadInputError("The caller left before the request was whole.")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > max_bytes:
+            raise TooLargeError(f"The request is over {max_bytes} bytes; send fewer rows at a time.")
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def _json(value: dict[str, Any]) -> Reply:
+    return Reply(msgspec.json.encode(value))
+
+
+async def _send(send: Send, reply: Reply, status: int) -> None:
+    headers = [(b"content-length", str(len(reply.body)).encode())]
+    if reply.json_bytes is None:
+        headers.append((b"content-type", JSON))
+    else:
+        headers += [(b"content-type", b"application/octet-stream"), (LENGTH, str(reply.json_bytes).encode())]
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """The lifespan protocol: nothing to start, nothing to stop."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,121 @@
+"""What an endpoint says about itself and answers, in the words of the Open Inference Protocol v2. Pure."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from millrace.learners.errors import BadInputError, NotServedError
+from millrace.learners.protocol import Floats
+from millrace.services.bundle import Bundle
+from millrace.services.tensors import IDS, Inference, Wanted, output_tensor, question, read_request
+from millrace.streams.schema import Schema
+
+EXTENSIONS = ["binary_tensor_data"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The bytes of a request."""
+
+    body: bytes
+    json_bytes: int | None = None  # of the body's JSON part, where binary tensors follow it
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The bytes of an answer."""
+
+    body: bytes
+    json_bytes: int | None = None  # of the body's JSON part, where binary tensors follow it
+
+
+def infer(name: str, bundle: Bundle, asked: Asked, now_ms: int) -> Reply:
+    """The answer to a request's body.
+
+    Raises: BadInputError naming what cannot be answered, NotReadyError.
+    """
+    request, binary = read_request(asked.body, asked.json_bytes)
+    rows = question(request, binary, bundle.schema)
+    answer = bundle.predict(rows.columns)
+    request_id = request.id or uuid.uuid4().hex
+    ids = rows.ids or tuple(f"{request_id}/{row}" for row in range(rows.rows))
+    values: dict[str, Floats | tuple[str, ...]] = {"scores": answer.scores, "label": answer.labels, IDS: ids}
+    if bundle.schema.label.task == "regress":
+        del values["label"]
+    tensors, payloads = [], []
+    for wanted in _wanted(request, values):
+        declared, payload = output_tensor(wanted.name, values[wanted.name], _is_binary(request, wanted))
+        tensors.append(declared)
+        payloads.append(payload)
+    head = {
+        "model_name": name,
+        "model_version": bundle.identity.name,
+        "id": request_id,
+        "parameters": parameters(bundle, now_ms),
+        "outputs": tensors,
+    }
+    return reply(head, payloads)
+
+
+def reply(head: dict[str, Any], payloads: list[bytes]) -> Reply:
+    """JSON, and the bytes of the binary tensors behind it."""
+    text = msgspec.json.encode(head)
+    return Reply(text + b"".join(payloads), len(text)) if any(payloads) else Reply(text)
+
+
+def parameters(bundle: Bundle, now_ms: int) -> dict[str, str | int]:
+    """Which state answered, and how old it is at most."""
+    identity = bundle.identity
+    named = {} if identity.version is None else {"version": identity.version}
+    place: dict[str, str | int] = {"branch": identity.branch, "epoch": identity.epoch, "seq": identity.seq}
+    return place | named | {"staleness_ms": max(0, now_ms - bundle.as_of_ms)}
+
+
+def _wanted(request: Inference, values: dict[str, Any]) -> list[Wanted]:
+    wanted = request.outputs or [Wanted(name) for name in values if name != IDS]
+    for one in wanted:
+        if one.name not in values:
+            raise BadInputError(f"{one.name}: this model has no such output. There are: {', '.join(values)}.")
+        if "classification" in one.parameters:
+            raise BadInputError(f"{one.name}: the classification extension is not served; take the output label.")
+    return wanted
+
+
+def _is_binary(request: Inference, wanted: Wanted) -> bool:
+    flag = wanted.parameters.get("binary_data", request.parameters.get("binary_data_output", False))
+    if not isinstance(flag, bool):
+        raise BadInputError(f"{wanted.name}: binary_data must be true or false, not {flag!r}.")
+    return flag
+
+
+def server_metadata(version: str) -> dict[str, Any]:
+    """GET /v2."""
+    return {"name": "millrace", "version": version, "extensions": EXTENSIONS}
+
+
+def model_metadata(name: str, schema: Schema, version: str | None) -> dict[str, Any]:
+    """GET /v2/models/NAME."""
+    inputs = [
+        {"name": field.name, "datatype": "FP64", "shape": [-1, field.size]}
+        if field.type == "numeric"
+        else {"name": field.name, "datatype": "BYTES", "shape": [-1]}
+        for field in schema.fields
+    ]
+    outputs: list[dict[str, Any]] = [{"name": "scores", "datatype": "FP64", "shape": [-1, -1]}]
+    if schema.label.task == "classify":
+        outputs.append({"name": "label", "datatype": "BYTES", "shape": [-1]})
+    versions = [] if version is None else [version]
+    return {"name": name, "versions": versions, "platform": "millrace", "inputs": inputs, "outputs": outputs}
+
+
+def check_model(name: str, version: str | None, served: str, bundle: Bundle | None) -> None:
+    """Raises: NotServedError where another model or version is asked for than the one that answers now."""
+    if name != served:
+        raise NotServedError(f"There is no model {name} here. There is: {served}.")
+    now = None if bundle is None else bundle.identity.name
+    if version is not None and version != now:
+        raise NotServedError(f"Version {version} of {name} is not what answers now; that is {now or 'none yet'}.")
