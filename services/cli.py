@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from millrace.learners.errors import MillraceError
-from millrace.services.config import NAME_CHARACTERS, home_folder, load_pipeline, settings
+from millrace.services.config import NAME_CHARACTERS, endpoint_token, home_folder, load_pipeline, settings
 from millrace.services.errors import exit_code
 from millrace.services.instance import BRANCH, Instance
 
@@ -97,6 +97,22 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
     from millrace.services import running
 
     show([asdict(running.run(instance, branch, running.Bounds(follow, rows), take_over))])
+
+
+@main.command()
+@on_pipeline
+@branch_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; not loopback needs $MILLRACE_TOKEN.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Of HTTP.")
+@click.option("--replicas", default=2, show_default=True, type=click.IntRange(1), help="Processes that answer.")
+def up(instance: Instance, branch: str, host: str, port: int, replicas: int) -> None:
+    """Learn from the log and answer over HTTP, until Ctrl-C.
+
+    Example: millrace up digits.toml
+    """
+    from millrace.services import serving
+
+    serving.up(instance, branch, serving.Listening(host, port, replicas, endpoint_token()))
 
 
 @main.command()

@@ -141,6 +141,17 @@ def data_folder() -> Path:
     return Path(os.environ.get("MILLRACE_DATA") or "../shared/data")
 
 
+def endpoint_token() -> str | None:
+    """What callers of the endpoint must show: ``MILLRACE_TOKEN``; never a flag, which every user of the machine can read."""
+    return os.environ.get("MILLRACE_TOKEN") or None
+
+
+def set_environment(values: Mapping[str, str]) -> None:
+    """For what reads its settings from there when it is imported; what the user has set stays."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+
+
 def settings(loaded: Loaded) -> list[tuple[str, Any, str]]:
     """Every key, its value and where it came from."""
     values = _leaves(msgspec.to_builtins(loaded.pipeline))

@@ -31,6 +31,11 @@ class Instance:
     folder: Path
 
     @property
+    def absolute(self) -> Instance:
+        """The same, for processes that stand in another folder."""
+        return Instance(self.loaded, self.folder.resolve())
+
+    @property
     def recipe(self) -> Recipe:
         """What its folds are made of."""
         pipeline, config = self.loaded.pipeline, self.loaded.learner

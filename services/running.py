@@ -73,7 +73,7 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
     pipeline = instance.loaded.pipeline
     use_threads(pipeline.threads)
     with instance.hold(branch, take_over):
-        _serve_first(instance, branch)
+        serve_first(instance, branch)
         doors, opening = instance.doors(branch), Opening(branch, this_host(pipeline.threads))
         worker = Worker(instance.recipe, doors, pipeline.worker, opening)
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
@@ -82,7 +82,7 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         return Done(branch, worker.epoch, worker.seq, worker.fold.records - before, worker.newest_version)
 
 
-def _serve_first(instance: Instance, branch: str) -> None:
+def serve_first(instance: Instance, branch: str) -> None:
     """The first run of a pipeline lets its endpoint follow the branch; afterwards only operators and gates decide."""
     if ENDPOINT not in instance.ledger().serving:
         decision = Serve(

@@ -25,7 +25,7 @@ DOORS: Mapping[str, str | None] = {
     "kafka": "streams/kafka.py",
     "mlflow": None,
     "onnxruntime": None,
-    "ray.serve": None,
+    "ray.serve": "services/predictor.py",
     "river": None,
     "vllm": None,
 }

@@ -1,0 +1,90 @@
+"""The two named Ray actors of a pipeline, ``Current`` and the trainer: how they are made, found again and spoken to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from millrace.services.current import Blob, Current, News, Publication
+from millrace.services.follower import Fetched
+from millrace.services.instance import Instance
+from millrace.services.trainer import Trainer
+
+log = logging.getLogger("millrace")
+
+NAMESPACE = "millrace"
+PATIENCE_S = 5.0  # for another process to answer
+TRAINER_CPUS = 0.2  # logical ones, for placement; how many threads it uses is the pipeline's `threads`
+
+# How an actor stays: named, detached, started again whenever it dies.
+LASTING: dict[str, Any] = {"namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1, "get_if_exists": True}
+
+
+def current_name(instance: Instance) -> str:
+    """The actor's name."""
+    return f"current-{instance.loaded.pipeline.name}"
+
+
+def trainer_name(instance: Instance, branch: str) -> str:
+    """The actor's name."""
+    return f"trainer-{instance.loaded.pipeline.name}-{branch}"
+
+
+def make_current(instance: Instance) -> Any:
+    """The actor that holds the newest weights, made now unless it is there."""
+    options = LASTING | {"name": current_name(instance), "num_cpus": 0}
+    return ray.remote(Current).options(**options).remote(ray.put)
+
+
+def make_trainer(instance: Instance, branch: str) -> Any:
+    """The trainer of a branch, made now unless it is there. Its calls do not wait for each other."""
+    options = LASTING | {"name": trainer_name(instance, branch), "num_cpus": TRAINER_CPUS, "max_concurrency": 4}
+    return ray.remote(Trainer).options(**options).remote(instance, branch, Publisher(current_name(instance)))
+
+
+class Publisher:
+    """How the trainer reaches ``Current``: what cannot be reached now hears of the next state."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._actor: Any = None
+
+    def __call__(self, publication: Publication, blob: Blob | None) -> bool:
+        """Publish, or beat without a blob; False where the state is not held there."""
+        try:
+            self._actor = self._actor or ray.get_actor(self._name, NAMESPACE)
+            sent = self._actor.beat.remote(publication) if blob is None else self._actor.publish.remote(publication, blob)
+            return bool(ray.get(sent, timeout=PATIENCE_S))
+        except (RayError, GetTimeoutError, ValueError) as error:  # ValueError: there is no actor of that name
+            log.warning("Current does not answer (%s); the next beat tries again.", type(error).__name__)
+            self._actor = None
+            return False
+
+
+class Subscriber:
+    """How a replica waits for news from ``Current``; without ``Current`` there are none."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._actor: Any = None
+
+    async def __call__(self, branch: str, after: Publication | None, timeout_s: float) -> Fetched | None:
+        """What is newer, with its bytes; None where there is nothing, or nobody to ask, in time."""
+        try:
+            self._actor = self._actor or await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
+            async with asyncio.timeout(timeout_s + PATIENCE_S):
+                news: News | None = await self._actor.next.remote(branch, after, timeout_s)
+                if news is None:
+                    return None
+                if after is not None and news.publication.sha256 == after.sha256:
+                    return news.publication, b""
+                return news.publication, bytes(await news.blob)
+        except (RayError, TimeoutError, ValueError) as error:
+            log.warning("Current does not answer (%s); what was served goes on.", type(error).__name__)
+            self._actor = None
+            await asyncio.sleep(min(timeout_s, 0.5))
+            return None

@@ -1,0 +1,175 @@
+"""What a replica answers from, kept up to date: the ledger says what to serve, ``Current`` has the newest weights of a branch.
+
+The ledger is followed by the replica itself, so a rollback needs neither trainer nor ``Current``. A bundle is fetched, checked
+and made in a thread; then one assignment makes it the one that answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from millrace.learners.errors import DamageError, MillraceError
+from millrace.services.bundle import Bundle, Parts, identity_of, open_bundle, open_parts
+from millrace.services.current import Publication
+from millrace.services.instance import Instance, require_branch
+from millrace.services.running import ENDPOINT
+from millrace.streams.branch import load_checkpoint
+from millrace.streams.entries import Mark
+from millrace.streams.journal import Summary, take_in
+from millrace.streams.ledger import Ledger, Target
+from millrace.streams.stream import SqliteStream
+
+log = logging.getLogger("millrace")
+
+LOOK_S = 0.05  # between two looks at the ledger
+RETRY_S = 1.0  # after something could not be read
+NEEDED = ("serve", "features", "counts")  # parts of a checkpoint
+
+Fetched = tuple[Publication, bytes]
+Next = Callable[[str, Publication | None, float], Awaitable[Fetched | None]]
+
+
+@dataclass(slots=True)
+class Archive:
+    """Marked states, read from journal and store."""
+
+    instance: Instance
+    _summaries: dict[str, Summary] = field(default_factory=dict)
+    _journals: dict[str, SqliteStream] = field(default_factory=dict)
+
+    def version(self, version: str) -> Bundle:
+        """Raises: MillraceError where there is no such version, DamageError where its parts are not whole."""
+        return self.bundle(self.mark(version))
+
+    def mark(self, version: str) -> Mark:
+        """The mark of a version. Raises: MillraceError where there is none."""
+        branch = version.rpartition(".")[0]
+        found = [mark for mark in self.marks(branch) if mark.version == version]
+        if not found:
+            there = ", ".join(str(mark.version) for mark in self.marks(branch)[-8:] if mark.version) or "none"
+            raise MillraceError(f"There is no version {version}. The newest of branch {branch}: {there}.")
+        return found[0]
+
+    def newest(self, branch: str) -> Bundle | None:
+        """The newest marked state whose parts are whole, or None."""
+        if not self.instance.journal_path(branch).exists():
+            return None
+        for mark in reversed(self.marks(branch)):
+            if mark.checkpoint is None:
+                continue
+            try:
+                return self.bundle(mark)
+            except DamageError as error:
+                log.warning("%s; trying the checkpoint before", error)
+        return None
+
+    def marks(self, branch: str) -> list[Mark]:
+        """Of a branch, oldest first. Raises: MillraceError where there is no such branch."""
+        if branch not in self._journals:
+            require_branch(self.instance, branch)
+            self._journals[branch] = self.instance.journal(branch)
+        summary = self._summaries.setdefault(branch, Summary())
+        take_in(summary, self._journals[branch], branch)
+        return summary.marks
+
+    def bundle(self, mark: Mark) -> Bundle:
+        """The state that a mark names. Raises: DamageError."""
+        pipeline = self.instance.loaded.pipeline
+        found: dict[str, dict[str, Any]] = load_checkpoint(self.instance.store(), mark, NEEDED)
+        as_of_ms = min(int(found["counts"]["clock_ms"]), time.time_ns() // 1_000_000)
+        parts = Parts(identity_of(mark), as_of_ms, pipeline.learner["kind"], found["features"], found["serve"])
+        return open_parts(parts, pipeline.schema)
+
+
+class Follower:
+    """One replica's bundle. ``held`` is read by requests and assigned here only."""
+
+    def __init__(self, instance: Instance, following: Next) -> None:
+        self.held: Bundle | None = None
+        self._instance = instance
+        self._archive = Archive(instance)
+        self._next = following
+        self._target: Target | None = None
+        self._ledger = Ledger(str(instance.folder / "ledger.sqlite"))
+        self._stream: SqliteStream | None = None
+
+    async def run(self) -> None:
+        """Follow the ledger and the newest weights, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_ledger())
+            tasks.create_task(self._follow_branch())
+
+    async def _follow_ledger(self) -> None:
+        while True:
+            try:
+                target = await asyncio.to_thread(self._decided)
+                if target != self._target and target is not None:
+                    await self._go_to(target)
+                wait_s = LOOK_S
+            except MillraceError as error:
+                log.warning("%s What was served before goes on.", error)
+                wait_s = RETRY_S
+            await asyncio.sleep(wait_s)
+
+    def _decided(self) -> Target | None:
+        """What the endpoint is to serve."""
+        if self._stream is None:
+            self._stream = self._instance.ledger_stream()
+        self._ledger.follow(self._stream)
+        return self._ledger.serving.get(ENDPOINT)
+
+    async def _go_to(self, target: Target) -> None:
+        """Answer from another target; the one before goes on until there is something to answer from."""
+        if target.version is not None:
+            bundle: Bundle | None = await asyncio.to_thread(self._archive.version, target.version)
+        else:
+            bundle = await self._newest(str(target.follow))
+        self._target = target
+        if bundle is not None:
+            self.held = bundle
+            log.info("the ledger says %s: %s answers", target, bundle.identity.name)
+
+    async def _newest(self, branch: str) -> Bundle | None:
+        """Of a branch: what was published last, else the newest checkpoint."""
+        fetched = await self._next(branch, None, 0.0)
+        if fetched is not None:
+            return await asyncio.to_thread(self._opened, fetched)
+        return await asyncio.to_thread(self._archive.newest, branch)
+
+    def _opened(self, fetched: Fetched) -> Bundle:
+        publication, blob = fetched
+        bundle = open_bundle(blob, publication.sha256, self._instance.loaded.pipeline.schema)
+        return bundle.confirmed(publication.as_of_ms)
+
+    async def _follow_branch(self) -> None:
+        while True:
+            target = self._target
+            if target is None or target.follow is None:
+                await asyncio.sleep(LOOK_S)
+                continue
+            try:
+                await self._hear(target, target.follow)
+            except DamageError as error:
+                log.warning("%s It is not used; what was served before goes on.", error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _hear(self, target: Target, branch: str) -> None:
+        """Wait for something newer, and let it answer unless the ledger has said otherwise meanwhile."""
+        held = self.held if self.held is not None and self.held.identity.branch == branch else None
+        after = None if held is None else Publication(held.identity, held.sha256, held.as_of_ms)
+        fetched = await self._next(branch, after, RETRY_S)
+        if fetched is None or self._target is not target:
+            return
+        if held is not None and fetched[0].sha256 == held.sha256:
+            self.held = held.confirmed(fetched[0].as_of_ms)
+            return
+        bundle = await asyncio.to_thread(self._opened, fetched)
+        if self._target is target and (held is None or bundle.identity.place > held.identity.place):
+            self.held = bundle
+
+

@@ -1,0 +1,99 @@
+"""The Serve application, and the one door to Ray Serve: replicas that answer, and the keeper that watches the trainer.
+
+A replica decodes, predicts, encodes. It never learns. What it answers from is its ``Follower``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+
+from millrace.learners.errors import MillraceError
+from millrace.services.actors import PATIENCE_S, Subscriber, current_name, make_current, make_trainer
+from millrace.services.follower import Follower
+from millrace.services.http import Endpoint, HttpApp
+from millrace.services.instance import Instance
+from millrace.streams.host import use_threads
+
+log = logging.getLogger("millrace")
+
+APPLICATION = "millrace"
+KEEP_S = 1.0  # between two looks of the keeper
+REPLICA_CPUS = 0.1  # logical ones, for placement; BLAS uses one thread
+IN_FLIGHT = 64  # requests a replica works on at a time
+QUEUED = 256  # requests that may wait for a replica; more are refused
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What is served, and where."""
+
+    instance: Instance
+    branch: str  # that the trainer learns
+    host: str
+    port: int
+    replicas: int  # >= 2, so that one can die
+    token: str | None = None
+
+
+class Predictor:
+    """One replica."""
+
+    async def __init__(self, serving: Serving, _keeper: Any) -> None:
+        use_threads(1)
+        self._serving = serving
+        self._follower = Follower(serving.instance, Subscriber(current_name(serving.instance)))
+        self._following = asyncio.create_task(self._follower.run())
+
+    def __serve_build_asgi_app__(self) -> HttpApp:
+        """What Serve calls for every request; it asks for this after ``__init__``."""
+        pipeline = self._serving.instance.loaded.pipeline
+        return HttpApp(Endpoint(pipeline.name, pipeline.schema, lambda: self._follower.held, self._serving.token))
+
+    def check_health(self) -> None:
+        """Raises: MillraceError where following has ended; Serve then makes another replica."""
+        if self._following.done():
+            raise MillraceError(f"This replica no longer follows the ledger: {self._following.exception()!r}.")
+
+
+class Keeper:
+    """Creates ``Current`` and the trainer, and again whenever they are gone."""
+
+    async def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._keeping = asyncio.create_task(self._keep())
+
+    async def _keep(self) -> None:
+        said = ""
+        while True:
+            try:
+                make_current(self._serving.instance)
+                trainer = make_trainer(self._serving.instance, self._serving.branch)
+                async with asyncio.timeout(PATIENCE_S):
+                    state = await trainer.state.remote()
+                if state.said != said:
+                    said = state.said
+                    log.error("The trainer of branch %s: %s", self._serving.branch, said or "goes on")
+            except (ray.exceptions.RayError, TimeoutError, ValueError) as error:
+                log.warning("The trainer of branch %s does not answer: %s", self._serving.branch, type(error).__name__)
+            await asyncio.sleep(KEEP_S)
+
+    def check_health(self) -> None:
+        """Raises: MillraceError where keeping has ended; Serve then makes another keeper."""
+        if self._keeping.done():
+            raise MillraceError(f"The keeper no longer watches: {self._keeping.exception()!r}.")
+
+
+def start(serving: Serving) -> None:
+    """Deploy on the Ray that this process is connected to; returns when every replica is up."""
+    few: dict[str, Any] = {"max_ongoing_requests": IN_FLIGHT, "health_check_period_s": 2}
+    replica = few | {"num_replicas": serving.replicas, "max_queued_requests": QUEUED}
+    predictor = serve.deployment(serve.ingress()(Predictor), ray_actor_options={"num_cpus": REPLICA_CPUS}, **replica)
+    keeper = serve.deployment(Keeper, num_replicas=1, ray_actor_options={"num_cpus": 0}, **few)
+    serve.start(http_options={"host": serving.host, "port": serving.port})
+    serve.run(predictor.bind(serving, keeper.bind(serving)), name=APPLICATION, route_prefix="/")

