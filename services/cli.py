@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,6 +16,9 @@ from millrace.learners.errors import MillraceError
 from millrace.services.config import NAME_CHARACTERS, endpoint_token, home_folder, load_pipeline, settings
 from millrace.services.errors import exit_code
 from millrace.services.instance import BRANCH, Instance
+
+if TYPE_CHECKING:
+    from millrace.services.deciding import Change
 
 C = TypeVar("C", bound=Callable[..., None])
 
@@ -37,6 +40,7 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 
 def _opened(ctx: click.Context, _param: click.Parameter, path: Path) -> Instance:
+    ctx.meta["path"] = path
     loaded = load_pipeline(path, ctx.meta["set"])
     return Instance(loaded, home_folder(ctx.meta["home"]) / loaded.pipeline.name)
 
@@ -136,6 +140,56 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
     else:
         raise click.UsageError("Name a file, or a data set with --data.")
     show([{"topic": instance.loaded.pipeline.topic, "sent": sending.send(instance, values, rows_per_second)}])
+
+
+reason_option = click.option("--reason", required=True, help="Why; kept in the ledger.")
+yes_option = click.option("--yes", is_flag=True, help="Do it; without, the plan is shown and nothing changes.")
+
+
+@main.command()
+@on_pipeline
+@click.argument("version", required=False)
+@reason_option
+@yes_option
+def rollback(instance: Instance, version: str | None, reason: str, yes: bool) -> None:
+    """Serve VERSION, else the version before what is served. Learning goes on.
+
+    Example: millrace rollback digits.toml --reason "garbage since 02:10"
+    """
+    from millrace.services import deciding
+
+    settle(instance, deciding.plan_rollback(instance, version), reason, yes)
+
+
+@main.command()
+@on_pipeline
+@click.argument("version", required=False)
+@click.option("--follow", metavar="BRANCH", help="Serve the newest state of a branch instead of a version.")
+@reason_option
+@yes_option
+def serve(instance: Instance, version: str | None, follow: str | None, reason: str, yes: bool) -> None:
+    """Let the endpoint answer from a VERSION, or from the newest state of a branch.
+
+    Example: millrace serve digits.toml --follow main --reason "mended"
+    """
+    from millrace.services import deciding
+
+    settle(instance, deciding.plan(instance, deciding.target(version, follow)), reason, yes)
+
+
+def settle(instance: Instance, change: Change, reason: str, yes: bool) -> None:
+    """Show a change, make it where ``yes``, and say last how to undo it."""
+    from millrace.services import deciding
+
+    if yes:
+        deciding.decide(instance, change, reason)
+    meta = click.get_current_context().meta
+    show([{"from": deciding.words(change.before), "to": deciding.words(change.to), "done": yes}])
+    back = deciding.undo(change, str(meta["path"]), meta["home"])
+    if not yes:
+        click.echo("Nothing was changed. Give --yes to do it.", err=True)
+    elif back is not None:
+        click.echo(f"undo: {back}", err=True)
 
 
 @main.command()

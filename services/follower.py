@@ -171,5 +171,3 @@ class Follower:
         bundle = await asyncio.to_thread(self._opened, fetched)
         if self._target is target and (held is None or bundle.identity.place > held.identity.place):
             self.held = bundle
-
-

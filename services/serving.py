@@ -116,9 +116,7 @@ def _start(instance: Instance, branch: str, listening: Listening) -> Serving:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-    serving = predictor.Serving(
-        instance, branch, listening.host, listening.port, listening.replicas, listening.token
-    )
+    serving = predictor.Serving(instance, branch, listening.host, listening.port, listening.replicas, listening.token)
     predictor.start(serving)
     return serving
 

@@ -1,0 +1,163 @@
+"""A served pipeline in processes of its own, found by their titles, and callers that never stop asking."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rooms import MILLRACE, clean_environment
+
+ROW = {
+    "inputs": [
+        {"name": "x", "datatype": "FP64", "shape": [1, 4], "data": [3, 4, 5, 6]},
+        {"name": "site", "datatype": "BYTES", "shape": [1], "data": ["north"]},
+    ]
+}
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Up:
+    """A running `millrace up digits.toml`."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def ask(self) -> dict:
+        """The answer to ``ROW``, on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("POST", "/v2/models/digits/infer", json.dumps(ROW))
+            answer = connection.getresponse()
+            return {"status": answer.status, **json.loads(answer.read())}
+        finally:
+            connection.close()
+
+    def pids(self, title: str) -> list[int]:
+        """The processes under this one whose title holds ``title``."""
+        return [pid for pid in descendants(self.process.pid) if title in command_of(pid)]
+
+    def kill(self, title: str) -> int:
+        """kill -9 one of them; its pid."""
+        pid = self.pids(title)[0]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+
+def command_of(pid: int) -> str:
+    """A process's title, or nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process, and theirs."""
+    try:
+        text = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    children = [int(child) for child in text.split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
+def until(true: Callable[[], bool], seconds: float = 40.0) -> float:
+    """Look again and again; how long it took. Fails where it never becomes true."""
+    start_s = time.monotonic()
+    while not true():
+        assert time.monotonic() - start_s < seconds, "it never came true"
+        time.sleep(0.02)
+    return time.monotonic() - start_s
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[Up]:
+    """`millrace up` with two replicas, from the first answer on; ended by Ctrl-C, with everything it started."""
+    port = free_port()
+    with (folder / "up.log").open("wb") as log:
+        command = [*MILLRACE, "up", "digits.toml", "--port", str(port)]
+        process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
+    up = Up(folder, port, process)
+    try:
+        until(lambda: process.poll() is not None or b"Ctrl-C" in (folder / "up.log").read_bytes())
+        assert process.poll() is None, (folder / "up.log").read_text()
+        until(lambda: up.ask()["status"] == 200)
+        yield up
+    finally:
+        started = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        time.sleep(0.5)
+        left = [pid for pid in started if command_of(pid)]
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+
+
+@dataclass
+class Load:
+    """Callers that ask one after the other on kept connections; every answer is kept."""
+
+    up: Up
+    answers: list[tuple[float, str]] = field(default_factory=list)  # when it came, model_version
+    failed: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def since(self, at_s: float) -> list[str]:
+        """The states that answered after a moment."""
+        return [name for when, name in list(self.answers) if when >= at_s]
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.up.port, timeout=20)
+        body = json.dumps(ROW)
+        while not self._stop.is_set():
+            try:
+                connection.request("POST", "/v2/models/digits/infer", body)
+                answer = connection.getresponse()
+                said = json.loads(answer.read())
+            except (OSError, http.client.HTTPException) as error:
+                self.failed.append(repr(error))
+                connection.close()
+                continue
+            if answer.status == 200:
+                self.answers.append((time.monotonic(), said["model_version"]))
+            else:
+                self.failed.append(f"{answer.status} {said}")
+            time.sleep(0.002)
+        connection.close()
+
+
+@contextmanager
+def load(up: Up, callers: int = 4) -> Iterator[Load]:
+    """So many callers at once, for as long as the block runs."""
+    every = Load(up)
+    threads = [threading.Thread(target=every._ask) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield every
+    finally:
+        every._stop.set()
+        for thread in threads:
+            thread.join()
