@@ -2,11 +2,12 @@
 
 PYTHON ?= python3
 DATA ?=
+PIPELINE ?= pipeline.toml
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-fast lint format bench-ridge bench-loop lock clean
+.PHONY: help setup run up test test-fast lint format bench-ridge bench-loop lock clean
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -27,6 +28,9 @@ setup: .venv/.ready  ## make the environment that `make run` needs (.venv, edita
 
 run: setup $(if $(DATA),.venv/.parquet)  ## watch a model learn a real stream, be killed, resume and prove it (DATA=name for another stream)
 	.venv/bin/python -m millrace.services.story $(if $(DATA),--data $(DATA))
+
+up: .venv/.serve  ## learn and answer over HTTP until Ctrl-C (PIPELINE=file.toml)
+	.venv/bin/millrace up $(PIPELINE)
 
 test: lint  ## test the installed package: lint, types, doctests, all tests
 	$(TEST)/pytest --doctest-modules --pyargs $(addprefix millrace.,$(ROOMS))
@@ -59,6 +63,9 @@ lock: $(UV)  ## resolve the requirements anew
 	$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command 'make lock' --python-version 3.11 --extra demo -c $(LOCKS)/test.txt \
 		-o $(LOCKS)/run.txt pyproject.toml
+	$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command 'make lock' --python-version 3.11 --extra demo --extra serve -c $(LOCKS)/test.txt \
+		-o $(LOCKS)/serve.txt pyproject.toml
 
 clean:  ## remove the environments and everything built
 	rm -rf .tools .venv .venv-test build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -79,6 +86,11 @@ $(UV): $(LOCKS)/uv.txt
 .venv/.parquet: .venv/.ready
 	awk '/^[^ #]/ { wanted = /^pyarrow==/ } wanted' $(LOCKS)/test.txt > .venv/parquet.txt
 	$(UV) pip install --quiet --no-deps --require-hashes --python .venv -r .venv/parquet.txt
+	@touch $@
+
+# Nor does it wait for Ray.
+.venv/.serve: .venv/.ready $(LOCKS)/serve.txt
+	$(UV) pip install --quiet --no-deps --require-hashes --compile-bytecode --python .venv -r $(LOCKS)/serve.txt
 	@touch $@
 
 .venv-test/.ready: $(UV) $(LOCKS)/test.txt

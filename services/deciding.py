@@ -35,16 +35,13 @@ def target(version: str | None, follow: str | None) -> Target:
 def plan(instance: Instance, to: Target) -> Change:
     """The change, once what is to be served has been read from the store and opened.
 
-    Raises: MillraceError where it is not there or is served already, DamageError where its parts are not whole.
+    Raises: MillraceError where it is not there, DamageError where its parts are not whole.
     """
     if to.version is not None:
         Archive(instance).version(to.version)
     else:
         require_branch(instance, str(to.follow))
-    before = instance.ledger().serving.get(ENDPOINT)
-    if before == to:
-        raise MillraceError(f"Endpoint {ENDPOINT} serves {words(to)} already.")
-    return Change(before, to)
+    return Change(instance.ledger().serving.get(ENDPOINT), to)
 
 
 def plan_rollback(instance: Instance, version: str | None) -> Change:
@@ -71,10 +68,12 @@ def _version_before(instance: Instance) -> str:
 
 
 def decide(instance: Instance, change: Change, why: str) -> None:
-    """Write the decision, and see that it counts.
+    """Write the decision, and see that it counts; where that is served already, nothing is written.
 
     Raises: NotCountedError where another decision came first.
     """
+    if change.before == change.to:
+        return
     now_ms = time.time_ns() // 1_000_000
     decision = Serve(who=getpass.getuser(), why=why, when_ms=now_ms, endpoint=ENDPOINT, before=change.before, to=change.to)
     append_decision(instance.ledger_stream(), decision)
@@ -99,8 +98,8 @@ def words(what: Target | None) -> str:
 
 
 def undo(change: Change, pipeline: str, home: str | None) -> str | None:
-    """The command that goes back, or None where nothing was served before."""
-    if change.before is None:
+    """The command that goes back, or None where nothing was served before or nothing changed."""
+    if change.before is None or change.before == change.to:
         return None
     at = ["--follow", change.before.follow] if change.before.version is None else [change.before.version]
     where = [] if home is None else ["--home", home]

@@ -94,6 +94,7 @@ def prepare_environment(scratch: Path) -> str:
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # predicting is pure, so a request may be sent again
         }
         files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "SERVER_STATE_FILE": "server-state"}
         files |= {"METRICS_SOCKET_PATH": "metrics.sock", "SERVER_STATE_BASE": ""}
@@ -128,7 +129,7 @@ def _say_where(serving: Serving, proxy: str) -> None:
         f"predict   POST {at}/v2/models/{name}/infer   (Open Inference Protocol v2, JSON or binary tensors)",
         f"ready     GET  {at}/v2/health/ready",
         f"replicas  {serving.replicas} behind {proxy}",
-        f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; send rows with `millrace send`",
+        f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
         "stop      Ctrl-C",
     ):
         click.echo(line)

@@ -125,13 +125,13 @@ def test_an_unsound_line_in_a_lock_is_caught(line: str) -> None:
 
 
 def test_the_locks_agree_with_each_other() -> None:
-    """What `make run` installs is, version for version, part of what the tests ran with."""
-    run, test = (
+    """What `make run` and `make up` install is, version for version, part of what the tests ran with."""
+    run, serve, test = (
         set(re.findall(r"^[\w.-]+==\S+", (ROOT / "deploy" / "requirements" / f"{name}.txt").read_text(), re.MULTILINE))
-        for name in ("run", "test")
+        for name in ("run", "serve", "test")
     )
-    assert [lock.stem for lock in LOCKS] == ["run", "test", "uv"]
-    assert run < test
+    assert [lock.stem for lock in LOCKS] == ["run", "serve", "test", "uv"]
+    assert run < serve < test
 
 
 def test_no_lock_that_records_addresses_is_here() -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -28,8 +29,13 @@ WORDS = {
     "log": ["log"],
     "verify": ["verify"],
     "config show": ["config", "show"],
+    "rollback": ["rollback"],
+    "serve": ["serve"],
+    "up": ["up"],
 }
-ORDER = ["config show", "send", "run", "status", "log", "verify"]  # in which the examples make sense
+# In which the examples make sense; `up` goes on until Ctrl-C and has tests of its own.
+ORDER = ["config show", "send", "run", "status", "log", "verify", "rollback", "serve"]
+MORE = {"send": ["rows.jsonl"], "rollback": ["--reason", "garbage"], "serve": ["--follow", "main", "--reason", "mended"]}
 
 
 def commands(group: click.Group = main, above: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -58,7 +64,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_every_command_is_listed_here() -> None:
     """A new one must be tried as these are."""
-    assert {name for name, _ in commands()} == set(WORDS) == set(ORDER)
+    assert {name for name, _ in commands()} == set(WORDS) == {*ORDER, "up"}
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -87,7 +93,7 @@ def test_every_example_in_the_help_runs(tmp_path: Path) -> None:
     helps = {name: here(*WORDS[name], "--help").stdout for name in ORDER}
     for name in ORDER:
         (example,) = re.findall(r"Example: millrace (.*)", helps[name])
-        done = millrace(*example.split(), cwd=tmp_path)
+        done = millrace(*shlex.split(example), cwd=tmp_path)
         assert done.returncode == 0 and done.stdout, f"{name}: {done.stderr}"
 
 
@@ -98,8 +104,7 @@ def test_standard_output_is_json_lines_and_nothing_else_and_progress_goes_to_sta
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*flower_rows(60), b'{"x": "no"}']))
     said = {}
     for name in ORDER:
-        more = ["rows.jsonl"] if name == "send" else []
-        done = millrace(*WORDS[name], "digits.toml", *more, "--output", "json", cwd=tmp_path)
+        done = millrace(*WORDS[name], "digits.toml", *MORE.get(name, []), "--output", "json", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         said[name] = json_lines(done.stdout)
         assert said[name] and all(isinstance(line, dict) for line in said[name])
@@ -146,6 +151,12 @@ MISUSED = [
     ["status", "digits.toml", "--output", "xml"],
     ["log"],
     ["verify", "digits.toml", "more"],
+    ["rollback", "digits.toml"],
+    ["serve", "digits.toml", "--reason", "neither"],
+    ["serve", "digits.toml", "main.3", "--follow", "main", "--reason", "both"],
+    ["up", "digits.toml", "--host", "0.0.0.0"],
+    ["up", "digits.toml", "--host", "nowhere"],
+    ["up", "digits.toml", "--port", "0"],
     ["config"],
     ["config", "show"],
     ["nonsense"],

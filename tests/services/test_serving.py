@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from endpoint import Up, load, served, until
@@ -74,12 +73,12 @@ def test_a_rollback_under_load_reaches_every_replica_without_a_failed_request(up
 @pytest.mark.parametrize("title", ["ray::Current", "ray::Trainer", "Predictor"])
 def test_kill_9_of_any_part_and_the_answers_go_on(up: Up, title: str) -> None:
     """Ray starts it again, and what is learned afterwards reaches the answers."""
-    until(lambda: bool(up.pids(title)))
+    before = up.pids(title)
     with load(up) as callers:
         until(lambda: len(callers.answers) > 50)
         dead = up.kill(title)
         killed_s = time.monotonic()
-        back_s = until(lambda: any(pid != dead for pid in up.pids(title)) and dead not in up.pids(title))
+        back_s = until(lambda: dead not in up.pids(title) and len(up.pids(title)) == len(before))
         seq = up.ask()["parameters"]["seq"]
         send(up, 40 + len(title))
         fresh_s = until(lambda: up.ask()["parameters"]["seq"] > seq)
