@@ -76,6 +76,7 @@ class Bundle:
     as_of_ms: int
     sha256: str
     schema: Schema
+    outputs: int  # score columns; 0: nothing has been learned yet
     _features: Features
     _servable: Servable
 
@@ -89,9 +90,9 @@ class Bundle:
 
         Raises: NotReadyError while no row has been learned.
         """
-        scores = self._servable.predict_many(Batch(self._features.answer(columns)))
-        if not scores.shape[1]:
+        if not self.outputs:
             raise NotReadyError(f"State {self.identity.name} has not learned a label yet. Ask again when it has.")
+        scores = self._servable.predict_many(Batch(self._features.answer(columns)))
         if self.schema.label.task == "regress":
             return Answer(scores, ())
         return Answer(scores, tuple(self.classes[at] for at in scores.argmax(axis=1).tolist()))
@@ -135,7 +136,8 @@ def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
         _refuse_not_finite(serve, identity)
         servable = LEARNERS[state["kind"]].servable(serve)
         _try_golden(servable, state["golden.rows"], state["golden.scores"], identity)
-        return Bundle(identity, int(state["as_of_ms"]), expected, schema, features, servable)
+        outputs = state["golden.scores"].shape[1]
+        return Bundle(identity, int(state["as_of_ms"]), expected, schema, outputs, features, servable)
     except (BadInputError, AttributeError, KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise DamageError(
             f"Published weights cannot be read by this release ({error!r}). Use the one that wrote them."

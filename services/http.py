@@ -42,9 +42,9 @@ class Endpoint:
 
 
 def ready(bundle: Bundle | None) -> Bundle:
-    """The same, where there is one. Raises: NotReadyError."""
-    if bundle is None:
-        raise NotReadyError("There is nothing to answer from yet: no version is served and no state was published.")
+    """The same, where there is one that can answer. Raises: NotReadyError."""
+    if bundle is None or not bundle.outputs:
+        raise NotReadyError("There is nothing to answer from yet: no version is served and no label was learned.")
     return bundle
 
 

