@@ -34,10 +34,10 @@ up: .venv/.serve  ## learn and answer over HTTP until Ctrl-C (PIPELINE=file.toml
 
 test: lint  ## test the installed package: lint, types, doctests, all tests
 	$(TEST)/pytest --doctest-modules --pyargs $(addprefix millrace.,$(ROOMS))
-	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) tests
+	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup tests
 
 test-fast: .venv-test/.installed  ## the unit tests alone
-	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) -m "not slow" tests
+	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup -m "not slow" tests
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
 	$(TEST)/ruff check $(ROOMS) tests

@@ -79,6 +79,8 @@ class Keeper:
                 if state.said != said:
                     said = state.said
                     log.error("The trainer of branch %s: %s", self._serving.branch, said or "goes on")
+                if not state.running and not said:  # it failed unforeseen; where it said why, an operator has to act
+                    ray.kill(trainer, no_restart=False)
             except (ray.exceptions.RayError, TimeoutError, ValueError) as error:
                 log.warning("The trainer of branch %s does not answer: %s", self._serving.branch, type(error).__name__)
             await asyncio.sleep(KEEP_S)

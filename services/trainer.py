@@ -37,7 +37,7 @@ Publish = Callable[[Publication, Blob | None], bool]  # without a blob: a beat; 
 class State:
     """Where a trainer is."""
 
-    running: bool  # False: the worker has ended and an operator has to act
+    running: bool  # False: the worker has ended though nobody stopped it
     epoch: int
     seq: int
     records: int
@@ -62,7 +62,7 @@ class Trainer:
 
     def state(self) -> State:
         """Where it is."""
-        return replace(self._state, running=self._worker.is_alive())
+        return replace(self._state, running=self._worker.is_alive() or self._stop.is_set())
 
     def stop(self, timeout_s: float) -> State:
         """Let the step finish, mark a version, and end."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rooms import MILLRACE, clean_environment
+from rooms import MILLRACE, PATIENCE_S, clean_environment
 
 ROW = {
     "inputs": [
@@ -97,7 +97,7 @@ def served(folder: Path) -> Iterator[Up]:
         process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
     up = Up(folder, port, process)
     try:
-        until(lambda: process.poll() is not None or b"Ctrl-C" in (folder / "up.log").read_bytes())
+        until(lambda: process.poll() is not None or b"Ctrl-C" in (folder / "up.log").read_bytes(), PATIENCE_S)
         assert process.poll() is None, (folder / "up.log").read_text()
         until(lambda: up.ask()["status"] == 200)
         yield up
@@ -136,9 +136,10 @@ class Load:
                 connection.request("POST", "/v2/models/digits/infer", body)
                 answer = connection.getresponse()
                 said = json.loads(answer.read())
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
                 self.failed.append(repr(error))
                 connection.close()
+                time.sleep(0.01)
                 continue
             if answer.status == 200:
                 self.answers.append((time.monotonic(), said["model_version"]))

@@ -10,7 +10,7 @@ from endpoint import Up, load, served, until
 from rooms import PIPELINE, flower_rows, json_lines, millrace, pipeline_in
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # one instance serves them all
 
 AT_ONCE_S = 1.0  # what a rollback takes to reach every replica, at most; a loaded machine gets three times that
 LOADED = 3
