@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from millrace.learners.errors import ConfigError, DamageError, LearnerError, OffsetsGoneError
-from millrace.learners.protocol import Learner
+from millrace.learners.protocol import Learner, Value
 from millrace.streams.codec import Codec, Rows
 from millrace.streams.entries import Entry, Fork, Mark, Step
 from millrace.streams.fold import TRUTH, Fold
@@ -134,21 +134,33 @@ def restore(recipe: Recipe, doors: Doors, summary: Summary) -> Restored:
     return Restored(recipe.fold(summary.fork), None)
 
 
-def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, object]]:
+def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, Value]]:
     """The parts of the checkpoint that a mark names.
 
     Raises: DamageError naming the first part that is missing or not what was stored.
     """
+    return {name: load_part(store, mark, name) for name in _manifest(store, mark).parts}
+
+
+def load_part(store: Store, mark: Mark, name: str) -> dict[str, Value]:
+    """One part of the checkpoint that a mark names.
+
+    Raises: DamageError naming it where it is missing or not what was stored.
+    """
+    part = _manifest(store, mark).parts[name]
+    return unpack(store.get(mark.branch, part.sha256), f"branch {mark.branch}, seq {mark.state_seq}, part {name}")
+
+
+def _manifest(store: Store, mark: Mark) -> Manifest:
     if mark.checkpoint is None:
         raise DamageError(f"The mark of seq {mark.state_seq} names no checkpoint.")
     manifest = read_manifest(store, mark.branch, mark.checkpoint)
     if (manifest.state_sha256, manifest.state_seq) != (mark.state_sha256, mark.state_seq):
         raise DamageError(f"Checkpoint {mark.checkpoint} is not of the state that the mark of seq {mark.state_seq} names.")
-    where = f"branch {mark.branch}, seq {mark.state_seq}, part"
-    return {name: unpack(store.get(mark.branch, part.sha256), f"{where} {name}") for name, part in manifest.parts.items()}
+    return manifest
 
 
-def save_checkpoint(store: Store, branch: str, seq: int, parts: Mapping[str, Mapping[str, object]]) -> tuple[str, Manifest]:
+def save_checkpoint(store: Store, branch: str, seq: int, parts: Mapping[str, Mapping[str, Value]]) -> tuple[str, Manifest]:
     """Store the parts and their manifest; the checkpoint's name and what is in it. Counts only once a mark names it."""
     listed = {}
     for name, part in parts.items():
@@ -158,7 +170,7 @@ def save_checkpoint(store: Store, branch: str, seq: int, parts: Mapping[str, Map
     return store.put(branch, msgspec.json.encode(manifest)), manifest
 
 
-def state_hash(parts: Mapping[str, Mapping[str, object]]) -> str:
+def state_hash(parts: Mapping[str, Mapping[str, Value]]) -> str:
     """The hash of a state from its parts: of those that are its record of truth."""
     blobs = {name: pack(parts[name]) for name in TRUTH}
     return state_sha256({name: Part(sha256(blob), len(blob), True) for name, blob in blobs.items()})
@@ -216,3 +228,15 @@ def check_retention(fold: Fold, source: Source) -> None:
                 f"{tp}: the state goes on at offset {at}, but the log holds {low} to {high - 1}. Restore the log, or begin a "
                 "branch from what is there with --branch NEW."
             )
+
+
+def warn_of_retention(source: Source, store: Store, marks: Sequence[Mark]) -> None:
+    """Say which kept checkpoint can no longer be gone on from, should a newer one be damaged (journal.md, rule 17)."""
+    bounds = source.bounds()
+    for mark in marks:
+        try:
+            position = load_part(store, mark, "counts")["position"]
+        except DamageError:
+            continue  # restoring says so, where it matters
+        if any(at < bounds[tp][0] for tp, at in position.items() if tp in bounds):
+            log.warning("The log no longer has what follows the checkpoint of seq %d; keep records longer.", mark.state_seq)

@@ -12,7 +12,7 @@ import msgspec
 
 from millrace.learners.errors import TooManyRejectedError
 from millrace.learners.metrics import ClassScores, ValueScores
-from millrace.streams.branch import Doors, Recipe, begin, check_retention, entries_after, refold, restore
+from millrace.streams.branch import Doors, Recipe, begin, check_retention, entries_after, refold, restore, warn_of_retention
 from millrace.streams.codec import Refused, Rows
 from millrace.streams.entries import Host, Mark, Open, StateName, Step
 from millrace.streams.journal import Pending, Writer, summarise
@@ -124,6 +124,7 @@ class Worker:
             summary = summarise(self._doors.journal, self.branch)
         restored = restore(self._recipe, self._doors, summary)
         check_retention(restored.fold, self._doors.source)
+        warn_of_retention(self._doors.source, self._doors.store, summary.marks[-self._config.keep :])
         self.fold = restored.fold
         self.epoch = summary.end.epoch + 1
         self._marks = summary.marks

@@ -106,7 +106,7 @@ def test_every_bad_record_is_a_dead_letter_with_its_bytes_its_reason_and_its_pla
         assert letter.value == original.value and said["millrace.reason"] == BAD[letter.value] and said["millrace.detail"]
         assert int(said["millrace.timestamp_ms"]) == original.timestamp_ms
     steps = [line for line in json_lines(done(tmp_path, "log", "digits.toml")) if line["kind"] == "step"]
-    assert sorted(reason for step in steps for *_, reason in step["rejected"]) == sorted(BAD.values())
+    assert sorted(reason for step in steps for *_, reason in step["said"]["rejected"]) == sorted(BAD.values())
     assert json_lines(done(tmp_path, "verify", "digits.toml"))[0]["records"] == 120
 
 
@@ -141,7 +141,7 @@ def test_records_ahead_of_their_time_are_rejected_and_expire_nothing(tmp_path: P
     found = facts(tmp_path)
     assert accounted(found) == 35 and found["rejected"] == 5
     steps = [line for line in json_lines(done(tmp_path, "log", "digits.toml")) if line["kind"] == "step"]
-    assert max(int(step["clock_ms"]) for step in steps) < next_year_ms - 10**9
+    assert max(int(step["said"]["clock_ms"]) for step in steps) < next_year_ms - 10**9
 
 
 def test_rows_of_the_largest_allowed_numbers_cannot_stop_a_branch_for_good(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_part_costs_time_and_nothing_else(damage: str, tmp_
     store = tmp_path / ".millrace/digits/store/main"
     hurt = []
     for mark in marks if damage == "all" else marks[-1:]:
-        path = store / json.loads((store / str(mark["checkpoint"])).read_bytes())["parts"]["learner"]["sha256"]
+        path = store / json.loads((store / str(mark["said"]["checkpoint"])).read_bytes())["parts"]["learner"]["sha256"]
         if path.name not in hurt:  # marks of one state share it
             hurt.append(path.name)
             raw = path.read_bytes()
@@ -220,7 +220,8 @@ def test_a_damaged_checkpoint_part_costs_time_and_nothing_else(damage: str, tmp_
             path.unlink()
     said = done(tmp_path, "verify", "digits.toml", code=1)
     assert [name for name in hurt[-3:] if name not in said] == []  # worker.keep is 3: what is not kept may be swept
-    assert f"First bad mark: seq {marks[-1]['state_seq']} (version" in said
+    newest = marks[-1]["said"]["state_seq"]
+    assert f"First bad mark: seq {newest} (version" in said
     sent(tmp_path, flower_rows(50, 3))
     again = millrace("run", "digits.toml", "--output", "json", cwd=tmp_path)
     assert again.returncode == 0 and "going back to the one before" in again.stderr and hurt[-1] in again.stderr

@@ -107,7 +107,7 @@ def test_standard_output_is_json_lines_and_nothing_else_and_progress_goes_to_sta
         assert (name in ("run", "verify")) >= ("records" in done.stderr)
     assert said["send"] == [{"topic": "digits", "sent": 61}]
     assert (said["run"][0]["read"], said["run"][0]["branch"]) == (61, "main")
-    assert [line["kind"] for line in said["log"]][:2] == ["fork", "open"] and said["log"][-1]["version"]
+    assert [line["kind"] for line in said["log"]][:2] == ["fork", "open"] and said["log"][-1]["said"]["version"]
     assert said["verify"][0]["proved"] == [said["run"][0]["version"]]
     ledger = json_lines(millrace("log", "digits.toml", "--ledger", "--output", "json", cwd=tmp_path).stdout)
     assert [line["kind"] for line in ledger] == ["serve", "certificate"]
