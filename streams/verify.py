@@ -133,7 +133,9 @@ class _Run:
 def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
     report = run.report
     start = base.state_seq if base else 0
-    marks = {mark.state_seq: mark for mark in run.summary.marks}
+    marks: dict[int, list[Mark]] = {}
+    for mark in run.summary.marks:
+        marks.setdefault(mark.state_seq, []).append(mark)
     sound = (entry for entry in _up_to(run, run.summary.end) if entry.seq > start)
     host: Host | None = None
     report.state_seq = start
@@ -142,8 +144,8 @@ def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
         report.entries += 1
         report.records = fold.records
         report.state_seq = entry.seq
-        if entry.seq in marks:
-            _compare(run, fold, marks[entry.seq], host)
+        for mark in marks.get(entry.seq, []):
+            _compare(run, fold, mark, host)
     report.state_sha256 = state_hash(fold.parts())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
@@ -178,47 +179,30 @@ def names(store, mark: Mark, damaged: str) -> set[str]:
     return {part.sha256 for part in read_manifest(store, "main", mark.checkpoint).parts.values()}
 
 
-def test_a_checkpoint_of_another_state_is_found_although_its_bytes_are_sound(copy):
-    """A forger who writes a sound checkpoint, manifest and mark is caught by folding the log again."""
-    there = instance(copy)
-    doors = there.doors("main")
-    last = marks(copy)[-1]
+def forge(folder: Path, part: str, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """A sound checkpoint of the newest marked state with one array changed, and a sound mark for it, then one as it was."""
+    doors = instance(folder).doors("main")
+    last = marks(folder)[-1]
     parts = load_checkpoint(doors.store, last)
-    parts["learner"]["gram"] = parts["learner"]["gram"] + 1.0
-    name, manifest = save_checkpoint(doors.store, "main", last.state_seq, parts)
-    end = summarise(doors.journal, "main").end
-    forged = Mark(
-        branch="main",
-        seq=end.seq + 1,
-        epoch=end.epoch,
-        state_seq=last.state_seq,
-        state_sha256=manifest.state_sha256,
-        checkpoint=name,
-        version=None,
+    parts[part][name] = change(parts[part][name])
+    checkpoint, manifest = save_checkpoint(doors.store, "main", last.state_seq, parts)
+    at = summarise(doors.journal, "main").end
+    forged = msgspec.structs.replace(
+        last, seq=at.seq + 1, epoch=at.epoch, state_sha256=manifest.state_sha256, checkpoint=checkpoint, version=None
     )
     doors.journal.send(seal(forged)).offset()
+    doors.journal.send(seal(msgspec.structs.replace(last, seq=at.seq + 2, epoch=at.epoch))).offset()
+
+
+def test_a_checkpoint_of_another_state_is_found_although_its_bytes_are_sound(copy):
+    """A forger who writes a sound checkpoint, manifest and mark is caught by folding the log again."""
+    forge(copy, "learner", "gram", lambda gram: gram + 1.0)
     assert "Folding the log again gives another state (in learner)" in findings(copy)
 
 
 def test_what_follows_from_the_truth_is_compared_too(copy):
     """A sound checkpoint with the right truth and another solution beside it is found."""
-    there = instance(copy)
-    doors = there.doors("main")
-    last = marks(copy)[-1]
-    parts = load_checkpoint(doors.store, last)
-    parts["derived"]["weights"] = parts["derived"]["weights"] * 1.001
-    name, manifest = save_checkpoint(doors.store, "main", last.state_seq, parts)
-    end = summarise(doors.journal, "main").end
-    mark = Mark(
-        branch="main",
-        seq=end.seq + 1,
-        epoch=end.epoch,
-        state_seq=last.state_seq,
-        state_sha256=manifest.state_sha256,
-        checkpoint=name,
-        version=None,
-    )
-    doors.journal.send(seal(mark)).offset()
+    forge(copy, "derived", "weights", lambda weights: weights * 1.001)
     assert "another derived part" in findings(copy)
 
 
