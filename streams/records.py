@@ -21,7 +21,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     value: bytes | None
     key: bytes | None = None
     headers: bytes = b""  # as ``encode_headers`` gives them
-    timestamp_ms: int = 0  # since 1970
+    timestamp_ms: int | None = None  # since 1970; None: when it is appended
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from millrace.streams.parts import digest
 
+WIDEST = 1_000_000  # columns of x; a learner may need the square of it
 LARGEST = 1e100  # keeps squares and their sums finite in float64
 
 
@@ -88,6 +89,8 @@ class Schema:
         """Refuse names that stand twice."""
         names = [field.name for field in self.fields] + [self.label.name] + ([self.weight] if self.weight else [])
         twice = sorted({name for name in names if names.count(name) > 1})
+        if self.width > WIDEST:
+            raise ValueError(f"the fields make {self.width} columns; more than {WIDEST} are refused")
         if twice or not self.fields:
             raise ValueError(f"field names stand twice: {', '.join(twice)}" if twice else "there must be at least one field")
 

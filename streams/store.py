@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from millrace.learners.errors import DamageError, StorageError
+from millrace.learners.errors import DamageError, MissingPartError, StorageError
 from millrace.streams.entries import Mark
 from millrace.streams.parts import sha256
 
@@ -158,7 +158,7 @@ def kept_marks(marks: Sequence[Mark], keep: int) -> list[Mark]:
 
 def _checked(blob: bytes | None, name: str, where: str) -> bytes:
     if blob is None:
-        raise DamageError(f"{where}: this checkpoint part is missing. Restore it from a copy.")
+        raise MissingPartError(f"{where}: this checkpoint part is missing. Restore it from a copy.")
     if sha256(blob) != name:
         raise DamageError(f"{where}: this checkpoint part is not what was stored (its sha256 differs). Restore it from a copy.")
     return blob

@@ -45,6 +45,10 @@ class SteppedWall(Wall):
         """What it shows."""
         return self.ms
 
+    def elapsed_ms(self) -> int:
+        """What it shows."""
+        return self.ms
+
     def sleep(self, seconds: float) -> None:
         """Go on by that much."""
         self.ms += max(1, round(seconds * 1000))

@@ -214,7 +214,9 @@ def test_a_fence_that_trusts_acknowledgements_breaks_the_promise():
         schedule = Schedule(seed, Trusted)
         try:
             schedule.run()
+            caught += bool(schedule.broken_promises())
         except ReplacedError:
             continue
-        caught += bool(schedule.broken_promises())
+        except DamageError:  # entries that no honest writer could have appended
+            caught += 1
     assert caught > 5
