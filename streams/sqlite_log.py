@@ -169,22 +169,24 @@ class SqliteLog:
         """
         query = "select offset, timestamp_ms, key, headers, value, crc32c from {} where offset >= ? and offset < ? "
         query += "order by offset limit ?"
-        rows, size = [], 0
+        events: list[Event] = []
+        expected: list[int] = []
+        size = 0
         with storage_errors(self.path):
             table, _, end = _partition(self._connection, tp)
             cursor = self._connection.execute(query.format(table), (start, end if stop is None else stop, limit))
-            for row in cursor:
-                rows.append(row)
-                size += len(row[4]) if isinstance(row[4], bytes) else 0
+            for offset, timestamp_ms, key, headers, value, crc in cursor:
+                events.append(Event(offset, timestamp_ms, key, headers, value))
+                expected.append(crc)
+                size += len(value) if isinstance(value, bytes) else 0
                 if size >= READ_BYTES:
                     break
             cursor.close(True)
-        events = [Event(*row[:5]) for row in rows]
         if events and events[-1].offset - events[0].offset != len(events) - 1:
             there = {event.offset for event in events}
             missing = min(offset for offset in range(events[0].offset, events[-1].offset) if offset not in there)
             raise DamageError(f"{self.path}: the record at {tp} offset {missing} is missing. Restore the log from a copy.")
-        return events, self._check(tp, events, [row[5] for row in rows])
+        return events, self._check(tp, events, expected)
 
     def _check(self, tp: str, events: list[Event], expected: list[int]) -> int:
         """The crc32c over ``events``, each of which must have the checksum it was stored with."""
