@@ -45,7 +45,7 @@ class Instance:
             batch_rows=pipeline.batch.rows,
             batch_wait_ms=pipeline.batch.wait_ms,
             seed=pipeline.seed,
-            config_sha256=pipeline.sha256,
+            config=pipeline.declared,
         )
 
     def log(self) -> SqliteLog:

@@ -46,7 +46,7 @@ class Recipe:
     batch_rows: int  # rows of a training batch, >= 1
     batch_wait_ms: int  # by the journal's clock
     seed: int
-    config_sha256: str  # of everything that changes what is learned
+    config: bytes  # JSON of everything beside the fields that changes what is learned
 
     def fold(self, fork: Fork) -> Fold:
         """The state after the fork, before any step.
@@ -73,22 +73,24 @@ class Recipe:
             topics=source.topics(),
             learner=self.learner,
             learner_revision=self.make_learner().revision,
-            config_sha256=self.config_sha256,
-            features_sha256=self.schema.sha256,
+            config_sha256=sha256(self.config),
+            features_sha256=sha256(self.schema.declared),
             seed=self.seed,
         )
 
-    def check(self, fork: Fork, source: Source) -> None:
+    def check(self, fork: Fork, doors: Doors) -> None:
         """A branch has one configuration and reads the topics it was begun on.
 
         Raises: ConfigError, DamageError naming what differs.
         """
-        if (fork.config_sha256, fork.features_sha256, fork.seed) != (self.config_sha256, self.schema.sha256, self.seed):
+        declared = {fork.config_sha256: self.config, fork.features_sha256: self.schema.declared}
+        changes = [change for name, now in declared.items() for change in changed(doors.store, fork.branch, name, now)]
+        if changes or fork.seed != self.seed:
             raise ConfigError(
-                f"Branch {fork.branch} was begun with another configuration of fields, label, learner, batch or seed. Set the "
-                "pipeline file back (`millrace config show` prints what it says now), or begin a branch with --branch NEW."
+                f"Branch {fork.branch} has one configuration, and the pipeline file says another: {', '.join(changes[:5])}. "
+                "Set it back, or begin a branch with --branch NEW."
             )
-        for name, topic in source.topics().items():
+        for name, topic in doors.source.topics().items():
             if fork.topics.get(name) != topic:
                 raise DamageError(
                     f"Topic {name} is not the one branch {fork.branch} has read: it was recreated or its partitions changed. "
@@ -99,8 +101,38 @@ class Recipe:
 def begin(recipe: Recipe, doors: Doors, branch: str) -> Fork:
     """Write the first entry of an empty branch."""
     fork = recipe.new_fork(branch, doors.source)
+    for declared in (recipe.config, recipe.schema.declared):
+        doors.store.put(branch, declared)
     Writer(doors.journal, branch, Cursor()).append(fork)
     return fork
+
+
+def changed(store: Store, branch: str, name: str, now: bytes) -> list[str]:
+    """What differs between the declaration stored as ``name`` and ``now``, key by key; nothing where they are equal."""
+    if name == sha256(now):
+        return []
+    try:
+        before = leaves(msgspec.json.decode(store.get(branch, name)))
+    except DamageError as error:
+        return [f"what it was cannot be read ({error})"]
+    after = leaves(msgspec.json.decode(now))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key} = {after.get(key)!r} (begun with {before.get(key)!r})" for key in keys]
+
+
+def leaves(tree: Value, name: str = "") -> dict[str, Value]:
+    """Dotted names and the values at them.
+
+    >>> leaves({"learner": {"gamma": 1.0}, "fields": [{"name": "x"}]})
+    {'learner.gamma': 1.0, 'fields[0].name': 'x'}
+    """
+    if isinstance(tree, dict):
+        branches = [(f"{name}.{key}".lstrip("."), value) for key, value in tree.items()]
+    elif isinstance(tree, list):
+        branches = [(f"{name}[{at}]", value) for at, value in enumerate(tree)]
+    else:
+        return {name: tree}
+    return {key: value for inner, tree in branches for key, value in leaves(tree, inner).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +152,7 @@ def restore(recipe: Recipe, doors: Doors, summary: Summary) -> Restored:
     """The state of the newest counted mark whose parts verify, else of the one before, else of the fork."""
     if summary.fork is None:
         raise DamageError("The journal has no fork entry, so nothing says where the branch begins. Restore it from a copy.")
-    recipe.check(summary.fork, doors.source)
+    recipe.check(summary.fork, doors)
     fold = recipe.fold(summary.fork)
     for mark in reversed(summary.marks):
         if mark.checkpoint is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from millrace.streams.parts import digest
+import msgspec
 
 WIDEST = 1_000_000  # columns of x; a learner may need the square of it
 LARGEST = 1e100  # keeps squares and their sums finite in float64
@@ -105,6 +105,6 @@ class Schema:
         return sum(field.width for field in self.fields)
 
     @property
-    def sha256(self) -> str:
-        """The hash that stands in every fork."""
-        return digest(self)
+    def declared(self) -> bytes:
+        """The declaration as JSON; its hash stands in every fork."""
+        return msgspec.json.encode(self, order="sorted")

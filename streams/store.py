@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -133,13 +133,15 @@ def read_manifest(store: Store, branch: str, name: str) -> Manifest:
     return manifest
 
 
-def sweep(store: Store, branch: str, marks: Sequence[Mark], keep: int, owned_s: float) -> int:
-    """Delete the checkpoints of a branch that are not kept, and orphans. Only the branch's writer calls it.
+def sweep(store: Store, branch: str, marks: Sequence[Mark], keep: int, owned_s: float, also: Collection[str] = ()) -> int:
+    """Delete the checkpoints of a branch that are not kept, and orphans, but nothing of ``also``.
+
+    Only the branch's writer calls it.
 
     ``owned_s`` is when the writer was last sure of that: if it has been frozen since, what its successor stored stays.
     Returns bytes freed: none while a kept manifest is damaged, since nobody knows then which parts it needs.
     """
-    names: set[str] = set()
+    names = set(also)
     try:
         for mark in kept_marks(marks, keep):
             if mark.checkpoint is not None:

@@ -67,7 +67,7 @@ def verify(recipe: Recipe, doors: Doors, branch: str, keep: int) -> Report:
         check_end(output, branch, summary.end.seq)
         if summary.fork is None:
             raise DamageError(f"The journal of branch {branch} has no entries. Restore it from a copy.")
-        recipe.check(summary.fork, doors.source)
+        recipe.check(summary.fork, doors)
         fold, base = _earliest(recipe, doors, summary, report)
         _fold_and_compare(_Run(recipe, doors, summary, report), fold, base)
     except MillraceError as error:

@@ -120,8 +120,9 @@ class Worker:
         output = last_output(self._doors.producer, self._recipe.name, self.branch)
         summary = summarise(self._doors.journal, self.branch)
         check_end(output, self.branch, summary.end.seq)
-        if summary.fork is None:
-            begin(self._recipe, self._doors, self.branch)
+        fork = summary.fork
+        if fork is None:
+            fork = begin(self._recipe, self._doors, self.branch)
             summary = summarise(self._doors.journal, self.branch)
         restored = restore(self._recipe, self._doors, summary)
         check_retention(restored.fold, self._doors.source)
@@ -129,6 +130,7 @@ class Worker:
         self.fold = restored.fold
         self.epoch = summary.end.epoch + 1
         self._marks = summary.marks
+        self._declared = {fork.config_sha256, fork.features_sha256}  # what the branch was begun with, kept to compare
         self._marked_records = self.fold.records if restored.mark else 0
         self._unversioned = restored.mark is None or restored.mark.version is None  # whether the state has no version yet
         self._writer = Writer(self._doors.journal, self.branch, summary.end)
@@ -339,7 +341,7 @@ class Worker:
         )
         self._writer.append(mark)
         self._marks.append(mark)
-        sweep(self._doors.store, self.branch, self._marks, self._config.keep, asked_s)
+        sweep(self._doors.store, self.branch, self._marks, self._config.keep, asked_s, self._declared)
 
     def close(self) -> None:
         """Mark the present state as a version, unless the newest mark already does.

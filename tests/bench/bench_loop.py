@@ -114,7 +114,7 @@ def ours(log: SqliteLog, shape: str, folder: Path, rows: int) -> dict[str, float
     schema = SHAPES[shape]
     codec = Codec(schema, 1 << 20)
     make = lambda: Ridge(RidgeConfig(solve_rows=4096), D, 0)  # noqa: E731  # a factory of one line
-    recipe = Recipe("bench", schema, codec, "ridge", make, 256, 1000, 0, "bench")
+    recipe = Recipe("bench", schema, codec, "ridge", make, 256, 1000, 0, b"{}")
     journal = TimedStream(SqliteStream(folder / "journal.sqlite"))
     doors = Doors(SqliteSource(log, ["bench"]), log, journal, FolderStore(folder / "store"))
     config = WorkerConfig(step_rows=STEP_ROWS, checkpoint_rows=16384)

@@ -285,3 +285,15 @@ def test_a_limit_on_bytes_that_was_lowered_since_takes_back_no_record(tmp_path: 
     sent(tmp_path, [*flower_rows(60), encoded(GOOD | {"label": "r" * 500})])
     done(tmp_path, "run", "digits.toml")
     assert json_lines(done(tmp_path, "verify", "digits.toml", "--set", "log.max_bytes=200"))[0]["records"] == 61
+
+
+def test_a_pipeline_file_that_was_changed_is_told_what_the_branch_was_begun_with(tmp_path: Path) -> None:
+    """Each key with both values, and the ways out; the branch is untouched and goes on when the file is set back."""
+    pipeline_in(tmp_path)
+    sent(tmp_path, flower_rows(50))
+    done(tmp_path, "run", "digits.toml")
+    said = done(tmp_path, "run", "digits.toml", "--set", "learner.gamma=2.5", "--set", "batch.rows=7", code=2)
+    assert "learner.gamma = 2.5 (begun with 0.5)" in said and "batch.rows = 7 (begun with " in said and "--branch NEW" in said
+    assert "weight = 'w' (begun with None)" in done(tmp_path, "run", "digits.toml", "--set", "weight=w", code=2)
+    done(tmp_path, "run", "digits.toml", "--branch", "other", "--set", "learner.gamma=2.5")
+    done(tmp_path, "run", "digits.toml")
