@@ -11,6 +11,8 @@ JOBS ?= 2
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
+# Certificates are those of the machine, as pip uses them.
+export UV_SYSTEM_CERTS := true
 
 LOCKS := deploy/requirements
 UV := .tools/bin/uv

@@ -25,6 +25,10 @@ class DamageError(MillraceError):
     """Stored bytes are not what was written: a flipped byte, a truncated part, a recreated topic."""
 
 
+class MissingPartError(DamageError):
+    """A part of a checkpoint is not in the store."""
+
+
 class StorageError(MillraceError):
     """The disk or the database refused: full, read-only, locked, not a folder."""
 

@@ -110,7 +110,7 @@ def bundle_bytes(parts: Parts, schema: Schema) -> bytes:
         "identity": msgspec.to_builtins(parts.identity),
         "as_of_ms": parts.as_of_ms,
         "kind": parts.kind,
-        "schema": schema.sha256,
+        "schema": sha256(schema.declared),
         "features": parts.features,
         "golden.rows": rows,
         "golden.scores": servable.predict_many(Batch(rows)),
@@ -128,7 +128,7 @@ def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
     state = unpack(blob, "published weights")
     try:
         identity = msgspec.convert(state["identity"], Identity)
-        if state["schema"] != schema.sha256:
+        if state["schema"] != sha256(schema.declared):
             raise DamageError(f"State {identity.name} was learned with other fields than this pipeline file has.")
         features = Features(schema)
         features.load(state["features"])

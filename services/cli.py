@@ -14,7 +14,7 @@ import click
 
 from millrace.learners.errors import MillraceError
 from millrace.services.config import NAME_CHARACTERS, endpoint_token, home_folder, load_pipeline, settings
-from millrace.services.errors import exit_code
+from millrace.services.errors import FAILED, exit_code
 from millrace.services.instance import BRANCH, Instance
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class Commands(click.Group):
         except MillraceError as error:
             click.echo(f"millrace: {error}", err=True)
             sys.exit(exit_code(error))
+        except MemoryError as error:
+            click.echo(f"millrace: not enough memory ({error}). Declare fewer columns, or use a larger machine.", err=True)
+            sys.exit(FAILED)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:

@@ -19,7 +19,6 @@ import msgspec
 
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
-from millrace.streams.parts import digest
 from millrace.streams.schema import Field, Label, Schema
 from millrace.streams.worker import WorkerConfig
 
@@ -93,9 +92,9 @@ class Pipeline:
         return self.log.topic or self.name
 
     @property
-    def sha256(self) -> str:
-        """The hash of what changes learning, beside the fields: learner and batches."""
-        return digest({"learner": self.learner, "batch": self.batch})
+    def declared(self) -> bytes:
+        """What changes learning, beside the fields, as JSON: learner, batches, seed."""
+        return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed}, order="sorted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from millrace.streams.codec import Rows
 from millrace.streams.entries import Entry, Mark, Open, Step
 from millrace.streams.features import Features
 from millrace.streams.journal import Cursor, counted
+from millrace.streams.outputs import Output
 from millrace.streams.records import Event, tp_name
-from millrace.streams.worker import Output
 
 READ_ROWS = 4096  # of the log at a time
 

@@ -11,14 +11,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from millrace.learners.errors import DamageError, MillraceError
 from millrace.services.bundle import Bundle, Parts, identity_of, open_bundle, open_parts
 from millrace.services.current import Publication
 from millrace.services.instance import Instance, require_branch
 from millrace.services.running import ENDPOINT
-from millrace.streams.branch import load_checkpoint
+from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark
 from millrace.streams.journal import Summary, take_in
 from millrace.streams.ledger import Ledger, Target
@@ -80,7 +79,7 @@ class Archive:
     def bundle(self, mark: Mark) -> Bundle:
         """The state that a mark names. Raises: DamageError."""
         pipeline = self.instance.loaded.pipeline
-        found: dict[str, dict[str, Any]] = load_checkpoint(self.instance.store(), mark, NEEDED)
+        found = {name: load_part(self.instance.store(), mark, name) for name in NEEDED}
         as_of_ms = min(int(found["counts"]["clock_ms"]), time.time_ns() // 1_000_000)
         parts = Parts(identity_of(mark), as_of_ms, pipeline.learner["kind"], found["features"], found["serve"])
         return open_parts(parts, pipeline.schema)

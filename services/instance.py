@@ -50,7 +50,7 @@ class Instance:
             batch_rows=pipeline.batch.rows,
             batch_wait_ms=pipeline.batch.wait_ms,
             seed=pipeline.seed,
-            config_sha256=pipeline.sha256,
+            config=pipeline.declared,
         )
 
     def log(self) -> SqliteLog:
@@ -103,29 +103,46 @@ class Instance:
         path = self.folder / f"{branch}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = _own_lock(path) if take_over else _free_lock(path, branch)
         except OSError as error:
-            raise StorageError(f"{path}: {error.strerror}. Make the folder writable, or name another with --home.") from error
+            raise StorageError(
+                f"{path}: {error.strerror}. Free space or make the folder writable, or name another with --home."
+            ) from error
         try:
-            _lock(handle, path, branch, take_over)
             yield
         finally:
             os.close(handle)
 
 
-def _lock(handle: int, path: Path, branch: str, take_over: bool) -> None:
+def _free_lock(path: Path, branch: str) -> int:
+    """The lock file, held; BusyError where a live process holds it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, _stamp(), 0)
     except BlockingIOError as error:
-        if not take_over:
-            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
-            raise BusyError(
-                f"Branch {branch} is being written by {holder} ({path}). Stop that process, or take the branch from it with "
-                "--take-over."
-            ) from error
-    stamp = f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, stamp.encode(), 0)
+        holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+        os.close(handle)
+        raise BusyError(
+            f"Branch {branch} is being written by {holder} ({path}). Stop that process, or take the branch from it with "
+            "--take-over."
+        ) from error
+    return handle
+
+
+def _own_lock(path: Path) -> int:
+    """A new lock file, held, in the old one's place: whoever held that one holds nothing that others look at."""
+    draft = path.with_suffix(f".{os.getpid()}")
+    handle = os.open(draft, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    os.pwrite(handle, _stamp(), 0)
+    draft.replace(path)
+    return handle
+
+
+def _stamp() -> bytes:
+    return f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode()
 
 
 def require_branch(instance: Instance, branch: str) -> None:

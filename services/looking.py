@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import NotProvedError
+from millrace.learners.errors import DamageError, NotProvedError, StorageError
 from millrace.services.instance import Instance, require_branch
-from millrace.streams.entries import decode_entry
+from millrace.streams.branch import load_part
+from millrace.streams.entries import Mark, decode_entry
 from millrace.streams.host import this_host
 from millrace.streams.journal import Cursor, summarise
 from millrace.streams.ledger import Certificate, append_decision
+from millrace.streams.outputs import Output
 from millrace.streams.verify import Report, verify
-from millrace.streams.worker import Output
+
+log = logging.getLogger("millrace")
+
+LOWEST = 20  # labels whose recall is shown, at most: those with the lowest
 
 
 def status(instance: Instance, branch: str) -> dict[str, Any]:
@@ -35,8 +41,21 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     output = None if raw is None else msgspec.json.decode(raw, type=Output)
     if output is not None and output.branch == branch:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
+    facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
     serving = instance.ledger().serving
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serving.items()}
+
+
+def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
+    """By label, as of the newest checkpoint that can be read: the share of its rows that was answered right."""
+    for mark in reversed(marks):
+        try:
+            scores = load_part(instance.store(), mark, "scores")
+        except DamageError:
+            continue
+        counts = zip(scores.get("labels", []), scores.get("label_hits", []), scores.get("label_rows", []), strict=True)
+        return {label: hits / rows for label, hits, rows in sorted(counts, key=lambda one: one[1] / one[2])[:LOWEST]}
+    return {}
 
 
 def shares(scores: dict[str, Any]) -> dict[str, float | None]:
@@ -63,7 +82,9 @@ def journal_lines(instance: Instance, branch: str) -> Iterator[dict[str, Any]]:
     cursor = Cursor()
     for offset, raw in instance.journal(branch).read(0):
         entry = decode_entry(raw, f"Branch {branch}: the journal entry at offset {offset}")
-        yield {"offset": offset, "counts": cursor.take(entry), **msgspec.to_builtins(entry)}
+        said = msgspec.to_builtins(entry)
+        shown = {name: said.pop(name) for name in ("kind", "seq", "epoch")}
+        yield {"offset": offset, "counts": cursor.take(entry), **shown, "said": said}
 
 
 def ledger_lines(instance: Instance) -> Iterator[dict[str, Any]]:
@@ -80,9 +101,10 @@ def prove(instance: Instance, branch: str) -> Report:
     require_branch(instance, branch)
     pipeline = instance.loaded.pipeline
     report = verify(instance.recipe, instance.doors(branch), branch, pipeline.worker.keep)
-    if report.findings:
-        raise NotProvedError("\n".join(str(finding) for finding in report.findings))
     known = instance.ledger().certificates
+    findings = [str(finding) for finding in report.findings] + _belied(known, branch, report)
+    if findings:
+        raise NotProvedError("\n".join(findings))
     for mark in report.proved:
         if mark.version is not None and mark.version not in known:
             certificate = Certificate(
@@ -91,8 +113,28 @@ def prove(instance: Instance, branch: str) -> Report:
                 when_ms=time.time_ns() // 1_000_000,
                 version=mark.version,
                 base=report.base,
-                verdict="equal",
+                state_sha256=mark.state_sha256,
+                verdict=f"within {report.difference:.1e}" if report.difference else "equal",
                 host=this_host(pipeline.threads),
             )
-            append_decision(instance.ledger_stream(), certificate)
+            _certify(instance, certificate)
     return report
+
+
+def _belied(known: dict[str, Certificate], branch: str, report: Report) -> list[str]:
+    """What certificates say of this branch's versions and the journal no longer does."""
+    marks = {mark.version: mark.state_sha256 for mark in [*report.proved, *report.unproved] if mark.version is not None}
+    return [
+        f"The ledger certifies version {version} with state {certificate.state_sha256}, and the journal "
+        + (f"has it with state {marks[version]}." if version in marks else "has no such version.")
+        + " Restore the journal from a copy."
+        for version, certificate in known.items()
+        if version.rpartition(".")[0] == branch and marks.get(version) != certificate.state_sha256
+    ]
+
+
+def _certify(instance: Instance, certificate: Certificate) -> None:
+    try:
+        append_decision(instance.ledger_stream(), certificate)
+    except StorageError as error:
+        log.warning("Version %s is proved; its certificate could not be written: %s", certificate.version, error)

@@ -84,8 +84,11 @@ def _csv_rows(schema: Schema, path: Path) -> Iterator[bytes]:
     """Empty cells become null, cells that are JSON numbers or booleans stay that, unless the column is declared as text."""
     text = {field.name for field in schema.fields if field.type == "categorical"}
     text |= {schema.label.name} if schema.label.type == "string" else set()
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, strict=True)
+        names = rows.fieldnames or []
+        if len(set(names)) < len(names):
+            raise csv.Error("a name stands twice in its heading")
         for row in rows:
             if None in row:
                 raise csv.Error(f"line {rows.line_num} has more cells than the heading")

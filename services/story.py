@@ -32,9 +32,9 @@ from millrace.services.evidence import account, gather
 from millrace.services.instance import BRANCH, Instance
 from millrace.services.processes import COMMAND, Processes, finish, kill
 from millrace.services.report import Killed, Told, text
+from millrace.streams.outputs import Output
 from millrace.streams.records import tp_name
 from millrace.streams.sqlite_log import SqliteLog
-from millrace.streams.worker import Output
 
 MADE_BY = "# Written by `make run`, which replaces this folder each time. Copy it to keep it.\n"
 MOST_ROWS = 6000  # of a longer data set, unless --rows says otherwise

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from millrace.learners.errors import ConfigError, DamageError, LearnerError, OffsetsGoneError
-from millrace.learners.protocol import Learner
+from millrace.learners.protocol import Learner, Value
 from millrace.streams.codec import Codec, Rows
 from millrace.streams.entries import Entry, Fork, Mark, Step
 from millrace.streams.fold import TRUTH, Fold
@@ -46,7 +46,7 @@ class Recipe:
     batch_rows: int  # rows of a training batch, >= 1
     batch_wait_ms: int  # by the journal's clock
     seed: int
-    config_sha256: str  # of everything that changes what is learned
+    config: bytes  # JSON of everything beside the fields that changes what is learned
 
     def fold(self, fork: Fork) -> Fold:
         """The state after the fork, before any step.
@@ -73,22 +73,24 @@ class Recipe:
             topics=source.topics(),
             learner=self.learner,
             learner_revision=self.make_learner().revision,
-            config_sha256=self.config_sha256,
-            features_sha256=self.schema.sha256,
+            config_sha256=sha256(self.config),
+            features_sha256=sha256(self.schema.declared),
             seed=self.seed,
         )
 
-    def check(self, fork: Fork, source: Source) -> None:
+    def check(self, fork: Fork, doors: Doors) -> None:
         """A branch has one configuration and reads the topics it was begun on.
 
         Raises: ConfigError, DamageError naming what differs.
         """
-        if (fork.config_sha256, fork.features_sha256, fork.seed) != (self.config_sha256, self.schema.sha256, self.seed):
+        declared = {fork.config_sha256: self.config, fork.features_sha256: self.schema.declared}
+        changes = [change for name, now in declared.items() for change in changed(doors.store, fork.branch, name, now)]
+        if changes or fork.seed != self.seed:
             raise ConfigError(
-                f"Branch {fork.branch} was begun with another configuration of fields, label, learner, batch or seed. Set the "
-                "pipeline file back (`millrace config show` prints what it says now), or begin a branch with --branch NEW."
+                f"Branch {fork.branch} has one configuration, and the pipeline file says another: {', '.join(changes[:5])}. "
+                "Set it back, or begin a branch with --branch NEW."
             )
-        for name, topic in source.topics().items():
+        for name, topic in doors.source.topics().items():
             if fork.topics.get(name) != topic:
                 raise DamageError(
                     f"Topic {name} is not the one branch {fork.branch} has read: it was recreated or its partitions changed. "
@@ -99,8 +101,38 @@ class Recipe:
 def begin(recipe: Recipe, doors: Doors, branch: str) -> Fork:
     """Write the first entry of an empty branch."""
     fork = recipe.new_fork(branch, doors.source)
+    for declared in (recipe.config, recipe.schema.declared):
+        doors.store.put(branch, declared)
     Writer(doors.journal, branch, Cursor()).append(fork)
     return fork
+
+
+def changed(store: Store, branch: str, name: str, now: bytes) -> list[str]:
+    """What differs between the declaration stored as ``name`` and ``now``, key by key; nothing where they are equal."""
+    if name == sha256(now):
+        return []
+    try:
+        before = leaves(msgspec.json.decode(store.get(branch, name)))
+    except DamageError as error:
+        return [f"what it was cannot be read ({error})"]
+    after = leaves(msgspec.json.decode(now))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key} = {after.get(key)!r} (begun with {before.get(key)!r})" for key in keys]
+
+
+def leaves(tree: Value, name: str = "") -> dict[str, Value]:
+    """Dotted names and the values at them.
+
+    >>> leaves({"learner": {"gamma": 1.0}, "fields": [{"name": "x"}]})
+    {'learner.gamma': 1.0, 'fields[0].name': 'x'}
+    """
+    if isinstance(tree, dict):
+        branches = [(f"{name}.{key}".lstrip("."), value) for key, value in tree.items()]
+    elif isinstance(tree, list):
+        branches = [(f"{name}[{at}]", value) for at, value in enumerate(tree)]
+    else:
+        return {name: tree}
+    return {key: value for inner, tree in branches for key, value in leaves(tree, inner).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +152,7 @@ def restore(recipe: Recipe, doors: Doors, summary: Summary) -> Restored:
     """The state of the newest counted mark whose parts verify, else of the one before, else of the fork."""
     if summary.fork is None:
         raise DamageError("The journal has no fork entry, so nothing says where the branch begins. Restore it from a copy.")
-    recipe.check(summary.fork, doors.source)
+    recipe.check(summary.fork, doors)
     fold = recipe.fold(summary.fork)
     for mark in reversed(summary.marks):
         if mark.checkpoint is None:
@@ -134,22 +166,33 @@ def restore(recipe: Recipe, doors: Doors, summary: Summary) -> Restored:
     return Restored(recipe.fold(summary.fork), None)
 
 
-def load_checkpoint(store: Store, mark: Mark, names: Collection[str] = ()) -> dict[str, dict[str, object]]:
-    """The parts of the checkpoint that a mark names: all of them, or those in ``names``.
+def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, Value]]:
+    """The parts of the checkpoint that a mark names.
 
     Raises: DamageError naming the first part that is missing or not what was stored.
     """
+    return {name: load_part(store, mark, name) for name in _manifest(store, mark).parts}
+
+
+def load_part(store: Store, mark: Mark, name: str) -> dict[str, Value]:
+    """One part of the checkpoint that a mark names.
+
+    Raises: DamageError naming it where it is missing or not what was stored.
+    """
+    part = _manifest(store, mark).parts[name]
+    return unpack(store.get(mark.branch, part.sha256), f"branch {mark.branch}, seq {mark.state_seq}, part {name}")
+
+
+def _manifest(store: Store, mark: Mark) -> Manifest:
     if mark.checkpoint is None:
         raise DamageError(f"The mark of seq {mark.state_seq} names no checkpoint.")
     manifest = read_manifest(store, mark.branch, mark.checkpoint)
     if (manifest.state_sha256, manifest.state_seq) != (mark.state_sha256, mark.state_seq):
         raise DamageError(f"Checkpoint {mark.checkpoint} is not of the state that the mark of seq {mark.state_seq} names.")
-    where = f"branch {mark.branch}, seq {mark.state_seq}, part"
-    wanted = {name: part for name, part in manifest.parts.items() if not names or name in names}
-    return {name: unpack(store.get(mark.branch, part.sha256), f"{where} {name}") for name, part in wanted.items()}
+    return manifest
 
 
-def save_checkpoint(store: Store, branch: str, seq: int, parts: Mapping[str, Mapping[str, object]]) -> tuple[str, Manifest]:
+def save_checkpoint(store: Store, branch: str, seq: int, parts: Mapping[str, Mapping[str, Value]]) -> tuple[str, Manifest]:
     """Store the parts and their manifest; the checkpoint's name and what is in it. Counts only once a mark names it."""
     listed = {}
     for name, part in parts.items():
@@ -159,7 +202,7 @@ def save_checkpoint(store: Store, branch: str, seq: int, parts: Mapping[str, Map
     return store.put(branch, msgspec.json.encode(manifest)), manifest
 
 
-def state_hash(parts: Mapping[str, Mapping[str, object]]) -> str:
+def state_hash(parts: Mapping[str, Mapping[str, Value]]) -> str:
     """The hash of a state from its parts: of those that are its record of truth."""
     blobs = {name: pack(parts[name]) for name in TRUTH}
     return state_sha256({name: Part(sha256(blob), len(blob), True) for name, blob in blobs.items()})
@@ -217,3 +260,15 @@ def check_retention(fold: Fold, source: Source) -> None:
                 f"{tp}: the state goes on at offset {at}, but the log holds {low} to {high - 1}. Restore the log, or begin a "
                 "branch from what is there with --branch NEW."
             )
+
+
+def warn_of_retention(source: Source, store: Store, marks: Sequence[Mark]) -> None:
+    """Say which kept checkpoint can no longer be gone on from, should a newer one be damaged (journal.md, rule 17)."""
+    bounds = source.bounds()
+    for mark in marks:
+        try:
+            position = load_part(store, mark, "counts")["position"]
+        except DamageError:
+            continue  # restoring says so, where it matters
+        if any(at < bounds[tp][0] for tp, at in position.items() if tp in bounds):
+            log.warning("The log no longer has what follows the checkpoint of seq %d; keep records longer.", mark.state_seq)

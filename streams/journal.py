@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from millrace.learners.errors import ReplacedError
+from millrace.learners.errors import DamageError, ReplacedError
 from millrace.streams.entries import Entry, Fork, Mark, Open, Step, decode_entry
 from millrace.streams.sealed import seal
 from millrace.streams.source import Position
@@ -36,6 +36,17 @@ class Cursor:
             self.seq, self.epoch = entry.seq, entry.epoch
         return counts
 
+    def ahead(self, entry: Entry) -> bool:
+        """Whether no honest writer could have appended the entry here: something before it is gone.
+
+        What a writer appends in vain is behind (another has the branch) or level (it lost the race to open), never ahead.
+        """
+        if isinstance(entry, Fork):
+            return False
+        if isinstance(entry, Open):
+            return entry.epoch > self.epoch + 1 or entry.after_seq > self.seq
+        return entry.epoch > self.epoch or (entry.epoch == self.epoch and entry.seq > self.seq + 1)
+
     def copy(self) -> Cursor:
         """Another cursor at the same place."""
         return replace(self)
@@ -44,12 +55,30 @@ class Cursor:
 def counted(stream: Stream, branch: str, cursor: Cursor) -> Iterator[Entry]:
     """The entries that count, from ``cursor`` to the stream's end; ``cursor`` moves along.
 
-    Raises: DamageError naming the offset of a damaged entry.
+    Raises: DamageError naming the offset of an entry that is damaged, of another branch, or behind a gap.
     """
     for offset, raw in stream.read(cursor.offset):
-        entry = decode_entry(raw, f"Branch {branch}: the journal entry at offset {offset} (after seq {cursor.seq})")
+        entry = checked_entry(raw, branch, offset, cursor)
         if cursor.take(entry):
             yield entry
+
+
+def checked_entry(raw: bytes, branch: str, offset: int, cursor: Cursor) -> Entry:
+    """The entry at ``offset``, where ``cursor`` stands.
+
+    Raises: DamageError where it is damaged, of another branch, or behind a gap.
+    """
+    where = f"Branch {branch}: the journal entry at offset {offset} (after seq {cursor.seq})"
+    entry = decode_entry(raw, where)
+    if entry.branch != branch:
+        raise DamageError(f"{where} is of branch {entry.branch}. Restore the journal from a copy.")
+    if isinstance(entry, Mark) and entry.version not in (None, f"{branch}.{entry.state_seq}"):
+        raise DamageError(f"{where} names a version {entry.version} of another state. Restore the journal from a copy.")
+    if cursor.ahead(entry):
+        raise DamageError(
+            f"{where} has seq {entry.seq} of epoch {entry.epoch}, so entries between are gone. Restore the journal from a copy."
+        )
+    return entry
 
 
 @dataclass(slots=True)
@@ -144,7 +173,7 @@ class Writer:
         return ReplacedError(
             f"Branch {self.branch}: {what}; the branch is at seq {self.cursor.seq} of epoch {self.cursor.epoch}. Another "
             "writer has taken it, or an append was lost. Nothing that does not count was let out. Stop the other writer, or "
-            "start again to take the branch over."
+            "start again with --take-over."
         )
 
     def append(self, entry: Entry) -> None:
@@ -155,6 +184,6 @@ class Writer:
         """Read to the stream's end; whether ``raw`` was among what counts."""
         mine = False
         for offset, value in self._stream.read(self.cursor.offset):
-            entry = decode_entry(value, f"Branch {self.branch}: the journal entry at offset {offset}")
+            entry = checked_entry(value, self.branch, offset, self.cursor)
             mine |= self.cursor.take(entry) and value == raw
         return mine

@@ -41,7 +41,8 @@ class Certificate(_Decision, frozen=True, kw_only=True):
 
     version: str
     base: str  # a version or checkpoint the folding began at, or "fork"
-    verdict: str  # "equal", or what differs
+    state_sha256: str
+    verdict: str  # "equal", or how far apart on another kind of host
     host: Host
 
 

@@ -10,9 +10,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
-import msgspec
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -51,11 +49,6 @@ def unpack(blob: bytes, where: str) -> dict[str, Value]:
 def sha256(blob: bytes) -> str:
     """The name of a blob."""
     return hashlib.sha256(blob).hexdigest()
-
-
-def digest(value: Any) -> str:
-    """The hash of a declaration: of its JSON with sorted keys."""
-    return sha256(msgspec.json.encode(value, order="sorted"))
 
 
 def _one_entry(header: dict[str, str]) -> dict[str, str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from millrace.streams.parts import digest
+import msgspec
 
+WIDEST = 1_000_000  # columns of x; a learner may need the square of it
 LARGEST = 1e100  # keeps squares and their sums finite in float64
 
 
@@ -88,6 +89,8 @@ class Schema:
         """Refuse names that stand twice."""
         names = [field.name for field in self.fields] + [self.label.name] + ([self.weight] if self.weight else [])
         twice = sorted({name for name in names if names.count(name) > 1})
+        if self.width > WIDEST:
+            raise ValueError(f"the fields make {self.width} columns; more than {WIDEST} are refused")
         if twice or not self.fields:
             raise ValueError(f"field names stand twice: {', '.join(twice)}" if twice else "there must be at least one field")
 
@@ -102,6 +105,6 @@ class Schema:
         return sum(field.width for field in self.fields)
 
     @property
-    def sha256(self) -> str:
-        """The hash that stands in every fork."""
-        return digest(self)
+    def declared(self) -> bytes:
+        """The declaration as JSON; its hash stands in every fork."""
+        return msgspec.json.encode(self, order="sorted")

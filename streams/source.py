@@ -159,8 +159,3 @@ class ListProducer:
         """The newest value."""
         stored = self.records.get(topic, [])
         return stored[-1].value if stored else None
-
-
-def partition_count(topics: dict[str, Topic]) -> list[str]:
-    """Every partition's name, topics in order."""
-    return [tp_name(name, number) for name, topic in topics.items() for number in range(topic.partitions)]

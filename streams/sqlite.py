@@ -6,9 +6,11 @@ journal instead. The ``apsw`` wheel brings its own, newer SQLite; Python's ``sql
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import apsw
 
@@ -31,9 +33,12 @@ def journal_mode(version: str) -> str:
 def connect(path: Path, schema: str) -> Connection:
     """Open or create the database at ``path`` with every commit on the disk before it returns.
 
+    Where nobody may write, as on a copy for an auditor, it is opened for reading.
     Raises: StorageError where the path cannot be used, DamageError where the file is not a database.
     """
     with storage_errors(path):
+        if path.is_file() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+            return _read_only(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = apsw.Connection(str(path))
         connection.set_busy_timeout(BUSY_MS)
@@ -42,6 +47,14 @@ def connect(path: Path, schema: str) -> Connection:
         with transaction(connection):
             connection.execute(schema)
         return connection
+
+
+def _read_only(path: Path) -> Connection:
+    """Without a write-ahead log beside it the file is all there is, and SQLite needs no lock file to read it."""
+    log = path.with_name(f"{path.name}-wal")
+    alone = not log.exists() or not log.stat().st_size
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    return apsw.Connection(f"file:{quote(str(path.absolute()))}{'?immutable=1' if alone else ''}", flags=flags)
 
 
 @contextmanager

@@ -54,13 +54,13 @@ class SqliteLog:
 
         Raises: BadInputError where it is there with another number of partitions.
         """
-        with storage_errors(self.path), transaction(self._connection):
-            there = self._connection.execute("select id, partitions from topics where name = ?", (name,)).fetchone()
-            if there is None:
-                return self._new_topic(name, partitions)
-        if there[1] != partitions:
-            raise BadInputError(f"Topic {name} in {self.path} has {there[1]} partitions, not {partitions}.")
-        return Topic(*there)
+        there = self.topic(name)
+        if there is None:
+            with storage_errors(self.path), transaction(self._connection):
+                there = self._topic(name) or self._new_topic(name, partitions)  # another process may have been faster
+        if there.partitions != partitions:
+            raise BadInputError(f"Topic {name} in {self.path} has {there.partitions} partitions, not {partitions}.")
+        return there
 
     def _new_topic(self, name: str, partitions: int) -> Topic:
         topic = Topic(uuid.uuid4().hex, partitions)
@@ -75,7 +75,10 @@ class SqliteLog:
     def topic(self, name: str) -> Topic | None:
         """The topic's identity, or None."""
         with storage_errors(self.path):
-            row = self._connection.execute("select id, partitions from topics where name = ?", (name,)).fetchone()
+            return self._topic(name)
+
+    def _topic(self, name: str) -> Topic | None:
+        row = self._connection.execute("select id, partitions from topics where name = ?", (name,)).fetchone()
         return None if row is None else Topic(*row)
 
     def append(self, topic: str, records: Sequence[Record]) -> list[tuple[int, int]]:
@@ -116,7 +119,8 @@ class SqliteLog:
         now_ms = time.time_ns() // 1_000_000
         for record in records:
             number = choose_partition(record.key, partitions, sum(nexts))
-            record = record if record.timestamp_ms else Record(record.value, record.key, record.headers, now_ms)
+            if record.timestamp_ms is None:
+                record = Record(record.value, record.key, record.headers, now_ms)
             offset = nexts[number]
             row = (offset, record.timestamp_ms, record.key, record.headers, record.value, int(crc32c(frame(record))))
             rows[number].append(row)
@@ -129,13 +133,12 @@ class SqliteLog:
         return stored
 
     def last(self, topic: str) -> bytes | None:
-        """The value appended last to a topic of one partition, or None."""
+        """The value appended last to a topic of one partition, or None. Raises: DamageError as ``fetch``."""
         if self.topic(topic) is None:
             return None
-        with storage_errors(self.path):
-            table, _, _ = _partition(self._connection, tp_name(topic, 0))
-            row = self._connection.execute(f"select value from {table} order by offset desc limit 1").fetchone()
-        return None if row is None else row[0]
+        start, end = self.bounds(tp_name(topic, 0))
+        events, _ = self.fetch(tp_name(topic, 0), max(start, end - 1), end, 1)
+        return events[0].value if events else None
 
     def bounds(self, tp: str) -> tuple[int, int]:
         """First offset still there, and the next to be written."""
@@ -166,22 +169,24 @@ class SqliteLog:
         """
         query = "select offset, timestamp_ms, key, headers, value, crc32c from {} where offset >= ? and offset < ? "
         query += "order by offset limit ?"
-        rows, size = [], 0
+        events: list[Event] = []
+        expected: list[int] = []
+        size = 0
         with storage_errors(self.path):
             table, _, end = _partition(self._connection, tp)
             cursor = self._connection.execute(query.format(table), (start, end if stop is None else stop, limit))
-            for row in cursor:
-                rows.append(row)
-                size += len(row[4]) if isinstance(row[4], bytes) else 0
+            for offset, timestamp_ms, key, headers, value, crc in cursor:
+                events.append(Event(offset, timestamp_ms, key, headers, value))
+                expected.append(crc)
+                size += len(value) if isinstance(value, bytes) else 0
                 if size >= READ_BYTES:
                     break
             cursor.close(True)
-        events = [Event(*row[:5]) for row in rows]
         if events and events[-1].offset - events[0].offset != len(events) - 1:
             there = {event.offset for event in events}
             missing = min(offset for offset in range(events[0].offset, events[-1].offset) if offset not in there)
             raise DamageError(f"{self.path}: the record at {tp} offset {missing} is missing. Restore the log from a copy.")
-        return events, self._check(tp, events, [row[5] for row in rows])
+        return events, self._check(tp, events, expected)
 
     def _check(self, tp: str, events: list[Event], expected: list[int]) -> int:
         """The crc32c over ``events``, each of which must have the checksum it was stored with."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from millrace.learners.errors import DamageError, StorageError
+from millrace.learners.errors import DamageError, MissingPartError, StorageError
 from millrace.streams.entries import Mark
 from millrace.streams.parts import sha256
 
@@ -133,13 +133,15 @@ def read_manifest(store: Store, branch: str, name: str) -> Manifest:
     return manifest
 
 
-def sweep(store: Store, branch: str, marks: Sequence[Mark], keep: int, owned_s: float) -> int:
-    """Delete the checkpoints of a branch that are not kept, and orphans. Only the branch's writer calls it.
+def sweep(store: Store, branch: str, marks: Sequence[Mark], keep: int, owned_s: float, also: Collection[str] = ()) -> int:
+    """Delete the checkpoints of a branch that are not kept, and orphans, but nothing of ``also``.
+
+    Only the branch's writer calls it.
 
     ``owned_s`` is when the writer was last sure of that: if it has been frozen since, what its successor stored stays.
     Returns bytes freed: none while a kept manifest is damaged, since nobody knows then which parts it needs.
     """
-    names: set[str] = set()
+    names = set(also)
     try:
         for mark in kept_marks(marks, keep):
             if mark.checkpoint is not None:
@@ -158,7 +160,7 @@ def kept_marks(marks: Sequence[Mark], keep: int) -> list[Mark]:
 
 def _checked(blob: bytes | None, name: str, where: str) -> bytes:
     if blob is None:
-        raise DamageError(f"{where}: this checkpoint part is missing. Restore it from a copy.")
+        raise MissingPartError(f"{where}: this checkpoint part is missing. Restore it from a copy.")
     if sha256(blob) != name:
         raise DamageError(f"{where}: this checkpoint part is not what was stored (its sha256 differs). Restore it from a copy.")
     return blob

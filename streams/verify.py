@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from millrace.learners.errors import DamageError, MillraceError, OffsetsGoneError
+from millrace.learners.errors import DamageError, MillraceError, MissingPartError, OffsetsGoneError
 from millrace.learners.protocol import Value
 from millrace.streams.branch import Doors, Recipe, load_checkpoint, refold, state_hash
 from millrace.streams.entries import Entry, Host, Mark, Open, decode_entry
 from millrace.streams.fold import TRUTH, Fold
 from millrace.streams.host import same_numerics, this_host, use_threads
 from millrace.streams.journal import Cursor, Summary, counted, take_in
+from millrace.streams.outputs import check_end, last_output
 from millrace.streams.parts import pack
 from millrace.streams.store import kept_marks
 
@@ -48,7 +49,8 @@ class Report:
     state_seq: int = 0  # the last entry that was folded
     state_sha256: str = ""
     proved: list[Mark] = field(default_factory=list)  # by folding
-    unproved: list[Mark] = field(default_factory=list)  # before ``base``: the log no longer has their records
+    unproved: list[Mark] = field(default_factory=list)  # nothing is left to compare them with
+    difference: float = 0.0  # the largest relative one; 0 where every state was compared bit for bit
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -58,12 +60,14 @@ def verify(recipe: Recipe, doors: Doors, branch: str, keep: int) -> Report:
     The report's findings are empty if everything holds. Threads are set as each ``open`` recorded them.
     """
     report = Report(branch)
+    output = last_output(doors.producer, recipe.name, branch)
     summary = _readable(doors, branch, report)
-    if summary.fork is None:
-        return report
     report.findings += _damaged_checkpoints(doors, summary, keep)
     try:
-        recipe.check(summary.fork, doors.source)
+        check_end(output, branch, summary.end.seq)
+        if summary.fork is None:
+            raise DamageError(f"The journal of branch {branch} has no entries. Restore it from a copy.")
+        recipe.check(summary.fork, doors)
         fold, base = _earliest(recipe, doors, summary, report)
         _fold_and_compare(_Run(recipe, doors, summary, report), fold, base)
     except MillraceError as error:
@@ -94,10 +98,14 @@ def _next_mark(doors: Doors, branch: str, start: int) -> Mark | None:
 
 
 def _damaged_checkpoints(doors: Doors, summary: Summary, keep: int) -> list[Finding]:
+    """Altered parts of kept checkpoints; missing ones only of versions and of the newest mark, which nothing sweeps."""
     findings = []
     for mark in kept_marks(summary.marks, keep):
         try:
             load_checkpoint(doors.store, mark)
+        except MissingPartError as error:
+            if mark.version is not None or mark == summary.marks[-1]:
+                findings.append(Finding(str(error), mark))
         except MillraceError as error:
             findings.append(Finding(str(error), mark))
     return findings
@@ -133,7 +141,9 @@ class _Run:
 def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
     report = run.report
     start = base.state_seq if base else 0
-    marks = {mark.state_seq: mark for mark in run.summary.marks}
+    marks: dict[int, list[Mark]] = {}
+    for mark in run.summary.marks:
+        marks.setdefault(mark.state_seq, []).append(mark)
     sound = (entry for entry in _up_to(run, run.summary.end) if entry.seq > start)
     host: Host | None = None
     report.state_seq = start
@@ -142,8 +152,8 @@ def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
         report.entries += 1
         report.records = fold.records
         report.state_seq = entry.seq
-        if entry.seq in marks:
-            _compare(run, fold, marks[entry.seq], host)
+        for mark in marks.get(entry.seq, []):
+            _compare(run, fold, mark, host)
     report.state_sha256 = state_hash(fold.parts())
 
 
@@ -176,11 +186,17 @@ def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
     if exact and state_hash(parts) != mark.state_sha256:
         run.report.findings.append(Finding(f"Folding the log again gives another state ({_where(parts, stored)}).", mark))
         return
+    if not exact and stored is None:
+        run.report.unproved.append(mark)  # another kind of host, and nothing to compare with within a tolerance
+        return
     names = set(parts) - set(TRUTH) if exact else set(parts)
     tolerance = DERIVED_TOLERANCE if exact else max(fold.learner.tolerance, DERIVED_TOLERANCE)
-    if stored is not None and (far := [n for n in sorted(names) if difference(parts[n], stored[n]) > tolerance]):
-        run.report.findings.append(Finding(f"Folding the log again gives another {', '.join(far)} part.", mark))
+    far = {name: difference(parts[name], stored[name]) for name in sorted(names)} if stored is not None else {}
+    if beyond := [name for name, distance in far.items() if distance > tolerance]:
+        run.report.findings.append(Finding(f"Folding the log again gives another {', '.join(beyond)} part.", mark))
         return
+    if not exact:
+        run.report.difference = max(run.report.difference, *far.values())
     run.report.proved.append(mark)
 
 

@@ -6,27 +6,36 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-import msgspec
-
-from millrace.learners.errors import TooManyRejectedError
-from millrace.learners.metrics import ClassScores, ValueScores
-from millrace.streams.branch import Doors, Recipe, begin, check_retention, entries_after, refold, restore
+from millrace.learners.errors import ReplacedError, TooManyRejectedError
+from millrace.streams.branch import Doors, Recipe, begin, check_retention, entries_after, refold, restore, warn_of_retention
 from millrace.streams.codec import Refused, Rows
 from millrace.streams.entries import Host, Mark, Open, StateName, Step
 from millrace.streams.journal import Pending, Writer, summarise
-from millrace.streams.records import Read, Record, encode_headers, split_tp
+from millrace.streams.outputs import (
+    check_end,
+    dead_letter,
+    dead_letter_topic,
+    last_output,
+    output_record,
+    scores_topic,
+)
+from millrace.streams.records import Read
 from millrace.streams.snapshots import Snapshot, Snapshots
 from millrace.streams.store import sweep
 
 PAUSE_S = 0.005  # between two looks at a source that had nothing
+OPEN_TRIES = 50  # against an owner that goes on writing
 CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch: about a second
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """How a worker goes about it. Nothing here changes what is learned, only in which steps and when it is marked."""
+    """How a worker goes about it: in which steps it reads, when it marks, what it takes for ahead of its time.
+
+    All that follows from it for learning (what was rejected, the order of rows from several partitions) is in the journal.
+    """
 
     step_rows: int = 4096  # a step closes at so many rows, >= 1
     step_ms: int = 25  # or after so long, whichever comes first; 0 or more
@@ -54,23 +63,13 @@ class Wall:
         """Milliseconds since 1970."""
         return time.time_ns() // 1_000_000
 
+    def elapsed_ms(self) -> int:
+        """Milliseconds since some moment; nobody sets this clock back."""
+        return time.monotonic_ns() // 1_000_000
+
     def sleep(self, seconds: float) -> None:
         """Wait."""
         time.sleep(seconds)
-
-
-class Output(msgspec.Struct, frozen=True):
-    """What a step lets out on the topic ``NAME.scores``. Totals are since the branch began; differences give any window."""
-
-    branch: str
-    epoch: int
-    seq: int
-    reads: list[tuple[str, int, int]]  # partition, from, to
-    records: int  # read so far
-    waiting: int
-    counts: dict[str, int]
-    clock_ms: int
-    scores: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,57 +117,61 @@ class Worker:
 
     def _open(self, host: Host) -> None:
         """Newest good checkpoint · append ``open`` · fold the counted entries after it."""
+        output = last_output(self._doors.producer, self._recipe.name, self.branch)
         summary = summarise(self._doors.journal, self.branch)
-        if summary.fork is None:
-            begin(self._recipe, self._doors, self.branch)
+        check_end(output, self.branch, summary.end.seq)
+        fork = summary.fork
+        if fork is None:
+            fork = begin(self._recipe, self._doors, self.branch)
             summary = summarise(self._doors.journal, self.branch)
         restored = restore(self._recipe, self._doors, summary)
         check_retention(restored.fold, self._doors.source)
+        warn_of_retention(self._doors.source, self._doors.store, summary.marks[-self._config.keep :])
         self.fold = restored.fold
         self.epoch = summary.end.epoch + 1
         self._marks = summary.marks
+        self._declared = {fork.config_sha256, fork.features_sha256}  # what the branch was begun with, kept to compare
         self._marked_records = self.fold.records if restored.mark else 0
         self._unversioned = restored.mark is None or restored.mark.version is None  # whether the state has no version yet
         self._writer = Writer(self._doors.journal, self.branch, summary.end)
-        self._writer.append(
-            Open(
-                branch=self.branch,
-                seq=self._writer.next_seq,
-                epoch=self.epoch,
-                after_seq=summary.end.seq,
-                restored=StateName(restored.mark.state_seq, restored.mark.state_sha256) if restored.mark else None,
-                host=host,
-                writer=uuid.uuid4().hex,
-            )
-        )
+        self._take_branch(host, StateName(restored.mark.state_seq, restored.mark.state_sha256) if restored.mark else None)
         self._fold_on(restored.state_seq)
         self._doors.source.seek(self.fold.position)
         self._snapshots = Snapshots(self._doors.store, self.branch)
 
+    def _take_branch(self, host: Host, restored: StateName | None) -> None:
+        """Append ``open`` at the stream's end; a busy owner may get in between, so it is tried again after what it wrote."""
+        for left in range(OPEN_TRIES - 1, -1, -1):
+            end = self._writer.cursor
+            entry = Open(
+                branch=self.branch,
+                seq=end.seq + 1,
+                epoch=self.epoch,
+                after_seq=end.seq,
+                restored=restored,
+                host=host,
+                writer=uuid.uuid4().hex,
+            )
+            try:
+                self._writer.append(entry)
+            except ReplacedError:
+                if not left or self._writer.cursor.epoch >= self.epoch:  # another opener was faster
+                    raise
+            else:
+                return
+
     def _fold_on(self, seq: int) -> None:
         """Fold what was journaled after ``seq``; what a crash kept from leaving leaves now."""
-        emitted = self._last_emitted()
+        output = last_output(self._doors.producer, self._recipe.name, self.branch)
+        emitted = output.seq if output else 0
         entries = entries_after(self._doors.journal, self.branch, seq)
         for entry in refold(self.fold, entries, self._doors.source, self._recipe.codec):
             if isinstance(entry, Step):
                 self._unversioned = True
                 if entry.seq > emitted:
                     self._emit(entry)
-
-    def _last_emitted(self) -> int:
-        raw = self._doors.producer.last(self.scores_topic)
-        output = None if raw is None else msgspec.json.decode(raw, type=Output)
-        return output.seq if output is not None and output.branch == self.branch else 0
-
-    @property
-    def scores_topic(self) -> str:
-        """Where the outputs of steps go."""
-        return f"{self._recipe.name}.scores"
-
-    @property
-    def dead_letter_topic(self) -> str:
-        """Where records go that cannot be read."""
-        return f"{self._recipe.name}.dead-letters"
+            elif isinstance(entry, Mark) and entry not in self._marks:  # of an owner that wrote on while this one opened
+                self._marks.append(entry)
 
     @property
     def seq(self) -> int:
@@ -234,9 +237,9 @@ class Worker:
         """What is there, for at most ``step_ms`` after the first of it."""
         reads = self._doors.source.next_batch(self._config.step_rows)
         self._pass_time(bool(reads))
-        closes_ms = self._wall.now_ms() + self._config.step_ms
+        closes_ms = self._wall.elapsed_ms() + self._config.step_ms
         left = self._config.step_rows - _records(reads)
-        while reads and left > 0 and self._wall.now_ms() < closes_ms:
+        while reads and left > 0 and self._wall.elapsed_ms() < closes_ms:
             self._wall.sleep(PAUSE_S)
             reads += self._doors.source.next_batch(left)
             left = self._config.step_rows - _records(reads)
@@ -244,9 +247,9 @@ class Worker:
 
     def _pass_time(self, busy: bool) -> None:
         """Wall time counts for the journal's clock only between two looks at a source that had nothing."""
-        now_ms = self._wall.now_ms()
+        now_ms = self._wall.elapsed_ms()
         if not busy and self._idle_from_ms is not None:
-            self._idle_ms += max(0, now_ms - self._idle_from_ms)
+            self._idle_ms += now_ms - self._idle_from_ms
         self._idle_from_ms = None if busy else now_ms
 
     def _batch_due(self) -> bool:
@@ -264,7 +267,8 @@ class Worker:
             rows.append(decoded)
             refused += [(read.tp, one) for one in sorted(bad, key=lambda one: one.event.offset)]
         if refused:
-            self._doors.producer.append(self.dead_letter_topic, [dead_letter(tp, one) for tp, one in refused])
+            topic = dead_letter_topic(self._recipe.name)
+            self._doors.producer.append(topic, [dead_letter(tp, one) for tp, one in refused])
         return Checked(reads, rows, refused)
 
     def _append(self, checked: Checked) -> Sent:
@@ -281,19 +285,8 @@ class Worker:
         return Sent(entry, self._writer.send(entry))
 
     def _emit(self, step: Step) -> None:
-        output = Output(
-            branch=self.branch,
-            epoch=step.epoch,
-            seq=step.seq,
-            reads=[(tp, start, stop) for tp, start, stop, _, _ in step.reads],
-            records=self.fold.records,
-            waiting=self.fold.batches.waiting,
-            counts=msgspec.structs.asdict(self.fold.counts),
-            clock_ms=self.fold.clock_ms,
-            scores=_plain(self.fold.scores.totals),
-        )
         self._doors.producer.flush()  # the step before this one: what is not delivered is an error
-        self._doors.producer.post(self.scores_topic, [Record(msgspec.json.encode(output), self.branch.encode())])
+        self._doors.producer.post(scores_topic(self._recipe.name), [output_record(step, self.fold)])
 
     def _stop_if_too_many_rejected(self, checked: Checked) -> None:
         self._window.append((_records(checked.reads), len(checked.refused)))
@@ -303,10 +296,12 @@ class Worker:
         rejected = sum(count for _, count in self._window)
         if rejected > self._config.stop_share * max(records, self._config.window_rows):
             reasons = sorted({one.reason for _, one in checked.refused})
+            tp, first = checked.refused[0] if checked.refused else ("", None)
+            example = f", such as {tp} offset {first.event.offset}: {first.detail}" if first else ""
             raise TooManyRejectedError(
-                f"{rejected} of the last {records} records could not be read ({', '.join(reasons)}). They are kept in topic "
-                f"{self.dead_letter_topic}, nothing is lost, and everything else was learned. Mend the producer or the "
-                "pipeline's fields, or raise worker.stop_share, and start again."
+                f"{rejected} of the last {records} records could not be read ({', '.join(reasons)}{example}). They are kept in "
+                f"topic {dead_letter_topic(self._recipe.name)}, nothing is lost, and everything else was learned. Mend the "
+                "producer or the pipeline's fields, or raise worker.stop_share, and start again."
             )
 
     # Marks
@@ -346,7 +341,7 @@ class Worker:
         )
         self._writer.append(mark)
         self._marks.append(mark)
-        sweep(self._doors.store, self.branch, self._marks, self._config.keep, asked_s)
+        sweep(self._doors.store, self.branch, self._marks, self._config.keep, asked_s, self._declared)
 
     def close(self) -> None:
         """Mark the present state as a version, unless the newest mark already does.
@@ -360,26 +355,6 @@ class Worker:
             self._mark(self._snapshots.finished(wait=True))
         self._doors.producer.flush()
         self._snapshots.close()
-
-
-def dead_letter(tp: str, refused: Refused) -> Record:
-    """The record as it was, with why and from where in its headers. A redrive is a new event at the end."""
-    event = refused.event
-    topic, partition = split_tp(tp)
-    why = {
-        "millrace.reason": refused.reason,
-        "millrace.detail": refused.detail,
-        "millrace.topic": topic,
-        "millrace.partition": str(partition),
-        "millrace.offset": str(event.offset),
-        "millrace.timestamp_ms": str(event.timestamp_ms),
-    }
-    headers = event.headers + encode_headers(tuple((name, text.encode()) for name, text in why.items()))
-    return Record(event.value, event.key, headers)
-
-
-def _plain(totals: ClassScores | ValueScores) -> dict[str, object]:
-    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in asdict(totals).items()}
 
 
 def _records(reads: Sequence[Read]) -> int:

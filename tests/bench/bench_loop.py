@@ -114,11 +114,11 @@ def ours(log: SqliteLog, shape: str, folder: Path, rows: int) -> dict[str, float
     schema = SHAPES[shape]
     codec = Codec(schema, 1 << 20)
     make = lambda: Ridge(RidgeConfig(solve_rows=4096), D, 0)  # noqa: E731  # a factory of one line
-    recipe = Recipe("bench", schema, codec, "ridge", make, 256, 1000, 0, "bench")
+    recipe = Recipe("bench", schema, codec, "ridge", make, 256, 1000, 0, b"{}")
     journal = TimedStream(SqliteStream(folder / "journal.sqlite"))
     doors = Doors(SqliteSource(log, ["bench"]), log, journal, FolderStore(folder / "store"))
     config = WorkerConfig(step_rows=STEP_ROWS, checkpoint_rows=16384)
-    worker = TimedWorker(recipe, doors, config, Opening("main", this_host(1)))
+    worker = TimedWorker(recipe, doors, config, Opening(folder.name, this_host(1)))
     journal.seconds, start_s = 0.0, time.perf_counter()
     while worker.fold.records < rows:
         list(worker.step())
@@ -135,7 +135,7 @@ def compare(shape: str, rows: int, repeats: int) -> Iterator[dict[str, object]]:
         log = SqliteLog(path)
         fill(log, shape, rows)
         bare(path, shape)  # the file's pages are in memory from here on, for both
-        pairs = [(ours(log, shape, Path(folder) / str(turn), rows), bare(path, shape)) for turn in range(repeats)]
+        pairs = [(ours(log, shape, Path(folder) / f"branch-{turn}", rows), bare(path, shape)) for turn in range(repeats)]
     line = {"bench": "loop", "unit": "rows/s", "peer_name": "bare read + orjson + NumPy matrix"}
     speeds = (rows / statistics.median(mine["seconds"] for mine, _ in pairs), rows / statistics.median(b for _, b in pairs))
     ratios = sorted(peer / mine["seconds"] for mine, peer in pairs)

@@ -122,6 +122,9 @@ class Load:
     up: Up
     answers: list[tuple[float, str]] = field(default_factory=list)  # when it came, model_version
     failed: list[str] = field(default_factory=list)
+    closed: int = (
+        0  # kept connections that the proxy let go when it took up new settings, as HTTP allows; asked again on a new one
+    )
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def since(self, at_s: float) -> list[str]:
@@ -130,15 +133,25 @@ class Load:
 
     def _ask(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.up.port, timeout=20)
-        body = json.dumps(ROW)
+        body, used = json.dumps(ROW), 0  # requests on this connection
         while not self._stop.is_set():
             try:
                 connection.request("POST", "/v2/models/digits/infer", body)
                 answer = connection.getresponse()
                 said = json.loads(answer.read())
+                used += 1
+            except (http.client.RemoteDisconnected, ConnectionResetError) as error:
+                if used:
+                    self.closed += 1
+                else:
+                    self.failed.append(repr(error))
+                connection.close()
+                used = 0
+                continue
             except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
                 self.failed.append(repr(error))
                 connection.close()
+                used = 0
                 time.sleep(0.01)
                 continue
             if answer.status == 200:

@@ -112,7 +112,7 @@ def test_standard_output_is_json_lines_and_nothing_else_and_progress_goes_to_sta
         assert (name in ("run", "verify")) >= ("records" in done.stderr)
     assert said["send"] == [{"topic": "digits", "sent": 61}]
     assert (said["run"][0]["read"], said["run"][0]["branch"]) == (61, "main")
-    assert [line["kind"] for line in said["log"]][:2] == ["fork", "open"] and said["log"][-1]["version"]
+    assert [line["kind"] for line in said["log"]][:2] == ["fork", "open"] and said["log"][-1]["said"]["version"]
     assert said["verify"][0]["proved"] == [said["run"][0]["version"]]
     ledger = json_lines(millrace("log", "digits.toml", "--ledger", "--output", "json", cwd=tmp_path).stdout)
     assert [line["kind"] for line in ledger] == ["serve", "certificate"]
@@ -148,6 +148,7 @@ MISUSED = [
     ["send", "digits.toml", "latin.csv"],
     ["send", "digits.toml", "broken.csv"],
     ["send", "digits.toml", "wide.csv"],
+    ["send", "digits.toml", "twice.csv"],
     ["status", "digits.toml", "--output", "xml"],
     ["log"],
     ["verify", "digits.toml", "more"],
@@ -170,6 +171,7 @@ def test_a_misused_command_exits_2_says_why_on_standard_error_and_leaves_nothing
     (tmp_path / "latin.csv").write_bytes("x,label\n1,m\u00fcll\n".encode("latin-1"))
     (tmp_path / "broken.csv").write_text('x,label\n1,"open\n')
     (tmp_path / "wide.csv").write_text("x,label\n1,a,3,4\n")
+    (tmp_path / "twice.csv").write_text("x,label,x\n1,a,3\n")
     done = here(*words)
     assert done.exit_code == 2 and not done.stdout and done.stderr.strip() and "Traceback" not in done.stderr
     assert not [path for path in tmp_path.rglob("*.sqlite") if path.name != "log.sqlite"]
@@ -199,6 +201,7 @@ def test_csv_cells_become_what_the_schema_takes_them_for(tmp_path: Path) -> None
 
     path = tmp_path / "rows.csv"
     path.write_text('a,b,town,label\n1,2.5,007,1\n-3,1e3,,true\n007,nan,1_000,x "y"\n', encoding="utf-8")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # the mark that a spreadsheet writes
     schema = Schema((Field("a"), Field("b"), Field("town", type="categorical", categories="hash", max=4)), Label("label"))
     assert [json.loads(value) for value in values_of(path, schema)] == [
         {"a": 1, "b": 2.5, "town": "007", "label": "1"},
@@ -278,11 +281,29 @@ def test_a_run_that_takes_over_makes_the_first_stop_with_the_message(tmp_path: P
     assert first.returncode == 1 and not out and "Traceback" not in err
     assert "Another writer has taken it" in err and "Nothing that does not count was let out" in err
     until(second, lambda: facts(tmp_path).get("records") == 120)
+    third = millrace("run", "digits.toml", cwd=tmp_path)
+    assert third.returncode == 1 and f"being written by process {second.pid} " in third.stderr, "the second holds it now"
     second.terminate()
     out, err = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 0 and json_lines(out)[0]["epoch"] == 2, err
     found = facts(tmp_path)
     assert (found["learned"], found["waiting"], found["lag_rows"]) == (120, 0, 0)
+    assert millrace("verify", "digits.toml", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_run_takes_over_from_an_owner_that_goes_on_writing(tmp_path: Path) -> None:
+    """It opens after whatever the owner wrote last, however often that is."""
+    pipeline_in(tmp_path, rows=4000, text=PIPELINE + "step_rows = 1\n")
+    assert millrace("send", "digits.toml", "rows.jsonl", cwd=tmp_path).returncode == 0
+    command = [*MILLRACE, "run", "digits.toml", "--follow"]
+    first = subprocess.Popen(command, cwd=tmp_path, env=clean_environment(), stderr=subprocess.PIPE, text=True)
+    until(first, lambda: (facts(tmp_path).get("records") or 0) > 0)
+    second = millrace("run", "digits.toml", "--take-over", cwd=tmp_path)
+    _, err = first.communicate(timeout=PATIENCE_S)
+    assert (first.returncode, second.returncode) == (1, 0), second.stderr
+    assert "Another writer has taken it" in err
+    assert (facts(tmp_path)["epoch"], facts(tmp_path)["learned"]) == (2, 4000)
     assert millrace("verify", "digits.toml", cwd=tmp_path).returncode == 0
 
 

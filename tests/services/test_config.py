@@ -202,10 +202,12 @@ def test_a_regression_label_makes_a_regression_learner(tmp_path: Path) -> None:
 
 def test_what_changes_learning_changes_the_hash_and_what_does_not_does_not(tmp_path: Path) -> None:
     """A branch has one configuration; a longer step or another window is none of it."""
-    hashes = {flag: loaded(tmp_path, PIPELINE, flag).pipeline.sha256 for flag in ("seed=7", "learner.gamma=3", "batch.rows=9")}
+    hashes = {
+        flag: loaded(tmp_path, PIPELINE, flag).pipeline.declared for flag in ("seed=7", "learner.gamma=3", "batch.rows=9")
+    }
     assert len(set(hashes.values())) == 3
     for flag in ("worker.step_rows=9", "worker.stop_share=0.5", "log.retention_hours=3", "learner.gamma=0.5", "threads=2"):
-        assert loaded(tmp_path, PIPELINE, flag).pipeline.sha256 == hashes["seed=7"]
+        assert loaded(tmp_path, PIPELINE, flag).pipeline.declared == hashes["seed=7"]
 
 
 def test_the_state_folder_is_the_flags_else_the_environments_else_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def learned(tmp_path: Path) -> Instance:
 def versions(folder: Path) -> list[str]:
     """Of branch main, oldest first."""
     lines = json_lines(here("log", "digits.toml", "--output", "json", cwd=folder).stdout)
-    return [str(line["version"]) for line in lines if line.get("version")]
+    return [line["said"]["version"] for line in lines if line["said"].get("version")]
 
 
 def serving(instance: Instance) -> Target:

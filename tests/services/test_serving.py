@@ -36,7 +36,7 @@ def send(up: Up, rows: int) -> None:
 def versions(up: Up) -> list[str]:
     """Of the branch, oldest first."""
     lines = json_lines(millrace("log", "digits.toml", "--output", "json", cwd=up.folder).stdout)
-    return [str(line["version"]) for line in lines if line.get("version")]
+    return [line["said"]["version"] for line in lines if line["said"].get("version")]
 
 
 def test_answers_follow_what_is_sent(up: Up) -> None:
@@ -83,5 +83,5 @@ def test_kill_9_of_any_part_and_the_answers_go_on(up: Up, title: str) -> None:
         send(up, 40 + len(title))
         fresh_s = until(lambda: up.ask()["parameters"]["seq"] > seq)
         until(lambda: len(callers.since(killed_s)) > 200)
-    print(f"{title}: back after {back_s:.1f} s, learning reached the answers {fresh_s:.1f} s later, failed {callers.failed}")
+    print(f"{title}: back after {back_s:.1f} s, its lessons in the answers {fresh_s:.1f} s later, {callers.closed} closed")
     assert callers.failed == []

@@ -45,6 +45,10 @@ class SteppedWall(Wall):
         """What it shows."""
         return self.ms
 
+    def elapsed_ms(self) -> int:
+        """What it shows."""
+        return self.ms
+
     def sleep(self, seconds: float) -> None:
         """Go on by that much."""
         self.ms += max(1, round(seconds * 1000))
@@ -120,7 +124,7 @@ def make_events(rows: int, seed: int = 0) -> list[Event]:
 def recipe(learner: str = "ridge", batch_rows: int = 7, batch_wait_ms: int = 200) -> Recipe:
     """How the small pipeline folds; batches of 7 fit neither steps of 5 nor checkpoints of 11."""
     make = Chain if learner == "chain" else lambda: Ridge(RidgeConfig(solve_rows=9), SCHEMA.width, 0)
-    return Recipe("small", SCHEMA, Codec(SCHEMA, 4096), learner, make, batch_rows, batch_wait_ms, 0, "test")
+    return Recipe("small", SCHEMA, Codec(SCHEMA, 4096), learner, make, batch_rows, batch_wait_ms, 0, b"{}")
 
 
 @dataclass

@@ -10,9 +10,9 @@ import pytest
 from rooms import MIXED, ROW, encoded, event, events, mixed_rows
 
 from millrace.streams.codec import REASONS, Codec, Rows
+from millrace.streams.outputs import dead_letter
 from millrace.streams.records import decode_headers
 from millrace.streams.schema import Field, Label, Schema
-from millrace.streams.worker import dead_letter
 
 CODEC = Codec(MIXED, max_bytes=4096)
 GOOD = encoded(ROW)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rooms import MIXED, ROW, encoded, event, events, mixed_rows
 
 from millrace.streams.codec import REASONS, Codec
-from millrace.streams.worker import dead_letter
+from millrace.streams.outputs import dead_letter
 
 CODEC = Codec(MIXED, max_bytes=4096)
 GOOD = encoded(ROW)

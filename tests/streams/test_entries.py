@@ -35,7 +35,9 @@ STEP = Step(branch="main", seq=3, epoch=1, reads=[("t:0", 3, 9, 6, 123)], clock_
 MARK = Mark(branch="main", seq=4, epoch=1, state_seq=3, state_sha256="01", checkpoint=None, version="main.3")
 ENTRIES = [FORK, OPEN, STEP, MARK]
 SERVE = Serve(who="me", why="why", when_ms=5, endpoint="default", before=None, to=Target(follow="main"))
-CERTIFICATE = Certificate(who="me", why="why", when_ms=5, version="main.3", base="fork", verdict="equal", host=HOST)
+CERTIFICATE = Certificate(
+    who="me", why="why", when_ms=5, version="main.3", base="fork", state_sha256="5", verdict="equal", host=HOST
+)
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: type(entry).__name__)

@@ -71,7 +71,16 @@ def test_a_certificate_always_counts_and_the_newest_of_a_version_is_kept() -> No
     for verdict in ("differs", "equal"):
         append_decision(
             stream,
-            Certificate(who="me", why="w", when_ms=1, version="main.3", base="fork", verdict=verdict, host=host),
+            Certificate(
+                who="me",
+                why="w",
+                when_ms=1,
+                version="main.3",
+                base="fork",
+                state_sha256="5",
+                verdict=verdict,
+                host=host,
+            ),
         )
     ledger = read(stream)
     assert ledger.certificates["main.3"].verdict == "equal" and len(ledger.counted) == 2 and not ledger.serving

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from millrace.learners.errors import DamageError
-from millrace.streams.parts import digest, pack, sha256, unpack
-from millrace.streams.schema import Field, Label, Schema
+from millrace.streams.parts import pack, sha256, unpack
 
 NUMBERS = st.sampled_from([np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_]).flatmap(
     lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
@@ -162,11 +161,3 @@ def test_a_number_that_json_cannot_say_is_refused_when_packed() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         pack({"mean": math.nan})
     assert math.isnan(unpack(pack({"mean": np.array([math.nan])}), "here")["mean"][0])
-
-
-def test_the_hash_of_a_declaration_knows_every_field_and_no_order_of_keys() -> None:
-    """It stands in every fork."""
-    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
-    one = Schema((Field("x"), Field("y")), Label("z"))
-    assert one.sha256 != Schema((Field("y"), Field("x")), Label("z")).sha256
-    assert one.sha256 != Schema((Field("x", scale=2.0), Field("y")), Label("z")).sha256

@@ -27,7 +27,7 @@ HOW = Recipe(
     batch_rows=4,
     batch_wait_ms=1000,
     seed=0,
-    config_sha256="test",
+    config=b"{}",
 )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from millrace.learners.errors import OffsetsGoneError
 from millrace.streams.records import Event, Record
-from millrace.streams.source import Crash, CrashError, ListProducer, ListSource, Source, Topic, partition_count
+from millrace.streams.source import Crash, CrashError, ListProducer, ListSource, Source
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 
 
@@ -99,8 +99,3 @@ def test_a_producer_in_memory_tells_where_each_record_lies() -> None:
     assert producer.append("t", [Record(b"a"), Record(b"b")]) == [(0, 0), (0, 1)]
     assert producer.append("t", [Record(None)]) == [(0, 2)] and producer.append("u", [Record(b"c")]) == [(0, 0)]
     assert producer.last("t") is None and producer.last("u") == b"c"
-
-
-def test_partitions_are_named_topic_by_topic() -> None:
-    """In the order in which they are read."""
-    assert partition_count({"b": Topic("1", 2), "a": Topic("2", 1)}) == ["b:0", "b:1", "a:0"]

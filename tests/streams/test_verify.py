@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
+import apsw_rows
 import msgspec
 import numpy as np
 import pytest
+from rooms import make_read_only, small_disk
 
-from millrace.learners.errors import NotProvedError
+from millrace.learners.errors import DamageError, NotProvedError
 from millrace.services import looking, running
 from millrace.services.config import load_pipeline
 from millrace.services.instance import Instance
 from millrace.streams.branch import load_checkpoint, save_checkpoint
-from millrace.streams.entries import Entry, Mark, Step
+from millrace.streams.entries import Entry, Mark, Open, Step
 from millrace.streams.journal import Cursor, counted, summarise
 from millrace.streams.records import Record
 from millrace.streams.sealed import seal, unseal
@@ -178,47 +181,30 @@ def names(store, mark: Mark, damaged: str) -> set[str]:
     return {part.sha256 for part in read_manifest(store, "main", mark.checkpoint).parts.values()}
 
 
-def test_a_checkpoint_of_another_state_is_found_although_its_bytes_are_sound(copy):
-    """A forger who writes a sound checkpoint, manifest and mark is caught by folding the log again."""
-    there = instance(copy)
-    doors = there.doors("main")
-    last = marks(copy)[-1]
+def forge(folder: Path, part: str, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """A sound checkpoint of the newest marked state with one array changed, and a sound mark for it, then one as it was."""
+    doors = instance(folder).doors("main")
+    last = marks(folder)[-1]
     parts = load_checkpoint(doors.store, last)
-    parts["learner"]["gram"] = parts["learner"]["gram"] + 1.0
-    name, manifest = save_checkpoint(doors.store, "main", last.state_seq, parts)
-    end = summarise(doors.journal, "main").end
-    forged = Mark(
-        branch="main",
-        seq=end.seq + 1,
-        epoch=end.epoch,
-        state_seq=last.state_seq,
-        state_sha256=manifest.state_sha256,
-        checkpoint=name,
-        version=None,
+    parts[part][name] = change(parts[part][name])
+    checkpoint, manifest = save_checkpoint(doors.store, "main", last.state_seq, parts)
+    at = summarise(doors.journal, "main").end
+    forged = msgspec.structs.replace(
+        last, seq=at.seq + 1, epoch=at.epoch, state_sha256=manifest.state_sha256, checkpoint=checkpoint, version=None
     )
     doors.journal.send(seal(forged)).offset()
+    doors.journal.send(seal(msgspec.structs.replace(last, seq=at.seq + 2, epoch=at.epoch))).offset()
+
+
+def test_a_checkpoint_of_another_state_is_found_although_its_bytes_are_sound(copy):
+    """A forger who writes a sound checkpoint, manifest and mark is caught by folding the log again."""
+    forge(copy, "learner", "gram", lambda gram: gram + 1.0)
     assert "Folding the log again gives another state (in learner)" in findings(copy)
 
 
 def test_what_follows_from_the_truth_is_compared_too(copy):
     """A sound checkpoint with the right truth and another solution beside it is found."""
-    there = instance(copy)
-    doors = there.doors("main")
-    last = marks(copy)[-1]
-    parts = load_checkpoint(doors.store, last)
-    parts["derived"]["weights"] = parts["derived"]["weights"] * 1.001
-    name, manifest = save_checkpoint(doors.store, "main", last.state_seq, parts)
-    end = summarise(doors.journal, "main").end
-    mark = Mark(
-        branch="main",
-        seq=end.seq + 1,
-        epoch=end.epoch,
-        state_seq=last.state_seq,
-        state_sha256=manifest.state_sha256,
-        checkpoint=name,
-        version=None,
-    )
-    doors.journal.send(seal(mark)).offset()
+    forge(copy, "derived", "weights", lambda weights: weights * 1.001)
     assert "another derived part" in findings(copy)
 
 
@@ -253,3 +239,83 @@ def test_the_difference_of_parts_is_relative_and_sees_shapes_and_names():
     assert difference(one, one | {"names": ["b"]}) == np.inf
     assert difference(one, one | {"w": np.ones(3)}) == np.inf
     assert difference(one, {"w": one["w"]}) == np.inf
+
+
+def change_journal(folder: Path, statements: str) -> None:
+    """What somebody does to the journal behind our back."""
+    apsw_rows.change(instance(folder).journal_path("main"), statements)
+
+
+def test_an_entry_that_is_gone_from_the_middle_is_a_finding_although_the_offsets_were_closed_up(copy):
+    """What stands behind the gap is ahead of what counts, which no honest writer could have written; nobody goes on."""
+    change_journal(copy, "delete from entries where offset = 9; update entries set offset = offset - 1 where offset > 9")
+    assert "entries between are gone" in findings(copy)
+    with pytest.raises(DamageError, match="entries between are gone"):
+        running.run(instance(copy), "main", running.Bounds(), take_over=False)
+
+
+@pytest.mark.parametrize("kept", [0, 3, 14])
+def test_a_journal_that_lost_its_end_is_a_finding_and_nobody_goes_on(copy, kept):
+    """Scores that were let out and certificates say that there was more."""
+    looking.prove(instance(copy), "main")
+    change_journal(copy, f"delete from entries where offset >= {kept}")
+    said = findings(copy)
+    assert "its end is gone" in said
+    assert "The ledger certifies version" in said
+    with pytest.raises(DamageError, match="its end is gone"):
+        running.run(instance(copy), "main", running.Bounds(), take_over=False)
+
+
+def test_a_journal_of_another_branch_or_with_a_forged_version_is_a_finding(copy):
+    """Entries say whose they are, and a version is named by its state."""
+    path = instance(copy).journal_path("main")
+    shutil.copy(path, path.with_name("other.sqlite"))
+    with pytest.raises(NotProvedError, match="is of branch main"):
+        looking.prove(instance(copy), "other")
+    entries = [unseal(raw, msgspec.json.Decoder(Entry), "here") for _, raw in SqliteStream(path).read(0)]
+    offset, mark = [(at, entry) for at, entry in enumerate(entries) if isinstance(entry, Mark) and entry.version][-1]
+    forged = seal(msgspec.structs.replace(mark, version="main.999"))
+    apsw_rows.change(path, f"update entries set value = cast('{forged.decode()}' as blob) where offset = {offset}")
+    assert "names a version main.999 of another state" in findings(copy)
+
+
+def test_a_checkpoint_that_was_swept_is_no_finding_however_many_are_said_to_be_kept(copy):
+    """Only altered parts, and missing ones of versions and of the newest mark, are."""
+    there = instance(copy)
+    plain = [mark for mark in marks(copy) if not mark.version]
+    there.store().path("main", plain[0].checkpoint).unlink()
+    assert looking.prove(there, "main").proved == marks(copy)
+    version = next(mark for mark in marks(copy) if mark.version)
+    there.store().path("main", version.checkpoint).unlink()
+    assert f"First bad mark: seq {version.state_seq}" in findings(copy)
+
+
+def test_on_another_kind_of_host_only_what_can_be_compared_is_proved(copy):
+    """Within a tolerance, whose use is in the certificate; a mark whose checkpoint is gone is not claimed to be proved."""
+    there = instance(copy)
+    path = there.journal_path("main")
+    for offset, raw in list(SqliteStream(path).read(0)):
+        entry = unseal(raw, msgspec.json.Decoder(Entry), "here")
+        if isinstance(entry, Open):
+            other = msgspec.structs.replace(entry, host=msgspec.structs.replace(entry.host, cpu="another"))
+            apsw_rows.change(path, f"update entries set value = cast('{seal(other).decode()}' as blob) where offset = {offset}")
+    plain = next(mark for mark in marks(copy) if not mark.version)
+    there.store().path("main", plain.checkpoint).unlink()
+    report = looking.prove(there, "main")
+    assert report.unproved == [plain]
+    assert report.proved == [mark for mark in marks(copy) if mark != plain]
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_read_only_copy_is_proved_and_looked_at(copy, tmp_path, closed):
+    """An auditor needs no right to write, whether the files were closed or copied as they were; no certificate is kept."""
+    if closed:
+        for path in (copy / "proof").rglob("*.sqlite"):
+            apsw_rows.change(path, "select 1")
+    with small_disk(tmp_path / "disk", 32768) as disk:
+        there = shutil.copytree(copy, disk / "copy")
+        make_read_only(disk)
+        assert looking.prove(instance(there), "main").proved == marks(copy)
+        assert looking.status(instance(there), "main")["records"] == ROWS
+        assert list(looking.journal_lines(instance(there), "main"))
+        assert instance(there).ledger().certificates == {}

@@ -1,0 +1,100 @@
+"""What a worker lets out into the log: the scores of each step, and the records that it could not read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import msgspec
+
+from millrace.learners.errors import DamageError
+from millrace.learners.metrics import ClassScores, ValueScores
+from millrace.learners.protocol import Value
+from millrace.streams.codec import Refused
+from millrace.streams.entries import Step
+from millrace.streams.fold import Fold
+from millrace.streams.records import Record, encode_headers, split_tp
+from millrace.streams.source import Producer
+
+
+class Output(msgspec.Struct, frozen=True):
+    """What a step lets out on the topic ``NAME.scores``. Totals are since the branch began; differences give any window."""
+
+    branch: str
+    epoch: int
+    seq: int
+    reads: list[tuple[str, int, int]]  # partition, from, to
+    records: int  # read so far
+    waiting: int
+    counts: dict[str, int]
+    clock_ms: int
+    scores: dict[str, Value]
+
+
+def scores_topic(pipeline: str) -> str:
+    """Where the outputs of steps go."""
+    return f"{pipeline}.scores"
+
+
+def dead_letter_topic(pipeline: str) -> str:
+    """Where records go that cannot be read."""
+    return f"{pipeline}.dead-letters"
+
+
+def output_record(step: Step, fold: Fold) -> Record:
+    """The output of a step that ``fold`` has just taken in."""
+    output = Output(
+        branch=step.branch,
+        epoch=step.epoch,
+        seq=step.seq,
+        reads=[(tp, start, stop) for tp, start, stop, _, _ in step.reads],
+        records=fold.records,
+        waiting=fold.batches.waiting,
+        counts=msgspec.structs.asdict(fold.counts),
+        clock_ms=fold.clock_ms,
+        scores=_plain(fold.scores.totals),
+    )
+    return Record(msgspec.json.encode(output), step.branch.encode())
+
+
+def _plain(totals: ClassScores | ValueScores) -> dict[str, Value]:
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in asdict(totals).items()}
+
+
+def last_output(producer: Producer, pipeline: str, branch: str) -> Output | None:
+    """The newest output, if it is this branch's. Raises: DamageError where it is not an output of ours."""
+    raw = producer.last(scores_topic(pipeline))
+    if raw is None:
+        return None
+    try:
+        output = msgspec.json.decode(raw, type=Output)
+    except msgspec.DecodeError as error:
+        raise DamageError(f"The last record of topic {scores_topic(pipeline)} is no output of ours ({error}).") from error
+    return output if output.branch == branch else None
+
+
+def check_end(output: Output | None, branch: str, seq: int) -> None:
+    """An ``output`` that was read before the journal was cannot be newer than it: if it is, the journal has lost its end.
+
+    Raises: DamageError with the choices.
+    """
+    if output is not None and output.seq > seq:
+        raise DamageError(
+            f"Branch {branch}: the journal ends at seq {seq}, but scores of seq {output.seq} have been let out, so its end is "
+            "gone. Restore the journal from a copy, or begin another branch with --branch NEW."
+        )
+
+
+def dead_letter(tp: str, refused: Refused) -> Record:
+    """The record as it was, with why and from where in its headers. A redrive is a new event at the end."""
+    event = refused.event
+    topic, partition = split_tp(tp)
+    why = {
+        "millrace.reason": refused.reason,
+        "millrace.detail": refused.detail,
+        "millrace.topic": topic,
+        "millrace.partition": str(partition),
+        "millrace.offset": str(event.offset),
+        "millrace.timestamp_ms": str(event.timestamp_ms),
+    }
+    headers = event.headers + encode_headers(tuple((name, text.encode()) for name, text in why.items()))
+    return Record(event.value, event.key, headers)
