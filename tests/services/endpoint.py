@@ -122,9 +122,8 @@ class Load:
     up: Up
     answers: list[tuple[float, str]] = field(default_factory=list)  # when it came, model_version
     failed: list[str] = field(default_factory=list)
-    closed: int = (
-        0  # kept connections that the proxy let go when it took up new settings, as HTTP allows; asked again on a new one
-    )
+    closed: int = 0  # kept connections that the proxy let go when it took up new settings, as HTTP allows; asked again
+    cut: int = 0  # answers that had begun when their replica was killed: no proxy can send those requests again
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def since(self, at_s: float) -> list[str]:
@@ -148,6 +147,11 @@ class Load:
                 connection.close()
                 used = 0
                 continue
+            except http.client.IncompleteRead:
+                self.cut += 1
+                connection.close()
+                used = 0
+                continue
             except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
                 self.failed.append(repr(error))
                 connection.close()
@@ -162,8 +166,11 @@ class Load:
         connection.close()
 
 
+CALLERS = 4  # at once
+
+
 @contextmanager
-def load(up: Up, callers: int = 4) -> Iterator[Load]:
+def load(up: Up, callers: int = CALLERS) -> Iterator[Load]:
     """So many callers at once, for as long as the block runs."""
     every = Load(up)
     threads = [threading.Thread(target=every._ask) for _ in range(callers)]
