@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ LENGTH = b"inference-header-content-length"
 INLINE_BYTES = 1 << 16  # of a request that is answered on the event loop: a thread would cost more than the answer
 
 Scope = MutableMapping[str, Any]
+Address = tuple[str, int]  # of one end of a connection
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -76,7 +78,7 @@ class HttpApp:
             raise NotServedError(f"There is nothing at {scope['path']}. Everything is under /v2.")
         if parts[1:2] == ["health"]:
             return self._health(parts)
-        self._check_token(headers)
+        self._check_caller(scope, headers)
         if scope["method"] == "POST":
             body = await _body(receive, self._endpoint.max_bytes)
             return await self._infer(parts, headers, body)
@@ -90,8 +92,11 @@ class HttpApp:
         ready(self._endpoint.held())
         return Reply(b'{"ready":true}')
 
-    def _check_token(self, headers: dict[bytes, bytes]) -> None:
+    def _check_caller(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """A replica's own port listens on every interface, whatever the host: without a token only this machine may call."""
         token = self._endpoint.token
+        if token is None and not same_machine(scope.get("client"), scope.get("server")):
+            raise AccessError("This endpoint answers its own machine only. Set MILLRACE_TOKEN where it runs, and show it.")
         shown = headers.get(b"authorization", b"")
         if token is not None and not hmac.compare_digest(shown, b"Bearer " + token.encode()):
             raise AccessError("Send the header `Authorization: Bearer TOKEN` with this endpoint's token.")
@@ -185,6 +190,17 @@ async def _send(send: Send, reply: Reply, status: int) -> None:
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})
+
+
+def same_machine(client: Address | None, server: Address | None) -> bool:
+    """Whether a connection comes from the machine it goes to: by loopback, or from the very address it is made to.
+
+    >>> same_machine(("127.0.0.1", 5), ("127.0.0.1", 8000)), same_machine(("10.0.0.9", 5), ("10.0.0.1", 30000))
+    (True, False)
+    """
+    if client is None:
+        return True  # no network between
+    return client[0] == (server or ("", 0))[0] or ip_address(client[0]).is_loopback
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -63,8 +63,10 @@ def app(bundle: Bundle | None, schema: Schema = NUMBERS, token: str | None = Non
     return HttpApp(Endpoint("digits", schema, lambda: bundle, token, max_bytes))
 
 
-def ask(to: HttpApp, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Heard:
-    """One request, its body in two pieces."""
+def ask(
+    to: HttpApp, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, client: str = "127.0.0.1"
+) -> Heard:
+    """One request to 10.0.0.1, its body in two pieces."""
     pieces = [body[: len(body) // 2], body[len(body) // 2 :]]
     said: list[dict] = []
 
@@ -76,7 +78,8 @@ def ask(to: HttpApp, method: str, path: str, body: bytes = b"", headers: dict[st
         said.append(message)
 
     raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
-    asyncio.run(to({"type": "http", "method": method, "path": path, "headers": raw}, receive, send))
+    ends = {"client": (client, 50000), "server": ("10.0.0.1", 30000)}
+    asyncio.run(to({"type": "http", "method": method, "path": path, "headers": raw, **ends}, receive, send))
     start, end = said
     names = {name.decode(): value.decode() for name, value in start["headers"]}
     return Heard(start["status"], names, end["body"])

@@ -120,6 +120,16 @@ def test_a_token_is_asked_for_wherever_there_is_one() -> None:
     assert ask(here, "GET", "/v2/health/ready").status == 200
 
 
+def test_without_a_token_only_callers_on_the_same_machine_are_answered() -> None:
+    """By loopback or by the machine's own address; with the token, from anywhere."""
+    here, guarded, token = app(BUNDLE), app(BUNDLE, token="s3cret"), {"Authorization": "Bearer s3cret"}
+    assert [ask(here, "GET", "/v2", client=peer).status for peer in ("127.0.0.1", "::1", "10.0.0.1")] == [200, 200, 200]
+    assert ask(here, "GET", "/v2", client="10.0.0.9").status == 401
+    assert ask(here, "GET", "/v2", headers=token, client="10.0.0.9").status == 401
+    assert ask(guarded, "GET", "/v2", headers=token, client="10.0.0.9").status == 200
+    assert ask(guarded, "GET", "/v2", client="127.0.0.1").status == 401
+
+
 BAD = [
     (b"", "JSON cannot be read"),
     (b"[]", "JSON cannot be read"),
