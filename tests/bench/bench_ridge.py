@@ -80,7 +80,7 @@ def line(case: str, unit: str, ours: float, peer: float, peer_name: str, goal: f
     """One result; ratio: higher is better for us, so upside down where the unit is a time or a size."""
     ratio = ours / peer if unit.endswith("/s") else peer / ours
     numbers = {"ours": float(f"{ours:.5g}"), "peer": float(f"{peer:.5g}"), "peer_name": peer_name}
-    return {"bench": "ridge", "case": case, "unit": unit, **numbers, "ratio": round(ratio, 3), "goal": goal}
+    return {"bench": "ridge", "case": case, "unit": unit, **numbers, "ratio": round(ratio, 3), "goal": goal or None}
 
 
 def learned(ridge: Ridge, batch: Batch, rows: int) -> Callable[[], None]:
