@@ -19,7 +19,7 @@ import msgspec
 
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
-from millrace.streams.schema import Field, Label, Schema
+from millrace.streams.schema import Field, Label, Schema, leaves
 from millrace.streams.worker import WorkerConfig
 
 ENVIRONMENT = "MILLRACE__"
@@ -112,11 +112,11 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
     Raises: ConfigError naming key, value and the nearest valid name.
     """
     raw = _read_toml(path)
-    origin = dict.fromkeys(_leaves(raw), path.name)
+    origin = dict.fromkeys(leaves(raw), path.name)
     for key, text, where in [*_from_environment(), *_from_flags(flags)]:
         value = _set(raw, key, text, where)
         origin = {known: said for known, said in origin.items() if not known.startswith((f"{key}.", f"{key}["))}
-        origin |= dict.fromkeys(_leaves({key: value}), where)
+        origin |= dict.fromkeys(leaves({key: value}), where)
     _refuse_large(raw, path)
     pipeline: Pipeline = _convert(raw, Pipeline, "", path)
     kind = pipeline.learner.get("kind")
@@ -153,7 +153,7 @@ def set_environment(values: Mapping[str, str]) -> None:
 
 def settings(loaded: Loaded) -> list[tuple[str, Any, str]]:
     """Every key, its value and where it came from."""
-    values = _leaves(msgspec.to_builtins(loaded.pipeline))
+    values = leaves(msgspec.to_builtins(loaded.pipeline))
     return [(key, value, loaded.origin.get(key, "default")) for key, value in values.items()]
 
 
@@ -199,7 +199,7 @@ def _set(raw: dict[str, Any], key: str, text: str, where: str) -> Any:
 
 def _refuse_large(raw: dict[str, Any], path: Path) -> None:
     """TOML's whole numbers have 64 bits, Python's have no end; hashes and journals could not write those down."""
-    for key, value in _leaves(raw).items():
+    for key, value in leaves(raw).items():
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ConfigError(f"{path}: {key} = {value}: a whole number must fit into 64 bits.")
 
@@ -268,18 +268,3 @@ def _options(kind: Any, where: str) -> tuple[str, ...]:
             kind = get_type_hints(kind).get(step)
     choices = [kind, *(get_args(kind) if get_origin(kind) is UnionType else ())]
     return next((get_args(choice) for choice in choices if get_origin(choice) is Literal), ())
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and their values; a list of tables is numbered."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{name}.")
-        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-            for at, item in enumerate(value):
-                found |= _leaves(item, f"{name}[{at}].")
-        else:
-            found[name] = value
-    return found

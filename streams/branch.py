@@ -16,7 +16,7 @@ from millrace.streams.fold import TRUTH, Fold
 from millrace.streams.journal import Cursor, Summary, Writer, counted
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.parts import pack, sha256, unpack
-from millrace.streams.schema import Schema
+from millrace.streams.schema import Schema, leaves
 from millrace.streams.source import Producer, Source
 from millrace.streams.store import Manifest, Part, Store, read_manifest, state_sha256
 from millrace.streams.stream import Stream
@@ -120,21 +120,6 @@ def changed(store: Store, branch: str, name: str, now: bytes) -> list[str]:
     return [f"{key} = {after.get(key)!r} (begun with {before.get(key)!r})" for key in keys]
 
 
-def leaves(tree: Value, name: str = "") -> dict[str, Value]:
-    """Dotted names and the values at them.
-
-    >>> leaves({"learner": {"gamma": 1.0}, "fields": [{"name": "x"}]})
-    {'learner.gamma': 1.0, 'fields[0].name': 'x'}
-    """
-    if isinstance(tree, dict):
-        branches = [(f"{name}.{key}".lstrip("."), value) for key, value in tree.items()]
-    elif isinstance(tree, list):
-        branches = [(f"{name}[{at}]", value) for at, value in enumerate(tree)]
-    else:
-        return {name: tree}
-    return {key: value for inner, tree in branches for key, value in leaves(tree, inner).items()}
-
-
 @dataclass(frozen=True, slots=True)
 class Restored:
     """A state that was read back, and the mark it was read from."""
@@ -171,7 +156,7 @@ def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, Value]]:
 
     Raises: DamageError naming the first part that is missing or not what was stored.
     """
-    return {name: load_part(store, mark, name) for name in _manifest(store, mark).parts}
+    return {name: _part(store, mark, name, part) for name, part in _manifest(store, mark).parts.items()}
 
 
 def load_part(store: Store, mark: Mark, name: str) -> dict[str, Value]:
@@ -179,7 +164,10 @@ def load_part(store: Store, mark: Mark, name: str) -> dict[str, Value]:
 
     Raises: DamageError naming it where it is missing or not what was stored.
     """
-    part = _manifest(store, mark).parts[name]
+    return _part(store, mark, name, _manifest(store, mark).parts[name])
+
+
+def _part(store: Store, mark: Mark, name: str, part: Part) -> dict[str, Value]:
     return unpack(store.get(mark.branch, part.sha256), f"branch {mark.branch}, seq {mark.state_seq}, part {name}")
 
 

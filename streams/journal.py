@@ -5,7 +5,7 @@ Source: journal.md, rules 3 and 4. Nothing here knows where the stream lies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from millrace.learners.errors import DamageError, ReplacedError
@@ -93,7 +93,12 @@ class Summary:
     @property
     def newest_version(self) -> str | None:
         """The id of the newest version."""
-        return next((mark.version for mark in reversed(self.marks) if mark.version is not None), None)
+        return newest_version(self.marks)
+
+
+def newest_version(marks: Sequence[Mark]) -> str | None:
+    """The id of the newest version among marks, oldest first."""
+    return next((mark.version for mark in reversed(marks) if mark.version is not None), None)
 
 
 def summarise(stream: Stream, branch: str) -> Summary:

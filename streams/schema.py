@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -108,3 +109,22 @@ class Schema:
     def declared(self) -> bytes:
         """The declaration as JSON; its hash stands in every fork."""
         return msgspec.json.encode(self, order="sorted")
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values; a list of tables is numbered, another list is a value.
+
+    >>> leaves({"learner": {"gamma": 1.0}, "fields": [{"name": "x", "categories": ["a", "b"]}]})
+    {'learner.gamma': 1.0, 'fields[0].name': 'x', 'fields[0].categories': ['a', 'b']}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= leaves(value, f"{name}.")
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            for at, item in enumerate(value):
+                found |= leaves(item, f"{name}[{at}].")
+        else:
+            found[name] = value
+    return found

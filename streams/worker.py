@@ -12,7 +12,7 @@ from millrace.learners.errors import ReplacedError, TooManyRejectedError
 from millrace.streams.branch import Doors, Recipe, begin, check_retention, entries_after, refold, restore, warn_of_retention
 from millrace.streams.codec import Refused, Rows
 from millrace.streams.entries import Host, Mark, Open, StateName, Step
-from millrace.streams.journal import Pending, Writer, summarise
+from millrace.streams.journal import Pending, Writer, newest_version, summarise
 from millrace.streams.outputs import (
     check_end,
     dead_letter,
@@ -181,7 +181,7 @@ class Worker:
     @property
     def newest_version(self) -> str | None:
         """The id of the branch's newest version."""
-        return next((mark.version for mark in reversed(self._marks) if mark.version is not None), None)
+        return newest_version(self._marks)
 
     # Running
 
