@@ -51,12 +51,17 @@ class Up:
             connection.close()
 
     def pids(self, title: str) -> list[int]:
-        """The processes under this one whose title holds ``title``."""
+        """The processes under this one whose title holds ``title``.
+
+        Ray names an actor's process after its class alone, or after the actor, its class and the method that runs.
+        """
         return [pid for pid in descendants(self.process.pid) if title in command_of(pid)]
 
     def kill(self, title: str) -> int:
         """kill -9 one of them; its pid."""
-        pid = self.pids(title)[0]
+        pids = self.pids(title)
+        assert pids, f"none of {[command_of(pid) for pid in descendants(self.process.pid)]}"
+        pid = pids[0]
         os.kill(pid, signal.SIGKILL)
         return pid
 

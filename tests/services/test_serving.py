@@ -68,7 +68,7 @@ def test_a_rollback_under_load_reaches_every_replica_without_a_failed_request(up
     assert callers.cut == 0
 
 
-@pytest.mark.parametrize("title", ["ray::Current", "ray::Trainer", "Predictor"])
+@pytest.mark.parametrize("title", [":Current", ":Trainer", ":Predictor"])
 def test_kill_9_of_any_part_and_the_answers_go_on(up: Up, title: str) -> None:
     """Ray starts it again, and what is learned afterwards reaches the answers."""
     before = up.pids(title)
@@ -83,4 +83,4 @@ def test_kill_9_of_any_part_and_the_answers_go_on(up: Up, title: str) -> None:
         until(lambda: len(callers.since(killed_s)) > 200)
     print(f"{title}: back after {back_s:.1f} s, its lessons in the answers {fresh_s:.1f} s later, {callers.closed} closed")
     assert callers.failed == []
-    assert callers.cut <= (CALLERS if title == "Predictor" else 0)
+    assert callers.cut <= (CALLERS if title == ":Predictor" else 0)
