@@ -19,6 +19,7 @@ import msgspec
 
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
+from millrace.streams.labels import LabelRules
 from millrace.streams.parts import digest
 from millrace.streams.schema import Field, Label, Schema
 from millrace.streams.worker import WorkerConfig
@@ -71,6 +72,7 @@ class Pipeline:
     batch: BatchConfig = field(default_factory=BatchConfig)
     log: LogConfig = field(default_factory=LogConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    labels: LabelRules | None = None  # of labels that come after their prediction; without it they stand in the rows
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -78,9 +80,19 @@ class Pipeline:
             raise ValueError(f"name = {self.name!r}: must be letters, digits, - and _")
         if self.seed < 0 or self.threads < 1:
             raise ValueError(f"seed = {self.seed}, threads = {self.threads}: seed is at least 0, threads at least 1")
-        if self.topic in (f"{self.name}.scores", f"{self.name}.dead-letters"):
+        if self.topic in (f"{self.name}.scores", f"{self.name}.dead-letters", self.served_topic):
             raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
         Schema(self.fields, self.label, self.weight)  # refuses names that stand twice
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        if self.labels is None:
+            return
+        self.labels.default_of(self.label)
+        kept_ms = self.log.retention_hours * 3_600_000
+        if kept_ms and kept_ms < (needed := self.labels.horizon_ms + self.labels.grace_ms):
+            hours = self.log.retention_hours
+            raise ValueError(f"log.retention_hours = {hours}: must outlast the labels' horizon and grace, {needed} ms")
 
     @property
     def schema(self) -> Schema:
@@ -93,9 +105,20 @@ class Pipeline:
         return self.log.topic or self.name
 
     @property
+    def served_topic(self) -> str:
+        """The topic of served predictions and late labels."""
+        return f"{self.name}.served"
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics that are read."""
+        return [self.topic] if self.labels is None else [self.topic, self.served_topic]
+
+    @property
     def sha256(self) -> str:
-        """The hash of what changes learning, beside the fields: learner and batches."""
-        return digest({"learner": self.learner, "batch": self.batch})
+        """The hash of what changes learning, beside the fields: learner, batches and how labels are waited for."""
+        late = {} if self.labels is None else {"labels": self.labels}
+        return digest({"learner": self.learner, "batch": self.batch} | late)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from millrace.streams.codec import Refused, Rows
 from millrace.streams.entries import Host, Mark, Open, StateName, Step
 from millrace.streams.journal import Pending, Writer, summarise
 from millrace.streams.records import Read, Record, encode_headers, split_tp
+from millrace.streams.served import Served
 from millrace.streams.snapshots import Snapshot, Snapshots
 from millrace.streams.store import sweep
 
@@ -70,7 +71,9 @@ class Output(msgspec.Struct, frozen=True):
     waiting: int
     counts: dict[str, int]
     clock_ms: int
-    scores: dict[str, object]
+    scores: dict[str, object]  # of the worker's own answers, each given just before its row was learned
+    served_scores: dict[str, object] | None = None  # of the answers as they were served; None: no late labels
+    labels: dict[str, int] | None = None  # what came of served predictions and labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class Checked:
     """Reads, decoded: the rows of each, and what was refused."""
 
     reads: list[Read]
-    rows: list[Rows]
+    rows: list[Rows | Served]
     refused: list[tuple[str, Refused]]  # partition, and what was wrong
 
 
@@ -149,7 +152,7 @@ class Worker:
         """Fold what was journaled after ``seq``; what a crash kept from leaving leaves now."""
         emitted = self._last_emitted()
         entries = entries_after(self._doors.journal, self.branch, seq)
-        for entry in refold(self.fold, entries, self._doors.source, self._recipe.codec):
+        for entry in refold(self.fold, entries, self._doors.source, self._recipe.reader):
             if isinstance(entry, Step):
                 self._unversioned = True
                 if entry.seq > emitted:
@@ -250,16 +253,17 @@ class Worker:
         self._idle_from_ms = None if busy else now_ms
 
     def _batch_due(self) -> bool:
-        return self.fold.batches.due(self.fold.clock_ms + self._idle_ms)
+        return self.fold.due(self.fold.clock_ms + self._idle_ms)
 
     def _check(self, reads: list[Read]) -> Checked:
         """Decode; what cannot be read is in the dead-letter topic before the step is journaled."""
-        rows, refused = [], []
+        rows = list[Rows | Served]()
+        refused = []
         horizon_ms = self._wall.now_ms() + self._config.max_ahead_ms
         for read in reads:
             ahead = [event for event in read.events if event.timestamp_ms > horizon_ms]
             timely = [event for event in read.events if event.timestamp_ms <= horizon_ms] if ahead else read.events
-            decoded, bad = self._recipe.codec.decode(timely)
+            decoded, bad = self._recipe.reader.decode(timely, read.tp)
             bad += [Refused(event, "ahead-of-time", f"its timestamp is past {horizon_ms} ms") for event in ahead]
             rows.append(decoded)
             refused += [(read.tp, one) for one in sorted(bad, key=lambda one: one.event.offset)]
@@ -281,17 +285,24 @@ class Worker:
         return Sent(entry, self._writer.send(entry))
 
     def _emit(self, step: Step) -> None:
+        join = self.fold.labels
         output = Output(
             branch=self.branch,
             epoch=step.epoch,
             seq=step.seq,
             reads=[(tp, start, stop) for tp, start, stop, _, _ in step.reads],
             records=self.fold.records,
-            waiting=self.fold.batches.waiting,
-            counts=msgspec.structs.asdict(self.fold.counts),
+            waiting=self.fold.waiting,
+            counts=msgspec.structs.asdict(self.fold.counts) | ({} if join is None else {"labels": join.settled}),
             clock_ms=self.fold.clock_ms,
             scores=_plain(self.fold.scores.totals),
+            served_scores=None if join is None else _plain(self.fold.served_scores.totals),
+            labels=None if join is None else msgspec.structs.asdict(join.counts),
         )
+        if self.fold.conflicts:  # only folding finds them, so they leave after the fence, and again after a crash
+            why = "another label than the one that came first under this id and revision"
+            letters = [dead_letter(tp, Refused(event, "conflicting-label", why)) for tp, event in self.fold.conflicts]
+            self._doors.producer.append(self.dead_letter_topic, letters)
         self._doors.producer.flush()  # the step before this one: what is not delivered is an error
         self._doors.producer.post(self.scores_topic, [Record(msgspec.json.encode(output), self.branch.encode())])
 
