@@ -48,7 +48,7 @@ class Instance:
             seed=pipeline.seed,
             config_sha256=pipeline.sha256,
             labels=pipeline.labels,
-            served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels else None,
+            served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
         )
 
     def log(self) -> SqliteLog:

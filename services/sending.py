@@ -6,7 +6,7 @@ import csv
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -63,7 +63,11 @@ def values_of(path: Path, schema: Schema) -> Iterator[bytes]:
 
     Raises: BadInputError where the file cannot be read or its ending is none of .jsonl, .csv, .parquet.
     """
-    readers = {".jsonl": _json_lines, ".csv": partial(_csv_rows, schema), ".parquet": _parquet_rows}
+    readers: dict[str, Callable[[Path], Iterator[bytes]]] = {
+        ".jsonl": _json_lines,
+        ".csv": partial(_csv_rows, schema),
+        ".parquet": _parquet_rows,
+    }
     if path.suffix not in readers:
         raise BadInputError(f"{path}: the ending must be one of {', '.join(readers)}.")
     try:

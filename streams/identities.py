@@ -54,7 +54,7 @@ class Identities:
     @property
     def rows(self) -> int:
         """Identities remembered."""
-        return self._open_rows + sum(segment.rows.shape[1] for segment in self._closed.values())
+        return self._open_rows + sum(int(segment.rows.shape[1]) for segment in self._closed.values())
 
     @property
     def held_rows(self) -> int:

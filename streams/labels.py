@@ -142,7 +142,9 @@ class LabelJoin:
     @property
     def due_ms(self) -> int | None:
         """When the next of them is due."""
-        return min((next(iter(waits.values())).due_ms for waits in (self._pending, self._early) if waits), default=None)
+        dues = [next(iter(self._pending.values())).due_ms] if self._pending else []
+        dues += [next(iter(self._early.values())).due_ms] if self._early else []
+        return min(dues, default=None)
 
     def take(self, served: Served, clock_ms: NDArray[np.int64]) -> Taken:
         """Records in log order, each at its clock (n,)."""

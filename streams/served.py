@@ -117,7 +117,7 @@ class ServedCodec:
         if value is None or len(value) > self._max_bytes:
             reason = "unreadable" if value is None else "oversized"
             raise RecordError(reason, f"no value, or over {self._max_bytes} bytes, the pipeline's log.max_bytes")
-        record = self._decode(value)
+        record: Prediction | LateLabel = self._decode(value)
         if event.key not in (None, record.id.encode()):
             raise RecordError("wrong-key", "the record's key is not its id, so nothing keeps the records of an id in order")
         if isinstance(record, LateLabel):

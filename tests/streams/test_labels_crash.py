@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from branches import SMALL, Rooms, everything, mark_at_once, run_to_end
 from late import late_recipe, make_late_events
-from test_crash import DyingStore, Forgetful
+from test_crash import DyingStore
 
 from millrace.streams.branch import refold
 from millrace.streams.journal import Cursor, counted, summarise
@@ -33,6 +34,20 @@ class WithoutJoin(Worker):
 def _emptied(parts):
     kept = {name: value for name, value in parts["join"].items() if name != "x"}
     return parts | {"join": kept | {"pending": []}}
+
+
+class WithoutIdentities(Worker):
+    """Broken: its checkpoints forget who was settled."""
+
+    def _begin_snapshot(self, version: bool) -> None:
+        whole, self.fold.parts = self.fold.parts, lambda: _forgotten(whole())
+        super()._begin_snapshot(version)
+        self.fold.parts = whole
+
+
+def _forgotten(parts):
+    nobody = {"known_open": np.zeros((3, 0), dtype=np.int64), "known_closed": []}
+    return parts | {"join": parts["join"] | nobody}
 
 
 def survive(rooms: Rooms, kind: type[Worker] = Worker) -> Worker:
@@ -102,7 +117,7 @@ def test_a_crash_while_a_join_is_stored_changes_nothing(blob):
     assert everything(survive(Rooms(EVENTS, store=DyingStore(blob)))) == WHOLE
 
 
-@pytest.mark.parametrize("twin", [Forgetful, WithoutJoin])
+@pytest.mark.parametrize("twin", [WithoutJoin, WithoutIdentities])
 def test_a_worker_that_loses_who_waits_fails_these_tests(twin):
     """The comparison notices a broken twin."""
     assert not all(crash_before(event, twin).result == WHOLE for event in range(ROWS))
