@@ -237,6 +237,7 @@ def _refuse_unknown(raw: Any, kind: Any, prefix: str, path: Path) -> None:
     if get_origin(kind) is tuple and isinstance(raw, list):
         for at, item in enumerate(raw):
             _refuse_unknown(item, get_args(kind)[0], f"{prefix}[{at}]", path)
+    kind = next((choice for choice in get_args(kind) if is_dataclass(choice)), kind) if get_origin(kind) is UnionType else kind
     if not is_dataclass(kind) or not isinstance(raw, dict):
         return
     hints = get_type_hints(kind)
