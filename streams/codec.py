@@ -36,8 +36,6 @@ REASONS = (
     "unknown-category",
     "negative-weight",
     "ahead-of-time",  # its timestamp is too far past the wall clock
-    "wrong-key",  # of a served prediction or a label: not its id
-    "conflicting-label",  # another value for an id and revision that has one
 )
 
 

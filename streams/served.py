@@ -23,6 +23,11 @@ from millrace.streams.codec import Codec, RecordError, Refused, Rows, has_label,
 from millrace.streams.records import Event, split_tp
 from millrace.streams.schema import LARGEST, Schema
 
+REASONS = (  # beside those of the rows' codec
+    "wrong-key",  # not the record's id
+    "conflicting-label",  # another value for an id and revision that has one; only folding finds it
+)
+
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
