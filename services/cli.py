@@ -210,6 +210,18 @@ def status(instance: Instance, branch: str) -> None:
 
 @main.command()
 @on_pipeline
+def versions(instance: Instance) -> None:
+    """Every version, what it weighs, whether it was verified, and which endpoint serves it.
+
+    Example: millrace versions digits.toml
+    """
+    from millrace.services import versions
+
+    show(versions.versions(instance))
+
+
+@main.command()
+@on_pipeline
 @branch_option
 @click.option("--ledger", is_flag=True, help="The pipeline's decisions instead of a branch's journal.")
 def log(instance: Instance, branch: str, ledger: bool) -> None:
