@@ -19,6 +19,7 @@ import msgspec
 
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
+from millrace.streams.labels import LabelRules
 from millrace.streams.schema import Field, Label, Schema, leaves
 from millrace.streams.worker import WorkerConfig
 
@@ -70,6 +71,7 @@ class Pipeline:
     batch: BatchConfig = field(default_factory=BatchConfig)
     log: LogConfig = field(default_factory=LogConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    labels: LabelRules | None = None  # of labels that come after their prediction; without it they stand in the rows
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -77,9 +79,19 @@ class Pipeline:
             raise ValueError(f"name = {self.name!r}: must be letters, digits, - and _")
         if self.seed < 0 or self.threads < 1:
             raise ValueError(f"seed = {self.seed}, threads = {self.threads}: seed is at least 0, threads at least 1")
-        if self.topic in (f"{self.name}.scores", f"{self.name}.dead-letters"):
+        if self.topic in (f"{self.name}.scores", f"{self.name}.dead-letters", self.served_topic):
             raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
         Schema(self.fields, self.label, self.weight)  # refuses names that stand twice
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        if self.labels is None:
+            return
+        self.labels.default_of(self.label)
+        kept_ms = self.log.retention_hours * 3_600_000
+        if kept_ms and kept_ms < (needed := self.labels.horizon_ms + self.labels.grace_ms):
+            hours = self.log.retention_hours
+            raise ValueError(f"log.retention_hours = {hours}: must outlast the labels' horizon and grace, {needed} ms")
 
     @property
     def schema(self) -> Schema:
@@ -92,9 +104,20 @@ class Pipeline:
         return self.log.topic or self.name
 
     @property
+    def served_topic(self) -> str:
+        """The topic of served predictions and late labels."""
+        return f"{self.name}.served"
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics that are read."""
+        return [self.topic] if self.labels is None else [self.topic, self.served_topic]
+
+    @property
     def declared(self) -> bytes:
-        """What changes learning, beside the fields, as JSON: learner, batches, seed."""
-        return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed}, order="sorted")
+        """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
+        late = {} if self.labels is None else {"labels": self.labels}
+        return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed} | late, order="sorted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +247,7 @@ def _refuse_unknown(raw: Any, kind: Any, prefix: str, path: Path) -> None:
     if get_origin(kind) is tuple and isinstance(raw, list):
         for at, item in enumerate(raw):
             _refuse_unknown(item, get_args(kind)[0], f"{prefix}[{at}]", path)
+    kind = next((choice for choice in get_args(kind) if is_dataclass(choice)), kind) if get_origin(kind) is UnionType else kind
     if not is_dataclass(kind) or not isinstance(raw, dict):
         return
     hints = get_type_hints(kind)

@@ -16,6 +16,7 @@ from millrace.services.config import Loaded
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.codec import Codec
 from millrace.streams.ledger import Ledger
+from millrace.streams.served import ServedCodec
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.store import FolderStore
 from millrace.streams.stream import SqliteStream
@@ -51,13 +52,16 @@ class Instance:
             batch_wait_ms=pipeline.batch.wait_ms,
             seed=pipeline.seed,
             config=pipeline.declared,
+            labels=pipeline.labels,
+            served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
         )
 
     def log(self) -> SqliteLog:
         """The embedded log, with this pipeline's topics."""
         pipeline = self.loaded.pipeline
         log = SqliteLog(self.folder / "log.sqlite")
-        log.create_topic(pipeline.topic, pipeline.log.partitions)
+        for topic in pipeline.topics:
+            log.create_topic(topic, pipeline.log.partitions)
         for output in ("scores", "dead-letters"):
             log.create_topic(f"{pipeline.name}.{output}")
         return log
@@ -65,7 +69,7 @@ class Instance:
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
         log = self.log()
-        return Doors(SqliteSource(log, [self.loaded.pipeline.topic]), log, self.journal(branch), self.store())
+        return Doors(SqliteSource(log, self.loaded.pipeline.topics), log, self.journal(branch), self.store())
 
     def journal(self, branch: str) -> SqliteStream:
         """The journal of a branch."""

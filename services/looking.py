@@ -41,6 +41,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     output = None if raw is None else msgspec.json.decode(raw, type=Output)
     if output is not None and output.branch == branch:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
+        facts |= _late(output)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
     serving = instance.ledger().serving
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serving.items()}
@@ -56,6 +57,15 @@ def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
         counts = zip(scores.get("labels", []), scores.get("label_hits", []), scores.get("label_rows", []), strict=True)
         return {label: hits / rows for label, hits, rows in sorted(counts, key=lambda one: one[1] / one[2])[:LOWEST]}
     return {}
+
+
+def _late(output: Output) -> dict[str, Any]:
+    """What late labels came to, and how good the answers were as they were served."""
+    if output.labels is None or output.served_scores is None:
+        return {}
+    rows = {"scored_by_worker": output.scores["rows"], "scored_as_served": output.served_scores["rows"]}
+    served = {f"served_{name}": value for name, value in shares(output.served_scores).items()}
+    return {f"labels_{name}": count for name, count in output.labels.items()} | rows | served
 
 
 def shares(scores: dict[str, Any]) -> dict[str, float | None]:

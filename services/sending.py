@@ -51,10 +51,11 @@ def _retain(instance: Instance) -> None:
     """The embedded log has no process of its own, so whoever appends lets retention pass."""
     hours = instance.loaded.pipeline.log.retention_hours
     if hours:
-        store, topic = instance.log(), instance.loaded.pipeline.topic
+        store = instance.log()
         oldest_ms = time.time_ns() // 1_000_000 - int(hours * 3_600_000)
-        for number in range(instance.loaded.pipeline.log.partitions):
-            store.expire(f"{topic}:{number}", oldest_ms)
+        for topic in instance.loaded.pipeline.topics:
+            for number in range(instance.loaded.pipeline.log.partitions):
+                store.expire(f"{topic}:{number}", oldest_ms)
 
 
 def values_of(path: Path, schema: Schema) -> Iterator[bytes]:

@@ -12,11 +12,13 @@ from millrace.learners.errors import ConfigError, DamageError, LearnerError, Off
 from millrace.learners.protocol import Learner, Value
 from millrace.streams.codec import Codec, Rows
 from millrace.streams.entries import Entry, Fork, Mark, Step
-from millrace.streams.fold import TRUTH, Fold
+from millrace.streams.fold import Fold, is_truth
 from millrace.streams.journal import Cursor, Summary, Writer, counted
+from millrace.streams.labels import LabelJoin, LabelRules
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.parts import pack, sha256, unpack
 from millrace.streams.schema import Schema, leaves
+from millrace.streams.served import Served, ServedCodec
 from millrace.streams.source import Producer, Source
 from millrace.streams.store import Manifest, Part, Store, read_manifest, state_sha256
 from millrace.streams.stream import Stream
@@ -47,6 +49,13 @@ class Recipe:
     batch_wait_ms: int  # by the journal's clock
     seed: int
     config: bytes  # JSON of everything beside the fields that changes what is learned
+    labels: LabelRules | None = None  # of labels that come late; None: they stand in the rows alone
+    served: ServedCodec | None = None  # reads late labels too; there if and only if ``labels`` is
+
+    @property
+    def reader(self) -> Codec | ServedCodec:
+        """What decodes the log."""
+        return self.served or self.codec
 
     def fold(self, fork: Fork) -> Fold:
         """The state after the fork, before any step.
@@ -61,7 +70,10 @@ class Recipe:
             )
         if fork.parent is not None or fork.exclude:
             raise LearnerError(f"Branch {fork.branch} was forked from another by a newer release. Use that release.")
-        return Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), learner, fork.positions)
+        fold = Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), learner, fork.positions)
+        if self.labels is not None:
+            fold.labels = LabelJoin(self.labels, self.schema.label, sha256(self.schema.declared))
+        return fold
 
     def new_fork(self, branch: str, source: Source) -> Fork:
         """The first entry of a branch that reads everything the log has."""
@@ -185,14 +197,14 @@ def save_checkpoint(store: Store, branch: str, seq: int, parts: Mapping[str, Map
     listed = {}
     for name, part in parts.items():
         blob = pack(part)
-        listed[name] = Part(store.put(branch, blob), len(blob), name in TRUTH)
+        listed[name] = Part(store.put(branch, blob), len(blob), is_truth(name))
     manifest = Manifest(1, branch, seq, state_sha256(listed), listed)
     return store.put(branch, msgspec.json.encode(manifest)), manifest
 
 
 def state_hash(parts: Mapping[str, Mapping[str, Value]]) -> str:
     """The hash of a state from its parts: of those that are its record of truth."""
-    blobs = {name: pack(parts[name]) for name in TRUTH}
+    blobs = {name: pack(parts[name]) for name in parts if is_truth(name)}
     return state_sha256({name: Part(sha256(blob), len(blob), True) for name, blob in blobs.items()})
 
 
@@ -201,7 +213,7 @@ def entries_after(journal: Stream, branch: str, seq: int) -> Iterator[Entry]:
     return (entry for entry in counted(journal, branch, Cursor()) if entry.seq > seq)
 
 
-def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Codec) -> Iterator[Entry]:
+def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Codec | ServedCodec) -> Iterator[Entry]:
     """Apply entries to ``fold`` from the log, one by one; each is yielded after it was applied.
 
     Raises: DamageError, OffsetsGoneError where the log is not what the journal says.
@@ -212,13 +224,13 @@ def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Codec) -
         yield entry
 
 
-def reread(source: Source, codec: Codec, step: Step) -> list[Rows]:
+def reread(source: Source, codec: Codec | ServedCodec, step: Step) -> list[Rows | Served]:
     """The rows of a step, read from the log again and checked against the step.
 
     Raises: DamageError naming the range that differs, OffsetsGoneError where retention has taken it.
     """
     rejected = {(tp, offset) for tp, offset, _, _ in step.rejected}
-    pieces = []
+    pieces: list[Rows | Served] = []
     for tp, start, stop, records, crc in step.reads:
         read = source.read(tp, start, stop)
         if (len(read.events), read.crc32c) != (records, crc):
@@ -226,7 +238,8 @@ def reread(source: Source, codec: Codec, step: Step) -> list[Rows]:
                 f"{tp} offsets {start} to {stop - 1} are not what step {step.seq} read ({records} records, crc32c {crc}; now "
                 f"{len(read.events)}, {read.crc32c}). Restore the log from a copy."
             )
-        rows, refused = codec.without_limit.decode([event for event in read.events if (tp, event.offset) not in rejected])
+        readable = [event for event in read.events if (tp, event.offset) not in rejected]
+        rows, refused = codec.without_limit.decode(readable, tp)
         if refused:
             raise DamageError(
                 f"{tp} offset {refused[0].event.offset} was readable when step {step.seq} was written and is not now "

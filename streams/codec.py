@@ -18,10 +18,11 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from millrace.learners.protocol import Array, Floats
 from millrace.streams.records import Event
-from millrace.streams.schema import LARGEST, Field, Schema
+from millrace.streams.schema import LARGEST, Field, Label, Schema
 
 REASONS = (
     "unreadable",  # not JSON, not UTF-8, or no bytes at all
@@ -61,6 +62,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.t)
 
+    def only(self, chosen: NDArray[Any]) -> Rows:
+        """The rows that a mask (n,) or indices choose, as copies."""
+        columns = tuple(column[chosen] for column in self.columns)
+        plain = None if self.plain is None else self.plain[chosen]
+        return Rows(columns, self.y[chosen], self.weight[chosen], self.key[chosen], self.t[chosen], plain)
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
@@ -96,8 +103,8 @@ class Codec:
         other._max_bytes = sys.maxsize
         return other
 
-    def decode(self, events: Sequence[Event]) -> tuple[Rows, list[Refused]]:
-        """Columns of the events that can be read, in order, and the events that cannot."""
+    def decode(self, events: Sequence[Event], _tp: str = "") -> tuple[Rows, list[Refused]]:
+        """Columns of the events that can be read, in order, and the events that cannot; the same for every partition."""
         try:
             return self._columns(events), []
         except (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -111,7 +118,7 @@ class Codec:
                 self._columns([event])
                 good.append(event)
             except (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                refused.append(_refusal(event, error))
+                refused.append(refusal(event, error))
         return good, refused
 
     def _columns(self, events: Sequence[Event]) -> Rows:
@@ -199,6 +206,26 @@ def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
     return msgspec.defstruct("Row", cells, rename=keys, forbid_unknown_fields=True, gc=False)
 
 
+def has_label(rows: Rows) -> NDArray[np.bool_]:
+    """Which rows carry a label (n,); 0, "" and false are labels."""
+    if rows.y.dtype == object:
+        return np.array([label is not None for label in rows.y.tolist()], dtype=bool)
+    return ~np.isnan(rows.y)
+
+
+def label_value(label: Label, cell: Any) -> str | float:
+    """One label as a learner gets it: a class name, or a number.
+
+    Raises: RecordError where it is not of the label's type.
+    """
+    kinds: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "boolean": (bool,), "number": (int, float)}
+    if not isinstance(cell, kinds[label.type]) or (isinstance(cell, bool) and label.type != "boolean"):
+        raise RecordError("wrong-type", f"the label is not of type {label.type}")
+    if label.type == "number":
+        return float(_numbers([cell], [])[0])
+    return str(cell).lower() if label.type == "boolean" else str(cell)
+
+
 def _absent_as_none(cells: Sequence[Any]) -> list[Any]:
     return [None if cell is msgspec.UNSET else cell for cell in cells]
 
@@ -264,19 +291,21 @@ def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], 
             expected += 2 if kinds == {str} else _twice(column, lambda cell: isinstance(cell, str))
     marks = np.array([value.count(b'"') for value in values], dtype=np.int64)
     for at in np.flatnonzero(marks != expected).tolist():
-        json.loads(values[at], object_pairs_hook=_unique)
+        json.loads(values[at], object_pairs_hook=unique)
 
 
 def _twice(column: Sequence[Any], test: Callable[[Any], bool]) -> Array:
     return 2 * np.array([test(cell) for cell in column])
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> None:
+def unique(pairs: list[tuple[str, Any]]) -> None:
+    """Raises: RecordError where a key stands twice."""
     if len({key for key, _ in pairs}) < len(pairs):
         raise RecordError("duplicate-field", "a key stands twice")
 
 
-def _refusal(event: Event, error: Exception) -> Refused:
+def refusal(event: Event, error: Exception) -> Refused:
+    """Why the event cannot be read, from what decoding it raised."""
     if isinstance(error, RecordError):
         return Refused(event, error.reason, error.detail)
     if not isinstance(error, msgspec.ValidationError):

@@ -6,7 +6,8 @@ in the step and only applied here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import msgspec
 import numpy as np
@@ -15,14 +16,22 @@ from numpy.typing import NDArray
 from millrace.learners.errors import LearnerError
 from millrace.learners.metrics import PrequentialClasses, PrequentialValues
 from millrace.learners.protocol import Batch, Learner, State, Value
-from millrace.streams.codec import Rows
+from millrace.streams.codec import Rows, has_label
 from millrace.streams.entries import Step
 from millrace.streams.features import Features
+from millrace.streams.labels import LabelJoin, Lesson, Taken, lessons_batch
 from millrace.streams.microbatch import MicroBatches
+from millrace.streams.records import Event
 from millrace.streams.schema import Schema
+from millrace.streams.served import Served
 from millrace.streams.source import Position
 
-TRUTH = ("batches", "counts", "features", "learner")  # the parts hashed into the state's hash
+TRUTH = ("batches", "counts", "features", "learner")  # the parts hashed into the state's hash, with the label join's
+
+
+def is_truth(part: str) -> bool:
+    """Whether a part is hashed into the state's hash."""
+    return part in TRUTH or part.partition(".")[0] == "join"
 
 
 class Counts(msgspec.Struct):
@@ -43,6 +52,10 @@ class Fold:
         self.learner = learner
         classify = schema.label.task == "classify"
         self.scores = PrequentialClasses(learner.probabilities) if classify else PrequentialValues()
+        self.served_scores = PrequentialClasses(learner.probabilities) if classify else PrequentialValues()  # as answered
+        self.labels: LabelJoin | None = None  # None: labels come in the rows alone
+        self.conflicts: list[tuple[str, Event]] = []  # labels of the newest step that contradict another
+        self._own: list[bool] = []  # of the rows in ``batches``: whether the worker's own answer is scored
         self.position = dict(position)
         self.clock_ms = 0
         self.counts = Counts()
@@ -50,17 +63,46 @@ class Fold:
     @property
     def records(self) -> int:
         """Records read so far: learned, passed, rejected and waiting add up to it."""
-        return self.counts.learned + self.counts.passed + self.counts.rejected + self.batches.waiting
+        settled = 0 if self.labels is None else self.labels.settled
+        return self.counts.learned + self.counts.passed + self.counts.rejected + self.waiting + settled
 
-    def step(self, step: Step, rows: Sequence[Rows]) -> None:
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for their batch, predictions for their label, labels for their prediction."""
+        return self.batches.waiting + (0 if self.labels is None else self.labels.waiting)
+
+    def due(self, clock_ms: int) -> bool:
+        """Whether something has waited long enough."""
+        due_ms = None if self.labels is None else self.labels.due_ms
+        return self.batches.due(clock_ms) or (due_ms is not None and clock_ms >= due_ms)
+
+    def step(self, step: Step, rows: Sequence[Rows | Served]) -> None:
         """Apply one step whose reads decoded to ``rows``, in segments that end where a training batch fills."""
+        self.conflicts = []
         for piece in rows:
-            self._take(step, piece)
+            if isinstance(piece, Served):
+                self._join(step, piece)
+            else:
+                for rows_until in self._between_horizons(step, piece):
+                    self._take(step, rows_until)
         self.clock_ms = step.clock_ms
+        self._expire(step, self.clock_ms)
         for batch in self.batches.release(self.clock_ms):
             self._lesson(batch)
         self.position.update({tp: stop for tp, _, stop, _, _ in step.reads})
         self.counts.rejected += len(step.rejected)
+
+    def _between_horizons(self, step: Step, rows: Rows) -> Iterator[Rows]:
+        """Rows in pieces that end where a horizon does, so that what it brings is learned in its place."""
+        clock_ms, start = np.maximum.accumulate(np.maximum(rows.t, self.clock_ms)), 0
+        while self.labels is not None and self.labels.due_ms is not None:
+            at = int(np.searchsorted(clock_ms, self.labels.due_ms))
+            if at == len(rows):
+                break
+            yield rows.only(np.arange(start, at))
+            self._expire(step, int(clock_ms[at]))
+            start = at
+        yield rows.only(np.arange(start, len(rows))) if start else rows
 
     def _take(self, step: Step, rows: Rows) -> None:
         """Rows in log order through features and batches into lessons."""
@@ -72,6 +114,50 @@ class Fold:
         batch = Batch(x, rows.y, rows.key, rows.t, rows.weight)
         if not labelled.all():
             batch, clock_ms = batch.only(labelled), clock_ms[labelled]
+        self._collect(batch, clock_ms, own=True)
+
+    def _join(self, step: Step, served: Served) -> None:
+        """Served predictions and labels in log order; what they become is learned in the order in which it does."""
+        assert self.labels is not None
+        clock_ms = np.maximum.accumulate(np.maximum(served.t, self.clock_ms))
+        taken = self.labels.take(served, clock_ms)
+        self.clock_ms = int(clock_ms[-1]) if len(served) else self.clock_ms
+        x = self.features.transform(served.rows.only(np.array([row for row, _ in taken.fresh], dtype=np.int64)))
+        for (_, pending), features in zip(taken.fresh, x, strict=True):
+            pending.x = features.copy()
+        self.conflicts += [(served.tp, served.events[at]) for at in taken.conflicts]
+        self.counts.rejected += len(taken.conflicts)
+        self._apply(step, taken)
+
+    def _expire(self, step: Step, clock_ms: int) -> None:
+        """Let horizons end by the clock."""
+        if self.labels is not None:
+            taken = Taken()
+            self.labels.advance(clock_ms, taken)
+            self._apply(step, taken)
+
+    def _apply(self, step: Step, taken: Taken) -> None:
+        self.counts.passed += taken.passed
+        if step.use != "learn":
+            self.counts.passed += len(taken.lessons)
+        elif taken.lessons:
+            self._score_as_served(taken.lessons)
+            batch, clock_ms = lessons_batch(taken.lessons)
+            self._collect(batch, clock_ms, own=False)
+
+    def _score_as_served(self, lessons: list[Lesson]) -> None:
+        """The answers that were given, one run of equal class names after the other."""
+        for classes, run in groupby(lessons, key=lambda lesson: lesson.pending.classes):
+            rows = list(run)
+            width = len(rows[0].pending.scores)
+            scores = np.array([lesson.pending.scores for lesson in rows], dtype=np.float64).reshape(len(rows), width)
+            y = lessons_batch(rows)[0].y
+            assert y is not None
+            self.served_scores.update(scores, classes, y)
+
+    def _collect(self, batch: Batch, clock_ms: NDArray[np.int64], own: bool) -> None:
+        if self.labels is not None:
+            self._own += [own] * len(batch)
         for full in self.batches.cut(batch, clock_ms):
             self._lesson(full)
 
@@ -79,8 +165,11 @@ class Fold:
         """Test, then train: every row is scored by the state after the last batch before its own."""
         if batch.y is None:
             raise LearnerError("A training batch has no labels; batches are made of labelled rows only.")
+        own, self._own = self._own[: len(batch)], self._own[len(batch) :]
+        scored = batch if all(own) else batch.only(np.array(own, dtype=bool))
         servable = self.learner.servable()
-        self.scores.update(servable.predict_many(batch), servable.classes, batch.y)
+        if scored.y is not None and len(scored):
+            self.scores.update(servable.predict_many(scored), servable.classes, scored.y)
         self.learner.learn_many(batch)
         self.counts.learned += len(batch)
 
@@ -99,7 +188,14 @@ class Fold:
             "derived": state.derived,
             "scores": self.scores.state(),
             "serve": self.learner.servable().arrays(),
-        }
+        } | self._join_parts()
+
+    def _join_parts(self) -> dict[str, dict[str, Value]]:
+        if self.labels is None:
+            return {}
+        own = {"own": list(self._own)}
+        parts = self.labels.parts()
+        return parts | {"join": parts["join"] | own, "served_scores": self.served_scores.state()}
 
     def load(self, parts: dict[str, dict[str, Value]]) -> None:
         """Become the state that gave ``parts``."""
@@ -110,10 +206,7 @@ class Fold:
         self.features.load(parts["features"])
         self.learner.load_state_dict(State(parts["learner"], parts["derived"]))
         self.scores.load(parts["scores"])
-
-
-def has_label(rows: Rows) -> NDArray[np.bool_]:
-    """Which rows carry a label (n,); 0, "" and false are labels."""
-    if rows.y.dtype == object:
-        return np.array([label is not None for label in rows.y.tolist()], dtype=bool)
-    return ~np.isnan(rows.y)
+        if self.labels is not None:
+            self.labels.load(parts)
+            self._own = list(parts["join"]["own"])
+            self.served_scores.load(parts["served_scores"])

@@ -27,7 +27,9 @@ class Output(msgspec.Struct, frozen=True):
     waiting: int
     counts: dict[str, int]
     clock_ms: int
-    scores: dict[str, Value]
+    scores: dict[str, Value]  # of the worker's own answers, each given just before its row was learned
+    served_scores: dict[str, Value] | None = None  # of the answers as they were served; None: no late labels
+    labels: dict[str, int] | None = None  # what came of served predictions and labels
 
 
 def scores_topic(pipeline: str) -> str:
@@ -42,16 +44,19 @@ def dead_letter_topic(pipeline: str) -> str:
 
 def output_record(step: Step, fold: Fold) -> Record:
     """The output of a step that ``fold`` has just taken in."""
+    join = fold.labels
     output = Output(
         branch=step.branch,
         epoch=step.epoch,
         seq=step.seq,
         reads=[(tp, start, stop) for tp, start, stop, _, _ in step.reads],
         records=fold.records,
-        waiting=fold.batches.waiting,
-        counts=msgspec.structs.asdict(fold.counts),
+        waiting=fold.waiting,
+        counts=msgspec.structs.asdict(fold.counts) | ({} if join is None else {"labels": join.settled}),
         clock_ms=fold.clock_ms,
         scores=_plain(fold.scores.totals),
+        served_scores=None if join is None else _plain(fold.served_scores.totals),
+        labels=None if join is None else msgspec.structs.asdict(join.counts),
     )
     return Record(msgspec.json.encode(output), step.branch.encode())
 
@@ -98,3 +103,9 @@ def dead_letter(tp: str, refused: Refused) -> Record:
     }
     headers = event.headers + encode_headers(tuple((name, text.encode()) for name, text in why.items()))
     return Record(event.value, event.key, headers)
+
+
+def conflict_letters(fold: Fold) -> list[Record]:
+    """Dead letters of the labels that contradict another, as the newest step of ``fold`` found them."""
+    why = "another label than the one that came first under this id and revision"
+    return [dead_letter(tp, Refused(event, "conflicting-label", why)) for tp, event in fold.conflicts]

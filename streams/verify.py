@@ -14,7 +14,7 @@ from millrace.learners.errors import DamageError, MillraceError, MissingPartErro
 from millrace.learners.protocol import Value
 from millrace.streams.branch import Doors, Recipe, load_checkpoint, refold, state_hash
 from millrace.streams.entries import Entry, Host, Mark, Open, decode_entry
-from millrace.streams.fold import TRUTH, Fold
+from millrace.streams.fold import Fold, is_truth
 from millrace.streams.host import same_numerics, this_host, use_threads
 from millrace.streams.journal import Cursor, Summary, counted, take_in
 from millrace.streams.outputs import check_end, last_output
@@ -147,7 +147,7 @@ def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
     sound = (entry for entry in _up_to(run, run.summary.end) if entry.seq > start)
     host: Host | None = None
     report.state_seq = start
-    for entry in refold(fold, _threaded(sound), run.doors.source, run.recipe.codec):
+    for entry in refold(fold, _threaded(sound), run.doors.source, run.recipe.reader):
         host = entry.host if isinstance(entry, Open) else host
         report.entries += 1
         report.records = fold.records
@@ -189,9 +189,9 @@ def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
     if not exact and stored is None:
         run.report.unproved.append(mark)  # another kind of host, and nothing to compare with within a tolerance
         return
-    names = set(parts) - set(TRUTH) if exact else set(parts)
+    names = {name for name in parts if not (exact and is_truth(name))}
     tolerance = DERIVED_TOLERANCE if exact else max(fold.learner.tolerance, DERIVED_TOLERANCE)
-    far = {name: difference(parts[name], stored[name]) for name in sorted(names)} if stored is not None else {}
+    far = {name: difference(parts[name], stored.get(name, {})) for name in sorted(names)} if stored is not None else {}
     if beyond := [name for name, distance in far.items() if distance > tolerance]:
         run.report.findings.append(Finding(f"Folding the log again gives another {', '.join(beyond)} part.", mark))
         return
@@ -203,7 +203,7 @@ def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
 def _where(parts: Mapping[str, Mapping[str, Value]], stored: Mapping[str, Mapping[str, Value]] | None) -> str:
     if stored is None:
         return "its checkpoint is not there to say in which part"
-    return "in " + ", ".join(name for name in TRUTH if pack(parts[name]) != pack(stored[name]))
+    return "in " + ", ".join(name for name in parts if is_truth(name) and pack(parts[name]) != pack(stored.get(name, {})))
 
 
 def difference(one: Mapping[str, Value], other: Mapping[str, Value]) -> float:

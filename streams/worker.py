@@ -15,6 +15,7 @@ from millrace.streams.entries import Host, Mark, Open, StateName, Step
 from millrace.streams.journal import Pending, Writer, newest_version, summarise
 from millrace.streams.outputs import (
     check_end,
+    conflict_letters,
     dead_letter,
     dead_letter_topic,
     last_output,
@@ -22,6 +23,7 @@ from millrace.streams.outputs import (
     scores_topic,
 )
 from millrace.streams.records import Read
+from millrace.streams.served import Served
 from millrace.streams.snapshots import Snapshot, Snapshots
 from millrace.streams.store import sweep
 
@@ -77,7 +79,7 @@ class Checked:
     """Reads, decoded: the rows of each, and what was refused."""
 
     reads: list[Read]
-    rows: list[Rows]
+    rows: list[Rows | Served]
     refused: list[tuple[str, Refused]]  # partition, and what was wrong
 
 
@@ -165,7 +167,7 @@ class Worker:
         output = last_output(self._doors.producer, self._recipe.name, self.branch)
         emitted = output.seq if output else 0
         entries = entries_after(self._doors.journal, self.branch, seq)
-        for entry in refold(self.fold, entries, self._doors.source, self._recipe.codec):
+        for entry in refold(self.fold, entries, self._doors.source, self._recipe.reader):
             if isinstance(entry, Step):
                 self._unversioned = True
                 if entry.seq > emitted:
@@ -253,16 +255,17 @@ class Worker:
         self._idle_from_ms = None if busy else now_ms
 
     def _batch_due(self) -> bool:
-        return self.fold.batches.due(self.fold.clock_ms + self._idle_ms)
+        return self.fold.due(self.fold.clock_ms + self._idle_ms)
 
     def _check(self, reads: list[Read]) -> Checked:
         """Decode; what cannot be read is in the dead-letter topic before the step is journaled."""
-        rows, refused = [], []
+        rows = list[Rows | Served]()
+        refused = []
         horizon_ms = self._wall.now_ms() + self._config.max_ahead_ms
         for read in reads:
             ahead = [event for event in read.events if event.timestamp_ms > horizon_ms]
             timely = [event for event in read.events if event.timestamp_ms <= horizon_ms] if ahead else read.events
-            decoded, bad = self._recipe.codec.decode(timely)
+            decoded, bad = self._recipe.reader.decode(timely, read.tp)
             bad += [Refused(event, "ahead-of-time", f"its timestamp is past {horizon_ms} ms") for event in ahead]
             rows.append(decoded)
             refused += [(read.tp, one) for one in sorted(bad, key=lambda one: one.event.offset)]
@@ -285,6 +288,9 @@ class Worker:
         return Sent(entry, self._writer.send(entry))
 
     def _emit(self, step: Step) -> None:
+        if self.fold.conflicts:  # only folding finds them, so they leave after the fence, and again after a crash
+            topic = dead_letter_topic(self._recipe.name)
+            self._doors.producer.append(topic, conflict_letters(self.fold))
         self._doors.producer.flush()  # the step before this one: what is not delivered is an error
         self._doors.producer.post(scores_topic(self._recipe.name), [output_record(step, self.fold)])
 

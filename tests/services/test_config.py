@@ -74,6 +74,9 @@ def test_a_value_that_is_no_toml_is_taken_as_text(tmp_path: Path) -> None:
     ("flag", "says"),
     [
         ("learner.gama=2", "learner.gama = 2: there is no such key. Did you mean gamma?"),
+        ("labels.horizn_ms=2", "labels.horizn_ms = 2: there is no such key. Did you mean horizon_ms?"),
+        ("labels.grace_ms=0", "grace_ms = 0: must be at least 1"),
+        ("labels.default=3", "default = 3: the label is not of type string"),
         ("worker.stepp_rows=2", "worker.stepp_rows = 2: there is no such key. Did you mean step_rows?"),
         ("bach.rows=2", "bach = {'rows': 2}: there is no such key. Did you mean batch?"),
         ("xyzzy=1", "xyzzy = 1: there is no such key. There are: name, fields,"),

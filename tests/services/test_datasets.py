@@ -15,8 +15,8 @@ from millrace.services.config import load_pipeline
 from millrace.services.datasets import DATA_SETS, data_set, held_out, pipeline_toml, values
 from millrace.services.instance import Instance
 from millrace.services.tables import digits
+from millrace.streams.codec import has_label
 from millrace.streams.features import Features
-from millrace.streams.fold import has_label
 from millrace.streams.records import Event
 
 pytest.importorskip("sklearn", reason="scikit-learn, which brings the digits, is not installed")

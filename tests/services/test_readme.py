@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,18 @@ def test_the_two_commands_are_targets() -> None:
     assert {"run", "test"} <= set(targets)
     assert "make run" in README
     assert "make test" in README
+
+
+@pytest.mark.slow
+def test_the_late_label_example_runs(tmp_path) -> None:
+    """The prediction meets its label once, the repetition is counted, and the answer is scored as it was served."""
+    (tmp_path / "spam.toml").write_text(blocks("toml")[1], encoding="utf-8")
+    command = [sys.executable, "-c", blocks("python")[0]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    status = subprocess.run(
+        [*COMMAND, "status", "spam.toml"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    ).stdout
+    facts = ("learned +1", "labels +2", "labels_joined +1", "labels_repeated +1", "scored_as_served +1", "served_accuracy +1")
+    for fact in facts:
+        assert re.search(rf"^{fact}$", status, re.MULTILINE), status

@@ -1,0 +1,219 @@
+"""Late labels: the join does what a slow writing-down of the rules does, whatever comes and however it is read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from branches import START_MS, Rooms, everything, run_to_end
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from late import RULES, Slow, late_recipe, make_late_events, x_of
+
+from millrace.learners.protocol import Batch
+from millrace.streams import labels
+from millrace.streams.fold import Fold
+from millrace.streams.identities import Identities
+from millrace.streams.labels import LabelJoin
+from millrace.streams.records import Event
+from millrace.streams.served import LateLabel, Prediction, encode, encode_row
+
+ROW = encode_row({"x": [1, 2, 3], "town": "p"})
+LONG = replace(RULES, retry_ms=1 << 40)  # ids are never forgotten, which the slow rules do not know how to do
+
+
+def folded(events: list[Event], rules=RULES, read_rows: int = 5):
+    """A worker that has read every event, and what its learner was given."""
+    rooms = Rooms(events, read_rows=read_rows)
+    worker = rooms.worker(how=late_recipe("chain", rules))
+    given_rows: list[tuple[tuple[float, ...], str]] = []
+    learn = worker.fold.learner.learn_many
+
+    def noted(batch: Batch) -> None:
+        given_rows.extend((tuple(x[:3]), y) for x, y in zip(batch.x.tolist(), batch.y, strict=True))
+        learn(batch)
+
+    worker.fold.learner.learn_many = noted
+    run_to_end(worker, len(events))
+    waits = worker.fold.batches.state()
+    if "x" in waits:
+        given_rows += [(tuple(x[:3]), y) for x, y in zip(waits["x"].tolist(), waits["y"], strict=True)]
+    return worker, rooms, given_rows
+
+
+def as_the_rules_say(events: list[Event], rules=LONG) -> list[str]:
+    """What differs from the slow rules; nothing if the join holds."""
+    slow = Slow(rules)
+    for event in events:
+        slow.take(event)
+    worker, rooms, learned = folded(events, rules)
+    slow.clock(worker.fold.clock_ms)
+    join = worker.fold.labels
+    counts = Counter({name: getattr(join.counts, name) for name in join.counts.__struct_fields__})
+    counts["settled"] = join.settled
+    counts["passed"], counts["rejected"] = worker.fold.counts.passed, worker.fold.counts.rejected
+    wrong = [f"{name}: {counts[name]}, not {slow.counts[name]}" for name in counts if counts[name] != slow.counts[name]]
+    if learned != [(tuple(x_of(events, name).tolist()), label) for name, label in slow.learned]:
+        wrong.append("other rows were learned, or in another order")
+    if join.waiting != slow.waiting:
+        wrong.append(f"{join.waiting} wait, not {slow.waiting}")
+    if len(rooms.producer.records.get("small.dead-letters", [])) != slow.counts["rejected"]:
+        wrong.append("dead letters are not those rejected")
+    return wrong + ([] if worker.fold.records == len(events) else ["the fates do not add up"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=some.integers(1, 120), seed=some.integers(0, 10_000), memory=some.sampled_from([3, 10, 1000]))
+def test_the_join_does_what_the_slow_rules_do(rows, seed, memory):
+    """Early, twice, late, conflicting, corrected, after the horizon, crowded: same rows in the same order, same counts."""
+    rules = replace(LONG, memory_rows=memory, default="a" if seed % 2 else None)
+    assert as_the_rules_say(make_late_events(rows, seed), rules) == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=some.integers(0, 10_000), read_rows=some.integers(1, 40))
+def test_no_state_depends_on_how_records_were_grouped_into_reads(seed, read_rows):
+    """Join, batches, tables, both scores: byte for byte."""
+    events = make_late_events(60, seed)
+    whole, _, _ = folded(events, read_rows=60)
+    pieces, _, _ = folded(events, read_rows=read_rows)
+    assert everything(pieces) == everything(whole)
+
+
+class LearnsTwice(LabelJoin):
+    """Broken: does not remember what was joined."""
+
+    def _joined(self, lesson, taken):
+        super()._joined(lesson, taken)
+        self._known = Identities(1 << 40, 100)
+
+
+class DefaultsWhenCrowded(LabelJoin):
+    """Broken: a row that has to make room is learned with the default."""
+
+    def _make_room(self, now_ms, taken):
+        if self.waiting > self._rules.memory_rows and self._pending:
+            self._expire(next(iter(self._pending)), self._pending[next(iter(self._pending))], now_ms, taken)
+
+
+@pytest.mark.parametrize("twin", [LearnsTwice, DefaultsWhenCrowded])
+def test_a_broken_join_does_not_do_what_the_slow_rules_do(twin, monkeypatch):
+    """The comparison notices a broken twin."""
+    monkeypatch.setattr("millrace.streams.branch.LabelJoin", twin)
+    rules = replace(LONG, memory_rows=5)
+    assert any(as_the_rules_say(make_late_events(100, seed), rules) for seed in range(5))
+
+
+def story(*told: tuple[int, Prediction | LateLabel]) -> list[Event]:
+    """Events at these milliseconds."""
+    return [Event(at, START_MS + ms, None, b"", encode(record)) for at, (ms, record) in enumerate(told)]
+
+
+def answer(name: str) -> Prediction:
+    """A served prediction."""
+    return Prediction(name, ROW, "main", 1, 3, ("a", "b"), (0.2, 0.8))
+
+
+@pytest.mark.parametrize(
+    ("told", "count"),
+    [
+        ([(0, answer("r")), (299, LateLabel("r", "b"))], "joined"),
+        ([(0, LateLabel("r", "b")), (119, answer("r"))], "joined"),
+        ([(0, LateLabel("r", "b")), (120, answer("r"))], "unmatched"),
+        ([(0, answer("r")), (300, LateLabel("r", "b"))], "late"),
+        ([(0, answer("r")), (1, LateLabel("r", "b")), (2, LateLabel("r", "b"))], "repeated"),
+        ([(0, answer("r")), (1, LateLabel("r", "b")), (2, LateLabel("r", "a"))], "conflicts"),
+        ([(0, answer("r")), (1, LateLabel("r", "b")), (2, LateLabel("r", "a", 1))], "corrections"),
+        ([(0, answer("r")), (1, LateLabel("r", "b", 1)), (2, LateLabel("r", "a"))], "outdated"),
+        ([(0, answer("r")), (1, answer("r"))], "repeated_predictions"),
+    ],
+)
+def test_each_rule_holds_to_the_millisecond(told, count):
+    """A label at the horizon is late, a prediction at the end of grace finds no label; one before, they meet."""
+    worker, _, _ = folded(story(*told))
+    assert getattr(worker.fold.labels.counts, count) == 1
+
+
+def test_a_higher_revision_that_waits_is_the_one_that_is_learned():
+    """A correction that comes before its prediction needs no correcting afterwards."""
+    _, _, learned = folded(story((0, LateLabel("r", "a")), (1, LateLabel("r", "b", 1)), (2, answer("r"))))
+    assert learned == [((1.0, 2.0, 3.0), "b")]
+
+
+def test_a_conflict_is_a_dead_letter_with_its_reason():
+    """The record as it was, and the first label stays."""
+    events = story((0, answer("r")), (1, LateLabel("r", "b")), (2, LateLabel("r", "a")))
+    _, rooms, learned = folded(events)
+    letters = rooms.producer.records["small.dead-letters"]
+    assert [letter.value for letter in letters] == [events[2].value] and b"conflicting-label" in letters[0].headers
+    assert learned == [((1.0, 2.0, 3.0), "b")]
+
+
+def test_scores_are_those_of_the_prediction_as_it_was_served():
+    """They are counted apart from the worker's own, of which there is none here."""
+    events = story((0, answer("r")), (1, answer("s")), (2, LateLabel("r", "b")), (3, LateLabel("s", "a")))
+    worker, rooms, _ = folded(events)
+    output = json.loads(rooms.producer.records["small.scores"][-1].value)
+    assert (output["served_scores"]["rows"], output["served_scores"]["correct"], output["scores"]["rows"]) == (2, 1, 0)
+    assert output["records"] == sum(output["counts"].values()) + output["waiting"] == 4
+    assert worker.fold.counts.learned + worker.fold.batches.waiting == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b'{"kind":"label","id":"r","label":1}', "wrong-type"),
+        (b'{"kind":"label","id":"r","label":"a","label":"b"}', "duplicate-field"),
+        (b'{"kind":"label","id":"r","label":"a","when":1}', "unknown-field"),
+        (b'{"kind":"label","id":"r"}', "missing-field"),
+        (encode(answer("r")).replace(b'"town":"p"', b'"town":"p","kind":"a"'), "unknown-field"),
+        (encode(answer("r")).replace(b'"x":[1,2,3]', b'"x":[1,2]'), "wrong-shape"),
+        (encode(answer("r")).replace(b"[0.2,0.8]", b"[0.2]"), "wrong-shape"),
+        (encode(answer("r")).replace(b'"seq":3', b'"seq":3,"seq":4'), "duplicate-field"),
+    ],
+)
+def test_a_record_that_cannot_be_meant_is_refused_with_its_reason(value, reason):
+    """Nothing is coerced, and a served row has no label of its own."""
+    _, refused = late_recipe().reader.decode([Event(0, START_MS, None, b"", value)], "list:0")
+    assert [one.reason for one in refused] == [reason]
+
+
+def test_a_key_that_is_not_the_id_is_refused():
+    """Else nothing keeps the records of an id in order."""
+    value = encode(LateLabel("r", "a"))
+    _, refused = late_recipe().reader.decode([Event(0, START_MS, b"s", b"", value)], "list:0")
+    assert [one.reason for one in refused] == ["wrong-key"]
+
+
+def test_memory_is_bounded_and_old_identities_never_change():
+    """However many ids are remembered, few are held as objects; a closed segment is the same array until it is forgotten."""
+    known = Identities(keep_ms=16_000, segment_rows=50)
+    seen: dict[int, np.ndarray] = {}
+    for at in range(20_000):
+        known.advance(at)
+        known.add(at * 7919, (0, at), at)
+        assert known.held_rows < 50
+        if at % 500 == 0:
+            for number, part in known.parts():
+                assert seen.setdefault(number, part["rows"].copy()).tobytes() == part["rows"].tobytes()
+    known.approach(np.array([19_990 * 7919, 3_990 * 7919, 0]))
+    assert known.get(19_990 * 7919) == [(0, 19_990)] and known.get(3_990 * 7919) == [(0, 3_990)] and known.get(0) == []
+    assert known.rows <= 16_000 + 1_000 + 50 and len(seen) > 300
+
+
+def test_waiting_predictions_are_bounded():
+    """Past the bound the oldest is passed before its time, counted, and its label is late."""
+    events = story(*[(at, answer(f"r{at}")) for at in range(60)], (61, LateLabel("r0", "b")))
+    worker, _, _ = folded(events)
+    join = worker.fold.labels
+    assert (join.waiting, join.counts.crowded, join.counts.late) == (40, 20, 1)
+
+
+def test_a_pipeline_without_late_labels_has_no_part_for_them():
+    """Its state and its hash are what they were."""
+    rooms = Rooms([])
+    assert not any(name.startswith("join") or name == "served_scores" for name in rooms.worker().fold.parts())
+    assert isinstance(rooms.worker().fold, Fold) and labels.SEGMENTS == 8
