@@ -86,6 +86,7 @@ def prepare_environment(scratch: Path) -> str:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",  # Ray's own ports listen on every interface: only this instance's processes may use them
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # three failures replace a proxy; nobody else has its port meanwhile
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(16 << 20),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
