@@ -66,7 +66,8 @@ def test_the_proxy_dies_and_connections_are_refused_until_it_is_back(up: Up) -> 
     back_s = min(when for when, _ in callers.answers if when > killed_s + 1) - killed_s
     print(f"the proxy answered again {back_s:.1f} s after kill -9")
     kinds = {failed[:3] if failed[0].isdigit() else failed.partition("(")[0] for failed in callers.failed}
-    assert kinds <= {"ConnectionRefusedError", "BrokenPipeError", "404", "503"}, kinds  # back, and told of no replica yet
+    broken = {"ConnectionRefusedError", "ConnectionResetError", "BrokenPipeError", "RemoteDisconnected"}
+    assert kinds <= broken | {"404", "503"}, kinds  # these two: it is back and has not been told of a replica yet
     until(lambda: up.ask()["parameters"]["seq"] > seq)
 
 
