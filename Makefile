@@ -7,7 +7,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run up test test-fast lint format bench-ridge bench-loop lock clean
+.PHONY: help setup run up test test-fast lint format bench-ridge bench-loop lock proto clean
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -21,7 +21,7 @@ SYNC := $(UV) pip sync --quiet --require-hashes --compile-bytecode --python
 TEST := .venv-test/bin
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
-SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name '*.py' -o -name py.typed \) 2>/dev/null)
+SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) 2>/dev/null)
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,13 @@ bench-ridge: .venv-test/.installed  ## ridge against the machine's own dsyrk and
 
 bench-loop: .venv-test/.installed  ## the whole worker against a bare read of the same log
 	$(TEST)/python tests/bench/bench_loop.py
+
+# The folder is the package to protoc too, so that the files import each other by the name they have once installed.
+proto: .venv-test/.ready  ## make the message classes from services/*.proto
+	rm -rf build/proto && mkdir -p build/proto
+	$(TEST)/python -m grpc_tools.protoc -Imillrace/services=services --python_out=build/proto --pyi_out=build/proto \
+		$(addprefix millrace/,$(wildcard services/*.proto))
+	mv build/proto/millrace/services/* services/
 
 lock: $(UV)  ## resolve the requirements anew
 	$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \

@@ -7,6 +7,7 @@ again. Numbers pass by value, so that this process owns the objects it hands out
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from millrace.services.bundle import Identity
 
 Blob = NDArray[np.uint8]
+SILENT_S = 10.0  # after which a replica is no longer spoken of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,20 @@ class News:
     blob: Any  # what ``put`` gave for the bundle's bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """What a replica says of itself, every other second."""
+
+    replica: str
+    pid: int
+    serves: str  # what the ledger tells it to, in words
+    answers: str  # the state that answers now; empty: none yet
+    staleness_ms: int | None
+    stored: int  # of its answers' records
+    waiting: int
+    dropped: int
+
+
 class Current:
     """Holds the newest publication of each branch; a lower (epoch, seq) is refused."""
 
@@ -43,6 +59,17 @@ class Current:
         self._put = put
         self._newest: dict[str, News] = {}
         self._changed = asyncio.Condition()
+        self._heard: dict[str, tuple[float, Presence]] = {}  # replica -> when, and what it said last
+
+    async def hear(self, presence: Presence) -> None:
+        """Remember what a replica says of itself."""
+        self._heard[presence.replica] = (time.monotonic(), presence)
+
+    async def replicas(self) -> list[Presence]:
+        """Those that were heard of lately."""
+        since_s = time.monotonic() - SILENT_S
+        self._heard = {name: heard for name, heard in self._heard.items() if heard[0] >= since_s}
+        return [presence for _, presence in self._heard.values()]
 
     async def publish(self, publication: Publication, blob: Blob) -> bool:
         """Keep it and wake who waits; False where something newer of that branch is here already."""

@@ -87,6 +87,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise DamageError(
             f"{path}: its tables are not ours ({error}). Use the release that wrote it, or another folder."
         ) from error
+    except UnicodeDecodeError as error:
+        raise DamageError(f"{path}: bytes stand where text should ({error.reason}). Restore it from a copy.") from error
     except apsw.IOError as error:
         raise StorageError(f"{path}: the disk refused ({error}); nothing acknowledged was lost. {_FREE_SPACE}") from error
     except OSError as error:

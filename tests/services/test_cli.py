@@ -28,13 +28,14 @@ WORDS = {
     "status": ["status"],
     "log": ["log"],
     "verify": ["verify"],
+    "versions": ["versions"],
     "config show": ["config", "show"],
     "rollback": ["rollback"],
     "serve": ["serve"],
     "up": ["up"],
 }
 # In which the examples make sense; `up` goes on until Ctrl-C and has tests of its own.
-ORDER = ["config show", "send", "run", "status", "log", "verify", "rollback", "serve"]
+ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "rollback", "serve"]
 MORE = {"send": ["rows.jsonl"], "rollback": ["--reason", "garbage"], "serve": ["--follow", "main", "--reason", "mended"]}
 
 
@@ -155,7 +156,9 @@ MISUSED = [
     ["rollback", "digits.toml"],
     ["serve", "digits.toml", "--reason", "neither"],
     ["serve", "digits.toml", "main.3", "--follow", "main", "--reason", "both"],
-    ["up", "digits.toml", "--host", "0.0.0.0"],
+    ["up", "digits.toml", "--tokens", "nowhere"],
+    ["up", "digits.toml", "--port", "8001"],
+    ["up", "digits.toml", "--grpc-port", "0"],
     ["up", "digits.toml", "--host", "nowhere"],
     ["up", "digits.toml", "--port", "0"],
     ["config"],

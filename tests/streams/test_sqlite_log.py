@@ -379,3 +379,13 @@ def test_an_appender_killed_at_any_time_leaves_every_acknowledged_record_and_a_r
     follower = appender(path, "b", 3)
     said |= told(follower.communicate(timeout=PATIENCE_S)[0], "b")
     assert said.items() <= held(log).items() and len(held(log)) == len(there) + 15
+
+
+def test_bytes_that_are_no_longer_text_are_damage(tmp_path: Path) -> None:
+    """A flipped type of a column makes SQLite hand out text that is none."""
+    path = tmp_path / "log.sqlite"
+    log = filled(path, [b"00000"])
+    (table,) = log._connection.execute("select log_table from partitions").fetchone()
+    log._connection.execute(f"update {table} set value = cast(x'fe' as text)")
+    with pytest.raises(DamageError, match="where text should"):
+        everything(log)

@@ -1,0 +1,113 @@
+"""What a replica's recorder appends: labels as callers send them, answers as they were given. Pure.
+
+A request brings one label, ``{"id": ..., "label": ..., "revision": 0}``, or several as ``{"labels": [...]}``: all are taken or
+none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from millrace.learners.errors import BadInputError
+from millrace.learners.protocol import Array
+from millrace.services.bundle import Answer, Bundle
+from millrace.streams.codec import RecordError, label_value
+from millrace.streams.records import Record, tp_name
+from millrace.streams.schema import Field, Label
+from millrace.streams.served import LateLabel, Prediction, encode
+
+MOST_LABELS = 4096  # of a request
+
+
+class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One label as a caller sends it."""
+
+    id: str
+    label: str | bool | int | float
+    revision: int = 0
+
+
+class _Several(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    labels: list[_Told]
+
+
+_ONE = msgspec.json.Decoder(_Told)
+_MANY = msgspec.json.Decoder(_Several)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """Rows, and what a state answered to them."""
+
+    bundle: Bundle
+    columns: Sequence[Array]  # one a field, as the codec gives them
+    ids: Sequence[str]  # (n,)
+    answer: Answer
+    at_ms: int  # since 1970
+
+
+def read_labels(body: bytes, label: Label) -> list[LateLabel]:
+    """The labels of a request's body.
+
+    Raises: BadInputError naming the first that cannot be taken.
+    """
+    try:
+        told = _MANY.decode(body).labels if b'"labels"' in body else [_ONE.decode(body)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInputError(
+            f'The labels cannot be read: {error}. Send {{"id": ..., "label": ..., "revision": 0}}, or {{"labels": [...]}}.'
+        ) from error
+    return checked_labels([LateLabel(one.id, one.label, one.revision) for one in told], label)
+
+
+def checked_labels(labels: list[LateLabel], label: Label) -> list[LateLabel]:
+    """The same, where all of them can be taken. Raises: BadInputError naming the first that cannot."""
+    if not 1 <= len(labels) <= MOST_LABELS:
+        raise BadInputError(f"labels: a request takes 1 to {MOST_LABELS} of them, not {len(labels)}.")
+    for at, one in enumerate(labels):
+        try:
+            label_value(label, one.label)
+        except RecordError as error:
+            raise BadInputError(f"labels[{at}].label: {error.detail}.") from error
+        if not 1 <= len(one.id) <= 512 or not 0 <= one.revision < 1 << 62:
+            raise BadInputError(f"labels[{at}]: id must have 1 to 512 characters, and revision be at least 0.")
+    return labels
+
+
+def label_records(labels: Sequence[LateLabel]) -> list[Record]:
+    """Labels as the log has them."""
+    return [Record(encode(one), one.id.encode()) for one in labels]
+
+
+def places(topic: str, stored: Sequence[tuple[int, int]]) -> list[str]:
+    """Where records lie in the log, as ``topic-partition-offset``.
+
+    >>> places("mail.served", [(0, 17)])
+    ['mail.served-0-17']
+    """
+    return [f"{tp_name(topic, number).replace(':', '-')}-{offset}" for number, offset in stored]
+
+
+def prediction_records(answered: Answered, features: str) -> list[Record]:
+    """Answers as the log has them, each with the row it was given for; ``features`` is the sha256 of the feature stage."""
+    identity, classes = answered.bundle.identity, answered.bundle.classes
+    fields = answered.bundle.schema.fields
+    columns = [_cells(field, column) for field, column in zip(fields, answered.columns, strict=True)]
+    names = [field.name for field in fields]
+    scores = answered.answer.scores.tolist()
+    records = []
+    for one, cells, row_scores in zip(answered.ids, zip(*columns, strict=True), scores, strict=True):
+        row = msgspec.Raw(msgspec.json.encode(dict(zip(names, cells, strict=True))))
+        prediction = Prediction(
+            one, row, identity.branch, identity.epoch, identity.seq, classes, tuple(row_scores), features=features
+        )
+        records.append(Record(encode(prediction), one.encode(), timestamp_ms=answered.at_ms))
+    return records
+
+
+def _cells(field: Field, column: Array) -> list[object]:
+    """A column's values as JSON has them; NaN becomes null."""
+    return column.tolist() if field.type == "categorical" or field.size > 1 else column.reshape(-1).tolist()

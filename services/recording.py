@@ -1,0 +1,156 @@
+"""What a replica appends to the log: the answers it gave, and the labels that callers bring.
+
+One thread and one queue, so that whatever gathers while a commit runs is the next commit. An answer is appended after it was
+given; while the log takes nothing such records wait, bounded, and what is over the bound is dropped and counted. A label's
+caller waits until the log has it, and hears at once where the log refuses.
+
+Source: shared/design.md, section 4, "Served predictions" and "Late labels".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from millrace.learners.errors import MillraceError, StorageError
+from millrace.streams.records import Record
+from millrace.streams.source import Producer
+
+log = logging.getLogger("millrace")
+
+WAITING_ROWS = 8192  # records of answers that may wait for the log
+COMMIT_ROWS = 1024  # records a commit, about
+RETRY_S = 0.5  # after the log refused
+PATIENCE_S = 5.0  # of a caller, until the log has a label
+
+Stored = list[tuple[int, int]]  # partition and offset of every record, in order
+
+
+@dataclass(slots=True)
+class Recorded:
+    """How many records went where since the replica began."""
+
+    stored: int = 0
+    dropped: int = 0
+    waiting: int = 0  # answers that are not in the log yet
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Records to append, and who waits for them; answers are waited for by nobody."""
+
+    rows: int
+    make: Callable[[], Sequence[Record]]  # called in the recorder's thread
+    done: Future[Stored] | None = None
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Appends to one topic, in a thread of its own. ``open_log`` is called there, and again until it succeeds."""
+
+    open_log: Callable[[], Producer]
+    topic: str
+    waiting_rows: int = WAITING_ROWS
+    counts: Recorded = field(default_factory=Recorded)
+    _jobs: deque[_Job] = field(default_factory=deque)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _ending: bool = False
+    _log: Producer | None = None
+    _thread: threading.Thread | None = None
+
+    def later(self, rows: int, make: Callable[[], Sequence[Record]]) -> bool:
+        """Append soon; False, and counted, where too much waits already."""
+        with self._changed:
+            if self._ending or self.counts.waiting + rows > self.waiting_rows:
+                self.counts.dropped += rows
+                return False
+            self.counts.waiting += rows
+            self._add(_Job(rows, make))
+            return True
+
+    async def now(self, records: Sequence[Record]) -> Stored:
+        """Append, and return when the log has them.
+
+        Raises: StorageError where it does not take them in time; they may be there all the same, and may be sent again.
+        """
+        job = _Job(len(records), lambda: records, Future())
+        assert job.done is not None
+        with self._changed:
+            if self._ending:
+                raise StorageError("This replica is ending; send the request again.")
+            self._add(job)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await asyncio.shield(asyncio.wrap_future(job.done))
+        except TimeoutError as error:
+            raise StorageError(f"The log has not answered for {PATIENCE_S:g} s; send the request again.") from error
+
+    def close(self, timeout_s: float) -> None:
+        """Append what waits, if the log takes it in time; the rest is dropped and counted."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        with self._changed:
+            self._drop()
+
+    def _drop(self) -> None:
+        self.counts.dropped += self.counts.waiting
+        self.counts.waiting = 0
+        self._jobs.clear()
+
+    def _add(self, job: _Job) -> None:
+        self._jobs.append(job)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._append_all, name="recorder", daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
+    def _append_all(self) -> None:
+        """Commit after commit, until there is nothing more to append and it is over."""
+        while jobs := self._next():
+            try:
+                self._commit(jobs)
+            except MillraceError as error:
+                self._refused(jobs, error)
+
+    def _next(self) -> list[_Job]:
+        """What has gathered, oldest first; empty where it is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._ending)
+            taken, rows = list[_Job](), 0
+            while self._jobs and rows < COMMIT_ROWS:
+                taken.append(self._jobs.popleft())
+                rows += taken[-1].rows
+            return taken
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        made = [job.make() for job in jobs]
+        self._log = self._log or self.open_log()
+        stored = self._log.append(self.topic, [record for records in made for record in records])
+        at = 0
+        for job, records in zip(jobs, made, strict=True):
+            if job.done is not None:
+                job.done.set_result(stored[at : at + len(records)])
+            at += len(records)
+        with self._changed:
+            self.counts.stored += at
+            self.counts.waiting -= sum(job.rows for job in jobs if job.done is None)
+
+    def _refused(self, jobs: list[_Job], error: MillraceError) -> None:
+        """Tell who waits; keep the answers for the next attempt."""
+        log.warning("%s What was answered waits; labels are refused until the log is back.", error)
+        for job in jobs:
+            if job.done is not None:
+                job.done.set_exception(StorageError(f"The log takes nothing now: {error} Send the request again later."))
+        with self._changed:
+            self._jobs.extendleft(reversed([job for job in jobs if job.done is None]))
+            self._changed.wait_for(lambda: self._ending or any(job.done for job in self._jobs), RETRY_S)
+            if self._ending:
+                self._drop()
