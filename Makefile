@@ -7,7 +7,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run up test test-fast lint format bench-ridge bench-loop lock proto clean
+.PHONY: help setup run up test test-fast lint format bench-ridge bench-loop bench-labels lock proto clean
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -55,6 +55,9 @@ bench-ridge: .venv-test/.installed  ## ridge against the machine's own dsyrk and
 
 bench-loop: .venv-test/.installed  ## the whole worker against a bare read of the same log
 	$(TEST)/python tests/bench/bench_loop.py
+
+bench-labels: .venv-test/.installed  ## a served prediction and its late label against a plain row
+	$(TEST)/python tests/bench/bench_labels.py
 
 # The folder is the package to protoc too, so that the files import each other by the name they have once installed.
 proto: .venv-test/.ready  ## make the message classes from services/*.proto

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,14 +49,21 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
 
 
 def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
-    """By label, as of the newest checkpoint that can be read: the share of its rows that was answered right."""
+    """By label, as of the newest checkpoint that can be read: the share of its rows that was answered right, by the worker just
+    before it learned them or as they were served.
+    """
+    names = ["scores"] if instance.loaded.pipeline.labels is None else ["scores", "served_scores"]
     for mark in reversed(marks):
         try:
-            scores = load_part(instance.store(), mark, "scores")
-        except DamageError:
+            parts = [load_part(instance.store(), mark, name) for name in names]
+        except (DamageError, KeyError):  # KeyError: the pipeline file has got its table [labels] since
             continue
-        counts = zip(scores.get("labels", []), scores.get("label_hits", []), scores.get("label_rows", []), strict=True)
-        return {label: hits / rows for label, hits, rows in sorted(counts, key=lambda one: one[1] / one[2])[:LOWEST]}
+        hits, rows = Counter[str](), Counter[str]()
+        for scores in parts:
+            hits.update(dict(zip(scores.get("labels", []), scores.get("label_hits", []), strict=True)))
+            rows.update(dict(zip(scores.get("labels", []), scores.get("label_rows", []), strict=True)))
+        shares_of = {label: hits[label] / count for label, count in rows.items()}
+        return dict(sorted(shares_of.items(), key=lambda one: one[1])[:LOWEST])
     return {}
 
 

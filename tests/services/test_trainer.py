@@ -93,6 +93,7 @@ def test_a_trainer_learns_served_predictions_with_their_late_labels(tmp_path: Pa
     assert (found["scored_as_served"], found["served_accuracy"], found["scored_by_worker"]) == (100, 0.5, 200)
     assert found["records"] == sum(int(found[name]) for name in ("learned", "passed", "rejected", "labels", "waiting"))
     assert (found["learned"], found["rejected"], found["lag_rows"]) == (300, 2, 0)
+    assert isinstance(found["recall_rose"], float) and isinstance(found["recall_tulip"], float)
     newest = Archive(instance).newest("main")
     assert newest.identity.version == found["version"] and set(newest.classes) >= {"rose", "tulip"}
     assert here("verify", "digits.toml", cwd=tmp_path).exit_code == 0
