@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 
 from millrace.learners.errors import BadInputError, MillraceError, NotServedError, TooLargeError
-from millrace.services.access import FORWARDED, PREDICT, is_loopback
+from millrace.services.access import FORWARDED, LABEL, PREDICT, is_loopback
 from millrace.services.endpoint import INLINE_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, meaning
 from millrace.services.inference import Asked, Reply, check_model, infer, model_metadata, server_metadata
+from millrace.services.labelling import read_labels
 
 log = logging.getLogger("millrace")
 
@@ -41,7 +42,8 @@ class HttpApp:
         if scope["type"] != "http":
             return await send({"type": "websocket.close"})
         try:
-            reply, status = await self._answered(scope, receive), 200
+            reply = await self._answered(scope, receive)
+            status = reply.status
         except MillraceError as error:
             reply, status = Reply(msgspec.json.encode({"error": str(error)})), meaning(error).http
         except Exception:
@@ -57,10 +59,14 @@ class HttpApp:
         if parts[1:2] == ["health"]:
             return self._health(parts)
         local = same_machine(scope.get("client"), scope.get("server")) and not FORWARDED & headers.keys()
-        self._endpoint.access.check(headers.get(b"authorization", b""), local, PREDICT)
+        labels = scope["method"] == "POST" and parts[-1] == "labels"
+        self._endpoint.access.check(headers.get(b"authorization", b""), local, LABEL if labels else PREDICT)
         if scope["method"] == "POST":
             body = await _body(receive, self._endpoint.max_bytes)
-            return await self._infer(parts, headers, body)
+            return await (self._label(parts, body) if labels else self._infer(parts, headers, body))
+        if parts[-1] == "status":
+            check_model(_model_path(parts).model, None, self._endpoint.name, None)
+            return _json(await self._endpoint.overview())
         return self._described(parts)
 
     def _health(self, parts: list[str]) -> Reply:
@@ -83,16 +89,24 @@ class HttpApp:
         if named.verb == "stats":
             return _json(self._endpoint.statistics.told(self._endpoint.name, self._endpoint.newest or ""))
         if named.verb:
-            raise NotServedError("GET knows ready and stats here; infer is a POST.")
+            raise NotServedError("GET knows ready, stats and status here; infer and labels are a POST.")
         return _json(model_metadata(self._endpoint.name, self._endpoint.schema, self._endpoint.newest))
+
+    async def _label(self, parts: list[str], body: bytes) -> Reply:
+        """202 once the log has every label."""
+        check_model(_model_path(parts).model, None, self._endpoint.name, None)
+        stored = await self._endpoint.label(read_labels(body))
+        return Reply(msgspec.json.encode({"accepted": len(stored), "offsets": stored}), status=202)
 
     async def _infer(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> Reply:
         named = _model_path(parts)
         if named.verb != "infer":
-            raise NotServedError("POST knows /v2/models/NAME/infer.")
+            raise NotServedError("POST knows /v2/models/NAME/infer and /v2/models/NAME/labels.")
         start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
         try:
             reply = await self._inferred(named, headers, body)
+            if reply.answered is not None:
+                await self._endpoint.record(reply.answered)
         except Exception:
             statistics.failed(time.perf_counter_ns() - start_ns)
             raise
