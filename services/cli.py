@@ -142,7 +142,8 @@ def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, re
 @click.option(
     "--rows-per-second", default=0.0, type=click.FloatRange(0), metavar="R", help="Pace them; 0 (default): as fast as it goes."
 )
-def send(instance: Instance, file: Path | None, data: str | None, rows_per_second: float) -> None:
+@click.option("--served", is_flag=True, help="They are served predictions and late labels, for the topic NAME.served.")
+def send(instance: Instance, file: Path | None, data: str | None, rows_per_second: float, served: bool) -> None:
     """Append the rows of a file (.jsonl, .csv, .parquet) or of a data set to the log.
 
     Example: millrace send digits.toml --data digits
@@ -155,7 +156,8 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
         values = datasets.values(data)
     else:
         raise click.UsageError("Name a file, or a data set with --data.")
-    show([{"topic": instance.loaded.pipeline.topic, "sent": sending.send(instance, values, rows_per_second)}])
+    sent = sending.send(instance, values, rows_per_second, served)
+    show([{"topic": sending.topic_of(instance, served), "sent": sent}])
 
 
 reason_option = click.option("--reason", required=True, help="Why; kept in the ledger.")

@@ -25,19 +25,25 @@ PACED_ROWS = 64  # at most, where they are
 JSON_SCALAR = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|true|false")  # 007, nan and 1_000 are text
 
 
-def send(instance: Instance, values: Iterable[bytes], rows_per_s: float) -> int:
+class _Keyed(msgspec.Struct):
+    id: str
+
+
+def send(instance: Instance, values: Iterable[bytes], rows_per_s: float, served: bool = False) -> int:
     """Append each value as a record; returns how many. ``rows_per_s`` 0: as fast as the log takes them.
+
+    ``served``: the values are served predictions and labels, and go to their own topic under their ids.
 
     Raises: StorageError, BadInputError where the log refuses or the values cannot be read; what was appended before stays,
     and the message says how much that is.
     """
-    store, topic = instance.log(), instance.loaded.pipeline.topic
-    values = iter(values)
+    store, topic = instance.log(), topic_of(instance, served)
+    values, key = iter(values), _id_of if served else _no_key
     sent, start_s = 0, time.monotonic()
     try:
         while chunk := list(islice(values, PACED_ROWS if rows_per_s else CHUNK)):
             now_ms = time.time_ns() // 1_000_000
-            store.append(topic, [Record(value, timestamp_ms=now_ms) for value in chunk])
+            store.append(topic, [Record(value, key(value), timestamp_ms=now_ms) for value in chunk])
             sent += len(chunk)
             if rows_per_s:
                 time.sleep(max(0.0, start_s + sent / rows_per_s - time.monotonic()))
@@ -45,6 +51,26 @@ def send(instance: Instance, values: Iterable[bytes], rows_per_s: float) -> int:
         raise type(error)(f"{error} The first {sent} rows are in the log; leave them out when you send the rest.") from error
     _retain(instance)
     return sent
+
+
+def topic_of(instance: Instance, served: bool) -> str:
+    """Where `send` appends. Raises: BadInputError where the pipeline takes no late labels."""
+    pipeline = instance.loaded.pipeline
+    if served and pipeline.labels is None:
+        raise BadInputError(f"Pipeline {pipeline.name} has no table [labels], so nothing would read {pipeline.served_topic}.")
+    return pipeline.served_topic if served else pipeline.topic
+
+
+def _id_of(value: bytes) -> bytes | None:
+    """The key that keeps the records of an id in order; none where a record has no id, which the worker will refuse."""
+    try:
+        return msgspec.json.decode(value, type=_Keyed).id.encode()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _no_key(_value: bytes) -> None:
+    """Events have none."""
 
 
 def _retain(instance: Instance) -> None:

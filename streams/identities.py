@@ -1,8 +1,8 @@
 """Which ids have been settled, and by which labels: remembered long enough to meet every retry, in bounded memory.
 
 Identities lie in segments by the time they were settled. Only the newest is held as a dict; a closed one is an immutable sorted
-array, spilled to a file that the kernel may drop from memory, and a checkpoint part that never changes. Closed segments of one
-time are merged as they come, so that there are few of them, and a Bloom filter stands in front of each.
+array and a checkpoint part that never changes; where it is large, it is spilled to a file that the kernel may drop from memory.
+Closed segments of one time are merged, so that there are few of them, and a Bloom filter stands in front of each.
 
 Source: shared/specs/serving.md, E 4. Bloom, "Space/Time Trade-offs in Hash Coding with Allowable Errors", CACM 13 (7), 1970.
 """
@@ -23,6 +23,7 @@ BUCKETS = 16  # into which the time of remembering is cut; an identity stays at 
 MERGED = 4  # segments of equal tier become one of the next
 TOP_TIER = 2  # segments of it are not merged further
 BITS = 8  # of a Bloom filter a row, at least: with two of them set by each, one foreign id in twenty passes
+SPILL_BYTES = 1 << 16  # pieces from this size on are spilled
 NO_LABEL = -1  # in place of a revision: settled without one
 
 Ids = NDArray[np.int64]
@@ -222,7 +223,12 @@ def _filter(ids: Ids) -> NDArray[np.uint8]:
 
 
 def _spilled(rows: Ids) -> Ids:
-    """The same numbers in a nameless file mapped into memory, so that they weigh on the page cache and not on the process."""
+    """The same numbers in a nameless file mapped into memory, so that they weigh on the page cache and not on the process.
+
+    A few stay where they are: merging sees to it that there are few such pieces.
+    """
+    if rows.nbytes < SPILL_BYTES:
+        return rows
     with TemporaryFile() as file:
         file.write(np.ascontiguousarray(rows).tobytes())
         file.flush()

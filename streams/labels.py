@@ -92,10 +92,8 @@ class Taken:
 
     fresh: list[int] = field(default_factory=list)  # which of the rows are predictions to wait for
     slots: list[int] = field(default_factory=list)  # where those wait
-    ended: list[int] = field(default_factory=list)  # slots of predictions that wait no more
-    learned: list[int] = field(default_factory=list)  # of them, those with a label
-    labels: list[str | float] = field(default_factory=list)  # that label
-    clock_ms: list[int] = field(default_factory=list)  # and when
+    lessons: list[tuple[int, str | float, int]] = field(default_factory=list)  # slot, label, and when they met
+    let_go: list[int] = field(default_factory=list)  # slots of predictions that wait no more, without a lesson
     passed: int = 0
     conflicts: list[int] = field(default_factory=list)  # which of the records
 
@@ -172,11 +170,12 @@ class LabelJoin:
     def lessons(self, taken: Taken) -> Lessons | None:
         """What is to be learned; who waits no more is let go."""
         found = None
-        if taken.learned:
-            labels = taken.labels
+        if taken.lessons:
+            slots, labels, clock_ms = map(list, zip(*taken.lessons, strict=True))
             y = np.array(labels, dtype=np.float64) if self._numbers else _objects(labels)
-            found = self._rows.lessons(taken.learned, y, taken.clock_ms)
-        self._rows.release(taken.ended)
+            found = self._rows.lessons(slots, y, clock_ms)
+            self._rows.release(slots)
+        self._rows.release(taken.let_go)
         return found
 
     def advance(self, now_ms: int, taken: Taken) -> None:
@@ -195,11 +194,11 @@ class LabelJoin:
             return
         self.counts.defaulted += 1
         self._known.add(one, NO_LABEL, 0, now_ms)
-        self._learn(self._pending.pop(one), self._default, now_ms, taken)
+        taken.lessons.append((self._pending.pop(one), self._default, now_ms))
 
     def _let_go(self, one: int, now_ms: int, taken: Taken) -> None:
         """A prediction is passed; its label is late from now on."""
-        taken.ended.append(self._pending.pop(one))
+        taken.let_go.append(self._pending.pop(one))
         taken.passed += 1
         self._known.add(one, NO_LABEL, 0, now_ms)
 
@@ -207,12 +206,6 @@ class LabelJoin:
         self._early_seen -= len(self._early.pop(one).seen)
         self.counts.unmatched += 1
         self.settled += 1
-
-    def _learn(self, slot: int, label: str | float, now_ms: int, taken: Taken) -> None:
-        taken.ended.append(slot)
-        taken.learned.append(slot)
-        taken.labels.append(label)
-        taken.clock_ms.append(now_ms)
 
     def _prediction(self, one: int, record: Prediction, now_ms: int, taken: Taken) -> None:
         """Take a prediction that has not been there."""
@@ -236,7 +229,7 @@ class LabelJoin:
         self._joined(self._pending.pop(one), early.label, now_ms, taken)
 
     def _joined(self, slot: int, label: str | float, now_ms: int, taken: Taken) -> None:
-        self._learn(slot, label, now_ms, taken)
+        taken.lessons.append((slot, label, now_ms))
         self.counts.joined += 1
         self.settled += 1
 

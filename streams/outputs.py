@@ -12,6 +12,7 @@ from millrace.learners.protocol import Value
 from millrace.streams.codec import Refused
 from millrace.streams.entries import Step
 from millrace.streams.fold import Fold
+from millrace.streams.labels import LabelJoin
 from millrace.streams.records import Record, encode_headers, split_tp
 from millrace.streams.source import Producer
 
@@ -29,7 +30,7 @@ class Output(msgspec.Struct, frozen=True):
     clock_ms: int
     scores: dict[str, Value]  # of the worker's own answers, each given just before its row was learned
     served_scores: dict[str, Value] | None = None  # of the answers as they were served; None: no late labels
-    labels: dict[str, int] | None = None  # what came of served predictions and labels
+    labels: dict[str, int] | None = None  # what came of served predictions and labels, and what waits
 
 
 def scores_topic(pipeline: str) -> str:
@@ -56,9 +57,15 @@ def output_record(step: Step, fold: Fold) -> Record:
         clock_ms=fold.clock_ms,
         scores=_plain(fold.scores.totals),
         served_scores=None if join is None else _plain(fold.served_scores.totals),
-        labels=None if join is None else msgspec.structs.asdict(join.counts),
+        labels=None if join is None else _late(join),
     )
     return Record(msgspec.json.encode(output), step.branch.encode())
+
+
+def _late(join: LabelJoin) -> dict[str, int]:
+    """What came of served predictions and labels; how many of each wait; how many identities are remembered."""
+    now = {"awaited": join.waiting_predictions, "waiting": join.waiting_labels, "remembered": join.remembered.rows}
+    return msgspec.structs.asdict(join.counts) | now
 
 
 def _plain(totals: ClassScores | ValueScores) -> dict[str, Value]:
@@ -105,7 +112,13 @@ def dead_letter(tp: str, refused: Refused) -> Record:
     return Record(event.value, event.key, headers)
 
 
-def conflict_letters(fold: Fold) -> list[Record]:
-    """Dead letters of the labels that contradict another, as the newest step of ``fold`` found them."""
+def contradictions(fold: Fold) -> list[tuple[str, Refused]]:
+    """Labels of the newest step of ``fold`` that contradict the one that came first under their id and revision.
+
+    Only folding the first shows that the second conflicts, so their dead letters cannot be confirmed before the step is
+    journaled, as those of unreadable records are (journal.md, rule 5). They leave after the acknowledgement, before the step's
+    scores, and again whenever the step is folded again and its scores had not been seen to leave. So each leaves at least once;
+    a dead letter is identified by its topic, partition and offset, by which a reader knows the repetition.
+    """
     why = "another label than the one that came first under this id and revision"
-    return [dead_letter(tp, Refused(event, "conflicting-label", why)) for tp, event in fold.conflicts]
+    return [(tp, Refused(event, "conflicting-label", why)) for tp, event in fold.conflicts]

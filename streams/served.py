@@ -146,18 +146,19 @@ class ServedCodec:
         if values and max(map(len, values)) > self._max_bytes:
             raise RecordError("oversized", f"over {self._max_bytes} bytes, the pipeline's log.max_bytes")
         records = list(map(self._decode, values))
-        for event, record in zip(events, records, strict=True):
-            if event.key is not None and event.key != record.id.encode():
-                raise RecordError("wrong-key", "the record's key is not its id, so nothing keeps the records of an id in order")
+        keys, ids = [event.key for event in events], [record.id.encode() for record in records]
+        if keys != ids and any(key not in (None, one) for key, one in zip(keys, ids, strict=True)):
+            raise RecordError("wrong-key", "the record's key is not its id, so nothing keeps the records of an id in order")
         if list(map(ENCODER.encode, records)) != values:  # else they are as we write them ourselves, and hold no key twice
             for value, record in zip(values, records, strict=True):
                 _refuse_twice(value, record)
         self._check_answers([record for record in records if isinstance(record, Prediction)])
+        texts = {str} == {type(record.label) for record in records if isinstance(record, LateLabel)}
+        if texts and self._label.type == "string":
+            return records
         return [record if isinstance(record, Prediction) else self._labelled(record) for record in records]
 
     def _labelled(self, record: LateLabel) -> LateLabel:
-        if isinstance(record.label, str) and self._label.type == "string":
-            return record
         return LateLabel(record.id, label_value(self._label, record.label), record.revision)
 
     def _check_answers(self, records: list[Prediction]) -> None:

@@ -15,7 +15,7 @@ from millrace.streams.entries import Host, Mark, Open, StateName, Step
 from millrace.streams.journal import Pending, Writer, newest_version, summarise
 from millrace.streams.outputs import (
     check_end,
-    conflict_letters,
+    contradictions,
     dead_letter,
     dead_letter_topic,
     last_output,
@@ -233,7 +233,7 @@ class Worker:
         yield "acknowledged"
         self._emit(pending.entry)
         yield "emitted"
-        self._stop_if_too_many_rejected(checked)
+        self._stop_if_too_many_rejected(_records(reads), checked.refused + contradictions(self.fold))
 
     def _read(self) -> list[Read]:
         """What is there, for at most ``step_ms`` after the first of it."""
@@ -270,9 +270,11 @@ class Worker:
             rows.append(decoded)
             refused += [(read.tp, one) for one in sorted(bad, key=lambda one: one.event.offset)]
         if refused:
-            topic = dead_letter_topic(self._recipe.name)
-            self._doors.producer.append(topic, [dead_letter(tp, one) for tp, one in refused])
+            self._bury(refused)
         return Checked(reads, rows, refused)
+
+    def _bury(self, refused: list[tuple[str, Refused]]) -> None:
+        self._doors.producer.append(dead_letter_topic(self._recipe.name), [dead_letter(tp, one) for tp, one in refused])
 
     def _append(self, checked: Checked) -> Sent:
         newest_ms = [int(rows.t.max()) for rows in checked.rows if len(rows)]
@@ -288,24 +290,23 @@ class Worker:
         return Sent(entry, self._writer.send(entry))
 
     def _emit(self, step: Step) -> None:
-        if self.fold.conflicts:  # only folding finds them, so they leave after the fence, and again after a crash
-            topic = dead_letter_topic(self._recipe.name)
-            self._doors.producer.append(topic, conflict_letters(self.fold))
+        if conflicts := contradictions(self.fold):
+            self._bury(conflicts)
         self._doors.producer.flush()  # the step before this one: what is not delivered is an error
         self._doors.producer.post(scores_topic(self._recipe.name), [output_record(step, self.fold)])
 
-    def _stop_if_too_many_rejected(self, checked: Checked) -> None:
-        self._window.append((_records(checked.reads), len(checked.refused)))
+    def _stop_if_too_many_rejected(self, read: int, refused: list[tuple[str, Refused]]) -> None:
+        self._window.append((read, len(refused)))
         records = sum(count for count, _ in self._window)
         while records - self._window[0][0] >= self._config.window_rows:
             records -= self._window.popleft()[0]
         rejected = sum(count for _, count in self._window)
         if rejected > self._config.stop_share * max(records, self._config.window_rows):
-            reasons = sorted({one.reason for _, one in checked.refused})
-            tp, first = checked.refused[0] if checked.refused else ("", None)
+            reasons = sorted({one.reason for _, one in refused})
+            tp, first = refused[0] if refused else ("", None)
             example = f", such as {tp} offset {first.event.offset}: {first.detail}" if first else ""
             raise TooManyRejectedError(
-                f"{rejected} of the last {records} records could not be read ({', '.join(reasons)}{example}). They are kept in "
+                f"{rejected} of the last {records} records were refused ({', '.join(reasons)}{example}). They are kept in "
                 f"topic {dead_letter_topic(self._recipe.name)}, nothing is lost, and everything else was learned. Mend the "
                 "producer or the pipeline's fields, or raise worker.stop_share, and start again."
             )

@@ -116,7 +116,7 @@ def test_too_many_bad_records_stop_the_worker_and_a_higher_share_goes_on_without
     rows = [row for good in flower_rows(300) for row in (good, b'{"x": [1, 2, 3]}')]
     sent(tmp_path, rows)
     said = done(tmp_path, "run", "digits.toml", code=1)
-    assert "32 of the last 64 records could not be read (wrong-shape, such as digits:0 offset 1: Expected" in said
+    assert "32 of the last 64 records were refused (wrong-shape, such as digits:0 offset 1: Expected" in said
     assert "topic digits.dead-letters, nothing is lost" in said and "raise worker.stop_share" in said
     stopped = facts(tmp_path)
     assert accounted(stopped) == 64 and stopped["lag_rows"] == 536 and stopped["rejected"] == 32

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from rooms import here, pipeline_in
+from rooms import PIPELINE, facts, here, json_lines, pipeline_in
 
 from millrace.services.bundle import Bundle, open_bundle
 from millrace.services.config import load_pipeline
@@ -14,6 +14,7 @@ from millrace.services.current import Blob, Publication
 from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.trainer import Trainer
+from millrace.streams.served import LateLabel, Prediction, encode, encode_row
 
 SOON_S = 30.0
 
@@ -61,6 +62,53 @@ def test_it_publishes_what_it_has_acknowledged_refills_current_and_marks_a_versi
     assert places == sorted(places)
     newest = Archive(instance).newest("main")
     assert newest.identity.version and newest._servable.weights.tobytes() == shelf.bundles[-1]._servable.weights.tobytes()
+
+
+def told(rows: int) -> bytes:
+    """JSON lines: predictions as they were served, their labels, one of them twice, and one that contradicts another."""
+    lines = []
+    for at in range(rows):
+        row = encode_row({"x": [at % 7, 1, 2, at % 3], "site": "north"})
+        lines += [encode(Prediction(f"r{at}", row, "main", 1, 2, ("rose", "tulip"), (0.1, 0.9)))]
+        lines += [encode(LateLabel(f"r{at}", ("rose", "tulip")[at % 2]))] * (2 if at == 5 else 1)
+    return b"\n".join([*lines, encode(LateLabel("r0", "tulip")), encode(LateLabel("nobody", "rose")), b'{"id": 3}']) + b"\n"
+
+
+@pytest.mark.slow
+def test_a_trainer_learns_served_predictions_with_their_late_labels(tmp_path: Path) -> None:
+    """It publishes what it learned from them, its version can be served and proved, and `status` says what became of each."""
+    pipeline = pipeline_in(tmp_path, text=PIPELINE + "\n[labels]\nmemory_rows = 1000\n")
+    instance = Instance(load_pipeline(pipeline), tmp_path / ".millrace" / "digits")
+    (tmp_path / "told.jsonl").write_bytes(told(100))
+    shelf = Shelf(instance)
+    trainer = Trainer(instance, "main", shelf)
+    for words in (["rows.jsonl"], ["told.jsonl", "--served"]):
+        assert here("send", "digits.toml", *words, cwd=tmp_path).exit_code == 0
+    soon(lambda: trainer.state().records == 200 + 204 and not facts(tmp_path)["lag_rows"])
+    soon(lambda: shelf.bundles and shelf.bundles[-1].identity.seq == trainer.state().seq)
+    assert not trainer.stop(SOON_S).said
+    found = facts(tmp_path)
+    counted = {name: found[f"labels_{name}"] for name in ("joined", "repeated", "conflicts", "awaited", "waiting", "late")}
+    assert counted == {"joined": 100, "repeated": 1, "conflicts": 1, "awaited": 0, "waiting": 1, "late": 0}
+    assert (found["scored_as_served"], found["served_accuracy"], found["scored_by_worker"]) == (100, 0.5, 200)
+    assert found["records"] == sum(int(found[name]) for name in ("learned", "passed", "rejected", "labels", "waiting"))
+    assert (found["learned"], found["rejected"], found["lag_rows"]) == (300, 2, 0)
+    newest = Archive(instance).newest("main")
+    assert newest.identity.version == found["version"] and set(newest.classes) >= {"rose", "tulip"}
+    assert here("verify", "digits.toml", cwd=tmp_path).exit_code == 0
+    assert {"labels.horizon_ms", "labels.memory_rows"} <= {one["key"] for one in settings(tmp_path)}
+
+
+def settings(folder: Path) -> list[dict[str, object]]:
+    """What `config show` says."""
+    return json_lines(here("config", "show", "digits.toml", "--output", "json", cwd=folder).stdout)
+
+
+def test_served_records_are_refused_where_no_table_labels_says_how_they_are_read(tmp_path: Path) -> None:
+    """Nothing would read them."""
+    pipeline_in(tmp_path)
+    done = here("send", "digits.toml", "rows.jsonl", "--served", cwd=tmp_path)
+    assert done.exit_code == 2 and "has no table [labels]" in done.stderr
 
 
 @pytest.mark.slow

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from branches import Rooms, make_events, mark_at_once, recipe
+from late import RULES, late_recipe, make_late_events
 
 from millrace.learners.errors import DamageError, ReplacedError
-from millrace.streams.branch import load_checkpoint, refold, state_hash
+from millrace.streams.branch import Recipe, load_checkpoint, refold, state_hash
 from millrace.streams.entries import Mark, Open, Step
 from millrace.streams.journal import Cursor, Pending, Writer, counted
 from millrace.streams.parts import pack
+from millrace.streams.records import Event, decode_headers
 from millrace.streams.store import kept_marks
 from millrace.streams.stream import UNKNOWN
 from millrace.streams.worker import Worker, WorkerConfig
@@ -22,7 +26,10 @@ ROWS = 24
 EVENTS = make_events(ROWS, seed=3)
 HOW = recipe("chain", batch_rows=4)
 CONFIG = WorkerConfig(step_rows=3, step_ms=0, checkpoint_rows=7, version_rows=15, keep=2)
+LATE = late_recipe("chain", replace(RULES, memory_rows=24, grace_ms=400))
+LATE_EVENTS = make_late_events(ROWS, seed=229)
 SCHEDULES = 5040
+LATE_SCHEDULES = 720
 SHARDS = 12  # so that two processes share the work
 WRITERS = 5
 TURNS = 90
@@ -96,10 +103,11 @@ class Trusted(Worker):
 class Schedule:
     """One seeded run of several writers on one branch, and what must hold after it."""
 
-    def __init__(self, seed: int, kind: type[Worker]) -> None:
+    def __init__(self, seed: int, kind: type[Worker], how: Recipe = HOW, events: Sequence[Event] = EVENTS) -> None:
         self.chance = random.Random(seed)
         self.kind = kind
-        self.rooms = Rooms(EVENTS, journal=Delayed(self.chance), read_rows=3)
+        self.how = how
+        self.rooms = Rooms(events, journal=Delayed(self.chance), read_rows=3)
         self.alive: list[tuple[Worker, object]] = []
         self.seen = Counter()
 
@@ -111,7 +119,7 @@ class Schedule:
         self.rooms.journal.chance = random.Random(0)
         self.rooms.journal.land_some = lambda share: None
         self.rooms.journal.send = lambda value: _landed(self.rooms.journal, value)
-        self.last = self.rooms.worker(Worker, CONFIG, HOW)
+        self.last = self.rooms.worker(Worker, CONFIG, self.how)
         while sum(self.last.fold.position.values()) < ROWS:
             list(self.last.step())
             mark_at_once(self.last)
@@ -128,7 +136,7 @@ class Schedule:
 
     def _start(self) -> None:
         try:
-            worker = self.rooms.worker(self.kind, CONFIG, HOW)
+            worker = self.rooms.worker(self.kind, CONFIG, self.how)
         except ReplacedError:
             self.seen["lost the race to open"] += 1
             return
@@ -172,9 +180,10 @@ class Schedule:
 
     def _wrong_states(self, entries, read: int) -> list[str]:
         wrong = [] if read == ROWS else [f"{read} of {ROWS} records read"]
-        fold = HOW.fold(entries[0])
+        fold, buried = self.how.fold(entries[0]), set()
         marks = {entry.state_seq: entry for entry in entries if isinstance(entry, Mark)}
-        for entry in refold(fold, entries, self.rooms.doors().source, HOW.codec):
+        for entry in refold(fold, entries, self.rooms.doors().source, self.how.reader):
+            buried |= {event.offset for _, event in fold.conflicts} if isinstance(entry, Step) else set()
             if entry.seq in marks and state_hash(fold.parts()) != marks[entry.seq].state_sha256:
                 wrong.append(f"the mark of seq {entry.seq} is of another state")
         for mark in kept_marks(list(marks.values()), CONFIG.keep):
@@ -182,8 +191,14 @@ class Schedule:
                 load_checkpoint(self.rooms.store, mark)
             except DamageError as error:
                 wrong.append(str(error))
+        wrong += [] if buried == self._conflicts_let_out() else ["dead letters of conflicts are not those of the journal"]
         same = all(pack(self.last.fold.parts()[name]) == pack(part) for name, part in fold.parts().items())
         return wrong + ([] if same else ["the last writer's state is not the fold of the journal"])
+
+    def _conflicts_let_out(self) -> set[int]:
+        letters = [decode_headers(letter.headers) for letter in self.rooms.producer.records.get("small.dead-letters", [])]
+        said = [dict(headers) for headers in letters]
+        return {int(one["millrace.offset"]) for one in said if one["millrace.reason"] == b"conflicting-label"}
 
 
 def _landed(stream: Delayed, value: bytes) -> Flight:
@@ -205,6 +220,19 @@ def test_whatever_writers_do_only_what_counts_is_let_out(shard):
         assert schedule.broken_promises() == [], f"schedule {seed}"
         seen += schedule.seen
     assert min(seen[name] for name in ("crash", "fenced off", "dead entries", "released", "lost the race to open")) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_whatever_writers_do_late_labels_are_joined_once(shard):
+    """The same with labels early, late, twice and in conflict; dead letters of conflicts are those that the journal finds."""
+    seen = Counter()
+    for seed in range(shard, LATE_SCHEDULES, SHARDS):
+        schedule = Schedule(seed, Worker, LATE, LATE_EVENTS)
+        schedule.run()
+        assert schedule.broken_promises() == [], f"schedule {seed}"
+        seen += schedule.seen
+    assert min(seen[name] for name in ("crash", "fenced off", "dead entries", "released")) > 10
 
 
 def test_a_fence_that_trusts_acknowledgements_breaks_the_promise():
