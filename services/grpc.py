@@ -151,7 +151,7 @@ class GrpcApp:
             if len(raw) <= INLINE_BYTES:
                 response, cost = self._inferred(raw)
             else:
-                response, cost = await self._endpoint.pool.run(self._inferred, raw)
+                response, cost = await self._endpoint.pool.run(len(raw), self._inferred, raw)
         except Exception:
             statistics.failed(time.perf_counter_ns() - start_ns)
             raise
