@@ -152,7 +152,7 @@ class GrpcApp:
             if len(raw) <= INLINE_BYTES:
                 inferred = self._inferred(raw)
             else:
-                inferred = await self._endpoint.pool.run(self._inferred, raw)
+                inferred = await self._endpoint.pool.run(len(raw), self._inferred, raw)
             await self._endpoint.record(inferred.answered)
         except Exception:
             statistics.failed(time.perf_counter_ns() - start_ns)

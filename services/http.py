@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -11,7 +12,14 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import BadInputError, MillraceError, NotServedError, TooLargeError
+from millrace.learners.errors import (
+    BadInputError,
+    MillraceError,
+    NotServedError,
+    OverloadedError,
+    TooLargeError,
+    TooSlowError,
+)
 from millrace.services.access import FORWARDED, LABEL, PREDICT, is_loopback
 from millrace.services.endpoint import INLINE_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, meaning
@@ -21,6 +29,8 @@ from millrace.services.labelling import read_labels
 log = logging.getLogger("millrace")
 
 JSON = b"application/json"
+BODY_S = 10.0  # a request's body has to be whole after so long
+ARRIVING_BYTES = 256 << 20  # of all bodies that are arriving
 LENGTH = b"inference-header-content-length"
 
 Scope = MutableMapping[str, Any]
@@ -34,6 +44,7 @@ class HttpApp:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        self._bodies = Bodies(endpoint.max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -62,7 +73,7 @@ class HttpApp:
         labels = scope["method"] == "POST" and parts[-1] == "labels"
         self._endpoint.access.check(headers.get(b"authorization", b""), local, LABEL if labels else PREDICT)
         if scope["method"] == "POST":
-            body = await _body(receive, self._endpoint.max_bytes)
+            body = await self._bodies.read(receive)
             return await (self._label(parts, body) if labels else self._infer(parts, headers, body))
         if parts[-1] == "status":
             check_model(_model_path(parts).model, None, self._endpoint.name, None)
@@ -123,7 +134,7 @@ class HttpApp:
         now_ms = time.time_ns() // 1_000_000
         if len(body) <= INLINE_BYTES:
             return infer(self._endpoint.name, bundle, asked, now_ms)
-        return await self._endpoint.pool.run(infer, self._endpoint.name, bundle, asked, now_ms)
+        return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, asked, now_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,19 +168,42 @@ def _json_bytes(headers: dict[bytes, bytes]) -> int | None:
     return int(said)
 
 
-async def _body(receive: Receive, max_bytes: int) -> bytes:
-    """The request's body. Raises: TooLargeError as soon as it is over the limit."""
-    chunks, size = [], 0
-    while True:
+class Bodies:
+    """Requests' bodies while they arrive: bounded each in bytes and time, and all together in bytes.
+
+    Only these bounds keep those who send slowly from holding up others, so Serve's own limit on requests at once is far away.
+    """
+
+    def __init__(self, max_bytes: int, seconds: float = BODY_S, together: int = ARRIVING_BYTES) -> None:
+        self.arrived = 0  # bytes, of bodies that are not whole
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+        self._together = together
+
+    async def read(self, receive: Receive) -> bytes:
+        """One body. Raises: TooLargeError, TooSlowError, OverloadedError, each as soon as it is so."""
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._seconds):
+                while await self._more(receive, chunks):
+                    pass
+        except TimeoutError as error:
+            raise TooSlowError(f"The request did not arrive whole within {self._seconds:g} s; send it again.") from error
+        finally:
+            self.arrived -= sum(map(len, chunks))
+        return b"".join(chunks)
+
+    async def _more(self, receive: Receive, chunks: list[bytes]) -> bool:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise BadInputError("The caller left before the request was whole.")
         chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > max_bytes:
-            raise TooLargeError(f"The request is over {max_bytes} bytes; send fewer rows at a time.")
-        if not message.get("more_body", False):
-            return b"".join(chunks)
+        self.arrived += len(chunks[-1])
+        if sum(map(len, chunks)) > self._max_bytes:
+            raise TooLargeError(f"The request is over {self._max_bytes} bytes; send fewer rows at a time.")
+        if self.arrived > self._together:
+            raise OverloadedError("More requests arrive at once than there is room for. Ask again, or send smaller ones.")
+        return bool(message.get("more_body", False))
 
 
 def _json(value: dict[str, Any]) -> Reply:

@@ -33,7 +33,7 @@ APPLICATION = "millrace"
 KEEP_S = 1.0  # between two looks of the keeper
 TELL_S = 2.0  # between two words of a replica about itself
 REPLICA_CPUS = 0.1  # logical ones, for placement; BLAS uses one thread
-IN_FLIGHT = 64  # requests a replica works on at a time
+IN_FLIGHT = 2048  # requests a replica holds at a time; what it works on is bounded in bytes, by ``Bodies`` and ``Pool``
 QUEUED = 256  # requests that may wait for a replica; more are refused
 
 
