@@ -1,0 +1,69 @@
+"""Any pipeline served in processes of its own, from the moment every replica is ready; ended with everything it started."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from endpoint import Up, command_of, descendants, free_port, until
+from rooms import MILLRACE, PATIENCE_S, clean_environment
+
+IN_A_ROW = 20  # ready answers: both replicas are among those who gave them
+
+
+def is_ready(port: int) -> bool:
+    """Whether one replica is."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def options(port: int) -> list[str]:
+    """Ports for `millrace up`, one for gRPC too where it has that."""
+    known = subprocess.run([*MILLRACE, "up", "--help"], env=clean_environment(), capture_output=True, text=True, check=True)
+    grpc = ["--grpc-port", str(free_port())] if "--grpc-port" in known.stdout else []
+    return ["--port", str(port), *grpc]
+
+
+@contextmanager
+def standing(folder: Path, python: Mapping[str, str] | None = None) -> Iterator[Up]:
+    """`millrace up digits.toml` with two replicas; ``python``: environment variables for it."""
+    port, said = free_port(), folder / "up.log"
+    command = [*MILLRACE, "up", "digits.toml", *options(port)]
+    env = clean_environment() | dict(python or {})
+    with said.open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until(lambda: process.poll() is not None or b"Ctrl-C" in said.read_bytes(), PATIENCE_S)
+        assert process.poll() is None, said.read_text()
+        until(lambda: all(is_ready(port) for _ in range(IN_A_ROW)), PATIENCE_S)
+        yield Up(folder, port, process)
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C, and kill -9 for what it leaves."""
+    started = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    time.sleep(0.5)
+    for pid in [pid for pid in started if command_of(pid)]:
+        os.kill(pid, signal.SIGKILL)
