@@ -22,6 +22,7 @@ SYNC := $(UV) pip sync --quiet --require-hashes --compile-bytecode --python
 RESOLVE := $(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command 'make lock' --python-version 3.11
 TEST := .venv-test/bin
+SHARED := PYTHONPATH=tests/services:tests/streams # what tests and benchmarks share
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
@@ -64,13 +65,13 @@ bench-loop: .venv-test/.installed  ## the whole worker against a bare read of th
 	$(TEST)/python tests/bench/bench_loop.py
 
 bench-serve: .venv-test/.installed .venv-peers/.ready  ## requests/s and latency against MLServer, bare FastAPI and bare grpc.aio
-	$(TEST)/python tests/bench/bench_serve.py
+	$(SHARED) $(TEST)/python tests/bench/bench_serve.py
 
 bench-fresh: .venv-test/.installed  ## from an event's append to answers that know it, while 1,000 rows/s are learned
-	$(TEST)/python tests/bench/bench_fresh.py
+	$(SHARED) $(TEST)/python tests/bench/bench_fresh.py
 
 bench-rollback: .venv-test/.installed  ## from the rollback command to the last replica that has gone back, under load
-	$(TEST)/python tests/bench/bench_rollback.py
+	$(SHARED) $(TEST)/python tests/bench/bench_rollback.py
 
 lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) -o $(LOCKS)/uv.txt $(LOCKS)/uv.in

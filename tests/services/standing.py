@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def is_ready(port: int) -> bool:
         connection.close()
 
 
+def grpc_port(up: Up) -> int | None:
+    """Where it answers gRPC, as it says itself; None where it does not."""
+    found = re.search(r"^ *gRPC 127\.0\.0\.1:(\d+)", (up.folder / "up.log").read_text(encoding="utf-8"), re.MULTILINE)
+    return None if found is None else int(found[1])
+
+
 def options(port: int) -> list[str]:
     """Ports for `millrace up`, one for gRPC too where it has that."""
     known = subprocess.run([*MILLRACE, "up", "--help"], env=clean_environment(), capture_output=True, text=True, check=True)
@@ -39,13 +46,12 @@ def options(port: int) -> list[str]:
 
 
 @contextmanager
-def standing(folder: Path, python: Mapping[str, str] | None = None) -> Iterator[Up]:
-    """`millrace up digits.toml` with two replicas; ``python``: environment variables for it."""
+def standing(folder: Path, millrace: Sequence[str] = MILLRACE) -> Iterator[Up]:
+    """`millrace up digits.toml` with two replicas; ``millrace``: what is run for it."""
     port, said = free_port(), folder / "up.log"
-    command = [*MILLRACE, "up", "digits.toml", *options(port)]
-    env = clean_environment() | dict(python or {})
+    command = [*millrace, "up", "digits.toml", *options(port)]
     with said.open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
     try:
         until(lambda: process.poll() is not None or b"Ctrl-C" in said.read_bytes(), PATIENCE_S)
         assert process.poll() is None, said.read_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from endpoint import Up
 from rooms import PIPELINE, clean_environment, millrace, pipeline_in
-from standing import standing
+from standing import grpc_port, standing
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # two cores serve one instance at a time
@@ -57,10 +57,10 @@ def address(up: Up, way: str) -> str:
     """Where it listens, as the libraries want it."""
     if way == "http":
         return f"127.0.0.1:{up.port}"
-    found = re.search(r"^ *gRPC (127\.0\.0\.1:\d+)", (up.folder / "up.log").read_text(encoding="utf-8"), re.MULTILINE)
-    if found is None:
+    port = grpc_port(up)
+    if port is None:
         pytest.skip("`millrace up` names no address for gRPC")
-    return found[1]
+    return f"127.0.0.1:{port}"
 
 
 def said_by(script: str, up: Up, way: str) -> dict:
