@@ -8,7 +8,7 @@ JOBS ?= 2
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: lock clean
+.PHONY: lock proto clean
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -26,7 +26,7 @@ SHARED := PYTHONPATH=tests/services:tests/streams # what tests and benchmarks sh
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
-SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name '*.py' -o -name py.typed \) 2>/dev/null)
+SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) 2>/dev/null)
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,13 @@ bench-fresh: .venv-test/.installed  ## from an event's append to answers that kn
 
 bench-rollback: .venv-test/.installed  ## from the rollback command to the last replica that has gone back, under load
 	$(SHARED) $(TEST)/python tests/bench/bench_rollback.py
+
+# The folder is the package to protoc too, so that the files import each other by the name they have once installed.
+proto: .venv-test/.ready  ## make the message classes from services/*.proto
+	rm -rf build/proto && mkdir -p build/proto
+	$(TEST)/python -m grpc_tools.protoc -Imillrace/services=services --python_out=build/proto --pyi_out=build/proto \
+		$(addprefix millrace/,$(wildcard services/*.proto))
+	mv build/proto/millrace/services/* services/
 
 lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) -o $(LOCKS)/uv.txt $(LOCKS)/uv.in

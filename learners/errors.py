@@ -65,8 +65,20 @@ class TooLargeError(BadInputError):
     """A request over the limit on its size."""
 
 
+class NotOfferedError(MillraceError):
+    """A call that the protocol has and this endpoint does not answer."""
+
+
+class OverloadedError(MillraceError):
+    """More is being worked on than may wait; ask again."""
+
+
 class AccessError(MillraceError):
-    """A caller who did not show the token."""
+    """A caller who did not show a token."""
+
+
+class ScopeError(AccessError):
+    """A caller whose token is for something else."""
 
 
 class NotCountedError(MillraceError):

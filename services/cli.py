@@ -83,6 +83,13 @@ branch_help = "Which history of the pipeline."
 branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=_branch_name, help=branch_help)
 
 
+tokens_help = "A file of tokens: a line each, scopes (predict, label, or predict,label), a space, the token."
+tokens_path = click.Path(path_type=Path)
+tokens_option = click.option(
+    "--tokens", type=tokens_path, metavar="FILE", callback=_remember, expose_value=False, help=tokens_help
+)
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="millrace")
 def main() -> None:
@@ -109,17 +116,23 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 @main.command()
 @on_pipeline
 @branch_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; not loopback needs $MILLRACE_TOKEN.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Of HTTP.")
+@click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535), help="Of gRPC.")
+@tokens_option
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(1), help="Processes that answer.")
-def up(instance: Instance, branch: str, host: str, port: int, replicas: int) -> None:
-    """Learn from the log and answer over HTTP, until Ctrl-C.
+def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, replicas: int) -> None:
+    """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
+
+    Callers show a token: $MILLRACE_TOKEN, one of --tokens, else one that is made and kept in the pipeline's folder. With the
+    latter, and where --host is loopback, callers on this machine need none.
 
     Example: millrace up digits.toml
     """
     from millrace.services import serving
 
-    serving.up(instance, branch, serving.Listening(host, port, replicas, endpoint_token()))
+    tokens = click.get_current_context().meta["tokens"]
+    serving.up(instance, branch, serving.Listening(host, port, grpc_port, replicas, endpoint_token(), tokens))
 
 
 @main.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from millrace.learners.errors import (
     AccessError,
     BadInputError,
@@ -12,11 +14,14 @@ from millrace.learners.errors import (
     MillraceError,
     MissingPartError,
     NotCountedError,
+    NotOfferedError,
     NotProvedError,
     NotReadyError,
     NotServedError,
     OffsetsGoneError,
+    OverloadedError,
     ReplacedError,
+    ScopeError,
     StorageError,
     TooLargeError,
     TooManyRejectedError,
@@ -25,44 +30,46 @@ from millrace.learners.errors import (
 FAILED = 1  # the command was understood and could not be done
 MISUSED = 2  # the command, the pipeline file or the data handed over was wrong
 
-EXIT_CODES: dict[type[MillraceError], int] = {
-    MillraceError: FAILED,
-    ConfigError: MISUSED,
-    BadInputError: MISUSED,
-    LearnerError: FAILED,
-    DamageError: FAILED,
-    MissingPartError: FAILED,
-    StorageError: FAILED,
-    OffsetsGoneError: FAILED,
-    ReplacedError: FAILED,
-    BusyError: FAILED,
-    TooManyRejectedError: FAILED,
-    NotProvedError: FAILED,
-    NotReadyError: FAILED,
-    NotServedError: FAILED,
-    TooLargeError: MISUSED,
-    AccessError: FAILED,
-    NotCountedError: FAILED,
-}
 
-UNEXPECTED = 500  # HTTP: whatever a caller can do nothing about
+class Meaning(NamedTuple):
+    """How an error looks from outside."""
 
-HTTP_STATUS: dict[type[MillraceError], int] = {
+    exit_code: int
+    http: int  # status
+    grpc: str  # name of the status code
+
+
+UNEXPECTED = Meaning(FAILED, 500, "INTERNAL")  # whatever a caller can do nothing about
+
+MEANINGS: dict[type[MillraceError], Meaning] = {
     MillraceError: UNEXPECTED,
-    BadInputError: 400,
-    AccessError: 401,
-    NotServedError: 404,
-    TooLargeError: 413,
-    NotReadyError: 503,
-    StorageError: 503,
+    ConfigError: Meaning(MISUSED, 500, "INTERNAL"),
+    BadInputError: Meaning(MISUSED, 400, "INVALID_ARGUMENT"),
+    TooLargeError: Meaning(MISUSED, 413, "RESOURCE_EXHAUSTED"),  # as gRPC itself calls a message over the limit
+    LearnerError: UNEXPECTED,
+    DamageError: Meaning(FAILED, 500, "DATA_LOSS"),
+    MissingPartError: Meaning(FAILED, 500, "DATA_LOSS"),
+    StorageError: Meaning(FAILED, 503, "UNAVAILABLE"),
+    OffsetsGoneError: Meaning(FAILED, 500, "DATA_LOSS"),
+    ReplacedError: UNEXPECTED,
+    BusyError: Meaning(FAILED, 503, "UNAVAILABLE"),
+    TooManyRejectedError: UNEXPECTED,
+    NotProvedError: UNEXPECTED,
+    NotReadyError: Meaning(FAILED, 503, "UNAVAILABLE"),
+    NotServedError: Meaning(FAILED, 404, "NOT_FOUND"),
+    NotOfferedError: Meaning(FAILED, 501, "UNIMPLEMENTED"),
+    OverloadedError: Meaning(FAILED, 503, "RESOURCE_EXHAUSTED"),
+    AccessError: Meaning(FAILED, 401, "UNAUTHENTICATED"),
+    ScopeError: Meaning(FAILED, 403, "PERMISSION_DENIED"),
+    NotCountedError: UNEXPECTED,
 }
+
+
+def meaning(error: MillraceError) -> Meaning:
+    """The row of the nearest class in the table."""
+    return next(MEANINGS[kind] for kind in type(error).__mro__ if kind in MEANINGS)
 
 
 def exit_code(error: MillraceError) -> int:
     """The exit code of the nearest class in the table."""
-    return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
-
-
-def http_status(error: MillraceError) -> int:
-    """The HTTP status of the nearest class in the table."""
-    return next(HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS)
+    return meaning(error).exit_code

@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from ipaddress import ip_address
 from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import AccessError, BadInputError, MillraceError, NotReadyError, NotServedError, TooLargeError
-from millrace.services.bundle import Bundle
-from millrace.services.errors import UNEXPECTED, http_status
+from millrace.learners.errors import BadInputError, MillraceError, NotServedError, TooLargeError
+from millrace.services.access import FORWARDED, PREDICT, is_loopback
+from millrace.services.endpoint import INLINE_BYTES, Endpoint, ready
+from millrace.services.errors import UNEXPECTED, meaning
 from millrace.services.inference import Asked, Reply, check_model, infer, model_metadata, server_metadata
-from millrace.streams.schema import Schema
 
 log = logging.getLogger("millrace")
 
 JSON = b"application/json"
 LENGTH = b"inference-header-content-length"
-INLINE_BYTES = 1 << 16  # of a request that is answered on the event loop: a thread would cost more than the answer
 
 Scope = MutableMapping[str, Any]
 Address = tuple[str, int]  # of one end of a connection
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """What the routes are about."""
-
-    name: str  # of the model: the pipeline's
-    schema: Schema
-    held: Callable[[], Bundle | None]  # what answers now
-    token: str | None = None  # where there is one, every call but health must show it
-    max_bytes: int = 16 << 20  # of a request's body
-
-
-def ready(bundle: Bundle | None) -> Bundle:
-    """The same, where there is one that can answer. Raises: NotReadyError."""
-    if bundle is None or not bundle.outputs:
-        raise NotReadyError("There is nothing to answer from yet: no version is served and no label was learned.")
-    return bundle
 
 
 class HttpApp:
@@ -65,10 +43,10 @@ class HttpApp:
         try:
             reply, status = await self._answered(scope, receive), 200
         except MillraceError as error:
-            reply, status = Reply(msgspec.json.encode({"error": str(error)})), http_status(error)
+            reply, status = Reply(msgspec.json.encode({"error": str(error)})), meaning(error).http
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
-            reply, status = Reply(b'{"error":"This request failed; the server\'s log says why."}'), UNEXPECTED
+            reply, status = Reply(b'{"error":"This request failed; the server\'s log says why."}'), UNEXPECTED.http
         return await _send(send, reply, status)
 
     async def _answered(self, scope: Scope, receive: Receive) -> Reply:
@@ -78,7 +56,8 @@ class HttpApp:
             raise NotServedError(f"There is nothing at {scope['path']}. Everything is under /v2.")
         if parts[1:2] == ["health"]:
             return self._health(parts)
-        self._check_caller(scope, headers)
+        local = same_machine(scope.get("client"), scope.get("server")) and not FORWARDED & headers.keys()
+        self._endpoint.access.check(headers.get(b"authorization", b""), local, PREDICT)
         if scope["method"] == "POST":
             body = await _body(receive, self._endpoint.max_bytes)
             return await self._infer(parts, headers, body)
@@ -92,15 +71,6 @@ class HttpApp:
         ready(self._endpoint.held())
         return Reply(b'{"ready":true}')
 
-    def _check_caller(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        """A replica's own port listens on every interface, whatever the host: without a token only this machine may call."""
-        token = self._endpoint.token
-        if token is None and not same_machine(scope.get("client"), scope.get("server")):
-            raise AccessError("This endpoint answers its own machine only. Set MILLRACE_TOKEN where it runs, and show it.")
-        shown = headers.get(b"authorization", b"")
-        if token is not None and not hmac.compare_digest(shown, b"Bearer " + token.encode()):
-            raise AccessError("Send the header `Authorization: Bearer TOKEN` with this endpoint's token.")
-
     def _described(self, parts: list[str]) -> Reply:
         if parts == ["v2"]:
             return _json(server_metadata(version("millrace")))
@@ -110,15 +80,27 @@ class HttpApp:
         if named.verb == "ready":
             ready(bundle)
             return _json({"name": self._endpoint.name, "ready": True})
+        if named.verb == "stats":
+            return _json(self._endpoint.statistics.told(self._endpoint.name, self._endpoint.newest or ""))
         if named.verb:
-            raise NotServedError("GET knows ready here; infer is a POST.")
-        newest = None if bundle is None else bundle.identity.name
-        return _json(model_metadata(self._endpoint.name, self._endpoint.schema, newest))
+            raise NotServedError("GET knows ready and stats here; infer is a POST.")
+        return _json(model_metadata(self._endpoint.name, self._endpoint.schema, self._endpoint.newest))
 
     async def _infer(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> Reply:
         named = _model_path(parts)
         if named.verb != "infer":
             raise NotServedError("POST knows /v2/models/NAME/infer.")
+        start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
+        try:
+            reply = await self._inferred(named, headers, body)
+        except Exception:
+            statistics.failed(time.perf_counter_ns() - start_ns)
+            raise
+        if reply.cost is not None:
+            statistics.answered(reply.cost)
+        return reply
+
+    async def _inferred(self, named: ModelPath, headers: dict[bytes, bytes], body: bytes) -> Reply:
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise BadInputError("Content-Encoding: compressed requests are not read; send the body as it is.")
         held = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
@@ -127,7 +109,7 @@ class HttpApp:
         now_ms = time.time_ns() // 1_000_000
         if len(body) <= INLINE_BYTES:
             return infer(self._endpoint.name, bundle, asked, now_ms)
-        return await asyncio.to_thread(infer, self._endpoint.name, bundle, asked, now_ms)
+        return await self._endpoint.pool.run(infer, self._endpoint.name, bundle, asked, now_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +182,7 @@ def same_machine(client: Address | None, server: Address | None) -> bool:
     """
     if client is None:
         return True  # no network between
-    return client[0] == (server or ("", 0))[0] or ip_address(client[0]).is_loopback
+    return client[0] == (server or ("", 0))[0] or is_loopback(client[0])
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +13,16 @@ import msgspec
 from millrace.learners.errors import BadInputError, NotServedError
 from millrace.learners.protocol import Floats
 from millrace.services.bundle import Bundle
-from millrace.services.tensors import IDS, Inference, Wanted, output_tensor, question, read_request
+from millrace.services.statistics import Cost
+from millrace.services.tensors import IDS, Inference, Question, Wanted, binary_payloads, output_tensor, question, read_request
 from millrace.streams.schema import Schema
 
-EXTENSIONS = ["binary_tensor_data"]
+EXTENSIONS = ["binary_tensor_data", "statistics"]
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The bytes of a request."""
+    """The bytes of an HTTP request."""
 
     body: bytes
     json_bytes: int | None = None  # of the body's JSON part, where binary tensors follow it
@@ -27,27 +30,31 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The bytes of an answer."""
+    """The bytes of an HTTP answer."""
 
     body: bytes
     json_bytes: int | None = None  # of the body's JSON part, where binary tensors follow it
+    cost: Cost | None = None  # of an inference
+
+
+Output = Floats | tuple[str, ...]
 
 
 def infer(name: str, bundle: Bundle, asked: Asked, now_ms: int) -> Reply:
-    """The answer to a request's body.
+    """The answer to an HTTP request's body.
 
     Raises: BadInputError naming what cannot be answered, NotReadyError.
     """
+    start_ns = time.perf_counter_ns()
     request, binary = read_request(asked.body, asked.json_bytes)
-    rows = question(request, binary, bundle.schema)
-    answer = bundle.predict(rows.columns)
+    rows = question(request.inputs, binary_payloads(request.inputs, binary), bundle.schema)
+    read_ns = time.perf_counter_ns()
     request_id = request.id or uuid.uuid4().hex
-    ids = rows.ids or tuple(f"{request_id}/{row}" for row in range(rows.rows))
-    values: dict[str, Floats | tuple[str, ...]] = {"scores": answer.scores, "label": answer.labels, IDS: ids}
-    if bundle.schema.label.task == "regress":
-        del values["label"]
+    values = outputs_of(bundle, rows, request_id)
+    inferred_ns = time.perf_counter_ns()
     tensors, payloads = [], []
-    for wanted in _wanted(request, values):
+    for wanted in request.outputs or [Wanted(name) for name in values if name != IDS]:
+        check_wanted(wanted.name, wanted.parameters, values)
         declared, payload = output_tensor(wanted.name, values[wanted.name], _is_binary(request, wanted))
         tensors.append(declared)
         payloads.append(payload)
@@ -58,13 +65,19 @@ def infer(name: str, bundle: Bundle, asked: Asked, now_ms: int) -> Reply:
         "parameters": parameters(bundle, now_ms),
         "outputs": tensors,
     }
-    return reply(head, payloads)
-
-
-def reply(head: dict[str, Any], payloads: list[bytes]) -> Reply:
-    """JSON, and the bytes of the binary tensors behind it."""
     text = msgspec.json.encode(head)
-    return Reply(text + b"".join(payloads), len(text)) if any(payloads) else Reply(text)
+    body, json_bytes = (text + b"".join(payloads), len(text)) if any(payloads) else (text, None)
+    done_ns = time.perf_counter_ns()
+    return Reply(body, json_bytes, Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns))
+
+
+def outputs_of(bundle: Bundle, rows: Question, request_id: str) -> dict[str, Output]:
+    """Every output that there is for some rows. Raises: NotReadyError."""
+    answer = bundle.predict(rows.columns)
+    ids = rows.ids or tuple(f"{request_id}/{row}" for row in range(rows.rows))
+    if bundle.schema.label.task == "regress":
+        return {"scores": answer.scores, IDS: ids}
+    return {"scores": answer.scores, "label": answer.labels, IDS: ids}
 
 
 def parameters(bundle: Bundle, now_ms: int) -> dict[str, str | int]:
@@ -75,14 +88,12 @@ def parameters(bundle: Bundle, now_ms: int) -> dict[str, str | int]:
     return place | named | {"staleness_ms": max(0, now_ms - bundle.as_of_ms)}
 
 
-def _wanted(request: Inference, values: dict[str, Any]) -> list[Wanted]:
-    wanted = request.outputs or [Wanted(name) for name in values if name != IDS]
-    for one in wanted:
-        if one.name not in values:
-            raise BadInputError(f"{one.name}: this model has no such output. There are: {', '.join(values)}.")
-        if "classification" in one.parameters:
-            raise BadInputError(f"{one.name}: the classification extension is not served; take the output label.")
-    return wanted
+def check_wanted(name: str, asked: Container[str], values: Iterable[str]) -> None:
+    """Raises: BadInputError where there is no such output, or where ``asked`` has parameters that are not served."""
+    if name not in values:
+        raise BadInputError(f"{name}: this model has no such output. There are: {', '.join(values)}.")
+    if "classification" in asked:
+        raise BadInputError(f"{name}: the classification extension is not served; take the output label.")
 
 
 def _is_binary(request: Inference, wanted: Wanted) -> bool:

@@ -1,6 +1,7 @@
 """What a replica's recorder appends: labels as callers send them, answers as they were given. Pure.
 
-A request brings one label, ``{"id": ..., "label": ..., "revision": 0}``, or ``{"labels": [...]}`` of them: all are taken or none.
+A request brings one label, ``{"id": ..., "label": ..., "revision": 0}``, or several as ``{"labels": [...]}``: all are taken or
+none.
 """
 
 from __future__ import annotations

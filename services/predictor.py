@@ -14,9 +14,12 @@ import ray
 from ray import serve
 
 from millrace.learners.errors import MillraceError
+from millrace.services.access import Access
 from millrace.services.actors import PATIENCE_S, Subscriber, current_name, make_current, make_trainer
+from millrace.services.endpoint import Endpoint
 from millrace.services.follower import Follower
-from millrace.services.http import Endpoint, HttpApp
+from millrace.services.grpc import Calls, GrpcApp, add_services, stand_in_replica
+from millrace.services.http import HttpApp
 from millrace.services.instance import Instance
 from millrace.streams.host import use_threads
 
@@ -36,12 +39,13 @@ class Serving:
     instance: Instance
     branch: str  # that the trainer learns
     host: str
-    port: int
+    port: int  # of HTTP
+    grpc_port: int
     replicas: int  # >= 2, so that one can die
-    token: str | None = None
+    access: Access
 
 
-class Predictor:
+class Predictor(Calls):
     """One replica."""
 
     def __init__(self, serving: Serving, _keeper: Any) -> None:
@@ -49,11 +53,14 @@ class Predictor:
         self._serving = serving
         self._follower = Follower(serving.instance, Subscriber(current_name(serving.instance)))
         self._following = asyncio.get_running_loop().create_task(self._follower.run())  # Serve makes us on its loop
+        pipeline = serving.instance.loaded.pipeline
+        self._endpoint = Endpoint(pipeline.name, pipeline.schema, lambda: self._follower.held, serving.access)
+        self.grpc_app = GrpcApp(self._endpoint)
+        stand_in_replica(self)
 
     def __serve_build_asgi_app__(self) -> HttpApp:
-        """What Serve calls for every request; it asks for this after ``__init__``."""
-        pipeline = self._serving.instance.loaded.pipeline
-        return HttpApp(Endpoint(pipeline.name, pipeline.schema, lambda: self._follower.held, self._serving.token))
+        """What Serve calls for every HTTP request; it asks for this after ``__init__``."""
+        return HttpApp(self._endpoint)
 
     def check_health(self) -> None:
         """Raises: MillraceError where following has ended; Serve then makes another replica."""
@@ -97,5 +104,6 @@ def start(serving: Serving) -> None:
     many = few | {"num_replicas": serving.replicas, "max_queued_requests": QUEUED}
     predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **many)(serve.ingress()(Predictor))
     keeper: Any = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, **few)(Keeper)
-    serve.start(http_options={"host": serving.host, "port": serving.port})
+    calls = {"port": serving.grpc_port, "grpc_servicer_functions": [f"{add_services.__module__}.{add_services.__name__}"]}
+    serve.start(http_options={"host": serving.host, "port": serving.port}, grpc_options=calls)
     serve.run(predictor.bind(serving, keeper.bind(serving)), name=APPLICATION, route_prefix="/")

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from millrace.learners.errors import BusyError, ConfigError, MillraceError
+from millrace.services.access import SCOPES, Access, access, own_token, read_tokens
 from millrace.services.config import set_environment
+from millrace.services.endpoint import MAX_BYTES
 from millrace.services.instance import Instance
 from millrace.services.listeners import listeners
 
@@ -40,9 +42,11 @@ class Listening:
     """Where the endpoint listens."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = 8000  # of HTTP
+    grpc_port: int = 8001
     replicas: int = 2
-    token: str | None = None
+    token: str | None = None  # for everything
+    tokens: Path | None = None  # a file of tokens with scopes
 
     @property
     def loopback(self) -> bool:
@@ -52,11 +56,22 @@ class Listening:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         try:
-            open_to_all = not self.loopback
+            ip_address("127.0.0.1" if self.host == "localhost" else self.host)
         except ValueError as error:
             raise ConfigError(f"--host {self.host}: give an IP address, such as 127.0.0.1 or 0.0.0.0.") from error
-        if open_to_all and not self.token:
-            raise ConfigError(f"--host {self.host} is not loopback, so callers must show a token: set MILLRACE_TOKEN.")
+        if self.port == self.grpc_port:
+            raise ConfigError(f"--port and --grpc-port are both {self.port}; give each its own.")
+        if self.tokens is not None:
+            read_tokens(self.tokens)
+
+    def access(self, own: Path) -> Access:
+        """Who may call: with the tokens given, else with one of our own in the file ``own``.
+
+        Raises: ConfigError, StorageError.
+        """
+        given = {} if self.tokens is None else read_tokens(self.tokens)
+        given |= {self.token: SCOPES} if self.token else {}
+        return access(given or {own_token(own): SCOPES}, local_is_open=self.loopback and not given)
 
 
 def up(instance: Instance, branch: str, listening: Listening) -> None:
@@ -73,7 +88,7 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
         proxy = prepare_environment(Path(scratch))
         serving = _start(instance.absolute, branch, listening)
         try:
-            _say_where(serving, proxy)
+            _say_where(serving, listening, proxy)
             stop.wait()
         finally:
             _end(serving)
@@ -86,7 +101,8 @@ def prepare_environment(scratch: Path) -> str:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",  # Ray's own ports listen on every interface: only this instance's processes may use them
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(16 << 20),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # three failures replace a proxy; nobody else has its port meanwhile
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_BYTES),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
@@ -126,8 +142,11 @@ def _start(instance: Instance, branch: str, listening: Listening) -> Serving:
 
     from millrace.services import predictor
 
-    _refuse_taken(listening)
-    serving = predictor.Serving(instance, branch, listening.host, listening.port, listening.replicas, listening.token)
+    for port, option in ((listening.port, "--port"), (listening.grpc_port, "--grpc-port")):
+        _refuse_taken(listening.host, port, option)
+    allowed = listening.access(token_path(instance))
+    where = (listening.host, listening.port, listening.grpc_port)
+    serving = predictor.Serving(instance, branch, *where, listening.replicas, allowed)
     try:
         ray.init(
             address="local",
@@ -145,24 +164,33 @@ def _start(instance: Instance, branch: str, listening: Listening) -> Serving:
     return serving
 
 
-def _refuse_taken(listening: Listening) -> None:
+def token_path(instance: Instance) -> Path:
+    """Where the token lies that is made where none is given."""
+    return instance.folder / "token"
+
+
+def _refuse_taken(host: str, port: int, option: str) -> None:
     """Raises: BusyError where somebody listens there already; Ray takes half a minute to find out."""
-    family = socket.AF_INET6 if ":" in listening.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((listening.host, listening.port))
+            probe.bind((host, port))
         except OSError as error:
-            where = f"{listening.host}:{listening.port}"
-            raise BusyError(f"{where}: {error.strerror}. Stop what listens there, or give another --port.") from error
+            raise BusyError(f"{host}:{port}: {error.strerror}. Stop what listens there, or give another {option}.") from error
 
 
-def _say_where(serving: Serving, proxy: str) -> None:
+def _say_where(serving: Serving, listening: Listening, proxy: str) -> None:
     name = serving.instance.loaded.pipeline.name
+    path = token_path(serving.instance)
+    given = " and ".join([*(["MILLRACE_TOKEN"] if listening.token else []), *map(str, filter(None, [listening.tokens]))])
+    others = "everybody" if not serving.access.local_is_open else "callers from other machines"
     at = f"http://{serving.host}:{serving.port}"
     for line in (
         f"predict   POST {at}/v2/models/{name}/infer   (Open Inference Protocol v2, JSON or binary tensors)",
+        f"          gRPC {serving.host}:{serving.grpc_port} inference.GRPCInferenceService   (the same, and grpc.health.v1)",
         f"ready     GET  {at}/v2/health/ready",
+        f"token     {given or path}; {others} must show it",
         f"replicas  {serving.replicas} behind {proxy}",
         f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
         *(f"listens   {listener}" for listener in listeners(os.getpid())),

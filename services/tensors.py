@@ -9,7 +9,7 @@ Source: open-inference-protocol, specification/protocol/inference_rest.md; Trito
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -100,16 +100,15 @@ def read_request(body: bytes, json_bytes: int | None) -> tuple[Inference, bytes]
         raise BadInputError(f"The request's JSON cannot be read: {error}.") from error
 
 
-def question(request: Inference, binary: bytes, schema: Schema) -> Question:
-    """The columns of a request's rows.
+def question(inputs: Sequence[Tensor], payloads: Mapping[str, bytes], schema: Schema) -> Question:
+    """The columns of a request's rows; ``payloads`` has the bytes of tensors that are not JSON.
 
     Raises: BadInputError naming the tensor.
     """
-    known = {tensor.name: tensor for tensor in request.inputs}
-    if len(known) < len(request.inputs):
+    known = {tensor.name: tensor for tensor in inputs}
+    if len(known) < len(inputs):
         raise BadInputError("A tensor stands twice among the inputs; give each name once.")
-    payloads = _payloads(request.inputs, binary)
-    rows = _common_rows(request.inputs)
+    rows = _common_rows(inputs)
     packed = PACKED in known and PACKED not in {field.name for field in schema.fields}
     _refuse_unknown(known, schema, packed)
     if packed:
@@ -119,7 +118,7 @@ def question(request: Inference, binary: bytes, schema: Schema) -> Question:
     return Question(columns, rows, _ids(known, payloads, schema))
 
 
-def _ids(known: dict[str, Tensor], payloads: dict[str, bytes], schema: Schema) -> tuple[str, ...]:
+def _ids(known: dict[str, Tensor], payloads: Mapping[str, bytes], schema: Schema) -> tuple[str, ...]:
     if IDS not in known or IDS in {field.name for field in schema.fields}:
         return ()
     ids = _texts(known[IDS], payloads.get(IDS))
@@ -128,8 +127,8 @@ def _ids(known: dict[str, Tensor], payloads: dict[str, bytes], schema: Schema) -
     return tuple(str(name) for name in ids)
 
 
-def _payloads(inputs: Sequence[Tensor], binary: bytes) -> dict[str, bytes]:
-    """The bytes of each binary tensor, in the order of the inputs."""
+def binary_payloads(inputs: Sequence[Tensor], binary: bytes) -> dict[str, bytes]:
+    """The bytes of each binary tensor of an HTTP request, in the order of the inputs. Raises: BadInputError."""
     payloads, at = {}, 0
     for tensor in inputs:
         size = tensor.parameters.get("binary_data_size")
@@ -292,5 +291,10 @@ def output_tensor(name: str, value: Floats | Sequence[str], binary: bool) -> tup
     if isinstance(value, np.ndarray):
         payload = value.astype("<f8", copy=False).tobytes()
     else:
-        payload = b"".join(len(raw).to_bytes(4, "little") + raw for raw in (text.encode() for text in value))
+        payload = binary_texts([text.encode() for text in value])
     return declared | {"parameters": {"binary_data_size": len(payload)}}, payload
+
+
+def binary_texts(texts: Iterable[bytes]) -> bytes:
+    """Strings as Triton's binary form has them, each behind its length in four bytes."""
+    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)

@@ -7,7 +7,6 @@ in the step and only applied here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 import msgspec
 import numpy as np
@@ -19,7 +18,7 @@ from millrace.learners.protocol import Batch, Learner, State, Value
 from millrace.streams.codec import Rows, has_label
 from millrace.streams.entries import Step
 from millrace.streams.features import Features
-from millrace.streams.labels import LabelJoin, Lesson, Taken, lessons_batch
+from millrace.streams.labels import LabelJoin, Taken
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.records import Event
 from millrace.streams.schema import Schema
@@ -122,9 +121,8 @@ class Fold:
         clock_ms = np.maximum.accumulate(np.maximum(served.t, self.clock_ms))
         taken = self.labels.take(served, clock_ms)
         self.clock_ms = int(clock_ms[-1]) if len(served) else self.clock_ms
-        x = self.features.transform(served.rows.only(np.array([row for row, _ in taken.fresh], dtype=np.int64)))
-        for (_, pending), features in zip(taken.fresh, x, strict=True):
-            pending.x = features.copy()
+        rows = served.rows.only(np.array(taken.fresh, dtype=np.int64))
+        self.labels.fill(taken, rows, self.features.transform(rows))
         self.conflicts += [(served.tp, served.events[at]) for at in taken.conflicts]
         self.counts.rejected += len(taken.conflicts)
         self._apply(step, taken)
@@ -137,23 +135,17 @@ class Fold:
             self._apply(step, taken)
 
     def _apply(self, step: Step, taken: Taken) -> None:
+        assert self.labels is not None
         self.counts.passed += taken.passed
+        lessons = self.labels.lessons(taken)
+        if lessons is None:
+            return
         if step.use != "learn":
-            self.counts.passed += len(taken.lessons)
-        elif taken.lessons:
-            self._score_as_served(taken.lessons)
-            batch, clock_ms = lessons_batch(taken.lessons)
-            self._collect(batch, clock_ms, own=False)
-
-    def _score_as_served(self, lessons: list[Lesson]) -> None:
-        """The answers that were given, one run of equal class names after the other."""
-        for classes, run in groupby(lessons, key=lambda lesson: lesson.pending.classes):
-            rows = list(run)
-            width = len(rows[0].pending.scores)
-            scores = np.array([lesson.pending.scores for lesson in rows], dtype=np.float64).reshape(len(rows), width)
-            y = lessons_batch(rows)[0].y
-            assert y is not None
+            self.counts.passed += len(lessons.batch)
+            return
+        for classes, scores, y in lessons.by_classes():
             self.served_scores.update(scores, classes, y)
+        self._collect(lessons.batch, lessons.clock_ms, own=False)
 
     def _collect(self, batch: Batch, clock_ms: NDArray[np.int64], own: bool) -> None:
         if self.labels is not None:

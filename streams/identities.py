@@ -1,15 +1,17 @@
 """Which ids have been settled, and by which labels: remembered long enough to meet every retry, in bounded memory.
 
-Identities lie in segments by the time they were settled. Only the newest segment is held as a dict; a closed one is an
-immutable sorted array, spilled to a file that the kernel may drop from memory, and a checkpoint part that never changes.
+Identities lie in segments by the time they were settled. Only the newest is held as a dict; a closed one is an immutable sorted
+array, spilled to a file that the kernel may drop from memory, and a checkpoint part that never changes. Closed segments of one
+time are merged as they come, so that there are few of them, and a Bloom filter stands in front of each.
 
-Source: shared/specs/serving.md, E 4.
+Source: shared/specs/serving.md, E 4. Bloom, "Space/Time Trade-offs in Hash Coding with Allowable Errors", CACM 13 (7), 1970.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from tempfile import TemporaryFile
 
 import numpy as np
@@ -18,38 +20,61 @@ from numpy.typing import NDArray
 from millrace.learners.protocol import Value
 
 BUCKETS = 16  # into which the time of remembering is cut; an identity stays at most one of them longer than promised
+MERGED = 4  # segments of equal tier become one of the next
+TOP_TIER = 2  # segments of it are not merged further
+BITS = 8  # of a Bloom filter a row, at least: with two of them set by each, one foreign id in twenty passes
 NO_LABEL = -1  # in place of a revision: settled without one
+
+Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A closed piece, immutable."""
 
-    rows: NDArray[np.int64]  # (3, n): hash64 of ids, ascending; revisions; hash64 of labels
+    rows: Ids  # (3, n): hash64 of ids, ascending; revisions; hash64 of labels
     until_ms: int  # by the journal's clock
+    tier: int
+    filter: NDArray[np.uint8]  # bits, their count a power of two
+
+    def of(self, ids: Ids) -> Ids:
+        """(3, k) what the segment has of these ids."""
+        ids = self.passing(ids)
+        low, high = (np.searchsorted(self.rows[0], ids, side) for side in ("left", "right"))
+        found = [self.rows[:, start:stop] for start, stop in zip(low.tolist(), high.tolist(), strict=True) if start < stop]
+        return np.concatenate([self.rows[:, :0], *found], axis=1)
+
+    def passing(self, ids: Ids) -> Ids:
+        """Those of the ids that the filter lets pass: all that are here, and a few that are not."""
+        for shift in (0, 32):
+            at = (ids >> shift) & (8 * len(self.filter) - 1)
+            ids = ids[(self.filter[at >> 3] >> (at & 7)) & 1 == 1]
+        return ids
 
 
 class Identities:
-    """hash64(id) -> [(revision, hash64(label))], forgotten by the journal's clock alone.
+    """hash64(id) -> {revision: hash64(label)}, forgotten by the journal's clock alone.
 
     >>> known = Identities(keep_ms=160, segment_rows=2)
-    >>> known.add(7, (0, 11), now_ms=0), known.get(7), known.get(8)
-    (None, [(0, 11)], [])
+    >>> known.add(7, 0, 11, now_ms=0), known.get(7), known.get(8)
+    (None, {0: 11}, {})
     >>> known.advance(170), known.get(7)
-    (None, [])
+    (None, {})
     """
 
     def __init__(self, keep_ms: int, segment_rows: int) -> None:
         self._keep_ms = keep_ms
         self._width_ms = max(1, keep_ms // BUCKETS)
         self._segment_rows = segment_rows  # a segment closes at so many, >= 1: this many are held as Python objects
-        self._open: dict[int, list[tuple[int, int]]] = {}
+        self._open: dict[int, tuple[int, ...]] = {}  # revision, label, revision, label ...
         self._open_rows = 0
         self._bucket = 0  # of the open segment
         self._closed: dict[int, Segment] = {}  # by number, oldest first
         self._next = 0  # number of the next closed one
-        self._near: dict[int, list[tuple[int, int, int]]] = {}  # segment, revision, label: of ids that are coming
-        self._turn_ms = 0  # when a segment next closes or goes
+        self._coming: Ids = np.empty(0, dtype=np.int64)  # ascending, each once
+        self._near: dict[int, list[tuple[int, int, int]]] = {}  # until_ms, revision, label: of ids that are coming
+        self._gone_ms = 0  # what is kept until then is forgotten
+        self.turn_ms = 1 << 62  # when ``advance`` next has something to do
 
     @property
     def rows(self) -> int:
@@ -61,65 +86,103 @@ class Identities:
         """Of them, those in memory as Python objects."""
         return self._open_rows
 
-    def approach(self, ids: NDArray[np.int64]) -> None:
+    @property
+    def segments(self) -> int:
+        """Closed pieces."""
+        return len(self._closed)
+
+    def approach(self, ids: Ids) -> None:
         """Look up (n,) ids that are about to come in every closed segment at once."""
-        self._near = {}
-        for number, segment in self._closed.items():
-            at = np.searchsorted(segment.rows[0], ids)
-            there = segment.rows[0][np.minimum(at, segment.rows.shape[1] - 1)] == ids
-            for one in set(ids[there].tolist()):
-                low, high = np.searchsorted(segment.rows[0], [one, one + 1 if one < 2**63 - 1 else one])
-                high = high if one < 2**63 - 1 else segment.rows.shape[1]
-                pairs = segment.rows[1:, low:high].T.tolist()
-                self._near.setdefault(one, []).extend((number, revision, label) for revision, label in pairs)
+        self._near, self._coming = {}, np.unique(ids)
+        for segment in self._closed.values():
+            self._bring_near(segment)
 
-    def get(self, one: int) -> list[tuple[int, int]]:
-        """What is known of an id that ``approach`` was told of; empty: nothing."""
-        near = self._near.get(one)
-        opened = self._open.get(one, [])
-        if near is None:
-            return opened
-        return [(revision, label) for number, revision, label in near if number in self._closed] + opened
+    def _bring_near(self, segment: Segment) -> None:
+        for one, revision, label in segment.of(self._coming).T.tolist():
+            self._near.setdefault(one, []).append((segment.until_ms, revision, label))
 
-    def add(self, one: int, known: tuple[int, int], now_ms: int) -> None:
-        """Remember (revision, hash64(label)) of an id."""
+    def get(self, one: int) -> dict[int, int]:
+        """What is known of an id that ``approach`` was told of, as revision -> hash64(label); empty: nothing."""
+        near = self._near.get(one, [])
+        known = {revision: label for until_ms, revision, label in near if until_ms > self._gone_ms}
+        opened = self._open.get(one, ())
+        return known | dict(zip(opened[::2], opened[1::2], strict=True))
+
+    def maybe(self, one: int) -> bool:
+        """Whether something may be known of an id; False: nothing is."""
+        return one in self._open or one in self._near
+
+    def add(self, one: int, revision: int, label: int, now_ms: int) -> None:
+        """Remember a label of an id by its revision and hash64."""
         if not self._open:
             self._bucket = now_ms // self._width_ms
-        self._open.setdefault(one, []).append(known)
+            self.turn_ms = min(self.turn_ms, (self._bucket + 1) * self._width_ms)
+        self._open[one] = self._open.get(one, ()) + (revision, label)
         self._open_rows += 1
         if self._open_rows >= self._segment_rows:
             self._close()
-        self._plan()
 
     def advance(self, now_ms: int) -> None:
         """Close and forget by the clock."""
-        if now_ms < self._turn_ms:
+        if now_ms < self.turn_ms:
             return
-        if self._open and now_ms // self._width_ms > self._bucket:
+        self._gone_ms = now_ms
+        if now_ms // self._width_ms > self._bucket:
             self._close()
+            self._merge_last(self._unmerged())
         for number in [number for number, segment in self._closed.items() if segment.until_ms <= now_ms]:
             del self._closed[number]
         self._plan()
 
     def _plan(self) -> None:
-        turns = [(self._bucket + 1) * self._width_ms] if self._open else []
+        last = next(reversed(self._closed.values()), None)
+        ends = last is not None and last.until_ms == self._until_ms  # the bucket's segments have yet to be merged
+        turns = [(self._bucket + 1) * self._width_ms] if self._open or (ends and self._unmerged() > 1) else []
         turns += [segment.until_ms for segment in self._closed.values()][:1]
-        self._turn_ms = min(turns, default=1 << 62)
+        self.turn_ms = min(turns, default=1 << 62)
+
+    @property
+    def _until_ms(self) -> int:
+        return (self._bucket + 1) * self._width_ms + self._keep_ms
 
     def _close(self) -> None:
-        rows = _table(self._open)
-        for one, pairs in self._open.items():  # some of them may be among the ids that are coming
-            self._near.setdefault(one, []).extend((self._next, *pair) for pair in pairs)
-        self._closed[self._next] = Segment(_spilled(rows), (self._bucket + 1) * self._width_ms + self._keep_ms)
-        self._next += 1
+        """End the open segment; the ids of it that are coming stay near."""
+        if not self._open:
+            return
+        self._keep(_table(self._open), self._until_ms, 0)
+        self._bring_near(self._closed[self._next - 1])
         self._open, self._open_rows = {}, 0
+        for tier in range(TOP_TIER):
+            if self._tiers()[-MERGED:] == [tier] * MERGED:
+                self._merge_last(MERGED)
+        self._plan()
+
+    def _keep(self, rows: Ids, until_ms: int, tier: int) -> None:
+        self._closed[self._next] = Segment(_spilled(rows), until_ms, tier, _filter(rows[0]))
+        self._next += 1
+
+    def _tiers(self) -> list[int]:
+        """Of the segments of the present bucket."""
+        return [segment.tier for segment in self._closed.values() if segment.until_ms == self._until_ms]
+
+    def _unmerged(self) -> int:
+        return sum(tier < TOP_TIER for tier in self._tiers())
+
+    def _merge_last(self, count: int) -> None:
+        """Make one segment of the newest ones; of one id what was settled first still stands first."""
+        if count < 2:
+            return
+        last = [self._closed.pop(number) for number in list(self._closed)[-count:]]
+        rows = np.concatenate([segment.rows for segment in last], axis=1)
+        tier = min(TOP_TIER, max(segment.tier for segment in last) + 1)
+        self._keep(rows[:, np.argsort(rows[0], kind="stable")], last[0].until_ms, tier)
 
     def state(self) -> dict[str, Value]:
         """All but the closed segments' rows, which ``parts`` gives."""
         return {
             "open": _table(self._open),
             "bucket": self._bucket,
-            "closed": [[number, segment.until_ms] for number, segment in self._closed.items()],
+            "closed": [[number, segment.until_ms, segment.tier] for number, segment in self._closed.items()],
             "next": self._next,
         }
 
@@ -131,20 +194,34 @@ class Identities:
         """Become what gave ``state`` and these segments."""
         self._open = {}
         for one, revision, label in state["open"].T.tolist():
-            self._open.setdefault(one, []).append((revision, label))
+            self._open[one] = self._open.get(one, ()) + (revision, label)
         self._open_rows, self._bucket, self._next = state["open"].shape[1], state["bucket"], state["next"]
-        self._closed = {number: Segment(_spilled(segments[number]["rows"]), until) for number, until in state["closed"]}
-        self._near = {}
+        self._closed = {}
+        for number, until_ms, tier in state["closed"]:
+            rows = segments[number]["rows"]
+            self._closed[number] = Segment(_spilled(rows), until_ms, tier, _filter(rows[0]))
+        self.approach(self._coming)
         self._plan()
 
 
-def _table(known: dict[int, list[tuple[int, int]]]) -> NDArray[np.int64]:
+def _table(known: dict[int, tuple[int, ...]]) -> Ids:
     """(3, n), by id; of one id in the order they were settled."""
-    rows = [(one, *pair) for one, pairs in sorted(known.items()) for pair in pairs]
-    return np.array(rows, dtype=np.int64).reshape(-1, 3).T.copy()
+    counts = np.array([len(flat) // 2 for flat in known.values()], dtype=np.int64)
+    ids = np.repeat(np.array(list(known), dtype=np.int64), counts)
+    pairs = np.array(list(chain.from_iterable(known.values())), dtype=np.int64).reshape(-1, 2)
+    order = np.argsort(ids, kind="stable")
+    return np.stack([ids[order], *pairs[order].T])
 
 
-def _spilled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _filter(ids: Ids) -> NDArray[np.uint8]:
+    """A Bloom filter; the ids are hashes already, so their own bits say which two to set."""
+    bits = np.zeros(1 << (BITS * len(ids)).bit_length(), dtype=bool)
+    bits[ids & (len(bits) - 1)] = True
+    bits[(ids >> 32) & (len(bits) - 1)] = True
+    return np.packbits(bits, bitorder="little")
+
+
+def _spilled(rows: Ids) -> Ids:
     """The same numbers in a nameless file mapped into memory, so that they weigh on the page cache and not on the process."""
     with TemporaryFile() as file:
         file.write(np.ascontiguousarray(rows).tobytes())

@@ -3,10 +3,12 @@
 By the journal's clock and record by record, so that no result depends on how records were grouped into reads:
 
 - label identity is (id, revision); the same value again is ignored, another value is a conflict and a dead letter, a higher
-  revision a correction; all are counted
-- a label that comes before its prediction waits ``grace_ms``; the highest revision among those that wait is learned
+  revision than the one that was learned a correction, a lower one outdated; all are counted
+- a label that comes before its prediction waits ``grace_ms``; the highest revision among those that wait is learned, the others
+  are outdated
 - a prediction whose horizon ends is learned with the default label, or passed if there is none; its label is late from then on
 - an id that is served twice counts once: the first prediction stays, the others are passed
+- past ``memory_rows`` the oldest of the kind that has more waits no longer: a prediction is passed, a label is unmatched
 
 Labels come at least once, the log holds them at least once, they are learned exactly once within the horizon.
 
@@ -15,20 +17,21 @@ Source: journal.md, rules 6 and 7; shared/specs/serving.md, E.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.protocol import Array, Batch, Floats, Value
-from millrace.streams.codec import RecordError, label_value
+from millrace.learners.protocol import Array, Floats, Value
+from millrace.streams.codec import RecordError, Rows, label_value
 from millrace.streams.identities import NO_LABEL, Identities
 from millrace.streams.schema import Label
-from millrace.streams.served import LabelValue, LateLabel, Served, hash64
+from millrace.streams.served import LabelValue, LateLabel, Prediction, Served, hash64
+from millrace.streams.waiting import Lessons, Waiting
 
+NEVER_MS = 1 << 62
 SEGMENTS = 8  # of ``memory_rows`` one is held open by the remembered identities
 
 
@@ -40,7 +43,7 @@ class LabelRules:
     default: LabelValue | None = None  # what a prediction is learned with whose horizon ends; without it: passed
     grace_ms: int = 60_000  # a label waits so long for its prediction, >= 1
     retry_ms: int = 86_400_000  # past the horizon, in which the same label or id may come again, >= 0
-    memory_rows: int = 100_000  # predictions and labels that wait, >= 1; past it the oldest is passed before its time
+    memory_rows: int = 100_000  # predictions and labels that wait, >= 1; past it the oldest waits no longer
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -68,22 +71,9 @@ class JoinCounts(msgspec.Struct):
     repeated: int = 0  # labels that were there already
     conflicts: int = 0  # another value for the same identity: dead letters
     corrections: int = 0  # higher revisions
-    outdated: int = 0  # lower revisions than one that was there
+    outdated: int = 0  # revisions that were there with, or before, a higher one
     late: int = 0  # labels after the horizon
     unmatched: int = 0  # labels whose grace ended
-
-
-@dataclass(slots=True)
-class Pending:
-    """A prediction that waits; its features are filled in before anybody asks for them."""
-
-    classes: tuple[str, ...]  # of the answer
-    scores: tuple[float, ...]
-    key: bytes | None
-    t: int
-    weight: float
-    due_ms: int
-    x: Floats | None = None  # (d,), as the feature stage saw the row when it was read
 
 
 @dataclass(slots=True)
@@ -93,24 +83,19 @@ class Early:
     label: str | float
     revision: int
     due_ms: int
-    seen: list[tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """A prediction and what it is learned with."""
-
-    pending: Pending
-    label: str | float
-    clock_ms: int
+    seen: dict[int, int]  # revision -> hash64 of the label
 
 
 @dataclass(slots=True)
 class Taken:
     """What came of records, in order."""
 
-    lessons: list[Lesson] = field(default_factory=list)
-    fresh: list[tuple[int, Pending]] = field(default_factory=list)  # which of the rows are predictions to wait for
+    fresh: list[int] = field(default_factory=list)  # which of the rows are predictions to wait for
+    slots: list[int] = field(default_factory=list)  # where those wait
+    ended: list[int] = field(default_factory=list)  # slots of predictions that wait no more
+    learned: list[int] = field(default_factory=list)  # of them, those with a label
+    labels: list[str | float] = field(default_factory=list)  # that label
+    clock_ms: list[int] = field(default_factory=list)  # and when
     passed: int = 0
     conflicts: list[int] = field(default_factory=list)  # which of the records
 
@@ -121,13 +106,27 @@ class LabelJoin:
     def __init__(self, rules: LabelRules, label: Label, features_sha256: str) -> None:
         self._rules = rules
         self._default = rules.default_of(label)
-        self._features = features_sha256
+        self._numbers = label.task == "regress"
+        self._features = ("", features_sha256)
         self.counts = JoinCounts()
         self.settled = 0  # label records that wait no more and are no dead letters
-        self._pending: dict[int, Pending] = {}  # oldest first, so the first is the first that is due
-        self._early: dict[int, Early] = {}  # the same
+        self._rows = Waiting()
+        self._pending = self._rows.slots
+        self._early: dict[int, Early] = {}  # oldest first, so the first is the first that is due
+        self._early_seen = 0  # labels that came under the ids that wait there
         keep_ms = rules.horizon_ms + rules.retry_ms
         self._known = Identities(keep_ms, max(1, rules.memory_rows // SEGMENTS))
+        self._turn_ms = NEVER_MS  # nobody who waits is due before
+
+    @property
+    def waiting_predictions(self) -> int:
+        """Predictions that wait for their label."""
+        return len(self._pending)
+
+    @property
+    def waiting_labels(self) -> int:
+        """Labels that wait for their prediction."""
+        return len(self._early)
 
     @property
     def waiting(self) -> int:
@@ -142,127 +141,160 @@ class LabelJoin:
     @property
     def due_ms(self) -> int | None:
         """When the next of them is due."""
-        dues = [next(iter(self._pending.values())).due_ms] if self._pending else []
+        dues = [] if (first := self._rows.first) is None else [first[1]]
         dues += [next(iter(self._early.values())).due_ms] if self._early else []
         return min(dues, default=None)
 
     def take(self, served: Served, clock_ms: NDArray[np.int64]) -> Taken:
         """Records in log order, each at its clock (n,)."""
-        taken = Taken()
-        self._known.approach(served.ids)
-        row = 0
+        taken, row, known = Taken(), 0, self._known
+        known.approach(served.ids)
         for at, (record, one, now_ms) in enumerate(zip(served.records, served.ids.tolist(), clock_ms.tolist(), strict=True)):
-            self.advance(now_ms, taken)
-            if isinstance(record, LateLabel):
-                if not self._label(one, record, now_ms, taken):
-                    taken.conflicts.append(at)
-                continue
-            pending = Pending(
-                record.classes,
-                record.scores,
-                served.events[at].key,
-                int(served.t[at]),
-                float(served.rows.weight[row]),
-                now_ms + self._rules.horizon_ms,
-            )
-            if self._prediction(one, (row, pending), now_ms, taken):
-                self.counts.refeaturised += record.features not in ("", self._features)
-            row += 1
+            if now_ms >= self._turn_ms or now_ms >= known.turn_ms:
+                self.advance(now_ms, taken)
+            if isinstance(record, Prediction):
+                if one in self._pending or (known.maybe(one) and known.get(one)):
+                    self.counts.repeated_predictions += 1
+                    taken.passed += 1
+                else:
+                    taken.fresh.append(row)
+                    self._prediction(one, record, now_ms, taken)
+                row += 1
+            elif not self._label(one, record, now_ms, taken):
+                taken.conflicts.append(at)
         return taken
+
+    def fill(self, taken: Taken, rows: Rows, x: Floats) -> None:
+        """The rows of the fresh predictions, and their features (n, d)."""
+        if taken.fresh:
+            self._rows.fill(taken.slots, rows, x)
+
+    def lessons(self, taken: Taken) -> Lessons | None:
+        """What is to be learned; who waits no more is let go."""
+        found = None
+        if taken.learned:
+            labels = taken.labels
+            y = np.array(labels, dtype=np.float64) if self._numbers else _objects(labels)
+            found = self._rows.lessons(taken.learned, y, taken.clock_ms)
+        self._rows.release(taken.ended)
+        return found
 
     def advance(self, now_ms: int, taken: Taken) -> None:
         """Let the clock come to ``now_ms``: horizons and graces end, identities are forgotten."""
         self._known.advance(now_ms)
-        while self._pending and (oldest := next(iter(self._pending.items())))[1].due_ms <= now_ms:
-            self._expire(*oldest, now_ms, taken)
+        while (oldest := self._rows.first) is not None and oldest[1] <= now_ms:
+            self._expire(oldest[0], now_ms, taken)
         while self._early and (first := next(iter(self._early.items())))[1].due_ms <= now_ms:
             self._unmatched(first[0])
+        self._turn_ms = NEVER_MS if (due_ms := self.due_ms) is None else due_ms
 
-    def _expire(self, one: int, pending: Pending, now_ms: int, taken: Taken) -> None:
-        del self._pending[one]
-        self._known.add(one, (NO_LABEL, 0), now_ms)
+    def _expire(self, one: int, now_ms: int, taken: Taken) -> None:
         if self._default is None:
             self.counts.unlabelled += 1
-            taken.passed += 1
-        else:
-            self.counts.defaulted += 1
-            taken.lessons.append(Lesson(pending, self._default, now_ms))
+            self._let_go(one, now_ms, taken)
+            return
+        self.counts.defaulted += 1
+        self._known.add(one, NO_LABEL, 0, now_ms)
+        self._learn(self._pending.pop(one), self._default, now_ms, taken)
+
+    def _let_go(self, one: int, now_ms: int, taken: Taken) -> None:
+        """A prediction is passed; its label is late from now on."""
+        taken.ended.append(self._pending.pop(one))
+        taken.passed += 1
+        self._known.add(one, NO_LABEL, 0, now_ms)
 
     def _unmatched(self, one: int) -> None:
-        del self._early[one]
+        self._early_seen -= len(self._early.pop(one).seen)
         self.counts.unmatched += 1
         self.settled += 1
 
-    def _prediction(self, one: int, fresh: tuple[int, Pending], now_ms: int, taken: Taken) -> bool:
-        """Take a prediction; False for one that is there already."""
-        if one in self._pending or self._known.get(one):
-            self.counts.repeated_predictions += 1
-            taken.passed += 1
-            return False
-        taken.fresh.append(fresh)
-        early = self._early.pop(one, None)
-        if early is None:
-            self._pending[one] = fresh[1]
-            self._make_room(now_ms, taken)
-            return True
-        for known in early.seen:
-            self._known.add(one, known, now_ms)
-        self._joined(Lesson(fresh[1], early.label, now_ms), taken)
-        return True
+    def _learn(self, slot: int, label: str | float, now_ms: int, taken: Taken) -> None:
+        taken.ended.append(slot)
+        taken.learned.append(slot)
+        taken.labels.append(label)
+        taken.clock_ms.append(now_ms)
 
-    def _joined(self, lesson: Lesson, taken: Taken) -> None:
-        taken.lessons.append(lesson)
+    def _prediction(self, one: int, record: Prediction, now_ms: int, taken: Taken) -> None:
+        """Take a prediction that has not been there."""
+        if record.features not in self._features:
+            self.counts.refeaturised += 1
+        due_ms = now_ms + self._rules.horizon_ms
+        taken.slots.append(self._rows.take(one, (record.classes, record.scores), due_ms))
+        if one in self._early:
+            self._join_early(one, now_ms, taken)
+            return
+        if due_ms < self._turn_ms:
+            self._turn_ms = due_ms
+        if len(self._pending) + self._early_seen > self._rules.memory_rows:
+            self._make_room(now_ms, taken)
+
+    def _join_early(self, one: int, now_ms: int, taken: Taken) -> None:
+        early = self._early.pop(one)
+        self._early_seen -= len(early.seen)
+        for revision, label in early.seen.items():
+            self._known.add(one, revision, label, now_ms)
+        self._joined(self._pending.pop(one), early.label, now_ms, taken)
+
+    def _joined(self, slot: int, label: str | float, now_ms: int, taken: Taken) -> None:
+        self._learn(slot, label, now_ms, taken)
         self.counts.joined += 1
         self.settled += 1
 
     def _label(self, one: int, record: LateLabel, now_ms: int, taken: Taken) -> bool:
         """Take a label; False for a conflict."""
-        identity = (record.revision, hash64(str(record.label)))
-        value = record.label if isinstance(record.label, str) else float(record.label)
-        if (pending := self._pending.pop(one, None)) is not None:
-            self._known.add(one, identity, now_ms)
-            self._joined(Lesson(pending, value, now_ms), taken)
+        value: str | float = record.label  # as the codec leaves it
+        hashed = _label_hash(value)
+        slot = self._pending.pop(one, None)
+        if slot is not None:
+            self._known.add(one, record.revision, hashed, now_ms)
+            self._joined(slot, value, now_ms, taken)
             return True
         early = self._early.get(one)
         seen = self._known.get(one) if early is None else early.seen
         if not seen:
-            self._early[one] = Early(value, record.revision, now_ms + self._rules.grace_ms, [identity])
-            self._make_room(now_ms, taken)
+            due_ms = now_ms + self._rules.grace_ms
+            self._early[one] = Early(value, record.revision, due_ms, {record.revision: hashed})
+            self._turn_ms = min(self._turn_ms, due_ms)
+            self._saw_early(now_ms, taken)
             return True
-        if not (fate := _fate(identity, seen)):
+        fate = _fate(record.revision, hashed, seen)
+        if fate == "conflicts":
             self.counts.conflicts += 1
             return False
-        setattr(self.counts, fate, getattr(self.counts, fate) + 1)
         self.settled += 1
-        if fate in ("corrections", "outdated"):
-            if early is None:
-                self._known.add(one, identity, now_ms)
-            else:
-                early.seen.append(identity)
-        if fate == "corrections" and early is not None:
-            early.label, early.revision = value, record.revision
+        if early is not None and fate != "repeated":
+            self._another_early(early, record.revision, value, hashed)
+            self._saw_early(now_ms, taken)
+            fate = "outdated"
+        elif fate in ("corrections", "outdated"):
+            self._known.add(one, record.revision, hashed, now_ms)
+        setattr(self.counts, fate, getattr(self.counts, fate) + 1)
         return True
 
+    def _another_early(self, early: Early, revision: int, value: str | float, hashed: int) -> None:
+        early.seen[revision] = hashed
+        if revision > early.revision:
+            early.label, early.revision = value, revision
+
+    def _saw_early(self, now_ms: int, taken: Taken) -> None:
+        self._early_seen += 1
+        if len(self._pending) + self._early_seen > self._rules.memory_rows:
+            self._make_room(now_ms, taken)
+
     def _make_room(self, now_ms: int, taken: Taken) -> None:
-        """Let the oldest wait no longer; never with the default label, since its own may yet come."""
-        if self.waiting <= self._rules.memory_rows:
-            return
+        """Let the oldest wait no longer; a prediction never with the default label, since its own may yet come."""
         self.counts.crowded += 1
-        if not self._pending:
+        if self._early_seen > len(self._pending):
             self._unmatched(next(iter(self._early)))
-            return
-        one = next(iter(self._pending))
-        del self._pending[one]
-        self._known.add(one, (NO_LABEL, 0), now_ms)
-        taken.passed += 1
+        else:
+            self._let_go(next(iter(self._pending)), now_ms, taken)
 
     def parts(self) -> dict[str, dict[str, Value]]:
         """A copy of the whole state: one part that changes, and a part for each closed segment of identities."""
-        early = list(self._early.values())
+        early = self._early.items()
         state = {
-            "pending": list(self._pending),
-            **_waiting_rows(list(self._pending.values())),
-            "early": [[one, e.revision, e.due_ms, e.label, e.seen] for one, e in zip(self._early, early, strict=True)],
+            **self._rows.state(),
+            "early": [[one, e.revision, e.due_ms, e.label, list(map(list, e.seen.items()))] for one, e in early],
             "counts": msgspec.to_builtins(self.counts),
             "settled": self.settled,
             **{f"known_{name}": value for name, value in self._known.state().items()},
@@ -272,80 +304,34 @@ class LabelJoin:
     def load(self, parts: dict[str, dict[str, Value]]) -> None:
         """Become the join that gave ``parts``."""
         state = parts["join"]
-        self._pending = dict(zip(state["pending"], _pending_of(state), strict=True))
-        self._early = {
-            one: Early(label, revision, due_ms, [(a, b) for a, b in seen])
-            for one, revision, due_ms, label, seen in state["early"]
-        }
+        self._rows = Waiting()
+        self._rows.load(state)
+        self._pending = self._rows.slots
+        self._early = {one: Early(label, revision, due_ms, dict(seen)) for one, revision, due_ms, label, seen in state["early"]}
+        self._early_seen = sum(len(early.seen) for early in self._early.values())
         self.counts = msgspec.convert(state["counts"], JoinCounts)
         self.settled = state["settled"]
         known = {name.removeprefix("known_"): value for name, value in state.items() if name.startswith("known_")}
         segments = {int(name.partition(".")[2]): part for name, part in parts.items() if name.startswith("join.")}
         self._known.load(known, segments)
+        self._turn_ms = NEVER_MS if (due_ms := self.due_ms) is None else due_ms
 
 
-def _fate(identity: tuple[int, int], seen: list[tuple[int, int]]) -> str | None:
-    """Which count a label goes to whose id has been seen with these identities; None: it is a conflict."""
-    if identity in seen:
-        return "repeated"
-    revisions = {revision for revision, _ in seen}
-    if identity[0] in revisions:
-        return None
-    if NO_LABEL in revisions:
+def _fate(revision: int, hashed: int, seen: dict[int, int]) -> str:
+    """Which count a label goes to whose id has been seen with these revisions and labels."""
+    if revision in seen:
+        return "repeated" if seen[revision] == hashed else "conflicts"
+    if NO_LABEL in seen:
         return "late"
-    return "corrections" if identity[0] > max(revisions) else "outdated"
+    return "corrections" if revision > max(seen) else "outdated"
 
 
-def _waiting_rows(rows: list[Pending]) -> dict[str, Value]:
-    """Columns of what waits; of the record only what is needed to learn and to score."""
-    if not rows:
-        return {}
-    tables = list(dict.fromkeys(row.classes for row in rows))
-    return {
-        "x": np.stack([_features(row) for row in rows]),
-        "weight": np.array([row.weight for row in rows]),
-        "t": np.array([row.t for row in rows], dtype=np.int64),
-        "due_ms": np.array([row.due_ms for row in rows], dtype=np.int64),
-        "key": _objects([row.key for row in rows]),
-        "classes": [list(table) for table in tables],
-        "table": np.array([tables.index(row.classes) for row in rows], dtype=np.int64),
-        "outputs": np.array([len(row.scores) for row in rows], dtype=np.int64),
-        "scores": np.array([score for row in rows for score in row.scores], dtype=np.float64),
-    }
+@lru_cache(maxsize=4096)
+def _label_hash(value: str | float) -> int:
+    return hash64(str(value))
 
 
-def _pending_of(state: dict[str, Value]) -> Iterator[Pending]:
-    if "x" not in state:
-        return
-    tables = [tuple(table) for table in state["classes"]]
-    pieces = np.split(state["scores"], np.cumsum(state["outputs"])[:-1])
-    columns = (state[name].tolist() for name in ("table", "key", "t", "weight", "due_ms"))
-    for x, scores, table, key, t, weight, due_ms in zip(state["x"], pieces, *columns, strict=True):
-        yield Pending(tables[table], tuple(scores.tolist()), key, t, weight, due_ms, np.array(x))
-
-
-def lessons_batch(lessons: list[Lesson]) -> tuple[Batch, NDArray[np.int64]]:
-    """Lessons as rows to learn, and the clock at each."""
-    labels: list[Any] = [lesson.label for lesson in lessons]
-    rows = [lesson.pending for lesson in lessons]
-    y = _objects(labels) if isinstance(labels[0], str) else np.array(labels, dtype=np.float64)
-    batch = Batch(
-        np.stack([_features(row) for row in rows]),
-        y,
-        _objects([row.key for row in rows]),
-        np.array([row.t for row in rows], dtype=np.int64),
-        np.array([row.weight for row in rows]),
-    )
-    return batch, np.array([lesson.clock_ms for lesson in lessons], dtype=np.int64)
-
-
-def _features(row: Pending) -> Floats:
-    if row.x is None:
-        raise AssertionError("a row is asked for its features before it was given them")
-    return row.x
-
-
-def _objects(cells: list[Any]) -> Array:
+def _objects(cells: list[str | float]) -> Array:
     column = np.empty(len(cells), dtype=object)
     column[:] = cells
     return column

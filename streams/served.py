@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -32,6 +32,11 @@ Id = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 LabelValue = str | bool | int | float
+
+ENCODER = msgspec.json.Encoder()
+UNREADABLE = (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+PREDICTION_MARKS = 2 * (8 + 3)  # quotation marks of the keys that must be there, and of the texts among their values
+LABEL_MARKS = 2 * (3 + 2)  # without those of the label itself
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="prediction", forbid_unknown_fields=True):
@@ -78,7 +83,12 @@ def hash64(text: str) -> int:
     >>> hash64("request 7/0") == hash64("request 7/0") != hash64("request 7/1")
     True
     """
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    return int(hashes64([text])[0])
+
+
+def hashes64(texts: Sequence[str]) -> NDArray[np.int64]:
+    """``hash64`` of each (n,)."""
+    return np.frombuffer(b"".join([blake2b(text.encode(), digest_size=8).digest() for text in texts]), dtype="<i8")
 
 
 class ServedCodec:
@@ -89,7 +99,7 @@ class ServedCodec:
         self._label = schema.label
         self._topic = topic
         self._max_bytes = max_bytes
-        self._decode = msgspec.json.Decoder(Prediction | LateLabel).decode
+        self._decode: Callable[[bytes], Prediction | LateLabel] = msgspec.json.Decoder(Prediction | LateLabel).decode
 
     @property
     def without_limit(self) -> ServedCodec:
@@ -102,70 +112,95 @@ class ServedCodec:
         """Columns of the events that can be read, in order, and the events that cannot."""
         if split_tp(tp)[0] != self._topic:
             return self._rows.decode(events)
-        good: list[tuple[Event, Prediction | LateLabel]] = []
-        refused = []
+        good, refused = list(events), list[Refused]()
+        try:
+            records = self._records(good)
+        except UNREADABLE:
+            good, refused = self._sorted_out(events)
+            records = self._records(good)
+        rows, bad = self._rows_of(good, records)
+        if bad:
+            left_out = {one.event.offset for one in bad}
+            kept = [at for at, event in enumerate(good) if event.offset not in left_out]
+            good, records = [good[at] for at in kept], [records[at] for at in kept]
+        t = np.array([event.timestamp_ms for event in good], dtype=np.int64)
+        return Served(tp, good, records, hashes64([record.id for record in records]), rows, t), refused + bad
+
+    def _sorted_out(self, events: Sequence[Event]) -> tuple[list[Event], list[Refused]]:
+        good, refused = [], []
         for event in events:
             try:
-                good.append((event, self._record(event)))
-            except (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                self._records([event])
+                good.append(event)
+            except UNREADABLE as error:
                 refused.append(refusal(event, error))
-        rows, bad = self._rows_of(good)
-        left_out = {one.event.offset for one in bad}
-        kept = [pair for pair in good if pair[0].offset not in left_out]
-        ids = np.array([hash64(record.id) for _, record in kept], dtype=np.int64)
-        t = np.array([event.timestamp_ms for event, _ in kept], dtype=np.int64)
-        served = Served(tp, [event for event, _ in kept], [record for _, record in kept], ids, rows, t)
-        return served, refused + bad
+        return good, refused
 
-    def _record(self, event: Event) -> Prediction | LateLabel:
-        value = event.value
-        if value is None or len(value) > self._max_bytes:
-            reason = "unreadable" if value is None else "oversized"
-            raise RecordError(reason, f"no value, or over {self._max_bytes} bytes, the pipeline's log.max_bytes")
-        record: Prediction | LateLabel = self._decode(value)
-        if event.key not in (None, record.id.encode()):
-            raise RecordError("wrong-key", "the record's key is not its id, so nothing keeps the records of an id in order")
-        if isinstance(record, LateLabel):
-            _refuse_twice(value, 0)
-            return LateLabel(record.id, label_value(self._label, record.label), record.revision)
-        _refuse_twice(value, bytes(record.row).count(b'"'), len(record.classes))
-        self._check_answer(record)
-        return record
+    def _records(self, events: Sequence[Event]) -> list[Prediction | LateLabel]:
+        """All of them, or the first error."""
+        values = [event.value for event in events if event.value is not None]
+        if len(values) < len(events):
+            raise RecordError("unreadable", "the record has no value")
+        if values and max(map(len, values)) > self._max_bytes:
+            raise RecordError("oversized", f"over {self._max_bytes} bytes, the pipeline's log.max_bytes")
+        records = list(map(self._decode, values))
+        for event, record in zip(events, records, strict=True):
+            if event.key is not None and event.key != record.id.encode():
+                raise RecordError("wrong-key", "the record's key is not its id, so nothing keeps the records of an id in order")
+        if list(map(ENCODER.encode, records)) != values:  # else they are as we write them ourselves, and hold no key twice
+            for value, record in zip(values, records, strict=True):
+                _refuse_twice(value, record)
+        self._check_answers([record for record in records if isinstance(record, Prediction)])
+        return [record if isinstance(record, Prediction) else self._labelled(record) for record in records]
 
-    def _check_answer(self, record: Prediction) -> None:
-        outputs = len(record.classes) if self._label.task == "classify" else 1
-        named = len(set(record.classes)) if self._label.task == "classify" else len(record.classes) + 1
-        if len(record.scores) != outputs or named != outputs:
-            raise RecordError("wrong-shape", f"{len(record.scores)} scores for {len(record.classes)} classes")
-        if not all(abs(score) <= LARGEST for score in record.scores):
+    def _labelled(self, record: LateLabel) -> LateLabel:
+        if isinstance(record.label, str) and self._label.type == "string":
+            return record
+        return LateLabel(record.id, label_value(self._label, record.label), record.revision)
+
+    def _check_answers(self, records: list[Prediction]) -> None:
+        classify = self._label.task == "classify"
+        for classes, outputs in {(record.classes, len(record.scores)) for record in records}:
+            fits = outputs == len(classes) == len(set(classes)) if classify else outputs == 1 and not classes
+            if not fits:
+                raise RecordError("wrong-shape", f"{outputs} scores for {len(classes)} classes")
+        scores = np.array([score for record in records for score in record.scores], dtype=np.float64)
+        if not (np.abs(scores) <= LARGEST).all():
             raise RecordError("not-finite", f"a score is not finite, or beyond {LARGEST:g}")
 
-    def _rows_of(self, good: Sequence[tuple[Event, Prediction | LateLabel]]) -> tuple[Rows, list[Refused]]:
+    def _rows_of(self, good: Sequence[Event], records: Sequence[Prediction | LateLabel]) -> tuple[Rows, list[Refused]]:
         """The predictions' rows; a row that brings its own label is refused, since two could then contradict each other."""
-        originals = {event.offset: event for event, record in good if isinstance(record, Prediction)}
         events = [
             Event(event.offset, event.timestamp_ms, event.key, b"", bytes(record.row))
-            for event, record in good
+            for event, record in zip(good, records, strict=True)
             if isinstance(record, Prediction)
         ]
         rows, bad = self._rows.decode(events)
+        if not bad and not has_label(rows).any():
+            return rows, []
+        originals = {event.offset: event for event in good}
         refused = [Refused(originals[one.event.offset], one.reason, one.detail) for one in bad]
-        if len(rows) and (labelled := has_label(rows)).any():
-            left_out = {one.event.offset for one in bad}
-            read = [event.offset for event in events if event.offset not in left_out]
-            why = "a served row has no label of its own; send it as a label record"
-            refused += [Refused(originals[at], "unknown-field", why) for at, has in zip(read, labelled, strict=True) if has]
-            rows = rows.only(~labelled)
-        return rows, refused
+        left_out = {one.event.offset for one in bad}
+        places = [originals[event.offset] for event in events if event.offset not in left_out]
+        labelled = has_label(rows)
+        detail = f"a served row has no {self._label.name}: its label comes as a record of its own"
+        refused += [Refused(places[at], "unknown-field", detail) for at in np.flatnonzero(labelled).tolist()]
+        return rows.only(~labelled), refused
 
 
-def _refuse_twice(value: bytes, inside: int, classes: int | None = None) -> None:
-    """Refuse a key that stands twice: only a record with an unexpected count of quotation marks is parsed again.
+def _refuse_twice(value: bytes, record: Prediction | LateLabel) -> None:
+    """Refuse a key that stands twice; JSON decoders keep the last and say nothing.
 
-    ``inside`` are the marks of the row, which its own codec looks after.
+    A record with no more quotation marks than its keys and texts need has none; any other is parsed again with its pairs. The
+    row's own codec looks after what is in the row.
     """
-    words = 8 if classes is None else 2 * (10 + 1 + 4) + 2 * classes  # every key, and every text, that can be there
-    if value.count(b'"') - inside != words:
+    marks = value.count(b'"')
+    if isinstance(record, Prediction):
+        needed = PREDICTION_MARKS + 2 * len(record.classes) + bytes(record.row).count(b'"')
+        needed += 4 * (record.features != "") + 4 * (record.variant != "") + 2 * (record.propensity != 1.0)
+    else:
+        needed = LABEL_MARKS + 2 * isinstance(record.label, str) + 2 * (record.revision != 0)
+    if marks != needed:
         json.loads(value, object_pairs_hook=unique)
 
 
@@ -175,7 +210,7 @@ def encode(record: Prediction | LateLabel) -> bytes:
     >>> encode(LateLabel("request 7/0", "spam"))
     b'{"kind":"label","id":"request 7/0","label":"spam","revision":0}'
     """
-    return msgspec.json.encode(record)
+    return ENCODER.encode(record)
 
 
 def encode_row(row: dict[str, Any]) -> msgspec.Raw:

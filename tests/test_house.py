@@ -232,14 +232,14 @@ def untabled(errors: object, table: object) -> list[str]:
 
 
 def test_every_error_has_a_row_in_the_table() -> None:
-    """Every exception class of learners/errors.py has its exit code in services/errors.py."""
+    """Every exception class of learners/errors.py has its exit code, HTTP and gRPC status in services/errors.py."""
     from millrace.learners import errors
 
     if not (ROOT / "services" / "errors.py").exists():
         pytest.skip("services/errors.py is not written yet")
-    from millrace.services.errors import EXIT_CODES
+    from millrace.services.errors import MEANINGS
 
-    assert untabled(errors, EXIT_CODES) == []
+    assert untabled(errors, MEANINGS) == []
     assert untabled(errors, {}) != []
 
 

@@ -18,10 +18,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-from endpoint import free_port, until
+from endpoint import Up, free_port, until
 from results import compared, machine, say
 from rooms import MILLRACE, clean_environment, millrace
-from standing import grpc_port, is_ready, standing
+from standing import is_ready, standing
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parents[1] / ".venv-peers" / "bin" / "python"
@@ -132,9 +132,9 @@ def ceiling(port: int, request: Path, seconds: float) -> Iterator[dict[str, obje
         yield {"bench": "serve", "case": f"callers alone, {connections} connections"} | told
 
 
-def ours_too(up_ports: dict[str, int | None], others: Ports) -> Ports:
-    """Everybody's ports, by way; without the ways that we do not have."""
-    return {way: {"ours": port, **others.get(way, {})} for way, port in up_ports.items() if port is not None}
+def ours_too(up: Up, others: Ports) -> Ports:
+    """Everybody's ports, by way."""
+    return {way: {"ours": port, **others[way]} for way, port in (("http", up.port), ("grpc", up.grpc_port))}
 
 
 def results(folder: Path, rounds: int, seconds: float) -> Iterator[dict[str, object]]:
@@ -145,11 +145,11 @@ def results(folder: Path, rounds: int, seconds: float) -> Iterator[dict[str, obj
         peers = start_peers(stack)
         yield from ceiling(peers["ceiling"]["echo"], request["http"], seconds)
         up = stack.enter_context(standing(folder))
-        for way, ports in ours_too({"http": up.port, "grpc": grpc_port(up)}, peers).items():
+        for way, ports in ours_too(up, peers).items():
             yield from measured(ports, way, request[way], (rounds, seconds))
     with standing(folder, NO_HAPROXY) as up, ExitStack() as stack:
         peers = start_peers(stack)
-        for way, ports in ours_too({"http": up.port, "grpc": grpc_port(up)}, peers).items():
+        for way, ports in ours_too(up, peers).items():
             bare = {who: port for who, port in ports.items() if who != "MLServer"}
             for line in measured(bare, way, request[way], (max(2, rounds - 1), seconds)):
                 yield line | {"case": f"{line['case']}, Serve's own proxy", "goal": None}

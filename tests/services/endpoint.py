@@ -38,6 +38,7 @@ class Up:
 
     folder: Path
     port: int
+    grpc_port: int
     process: subprocess.Popen[bytes]
 
     def ask(self) -> dict:
@@ -94,13 +95,13 @@ def until(true: Callable[[], bool], seconds: float = 40.0) -> float:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[Up]:
+def served(folder: Path, *words: str) -> Iterator[Up]:
     """`millrace up` with two replicas, from the first answer on; ended by Ctrl-C, with everything it started."""
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     with (folder / "up.log").open("wb") as log:
-        command = [*MILLRACE, "up", "digits.toml", "--port", str(port)]
+        command = [*MILLRACE, "up", "digits.toml", "--port", str(port), "--grpc-port", str(grpc_port), *words]
         process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
-    up = Up(folder, port, process)
+    up = Up(folder, port, grpc_port, process)
     try:
         until(lambda: process.poll() is not None or b"Ctrl-C" in (folder / "up.log").read_bytes(), PATIENCE_S)
         assert process.poll() is None, (folder / "up.log").read_text()
@@ -142,7 +143,7 @@ class Load:
             try:
                 connection.request("POST", "/v2/models/digits/infer", body)
                 answer = connection.getresponse()
-                said = json.loads(answer.read())
+                heard = answer.read()
                 used += 1
             except (http.client.RemoteDisconnected, ConnectionResetError) as error:
                 if used:
@@ -157,16 +158,16 @@ class Load:
                 connection.close()
                 used = 0
                 continue
-            except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 self.failed.append(repr(error))
                 connection.close()
                 used = 0
                 time.sleep(0.01)
                 continue
             if answer.status == 200:
-                self.answers.append((time.monotonic(), said["model_version"]))
+                self.answers.append((time.monotonic(), json.loads(heard)["model_version"]))
             else:
-                self.failed.append(f"{answer.status} {said}")
+                self.failed.append(f"{answer.status} {heard!r}")
             time.sleep(0.002)
         connection.close()
 

@@ -11,8 +11,10 @@ from rooms import MIXED, encoded, events, mixed_rows
 
 from millrace.learners.protocol import Batch
 from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.services.access import SCOPES, Access, access
 from millrace.services.bundle import Bundle, Identity, Parts, open_parts
-from millrace.services.http import Endpoint, HttpApp
+from millrace.services.endpoint import Endpoint
+from millrace.services.http import HttpApp
 from millrace.streams.codec import Codec
 from millrace.streams.features import Features
 from millrace.streams.schema import Field, Label, Schema
@@ -60,7 +62,15 @@ def numbers_bundle() -> Bundle:
 
 def app(bundle: Bundle | None, schema: Schema = NUMBERS, token: str | None = None, max_bytes: int = 1 << 20) -> HttpApp:
     """The application on one bundle."""
-    return HttpApp(Endpoint("digits", schema, lambda: bundle, token, max_bytes))
+    return HttpApp(endpoint_of(bundle, schema, token, max_bytes))
+
+
+def endpoint_of(
+    bundle: Bundle | None, schema: Schema = NUMBERS, token: str | None = None, max_bytes: int = 1 << 20
+) -> Endpoint:
+    """An endpoint that answers from one bundle; with a token, only to those who show it."""
+    allowed = access({token: SCOPES}, local_is_open=False) if token else Access()
+    return Endpoint("digits", schema, lambda: bundle, allowed, max_bytes)
 
 
 def ask(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import re
 import signal
 import subprocess
 import time
@@ -32,31 +31,18 @@ def is_ready(port: int) -> bool:
         connection.close()
 
 
-def grpc_port(up: Up) -> int | None:
-    """Where it answers gRPC, as it says itself; None where it does not."""
-    found = re.search(r"^ *gRPC 127\.0\.0\.1:(\d+)", (up.folder / "up.log").read_text(encoding="utf-8"), re.MULTILINE)
-    return None if found is None else int(found[1])
-
-
-def options(port: int) -> list[str]:
-    """Ports for `millrace up`, one for gRPC too where it has that."""
-    known = subprocess.run([*MILLRACE, "up", "--help"], env=clean_environment(), capture_output=True, text=True, check=True)
-    grpc = ["--grpc-port", str(free_port())] if "--grpc-port" in known.stdout else []
-    return ["--port", str(port), *grpc]
-
-
 @contextmanager
 def standing(folder: Path, millrace: Sequence[str] = MILLRACE) -> Iterator[Up]:
     """`millrace up digits.toml` with two replicas; ``millrace``: what is run for it."""
-    port, said = free_port(), folder / "up.log"
-    command = [*millrace, "up", "digits.toml", *options(port)]
+    port, grpc_port, said = free_port(), free_port(), folder / "up.log"
+    command = [*millrace, "up", "digits.toml", "--port", str(port), "--grpc-port", str(grpc_port)]
     with said.open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
     try:
         until(lambda: process.poll() is not None or b"Ctrl-C" in said.read_bytes(), PATIENCE_S)
         assert process.poll() is None, said.read_text()
         until(lambda: all(is_ready(port) for _ in range(IN_A_ROW)), PATIENCE_S)
-        yield Up(folder, port, process)
+        yield Up(folder, port, grpc_port, process)
     finally:
         end(process)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from endpoint import Up
 from rooms import PIPELINE, clean_environment, millrace, pipeline_in
-from standing import grpc_port, standing
+from standing import standing
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # two cores serve one instance at a time
@@ -55,12 +55,7 @@ def readme_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 def address(up: Up, way: str) -> str:
     """Where it listens, as the libraries want it."""
-    if way == "http":
-        return f"127.0.0.1:{up.port}"
-    port = grpc_port(up)
-    if port is None:
-        pytest.skip("`millrace up` names no address for gRPC")
-    return f"127.0.0.1:{port}"
+    return f"127.0.0.1:{up.port if way == 'http' else up.grpc_port}"
 
 
 def said_by(script: str, up: Up, way: str) -> dict:
@@ -108,8 +103,7 @@ def example(up: Up, kind: str, word: str) -> str:
     """The README's block of that kind which holds the word, with the addresses of this instance."""
     found = [block for block in re.findall(rf"^```{kind}\n(.*?)^```", TEXTS, re.MULTILINE | re.DOTALL) if word in block]
     assert len(found) == 1, f"{len(found)} {kind} blocks with {word}"
-    text = found[0].replace("localhost:8000", address(up, "http"))
-    return text.replace("localhost:8001", address(up, "grpc")) if "localhost:8001" in text else text
+    return found[0].replace("localhost:8000", address(up, "http")).replace("localhost:8001", address(up, "grpc"))
 
 
 def ran(command: list[str], folder: Path) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import grpc
+import numpy as np
 import pytest
-from endpoint import CALLERS, Up, load, served, until
+from calls import Client, asked, length_prefixed
+from endpoint import CALLERS, Up, command_of, descendants, load, served, until
 from rooms import PIPELINE, flower_rows, json_lines, millrace, pipeline_in
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
@@ -45,6 +51,58 @@ def test_answers_follow_what_is_sent(up: Up) -> None:
     print(f"{time.monotonic() - sent_s:.3f} s from the end of `millrace send` to an answer that knows the rows")
     until(lambda: up.ask()["parameters"]["staleness_ms"] < 3000, 20)
     assert up.ask()["parameters"]["branch"] == "main"
+
+
+def test_grpc_answers_beside_http_with_the_same_scores_health_and_statistics(up: Up) -> None:
+    """Through HAProxy, without metadata; nothing else than loopback is open to callers without the token."""
+
+    async def talk() -> tuple[Any, Any, Any]:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
+            client = Client(channel)
+            row = [("x", "FP64", [1, 4], np.array([3.0, 4, 5, 6]).tobytes()), ("site", "BYTES", [1], length_prefixed("north"))]
+            answer = await client("ModelInfer", asked(*row, id="r7"))
+            return answer, await client("Check", b""), await client("ModelStatistics", b"")
+
+    answer, health, statistics = asyncio.run(talk())
+    said = up.ask()
+    assert answer.id == "r7" and answer.model_name == "digits" and health.status == 1
+    assert answer.parameters["branch"].string_param == said["parameters"]["branch"] == "main"
+    assert np.frombuffer(answer.raw_output_contents[0]).shape == (len(said["outputs"][0]["data"]),)
+    assert statistics.model_stats[0].name == "digits"
+    token = up.folder / ".millrace" / "digits" / "token"
+    assert token.stat().st_mode & 0o777 == 0o600 and token.read_text().strip() not in (up.folder / "up.log").read_text()
+    assert all(token.read_text().strip() not in command_of(pid) for pid in descendants(up.process.pid))
+    port = next(number for name, number in open_ports(up) if name == "[::]" and 20_000 <= number < 30_100)
+    address = own_address()
+    if address is None:
+        return
+
+    async def from_outside(shown: str) -> grpc.StatusCode:
+        async with grpc.aio.insecure_channel(f"{address}:{port}") as channel:
+            try:
+                await Client(channel)("ServerMetadata", b"", metadata=(("authorization", shown),))
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+    codes = [asyncio.run(from_outside(shown)) for shown in ("", "Bearer x", f"Bearer {token.read_text().strip()}")]
+    assert codes == [grpc.StatusCode.UNAUTHENTICATED] * 2 + [grpc.StatusCode.OK]
+
+
+def open_ports(up: Up) -> list[tuple[str, int]]:
+    """What `millrace up` said it listens on."""
+    lines = [line.split() for line in (up.folder / "up.log").read_text().splitlines() if line.startswith("listens")]
+    return [(place.rpartition(":")[0], int(place.rpartition(":")[2])) for _, place, *_ in lines]
+
+
+def own_address() -> str | None:
+    """An address of this machine that is not loopback, or None."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.77", 9))  # sends nothing
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
 
 
 def test_a_rollback_under_load_reaches_every_replica_without_a_failed_request(up: Up) -> None:

@@ -71,17 +71,18 @@ class Slow:
             self.counts.update(["unmatched", "settled"])
 
     def crowd(self) -> None:
-        if len(self.pending) + len(self.early) <= self.rules.memory_rows:
+        seen = sum(len(came) for came, _ in self.early.values())
+        if len(self.pending) + seen <= self.rules.memory_rows:
             return
         self.counts["crowded"] += 1
-        if self.pending:
+        if seen > len(self.pending):
+            del self.early[next(iter(self.early))]
+            self.counts.update(["unmatched", "settled"])
+        else:
             name = next(iter(self.pending))
             del self.pending[name]
             self.known[name] = [(None, None, self.now)]
             self.counts["passed"] += 1
-        else:
-            del self.early[next(iter(self.early))]
-            self.counts.update(["unmatched", "settled"])
 
     def take(self, event: Event) -> None:
         try:
@@ -130,14 +131,16 @@ class Slow:
             return
         elif None in revisions:
             fate = "late"
+        elif name in self.early:
+            fate = "outdated"  # of the two, the one with the lower revision
         else:
             fate = "corrections" if revision > max(revisions) else "outdated"
         self.counts.update([fate, "settled"])
-        if fate in ("corrections", "outdated"):
-            if name in self.early:
-                seen.append((revision, label))
-            else:
-                self.known[name].append((revision, label, self.now))
+        if name in self.early and fate == "outdated":
+            seen.append((revision, label))
+            self.crowd()
+        elif fate in ("corrections", "outdated"):
+            self.known[name].append((revision, label, self.now))
 
     @property
     def waiting(self) -> int:

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from branches import START_MS, Rooms, everything, run_to_end
 from hypothesis import given, settings
@@ -86,8 +85,8 @@ def test_no_state_depends_on_how_records_were_grouped_into_reads(seed, read_rows
 class LearnsTwice(LabelJoin):
     """Broken: does not remember what was joined."""
 
-    def _joined(self, lesson, taken):
-        super()._joined(lesson, taken)
+    def _joined(self, slot, label, now_ms, taken):
+        super()._joined(slot, label, now_ms, taken)
         self._known = Identities(1 << 40, 100)
 
 
@@ -95,11 +94,20 @@ class DefaultsWhenCrowded(LabelJoin):
     """Broken: a row that has to make room is learned with the default."""
 
     def _make_room(self, now_ms, taken):
-        if self.waiting > self._rules.memory_rows and self._pending:
-            self._expire(next(iter(self._pending)), self._pending[next(iter(self._pending))], now_ms, taken)
+        if self._pending:
+            self._expire(next(iter(self._pending)), now_ms, taken)
+        else:
+            super()._make_room(now_ms, taken)
 
 
-@pytest.mark.parametrize("twin", [LearnsTwice, DefaultsWhenCrowded])
+class LearnsTheFirst(LabelJoin):
+    """Broken: of labels that wait for their prediction the first is learned, not the one with the highest revision."""
+
+    def _another_early(self, early, revision, value, hashed):
+        early.seen[revision] = hashed
+
+
+@pytest.mark.parametrize("twin", [LearnsTwice, DefaultsWhenCrowded, LearnsTheFirst])
 def test_a_broken_join_does_not_do_what_the_slow_rules_do(twin, monkeypatch):
     """The comparison notices a broken twin."""
     monkeypatch.setattr("millrace.streams.branch.LabelJoin", twin)
@@ -128,19 +136,49 @@ def answer(name: str) -> Prediction:
         ([(0, answer("r")), (1, LateLabel("r", "b")), (2, LateLabel("r", "a"))], "conflicts"),
         ([(0, answer("r")), (1, LateLabel("r", "b")), (2, LateLabel("r", "a", 1))], "corrections"),
         ([(0, answer("r")), (1, LateLabel("r", "b", 1)), (2, LateLabel("r", "a"))], "outdated"),
+        ([(0, answer("r")), (1, LateLabel("r", "b", 1)), (2, LateLabel("r", "b"))], "outdated"),
+        ([(0, LateLabel("r", "a")), (1, LateLabel("r", "b", 1)), (2, answer("r"))], "outdated"),
+        ([(0, LateLabel("r", "b", 1)), (1, LateLabel("r", "a")), (2, answer("r"))], "outdated"),
+        ([(0, LateLabel("r", "b")), (1, LateLabel("r", "b")), (2, answer("r"))], "repeated"),
+        ([(0, LateLabel("r", "b")), (1, LateLabel("r", "a")), (2, answer("r"))], "conflicts"),
+        ([(0, LateLabel("r", "b")), (1, answer("r")), (2, LateLabel("r", "a"))], "conflicts"),
+        ([(0, LateLabel("r", "a")), (1, LateLabel("r", "b", 1)), (2, answer("r")), (3, LateLabel("r", "a"))], "repeated"),
+        ([(0, LateLabel("r", "a")), (1, LateLabel("r", "b", 1)), (2, answer("r")), (3, LateLabel("r", "a", 2))], "corrections"),
         ([(0, answer("r")), (1, answer("r"))], "repeated_predictions"),
+        ([(0, answer("r")), (1, LateLabel("r", "b")), (2, answer("r"))], "repeated_predictions"),
+        ([(0, answer("r")), (300, answer("s")), (301, answer("r"))], "repeated_predictions"),
     ],
 )
 def test_each_rule_holds_to_the_millisecond(told, count):
     """A label at the horizon is late, a prediction at the end of grace finds no label; one before, they meet."""
     worker, _, _ = folded(story(*told))
     assert getattr(worker.fold.labels.counts, count) == 1
+    assert as_the_rules_say(story(*told)) == []
 
 
-def test_a_higher_revision_that_waits_is_the_one_that_is_learned():
-    """A correction that comes before its prediction needs no correcting afterwards."""
-    _, _, learned = folded(story((0, LateLabel("r", "a")), (1, LateLabel("r", "b", 1)), (2, answer("r"))))
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_higher_revision_that_waits_is_the_one_that_is_learned(first):
+    """A correction that comes before its prediction needs no correcting afterwards, whichever of the two comes first."""
+    told = [LateLabel("r", "a"), LateLabel("r", "b", 1)]
+    worker, _, learned = folded(story((0, told[first]), (1, told[1 - first]), (2, answer("r"))))
     assert learned == [((1.0, 2.0, 3.0), "b")]
+    assert (worker.fold.labels.counts.joined, worker.fold.labels.settled) == (1, 2)
+
+
+def test_the_revisions_of_one_waiting_label_count_towards_the_bound():
+    """However many a client sends for an id that was never served, memory stays bounded and the fates add up."""
+    events = story(*[(0, LateLabel("r", "b", revision)) for revision in range(300)], (1, answer("s")))
+    worker, _, _ = folded(events)
+    parts = worker.fold.labels.parts()
+    assert sum(len(seen) for *_, seen in parts["join"]["early"]) <= RULES.memory_rows
+    assert worker.fold.records == 301 and worker.fold.labels.waiting_predictions == 1
+
+
+def test_labels_of_ids_that_were_never_served_do_not_push_predictions_out():
+    """The kind that has more of them makes room."""
+    events = story(*[(0, answer(f"r{at}")) for at in range(10)], *[(1, LateLabel(f"s{at}", "b")) for at in range(200)])
+    worker, _, _ = folded(events)
+    assert (worker.fold.labels.waiting_predictions, worker.fold.labels.waiting_labels) == (10, 30)
 
 
 def test_a_conflict_is_a_dead_letter_with_its_reason():
@@ -186,22 +224,6 @@ def test_a_key_that_is_not_the_id_is_refused():
     value = encode(LateLabel("r", "a"))
     _, refused = late_recipe().reader.decode([Event(0, START_MS, b"s", b"", value)], "list:0")
     assert [one.reason for one in refused] == ["wrong-key"]
-
-
-def test_memory_is_bounded_and_old_identities_never_change():
-    """However many ids are remembered, few are held as objects; a closed segment is the same array until it is forgotten."""
-    known = Identities(keep_ms=16_000, segment_rows=50)
-    seen: dict[int, np.ndarray] = {}
-    for at in range(20_000):
-        known.advance(at)
-        known.add(at * 7919, (0, at), at)
-        assert known.held_rows < 50
-        if at % 500 == 0:
-            for number, part in known.parts():
-                assert seen.setdefault(number, part["rows"].copy()).tobytes() == part["rows"].tobytes()
-    known.approach(np.array([19_990 * 7919, 3_990 * 7919, 0]))
-    assert known.get(19_990 * 7919) == [(0, 19_990)] and known.get(3_990 * 7919) == [(0, 3_990)] and known.get(0) == []
-    assert known.rows <= 16_000 + 1_000 + 50 and len(seen) > 300
 
 
 def test_waiting_predictions_are_bounded():

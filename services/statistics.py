@@ -1,0 +1,70 @@
+"""Counts and durations of what one replica answered, in the shape of Triton's statistics extension."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Duration:
+    """How often something happened, and how long it took in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        """Once more."""
+        self.count += 1
+        self.ns += ns
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one answer took."""
+
+    rows: int
+    input_ns: int  # request to columns
+    infer_ns: int
+    output_ns: int  # scores to the answer's bytes
+
+    @property
+    def ns(self) -> int:
+        """In all."""
+        return self.input_ns + self.infer_ns + self.output_ns
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Since this replica started. Changed on the event loop alone."""
+
+    rows: int = 0
+    last_ms: int = 0  # since 1970; 0: never
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    input: Duration = field(default_factory=Duration)
+    infer: Duration = field(default_factory=Duration)
+    output: Duration = field(default_factory=Duration)
+
+    def answered(self, cost: Cost) -> None:
+        """Count an answer."""
+        self.rows += cost.rows
+        self.last_ms = time.time_ns() // 1_000_000
+        self.success.add(cost.ns)
+        self.input.add(cost.input_ns)
+        self.infer.add(cost.infer_ns)
+        self.output.add(cost.output_ns)
+
+    def failed(self, ns: int) -> None:
+        """Count a request that got an error instead of an answer."""
+        self.fail.add(ns)
+
+    def told(self, name: str, version: str) -> dict[str, Any]:
+        """As GET /v2/models/NAME/stats says it. Requests never wait for a batch, so ``queue`` stays at nothing."""
+        parts = {"success": self.success, "fail": self.fail, "queue": Duration()}
+        parts |= {"compute_input": self.input, "compute_infer": self.infer, "compute_output": self.output}
+        stats = {part: {"count": found.count, "ns": found.ns} for part, found in parts.items()}
+        one: dict[str, Any] = {"name": name, "version": version, "last_inference": self.last_ms}
+        one |= {"inference_count": self.rows, "execution_count": self.success.count}
+        return {"model_stats": [one | {"inference_stats": stats, "batch_stats": []}]}
