@@ -7,7 +7,8 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run up test test-fast lint format bench-ridge bench-loop bench-labels lock proto clean
+.PHONY: help setup run up test test-fast lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
+.PHONY: bench-labels lock proto clean
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -18,13 +19,17 @@ LOCKS := deploy/requirements
 UV := .tools/bin/uv
 INSTALL := $(UV) pip install --quiet --no-deps --build-constraints $(LOCKS)/uv.txt --python
 SYNC := $(UV) pip sync --quiet --require-hashes --compile-bytecode --python
+RESOLVE := $(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command 'make lock' --python-version 3.11
 TEST := .venv-test/bin
+SHARED := PYTHONPATH=tests/services:tests/streams # what tests and benchmarks share
+GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
 SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) 2>/dev/null)
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/.ready  ## make the environment that `make run` needs (.venv, editable)
 
@@ -35,6 +40,7 @@ up: .venv/.serve  ## learn and answer over HTTP until Ctrl-C (PIPELINE=file.toml
 	.venv/bin/millrace up $(PIPELINE)
 
 test: lint  ## test the installed package: lint, types, doctests, all tests
+	-@$(MAKE) clients
 	$(TEST)/pytest --doctest-modules --pyargs $(addprefix millrace.,$(ROOMS))
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup tests
 
@@ -50,6 +56,8 @@ format: .venv-test/.ready  ## let ruff lay out the code and mend what it can
 	$(TEST)/ruff check --fix $(ROOMS) tests
 	$(TEST)/ruff format $(ROOMS) tests
 
+clients: .venv-clients/.ready $(if $(shell command -v go),.tools/bin/grpcurl)  ## make what the tests call us with: other people's clients
+
 bench-ridge: .venv-test/.installed  ## ridge against the machine's own dsyrk and the textbook recursion
 	$(TEST)/python tests/bench/bench_ridge.py
 
@@ -59,6 +67,15 @@ bench-loop: .venv-test/.installed  ## the whole worker against a bare read of th
 bench-labels: .venv-test/.installed  ## a served prediction and its late label against a plain row
 	$(TEST)/python tests/bench/bench_labels.py
 
+bench-serve: .venv-test/.installed .venv-peers/.ready  ## requests/s and latency against MLServer, bare FastAPI and bare grpc.aio
+	$(SHARED) $(TEST)/python tests/bench/bench_serve.py
+
+bench-fresh: .venv-test/.installed  ## from an event's append to answers that know it, while 1,000 rows/s are learned
+	$(SHARED) $(TEST)/python tests/bench/bench_fresh.py
+
+bench-rollback: .venv-test/.installed  ## from the rollback command to the last replica that has gone back, under load
+	$(SHARED) $(TEST)/python tests/bench/bench_rollback.py
+
 # The folder is the package to protoc too, so that the files import each other by the name they have once installed.
 proto: .venv-test/.ready  ## make the message classes from services/*.proto
 	rm -rf build/proto && mkdir -p build/proto
@@ -67,20 +84,15 @@ proto: .venv-test/.ready  ## make the message classes from services/*.proto
 	mv build/proto/millrace/services/* services/
 
 lock: $(UV)  ## resolve the requirements anew
-	$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--custom-compile-command 'make lock' --python-version 3.11 -o $(LOCKS)/uv.txt $(LOCKS)/uv.in
-	$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--custom-compile-command 'make lock' --python-version 3.11 --all-extras --group test \
-		-o $(LOCKS)/test.txt pyproject.toml
-	$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--custom-compile-command 'make lock' --python-version 3.11 --extra demo -c $(LOCKS)/test.txt \
-		-o $(LOCKS)/run.txt pyproject.toml
-	$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--custom-compile-command 'make lock' --python-version 3.11 --extra demo --extra serve -c $(LOCKS)/test.txt \
-		-o $(LOCKS)/serve.txt pyproject.toml
+	$(RESOLVE) -o $(LOCKS)/uv.txt $(LOCKS)/uv.in
+	$(RESOLVE) --all-extras --group test -o $(LOCKS)/test.txt pyproject.toml
+	$(RESOLVE) --extra demo -c $(LOCKS)/test.txt -o $(LOCKS)/run.txt pyproject.toml
+	$(RESOLVE) --extra demo --extra serve -c $(LOCKS)/test.txt -o $(LOCKS)/serve.txt pyproject.toml
+	$(RESOLVE) -o $(LOCKS)/clients.txt $(LOCKS)/clients.in
+	$(RESOLVE) -o $(LOCKS)/peers.txt $(LOCKS)/peers.in
 
 clean:  ## remove the environments and everything built
-	rm -rf .tools .venv .venv-test build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .tools .venv .venv-test .venv-clients .venv-peers build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(ROOMS) tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(UV): $(LOCKS)/uv.txt
@@ -108,6 +120,17 @@ $(UV): $(LOCKS)/uv.txt
 .venv-test/.ready: $(UV) $(LOCKS)/test.txt
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv-test
 	$(SYNC) .venv-test $(LOCKS)/test.txt
+	@touch $@
+
+# These ask for an older protobuf than Ray does, and none of them is ever in a process of ours.
+.venv-clients/.ready .venv-peers/.ready: .venv-%/.ready: $(UV) $(LOCKS)/%.txt
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv-$*
+	$(SYNC) .venv-$* $(LOCKS)/$*.txt
+	@touch $@
+
+# A Go program, for whoever has Go; its module's checksum is in Go's own database.
+.tools/bin/grpcurl: $(UV)
+	GOBIN=$(abspath .tools/bin) go install $(GRPCURL)
 	@touch $@
 
 # First the sdist, then the wheel from it: a wheel built straight from the tree can ship modules deleted long ago.

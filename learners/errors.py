@@ -73,6 +73,10 @@ class OverloadedError(MillraceError):
     """More is being worked on than may wait; ask again."""
 
 
+class TooSlowError(BadInputError):
+    """A request that did not arrive whole in time."""
+
+
 class AccessError(MillraceError):
     """A caller who did not show a token."""
 

@@ -9,10 +9,10 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from millrace.services.current import Blob, Current, News, Publication
+from millrace.services.current import Blob, Current, News, Presence, Publication
 from millrace.services.follower import Fetched
 from millrace.services.instance import Instance
-from millrace.services.trainer import Trainer
+from millrace.services.trainer import State, Trainer
 
 log = logging.getLogger("millrace")
 
@@ -44,6 +44,17 @@ def make_trainer(instance: Instance, branch: str) -> Any:
     """The trainer of a branch, made now unless it is there. Its calls do not wait for each other."""
     options = LASTING | {"name": trainer_name(instance, branch), "num_cpus": TRAINER_CPUS, "max_concurrency": 4}
     return ray.remote(Trainer).options(**options).remote(instance, branch, Publisher(current_name(instance)))
+
+
+async def trainer_state(instance: Instance, branch: str) -> State | None:
+    """Where a branch's trainer is, or None where it does not answer."""
+    try:
+        actor = await asyncio.to_thread(ray.get_actor, trainer_name(instance, branch), NAMESPACE)
+        async with asyncio.timeout(PATIENCE_S):
+            state: State = await actor.state.remote()
+    except (RayError, TimeoutError, ValueError):
+        return None
+    return state
 
 
 class Publisher:
@@ -87,4 +98,20 @@ class Subscriber:
             log.warning("Current does not answer (%s); what was served goes on.", type(error).__name__)
             self._actor = None
             await asyncio.sleep(min(timeout_s, 0.5))
+            return None
+
+    async def tell(self, presence: Presence) -> None:
+        """Say what this replica does; without ``Current`` nobody hears it."""
+        await self._asked("hear", presence)
+
+    async def replicas(self) -> list[Presence]:
+        """What all of them said lately; without ``Current`` nothing is known."""
+        return await self._asked("replicas") or []
+
+    async def _asked(self, method: str, *words: Presence) -> Any:
+        try:
+            self._actor = self._actor or await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
+            async with asyncio.timeout(PATIENCE_S):
+                return await getattr(self._actor, method).remote(*words)
+        except (RayError, TimeoutError, ValueError):
             return None

@@ -97,6 +97,10 @@ class Bundle:
             return Answer(scores, ())
         return Answer(scores, tuple(self.classes[at] for at in scores.argmax(axis=1).tolist()))
 
+    def age_ms(self, now_ms: int) -> int:
+        """For how long, at most, the log has had something that is not in this state."""
+        return max(0, now_ms - self.as_of_ms)
+
     def confirmed(self, as_of_ms: int) -> Bundle:
         """The same bundle, known to have taken in everything that the log had by a later time."""
         return replace(self, as_of_ms=max(self.as_of_ms, as_of_ms))

@@ -198,11 +198,12 @@ def serve(instance: Instance, version: str | None, follow: str | None, reason: s
 def settle(instance: Instance, change: Change, reason: str, yes: bool) -> None:
     """Show a change, make it where ``yes``, and say last how to undo it."""
     from millrace.services import deciding
+    from millrace.streams.ledger import words
 
     if yes:
         deciding.decide(instance, change, reason)
     meta = click.get_current_context().meta
-    show([{"from": deciding.words(change.before), "to": deciding.words(change.to), "done": yes}])
+    show([{"from": words(change.before), "to": words(change.to), "done": yes}])
     back = deciding.undo(change, str(meta["path"]), meta["home"])
     if not yes:
         click.echo("Nothing was changed. Give --yes to do it.", err=True)
@@ -214,13 +215,14 @@ def settle(instance: Instance, change: Change, reason: str, yes: bool) -> None:
 @on_pipeline
 @branch_option
 def status(instance: Instance, branch: str) -> None:
-    """Where a branch is, how far behind, where every record went, what it scores.
+    """Where a branch is, how far behind, where every record went, what it scores, what trainer and replicas do.
 
     Example: millrace status digits.toml
     """
-    from millrace.services import looking
+    from millrace.services import asking, looking
 
-    show([{"what": name, "value": value} for name, value in looking.status(instance, branch).items()])
+    facts = looking.status(instance, branch) | asking.served(instance)
+    show([{"what": name, "value": value} for name, value in facts.items()])
 
 
 @main.command()

@@ -58,6 +58,13 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ServingConfig:
+    """How the endpoint goes about it. Nothing of it changes what is learned from a record that is in the log."""
+
+    record: Literal["after-reply", "before-reply", "off"] = "after-reply"  # when an answer that labels may follow is appended
+
+
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """Everything a pipeline file can say."""
 
@@ -71,6 +78,7 @@ class Pipeline:
     batch: BatchConfig = field(default_factory=BatchConfig)
     log: LogConfig = field(default_factory=LogConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
     labels: LabelRules | None = None  # of labels that come after their prediction; without it they stand in the rows
 
     def __post_init__(self) -> None:

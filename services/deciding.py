@@ -14,7 +14,7 @@ from millrace.learners.errors import BadInputError, MillraceError, NotCountedErr
 from millrace.services.follower import Archive
 from millrace.services.instance import Instance, require_branch
 from millrace.services.running import ENDPOINT
-from millrace.streams.ledger import Serve, Target, append_decision
+from millrace.streams.ledger import Serve, Target, append_decision, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +84,6 @@ def decide(instance: Instance, change: Change, why: str) -> None:
             f"This decision was written and does not count: it starts from {words(change.before)}, and another has meanwhile "
             f"made the endpoint serve {now}. Look at `millrace log PIPELINE --ledger`, then decide again."
         )
-
-
-def words(what: Target | None) -> str:
-    """A target in words.
-
-    >>> words(Target(version="main.7")), words(Target(follow="main")), words(None)
-    ('version main.7', 'the newest of main', 'nothing')
-    """
-    if what is None:
-        return "nothing"
-    return f"the newest of {what.follow}" if what.version is None else f"version {what.version}"
 
 
 def undo(change: Change, pipeline: str, home: str | None) -> str | None:

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from millrace.learners.errors import NotReadyError
+from millrace.learners.errors import BadInputError, NotOfferedError, NotReadyError
 from millrace.services.access import Access
 from millrace.services.bundle import Bundle
+from millrace.services.inference import Answered
+from millrace.services.labelling import checked_labels, label_records, places, prediction_records
 from millrace.services.pool import Pool
+from millrace.services.recording import Recorder
 from millrace.services.statistics import Statistics
+from millrace.streams.parts import sha256
 from millrace.streams.schema import Schema
+from millrace.streams.served import LONGEST_ID, LateLabel
 
 INLINE_BYTES = 1 << 16  # of a request that is answered on the event loop: a thread would cost more than the answer
 MAX_BYTES = 16 << 20  # of a request
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """How answers and labels come into the log."""
+
+    recorder: Recorder
+    features: str  # sha256 of the feature stage
+    before_reply: bool = False  # an answer is given only once the log has it
+
+
+async def _nothing() -> dict[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +47,46 @@ class Endpoint:
     max_bytes: int = MAX_BYTES
     pool: Pool = field(default_factory=Pool)
     statistics: Statistics = field(default_factory=Statistics)
+    recording: Recording | None = None  # None: the pipeline takes labels from its rows alone
+    overview: Callable[[], Awaitable[dict[str, Any]]] = _nothing  # of the trainer and all replicas
 
     @property
     def newest(self) -> str | None:
         """The version that answers now, or None."""
         bundle = self.held()
         return None if bundle is None else bundle.identity.name
+
+    async def record(self, answered: Answered) -> None:
+        """Append what was answered: soon, or at once where the pipeline wants it before the reply.
+
+        Raises: BadInputError for an id that no label could name, StorageError.
+        """
+        if self.recording is None:
+            return
+        for one in answered.ids:
+            if not 1 <= len(one) <= LONGEST_ID:
+                raise BadInputError(f"id: a row's id must have 1 to {LONGEST_ID} characters, so that its label can name it.")
+        make = partial(prediction_records, answered, self.recording.features)
+        if self.recording.before_reply:
+            await self.recording.recorder.now(make())
+        else:
+            self.recording.recorder.later(len(answered.ids), make)
+
+    async def label(self, labels: list[LateLabel]) -> Sequence[str]:
+        """Append labels, all or none, and say where the log has each.
+
+        Raises: BadInputError, NotOfferedError, StorageError where the log does not take them.
+        """
+        if self.recording is None:
+            raise NotOfferedError("This pipeline takes labels from its rows; give it a table [labels] for late ones.")
+        recorder = self.recording.recorder
+        stored = await recorder.now(label_records(checked_labels(labels, self.schema.label)))
+        return places(recorder.topic, stored)
+
+
+def features_name(schema: Schema) -> str:
+    """The sha256 of a feature stage, as served records and forks have it."""
+    return sha256(schema.declared)
 
 
 def ready(bundle: Bundle | None) -> Bundle:

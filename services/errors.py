@@ -25,6 +25,7 @@ from millrace.learners.errors import (
     StorageError,
     TooLargeError,
     TooManyRejectedError,
+    TooSlowError,
 )
 
 FAILED = 1  # the command was understood and could not be done
@@ -46,6 +47,7 @@ MEANINGS: dict[type[MillraceError], Meaning] = {
     ConfigError: Meaning(MISUSED, 500, "INTERNAL"),
     BadInputError: Meaning(MISUSED, 400, "INVALID_ARGUMENT"),
     TooLargeError: Meaning(MISUSED, 413, "RESOURCE_EXHAUSTED"),  # as gRPC itself calls a message over the limit
+    TooSlowError: Meaning(MISUSED, 408, "DEADLINE_EXCEEDED"),
     LearnerError: UNEXPECTED,
     DamageError: Meaning(FAILED, 500, "DATA_LOSS"),
     MissingPartError: Meaning(FAILED, 500, "DATA_LOSS"),

@@ -20,7 +20,7 @@ from millrace.services.running import ENDPOINT
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark
 from millrace.streams.journal import Summary, take_in
-from millrace.streams.ledger import Ledger, Target
+from millrace.streams.ledger import Ledger, Target, words
 from millrace.streams.stream import SqliteStream
 
 log = logging.getLogger("millrace")
@@ -96,6 +96,11 @@ class Follower:
         self._target: Target | None = None
         self._ledger = Ledger(str(instance.folder / "ledger.sqlite"))
         self._stream: SqliteStream | None = None
+
+    @property
+    def told(self) -> str:
+        """What the ledger says to serve, in words."""
+        return words(self._target)
 
     async def run(self) -> None:
         """Follow the ledger and the newest weights, for ever."""

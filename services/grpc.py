@@ -20,14 +20,14 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from millrace.learners.errors import MillraceError, NotOfferedError, NotServedError, TooLargeError
+from millrace.learners.errors import MillraceError, NotServedError, TooLargeError
 from millrace.services import inference_pb2 as pb
 from millrace.services import labels_pb2
 from millrace.services.access import FORWARDED, LABEL, PREDICT, is_loopback
 from millrace.services.endpoint import INLINE_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, meaning
 from millrace.services.inference import check_model, model_metadata, server_metadata
-from millrace.services.messages import infer_message, metadata_message, parsed, statistics_message
+from millrace.services.messages import Inferred, infer_message, labels_of, metadata_message, parsed, statistics_message
 
 log = logging.getLogger("millrace")
 
@@ -140,25 +140,27 @@ class GrpcApp:
         return statistics_message(here.statistics.told(here.name, here.newest or ""))
 
     async def label(self, raw: bytes) -> Message:
-        """Raises: NotOfferedError."""
-        parsed(labels_pb2.LabelRequest, raw)
-        raise NotOfferedError("Labels are not taken here yet; send them with the rows, by `millrace send`.")
+        """Once the log has every label. Raises: BadInputError, NotOfferedError, StorageError."""
+        request = parsed(labels_pb2.LabelRequest, raw)
+        stored = await self._endpoint.label(labels_of(request, self._endpoint.schema.label.type == "integer"))
+        return labels_pb2.LabelResponse(accepted=len(stored), offsets=stored)
 
     async def infer(self, raw: bytes) -> Message:
         """Scores. Raises: BadInputError, NotReadyError, NotServedError, OverloadedError."""
         start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
         try:
             if len(raw) <= INLINE_BYTES:
-                response, cost = self._inferred(raw)
+                inferred = self._inferred(raw)
             else:
-                response, cost = await self._endpoint.pool.run(self._inferred, raw)
+                inferred = await self._endpoint.pool.run(len(raw), self._inferred, raw)
+            await self._endpoint.record(inferred.answered)
         except Exception:
             statistics.failed(time.perf_counter_ns() - start_ns)
             raise
-        statistics.answered(cost)
-        return response
+        statistics.answered(inferred.cost)
+        return inferred.response
 
-    def _inferred(self, raw: bytes) -> Any:
+    def _inferred(self, raw: bytes) -> Inferred:
         if len(raw) > self._endpoint.max_bytes:
             raise TooLargeError(f"The request is over {self._endpoint.max_bytes} bytes; send fewer rows at a time.")
         request = parsed(pb.ModelInferRequest, raw)

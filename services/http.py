@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -11,15 +12,25 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import BadInputError, MillraceError, NotServedError, TooLargeError
-from millrace.services.access import FORWARDED, PREDICT, is_loopback
+from millrace.learners.errors import (
+    BadInputError,
+    MillraceError,
+    NotServedError,
+    OverloadedError,
+    TooLargeError,
+    TooSlowError,
+)
+from millrace.services.access import FORWARDED, LABEL, PREDICT, is_loopback
 from millrace.services.endpoint import INLINE_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, meaning
 from millrace.services.inference import Asked, Reply, check_model, infer, model_metadata, server_metadata
+from millrace.services.labelling import read_labels
 
 log = logging.getLogger("millrace")
 
 JSON = b"application/json"
+BODY_S = 10.0  # a request's body has to be whole after so long
+ARRIVING_BYTES = 256 << 20  # of all bodies that are arriving
 LENGTH = b"inference-header-content-length"
 
 Scope = MutableMapping[str, Any]
@@ -33,6 +44,7 @@ class HttpApp:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        self._bodies = Bodies(endpoint.max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -41,7 +53,8 @@ class HttpApp:
         if scope["type"] != "http":
             return await send({"type": "websocket.close"})
         try:
-            reply, status = await self._answered(scope, receive), 200
+            reply = await self._answered(scope, receive)
+            status = reply.status
         except MillraceError as error:
             reply, status = Reply(msgspec.json.encode({"error": str(error)})), meaning(error).http
         except Exception:
@@ -57,10 +70,14 @@ class HttpApp:
         if parts[1:2] == ["health"]:
             return self._health(parts)
         local = same_machine(scope.get("client"), scope.get("server")) and not FORWARDED & headers.keys()
-        self._endpoint.access.check(headers.get(b"authorization", b""), local, PREDICT)
+        labels = scope["method"] == "POST" and parts[-1] == "labels"
+        self._endpoint.access.check(headers.get(b"authorization", b""), local, LABEL if labels else PREDICT)
         if scope["method"] == "POST":
-            body = await _body(receive, self._endpoint.max_bytes)
-            return await self._infer(parts, headers, body)
+            body = await self._bodies.read(receive)
+            return await (self._label(parts, body) if labels else self._infer(parts, headers, body))
+        if parts[-1] == "status":
+            check_model(_model_path(parts).model, None, self._endpoint.name, None)
+            return _json(await self._endpoint.overview())
         return self._described(parts)
 
     def _health(self, parts: list[str]) -> Reply:
@@ -83,16 +100,24 @@ class HttpApp:
         if named.verb == "stats":
             return _json(self._endpoint.statistics.told(self._endpoint.name, self._endpoint.newest or ""))
         if named.verb:
-            raise NotServedError("GET knows ready and stats here; infer is a POST.")
+            raise NotServedError("GET knows ready, stats and status here; infer and labels are a POST.")
         return _json(model_metadata(self._endpoint.name, self._endpoint.schema, self._endpoint.newest))
+
+    async def _label(self, parts: list[str], body: bytes) -> Reply:
+        """202 once the log has every label."""
+        check_model(_model_path(parts).model, None, self._endpoint.name, None)
+        stored = await self._endpoint.label(read_labels(body))
+        return Reply(msgspec.json.encode({"accepted": len(stored), "offsets": stored}), status=202)
 
     async def _infer(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> Reply:
         named = _model_path(parts)
         if named.verb != "infer":
-            raise NotServedError("POST knows /v2/models/NAME/infer.")
+            raise NotServedError("POST knows /v2/models/NAME/infer and /v2/models/NAME/labels.")
         start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
         try:
             reply = await self._inferred(named, headers, body)
+            if reply.answered is not None:
+                await self._endpoint.record(reply.answered)
         except Exception:
             statistics.failed(time.perf_counter_ns() - start_ns)
             raise
@@ -109,7 +134,7 @@ class HttpApp:
         now_ms = time.time_ns() // 1_000_000
         if len(body) <= INLINE_BYTES:
             return infer(self._endpoint.name, bundle, asked, now_ms)
-        return await self._endpoint.pool.run(infer, self._endpoint.name, bundle, asked, now_ms)
+        return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, asked, now_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +168,42 @@ def _json_bytes(headers: dict[bytes, bytes]) -> int | None:
     return int(said)
 
 
-async def _body(receive: Receive, max_bytes: int) -> bytes:
-    """The request's body. Raises: TooLargeError as soon as it is over the limit."""
-    chunks, size = [], 0
-    while True:
+class Bodies:
+    """Requests' bodies while they arrive: bounded each in bytes and time, and all together in bytes.
+
+    Only these bounds keep those who send slowly from holding up others, so Serve's own limit on requests at once is far away.
+    """
+
+    def __init__(self, max_bytes: int, seconds: float = BODY_S, together: int = ARRIVING_BYTES) -> None:
+        self.arrived = 0  # bytes, of bodies that are not whole
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+        self._together = together
+
+    async def read(self, receive: Receive) -> bytes:
+        """One body. Raises: TooLargeError, TooSlowError, OverloadedError, each as soon as it is so."""
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._seconds):
+                while await self._more(receive, chunks):
+                    pass
+        except TimeoutError as error:
+            raise TooSlowError(f"The request did not arrive whole within {self._seconds:g} s; send it again.") from error
+        finally:
+            self.arrived -= sum(map(len, chunks))
+        return b"".join(chunks)
+
+    async def _more(self, receive: Receive, chunks: list[bytes]) -> bool:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise BadInputError("The caller left before the request was whole.")
         chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > max_bytes:
-            raise TooLargeError(f"The request is over {max_bytes} bytes; send fewer rows at a time.")
-        if not message.get("more_body", False):
-            return b"".join(chunks)
+        self.arrived += len(chunks[-1])
+        if sum(map(len, chunks)) > self._max_bytes:
+            raise TooLargeError(f"The request is over {self._max_bytes} bytes; send fewer rows at a time.")
+        if self.arrived > self._together:
+            raise OverloadedError("More requests arrive at once than there is room for. Ask again, or send smaller ones.")
+        return bool(message.get("more_body", False))
 
 
 def _json(value: dict[str, Any]) -> Reply:

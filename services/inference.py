@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from millrace.learners.errors import BadInputError, NotServedError
-from millrace.learners.protocol import Floats
-from millrace.services.bundle import Bundle
+from millrace.learners.protocol import Array, Floats
+from millrace.services.bundle import Answer, Bundle
 from millrace.services.statistics import Cost
 from millrace.services.tensors import IDS, Inference, Question, Wanted, binary_payloads, output_tensor, question, read_request
 from millrace.streams.schema import Schema
@@ -28,6 +28,27 @@ class Asked:
     json_bytes: int | None = None  # of the body's JSON part, where binary tensors follow it
 
 
+Output = Floats | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """Rows, and what a state answers to them."""
+
+    bundle: Bundle
+    columns: Sequence[Array]  # one a field, as the codec gives them
+    ids: tuple[str, ...]  # (n,)
+    answer: Answer
+    at_ms: int  # since 1970
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        """Every output that there is."""
+        if self.bundle.schema.label.task == "regress":
+            return {"scores": self.answer.scores, IDS: self.ids}
+        return {"scores": self.answer.scores, "label": self.answer.labels, IDS: self.ids}
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """The bytes of an HTTP answer."""
@@ -35,9 +56,8 @@ class Reply:
     body: bytes
     json_bytes: int | None = None  # of the body's JSON part, where binary tensors follow it
     cost: Cost | None = None  # of an inference
-
-
-Output = Floats | tuple[str, ...]
+    answered: Answered | None = None  # what an inference came to
+    status: int = 200
 
 
 def infer(name: str, bundle: Bundle, asked: Asked, now_ms: int) -> Reply:
@@ -50,7 +70,8 @@ def infer(name: str, bundle: Bundle, asked: Asked, now_ms: int) -> Reply:
     rows = question(request.inputs, binary_payloads(request.inputs, binary), bundle.schema)
     read_ns = time.perf_counter_ns()
     request_id = request.id or uuid.uuid4().hex
-    values = outputs_of(bundle, rows, request_id)
+    answered = answer_to(bundle, rows, request_id, now_ms)
+    values = answered.outputs
     inferred_ns = time.perf_counter_ns()
     tensors, payloads = [], []
     for wanted in request.outputs or [Wanted(name) for name in values if name != IDS]:
@@ -68,16 +89,13 @@ def infer(name: str, bundle: Bundle, asked: Asked, now_ms: int) -> Reply:
     text = msgspec.json.encode(head)
     body, json_bytes = (text + b"".join(payloads), len(text)) if any(payloads) else (text, None)
     done_ns = time.perf_counter_ns()
-    return Reply(body, json_bytes, Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns))
+    return Reply(body, json_bytes, Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns), answered)
 
 
-def outputs_of(bundle: Bundle, rows: Question, request_id: str) -> dict[str, Output]:
-    """Every output that there is for some rows. Raises: NotReadyError."""
-    answer = bundle.predict(rows.columns)
+def answer_to(bundle: Bundle, rows: Question, request_id: str, now_ms: int) -> Answered:
+    """What a state answers to rows; those without an id of their own are named after the request. Raises: NotReadyError."""
     ids = rows.ids or tuple(f"{request_id}/{row}" for row in range(rows.rows))
-    if bundle.schema.label.task == "regress":
-        return {"scores": answer.scores, IDS: ids}
-    return {"scores": answer.scores, "label": answer.labels, IDS: ids}
+    return Answered(bundle, rows.columns, ids, bundle.predict(rows.columns), now_ms)
 
 
 def parameters(bundle: Bundle, now_ms: int) -> dict[str, str | int]:
@@ -85,7 +103,7 @@ def parameters(bundle: Bundle, now_ms: int) -> dict[str, str | int]:
     identity = bundle.identity
     named = {} if identity.version is None else {"version": identity.version}
     place: dict[str, str | int] = {"branch": identity.branch, "epoch": identity.epoch, "seq": identity.seq}
-    return place | named | {"staleness_ms": max(0, now_ms - bundle.as_of_ms)}
+    return place | named | {"staleness_ms": bundle.age_ms(now_ms)}
 
 
 def check_wanted(name: str, asked: Container[str], values: Iterable[str]) -> None:

@@ -7,17 +7,16 @@ none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
-from millrace.services.bundle import Answer, Bundle
+from millrace.services.inference import Answered
 from millrace.streams.codec import RecordError, label_value
 from millrace.streams.records import Record, tp_name
 from millrace.streams.schema import Field, Label
-from millrace.streams.served import LateLabel, Prediction, encode
+from millrace.streams.served import LONGEST_ID, LateLabel, Prediction, encode
 
 MOST_LABELS = 4096  # of a request
 
@@ -38,29 +37,15 @@ _ONE = msgspec.json.Decoder(_Told)
 _MANY = msgspec.json.Decoder(_Several)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Answered:
-    """Rows, and what a state answered to them."""
-
-    bundle: Bundle
-    columns: Sequence[Array]  # one a field, as the codec gives them
-    ids: Sequence[str]  # (n,)
-    answer: Answer
-    at_ms: int  # since 1970
-
-
-def read_labels(body: bytes, label: Label) -> list[LateLabel]:
-    """The labels of a request's body.
-
-    Raises: BadInputError naming the first that cannot be taken.
-    """
+def read_labels(body: bytes) -> list[LateLabel]:
+    """The labels of a request's body, not checked yet. Raises: BadInputError."""
     try:
         told = _MANY.decode(body).labels if b'"labels"' in body else [_ONE.decode(body)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInputError(
             f'The labels cannot be read: {error}. Send {{"id": ..., "label": ..., "revision": 0}}, or {{"labels": [...]}}.'
         ) from error
-    return checked_labels([LateLabel(one.id, one.label, one.revision) for one in told], label)
+    return [LateLabel(one.id, one.label, one.revision) for one in told]
 
 
 def checked_labels(labels: list[LateLabel], label: Label) -> list[LateLabel]:
@@ -72,8 +57,8 @@ def checked_labels(labels: list[LateLabel], label: Label) -> list[LateLabel]:
             label_value(label, one.label)
         except RecordError as error:
             raise BadInputError(f"labels[{at}].label: {error.detail}.") from error
-        if not 1 <= len(one.id) <= 512 or not 0 <= one.revision < 1 << 62:
-            raise BadInputError(f"labels[{at}]: id must have 1 to 512 characters, and revision be at least 0.")
+        if not 1 <= len(one.id) <= LONGEST_ID or not 0 <= one.revision < 1 << 62:
+            raise BadInputError(f"labels[{at}]: id must have 1 to {LONGEST_ID} characters, and revision be at least 0.")
     return labels
 
 

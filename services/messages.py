@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,10 +13,12 @@ from google.protobuf.message import DecodeError
 
 from millrace.learners.errors import BadInputError
 from millrace.services import inference_pb2 as pb
+from millrace.services import labels_pb2
 from millrace.services.bundle import Bundle
-from millrace.services.inference import Output, check_wanted, outputs_of, parameters
+from millrace.services.inference import Answered, Output, answer_to, check_wanted, parameters
 from millrace.services.statistics import Cost
 from millrace.services.tensors import IDS, NUMBERS, Tensor, binary_texts, question
+from millrace.streams.served import LateLabel
 
 M = TypeVar("M")
 
@@ -44,8 +47,17 @@ def parsed(kind: type[M], raw: bytes) -> M:
     return message
 
 
-def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_ms: int) -> tuple[pb.ModelInferResponse, Cost]:
-    """The answer to a request, with what it took.
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """The answer to a request, what it took and what it came to."""
+
+    response: pb.ModelInferResponse
+    cost: Cost
+    answered: Answered
+
+
+def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_ms: int) -> Inferred:
+    """The answer to a request.
 
     Raises: BadInputError naming what cannot be answered, NotReadyError.
     """
@@ -54,7 +66,8 @@ def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_
     rows = question(inputs, _payloads(request), bundle.schema)
     read_ns = time.perf_counter_ns()
     request_id = request.id or uuid.uuid4().hex
-    values = outputs_of(bundle, rows, request_id)
+    answered = answer_to(bundle, rows, request_id, now_ms)
+    values = answered.outputs
     inferred_ns = time.perf_counter_ns()
     response = pb.ModelInferResponse(model_name=name, model_version=bundle.identity.name, id=request_id)
     for key, said in parameters(bundle, now_ms).items():
@@ -71,7 +84,8 @@ def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_
             if output != IDS:
                 _add(response, output, value)
     done_ns = time.perf_counter_ns()
-    return response, Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns)
+    cost = Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns)
+    return Inferred(response, cost, answered)
 
 
 def _payloads(request: pb.ModelInferRequest) -> dict[str, bytes]:
@@ -111,6 +125,19 @@ def _add(response: pb.ModelInferResponse, name: str, value: Output) -> None:
     else:
         response.outputs.add(name=name, datatype="BYTES", shape=(len(value),))
         response.raw_output_contents.append(binary_texts([text.encode() for text in value]))
+
+
+def labels_of(request: labels_pb2.LabelRequest, integer: bool) -> list[LateLabel]:
+    """The labels of a request, not checked yet; with ``integer`` a whole number stands for the class of that name."""
+    return [LateLabel(one.id, _value(one, integer), one.revision) for one in request.labels]
+
+
+def _value(one: labels_pb2.OneLabel, integer: bool) -> str | float | bool:
+    kind = one.WhichOneof("value")
+    if kind is None:
+        raise BadInputError(f"labels: {one.id} has no value; set one of text, number and flag.")
+    value: str | float | bool = getattr(one, kind)
+    return int(value) if integer and kind == "number" and float(value).is_integer() else value
 
 
 def metadata_message(said: Mapping[str, Any]) -> pb.ModelMetadataResponse:

@@ -1,10 +1,10 @@
-"""Threads for the requests that would hold the event loop up, and a bound on how many may wait for one."""
+"""Threads for the requests that would hold the event loop up, and a bound on how much may wait for one."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
 from millrace.learners.errors import OverloadedError
@@ -13,30 +13,35 @@ A = TypeVarTuple("A")
 T = TypeVar("T")
 
 THREADS = 2  # large requests at work; NumPy lets go of the interpreter for part of each
-WAITING = 64  # that are at work or wait
+WAITING_BYTES = 256 << 20  # of requests that are at work or wait
 
 
 class Pool:
     """Threads of their own: what follows the ledger must never wait for a large request."""
 
-    def __init__(self, threads: int = THREADS, waiting: int = WAITING) -> None:
-        self.taken = 0  # places; given back by the thread, since a caller who leaves does not end the work
-        self._waiting = waiting
+    def __init__(self, threads: int = THREADS, waiting_bytes: int = WAITING_BYTES) -> None:
+        self.taken = 0  # bytes; given back by the thread, since a caller who leaves does not end the work
+        self._waiting_bytes = waiting_bytes
         self._threads = ThreadPoolExecutor(threads, "answers")
 
-    async def run(self, work: Callable[[*A], T], *args: *A) -> T:
-        """What ``work`` returns. Raises: OverloadedError where too many wait, and whatever it raises."""
-        if self.taken >= self._waiting:
-            raise OverloadedError(f"{self.taken} large requests are being answered already. Ask again, or send smaller ones.")
+    async def run(self, size: int, work: Callable[[*A], T], *args: *A) -> T:
+        """What ``work`` on a request of ``size`` bytes returns.
+
+        Raises: OverloadedError where too much waits, and whatever it raises.
+        """
+        if self.taken + size > self._waiting_bytes:
+            raise OverloadedError(
+                f"{self.taken} bytes of requests are being answered already. Ask again, or send smaller ones."
+            )
         loop = asyncio.get_running_loop()
         future = self._threads.submit(work, *args)
-        self.taken += 1
-        future.add_done_callback(lambda done: self._give_back(loop, done))
+        self.taken += size
+        future.add_done_callback(lambda _: self._give_back(loop, size))
         return await asyncio.wrap_future(future)
 
-    def _give_back(self, loop: asyncio.AbstractEventLoop, _done: Future[T]) -> None:
+    def _give_back(self, loop: asyncio.AbstractEventLoop, size: int) -> None:
         if not loop.is_closed():
-            loop.call_soon_threadsafe(self._free)
+            loop.call_soon_threadsafe(self._free, size)
 
-    def _free(self) -> None:
-        self.taken -= 1
+    def _free(self, size: int) -> None:
+        self.taken -= size

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+import os
+import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -15,20 +17,23 @@ from ray import serve
 
 from millrace.learners.errors import MillraceError
 from millrace.services.access import Access
-from millrace.services.actors import PATIENCE_S, Subscriber, current_name, make_current, make_trainer
-from millrace.services.endpoint import Endpoint
+from millrace.services.actors import PATIENCE_S, Subscriber, current_name, make_current, make_trainer, trainer_state
+from millrace.services.current import Presence
+from millrace.services.endpoint import Endpoint, Recording, features_name
 from millrace.services.follower import Follower
 from millrace.services.grpc import Calls, GrpcApp, add_services, stand_in_replica
 from millrace.services.http import HttpApp
 from millrace.services.instance import Instance
+from millrace.services.recording import Recorded, Recorder
 from millrace.streams.host import use_threads
 
 log = logging.getLogger("millrace")
 
 APPLICATION = "millrace"
 KEEP_S = 1.0  # between two looks of the keeper
+TELL_S = 2.0  # between two words of a replica about itself
 REPLICA_CPUS = 0.1  # logical ones, for placement; BLAS uses one thread
-IN_FLIGHT = 64  # requests a replica works on at a time
+IN_FLIGHT = 2048  # requests a replica holds at a time; what it works on is bounded in bytes, by ``Bodies`` and ``Pool``
 QUEUED = 256  # requests that may wait for a replica; more are refused
 
 
@@ -51,10 +56,20 @@ class Predictor(Calls):
     def __init__(self, serving: Serving, _keeper: Any) -> None:
         use_threads(1)
         self._serving = serving
-        self._follower = Follower(serving.instance, Subscriber(current_name(serving.instance)))
+        self._name = serve.get_replica_context().replica_tag
+        self._subscriber = Subscriber(current_name(serving.instance))
+        self._follower = Follower(serving.instance, self._subscriber)
         self._following = asyncio.get_running_loop().create_task(self._follower.run())  # Serve makes us on its loop
         pipeline = serving.instance.loaded.pipeline
-        self._endpoint = Endpoint(pipeline.name, pipeline.schema, lambda: self._follower.held, serving.access)
+        self._endpoint = Endpoint(
+            pipeline.name,
+            pipeline.schema,
+            lambda: self._follower.held,
+            serving.access,
+            recording=_recording(serving.instance),
+            overview=self._overview,
+        )
+        self._telling = asyncio.get_running_loop().create_task(self._tell())
         self.grpc_app = GrpcApp(self._endpoint)
         stand_in_replica(self)
 
@@ -62,10 +77,48 @@ class Predictor(Calls):
         """What Serve calls for every HTTP request; it asks for this after ``__init__``."""
         return HttpApp(self._endpoint)
 
+    async def _tell(self) -> None:
+        """Say every other second what this replica does, for whoever asks any of them."""
+        while True:
+            await self._subscriber.tell(self._presence())
+            await asyncio.sleep(TELL_S)
+
+    def _presence(self) -> Presence:
+        follower, recording = self._follower, self._endpoint.recording
+        bundle = follower.held
+        counts = Recorded() if recording is None else recording.recorder.counts
+        return Presence(
+            replica=self._name,
+            pid=os.getpid(),
+            serves=follower.told,
+            answers="" if bundle is None else bundle.identity.name,
+            staleness_ms=None if bundle is None else bundle.age_ms(time.time_ns() // 1_000_000),
+            stored=counts.stored,
+            waiting=counts.waiting,
+            dropped=counts.dropped,
+        )
+
+    async def _overview(self) -> dict[str, Any]:
+        """All replicas that were heard of lately, this one at least, and the trainer."""
+        heard = {one.replica: one for one in [self._presence(), *await self._subscriber.replicas()]}
+        trainer = await trainer_state(self._serving.instance, self._serving.branch)
+        return {
+            "replicas": [asdict(one) for _, one in sorted(heard.items())],
+            "trainer": {"branch": self._serving.branch} | ({"running": False} if trainer is None else asdict(trainer)),
+        }
+
     def check_health(self) -> None:
         """Raises: MillraceError where following has ended; Serve then makes another replica."""
         if self._following.done():
             raise MillraceError(f"This replica no longer follows the ledger: {self._following.exception()!r}.")
+
+
+def _recording(instance: Instance) -> Recording | None:
+    pipeline = instance.loaded.pipeline
+    if pipeline.labels is None:
+        return None
+    recorder = Recorder(instance.log, pipeline.served_topic, records=pipeline.serving.record != "off")
+    return Recording(recorder, features_name(pipeline.schema), pipeline.serving.record == "before-reply")
 
 
 class Keeper:

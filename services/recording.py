@@ -56,6 +56,7 @@ class Recorder:
     open_log: Callable[[], Producer]
     topic: str
     waiting_rows: int = WAITING_ROWS
+    records: bool = True  # whether answers are recorded at all
     counts: Recorded = field(default_factory=Recorded)
     _jobs: deque[_Job] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -65,6 +66,8 @@ class Recorder:
 
     def later(self, rows: int, make: Callable[[], Sequence[Record]]) -> bool:
         """Append soon; False, and counted, where too much waits already."""
+        if not self.records:
+            return False
         with self._changed:
             if self._ending or self.counts.waiting + rows > self.waiting_rows:
                 self.counts.dropped += rows

@@ -22,6 +22,7 @@ import click
 
 from millrace.learners.errors import BusyError, ConfigError, MillraceError
 from millrace.services.access import SCOPES, Access, access, own_token, read_tokens
+from millrace.services.asking import place, placed
 from millrace.services.config import set_environment
 from millrace.services.endpoint import MAX_BYTES
 from millrace.services.instance import Instance
@@ -88,8 +89,9 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
         proxy = prepare_environment(Path(scratch))
         serving = _start(instance.absolute, branch, listening)
         try:
-            _say_where(serving, listening, proxy)
-            stop.wait()
+            with placed(instance, place(listening.host, listening.port, proxy)):
+                _say_where(serving, listening, proxy)
+                stop.wait()
         finally:
             _end(serving)
 
@@ -189,6 +191,7 @@ def _say_where(serving: Serving, listening: Listening, proxy: str) -> None:
     for line in (
         f"predict   POST {at}/v2/models/{name}/infer   (Open Inference Protocol v2, JSON or binary tensors)",
         f"          gRPC {serving.host}:{serving.grpc_port} inference.GRPCInferenceService   (the same, and grpc.health.v1)",
+        *(_labels_lines(serving, at)),
         f"ready     GET  {at}/v2/health/ready",
         f"token     {given or path}; {others} must show it",
         f"replicas  {serving.replicas} behind {proxy}",
@@ -197,6 +200,16 @@ def _say_where(serving: Serving, listening: Listening, proxy: str) -> None:
         "stop      Ctrl-C",
     ):
         click.echo(line)
+
+
+def _labels_lines(serving: Serving, at: str) -> list[str]:
+    pipeline = serving.instance.loaded.pipeline
+    if pipeline.labels is None:
+        return []
+    return [
+        f"labels    POST {at}/v2/models/{pipeline.name}/labels   (by row id, into topic {pipeline.served_topic})",
+        f"          gRPC {serving.host}:{serving.grpc_port} millrace.v1.Labels",
+    ]
 
 
 def _end(serving: Serving) -> None:

@@ -224,7 +224,8 @@ def _numbers(tensor: Tensor, payload: bytes | None, width: int) -> Floats:
         kind = np.dtype(NUMBERS[tensor.datatype])
         if len(payload) != rows * width * kind.itemsize:
             raise BadInputError(f"{tensor.name}: {len(payload)} bytes are not {rows} x {width} of {tensor.datatype}.")
-        numbers = np.frombuffer(payload, kind).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+            numbers = np.frombuffer(payload, kind).astype(np.float64)
     return numbers.reshape(rows, width)
 
 

@@ -22,6 +22,17 @@ class Target(msgspec.Struct, frozen=True):
     follow: str | None = None
 
 
+def words(what: Target | None) -> str:
+    """A target in words.
+
+    >>> words(Target(version="main.7")), words(Target(follow="main")), words(None)
+    ('version main.7', 'the newest of main', 'nothing')
+    """
+    if what is None:
+        return "nothing"
+    return f"the newest of {what.follow}" if what.version is None else f"version {what.version}"
+
+
 class _Decision(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower, forbid_unknown_fields=True, kw_only=True):
     who: str
     why: str

@@ -28,7 +28,9 @@ REASONS = (  # beside those of the rows' codec
     "conflicting-label",  # another value for an id and revision that has one; only folding finds it
 )
 
-Id = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+LONGEST_ID = 512  # characters
+
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 LabelValue = str | bool | int | float

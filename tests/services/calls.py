@@ -94,6 +94,7 @@ class Client:
     """Stubs on a channel of their own."""
 
     channel: grpc.aio.Channel
+    target: str = ""
     raw: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,6 +122,6 @@ async def answering(endpoint: Endpoint, host: str = "127.0.0.1") -> AsyncIterato
     await there.server.start()
     try:
         async with grpc.aio.insecure_channel(f"{host}:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            yield Client(channel)
+            yield Client(channel, f"{host}:{port}")
     finally:
         await there.server.stop(0)

