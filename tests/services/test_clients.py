@@ -151,7 +151,7 @@ def test_the_readmes_labels_are_taken(spam_up: Up) -> None:
 def test_the_readmes_grpcurl_is_answered(readme_up: Up) -> None:
     """The same over gRPC, found by reflection."""
     answer = json.loads(ran(["bash", "-euo", "pipefail", "-c", example(readme_up, "bash", "grpcurl ")], readme_up.folder))
-    assert answer["modelName"] == "digits"
+    assert answer["model_name"] == "digits"
     assert {output["name"] for output in answer["outputs"]} == {"scores", "label"}
 
 
