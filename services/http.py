@@ -70,11 +70,11 @@ class HttpApp:
         if parts[1:2] == ["health"]:
             return self._health(parts)
         local = same_machine(scope.get("client"), scope.get("server")) and not FORWARDED & headers.keys()
-        labels = scope["method"] == "POST" and parts[-1] == "labels"
-        self._endpoint.access.check(headers.get(b"authorization", b""), local, LABEL if labels else PREDICT)
+        telling = scope["method"] == "POST" and parts[-1] == "labels"
+        self._endpoint.access.check(headers.get(b"authorization", b""), local, LABEL if telling else PREDICT)
         if scope["method"] == "POST":
             body = await self._bodies.read(receive)
-            return await (self._label(parts, body) if labels else self._infer(parts, headers, body))
+            return await (self._label(parts, body) if telling else self._infer(parts, headers, body))
         if parts[-1] == "status":
             check_model(_model_path(parts).model, None, self._endpoint.name, None)
             return _json(await self._endpoint.overview())

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # two cores 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CLIENTS = ROOT / ".venv-clients" / "bin" / "python"
-TEXTS = next(path for path in (ROOT / "README.clients.md", ROOT / "README.md") if path.exists()).read_text(encoding="utf-8")
+TEXTS = (ROOT / "README.md").read_text(encoding="utf-8")
 GRPCURL = shutil.which("grpcurl", path=f"{ROOT / '.tools' / 'bin'}:{os.environ['PATH']}")
 
 needs_clients = pytest.mark.skipif(not CLIENTS.exists(), reason="`make clients` could not make .venv-clients here")
@@ -45,11 +45,23 @@ def readme_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """The README's own pipeline, which has learned the digits."""
     pytest.importorskip("sklearn", reason="scikit-learn, which brings the digits, is not installed")
     folder = tmp_path_factory.mktemp("readme")
-    toml = re.findall(r"^```toml\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[0]
+    toml = re.findall(r"^```toml\n(.*?)^```", TEXTS, re.MULTILINE | re.DOTALL)[0]
     (folder / "digits.toml").write_text(toml, encoding="utf-8")
     for words in (["send", "digits.toml", "--data", "digits"], ["run", "digits.toml"]):
         assert millrace(*words, cwd=folder).returncode == 0
     with standing(folder) as running:
+        yield running
+
+
+@pytest.fixture
+def spam_up(tmp_path: Path) -> Iterator[Up]:
+    """The README's pipeline with late labels, which has learned one of each class."""
+    toml = re.findall(r"^```toml\n(.*?)^```", TEXTS, re.MULTILINE | re.DOTALL)[1]
+    (tmp_path / "digits.toml").write_text(toml, encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"links": 9, "spam": true}\n{"links": 0, "spam": false}\n')
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        assert millrace(*words, cwd=tmp_path).returncode == 0
+    with standing(tmp_path) as running:
         yield running
 
 
@@ -118,7 +130,7 @@ def ran(command: list[str], folder: Path) -> str:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_the_readmes_curl_is_answered(readme_up: Up) -> None:
     """Ready, the model's description, and an answer that names the state it comes from."""
-    text = ran(["bash", "-euo", "pipefail", "-c", example(readme_up, "bash", "curl -s")], readme_up.folder)
+    text = ran(["bash", "-euo", "pipefail", "-c", example(readme_up, "bash", "health/ready")], readme_up.folder)
     ready, model, answer = (json.loads(line) for line in text.replace("}{", "}\n{").splitlines())
     assert ready == {"ready": True}
     assert model["inputs"] == [{"name": "x", "datatype": "FP64", "shape": [-1, 64]}]
@@ -126,11 +138,20 @@ def test_the_readmes_curl_is_answered(readme_up: Up) -> None:
     assert [output["name"] for output in answer["outputs"]] == ["scores", "label"]
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_the_readmes_labels_are_taken(spam_up: Up) -> None:
+    """A prediction under the client's own id, and its label, which the log then has."""
+    text = ran(["bash", "-euo", "pipefail", "-c", example(spam_up, "bash", "/labels")], spam_up.folder)
+    answer, told = (json.loads(line) for line in text.replace("}{", "}\n{").splitlines())
+    assert answer["outputs"][1]["data"] == ["true"]
+    assert told == {"accepted": 1, "offsets": ["spam.served-0-1"]}
+
+
 @needs_grpcurl
 def test_the_readmes_grpcurl_is_answered(readme_up: Up) -> None:
     """The same over gRPC, found by reflection."""
     answer = json.loads(ran(["bash", "-euo", "pipefail", "-c", example(readme_up, "bash", "grpcurl ")], readme_up.folder))
-    assert answer["modelName"] == "digits"
+    assert answer["model_name"] == "digits"
     assert {output["name"] for output in answer["outputs"]} == {"scores", "label"}
 
 
