@@ -1,7 +1,7 @@
 """The one door to gRPC: the Open Inference Protocol v2, the standard health service and labels, on one endpoint.
 
-Serve gives every replica a gRPC server of its own. Its own way from there to us (routing, metrics and a queue made for models
-that take milliseconds) costs several times what an answer does, so in a replica our calls stand on the server itself;
+Serve gives every replica a gRPC server of its own. Its way from there to us (routing, metrics, a queue) takes a quarter of the
+replica's time for a call, and stands between us and callers who leave. So in a replica our calls stand on the server itself;
 only in Serve's proxy do they take its way, by the methods of ``Calls``.
 """
 

@@ -109,8 +109,9 @@ def question(inputs: Sequence[Tensor], payloads: Mapping[str, bytes], schema: Sc
     if len(known) < len(inputs):
         raise BadInputError("A tensor stands twice among the inputs; give each name once.")
     rows = _common_rows(inputs)
-    packed = PACKED in known and PACKED not in {field.name for field in schema.fields}
-    _refuse_unknown(known, schema, packed)
+    names = [field.name for field in schema.fields]
+    packed = PACKED in known and PACKED not in names
+    _refuse_unknown(known, names, packed)
     if packed:
         columns = _packed(known[PACKED], payloads.get(PACKED), schema)
     else:
@@ -157,8 +158,7 @@ def _common_rows(inputs: Sequence[Tensor]) -> int:
     return inputs[0].shape[0]
 
 
-def _refuse_unknown(known: Iterable[str], schema: Schema, packed: bool) -> None:
-    names = [field.name for field in schema.fields]
+def _refuse_unknown(known: Iterable[str], names: Sequence[str], packed: bool) -> None:
     allowed = {PACKED, IDS} if packed else {*names, IDS}
     for name in known:
         if name not in allowed:
@@ -190,10 +190,12 @@ def _field_column(field: Field, tensor: Tensor | None, payload: bytes | None, ro
 
 def _checked(field: Field, block: Floats) -> Floats:
     """Raise where a number is missing that must be there, or is out of range."""
+    low, high = number_range(field)
+    if block.size and low <= block.min() and block.max() <= high:  # NaN is in no range
+        return block
     absent = np.isnan(block)
     if field.missing == "reject" and absent.any():
         raise BadInputError(f"{field.name}: row {int(np.argwhere(absent)[0][0])} has no number (NaN or null).")
-    low, high = number_range(field)
     wrong = ~absent & ~((low <= block) & (block <= high))
     if wrong.any():
         raise BadInputError(f"{field.name}: row {int(np.argwhere(wrong)[0][0])} is not within {low:g} to {high:g}.")

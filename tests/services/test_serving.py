@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -87,6 +88,18 @@ def test_grpc_answers_beside_http_with_the_same_scores_health_and_statistics(up:
 
     codes = [asyncio.run(from_outside(shown)) for shown in ("", "Bearer x", f"Bearer {token.read_text().strip()}")]
     assert codes == [grpc.StatusCode.UNAUTHENTICATED] * 2 + [grpc.StatusCode.OK]
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+def test_a_port_that_is_taken_is_refused_by_name(option: str, tmp_path: Path) -> None:
+    """Before anything is started, with the option that names another."""
+    pipeline_in(tmp_path, rows=1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = millrace("up", "digits.toml", option, str(port), cwd=tmp_path)
+    assert done.returncode == 1 and f"127.0.0.1:{port}" in done.stderr and f"give another {option}." in done.stderr
 
 
 def open_ports(up: Up) -> list[tuple[str, int]]:
