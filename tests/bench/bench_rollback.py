@@ -1,0 +1,121 @@
+"""From the start of `millrace rollback --yes` to the last answer of another version, under the load of four callers.
+
+make bench-rollback. Every answer is kept and none may fail. The peer is what no rollback can do without: a bare Python that
+appends one committed row to a SQLite file, and the time until somebody who looks every 50 ms has seen it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+from endpoint import Load, Up, load, until
+from results import compared, machine, say
+from rooms import PIPELINE, json_lines, millrace, pipeline_in
+from standing import standing
+
+from millrace.services.follower import LOOK_S
+
+AIM_S = 1.0
+ROW = "pragma synchronous=full; insert into decisions values (1)"
+BARE = f"import apsw, sys; apsw.Connection(sys.argv[1]).execute({ROW!r}).fetchall()"
+
+
+def versions(folder: Path) -> list[str]:
+    """Of the branch, oldest first."""
+    lines = json_lines(millrace("log", "digits.toml", "--output", "json", cwd=folder).stdout)
+    return [str(line["said"]["version"]) for line in lines if line["said"].get("version")]  # type: ignore[index]
+
+
+def went_back(up: Up, callers: Load, version: str) -> float:
+    """Seconds from the command's start until nobody hears another version any more."""
+    start_s = time.monotonic()
+    done = millrace("rollback", "digits.toml", version, "--reason", "bench", "--yes", cwd=up.folder)
+    assert done.returncode == 0, done.stderr
+    until(lambda: {name for _, name in callers.answers[-200:]} == {version})
+    others = [when for when, name in callers.answers if when >= start_s and name != version]
+    return max(others, default=start_s) - start_s
+
+
+@contextmanager
+def looking(path: Path) -> Iterator[list[float]]:
+    """Look every LOOK_S; when there was a row more than before."""
+    seen: list[float] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        connection, known = apsw.Connection(str(path)), 0
+        while not stop.wait(LOOK_S):
+            found = connection.execute("select count(*) from decisions").fetchall()[0][0]
+            if found > known:
+                seen.append(time.monotonic())
+                known = found
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        thread.join()
+
+
+def bare(path: Path, seen: list[float]) -> float:
+    """Seconds from a bare command's start until somebody has seen its row."""
+    before, start_s = len(seen), time.monotonic()
+    subprocess.run([sys.executable, "-c", BARE, path], check=True)
+    until(lambda: len(seen) > before)
+    return seen[-1] - start_s
+
+
+def measured(up: Up, callers: Load, repeats: int) -> list[tuple[float, float]]:
+    """Ours and the peer's in turn, on the same loaded machine; back to the newest each time."""
+    path, first = up.folder / "bare.sqlite", versions(up.folder)[0]
+    apsw.Connection(str(path)).execute("pragma journal_mode=wal; create table decisions (what)").fetchall()
+    pairs = []
+    with looking(path) as seen:
+        for _ in range(repeats):
+            pairs.append((went_back(up, callers, first), bare(path, seen)))
+            assert (
+                millrace("serve", "digits.toml", "--follow", "main", "--reason", "undo", "--yes", cwd=up.folder).returncode == 0
+            )
+            until(lambda: first not in {name for _, name in callers.answers[-200:]})
+    return pairs
+
+
+def results(folder: Path, repeats: int) -> Iterator[dict[str, object]]:
+    """Every case."""
+    pipeline_in(folder, rows=300, text=PIPELINE + "version_rows = 100\n")
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        assert millrace(*words, cwd=folder).returncode == 0
+    with standing(folder) as up, load(up) as callers:
+        until(lambda: len(callers.answers) > 200)
+        pairs = measured(up, callers, repeats)
+    counted = {"answers": len(callers.answers), "failed": len(callers.failed) + callers.cut, "reconnected": callers.closed}
+    yield compared("rollback", "vs a bare row", "s", pairs, ("python -c, one row, seen every 50 ms", None)) | counted
+    worst = max(mine for mine, _ in pairs)
+    yield compared("rollback", "slowest, vs the aim", "s", [(worst, AIM_S)], ("1 s", 1.0)) | counted
+
+
+def main() -> None:
+    """Print one JSON line a case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=10)
+    arguments = parser.parse_args()
+    say(machine("rollback"))
+    with tempfile.TemporaryDirectory() as folder:
+        for line in results(Path(folder), arguments.repeats):
+            say(line)
+            assert line["failed"] == 0, line
+
+
+if __name__ == "__main__":
+    main()
