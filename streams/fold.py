@@ -79,6 +79,7 @@ class Fold:
         """Apply one step whose reads decoded to ``rows``, in segments that end where a training batch fills."""
         self.conflicts = []
         for piece in rows:
+            self.counts.passed += piece.left_out
             if isinstance(piece, Served):
                 self._join(step, piece)
             else:
