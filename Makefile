@@ -33,7 +33,7 @@ help:  ## print this list
 
 setup: .venv/.ready  ## make the environment that `make run` needs (.venv, editable)
 
-run: setup $(if $(DATA),.venv/.parquet)  ## watch a model learn a real stream, be killed, resume and prove it (DATA=name for another stream)
+run: .venv/.serve $(if $(DATA),.venv/.parquet)  ## watch a model learn and answer, be killed, resume and prove it (DATA=name for another stream)
 	.venv/bin/python -m millrace.services.story $(if $(DATA),--data $(DATA))
 
 up: .venv/.serve  ## learn and answer over HTTP until Ctrl-C (PIPELINE=file.toml)
