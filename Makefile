@@ -7,7 +7,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run up test test-fast lint format bench-ridge bench-loop lock clean
+.PHONY: help setup run up test test-fast lint format bench-ridge bench-loop bench-drift calibrate lock clean
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -55,6 +55,12 @@ bench-ridge: .venv-test/.installed  ## ridge against the machine's own dsyrk and
 
 bench-loop: .venv-test/.installed  ## the whole worker against a bare read of the same log
 	$(TEST)/python tests/bench/bench_loop.py
+
+bench-drift: .venv-test/.installed  ## false alarms against their budgets, detection delays, cost of a row beside bare river
+	$(TEST)/python tests/bench/bench_drift.py
+
+calibrate: .venv-test/.installed  ## measure the table of learners/calibration.py anew (half an hour)
+	$(TEST)/python tests/bench/calibrate_drift.py
 
 lock: $(UV)  ## resolve the requirements anew
 	$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
