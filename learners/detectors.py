@@ -6,8 +6,8 @@ two halves gets half of the budget, and no class gets less because there are oth
 reason to act. Nothing here acts: what an alarm leads to is decided and journaled by who called.
 
 The onset is the split of a detector's rows that explains their losses best: of all k with a change to the alarm's side, the
-one with the largest k (n - k) / n (mean after - mean before)^2. (ADWIN itself stops cutting as soon as it can: with errors from 0.1 to 0.3 at row 2,000, 60 seeds, where it cuts is 400 rows
-off in the median, this 4.)
+one with the largest k (n - k) / n (mean after - mean before)^2. (ADWIN itself stops cutting as soon as it can: with errors
+from 0.1 to 0.3 at row 2,000, 60 seeds, where it cuts is 400 rows off in the median, this 4.)
 
 The same rows give the same alarms and the same state, bit for bit, however they are cut.
 

@@ -8,6 +8,8 @@ Left out: DDM, for at an error rate of 2 % its lowest point is 0 +- 0 in every s
 alarm whatever the threshold; EDDM, for it sees only losses of exactly 1.
 FHDDM is fed 1 - loss: river's docs say 1 = error, its code looks for a falling mean. It cannot see improvements.
 
+At a budget of 10,000 rows HDDM_W and KSWIN (30 losses against 30) miss a change of the error rate from 0.1 to 0.3.
+
 Source: river 0.26, drift/; shared/specs/memory-liquid-drift.md, 4.1 to 4.3.
 """
 
@@ -226,8 +228,8 @@ class Fhddm:
         return bool(self._test._drift_detected)
 
     def side(self, rows: int, total: float) -> Side:
-        """It knows a rise only, within its window."""
-        return Side(True, rows - self._test.sliding_window_size)
+        """It knows a rise only, against the best window ever."""
+        return Side(True, 0)
 
     def state(self) -> bytes:
         """The window, its sum and the best mean."""
