@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from millrace.services.asker import Asked
 from millrace.services.evidence import MEASURES, Evidence, Resumed, windows
 
 SPELLED_OUT = 12  # recalls, at most; of more classes the lowest
@@ -13,7 +14,7 @@ SPELLED_OUT = 12  # recalls, at most; of more classes the lowest
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """A worker that was ended by SIGKILL, and the one that followed it."""
+    """A trainer that was ended by SIGKILL, and the one that followed it."""
 
     pid: int
     at_ms: int  # since 1970
@@ -27,6 +28,7 @@ class Told:
     title: str
     evidence: Evidence
     kills: list[Killed]
+    asked: Asked
     verdict: dict[str, Any]  # what `millrace verify --output json` printed
     window: int  # rows of the windowed scores
 
@@ -39,9 +41,25 @@ def text(told: Told) -> str:
         "\n".join(_columns([("TIME", "ROW", "WHAT HAPPENED"), *_happened(told)], "rrl")),
         "\n".join(_columns(_scored(told), "lrrr")),
         *([_recalls(evidence.recall)] if evidence.recall else []),
-        f"COUNTED  {_counted(evidence)}\nVERIFY   {_verified(told.verdict)}",
+        f"ANSWERED {_answered(told)}\nCOUNTED  {_counted(evidence)}\nVERIFY   {_verified(told.verdict)}",
     ]
     return "\n\n".join(parts)
+
+
+def _answered(told: Told) -> str:
+    """What callers heard on the held-out rows while it learned."""
+    asked = told.asked
+    if not asked.replies:
+        return "nothing was asked: no rows are held out"
+    first, last = asked.tenth(last=False), asked.tenth(last=True)
+    share = told.evidence.task == "classify"
+    grown = (
+        f"{first:.0%} right in the first tenth, {last:.0%} in the last" if share else f"error {first:,.1f}, then {last:,.1f}"
+    )
+    return (
+        f"{asked.count('http'):,} requests over HTTP and {asked.count('grpc'):,} over gRPC, {len(asked.failed)} failed; "
+        f"{grown}; stale by {asked.staleness_ms:.0f} ms (median)"
+    )
 
 
 def _happened(told: Told) -> list[tuple[str, str, str]]:
@@ -49,7 +67,7 @@ def _happened(told: Told) -> list[tuple[str, str, str]]:
     evidence = told.evidence
     events = [(one.at_ms, one.row, f"{_listed(one.labels)} {_joins(one.labels)}") for one in evidence.joined]
     for kill, resumed in zip(told.kills, evidence.resumed, strict=True):
-        what = f"kill -9 of worker {kill.pid}; worker {kill.next_pid} goes on from {_from(resumed)}"
+        what = f"kill -9 of trainer {kill.pid}; {kill.next_pid} goes on from {_from(resumed)}"
         events.append((kill.at_ms, resumed.row, what))
     last = evidence.outputs[-1]
     events.append((last.clock_ms, last.records, f"the last row; {len(evidence.versions)} versions were marked on the way"))

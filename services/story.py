@@ -1,16 +1,18 @@
-"""`make run`: a model learns a real stream, is killed twice by kill -9, resumes, and proves what it knows from the log.
+"""`make run`: a model learns a real stream while it answers, is killed twice by kill -9, resumes, and proves what it knows.
 
     python -m millrace.services.story [--data NAME]
 
-What is shown is real: a sender and a worker in processes of their own, the shipped commands, SIGKILL to the worker's
-pid, and a report that is read from the log.
+What is shown is real: a sender and a served pipeline in processes of their own, the shipped commands, callers over HTTP and
+gRPC, SIGKILL to the trainer's pid, and a report that is read from the log.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +28,8 @@ import numpy as np
 
 from millrace.learners.errors import MillraceError, NotProvedError
 from millrace.services import datasets, plots
+from millrace.services.asker import Asked, Where, asking
+from millrace.services.asking import found, overview
 from millrace.services.config import home_folder, load_pipeline
 from millrace.services.errors import FAILED, exit_code
 from millrace.services.evidence import account, gather
@@ -40,7 +44,8 @@ MADE_BY = "# Written by `make run`, which replaces this folder each time. Copy i
 MOST_ROWS = 6000  # of a longer data set, unless --rows says otherwise
 KILL_AT = ((0.28, 0.45), (0.6, 0.8))  # shares of the stream between which each kill is drawn
 LATEST_S = 0.05  # from a row's arrival to a kill: long enough to hit any point of the step that reads it
-PATIENCE_S = 60.0  # for the worker, beyond the time that the stream takes
+LAST_WORD_S = 1.0  # for callers, after everything was learned
+PATIENCE_S = 60.0  # for the server, beyond the time that the stream takes
 SMALLEST_WINDOW = 100  # rows of the windowed scores
 WIDEST = 110  # characters of the terminal plot
 
@@ -101,28 +106,70 @@ def _clear(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def play(stage: Stage) -> list[Killed]:
-    """Stream the rows, kill the worker at two moments, and let the third one come to the end.
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What was done, and what callers heard meanwhile."""
+
+    kills: list[Killed]
+    asked: Asked
+
+
+def play(stage: Stage) -> Played:
+    """Serve the pipeline, stream the rows, ask all the time, kill the trainer at two moments, and come to the end.
 
     Raises: MillraceError where a process ends by itself, or where there is no progress.
     """
     kills = []
-    following = ["run", *_named(stage), "--follow"]
+    held_out = datasets.held_out(stage.plan.data, stage.plan.seed)
     with Processes(stage.instance.folder, PATIENCE_S + stage.plan.seconds) as processes:
-        worker = processes.start("worker", following)
-        rate = str(stage.rows / stage.plan.seconds)
-        sender = processes.start("sender", ["send", *_named(stage), str(stage.stream), "--rows-per-second", rate])
-        say(f"worker {worker.pid} learns what sender {sender.pid} sends: {stage.rows:,} rows, {stage.plan.seconds:g} s")
-        for epoch, moment in enumerate(moments(stage), start=1):
-            processes.wait_until(partial(arrived, stage, moment.row, epoch))
-            time.sleep(moment.later_s)
-            at_ms, dead = kill(worker), worker
-            worker = processes.start("worker", following)
-            kills.append(Killed(dead.pid, at_ms, worker.pid))
-            say(f"kill -9 of worker {dead.pid} at row {moment.row:,}; worker {worker.pid} takes over")
-        processes.wait_until(lambda: sender.poll() == 0 and learned(stage))
-        finish(worker)
-    return kills
+        ports = ["--port", str(_free_port()), "--grpc-port", str(_free_port())]
+        server = processes.start("server", ["up", *_named(stage), *ports])
+        say(f"server {server.pid} starts Ray, a trainer and two replicas")
+        processes.wait_until(lambda: _trainer(stage) is not None)
+        where = _where(stage)
+        with asking(where, held_out, stage.instance.loaded.pipeline.schema) as asked:
+            rate = str(stage.rows / stage.plan.seconds)
+            sender = processes.start("sender", ["send", *_named(stage), str(stage.stream), "--rows-per-second", rate])
+            say(f"sender {sender.pid} sends {stage.rows:,} rows in {stage.plan.seconds:g} s")
+            say(f"callers ask http://{where.http} and grpc {where.grpc} meanwhile")
+            for epoch, moment in enumerate(moments(stage), start=1):
+                processes.wait_until(partial(arrived, stage, moment.row, epoch))
+                kills.append(_killed(stage, processes, moment))
+            processes.wait_until(lambda: sender.poll() == 0 and learned(stage))
+            time.sleep(LAST_WORD_S)
+        finish(server)
+    return Played(kills, asked)
+
+
+def _killed(stage: Stage, processes: Processes, moment: Moment) -> Killed:
+    """The trainer's end, and who follows it."""
+    time.sleep(moment.later_s)
+    pid = _trainer(stage) or 0
+    at_ms = kill(pid)
+    say(f"kill -9 of trainer {pid} at row {moment.row:,}")
+    processes.wait_until(lambda: _trainer(stage) not in (None, pid))
+    return Killed(pid, at_ms, _trainer(stage) or 0)
+
+
+def _where(stage: Stage) -> Where:
+    place = found(stage.instance)
+    assert place is not None, "a trainer was there, so somebody said where"
+    return Where(place.url.removeprefix("http://"), place.grpc, stage.instance.loaded.pipeline.name)
+
+
+def _trainer(stage: Stage) -> int | None:
+    """The pid of the trainer, or None where it does not answer."""
+    place = found(stage.instance)
+    try:
+        return None if place is None else overview(stage.instance, place)["trainer"].get("pid")
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _named(stage: Stage) -> list[str]:
@@ -145,7 +192,7 @@ def moments(stage: Stage) -> list[Moment]:
 
 
 def arrived(stage: Stage, row: int, epoch: int) -> bool:
-    """Whether the log has a row, and the worker of an epoch has let something out."""
+    """Whether the log has a row, and the trainer of an epoch has let something out."""
     output = _newest(stage)
     end = stage.log.bounds(tp_name(stage.instance.loaded.pipeline.topic, 0))[1]
     return end > row and output is not None and output.epoch >= epoch
@@ -176,22 +223,24 @@ def prove(stage: Stage) -> dict[str, Any]:
     return verdict
 
 
-def conclude(stage: Stage, kills: list[Killed]) -> Told:
+def conclude(stage: Stage, played: Played) -> Told:
     """Verify, then read from the log what happened.
 
     Raises: NotProvedError where something was not proved or does not add up.
     """
     verdict = prove(stage)
-    found = gather(stage.instance, datasets.held_out(stage.plan.data, stage.plan.seed))
-    wrong = account(found, stage.rows)
-    if len(found.resumed) != len(kills):
-        wrong.append(f"{len(kills)} workers were killed and the journal has {len(found.resumed)} that took over.")
-    if verdict["unproved"] or len(verdict["proved"]) < len(found.versions):
-        wrong.append(f"verify proved {len(verdict['proved'])} marks of {len(found.versions)} versions.")
+    evidence = gather(stage.instance, datasets.held_out(stage.plan.data, stage.plan.seed))
+    wrong = account(evidence, stage.rows)
+    if len(evidence.resumed) != len(played.kills):
+        wrong.append(f"{len(played.kills)} trainers were killed and the journal has {len(evidence.resumed)} that took over.")
+    if played.asked.failed:
+        wrong.append(f"{len(played.asked.failed)} requests failed, the first with {played.asked.failed[0]}.")
+    if verdict["unproved"] or len(verdict["proved"]) < len(evidence.versions):
+        wrong.append(f"verify proved {len(verdict['proved'])} marks of {len(evidence.versions)} versions.")
     if wrong:
         raise NotProvedError(" ".join(wrong))
-    title = f"millrace learns {stage.plan.data}, one row after the other, and is killed twice"
-    return Told(title, found, kills, verdict, max(SMALLEST_WINDOW, stage.rows // 20))
+    title = f"millrace learns {stage.plan.data} row by row while it answers, and its trainer is killed twice"
+    return Told(title, evidence, played.kills, played.asked, verdict, max(SMALLEST_WINDOW, stage.rows // 20))
 
 
 def say(line: str) -> None:
@@ -209,7 +258,13 @@ def tell(stage: Stage, told: Told) -> None:
     click.echo(f"\n{stage.plan.data}: {about}\n{stage.rows:,} rows were sent{rest}\n")
     click.echo(text(told))
     click.echo(f"\n{plots.terminal(told, width)}\n")
-    click.echo(f"PICTURE  {picture}\nLOOK ON  millrace status {stage.pipeline}")
+    click.echo(f"PICTURE  {picture}\nLOOK ON  {_millrace()} status {stage.pipeline}")
+
+
+def _millrace() -> str:
+    """The command as one can type it here."""
+    beside = Path(sys.executable).with_name("millrace")
+    return "millrace" if shutil.which("millrace") or not beside.exists() else os.path.relpath(beside)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -219,7 +274,7 @@ def tell(stage: Stage, told: Told) -> None:
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the rows' order and of the kills.")
 @click.option("--home", metavar="DIR", help="Folder of all state (else $MILLRACE_HOME, else .millrace).")
 def main(data: str, rows: int, seconds: float, seed: int, home: str | None) -> None:
-    """Stream a data set to a worker that is killed twice, then prove and show what it learned.
+    """Stream a data set to a served pipeline whose trainer is killed twice, then prove and show what it learned.
 
     Example: python -m millrace.services.story --data digits
     """
@@ -229,8 +284,7 @@ def main(data: str, rows: int, seconds: float, seed: int, home: str | None) -> N
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))
     try:
         stage = prepare(Plan(data, rows, seconds, seed, home_folder(home)))
-        kills = play(stage)
-        tell(stage, conclude(stage, kills))
+        tell(stage, conclude(stage, play(stage)))
     except MillraceError as error:
         click.echo(f"millrace: {error}", err=True)
         sys.exit(exit_code(error))

@@ -7,6 +7,7 @@ everything is acknowledged; another thread packs and publishes the newest offer,
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class State:
     seq: int
     records: int
     said: str  # the last thing that went wrong, or nothing
+    pid: int
 
 
 class Trainer:
@@ -54,7 +56,7 @@ class Trainer:
         self._stop = threading.Event()
         self._offered = threading.Condition()
         self._offer: Parts | None = None
-        self._state = State(True, 0, 0, 0, "")
+        self._state = State(True, 0, 0, 0, "", os.getpid())
         self._worker = threading.Thread(target=self._learn, name="worker", daemon=True)
         self._publisher = threading.Thread(target=self._publish_offers, name="publisher", daemon=True)
         self._worker.start()
@@ -97,7 +99,7 @@ class Trainer:
 
     def between_steps(self, worker: Worker, as_of_ms: int) -> None:
         """Offer the state as it is now: everything in it is acknowledged."""
-        self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "")
+        self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid())
         fold = worker.fold
         identity = Identity(worker.branch, worker.epoch, worker.seq)
         kind = self._instance.loaded.pipeline.learner["kind"]
