@@ -7,6 +7,7 @@ endpoint one is told. Source: journal.md, rule 10.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -57,8 +58,27 @@ class Certificate(_Decision, frozen=True, kw_only=True):
     host: Host
 
 
-Decision = Serve | Certificate
-_DECODER: msgspec.json.Decoder[Decision] = msgspec.json.Decoder(Serve | Certificate)
+Stage = Literal["planned", "running", "done", "taken-over", "aborted"]
+NEXT: dict[Stage | None, tuple[Stage, ...]] = {
+    None: ("planned",),
+    "planned": ("running", "aborted"),
+    "running": ("running", "done", "aborted"),  # running again: somebody resumed it
+    "done": ("taken-over", "aborted"),
+}
+
+
+class Operation(_Decision, frozen=True, kw_only=True):
+    """A replay goes from one stage to the next. Of all of a pipeline's one at a time is under way, from running to its end."""
+
+    id: str
+    before: Stage | None = msgspec.field(name="from")
+    state: Stage
+    plan_sha256: str
+    branch: str  # that it makes
+
+
+Decision = Serve | Certificate | Operation
+_DECODER: msgspec.json.Decoder[Decision] = msgspec.json.Decoder(Serve | Certificate | Operation)
 
 
 @dataclass(slots=True)
@@ -68,6 +88,7 @@ class Ledger:
     path: str
     serving: dict[str, Target] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)
+    operations: dict[str, Operation] = field(default_factory=dict)  # by id, as they stand
     counted: list[Decision] = field(default_factory=list)
     offset: int = 0
 
@@ -80,14 +101,31 @@ class Ledger:
             self._take(unseal(raw, _DECODER, f"{self.path}: the ledger entry at offset {offset}"))
             self.offset = offset + 1
 
+    @property
+    def operation(self) -> Operation | None:
+        """The one under way."""
+        return next((one for one in self.operations.values() if one.state in ("running", "done")), None)
+
     def _take(self, decision: Decision) -> None:
         if isinstance(decision, Certificate):
             self.certificates[decision.version] = decision
+        elif isinstance(decision, Operation):
+            if not self._steps(decision):
+                return
+            self.operations[decision.id] = decision
         elif self.serving.get(decision.endpoint) == decision.before:
             self.serving[decision.endpoint] = decision.to
         else:
             return
         self.counted.append(decision)
+
+    def _steps(self, one: Operation) -> bool:
+        """Whether an operation may take this step: from where it stands, with its own plan, while no other is under way."""
+        known, under_way = self.operations.get(one.id), self.operation
+        before = None if known is None else known.state
+        same = known is None or (known.plan_sha256, known.branch) == (one.plan_sha256, one.branch)
+        free = one.state != "running" or under_way is None or under_way.id == one.id
+        return same and free and one.before == before and one.state in NEXT.get(before, ())
 
 
 def append_decision(stream: Stream, decision: Decision) -> None:
