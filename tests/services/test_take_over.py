@@ -1,4 +1,4 @@
-"""A replay takes over a pipeline that is being served: no request fails, and the trainer goes on with the new branch by itself."""
+"""A replay takes over a pipeline that is being served: no request fails, and the trainer goes on with the new branch."""
 
 from __future__ import annotations
 
