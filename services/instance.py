@@ -52,6 +52,7 @@ class Instance:
             batch_wait_ms=pipeline.batch.wait_ms,
             seed=pipeline.seed,
             config=pipeline.declared,
+            drift=pipeline.drift,
             labels=pipeline.labels,
             served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
         )

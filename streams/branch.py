@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import msgspec
 
+from millrace.learners.detectors import DriftConfig
 from millrace.learners.errors import ConfigError, DamageError, LearnerError, OffsetsGoneError
 from millrace.learners.protocol import Learner, Value
 from millrace.streams.codec import Codec, Rows
-from millrace.streams.entries import Entry, Fork, Mark, Step
+from millrace.streams.drifting import Drift
+from millrace.streams.entries import Act, Entry, Fork, Mark, Step
 from millrace.streams.fold import Fold, is_truth
 from millrace.streams.journal import Cursor, Summary, Writer, counted
 from millrace.streams.labels import LabelJoin, LabelRules
@@ -49,6 +51,7 @@ class Recipe:
     batch_wait_ms: int  # by the journal's clock
     seed: int
     config: bytes  # JSON of everything beside the fields that changes what is learned
+    drift: DriftConfig | None = None  # what is watched; None: nothing
     labels: LabelRules | None = None  # of labels that come late; None: they stand in the rows alone
     served: ServedCodec | None = None  # reads late labels too; there if and only if ``labels`` is
 
@@ -70,7 +73,10 @@ class Recipe:
             )
         if fork.parent is not None or fork.exclude:
             raise LearnerError(f"Branch {fork.branch} was forked from another by a newer release. Use that release.")
-        fold = Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), learner, fork.positions)
+        fold = Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), self.make_learner, fork.positions)
+        fold.branch = fork.branch
+        if self.drift is not None:
+            fold.drift = Drift(self.drift, self.seed)
         if self.labels is not None:
             fold.labels = LabelJoin(self.labels, self.schema.label, sha256(self.schema.declared))
         return fold
@@ -221,6 +227,8 @@ def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Codec | 
     for entry in entries:
         if isinstance(entry, Step):
             fold.step(entry, reread(source, codec, entry))
+        elif isinstance(entry, Act):
+            fold.act(entry)
         yield entry
 
 

@@ -189,7 +189,7 @@ def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
     if not exact and stored is None:
         run.report.unproved.append(mark)  # another kind of host, and nothing to compare with within a tolerance
         return
-    names = {name for name in parts if not (exact and is_truth(name))}
+    names = {name for name in parts if not (exact and is_truth(name))} - (set() if exact else {"detectors"})  # of ties, too
     tolerance = DERIVED_TOLERANCE if exact else max(fold.learner.tolerance, DERIVED_TOLERANCE)
     far = {name: difference(parts[name], stored.get(name, {})) for name in sorted(names)} if stored is not None else {}
     if beyond := [name for name, distance in far.items() if distance > tolerance]:
