@@ -41,6 +41,10 @@ class ReplacedError(MillraceError):
     """Another writer has taken this branch; this one lets nothing more out."""
 
 
+class EndedError(ReplacedError):
+    """This branch goes no further; another may have taken its place."""
+
+
 class BusyError(MillraceError):
     """A live process already writes this branch."""
 

@@ -14,6 +14,7 @@ from millrace.learners.protocol import Learner, Value
 from millrace.streams.codec import Codec, Rows
 from millrace.streams.drifting import Drift
 from millrace.streams.entries import Act, Entry, Fork, Mark, Step
+from millrace.streams.exclusions import Excluding, Reader
 from millrace.streams.fold import Fold, is_truth
 from millrace.streams.journal import Cursor, Summary, Writer, counted
 from millrace.streams.labels import LabelJoin, LabelRules
@@ -60,8 +61,12 @@ class Recipe:
         """What decodes the log."""
         return self.served or self.codec
 
+    def reader_of(self, fork: Fork) -> Reader:
+        """What decodes the log for a branch: what its fork excludes is left out."""
+        return Excluding(self.reader, tuple(fork.exclude)) if fork.exclude else self.reader
+
     def fold(self, fork: Fork) -> Fold:
-        """The state after the fork, before any step.
+        """The state of a branch that begins with nothing, after the fork and before any step; ``start`` gives any branch's.
 
         Raises: LearnerError where this release cannot fold such a fork.
         """
@@ -71,8 +76,6 @@ class Recipe:
                 f"Branch {fork.branch} was learned by revision {fork.learner_revision} of {fork.learner}; this release has "
                 f"revision {learner.revision}, which would learn the same rows differently. Use the release that wrote it."
             )
-        if fork.parent is not None or fork.exclude:
-            raise LearnerError(f"Branch {fork.branch} was forked from another by a newer release. Use that release.")
         fold = Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), self.make_learner, fork.positions)
         fold.branch = fork.branch
         if self.drift is not None:
@@ -152,7 +155,10 @@ class Restored:
 
 
 def restore(recipe: Recipe, doors: Doors, summary: Summary) -> Restored:
-    """The state of the newest counted mark whose parts verify, else of the one before, else of the fork."""
+    """The state of the newest counted mark whose parts verify, else of the one before, else of the fork.
+
+    Raises: DamageError with the choices where a fork begins at a version and neither its own copy nor that can be read.
+    """
     if summary.fork is None:
         raise DamageError("The journal has no fork entry, so nothing says where the branch begins. Restore it from a copy.")
     recipe.check(summary.fork, doors)
@@ -165,8 +171,39 @@ def restore(recipe: Recipe, doors: Doors, summary: Summary) -> Restored:
         except DamageError as error:
             log.warning("The checkpoint of seq %d cannot be used (%s); going back to the one before.", mark.state_seq, error)
             continue
+        if mark.state_seq == 1:
+            check_start(summary.fork, fold, mark.state_sha256)
         return Restored(fold, mark)
-    return Restored(recipe.fold(summary.fork), None)
+    return Restored(start(recipe, doors.store, summary.fork), None)
+
+
+def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
+    """The state after the fork, before any step: empty, or that of the version it begins at, read from its parent.
+
+    Raises: DamageError with the choices where that cannot be read.
+    """
+    fold = recipe.fold(fork)
+    if fork.parent is None:
+        return fold
+    branch, seq = fork.parent.branch, fork.parent.seq
+    try:
+        manifest = read_manifest(store, branch, str(fork.learner_from))
+        places = {name: f"branch {branch}, seq {seq}, part {name}" for name in manifest.parts}
+        fold.load({name: unpack(store.get(branch, part.sha256), places[name]) for name, part in manifest.parts.items()})
+    except DamageError as error:
+        raise DamageError(
+            f"Branch {fork.branch} begins at version {branch}.{seq}, and neither its own copy of that state nor the version "
+            f"can be read: {error} Or give this branch up and plan a replay from another version."
+        ) from error
+    check_start(fork, fold, manifest.state_sha256)
+    return fold
+
+
+def check_start(fork: Fork, fold: Fold, found: str) -> None:
+    """The state that a fork begins with is its parent's, to the bit. Raises: DamageError where it is another."""
+    if fork.parent is None or (found, fold.position) != (fork.parent.state_sha256, fork.positions):
+        said = "nothing" if fork.parent is None else f"version {fork.parent.branch}.{fork.parent.seq}"
+        raise DamageError(f"Branch {fork.branch} is to begin with {said}, and begins with another state. Restore its store.")
 
 
 def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, Value]]:
@@ -219,7 +256,7 @@ def entries_after(journal: Stream, branch: str, seq: int) -> Iterator[Entry]:
     return (entry for entry in counted(journal, branch, Cursor()) if entry.seq > seq)
 
 
-def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Codec | ServedCodec) -> Iterator[Entry]:
+def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Reader) -> Iterator[Entry]:
     """Apply entries to ``fold`` from the log, one by one; each is yielded after it was applied.
 
     Raises: DamageError, OffsetsGoneError where the log is not what the journal says.
@@ -232,7 +269,7 @@ def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Codec | 
         yield entry
 
 
-def reread(source: Source, codec: Codec | ServedCodec, step: Step) -> list[Rows | Served]:
+def reread(source: Source, codec: Reader, step: Step) -> list[Rows | Served]:
     """The rows of a step, read from the log again and checked against the step.
 
     Raises: DamageError naming the range that differs, OffsetsGoneError where retention has taken it.

@@ -85,6 +85,7 @@ class Fold:
         if self.drift is not None:
             self.drift.begin_step()
         for piece in rows:
+            self.counts.passed += piece.left_out
             if isinstance(piece, Served):
                 self._join(step, piece)
             else:

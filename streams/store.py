@@ -154,8 +154,8 @@ def sweep(store: Store, branch: str, marks: Sequence[Mark], keep: int, owned_s: 
 
 
 def kept_marks(marks: Sequence[Mark], keep: int) -> list[Mark]:
-    """The marks whose checkpoints are kept: the ``keep`` newest and every version's."""
-    return [mark for at, mark in enumerate(marks) if at >= len(marks) - keep or mark.version is not None]
+    """The marks whose checkpoints are kept: the ``keep`` newest, every version's, and the start of a fork."""
+    return [mark for at, mark in enumerate(marks) if at >= len(marks) - keep or mark.version is not None or mark.state_seq == 1]
 
 
 def _checked(blob: bytes | None, name: str, where: str) -> bytes:

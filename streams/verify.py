@@ -12,8 +12,8 @@ import numpy as np
 
 from millrace.learners.errors import DamageError, MillraceError, MissingPartError, OffsetsGoneError
 from millrace.learners.protocol import Value
-from millrace.streams.branch import Doors, Recipe, load_checkpoint, refold, state_hash
-from millrace.streams.entries import Entry, Host, Mark, Open, decode_entry
+from millrace.streams.branch import Doors, Recipe, check_start, load_checkpoint, refold, start, state_hash
+from millrace.streams.entries import Entry, Fork, Host, Mark, Open, decode_entry
 from millrace.streams.fold import Fold, is_truth
 from millrace.streams.host import same_numerics, this_host, use_threads
 from millrace.streams.journal import Cursor, Summary, counted, take_in
@@ -117,7 +117,7 @@ def _earliest(recipe: Recipe, doors: Doors, summary: Summary, report: Report) ->
     fold = recipe.fold(summary.fork)
     bounds = doors.source.bounds()
     if all(bounds[tp][0] <= at for tp, at in fold.position.items()):
-        return fold, None
+        return _begun(recipe, doors, summary, report), None
     for mark in summary.marks:
         try:
             fold.load(load_checkpoint(doors.store, mark))
@@ -130,6 +130,24 @@ def _earliest(recipe: Recipe, doors: Doors, summary: Summary, report: Report) ->
     raise OffsetsGoneError("The log no longer has what any kept checkpoint goes on with, so nothing can be folded again.")
 
 
+def _begun(recipe: Recipe, doors: Doors, summary: Summary, report: Report) -> Fold:
+    """The fork's start. Raises: DamageError where it is not the state of the version that the fork names."""
+    fork = summary.fork
+    assert fork is not None
+    if fork.parent is None:
+        return recipe.fold(fork)
+    report.base = f"version {fork.parent.branch}.{fork.parent.seq}"
+    for mark in [mark for mark in summary.marks if mark.state_seq == 1]:
+        try:
+            fold = recipe.fold(fork)
+            fold.load(load_checkpoint(doors.store, mark))
+        except DamageError:
+            continue
+        check_start(fork, fold, state_hash(fold.parts()))
+        return fold
+    return start(recipe, doors.store, fork)
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     recipe: Recipe
@@ -137,17 +155,23 @@ class _Run:
     summary: Summary
     report: Report
 
+    @property
+    def fork(self) -> Fork:
+        """The first entry."""
+        assert self.summary.fork is not None
+        return self.summary.fork
+
 
 def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
     report = run.report
-    start = base.state_seq if base else 0
+    begin = base.state_seq if base else 0
     marks: dict[int, list[Mark]] = {}
     for mark in run.summary.marks:
         marks.setdefault(mark.state_seq, []).append(mark)
-    sound = (entry for entry in _up_to(run, run.summary.end) if entry.seq > start)
+    sound = (entry for entry in _up_to(run, run.summary.end) if entry.seq > begin)
     host: Host | None = None
-    report.state_seq = start
-    for entry in refold(fold, _threaded(sound), run.doors.source, run.recipe.reader):
+    report.state_seq = begin
+    for entry in refold(fold, _threaded(sound), run.doors.source, run.recipe.reader_of(run.fork)):
         host = entry.host if isinstance(entry, Open) else host
         report.entries += 1
         report.records = fold.records
