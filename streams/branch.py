@@ -17,6 +17,7 @@ from millrace.streams.journal import Cursor, Summary, Writer, counted
 from millrace.streams.labels import LabelJoin, LabelRules
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.parts import pack, sha256, unpack
+from millrace.streams.retention import Retention
 from millrace.streams.schema import Schema, leaves
 from millrace.streams.served import Served, ServedCodec
 from millrace.streams.source import Producer, Source
@@ -34,6 +35,7 @@ class Doors:
     producer: Producer
     journal: Stream
     store: Store
+    retention: Retention | None = None  # None: every version is kept
 
 
 @dataclass(frozen=True, slots=True)
