@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from millrace.learners.errors import MillraceError
-from millrace.services.config import NAME_CHARACTERS, endpoint_token, home_folder, load_pipeline, settings
+from millrace.services.arguments import branch_option, on_pipeline, reason_option, remember, show, yes_option
+from millrace.services.config import endpoint_token, settings
 from millrace.services.errors import FAILED, exit_code
-from millrace.services.instance import BRANCH, Instance
-
-if TYPE_CHECKING:
-    from millrace.services.deciding import Change
-
-C = TypeVar("C", bound=Callable[..., None])
+from millrace.services.instance import Instance
+from millrace.services.version_commands import VERSION_COMMANDS, settle
 
 
 class Commands(click.Group):
@@ -38,28 +33,6 @@ class Commands(click.Group):
             sys.exit(FAILED)
 
 
-def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    ctx.meta[str(param.name)] = value
-
-
-def _opened(ctx: click.Context, _param: click.Parameter, path: Path) -> Instance:
-    ctx.meta["path"] = path
-    loaded = load_pipeline(path, ctx.meta["set"])
-    return Instance(loaded, home_folder(ctx.meta["home"]) / loaded.pipeline.name)
-
-
-def on_pipeline(command: C) -> C:
-    """Give a command its ``instance`` argument, with the options that say which."""
-    later: dict[str, Any] = {"callback": _remember, "expose_value": False, "is_eager": True}
-    home = click.option("--home", metavar="DIR", help="Folder of all state (else $MILLRACE_HOME, else .millrace).", **later)
-    flags = click.option("--set", multiple=True, metavar="KEY=VALUE", help="Overrides the pipeline file.", **later)
-    kind = click.Choice(["json", "table"])
-    output = click.option("--output", type=kind, default="table", help="JSON lines, or a table (default).", **later)
-    path = click.Path(dir_okay=False, path_type=Path)
-    pipeline = click.argument("instance", metavar="PIPELINE.toml", type=path, callback=_opened)
-    return home(flags(output(pipeline(command))))
-
-
 def _data_name(ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
     if name == "help":
         from millrace.services import datasets
@@ -73,20 +46,10 @@ data_help = "A built-in data set instead of a file; `--data help` lists them."
 data_option = click.option("--data", metavar="NAME", callback=_data_name, is_eager=True, help=data_help)
 
 
-def _branch_name(_ctx: click.Context, _param: click.Parameter, name: str) -> str:
-    if not name or not set(name) <= NAME_CHARACTERS:  # it names files
-        raise click.BadParameter(f"{name!r}: must be letters, digits, - and _")
-    return name
-
-
-branch_help = "Which history of the pipeline."
-branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=_branch_name, help=branch_help)
-
-
 tokens_help = "A file of tokens: a line each, scopes (predict, label, or predict,label), a space, the token."
 tokens_path = click.Path(path_type=Path)
 tokens_option = click.option(
-    "--tokens", type=tokens_path, metavar="FILE", callback=_remember, expose_value=False, help=tokens_help
+    "--tokens", type=tokens_path, metavar="FILE", callback=remember, expose_value=False, help=tokens_help
 )
 
 
@@ -160,10 +123,6 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
     show([{"topic": sending.topic_of(instance, served), "sent": sent}])
 
 
-reason_option = click.option("--reason", required=True, help="Why; kept in the ledger.")
-yes_option = click.option("--yes", is_flag=True, help="Do it; without, the plan is shown and nothing changes.")
-
-
 @main.command()
 @on_pipeline
 @click.argument("version", required=False)
@@ -195,22 +154,6 @@ def serve(instance: Instance, version: str | None, follow: str | None, reason: s
     settle(instance, deciding.plan(instance, deciding.target(version, follow)), reason, yes)
 
 
-def settle(instance: Instance, change: Change, reason: str, yes: bool) -> None:
-    """Show a change, make it where ``yes``, and say last how to undo it."""
-    from millrace.services import deciding
-    from millrace.streams.ledger import words
-
-    if yes:
-        deciding.decide(instance, change, reason)
-    meta = click.get_current_context().meta
-    show([{"from": words(change.before), "to": words(change.to), "done": yes}])
-    back = deciding.undo(change, str(meta["path"]), meta["home"])
-    if not yes:
-        click.echo("Nothing was changed. Give --yes to do it.", err=True)
-    elif back is not None:
-        click.echo(f"undo: {back}", err=True)
-
-
 @main.command()
 @on_pipeline
 @branch_option
@@ -223,18 +166,6 @@ def status(instance: Instance, branch: str) -> None:
 
     facts = looking.status(instance, branch) | asking.served(instance)
     show([{"what": name, "value": value} for name, value in facts.items()])
-
-
-@main.command()
-@on_pipeline
-def versions(instance: Instance) -> None:
-    """Every version, what it weighs, whether it was verified, and which endpoint serves it.
-
-    Example: millrace versions digits.toml
-    """
-    from millrace.services import versions
-
-    show(versions.versions(instance))
 
 
 @main.command()
@@ -281,33 +212,8 @@ def config_show(instance: Instance) -> None:
     show([{"key": key, "value": value, "from": origin} for key, value, origin in settings(instance.loaded)])
 
 
-def show(rows: Iterable[dict[str, Any]]) -> None:
-    """Print rows as JSON lines or as a table, as ``--output`` says."""
-    if click.get_current_context().meta.get("output") == "json":
-        for row in rows:
-            click.echo(json.dumps(row, default=str))
-    else:
-        for line in table(list(rows)):
-            click.echo(line)
-
-
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Rows under their column names, each column as wide as its widest cell.
-
-    >>> table([{"key": "seed", "value": 0}, {"key": "threads", "value": 1}])
-    ['KEY      VALUE', 'seed     0', 'threads  1']
-    """
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[name.upper() for name in names], *([_cell(row.get(name, "")) for name in names] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
+for command in VERSION_COMMANDS:
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -60,6 +60,18 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionsConfig:
+    """Which versions are kept. What an alias names or an endpoint serves, or did last, is kept whatever this says."""
+
+    keep: int = 20  # newest of each branch; 0: all
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.keep < 0:
+            raise ValueError(f"keep = {self.keep}: must be at least 0")
+
+
+@dataclass(frozen=True, slots=True)
 class ServingConfig:
     """How the endpoint goes about it. Nothing of it changes what is learned from a record that is in the log."""
 
@@ -82,6 +94,7 @@ class Pipeline:
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     drift: DriftConfig | None = None  # what is watched for drift; without it nothing is
     serving: ServingConfig = field(default_factory=ServingConfig)
+    versions: VersionsConfig = field(default_factory=VersionsConfig)
     labels: LabelRules | None = None  # of labels that come after their prediction; without it they stand in the rows
 
     def __post_init__(self) -> None:

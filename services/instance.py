@@ -16,6 +16,7 @@ from millrace.services.config import Loaded
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.codec import Codec
 from millrace.streams.ledger import Ledger
+from millrace.streams.retention import Retention
 from millrace.streams.served import ServedCodec
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.store import FolderStore
@@ -70,7 +71,9 @@ class Instance:
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
         log = self.log()
-        return Doors(SqliteSource(log, self.loaded.pipeline.topics), log, self.journal(branch), self.store())
+        source = SqliteSource(log, self.loaded.pipeline.topics)
+        retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
+        return Doors(source, log, self.journal(branch), self.store(), retention)
 
     def journal(self, branch: str) -> SqliteStream:
         """The journal of a branch."""

@@ -45,8 +45,12 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
         facts |= _late(output) | _alarm(output.newest_alarm)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
-    serving = instance.ledger().serving
-    return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serving.items()}
+    ledger = instance.ledger()
+    facts |= {f"alias_{name}": version for name, version in sorted(ledger.aliases.items())}
+    facts |= {f"differs_{version}": one.verdict for version, one in ledger.certificates.items() if not one.holds}
+    facts |= {"store_bytes": instance.store().bytes_of(branch)}
+    serves = ledger.serving.items()
+    return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
 
 
 def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:

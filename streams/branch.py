@@ -20,6 +20,7 @@ from millrace.streams.journal import Cursor, Summary, Writer, counted
 from millrace.streams.labels import LabelJoin, LabelRules
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.parts import pack, sha256, unpack
+from millrace.streams.retention import Retention
 from millrace.streams.schema import Schema, leaves
 from millrace.streams.served import Served, ServedCodec
 from millrace.streams.source import Producer, Source
@@ -37,6 +38,7 @@ class Doors:
     producer: Producer
     journal: Stream
     store: Store
+    retention: Retention | None = None  # None: every version is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,8 @@ def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
     try:
         manifest = read_manifest(store, branch, str(fork.learner_from))
         places = {name: f"branch {branch}, seq {seq}, part {name}" for name in manifest.parts}
-        fold.load({name: unpack(store.get(branch, part.sha256), places[name]) for name, part in manifest.parts.items()})
+        names = [name for name in places if name != "detectors" or fork.detector_from is not None]
+        fold.load({name: unpack(store.get(branch, manifest.parts[name].sha256), places[name]) for name in names})
     except DamageError as error:
         raise DamageError(
             f"Branch {fork.branch} begins at version {branch}.{seq}, and neither its own copy of that state nor the version "

@@ -248,5 +248,5 @@ class Fold:
             self.labels.load(parts)
             self._given = [np.nan if loss is None else loss for loss in parts["join"]["given"]]
             self.served_scores.load(parts["served_scores"])
-        if self.drift is not None:
+        if self.drift is not None and "detectors" in parts:  # a replay begins with fresh ones
             self.drift.load(parts["detectors"])

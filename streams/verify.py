@@ -100,11 +100,12 @@ def _next_mark(doors: Doors, branch: str, start: int) -> Mark | None:
 def _damaged_checkpoints(doors: Doors, summary: Summary, keep: int) -> list[Finding]:
     """Altered parts of kept checkpoints; missing ones only of versions and of the newest mark, which nothing sweeps."""
     findings = []
-    for mark in kept_marks(summary.marks, keep):
+    released = () if doors.retention is None else doors.retention.released()
+    for mark in kept_marks(summary.marks, keep, released):
         try:
             load_checkpoint(doors.store, mark)
         except MissingPartError as error:
-            if mark.version is not None or mark == summary.marks[-1]:
+            if (mark.version is not None and mark.version not in released) or mark == summary.marks[-1]:
                 findings.append(Finding(str(error), mark))
         except MillraceError as error:
             findings.append(Finding(str(error), mark))

@@ -25,7 +25,7 @@ from millrace.streams.outputs import (
 from millrace.streams.records import Read
 from millrace.streams.served import Served
 from millrace.streams.snapshots import Snapshot, Snapshots
-from millrace.streams.store import sweep
+from millrace.streams.store import kept_marks, sweep
 
 PAUSE_S = 0.005  # between two looks at a source that had nothing
 NEVER = 1 << 62  # a seq that no entry has
@@ -368,7 +368,10 @@ class Worker:
         )
         self._writer.append(mark)
         self._marks.append(mark)
-        sweep(self._doors.store, self.branch, self._marks, self._config.keep, asked_s, self._declared)
+        retention = self._doors.retention
+        released = set[str]() if retention is None else retention.release(self._marks)
+        kept = kept_marks(self._marks, self._config.keep, released)
+        sweep(self._doors.store, self.branch, kept, asked_s, self._declared)
 
     def close(self) -> None:
         """Mark the present state as a version, unless the newest mark already does.

@@ -29,14 +29,20 @@ WORDS = {
     "log": ["log"],
     "verify": ["verify"],
     "versions": ["versions"],
+    "promote": ["promote"],
     "config show": ["config", "show"],
     "rollback": ["rollback"],
     "serve": ["serve"],
     "up": ["up"],
 }
 # In which the examples make sense; `up` goes on until Ctrl-C and has tests of its own.
-ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "rollback", "serve"]
-MORE = {"send": ["rows.jsonl"], "rollback": ["--reason", "garbage"], "serve": ["--follow", "main", "--reason", "mended"]}
+ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "rollback", "serve"]
+MORE = {
+    "send": ["rows.jsonl"],
+    "promote": ["newest", "--reason", "best"],
+    "rollback": ["--reason", "garbage"],
+    "serve": ["--follow", "main", "--reason", "mended"],
+}
 
 
 def commands(group: click.Group = main, above: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -154,6 +160,9 @@ MISUSED = [
     ["log"],
     ["verify", "digits.toml", "more"],
     ["rollback", "digits.toml"],
+    ["promote", "digits.toml", "main.3"],
+    ["promote", "digits.toml", "main.3", "--alias", "v7", "--reason", "reserved"],
+    ["promote", "digits.toml", "main.3", "--alias", "a/b", "--reason", "no name"],
     ["serve", "digits.toml", "--reason", "neither"],
     ["serve", "digits.toml", "main.3", "--follow", "main", "--reason", "both"],
     ["up", "digits.toml", "--tokens", "nowhere"],
