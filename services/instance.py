@@ -23,6 +23,7 @@ from millrace.streams.store import FolderStore
 from millrace.streams.stream import SqliteStream
 
 BRANCH = "main"  # the branch a pipeline begins with
+ENDPOINT = "default"  # what answers callers
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from millrace.learners.detectors import Alarm
 from millrace.learners.errors import BusyError, MillraceError, StorageError
 from millrace.services.bundle import Identity, Parts, bundle_bytes
 from millrace.services.current import Blob, Publication
+from millrace.services.deciding import name_last_good
 from millrace.services.instance import Instance
 from millrace.services.running import serve_first
 from millrace.streams.branch import Doors
@@ -57,6 +59,8 @@ class Trainer:
         self._offered = threading.Condition()
         self._offer: Parts | None = None
         self._state = State(True, 0, 0, 0, "", os.getpid())
+        self._alarm: Alarm | None = None  # the newest one after which the last good version was named
+        self._version: str | None = None
         self._worker = threading.Thread(target=self._learn, name="worker", daemon=True)
         self._publisher = threading.Thread(target=self._publish_offers, name="publisher", daemon=True)
         self._worker.start()
@@ -99,6 +103,10 @@ class Trainer:
 
     def between_steps(self, worker: Worker, as_of_ms: int) -> None:
         """Offer the state as it is now: everything in it is acknowledged."""
+        drift, version = worker.fold.drift, worker.newest_version
+        if drift is not None and drift.newest != self._alarm and version != self._version:
+            self._alarm, self._version = drift.newest, version  # the version after the alarm is there
+            name_last_good(self._instance, self._branch)
         self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid())
         fold = worker.fold
         identity = Identity(worker.branch, worker.epoch, worker.seq)
