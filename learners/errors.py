@@ -89,5 +89,9 @@ class ScopeError(AccessError):
     """A caller whose token is for something else."""
 
 
+class OutdatedError(MillraceError):
+    """What a plan was made from is no longer so."""
+
+
 class NotCountedError(MillraceError):
     """A decision that was written to the ledger and does not count, because another came first."""

@@ -20,6 +20,7 @@ from millrace.learners.errors import (
     NotReadyError,
     NotServedError,
     OffsetsGoneError,
+    OutdatedError,
     OverloadedError,
     ReplacedError,
     ScopeError,
@@ -66,6 +67,7 @@ MEANINGS: dict[type[MillraceError], Meaning] = {
     AccessError: Meaning(FAILED, 401, "UNAUTHENTICATED"),
     ScopeError: Meaning(FAILED, 403, "PERMISSION_DENIED"),
     NotCountedError: UNEXPECTED,
+    OutdatedError: UNEXPECTED,
 }
 
 
