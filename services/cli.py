@@ -11,11 +11,12 @@ from typing import Any
 import click
 
 from millrace.learners.errors import MillraceError
+from millrace.services.arguments import branch_option, on_pipeline, reason_option, remember, show, yes_option
 from millrace.services.config import endpoint_token, settings
 from millrace.services.errors import FAILED, exit_code
 from millrace.services.instance import Instance
-from millrace.services.options import branch_option, on_pipeline, reason_option, remember, settle, show, yes_option
 from millrace.services.replay_commands import replay
+from millrace.services.version_commands import VERSION_COMMANDS, settle
 
 
 class Commands(click.Group):
@@ -184,18 +185,6 @@ def status(instance: Instance, branch: str) -> None:
 
 @main.command()
 @on_pipeline
-def versions(instance: Instance) -> None:
-    """Every version, what it weighs, whether it was verified, and which endpoint serves it.
-
-    Example: millrace versions digits.toml
-    """
-    from millrace.services import versions
-
-    show(versions.versions(instance))
-
-
-@main.command()
-@on_pipeline
 @branch_option
 @click.option("--ledger", is_flag=True, help="The pipeline's decisions instead of a branch's journal.")
 def log(instance: Instance, branch: str, ledger: bool) -> None:
@@ -240,6 +229,9 @@ def config_show(instance: Instance) -> None:
     """
     show([{"key": key, "value": value, "from": origin} for key, value, origin in settings(instance.loaded)])
 
+
+for command in VERSION_COMMANDS:
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

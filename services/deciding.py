@@ -1,4 +1,4 @@
-"""`millrace serve` and `millrace rollback`: one entry in the ledger, which every replica follows by itself.
+"""`millrace serve`, `rollback` and `promote`: one entry in the ledger, which every replica follows by itself.
 
 Neither Ray, nor the trainer, nor MLflow is needed to decide. A decision counts only if what it changes *from* is still true.
 """
@@ -6,15 +6,24 @@ Neither Ray, nor the trainer, nor MLflow is needed to decide. A decision counts 
 from __future__ import annotations
 
 import getpass
+import logging
+import re
 import shlex
 import time
 from dataclasses import dataclass
 
-from millrace.learners.errors import BadInputError, MillraceError, NotCountedError
+from millrace.learners.errors import BadInputError, MillraceError, NotCountedError, NotProvedError
+from millrace.services.config import NAME_CHARACTERS
 from millrace.services.follower import Archive
-from millrace.services.instance import Instance, require_branch
-from millrace.services.running import ENDPOINT
-from millrace.streams.ledger import Serve, Target, append_decision, words
+from millrace.services.instance import ENDPOINT, Instance, require_branch
+from millrace.services.last_good import LAST_GOOD, last_good
+from millrace.services.versions import NEWEST, resolved
+from millrace.streams.ledger import Alias, Ledger, Serve, Target, append_decision, words
+
+log = logging.getLogger("millrace")
+
+NOTHING = "none"  # in place of a version: the alias is taken away
+TAKEN = f"{NEWEST}|{NOTHING}|latest|v[0-9]+"  # names that mean something else, the last two in MLflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +32,15 @@ class Change:
 
     before: Target | None
     to: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Which version an alias is to go from and to; None: it names none."""
+
+    name: str
+    before: str | None
+    to: str | None
 
 
 def target(version: str | None, follow: str | None) -> Target:
@@ -37,59 +55,133 @@ def plan(instance: Instance, to: Target) -> Change:
 
     Raises: MillraceError where it is not there, DamageError where its parts are not whole.
     """
+    ledger = instance.ledger()
     if to.version is not None:
-        Archive(instance).version(to.version)
+        to = Target(version=resolved(instance, to.version))
+        _refuse_released(ledger, str(to.version))
+        Archive(instance).version(str(to.version))
     else:
         require_branch(instance, str(to.follow))
-    return Change(instance.ledger().serving.get(ENDPOINT), to)
+    return Change(ledger.serving.get(ENDPOINT), to)
 
 
 def plan_rollback(instance: Instance, version: str | None) -> Change:
-    """To ``version``, else to the version before what is served: of a followed branch, its newest one.
+    """To ``version``, else to the last good one before an alarm, else to the one before what is served or followed.
 
+    Versions that are not what their log says are passed by.
     Raises: as ``plan``; MillraceError where there is none before.
     """
     return plan(instance, Target(version or _version_before(instance)))
 
 
+def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
+    """To let an alias name ``version``, once that has been read from the store and opened; ``none`` takes the alias away.
+
+    Raises: as ``plan``; BadInputError for a name that cannot be one, NotProvedError for a version that differs from its log.
+    """
+    if not name or not set(name) <= NAME_CHARACTERS or re.fullmatch(TAKEN, name.lower()):
+        raise BadInputError(f"--alias {name!r}: must be letters, digits, - and _, and not latest, newest, none or v1, v2 ...")
+    ledger = instance.ledger()
+    if version == NOTHING:
+        return Naming(name, ledger.aliases.get(name), None)
+    version = resolved(instance, version)
+    _refuse_released(ledger, version)
+    Archive(instance).version(version)
+    certificate = ledger.certificates.get(version)
+    if certificate is not None and not certificate.holds:
+        raise NotProvedError(f"Version {version} {certificate.verdict}, says its certificate. It is not promoted.")
+    return Naming(name, ledger.aliases.get(name), version)
+
+
+def _refuse_released(ledger: Ledger, version: str) -> None:
+    if version in ledger.released:
+        raise MillraceError(
+            f"Version {version} is no longer kept: it was older than the newest that versions.keep says, and nothing named it. "
+            "`millrace versions` lists those that are."
+        )
+
+
 def _version_before(instance: Instance) -> str:
-    now = instance.ledger().serving.get(ENDPOINT)
+    ledger = instance.ledger()
+    now = ledger.serving.get(ENDPOINT)
     if now is None:
         raise MillraceError(f"Endpoint {ENDPOINT} has never served anything, so there is nothing to go back from.")
     archive = Archive(instance)
     branch = now.follow or str(now.version).rpartition(".")[0]
-    versions = [mark.version for mark in archive.marks(branch) if mark.version is not None]
+    marks = archive.marks(branch)
+    versions = [mark.version for mark in marks if mark.version is not None]
+    good = last_good(marks, instance.store(), ledger)
+    if good is not None and (now.version not in versions or versions.index(good) < versions.index(now.version)):
+        return good
     earlier = versions[: versions.index(now.version)] if now.version in versions else versions
-    if not earlier:
+    belied = {version for version, certificate in ledger.certificates.items() if not certificate.holds}
+    sound = [version for version in earlier if version not in ledger.released | belied]
+    if not sound:
         raise MillraceError(
             f"Branch {branch} has no version before {words(now)}. Name one with `millrace rollback ... VERSION`."
         )
-    return earlier[-1]
+    return sound[-1]
 
 
-def decide(instance: Instance, change: Change, why: str) -> None:
-    """Write the decision, and see that it counts; where that is served already, nothing is written.
+def name_last_good(instance: Instance, branch: str) -> None:
+    """Let the alias last-good name it, where an alarm has been raised; another hand that was faster is left alone."""
+    try:
+        ledger = instance.ledger()
+        version, now = last_good(Archive(instance).marks(branch), instance.store(), ledger), ledger.aliases.get(LAST_GOOD)
+        if version is not None and version != now:
+            decide(instance, Naming(LAST_GOOD, now, version), "drift alarm")
+    except MillraceError as error:
+        log.warning("The alias %s was not set: %s", LAST_GOOD, error)
+
+
+def decide(instance: Instance, change: Change | Naming, why: str) -> None:
+    """Write the decision, and see that it counts; where that is so already, nothing is written.
 
     Raises: NotCountedError where another decision came first.
     """
     if change.before == change.to:
         return
-    now_ms = time.time_ns() // 1_000_000
-    decision = Serve(who=getpass.getuser(), why=why, when_ms=now_ms, endpoint=ENDPOINT, before=change.before, to=change.to)
+    decision = _decision(change, getpass.getuser(), why)
     append_decision(instance.ledger_stream(), decision)
     ledger = instance.ledger()
     if decision not in ledger.counted:
-        now = words(ledger.serving.get(ENDPOINT))
         raise NotCountedError(
-            f"This decision was written and does not count: it starts from {words(change.before)}, and another has meanwhile "
-            f"made the endpoint serve {now}. Look at `millrace log PIPELINE --ledger`, then decide again."
+            f"This decision was written and does not count: it starts from {described(change.before)}, and another has "
+            f"meanwhile {_instead(ledger, decision)}. Look at `millrace log PIPELINE --ledger`, then decide again."
         )
 
 
-def undo(change: Change, pipeline: str, home: str | None) -> str | None:
+def _decision(change: Change | Naming, who: str, why: str) -> Serve | Alias:
+    when_ms = time.time_ns() // 1_000_000
+    if isinstance(change, Naming):
+        return Alias(who=who, why=why, when_ms=when_ms, name=change.name, before=change.before, to=change.to)
+    return Serve(who=who, why=why, when_ms=when_ms, endpoint=ENDPOINT, before=change.before, to=change.to)
+
+
+def _instead(ledger: Ledger, decision: Serve | Alias) -> str:
+    to = decision.to.version if isinstance(decision.to, Target) else decision.to
+    if to in ledger.released:
+        return f"let go of version {to}"
+    if isinstance(decision, Alias):
+        return f"made {decision.name} name {described(ledger.aliases.get(decision.name))}"
+    return f"made the endpoint serve {words(ledger.serving.get(decision.endpoint))}"
+
+
+def described(what: Target | str | None) -> str:
+    """A target or a version in words."""
+    return words(Target(version=what) if isinstance(what, str) else what)
+
+
+def undo(change: Change | Naming, pipeline: str, home: str | None) -> str | None:
     """The command that goes back, or None where nothing was served before or nothing changed."""
-    if change.before is None or change.before == change.to:
+    if change.before == change.to:
         return None
-    at = ["--follow", change.before.follow] if change.before.version is None else [change.before.version]
+    if isinstance(change, Naming):
+        back = ["promote", pipeline, change.before or NOTHING, "--alias", change.name]
+    elif change.before is None:
+        return None
+    else:
+        at = ["--follow", change.before.follow] if change.before.version is None else [change.before.version]
+        back = ["serve", pipeline, *map(str, at)]
     where = [] if home is None else ["--home", home]
-    return shlex.join(["millrace", "serve", pipeline, *map(str, at), *where, "--reason", "undo", "--yes"])
+    return shlex.join(["millrace", *back, *where, "--reason", "undo", "--yes"])

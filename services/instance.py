@@ -16,12 +16,14 @@ from millrace.services.config import Loaded
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.codec import Codec
 from millrace.streams.ledger import Ledger
+from millrace.streams.retention import Retention
 from millrace.streams.served import ServedCodec
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.store import FolderStore
 from millrace.streams.stream import SqliteStream
 
 BRANCH = "main"  # the branch a pipeline begins with
+ENDPOINT = "default"  # what answers callers
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Instance:
             batch_wait_ms=pipeline.batch.wait_ms,
             seed=pipeline.seed,
             config=pipeline.declared,
+            drift=pipeline.drift,
             labels=pipeline.labels,
             served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
         )
@@ -69,7 +72,9 @@ class Instance:
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
         log = self.log()
-        return Doors(SqliteSource(log, self.loaded.pipeline.topics), log, self.journal(branch), self.store())
+        source = SqliteSource(log, self.loaded.pipeline.topics)
+        retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
+        return Doors(source, log, self.journal(branch), self.store(), retention)
 
     def journal(self, branch: str) -> SqliteStream:
         """The journal of a branch."""

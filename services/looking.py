@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from millrace.learners.detectors import Alarm
 from millrace.learners.errors import DamageError, NotProvedError, StorageError
 from millrace.services.instance import Instance, require_branch
 from millrace.streams.branch import load_part
@@ -44,10 +45,14 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     output = None if raw is None else msgspec.json.decode(raw, type=Output)
     if output is not None and output.branch == branch:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
-        facts |= _late(output)
+        facts |= _late(output) | _alarm(output.newest_alarm)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
-    serving = instance.ledger().serving
-    return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serving.items()}
+    ledger = instance.ledger()
+    facts |= {f"alias_{name}": version for name, version in sorted(ledger.aliases.items())}
+    facts |= {f"differs_{version}": one.verdict for version, one in ledger.certificates.items() if not one.holds}
+    facts |= {"store_bytes": instance.store().bytes_of(branch)}
+    serves = ledger.serving.items()
+    return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
 
 
 def _origin(summary: Summary) -> dict[str, Any]:
@@ -77,6 +82,15 @@ def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
         shares_of = {label: hits[label] / count for label, count in rows.items()}
         return dict(sorted(shares_of.items(), key=lambda one: one[1])[:LOWEST])
     return {}
+
+
+def _alarm(alarm: Alarm | None) -> dict[str, Any]:
+    """The newest alarm that something got worse, in words."""
+    if alarm is None:
+        return {}
+    new = f"; classes first seen then: {', '.join(alarm.new_classes)}" if alarm.new_classes else ""
+    since = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
+    return {"alarm": f"{alarm.detector}: {since}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
 
 
 def _late(output: Output) -> dict[str, Any]:

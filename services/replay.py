@@ -18,10 +18,10 @@ from typing import Any
 
 from millrace.learners.errors import BusyError, MillraceError, NotCountedError, NotProvedError
 from millrace.services.deciding import Change, decide
-from millrace.services.instance import Instance
+from millrace.services.instance import ENDPOINT, Instance
 from millrace.services.processes import COMMAND
 from millrace.services.replay_plan import Plan, check_plan, fork_of, load_plan
-from millrace.services.running import ENDPOINT, heir_of
+from millrace.services.running import heir_of
 from millrace.streams.branch import Doors
 from millrace.streams.entries import Fork
 from millrace.streams.forks import begin_fork, end_branch

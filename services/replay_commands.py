@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from millrace.services.arguments import on_pipeline, reason_option, show, yes_option
 from millrace.services.instance import Instance
-from millrace.services.options import on_pipeline, reason_option, settle_words, show, yes_option
+from millrace.services.version_commands import settle_words
 
 if TYPE_CHECKING:
     from millrace.streams.exclusions import Exclusion

@@ -16,10 +16,9 @@ from millrace.learners.errors import DamageError, MillraceError, NotReadyError
 from millrace.learners.protocol import Array
 from millrace.services.bundle import Bundle
 from millrace.services.follower import Archive
-from millrace.services.instance import Instance
+from millrace.services.instance import ENDPOINT, Instance
 from millrace.services.looking import shares
 from millrace.services.replay_plan import load_plan
-from millrace.services.running import ENDPOINT
 from millrace.streams.branch import load_part
 from millrace.streams.codec import Rows, has_label
 from millrace.streams.entries import Mark

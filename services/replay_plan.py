@@ -14,8 +14,7 @@ import msgspec
 
 from millrace.learners.errors import BadInputError, ConfigError, MillraceError, OffsetsGoneError, OutdatedError
 from millrace.services.follower import Archive
-from millrace.services.instance import Instance
-from millrace.services.running import ENDPOINT
+from millrace.services.instance import ENDPOINT, Instance
 from millrace.streams.branch import Doors, changed, start
 from millrace.streams.entries import Fork, Mark, Rejected, Step
 from millrace.streams.exclusions import Exclusion, left_out, words

@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
-from millrace.services.instance import Instance
+from millrace.services.deciding import name_last_good
+from millrace.services.instance import ENDPOINT, Instance
 from millrace.streams.entries import Fork
 from millrace.streams.host import this_host, use_threads
 from millrace.streams.journal import Cursor, counted, summarise
@@ -17,7 +18,6 @@ from millrace.streams.worker import Opening, Worker
 
 log = logging.getLogger("millrace")
 
-ENDPOINT = "default"
 PROGRESS_S = 2.0
 
 
@@ -81,6 +81,8 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
         before = worker.fold.records
         worker.run(_Until(bounds, before))
+        if worker.fold.drift is not None and worker.fold.drift.newest is not None:
+            name_last_good(instance, branch)
         return Done(branch, worker.epoch, worker.seq, worker.fold.records - before, worker.newest_version)
 
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from millrace.learners.detectors import Alarm
 from millrace.learners.errors import BusyError, MillraceError, ReplacedError, StorageError
 from millrace.services.bundle import Identity, Parts, bundle_bytes
 from millrace.services.current import Blob, Publication
+from millrace.services.deciding import name_last_good
 from millrace.services.instance import Instance
 from millrace.services.running import heir_of, opening_of, serve_first
 from millrace.streams.branch import Doors
@@ -59,6 +61,8 @@ class Trainer:
         self._offer: Parts | None = None
         self._replaced = False  # by another writer of the branch, with no branch to go on with
         self._state = State(True, 0, 0, 0, "", os.getpid(), branch)
+        self._alarm: Alarm | None = None  # the newest one after which the last good version was named
+        self._version: str | None = None
         self._worker = threading.Thread(target=self._learn, name="worker", daemon=True)
         self._publisher = threading.Thread(target=self._publish_offers, name="publisher", daemon=True)
         self._worker.start()
@@ -112,6 +116,10 @@ class Trainer:
 
     def between_steps(self, worker: Worker, as_of_ms: int) -> None:
         """Offer the state as it is now: everything in it is acknowledged."""
+        drift, version = worker.fold.drift, worker.newest_version
+        if drift is not None and drift.newest != self._alarm and version != self._version:
+            self._alarm, self._version = drift.newest, version  # the version after the alarm is there
+            name_last_good(self._instance, worker.branch)
         self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid(), worker.branch)
         fold = worker.fold
         identity = Identity(worker.branch, worker.epoch, worker.seq)

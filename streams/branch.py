@@ -8,16 +8,19 @@ from dataclasses import dataclass
 
 import msgspec
 
+from millrace.learners.detectors import DriftConfig
 from millrace.learners.errors import ConfigError, DamageError, LearnerError, OffsetsGoneError
 from millrace.learners.protocol import Learner, Value
 from millrace.streams.codec import Codec, Rows
-from millrace.streams.entries import Entry, Fork, Mark, Step
+from millrace.streams.drifting import Drift
+from millrace.streams.entries import Act, Entry, Fork, Mark, Step
 from millrace.streams.exclusions import Excluding, Reader
 from millrace.streams.fold import Fold, is_truth
 from millrace.streams.journal import Cursor, Summary, Writer, counted
 from millrace.streams.labels import LabelJoin, LabelRules
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.parts import pack, sha256, unpack
+from millrace.streams.retention import Retention
 from millrace.streams.schema import Schema, leaves
 from millrace.streams.served import Served, ServedCodec
 from millrace.streams.source import Producer, Source
@@ -35,6 +38,7 @@ class Doors:
     producer: Producer
     journal: Stream
     store: Store
+    retention: Retention | None = None  # None: every version is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Recipe:
     batch_wait_ms: int  # by the journal's clock
     seed: int
     config: bytes  # JSON of everything beside the fields that changes what is learned
+    drift: DriftConfig | None = None  # what is watched; None: nothing
     labels: LabelRules | None = None  # of labels that come late; None: they stand in the rows alone
     served: ServedCodec | None = None  # reads late labels too; there if and only if ``labels`` is
 
@@ -73,7 +78,10 @@ class Recipe:
                 f"Branch {fork.branch} was learned by revision {fork.learner_revision} of {fork.learner}; this release has "
                 f"revision {learner.revision}, which would learn the same rows differently. Use the release that wrote it."
             )
-        fold = Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), learner, fork.positions)
+        fold = Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), self.make_learner, fork.positions)
+        fold.branch = fork.branch
+        if self.drift is not None:
+            fold.drift = Drift(self.drift, self.seed)
         if self.labels is not None:
             fold.labels = LabelJoin(self.labels, self.schema.label, sha256(self.schema.declared))
         return fold
@@ -183,7 +191,8 @@ def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
     try:
         manifest = read_manifest(store, branch, str(fork.learner_from))
         places = {name: f"branch {branch}, seq {seq}, part {name}" for name in manifest.parts}
-        fold.load({name: unpack(store.get(branch, part.sha256), places[name]) for name, part in manifest.parts.items()})
+        names = [name for name in places if name != "detectors" or fork.detector_from is not None]
+        fold.load({name: unpack(store.get(branch, manifest.parts[name].sha256), places[name]) for name in names})
     except DamageError as error:
         raise DamageError(
             f"Branch {fork.branch} begins at version {branch}.{seq}, and neither its own copy of that state nor the version "
@@ -258,6 +267,8 @@ def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Reader) 
     for entry in entries:
         if isinstance(entry, Step):
             fold.step(entry, reread(source, codec, entry))
+        elif isinstance(entry, Act):
+            fold.act(entry)
         yield entry
 
 

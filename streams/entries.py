@@ -85,6 +85,15 @@ class Step(_Entry, frozen=True, kw_only=True):
     use: Literal["learn", "pass"] = "learn"
 
 
+class Act(_Entry, frozen=True, kw_only=True):
+    """The live writer decided something that changes what follows. Folding applies it and decides nothing."""
+
+    op: Literal["version", "discount", "reset"]  # version: nothing but a mark; the others change the learner, then a mark
+    args: dict[str, float] = {}
+    cause: Literal["detector", "operator"]
+    evidence: str  # BRANCH.SEQ of the step whose output has the alarms, or what the operator gave as a reason
+
+
 class Mark(_Entry, frozen=True, kw_only=True):
     """The state after entry ``state_seq`` has this hash, and lies in this checkpoint."""
 
@@ -101,9 +110,9 @@ class End(_Entry, frozen=True, kw_only=True):
     successor: str | None = None
 
 
-Entry = Fork | Open | Step | Mark | End
+Entry = Fork | Open | Step | Act | Mark | End
 
-_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Fork | Open | Step | Mark | End)
+_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Fork | Open | Step | Act | Mark | End)
 
 
 def decode_entry(raw: bytes, where: str) -> Entry:

@@ -56,13 +56,15 @@ def begin_fork(recipe: Recipe, doors: Doors, fork: Fork) -> None:
 
 
 def _copied(store: Store, fork: Fork) -> str:
-    """The name of the version's checkpoint as the new branch's own."""
+    """The name of the version's checkpoint as the new branch's own; without its detectors, a replay begins with fresh ones."""
     assert fork.parent is not None
     branch = fork.parent.branch
     manifest = read_manifest(store, branch, str(fork.learner_from))
-    for part in manifest.parts.values():
+    parts = {name: part for name, part in manifest.parts.items() if name != "detectors" or fork.detector_from is not None}
+    for part in parts.values():
         store.put(fork.branch, store.get(branch, part.sha256))
-    return store.put(fork.branch, msgspec.json.encode(msgspec.structs.replace(manifest, branch=fork.branch, state_seq=1)))
+    own = msgspec.structs.replace(manifest, branch=fork.branch, state_seq=1, parts=parts)
+    return store.put(fork.branch, msgspec.json.encode(own))
 
 
 def end_branch(journal: Stream, branch: str, host: Host, cause: str, successor: str | None) -> None:

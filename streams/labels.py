@@ -172,6 +172,11 @@ class LabelJoin:
         if taken.fresh:
             self._rows.fill(taken.slots, rows, x)
 
+    def answer(self, fresh: list[int], taken: Taken, classes: tuple[str, ...], scores: Floats) -> None:
+        """Answers (n, C) in place of the served ones, for the n of ``taken.fresh`` at these places."""
+        for at, row in zip(fresh, scores.tolist(), strict=True):
+            self._rows.answer(taken.slots[at], (classes, tuple(row)))
+
     def lessons(self, taken: Taken) -> Lessons | None:
         """What is to be learned; who waits no more is let go."""
         found = None

@@ -15,6 +15,8 @@ from millrace.streams.entries import Host
 from millrace.streams.sealed import seal, unseal
 from millrace.streams.stream import Stream
 
+DIFFERS = "differs"  # begins the verdict on a version that is not what its log says
+
 
 class Target(msgspec.Struct, frozen=True):
     """What an endpoint answers from: one version, or the newest state of a branch."""
@@ -48,14 +50,37 @@ class Serve(_Decision, frozen=True, kw_only=True):
     to: Target
 
 
+class Alias(_Decision, frozen=True, kw_only=True):
+    """A name, such as champion, goes from one version to another; None: it names nothing."""
+
+    name: str
+    before: str | None = msgspec.field(name="from")
+    to: str | None
+
+
+class Release(_Decision, frozen=True, kw_only=True):
+    """Versions that no policy keeps any longer: their parts may be deleted once this counts.
+
+    Of those listed, what is named here stays. What was released is never served or named again: a writer that deleted first and
+    an operator who named the version meanwhile would else leave an endpoint with nothing to answer from.
+    """
+
+    versions: list[str]
+
+
 class Certificate(_Decision, frozen=True, kw_only=True):
     """A version was folded again from ``base`` in another process."""
 
     version: str
     base: str  # a version or checkpoint the folding began at, or "fork"
     state_sha256: str
-    verdict: str  # "equal", or how far apart on another kind of host
+    verdict: str  # "equal", how far apart on another kind of host, or "differs" and where
     host: Host
+
+    @property
+    def holds(self) -> bool:
+        """Whether the version is what its log says."""
+        return not self.verdict.startswith(DIFFERS)
 
 
 Stage = Literal["planned", "running", "done", "taken-over", "aborted"]
@@ -77,8 +102,8 @@ class Operation(_Decision, frozen=True, kw_only=True):
     branch: str  # that it makes
 
 
-Decision = Serve | Certificate | Operation
-_DECODER: msgspec.json.Decoder[Decision] = msgspec.json.Decoder(Serve | Certificate | Operation)
+Decision = Serve | Alias | Release | Certificate | Operation
+_DECODER: msgspec.json.Decoder[Decision] = msgspec.json.Decoder(Decision)
 
 
 @dataclass(slots=True)
@@ -86,11 +111,20 @@ class Ledger:
     """The decisions that count, in order, and what is true after them."""
 
     path: str
-    serving: dict[str, Target] = field(default_factory=dict)
+    serving: dict[str, Target] = field(default_factory=dict)  # by endpoint
+    aliases: dict[str, str] = field(default_factory=dict)
+    released: set[str] = field(default_factory=set)  # versions whose parts may be gone
     certificates: dict[str, Certificate] = field(default_factory=dict)
     operations: dict[str, Operation] = field(default_factory=dict)  # by id, as they stand
     counted: list[Decision] = field(default_factory=list)
     offset: int = 0
+    _left: dict[tuple[str, str], str | None] = field(default_factory=dict)  # what an endpoint or alias named before
+
+    @property
+    def named(self) -> set[str]:
+        """Versions that an alias names or an endpoint serves, or did last, so that an undo finds them."""
+        now = [*self.aliases.values(), *(target.version for target in self.serving.values()), *self._left.values()]
+        return {version for version in now if version is not None}
 
     def follow(self, stream: Stream) -> None:
         """Take in what the stream has from where this ledger has read to.
@@ -107,17 +141,33 @@ class Ledger:
         return next((one for one in self.operations.values() if one.state in ("running", "done")), None)
 
     def _take(self, decision: Decision) -> None:
-        if isinstance(decision, Certificate):
-            self.certificates[decision.version] = decision
-        elif isinstance(decision, Operation):
-            if not self._steps(decision):
-                return
-            self.operations[decision.id] = decision
-        elif self.serving.get(decision.endpoint) == decision.before:
+        if self._counts(decision):
+            self._apply(decision)
+            self.counted.append(decision)
+
+    def _counts(self, decision: Decision) -> bool:
+        if isinstance(decision, Serve):
+            return self.serving.get(decision.endpoint) == decision.before and decision.to.version not in self.released
+        if isinstance(decision, Alias):
+            return self.aliases.get(decision.name) == decision.before and decision.to not in self.released
+        if isinstance(decision, Operation):
+            return self._steps(decision)
+        return isinstance(decision, Certificate) or not self.named.issuperset(decision.versions)
+
+    def _apply(self, decision: Decision) -> None:
+        if isinstance(decision, Serve):
             self.serving[decision.endpoint] = decision.to
+            self._left["endpoint", decision.endpoint] = None if decision.before is None else decision.before.version
+        elif isinstance(decision, Alias):
+            self.aliases.pop(decision.name, None)
+            self.aliases |= {decision.name: decision.to} if decision.to is not None else {}
+            self._left["alias", decision.name] = decision.before
+        elif isinstance(decision, Release):
+            self.released |= set(decision.versions) - self.named
+        elif isinstance(decision, Operation):
+            self.operations[decision.id] = decision
         else:
-            return
-        self.counted.append(decision)
+            self.certificates[decision.version] = decision
 
     def _steps(self, one: Operation) -> bool:
         """Whether an operation may take this step: from where it stands, with its own plan, while no other is under way."""

@@ -121,6 +121,11 @@ class FolderStore:
                     path.unlink()
         return freed
 
+    def bytes_of(self, branch: str) -> int:
+        """What a branch's parts weigh on the disk."""
+        with _disk_errors(self.root):
+            return sum(path.stat().st_size for path in (self.root / branch).glob("*"))
+
 
 def read_manifest(store: Store, branch: str, name: str) -> Manifest:
     """The manifest of a checkpoint. Raises: DamageError where it is missing or damaged."""
@@ -133,8 +138,8 @@ def read_manifest(store: Store, branch: str, name: str) -> Manifest:
     return manifest
 
 
-def sweep(store: Store, branch: str, marks: Sequence[Mark], keep: int, owned_s: float, also: Collection[str] = ()) -> int:
-    """Delete the checkpoints of a branch that are not kept, and orphans, but nothing of ``also``.
+def sweep(store: Store, branch: str, marks: Sequence[Mark], owned_s: float, also: Collection[str] = ()) -> int:
+    """Delete the checkpoints of a branch that are not of ``marks``, and orphans, but nothing of ``also``.
 
     Only the branch's writer calls it.
 
@@ -143,7 +148,7 @@ def sweep(store: Store, branch: str, marks: Sequence[Mark], keep: int, owned_s: 
     """
     names = set(also)
     try:
-        for mark in kept_marks(marks, keep):
+        for mark in marks:
             if mark.checkpoint is not None:
                 names.add(mark.checkpoint)
                 names |= {part.sha256 for part in read_manifest(store, branch, mark.checkpoint).parts.values()}
@@ -153,9 +158,13 @@ def sweep(store: Store, branch: str, marks: Sequence[Mark], keep: int, owned_s: 
     return store.sweep(branch, names, owned_s - GRACE_S)
 
 
-def kept_marks(marks: Sequence[Mark], keep: int) -> list[Mark]:
-    """The marks whose checkpoints are kept: the ``keep`` newest, every version's, and the start of a fork."""
-    return [mark for at, mark in enumerate(marks) if at >= len(marks) - keep or mark.version is not None or mark.state_seq == 1]
+def kept_marks(marks: Sequence[Mark], keep: int, released: Collection[str] = ()) -> list[Mark]:
+    """The marks whose checkpoints are kept: the ``keep`` newest, versions but the ``released`` ones, and a fork's start."""
+    return [
+        mark
+        for at, mark in enumerate(marks)
+        if at >= len(marks) - keep or mark.state_seq == 1 or (mark.version is not None and mark.version not in released)
+    ]
 
 
 def _checked(blob: bytes | None, name: str, where: str) -> bytes:

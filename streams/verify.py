@@ -100,11 +100,12 @@ def _next_mark(doors: Doors, branch: str, start: int) -> Mark | None:
 def _damaged_checkpoints(doors: Doors, summary: Summary, keep: int) -> list[Finding]:
     """Altered parts of kept checkpoints; missing ones only of versions and of the newest mark, which nothing sweeps."""
     findings = []
-    for mark in kept_marks(summary.marks, keep):
+    released = () if doors.retention is None else doors.retention.released()
+    for mark in kept_marks(summary.marks, keep, released):
         try:
             load_checkpoint(doors.store, mark)
         except MissingPartError as error:
-            if mark.version is not None or mark == summary.marks[-1]:
+            if (mark.version is not None and mark.version not in released) or mark == summary.marks[-1]:
                 findings.append(Finding(str(error), mark))
         except MillraceError as error:
             findings.append(Finding(str(error), mark))
@@ -213,7 +214,7 @@ def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
     if not exact and stored is None:
         run.report.unproved.append(mark)  # another kind of host, and nothing to compare with within a tolerance
         return
-    names = {name for name in parts if not (exact and is_truth(name))}
+    names = {name for name in parts if not (exact and is_truth(name))} - (set() if exact else {"detectors"})  # of ties, too
     tolerance = DERIVED_TOLERANCE if exact else max(fold.learner.tolerance, DERIVED_TOLERANCE)
     far = {name: difference(parts[name], stored.get(name, {})) for name in sorted(names)} if stored is not None else {}
     if beyond := [name for name, distance in far.items() if distance > tolerance]:

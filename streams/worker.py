@@ -6,11 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from millrace.learners.errors import TooManyRejectedError
 from millrace.streams.branch import Doors, Recipe, begin, check_retention, entries_after, refold, restore, warn_of_retention
 from millrace.streams.codec import Refused, Rows
-from millrace.streams.entries import Host, Mark, StateName, Step
+from millrace.streams.entries import Act, Host, Mark, StateName, Step
 from millrace.streams.journal import Pending, Writer, newest_version, summarise
 from millrace.streams.outputs import (
     check_end,
@@ -24,9 +25,11 @@ from millrace.streams.outputs import (
 from millrace.streams.records import Read
 from millrace.streams.served import Served
 from millrace.streams.snapshots import Snapshot, Snapshots
-from millrace.streams.store import sweep
+from millrace.streams.store import kept_marks, sweep
 
 PAUSE_S = 0.005  # between two looks at a source that had nothing
+NEVER = 1 << 62  # a seq that no entry has
+DISCOUNT = 0.1  # the weight that past rows keep when an alarm leads to ``discount``
 CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch: about a second
 
 
@@ -139,7 +142,10 @@ class Worker:
         self._writer = Writer(self._doors.journal, self.branch, summary.end)
         name = StateName(restored.mark.state_seq, restored.mark.state_sha256) if restored.mark else None
         self.epoch = self._writer.open(host, name)
+        self._undecided: Step | None = None  # the newest step, where it raised an alarm and nothing followed yet
+        self._acted = False  # whether a version is due for what followed
         self._fold_on(restored.state_seq)
+        self._decide()
         self._doors.source.seek(self.fold.position)
         self._snapshots = Snapshots(self._doors.store, self.branch)
 
@@ -147,14 +153,20 @@ class Worker:
         """Fold what was journaled after ``seq``; what a crash kept from leaving leaves now."""
         output = last_output(self._doors.producer, self._recipe.name, self.branch)
         emitted = output.seq if output else 0
-        entries = entries_after(self._doors.journal, self.branch, seq)
+        entries, acted = entries_after(self._doors.journal, self.branch, seq), NEVER
         for entry in refold(self.fold, entries, self._doors.source, self._reader):
+            if isinstance(entry, Act):
+                self._undecided, self._unversioned, acted = None, True, entry.seq
+            if isinstance(entry, Mark) and entry.version is not None and entry.state_seq >= acted:
+                acted = NEVER
             if isinstance(entry, Step):
                 self._unversioned = True
+                self._undecided = entry if self.fold.drift is not None and self.fold.drift.worse else None
                 if entry.seq > emitted:
                     self._emit(entry)
             elif isinstance(entry, Mark) and entry not in self._marks:  # of an owner that wrote on while this one opened
                 self._marks.append(entry)
+        self._acted = acted != NEVER
 
     @property
     def seq(self) -> int:
@@ -198,6 +210,7 @@ class Worker:
         4. predict, score and learn, in segments that end where a training batch fills
         5. wait for the acknowledgement, which says that the branch is still ours
         6. let the scores out
+        7. journal and apply what an alarm of the step leads to
         """
         reads = self._read()
         if not reads and not self._batch_due():
@@ -214,6 +227,10 @@ class Worker:
         yield "acknowledged"
         self._emit(pending.entry)
         yield "emitted"
+        if self.fold.drift is not None and self.fold.drift.worse:
+            self._undecided = pending.entry
+            self._decide()
+            yield "acted"
         self._stop_if_too_many_rejected(_records(reads), checked.refused + contradictions(self.fold))
 
     def _read(self) -> list[Read]:
@@ -278,6 +295,25 @@ class Worker:
         if self._emits:
             self._doors.producer.post(scores_topic(self._recipe.name), [output_record(step, self.fold)])
 
+    def _decide(self) -> None:
+        """Journal what the newest step's alarms lead to, and do it. After a crash between the two steps it is made up for."""
+        step, drift = self._undecided, self.fold.drift
+        if step is None or drift is None:
+            return
+        op: Any = drift.config.act
+        act = Act(
+            branch=self.branch,
+            seq=self._writer.next_seq,
+            epoch=self.epoch,
+            op=op,
+            args={"keep": DISCOUNT} if op == "discount" else {},
+            cause="detector",
+            evidence=f"{self.branch}.{step.seq}",
+        )
+        self._writer.append(act)
+        self.fold.act(act)
+        self._undecided, self._acted, self._unversioned = None, True, True
+
     def _stop_if_too_many_rejected(self, read: int, refused: list[tuple[str, Refused]]) -> None:
         self._window.append((read, len(refused)))
         records = sum(count for count, _ in self._window)
@@ -301,7 +337,7 @@ class Worker:
 
         A checkpoint that falls due while another is on its way waits for its turn; a version makes learning wait.
         """
-        version = self._due(self._config.version_rows)
+        version = self._acted or self._due(self._config.version_rows)
         self._mark(self._snapshots.finished(wait or version))
         if (version or self._due(self._config.checkpoint_rows)) and not self._snapshots.busy:
             self._begin_snapshot(version)
@@ -312,6 +348,7 @@ class Worker:
     def _begin_snapshot(self, version: bool) -> None:
         self._marked_records = self.fold.records
         self._unversioned &= not version
+        self._acted &= not version
         self._snapshots.begin(self.seq, self.fold.parts(), f"{self.branch}.{self.seq}" if version else None)
 
     def _mark(self, snapshot: Snapshot | None) -> None:
@@ -331,7 +368,10 @@ class Worker:
         )
         self._writer.append(mark)
         self._marks.append(mark)
-        sweep(self._doors.store, self.branch, self._marks, self._config.keep, asked_s, self._declared)
+        retention = self._doors.retention
+        released = set[str]() if retention is None else retention.release(self._marks)
+        kept = kept_marks(self._marks, self._config.keep, released)
+        sweep(self._doors.store, self.branch, kept, asked_s, self._declared)
 
     def close(self) -> None:
         """Mark the present state as a version, unless the newest mark already does.

@@ -29,6 +29,7 @@ WORDS = {
     "log": ["log"],
     "verify": ["verify"],
     "versions": ["versions"],
+    "promote": ["promote"],
     "config show": ["config", "show"],
     "rollback": ["rollback"],
     "serve": ["serve"],
@@ -37,11 +38,18 @@ WORDS = {
 }
 # In which the examples make sense; `up` goes on until Ctrl-C, `replay resume` goes on with what was killed, and both have tests
 # of their own.
-ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "rollback", "serve"]
+ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "rollback", "serve"]
 ORDER += ["replay plan", "replay run", "replay diff", "replay take-over", "replay abort"]
-MORE = {"send": ["rows.jsonl"], "rollback": ["--reason", "garbage"], "serve": ["--follow", "main", "--reason", "mended"]}
-MORE |= {"replay plan": ["--from", "VERSION", "--exclude-offsets", "digits:0:20-39", "--reason", "garbage"]}
-MORE |= {"replay run": ["PLAN"], "replay take-over": ["--reason", "mended"], "replay abort": ["--reason", "mended"]}
+MORE = {
+    "send": ["rows.jsonl"],
+    "promote": ["newest", "--reason", "best"],
+    "rollback": ["--reason", "garbage"],
+    "serve": ["--follow", "main", "--reason", "mended"],
+    "replay plan": ["--from", "VERSION", "--exclude-offsets", "digits:0:20-39", "--reason", "garbage"],
+    "replay run": ["PLAN"],
+    "replay take-over": ["--reason", "mended"],
+    "replay abort": ["--reason", "mended"],
+}
 
 
 def commands(group: click.Group = main, above: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -170,6 +178,9 @@ MISUSED = [
     ["log"],
     ["verify", "digits.toml", "more"],
     ["rollback", "digits.toml"],
+    ["promote", "digits.toml", "main.3"],
+    ["promote", "digits.toml", "main.3", "--alias", "v7", "--reason", "reserved"],
+    ["promote", "digits.toml", "main.3", "--alias", "a/b", "--reason", "no name"],
     ["serve", "digits.toml", "--reason", "neither"],
     ["serve", "digits.toml", "main.3", "--follow", "main", "--reason", "both"],
     ["up", "digits.toml", "--tokens", "nowhere"],

@@ -14,7 +14,16 @@ from millrace.learners.errors import DamageError, StorageError
 from millrace.streams.branch import load_checkpoint, save_checkpoint
 from millrace.streams.entries import Mark
 from millrace.streams.parts import sha256
-from millrace.streams.store import GRACE_S, FolderStore, ListStore, Manifest, read_manifest, state_sha256, sweep
+from millrace.streams.store import (
+    GRACE_S,
+    FolderStore,
+    ListStore,
+    Manifest,
+    kept_marks,
+    read_manifest,
+    state_sha256,
+    sweep,
+)
 
 OLD_S = GRACE_S + 60
 
@@ -108,7 +117,7 @@ def test_a_sweep_keeps_what_a_kept_mark_names_and_deletes_the_old_rest(tmp_path:
     kept = needed(store, [marks[1], marks[3], marks[4]])
     age(store, OLD_S)
     before = files(store)
-    freed = sweep(store, "main", marks, keep=2, owned_s=time.time())
+    freed = sweep(store, "main", kept_marks(marks, keep=2), owned_s=time.time())
     assert files(store) == kept and freed > 0 and len(before - kept) == 6
     for one in (marks[1], marks[3], marks[4]):
         assert load_checkpoint(store, one) == parts(one.state_seq)
@@ -120,7 +129,7 @@ def test_a_sweep_leaves_young_orphans(tmp_path: Path) -> None:
     marks = [mark(store, seq) for seq in (10, 20, 30)]
     before = files(store)
     age(store, GRACE_S - 60)
-    assert sweep(store, "main", marks, keep=1, owned_s=time.time()) == 0 and files(store) == before
+    assert sweep(store, "main", kept_marks(marks, keep=1), owned_s=time.time()) == 0 and files(store) == before
 
 
 def test_a_writer_that_was_frozen_leaves_what_its_successor_has_stored_since(tmp_path: Path) -> None:
@@ -132,7 +141,7 @@ def test_a_writer_that_was_frozen_leaves_what_its_successor_has_stored_since(tmp
     age_s = time.time() - OLD_S
     for name in needed(store, [successor]):
         os.utime(store.path("main", name), (age_s, age_s))
-    assert sweep(store, "main", marks, keep=1, owned_s=time.time() - 2 * OLD_S) > 0
+    assert sweep(store, "main", kept_marks(marks, keep=1), owned_s=time.time() - 2 * OLD_S) > 0
     assert load_checkpoint(store, marks[1]) == parts(20) and load_checkpoint(store, successor) == parts(30)
 
 
@@ -143,7 +152,7 @@ def test_nothing_is_swept_while_a_kept_manifest_is_damaged(tmp_path: Path, caplo
     store.path("main", marks[2].checkpoint).write_bytes(b"{")
     age(store, OLD_S)
     before = files(store)
-    assert sweep(store, "main", marks, keep=2, owned_s=time.time()) == 0 and files(store) == before
+    assert sweep(store, "main", kept_marks(marks, keep=2), owned_s=time.time()) == 0 and files(store) == before
     assert "Nothing was swept from branch main" in caplog.text
 
 

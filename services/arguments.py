@@ -1,25 +1,22 @@
-"""What the commands of the command line share: the pipeline they are about, options, and how rows are printed."""
+"""What the commands share: which pipeline, which branch, why, and how rows are printed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from millrace.services.config import NAME_CHARACTERS, home_folder, load_pipeline
 from millrace.services.instance import BRANCH, Instance
 
-if TYPE_CHECKING:
-    from millrace.services.deciding import Change
-
 C = TypeVar("C", bound=Callable[..., None])
 
 
 def remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    """Keep an option's value for whatever runs later in the same command."""
+    """Keep an option for whoever asks the context, rather than pass it to the command."""
     ctx.meta[str(param.name)] = value
 
 
@@ -52,29 +49,6 @@ branch_option = click.option("--branch", default=BRANCH, show_default=True, call
 
 reason_option = click.option("--reason", required=True, help="Why; kept in the ledger.")
 yes_option = click.option("--yes", is_flag=True, help="Do it; without, the plan is shown and nothing changes.")
-
-
-def settle(instance: Instance, change: Change, reason: str, yes: bool) -> None:
-    """Show a change, make it where ``yes``, and say last how to undo it."""
-    from millrace.services import deciding
-
-    if yes:
-        deciding.decide(instance, change, reason)
-    settle_words(change, yes, {})
-
-
-def settle_words(change: Change, yes: bool, more: dict[str, Any]) -> None:
-    """Show a change, with ``more`` about it, and say last how to undo it."""
-    from millrace.services import deciding
-    from millrace.streams.ledger import words
-
-    meta = click.get_current_context().meta
-    show([more | {"from": words(change.before), "to": words(change.to), "done": yes}])
-    back = deciding.undo(change, str(meta["path"]), meta["home"])
-    if not yes:
-        click.echo("Nothing was changed. Give --yes to do it.", err=True)
-    elif back is not None:
-        click.echo(f"undo: {back}", err=True)
 
 
 def show(rows: Iterable[dict[str, Any]]) -> None:

@@ -1,0 +1,69 @@
+"""The commands about versions: what there is, what names what, and what leaves for other places."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from millrace.services.arguments import on_pipeline, reason_option, show, yes_option
+from millrace.services.instance import Instance
+
+if TYPE_CHECKING:
+    from millrace.services.deciding import Change, Naming
+
+
+def settle(instance: Instance, change: Change | Naming, reason: str, yes: bool) -> None:
+    """Show a change, make it where ``yes``, and say last how to undo it."""
+    from millrace.services import deciding
+
+    if yes:
+        deciding.decide(instance, change, reason)
+    settle_words(change, yes, {})
+
+
+def settle_words(change: Change | Naming, yes: bool, more: dict[str, Any]) -> None:
+    """Show a change, with ``more`` about it, and say last how to undo it."""
+    from millrace.services import deciding
+
+    meta = click.get_current_context().meta
+    show([more | {"from": deciding.described(change.before), "to": deciding.described(change.to), "done": yes}])
+    back = deciding.undo(change, str(meta["path"]), meta["home"])
+    if not yes:
+        click.echo("Nothing was changed. Give --yes to do it.", err=True)
+    elif back is not None:
+        click.echo(f"undo: {back}", err=True)
+
+
+@click.command()
+@on_pipeline
+@click.argument("version")
+@click.option("--alias", default="champion", show_default=True, help="Which name: champion, challenger, last-good or another.")
+@reason_option
+@yes_option
+def promote(instance: Instance, version: str, alias: str, reason: str, yes: bool) -> None:
+    """Let an alias name VERSION; `none` takes the alias away. What an alias names is kept, whatever its age.
+
+    The endpoint goes on with what it serves.
+
+    Example: millrace promote digits.toml newest --reason "best so far"
+    """
+    from millrace.services import deciding
+
+    settle(instance, deciding.plan_promotion(instance, alias, version), reason, yes)
+
+
+@click.command()
+@on_pipeline
+def versions(instance: Instance) -> None:
+    """Every version, what it weighs, whether it was verified, what names it and which endpoint serves it.
+
+    Example: millrace versions digits.toml
+    """
+    from millrace.services import versions
+
+    show(versions.versions(instance))
+    click.echo(versions.weight(instance), err=True)
+
+
+VERSION_COMMANDS = (promote, versions)
