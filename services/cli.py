@@ -13,6 +13,7 @@ import click
 from millrace.learners.errors import MillraceError
 from millrace.services.arguments import branch_option, on_pipeline, reason_option, remember, show, yes_option
 from millrace.services.config import endpoint_token, settings
+from millrace.services.dead_letter_commands import dead_letters
 from millrace.services.errors import FAILED, exit_code
 from millrace.services.instance import Instance
 from millrace.services.replay_commands import replay
@@ -213,6 +214,7 @@ def verify(instance: Instance, branch: str) -> None:
 
 
 main.add_command(replay)
+main.add_command(dead_letters)
 
 
 @main.group()

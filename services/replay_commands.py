@@ -86,7 +86,9 @@ many: dict[str, Any] = {"multiple": True, "callback": _excluded, "expose_value":
 def plan(instance: Instance, version: str, reason: str) -> None:
     """Say what a replay would do, and keep that under its sha256 for `millrace replay run`.
 
-    Example: millrace replay plan digits.toml --from VERSION --exclude-key 7 --reason bad
+    Example: millrace replay plan digits.toml --from VERSION --reason garbage
+
+    What is left out is said by --exclude-..., each as often as needed.
     """
     from millrace.services import replay as replaying
     from millrace.services import replay_plan

@@ -102,7 +102,14 @@ class Operation(_Decision, frozen=True, kw_only=True):
     branch: str  # that it makes
 
 
-Decision = Serve | Alias | Release | Certificate | Operation
+class Redrive(_Decision, frozen=True, kw_only=True):
+    """Dead letters, by their offsets, are sent once more. Of two hands that reach for one the second does not count."""
+
+    offsets: list[int]
+    again: bool = False  # those that were sent before, too
+
+
+Decision = Serve | Alias | Release | Certificate | Operation | Redrive
 _DECODER: msgspec.json.Decoder[Decision] = msgspec.json.Decoder(Decision)
 
 
@@ -116,6 +123,7 @@ class Ledger:
     released: set[str] = field(default_factory=set)  # versions whose parts may be gone
     certificates: dict[str, Certificate] = field(default_factory=dict)
     operations: dict[str, Operation] = field(default_factory=dict)  # by id, as they stand
+    redriven: set[int] = field(default_factory=set)  # dead letters, by their offsets
     counted: list[Decision] = field(default_factory=list)
     offset: int = 0
     _left: dict[tuple[str, str], str | None] = field(default_factory=dict)  # what an endpoint or alias named before
@@ -152,6 +160,8 @@ class Ledger:
             return self.aliases.get(decision.name) == decision.before and decision.to not in self.released
         if isinstance(decision, Operation):
             return self._steps(decision)
+        if isinstance(decision, Redrive):
+            return decision.again or self.redriven.isdisjoint(decision.offsets)
         return isinstance(decision, Certificate) or not self.named.issuperset(decision.versions)
 
     def _apply(self, decision: Decision) -> None:
@@ -166,6 +176,8 @@ class Ledger:
             self.released |= set(decision.versions) - self.named
         elif isinstance(decision, Operation):
             self.operations[decision.id] = decision
+        elif isinstance(decision, Redrive):
+            self.redriven |= set(decision.offsets)
         else:
             self.certificates[decision.version] = decision
 

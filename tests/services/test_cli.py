@@ -34,13 +34,17 @@ WORDS = {
     "rollback": ["rollback"],
     "serve": ["serve"],
     "up": ["up"],
+    **{f"dead-letters {verb}": ["dead-letters", verb] for verb in ("list", "show", "redrive")},
     **{f"replay {verb}": ["replay", verb] for verb in ("plan", "run", "resume", "diff", "take-over", "abort")},
 }
 # In which the examples make sense; `up` goes on until Ctrl-C, `replay resume` goes on with what was killed, and both have tests
 # of their own.
 ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "rollback", "serve"]
 ORDER += ["replay plan", "replay run", "replay diff", "replay take-over", "replay abort"]
+ORDER += ["dead-letters list", "dead-letters show", "dead-letters redrive"]
 MORE = {
+    "dead-letters show": ["0"],
+    "dead-letters redrive": ["--reason", "mended"],
     "send": ["rows.jsonl"],
     "promote": ["newest", "--reason", "best"],
     "rollback": ["--reason", "garbage"],
@@ -113,6 +117,8 @@ def test_every_example_in_the_help_runs(tmp_path: Path) -> None:
     """In this order, in a folder with that pipeline file, each with exit 0 and something on standard output."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn, the extra `demo`")
     (tmp_path / "digits.toml").write_text(datasets.pipeline_toml("digits"), encoding="utf-8")
+    (tmp_path / "broken.jsonl").write_text("{\n", encoding="utf-8")  # else there is no dead letter to show
+    assert here("send", "digits.toml", "broken.jsonl").exit_code == 0
     helps = {name: here(*WORDS[name], "--help").stdout for name in ORDER}
     for name in ORDER:
         (example,) = re.findall(r"Example: millrace (.*)", helps[name])
@@ -188,6 +194,9 @@ MISUSED = [
     ["up", "digits.toml", "--grpc-port", "0"],
     ["up", "digits.toml", "--host", "nowhere"],
     ["up", "digits.toml", "--port", "0"],
+    ["dead-letters"],
+    ["dead-letters", "show", "digits.toml", "first"],
+    ["dead-letters", "redrive", "digits.toml", "--yes"],
     ["replay"],
     ["replay", "plan", "digits.toml", "--reason", "no version"],
     *(
