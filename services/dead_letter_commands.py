@@ -55,7 +55,7 @@ def show_letter(instance: Instance, letter: int) -> None:
 def redrive(instance: Instance, letter: tuple[int, ...], because: str | None, again: bool, reason: str, yes: bool) -> None:
     """Send LETTERs once more, or all that have not been: new events at the log's end, with their original key and value.
 
-    Example: millrace dead-letters redrive digits.toml --reason "the fields are mended"
+    Example: millrace dead-letters redrive digits.toml --reason mended
     """
     from millrace.services import dead_letters as letters
 
