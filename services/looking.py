@@ -16,8 +16,9 @@ from millrace.learners.errors import DamageError, NotProvedError, StorageError
 from millrace.services.instance import Instance, require_branch
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark, decode_entry
+from millrace.streams.exclusions import words
 from millrace.streams.host import this_host
-from millrace.streams.journal import Cursor, summarise
+from millrace.streams.journal import Cursor, Summary, summarise
 from millrace.streams.ledger import Certificate, append_decision
 from millrace.streams.outputs import Output
 from millrace.streams.verify import Report, verify
@@ -38,6 +39,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     ends = {tp: high for tp, (_, high) in doors.source.bounds().items()}
     facts: dict[str, Any] = {"pipeline": instance.loaded.pipeline.name, "branch": branch}
     facts |= {"epoch": summary.end.epoch, "seq": summary.end.seq, "version": summary.newest_version}
+    facts |= _origin(summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
     raw = doors.producer.last(f"{instance.loaded.pipeline.name}.scores")
     output = None if raw is None else msgspec.json.decode(raw, type=Output)
@@ -51,6 +53,16 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= {"store_bytes": instance.store().bytes_of(branch)}
     serves = ledger.serving.items()
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
+
+
+def _origin(summary: Summary) -> dict[str, Any]:
+    """Where a fork begins, and what it leaves out; whether the branch has ended."""
+    fork, ended = summary.fork, summary.end.ended
+    facts: dict[str, Any] = {}
+    if fork is not None and fork.parent is not None:
+        facts = {"parent": f"{fork.parent.branch}.{fork.parent.seq}"}
+        facts["excludes"] = "; ".join(words(one) for one in fork.exclude) or "nothing"
+    return facts | ({} if ended is None else {"ended": ended.cause, "successor": ended.successor})
 
 
 def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:

@@ -86,7 +86,7 @@ many: dict[str, Any] = {"multiple": True, "callback": _excluded, "expose_value":
 def plan(instance: Instance, version: str, reason: str) -> None:
     """Say what a replay would do, and keep that under its sha256 for `millrace replay run`.
 
-    Example: millrace replay plan digits.toml --from VERSION --exclude-header producer=x --reason bad
+    Example: millrace replay plan digits.toml --from VERSION --exclude-key 7 --reason bad
     """
     from millrace.services import replay as replaying
     from millrace.services import replay_plan

@@ -7,6 +7,7 @@ the labels as its parent did.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from millrace.streams.entries import Entry, Step
@@ -34,7 +35,7 @@ class Retraced:
     def __init__(self, source: Source, path: Sequence[Piece]) -> None:
         self._source = source
         self._path = path
-        self._left = list(path)
+        self._left = deque(path)
 
     @property
     def position(self) -> Position:
@@ -53,7 +54,7 @@ class Retraced:
         """Read on from ``position``: what lies before it on the path is passed."""
         self._source.seek(position)
         ahead = [(tp, max(start, position.get(tp, start)), stop) for tp, start, stop in self._path]
-        self._left = [piece for piece in ahead if piece[1] < piece[2]]
+        self._left = deque(piece for piece in ahead if piece[1] < piece[2])
 
     def next_batch(self, limit: int) -> list[Read]:
         """At most ``limit`` events along the path; past its end as the other source.
@@ -62,10 +63,10 @@ class Retraced:
         """
         reads: list[Read] = []
         while self._left and limit > 0:
-            tp, start, stop = self._left.pop(0)
+            tp, start, stop = self._left.popleft()
             cut = min(stop, start + limit)
             if cut < stop:
-                self._left.insert(0, (tp, cut, stop))
+                self._left.appendleft((tp, cut, stop))
             reads.append(self._source.read(tp, start, cut))
             limit -= cut - start
             self._source.seek(self._source.position | {tp: cut})
