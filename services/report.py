@@ -8,6 +8,7 @@ from typing import Any
 
 from millrace.services.asker import Asked
 from millrace.services.evidence import MEASURES, Evidence, Resumed, windows
+from millrace.services.night import POISON_ROWS, PRODUCER, Night
 
 SPELLED_OUT = 12  # recalls, at most; of more classes the lowest
 
@@ -18,7 +19,7 @@ class Killed:
 
     pid: int
     at_ms: int  # since 1970
-    next_pid: int
+    next_pid: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,32 @@ def _happened(told: Told) -> list[tuple[str, str, str]]:
     last = evidence.outputs[-1]
     events.append((last.clock_ms, last.records, f"the last row; {len(evidence.versions)} versions were marked on the way"))
     return [(f"{(at_ms - evidence.started_ms) / 1000:.1f} s", f"{row:,}", what) for at_ms, row, what in sorted(events)]
+
+
+def night_text(night: Night) -> str:
+    """The night call: what was noticed when, what was done about it, and what came out."""
+    alarm, replayed = night.alarm, night.replayed
+    onset = f"worse since about row {alarm.onset_rows:,} (in truth {night.rows_before:,})"
+    happened = [
+        (0.0, f"producer {PRODUCER} begins to send {POISON_ROWS} rows with wrong labels"),
+        (night.alarm_s, f"alarm {alarm.rows - night.rows_before} rows later: {onset}"),
+        (night.rolled_back_s, f"rollback: every answer is {night.version}'s {_after(night.rollback_s, night.rolled_back_s)}"),
+        (night.replayed_s, f"replayed without {PRODUCER} on branch {replayed['branch']}: {replayed['certificate']}"),
+        (
+            night.taken_over_s,
+            f"take-over: every answer is {replayed['branch']}'s {_after(night.replayed_s, night.taken_over_s)}",
+        ),
+    ]
+    times = [("TIME", "THE NIGHT CALL"), *((f"{at_s:.1f} s", what) for at_s, what in happened)]
+    scores = ", ".join(f"{share:.0%} {when}" for when, share in night.scores.items())
+    return "\n".join(_columns(times, "rl")) + (
+        f"\n\nHELD OUT {scores}; {len(night.failed)} requests failed"
+        f"\nREPAIRED the model differs from the one before the wrong labels by {night.difference:.1e} of its sums"
+    )
+
+
+def _after(begun_s: float, done_s: float) -> str:
+    return f"{done_s - begun_s:.1f} s after the command began"
 
 
 def _listed(labels: tuple[str, ...]) -> str:

@@ -22,6 +22,7 @@ from millrace.services.errors import exit_code
 from millrace.services.evidence import Evidence, account, gather
 from millrace.services.instance import BRANCH, Instance
 from millrace.services.looking import journal_lines
+from millrace.services.night import said
 from millrace.services.story import Plan, Played, Stage, conclude, prepare, prove
 from millrace.streams.sqlite import connect
 
@@ -78,7 +79,11 @@ def played(tmp_path_factory) -> Told:
     """The digits, at a faster pace."""
     home = tmp_path_factory.mktemp("story")
     done = subprocess.run(
-        [*STORY, "--seconds", str(SECONDS), "--home", str(home)], capture_output=True, text=True, timeout=240, check=False
+        [*STORY, "--no-night", "--seconds", str(SECONDS), "--home", str(home)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     return Told(home, done.returncode, done.stdout, done.stderr)
 
@@ -235,6 +240,31 @@ def test_a_regression_is_told_in_its_unit(data_dir, tmp_path, monkeypatch) -> No
     assert errors[0] < errors[1] / 2
     assert "2,000 rows were sent (46,204 more were left out" in done.stdout
     assert (tmp_path / "story-metro_traffic" / "accuracy.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+def test_the_night_call_is_put_right_and_what_came_out_equals_what_was_there_before(tmp_path) -> None:
+    """Alarm, rollback, replay without the producer, take-over: in this order, no request fails, both branches are proved."""
+    done = subprocess.run(
+        [*STORY, "--seconds", "5", "--home", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    night = done.stdout[done.stdout.index("THE NIGHT CALL") :]
+    rows, onset = re.search(r"alarm (\d+) rows later: worse since about row ([\d,]+) \(in truth 1,442\)", night).groups()
+    assert int(rows) < 150 and abs(int(onset.replace(",", "")) - 1442) < 40
+    assert re.search(r"rollback: every answer is main\.\d+'s", night) and "every answer is replay-1's" in night
+    assert "0 requests failed" in night
+    assert float(re.search(r"differs from the one before the wrong labels by (\S+) of its sums", night)[1]) <= 1e-8
+    stage = stage_in(tmp_path)
+    assert stage.instance.ledger().serving["default"].follow == "replay-1"
+    for branch in ("main", "replay-1"):
+        assert prove_branch(stage, branch)["findings"] == 0
+
+
+def prove_branch(stage, branch) -> dict:
+    """What `millrace verify --branch` says."""
+    (verdict,) = said(stage, "verify", ["--branch", branch])
+    return verdict
 
 
 def test_a_folder_that_is_not_a_storys_is_left_alone(tmp_path) -> None:
