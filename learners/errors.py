@@ -85,5 +85,9 @@ class ScopeError(AccessError):
     """A caller whose token is for something else."""
 
 
+class MirrorError(MillraceError):
+    """The place that versions are mirrored to cannot be reached, or refuses."""
+
+
 class NotCountedError(MillraceError):
     """A decision that was written to the ledger and does not count, because another came first."""

@@ -12,6 +12,7 @@ from millrace.learners.errors import (
     DamageError,
     LearnerError,
     MillraceError,
+    MirrorError,
     MissingPartError,
     NotCountedError,
     NotOfferedError,
@@ -64,6 +65,7 @@ MEANINGS: dict[type[MillraceError], Meaning] = {
     AccessError: Meaning(FAILED, 401, "UNAUTHENTICATED"),
     ScopeError: Meaning(FAILED, 403, "PERMISSION_DENIED"),
     NotCountedError: UNEXPECTED,
+    MirrorError: Meaning(FAILED, 503, "UNAVAILABLE"),
 }
 
 

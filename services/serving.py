@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -23,6 +24,7 @@ import click
 from millrace.learners.errors import BusyError, ConfigError, MillraceError
 from millrace.services.access import SCOPES, Access, access, own_token, read_tokens
 from millrace.services.asking import place, placed
+from millrace.services.companion import companion
 from millrace.services.config import set_environment
 from millrace.services.endpoint import MAX_BYTES
 from millrace.services.instance import Instance
@@ -89,11 +91,25 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
         proxy = prepare_environment(Path(scratch))
         serving = _start(instance.absolute, branch, listening)
         try:
-            with placed(instance, place(listening.host, listening.port, proxy)):
+            with placed(instance, place(listening.host, listening.port, proxy)), mirrored(instance), verified(instance):
                 _say_where(serving, listening, proxy)
                 stop.wait()
         finally:
             _end(serving)
+
+
+def mirrored(instance: Instance) -> AbstractContextManager[None]:
+    """The mirror in MLflow for as long as the block runs, where the pipeline has one; in a process of its own."""
+    if not instance.loaded.pipeline.mlflow.uri:
+        return nullcontext()
+    return companion(instance.words("mirror"), instance.folder / "mirror.log")
+
+
+def verified(instance: Instance) -> AbstractContextManager[None]:
+    """Versions are folded again in a process of its own, as they are made, for as long as the block runs."""
+    if not instance.loaded.pipeline.versions.verify_budget_s:
+        return nullcontext()
+    return companion([*instance.words("verify"), "--watch"], instance.folder / "verify.log")
 
 
 def prepare_environment(scratch: Path) -> str:
@@ -196,6 +212,7 @@ def _say_where(serving: Serving, listening: Listening, proxy: str) -> None:
         f"token     {given or path}; {others} must show it",
         f"replicas  {serving.replicas} behind {proxy}",
         f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
+        *([f"mirrors   versions to {uri}"] if (uri := serving.instance.loaded.pipeline.mlflow.uri) else []),
         *(f"listens   {listener}" for listener in listeners(os.getpid())),
         "stop      Ctrl-C",
     ):

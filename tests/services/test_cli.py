@@ -30,16 +30,19 @@ WORDS = {
     "verify": ["verify"],
     "versions": ["versions"],
     "promote": ["promote"],
+    "export": ["export"],
+    "mirror": ["mirror"],
     "config show": ["config", "show"],
     "rollback": ["rollback"],
     "serve": ["serve"],
     "up": ["up"],
 }
-# In which the examples make sense; `up` goes on until Ctrl-C and has tests of its own.
-ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "rollback", "serve"]
+# In which the examples make sense; `up` and `mirror` go on until Ctrl-C and have tests of their own.
+ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "export", "rollback", "serve"]
 MORE = {
     "send": ["rows.jsonl"],
     "promote": ["newest", "--reason", "best"],
+    "export": ["newest", "exported"],
     "rollback": ["--reason", "garbage"],
     "serve": ["--follow", "main", "--reason", "mended"],
 }
@@ -71,7 +74,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_every_command_is_listed_here() -> None:
     """A new one must be tried as these are."""
-    assert {name for name, _ in commands()} == set(WORDS) == {*ORDER, "up"}
+    assert {name for name, _ in commands()} == set(WORDS) == {*ORDER, "up", "mirror"}
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -161,6 +164,8 @@ MISUSED = [
     ["verify", "digits.toml", "more"],
     ["rollback", "digits.toml"],
     ["promote", "digits.toml", "main.3"],
+    ["export", "digits.toml", "main.3", "digits.toml"],
+    ["mirror", "digits.toml", "--once"],
     ["promote", "digits.toml", "main.3", "--alias", "v7", "--reason", "reserved"],
     ["promote", "digits.toml", "main.3", "--alias", "a/b", "--reason", "no name"],
     ["serve", "digits.toml", "--reason", "neither"],
