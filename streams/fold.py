@@ -7,6 +7,7 @@ in the step and only applied here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -90,7 +91,8 @@ class Fold:
         for piece in rows:
             self.counts.passed += piece.left_out
             if isinstance(piece, Served):
-                self._join(step, piece)
+                for part in self._parts_of(piece):
+                    self._join(step, part)
             else:
                 for rows_until in self._between_horizons(step, piece):
                     self._take(step, rows_until)
@@ -138,6 +140,25 @@ class Fold:
         self.conflicts += [(served.tp, served.events[at]) for at in taken.conflicts]
         self.counts.rejected += len(taken.conflicts)
         self._apply(step, taken)
+
+    def _parts_of(self, served: Served) -> Iterator[Served]:
+        """The whole; or where another branch answered, parts in which nothing is learned before the last prediction.
+
+        So this branch's own answer is that of the state which all records before it led to, however they were read.
+        """
+        assert self.labels is not None
+        if not any(isinstance(record, Prediction) and record.branch != self.branch for record in served.records):
+            yield served
+            return
+        asked = np.array([isinstance(record, Prediction) for record in served.records], dtype=bool)
+        clock_ms = np.maximum.accumulate(np.maximum(served.t, self.clock_ms))
+        for start, stop in pairwise([0, *(np.flatnonzero(np.diff(asked)) + 1).tolist(), len(served)]):
+            first_ms, last_ms = int(clock_ms[start]), int(clock_ms[stop - 1])
+            may_learn = self.batches.due(last_ms) or self.labels.may_learn(served.ids[start:stop], first_ms, last_ms)
+            for first, last in pairwise(range(start, stop + 1) if asked[start] and may_learn else (start, stop)):
+                for batch in self.batches.release(int(clock_ms[first])):
+                    self._lesson(batch)
+                yield served.part(first, last)
 
     def _answer_again(self, served: Served, taken: Taken, x: Floats) -> None:
         """What another branch answered says nothing about this one, so here the row is answered as this state would."""

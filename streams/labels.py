@@ -138,6 +138,12 @@ class LabelJoin:
         """Settled ids."""
         return self._known
 
+    def may_learn(self, ids: NDArray[np.int64], from_ms: int, to_ms: int) -> bool:
+        """Whether predictions under these ids, read between two times, could let anything be learned before the last one."""
+        due_ms = self.due_ms
+        ends = (due_ms is not None and due_ms <= to_ms) or to_ms - from_ms >= self._rules.horizon_ms
+        return ends or any(one in self._early for one in ids.tolist())
+
     @property
     def due_ms(self) -> int | None:
         """When the next of them is due."""

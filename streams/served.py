@@ -85,6 +85,15 @@ class Served:
     def __len__(self) -> int:
         return len(self.records)
 
+    def part(self, start: int, stop: int) -> Served:
+        """Records ``start`` to ``stop``; what was left out belongs to the first part."""
+        before, within = (
+            sum(isinstance(one, Prediction) for one in records) for records in (self.records[:start], self.records[start:stop])
+        )
+        rows, left_out = self.rows.only(np.arange(before, before + within)), 0 if start else self.left_out
+        cut = slice(start, stop)
+        return Served(self.tp, self.events[cut], self.records[cut], self.ids[cut], rows, self.t[cut], left_out)
+
 
 def hash64(text: str) -> int:
     """The identity of an id or a label in the state, where none stands in clear.

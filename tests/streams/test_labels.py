@@ -74,6 +74,32 @@ def test_the_join_does_what_the_slow_rules_do(rows, seed, memory):
 
 @settings(max_examples=25, deadline=None)
 @given(seed=some.integers(0, 10_000), read_rows=some.integers(1, 40))
+def test_nor_do_answers_of_this_branch_to_rows_that_another_has_answered(seed, read_rows):
+    """Each is given by the state that all records before it led to; scores, losses and what waits are the same bytes."""
+    asked = make_late_events(60, seed)
+    events = [replace_branch(event, "elsewhere") for event in asked]
+    assert events != asked
+    whole, pieces = (answered_again(events, rows) for rows in (60, read_rows))
+    assert everything(whole) == everything(pieces)
+    assert everything(whole)["served_scores"] != everything(answered_again(asked, 60))["served_scores"]
+
+
+def replace_branch(event: Event, branch: str) -> Event:
+    """The same record, answered by another branch."""
+    return Event(
+        event.offset, event.timestamp_ms, event.key, b"", (event.value or b"").replace(b'"main"', b'"%b"' % branch.encode())
+    )
+
+
+def answered_again(events: list[Event], read_rows: int):
+    """A worker of branch main with a ridge that has read every event."""
+    worker = Rooms(events, read_rows=read_rows).worker(how=late_recipe("ridge", RULES))
+    run_to_end(worker, len(events))
+    return worker
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=some.integers(0, 10_000), read_rows=some.integers(1, 40))
 def test_no_state_depends_on_how_records_were_grouped_into_reads(seed, read_rows):
     """Join, batches, tables, both scores: byte for byte."""
     events = make_late_events(60, seed)
