@@ -8,7 +8,7 @@ JOBS ?= 2
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-labels lock proto clean
+.PHONY: bench-labels bench-drift calibrate lock proto clean
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -33,7 +33,7 @@ help:  ## print this list
 
 setup: .venv/.ready  ## make the environment that `make run` needs (.venv, editable)
 
-run: setup $(if $(DATA),.venv/.parquet)  ## watch a model learn a real stream, be killed, resume and prove it (DATA=name for another stream)
+run: .venv/.serve $(if $(DATA),.venv/.parquet)  ## watch a model learn and answer, be killed, resume and prove it (DATA=name for another stream)
 	.venv/bin/python -m millrace.services.story $(if $(DATA),--data $(DATA))
 
 up: .venv/.serve  ## learn and answer over HTTP until Ctrl-C (PIPELINE=file.toml)
@@ -82,6 +82,12 @@ proto: .venv-test/.ready  ## make the message classes from services/*.proto
 	$(TEST)/python -m grpc_tools.protoc -Imillrace/services=services --python_out=build/proto --pyi_out=build/proto \
 		$(addprefix millrace/,$(wildcard services/*.proto))
 	mv build/proto/millrace/services/* services/
+
+bench-drift: .venv-test/.installed  ## false alarms against their budgets, detection delays, cost of a row beside bare river
+	$(TEST)/python tests/bench/bench_drift.py
+
+calibrate: .venv-test/.installed  ## measure the table of learners/calibration.py anew (half an hour)
+	$(TEST)/python tests/bench/calibrate_drift.py
 
 lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) -o $(LOCKS)/uv.txt $(LOCKS)/uv.in

@@ -41,6 +41,10 @@ class ReplacedError(MillraceError):
     """Another writer has taken this branch; this one lets nothing more out."""
 
 
+class EndedError(ReplacedError):
+    """This branch goes no further; another may have taken its place."""
+
+
 class BusyError(MillraceError):
     """A live process already writes this branch."""
 
@@ -87,6 +91,10 @@ class ScopeError(AccessError):
 
 class MirrorError(MillraceError):
     """The place that versions are mirrored to cannot be reached, or refuses."""
+
+
+class OutdatedError(MillraceError):
+    """What a plan was made from is no longer so."""
 
 
 class NotCountedError(MillraceError):

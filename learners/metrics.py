@@ -88,6 +88,13 @@ class PrequentialClasses:
         )
         return batch
 
+    @staticmethod
+    def losses(scores: Floats, classes: tuple[str, ...], y: Array) -> Floats:
+        """1 for each row (n,) whose largest score is not its label's, else 0; nothing is counted."""
+        columns = {name: column for column, name in enumerate(classes)}
+        label = np.array([columns.get(name, -1) for name in y], dtype=np.int64)
+        return (scores.argmax(axis=1) != label).astype(np.float64) if classes else np.ones(len(y))
+
     def recall(self) -> dict[str, float]:
         """Share of each label's rows that were answered correctly, in order of first appearance."""
         return {name: self._label_hits[at] / self._label_rows[at] for name, at in self._places.items()}
@@ -176,6 +183,17 @@ class PrequentialValues:
         totals = [_sums(total, rows) for total, rows in zip(before, each, strict=True)]
         self.totals = ValueScores(self.totals.rows + len(y), *totals)
         return ValueScores(len(y), *each.sum(axis=1))
+
+    def losses(self, scores: Floats, classes: tuple[str, ...], y: Array) -> Floats:
+        """|error| / (|error| + mean |error| so far) of each row (n,), in [0, 1), the mean over outputs; nothing is counted.
+
+        A half is as wrong as ever; errors twice as large give two thirds. ``classes`` is empty.
+        """
+        y = y[:, None] if y.ndim == 1 else y
+        errors = np.abs(y - np.broadcast_to(scores, y.shape))
+        usual = self.totals.absolute_error / max(self.totals.rows, 1) if self.totals.rows else np.zeros(y.shape[1])
+        whole = errors + usual
+        return np.asarray(np.divide(errors, whole, out=np.zeros_like(errors), where=whole > 0).mean(axis=1))
 
     def state(self) -> dict[str, Value]:
         """Everything, as arrays and plain values."""

@@ -207,6 +207,18 @@ class Ridge:
         one_hot[np.arange(len(y)), columns] = 1.0
         return one_hot
 
+    def discount(self, keep: float) -> None:
+        """Let everything learned so far weigh ``keep`` of what it did, in (0, 1]; the answers follow at once.
+
+        Raises: LearnerError where solving fails.
+        """
+        if not 0.0 < keep <= 1.0:
+            raise BadInputError(f"keep = {keep}: must be above 0 and up to 1")
+        width = len(self._sums.features)
+        self._sums.add(np.zeros((0, width)), np.zeros((0, len(self._sums.targets))), None, keep)
+        if len(self._sums.targets):
+            self._solve()
+
     def _add(self, x: Floats, targets: Floats, weight: Floats | None) -> None:
         """Sum up rows: row i of n weighs decay^(n - 1 - i), and what was there before decay^n."""
         decay = self.config.decay

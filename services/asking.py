@@ -25,6 +25,7 @@ class Place(msgspec.Struct, frozen=True):
     """Where an endpoint listens, and since when by which process."""
 
     url: str
+    grpc: str  # HOST:PORT
     proxy: str  # in words
     pid: int
 
@@ -33,30 +34,49 @@ class Place(msgspec.Struct, frozen=True):
 def placed(instance: Instance, place: Place) -> Iterator[None]:
     """Others on this machine find the endpoint for as long as the block runs."""
     path = _path(instance)
-    path.write_bytes(msgspec.json.encode(place))
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(place))
+    fresh.replace(path)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
 
 
-def place(host: str, port: int, proxy: str) -> Place:
+def place(host: str, port: int, grpc_port: int, proxy: str) -> Place:
     """Of an endpoint of this process; one that listens everywhere is asked by loopback."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return Place(f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}", proxy, os.getpid())
+    name = f"[{name}]" if ":" in name else name
+    return Place(f"http://{name}:{port}", f"{name}:{grpc_port}", proxy, os.getpid())
+
+
+def found(instance: Instance) -> Place | None:
+    """Where the pipeline's endpoint listens, or None where it is not up on this machine."""
+    try:
+        return msgspec.json.decode(_path(instance).read_bytes(), type=Place)
+    except FileNotFoundError:
+        return None
+
+
+def overview(instance: Instance, place: Place) -> dict[str, Any]:
+    """What trainer and replicas say of themselves.
+
+    Raises: OSError, msgspec.DecodeError where nobody answers, or not as we do.
+    """
+    said: dict[str, Any] = _asked(instance, f"{place.url}/v2/models/{instance.loaded.pipeline.name}/status")
+    return said
 
 
 def served(instance: Instance) -> dict[str, Any]:
     """Trainer and replicas, a line each; or why they cannot be asked."""
-    try:
-        found = msgspec.json.decode(_path(instance).read_bytes(), type=Place)
-    except OSError:
+    place = found(instance)
+    if place is None:
         return {"endpoint": "not up on this machine"}
     try:
-        said = _asked(instance, f"{found.url}/v2/models/{instance.loaded.pipeline.name}/status")
+        said = overview(instance, place)
     except (OSError, msgspec.DecodeError) as error:  # urllib's errors are among them
-        return {"endpoint": f"{found.url} of process {found.pid} does not answer: {error}"}
-    facts = {"endpoint": f"{found.url}, {found.proxy}", "trainer": _trainer_line(said["trainer"])}
+        return {"endpoint": f"{place.url} of process {place.pid} does not answer: {error}"}
+    facts = {"endpoint": f"{place.url}, {place.proxy}", "trainer": _trainer_line(said["trainer"])}
     return facts | {f"replica_{at}": _replica_line(one) for at, one in enumerate(said["replicas"], 1)}
 
 

@@ -13,8 +13,10 @@ import click
 from millrace.learners.errors import MillraceError
 from millrace.services.arguments import branch_option, on_pipeline, reason_option, remember, show, yes_option
 from millrace.services.config import endpoint_token, settings
+from millrace.services.dead_letter_commands import dead_letters
 from millrace.services.errors import FAILED, exit_code
 from millrace.services.instance import Instance
+from millrace.services.replay_commands import replay
 from millrace.services.version_commands import VERSION_COMMANDS, settle
 
 
@@ -42,7 +44,18 @@ def _data_name(ctx: click.Context, _param: click.Parameter, name: str | None) ->
     return name
 
 
+def _headers(ctx: click.Context, _param: click.Parameter, said: tuple[str, ...]) -> None:
+    pairs = [text.partition("=") for text in said]
+    if bad := [name for name, equals, _ in pairs if not name or not equals]:
+        raise click.BadParameter(f"{bad[0]!r}: write NAME=VALUE, such as producer=till-7")
+    ctx.meta["header"] = tuple((name, value.encode()) for name, _, value in pairs)
+
+
 data_help = "A built-in data set instead of a file; `--data help` lists them."
+header_help = "A header of every record, such as the producer's name; may be given more than once."
+header_option = click.option(
+    "--header", multiple=True, metavar="NAME=VALUE", callback=_headers, expose_value=False, help=header_help
+)
 data_option = click.option("--data", metavar="NAME", callback=_data_name, is_eager=True, help=data_help)
 
 
@@ -110,8 +123,11 @@ def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, re
     "--rows-per-second", default=0.0, type=click.FloatRange(0), metavar="R", help="Pace them; 0 (default): as fast as it goes."
 )
 @click.option("--served", is_flag=True, help="They are served predictions and late labels, for the topic NAME.served.")
+@header_option
 def send(instance: Instance, file: Path | None, data: str | None, rows_per_second: float, served: bool) -> None:
     """Append the rows of a file (.jsonl, .csv, .parquet) or of a data set to the log.
+
+    With --header producer=NAME they say who sent them, so that a replay can leave them out.
 
     Example: millrace send digits.toml --data digits
     """
@@ -123,7 +139,7 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
         values = datasets.values(data)
     else:
         raise click.UsageError("Name a file, or a data set with --data.")
-    sent = sending.send(instance, values, rows_per_second, served)
+    sent = sending.send(instance, values, rows_per_second, served, click.get_current_context().meta["header"])
     show([{"topic": sending.topic_of(instance, served), "sent": sent}])
 
 
@@ -208,6 +224,10 @@ def verify(instance: Instance, branch: str, version: str | None, watch: bool, pa
         report = asdict(certifying.prove_version(instance, versions.resolved(instance, version)))
     proved = [mark.version or f"seq {mark.state_seq}" for mark in report.pop("proved")]
     show([report | {"proved": proved, "unproved": len(report["unproved"]), "findings": 0}])
+
+
+main.add_command(replay)
+main.add_command(dead_letters)
 
 
 @main.group()

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from millrace.learners.detectors import DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
 from millrace.streams.labels import LabelRules
@@ -24,6 +25,7 @@ from millrace.streams.schema import Field, Label, Schema, leaves
 from millrace.streams.worker import WorkerConfig
 
 ENVIRONMENT = "MILLRACE__"
+OFFERED_ACTS = ("version", "discount", "reset")  # of those that an alarm may lead to
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
@@ -101,6 +103,7 @@ class Pipeline:
     batch: BatchConfig = field(default_factory=BatchConfig)
     log: LogConfig = field(default_factory=LogConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    drift: DriftConfig | None = None  # what is watched for drift; without it nothing is
     serving: ServingConfig = field(default_factory=ServingConfig)
     versions: VersionsConfig = field(default_factory=VersionsConfig)
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
@@ -116,6 +119,8 @@ class Pipeline:
             raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
         Schema(self.fields, self.label, self.weight)  # refuses names that stand twice
         self._check_labels()
+        if self.drift is not None and self.drift.act not in OFFERED_ACTS:
+            raise ValueError(f"drift.act = {self.drift.act!r}: this release offers {', '.join(OFFERED_ACTS)}")
 
     def _check_labels(self) -> None:
         if self.labels is None:
@@ -149,8 +154,9 @@ class Pipeline:
     @property
     def declared(self) -> bytes:
         """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
-        late = {} if self.labels is None else {"labels": self.labels}
-        return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed} | late, order="sorted")
+        given = {"labels": self.labels, "drift": self.drift}
+        more = {name: table for name, table in given.items() if table is not None}
+        return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed} | more, order="sorted")
 
 
 @dataclass(frozen=True, slots=True)

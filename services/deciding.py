@@ -6,6 +6,7 @@ Neither Ray, nor the trainer, nor MLflow is needed to decide. A decision counts 
 from __future__ import annotations
 
 import getpass
+import logging
 import re
 import shlex
 import time
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from millrace.learners.errors import BadInputError, MillraceError, NotCountedError, NotProvedError
 from millrace.services.config import NAME_CHARACTERS
 from millrace.services.follower import Archive
-from millrace.services.instance import Instance, require_branch
-from millrace.services.running import ENDPOINT
+from millrace.services.instance import ENDPOINT, Instance, require_branch
+from millrace.services.last_good import LAST_GOOD, last_good
 from millrace.services.versions import NEWEST, resolved
 from millrace.streams.ledger import Alias, Ledger, Serve, Target, append_decision, words
+
+log = logging.getLogger("millrace")
 
 NOTHING = "none"  # in place of a version: the alias is taken away
 TAKEN = f"{NEWEST}|{NOTHING}|latest|v[0-9]+"  # names that mean something else, the last two in MLflow
@@ -63,7 +66,7 @@ def plan(instance: Instance, to: Target) -> Change:
 
 
 def plan_rollback(instance: Instance, version: str | None) -> Change:
-    """To ``version``, else to the version before what is served: of a followed branch, its newest one.
+    """To ``version``, else to the last good one before an alarm, else to the one before what is served or followed.
 
     Versions that are not what their log says are passed by.
     Raises: as ``plan``; MillraceError where there is none before.
@@ -105,7 +108,11 @@ def _version_before(instance: Instance) -> str:
         raise MillraceError(f"Endpoint {ENDPOINT} has never served anything, so there is nothing to go back from.")
     archive = Archive(instance)
     branch = now.follow or str(now.version).rpartition(".")[0]
-    versions = [mark.version for mark in archive.marks(branch) if mark.version is not None]
+    marks = archive.marks(branch)
+    versions = [mark.version for mark in marks if mark.version is not None]
+    good = last_good(marks, instance.store(), ledger)
+    if good is not None and (now.version not in versions or versions.index(good) < versions.index(now.version)):
+        return good
     earlier = versions[: versions.index(now.version)] if now.version in versions else versions
     belied = {version for version, certificate in ledger.certificates.items() if not certificate.holds}
     sound = [version for version in earlier if version not in ledger.released | belied]
@@ -114,6 +121,17 @@ def _version_before(instance: Instance) -> str:
             f"Branch {branch} has no version before {words(now)}. Name one with `millrace rollback ... VERSION`."
         )
     return sound[-1]
+
+
+def name_last_good(instance: Instance, branch: str) -> None:
+    """Let the alias last-good name it, where an alarm has been raised; another hand that was faster is left alone."""
+    try:
+        ledger = instance.ledger()
+        version, now = last_good(Archive(instance).marks(branch), instance.store(), ledger), ledger.aliases.get(LAST_GOOD)
+        if version is not None and version != now:
+            decide(instance, Naming(LAST_GOOD, now, version), "drift alarm")
+    except MillraceError as error:
+        log.warning("The alias %s was not set: %s", LAST_GOOD, error)
 
 
 def decide(instance: Instance, change: Change | Naming, why: str) -> None:

@@ -10,6 +10,7 @@ from millrace.learners.errors import (
     BusyError,
     ConfigError,
     DamageError,
+    EndedError,
     LearnerError,
     MillraceError,
     MirrorError,
@@ -20,6 +21,7 @@ from millrace.learners.errors import (
     NotReadyError,
     NotServedError,
     OffsetsGoneError,
+    OutdatedError,
     OverloadedError,
     ReplacedError,
     ScopeError,
@@ -55,6 +57,7 @@ MEANINGS: dict[type[MillraceError], Meaning] = {
     StorageError: Meaning(FAILED, 503, "UNAVAILABLE"),
     OffsetsGoneError: Meaning(FAILED, 500, "DATA_LOSS"),
     ReplacedError: UNEXPECTED,
+    EndedError: UNEXPECTED,
     BusyError: Meaning(FAILED, 503, "UNAVAILABLE"),
     TooManyRejectedError: UNEXPECTED,
     NotProvedError: UNEXPECTED,
@@ -66,6 +69,7 @@ MEANINGS: dict[type[MillraceError], Meaning] = {
     ScopeError: Meaning(FAILED, 403, "PERMISSION_DENIED"),
     NotCountedError: UNEXPECTED,
     MirrorError: Meaning(FAILED, 503, "UNAVAILABLE"),
+    OutdatedError: UNEXPECTED,
 }
 
 

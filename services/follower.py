@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from millrace.learners.errors import DamageError, MillraceError
 from millrace.services.bundle import Bundle, Parts, identity_of, open_bundle, open_parts
 from millrace.services.current import Publication
-from millrace.services.instance import Instance, require_branch
-from millrace.services.running import ENDPOINT
+from millrace.services.instance import ENDPOINT, Instance, require_branch
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark
 from millrace.streams.journal import Summary, take_in

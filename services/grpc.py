@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +21,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from millrace.learners.errors import MillraceError, NotServedError, TooLargeError
+from millrace.learners.errors import MillraceError, NotReadyError, NotServedError, TooLargeError
 from millrace.services import inference_pb2 as pb
 from millrace.services import labels_pb2
 from millrace.services.access import FORWARDED, LABEL, PREDICT, is_loopback
@@ -254,6 +255,33 @@ def add_services(servicer: Any, server: Any) -> None:
 def _handler(method: Any, streams: bool) -> Any:
     make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
     return make(method, response_serializer=_bytes_of)
+
+
+Infer = Callable[[pb.ModelInferRequest, float], pb.ModelInferResponse]  # a request, and seconds to wait
+
+
+@contextmanager
+def inferring(address: str) -> Iterator[Infer]:
+    """A caller's side: asks the endpoint at HOST:PORT.
+
+    The call raises NotReadyError where nothing can answer yet, and OSError where the call fails otherwise.
+    """
+    with grpc.insecure_channel(address) as channel:
+        call: Any = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=_bytes_of,
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+
+        def infer(request: pb.ModelInferRequest, timeout_s: float) -> pb.ModelInferResponse:
+            try:
+                answer: pb.ModelInferResponse = call(request, timeout=timeout_s)
+            except grpc.RpcError as error:
+                kind = NotReadyError if error.code() is grpc.StatusCode.UNAVAILABLE else OSError
+                raise kind(f"{error.code().name}: {error.details()}") from error
+            return answer
+
+        yield infer
 
 
 def _bytes_of(message: Message) -> bytes:

@@ -23,6 +23,7 @@ from millrace.streams.store import FolderStore
 from millrace.streams.stream import SqliteStream
 
 BRANCH = "main"  # the branch a pipeline begins with
+ENDPOINT = "default"  # what answers callers
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Instance:
             batch_wait_ms=pipeline.batch.wait_ms,
             seed=pipeline.seed,
             config=pipeline.declared,
+            drift=pipeline.drift,
             labels=pipeline.labels,
             served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
         )

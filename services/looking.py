@@ -11,12 +11,14 @@ from typing import Any
 
 import msgspec
 
+from millrace.learners.detectors import Alarm
 from millrace.learners.errors import DamageError, NotProvedError, StorageError
 from millrace.services.instance import Instance, require_branch
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark, decode_entry
+from millrace.streams.exclusions import words
 from millrace.streams.host import this_host
-from millrace.streams.journal import Cursor, summarise
+from millrace.streams.journal import Cursor, Summary, summarise
 from millrace.streams.ledger import Certificate, append_decision
 from millrace.streams.outputs import Output
 from millrace.streams.verify import Report, verify
@@ -37,12 +39,13 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     ends = {tp: high for tp, (_, high) in doors.source.bounds().items()}
     facts: dict[str, Any] = {"pipeline": instance.loaded.pipeline.name, "branch": branch}
     facts |= {"epoch": summary.end.epoch, "seq": summary.end.seq, "version": summary.newest_version}
+    facts |= _origin(summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
     raw = doors.producer.last(f"{instance.loaded.pipeline.name}.scores")
     output = None if raw is None else msgspec.json.decode(raw, type=Output)
     if output is not None and output.branch == branch:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
-        facts |= _late(output)
+        facts |= _late(output) | _alarm(output.newest_alarm)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
     ledger = instance.ledger()
     facts |= {f"alias_{name}": version for name, version in sorted(ledger.aliases.items())}
@@ -50,6 +53,16 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= {"store_bytes": instance.store().bytes_of(branch)}
     serves = ledger.serving.items()
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
+
+
+def _origin(summary: Summary) -> dict[str, Any]:
+    """Where a fork begins, and what it leaves out; whether the branch has ended."""
+    fork, ended = summary.fork, summary.end.ended
+    facts: dict[str, Any] = {}
+    if fork is not None and fork.parent is not None:
+        facts = {"parent": f"{fork.parent.branch}.{fork.parent.seq}"}
+        facts["excludes"] = "; ".join(words(one) for one in fork.exclude) or "nothing"
+    return facts | ({} if ended is None else {"ended": ended.cause, "successor": ended.successor})
 
 
 def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
@@ -69,6 +82,15 @@ def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
         shares_of = {label: hits[label] / count for label, count in rows.items()}
         return dict(sorted(shares_of.items(), key=lambda one: one[1])[:LOWEST])
     return {}
+
+
+def _alarm(alarm: Alarm | None) -> dict[str, Any]:
+    """The newest alarm that something got worse, in words."""
+    if alarm is None:
+        return {}
+    new = f"; classes first seen then: {', '.join(alarm.new_classes)}" if alarm.new_classes else ""
+    since = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
+    return {"alarm": f"{alarm.detector}: {since}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
 
 
 def _late(output: Output) -> dict[str, Any]:

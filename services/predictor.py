@@ -158,5 +158,6 @@ def start(serving: Serving) -> None:
     predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **many)(serve.ingress()(Predictor))
     keeper: Any = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, **few)(Keeper)
     calls = {"port": serving.grpc_port, "grpc_servicer_functions": [f"{add_services.__module__}.{add_services.__name__}"]}
-    serve.start(http_options={"host": serving.host, "port": serving.port}, grpc_options=calls)
+    quiet = {"enable_access_log": False}  # a line a request costs more than its answer; statistics count them
+    serve.start(http_options={"host": serving.host, "port": serving.port}, grpc_options=calls, logging_config=quiet)
     serve.run(predictor.bind(serving, keeper.bind(serving)), name=APPLICATION, route_prefix="/")

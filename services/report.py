@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from millrace.services.asker import Asked
 from millrace.services.evidence import MEASURES, Evidence, Resumed, windows
+from millrace.services.night import POISON_ROWS, PRODUCER, Night
 
 SPELLED_OUT = 12  # recalls, at most; of more classes the lowest
 
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """A worker that was ended by SIGKILL, and the one that followed it."""
+    """A trainer that was ended by SIGKILL, and the one that followed it."""
 
     pid: int
     at_ms: int  # since 1970
-    next_pid: int
+    next_pid: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Told:
     title: str
     evidence: Evidence
     kills: list[Killed]
+    asked: Asked
     verdict: dict[str, Any]  # what `millrace verify --output json` printed
     window: int  # rows of the windowed scores
 
@@ -39,9 +42,25 @@ def text(told: Told) -> str:
         "\n".join(_columns([("TIME", "ROW", "WHAT HAPPENED"), *_happened(told)], "rrl")),
         "\n".join(_columns(_scored(told), "lrrr")),
         *([_recalls(evidence.recall)] if evidence.recall else []),
-        f"COUNTED  {_counted(evidence)}\nVERIFY   {_verified(told.verdict)}",
+        f"ANSWERED {_answered(told)}\nCOUNTED  {_counted(evidence)}\nVERIFY   {_verified(told.verdict)}",
     ]
     return "\n\n".join(parts)
+
+
+def _answered(told: Told) -> str:
+    """What callers heard on the held-out rows while it learned."""
+    asked = told.asked
+    if not asked.replies:
+        return "nothing was asked: no rows are held out"
+    first, last = asked.tenth(last=False), asked.tenth(last=True)
+    share = told.evidence.task == "classify"
+    grown = (
+        f"{first:.0%} right in the first tenth, {last:.0%} in the last" if share else f"error {first:,.1f}, then {last:,.1f}"
+    )
+    return (
+        f"{asked.count('http'):,} requests over HTTP and {asked.count('grpc'):,} over gRPC, {len(asked.failed)} failed; "
+        f"{grown}; stale by {asked.staleness_ms:.0f} ms (median)"
+    )
 
 
 def _happened(told: Told) -> list[tuple[str, str, str]]:
@@ -49,11 +68,37 @@ def _happened(told: Told) -> list[tuple[str, str, str]]:
     evidence = told.evidence
     events = [(one.at_ms, one.row, f"{_listed(one.labels)} {_joins(one.labels)}") for one in evidence.joined]
     for kill, resumed in zip(told.kills, evidence.resumed, strict=True):
-        what = f"kill -9 of worker {kill.pid}; worker {kill.next_pid} goes on from {_from(resumed)}"
+        what = f"kill -9 of trainer {kill.pid}; {kill.next_pid} goes on from {_from(resumed)}"
         events.append((kill.at_ms, resumed.row, what))
     last = evidence.outputs[-1]
     events.append((last.clock_ms, last.records, f"the last row; {len(evidence.versions)} versions were marked on the way"))
     return [(f"{(at_ms - evidence.started_ms) / 1000:.1f} s", f"{row:,}", what) for at_ms, row, what in sorted(events)]
+
+
+def night_text(night: Night) -> str:
+    """The night call: what was noticed when, what was done about it, and what came out."""
+    alarm, replayed = night.alarm, night.replayed
+    onset = f"worse since about row {alarm.onset_rows:,} (in truth {night.rows_before:,})"
+    happened = [
+        (0.0, f"producer {PRODUCER} begins to send {POISON_ROWS} rows with wrong labels"),
+        (night.alarm_s, f"alarm {alarm.rows - night.rows_before} rows later: {onset}"),
+        (night.rolled_back_s, f"rollback: every answer is {night.version}'s {_after(night.rollback_s, night.rolled_back_s)}"),
+        (night.replayed_s, f"replayed without {PRODUCER} on branch {replayed['branch']}: {replayed['certificate']}"),
+        (
+            night.taken_over_s,
+            f"take-over: every answer is {replayed['branch']}'s {_after(night.replayed_s, night.taken_over_s)}",
+        ),
+    ]
+    times = [("TIME", "THE NIGHT CALL"), *((f"{at_s:.1f} s", what) for at_s, what in happened)]
+    scores = ", ".join(f"{share:.0%} {when}" for when, share in night.scores.items())
+    return "\n".join(_columns(times, "rl")) + (
+        f"\n\nHELD OUT {scores}; {len(night.failed)} requests failed"
+        f"\nREPAIRED the model differs from the one before the wrong labels by {night.difference:.1e} of its sums"
+    )
+
+
+def _after(begun_s: float, done_s: float) -> str:
+    return f"{done_s - begun_s:.1f} s after the command began"
 
 
 def _listed(labels: tuple[str, ...]) -> str:

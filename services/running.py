@@ -8,14 +8,16 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
-from millrace.services.instance import Instance
+from millrace.services.deciding import name_last_good
+from millrace.services.instance import ENDPOINT, Instance
+from millrace.streams.entries import Fork
 from millrace.streams.host import this_host, use_threads
+from millrace.streams.journal import Cursor, counted, summarise
 from millrace.streams.ledger import Serve, Target, append_decision
 from millrace.streams.worker import Opening, Worker
 
 log = logging.getLogger("millrace")
 
-ENDPOINT = "default"
 PROGRESS_S = 2.0
 
 
@@ -74,12 +76,36 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
     use_threads(pipeline.threads)
     with instance.hold(branch, take_over):
         serve_first(instance, branch)
-        doors, opening = instance.doors(branch), Opening(branch, this_host(pipeline.threads))
-        worker = Worker(instance.recipe, doors, pipeline.worker, opening)
+        doors = instance.doors(branch)
+        worker = Worker(instance.recipe, doors, pipeline.worker, opening_of(instance, branch))
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
         before = worker.fold.records
         worker.run(_Until(bounds, before))
+        if worker.fold.drift is not None and worker.fold.drift.newest is not None:
+            name_last_good(instance, branch)
         return Done(branch, worker.epoch, worker.seq, worker.fold.records - before, worker.newest_version)
+
+
+def opening_of(instance: Instance, branch: str) -> Opening:
+    """How a worker opens a branch: a fork lets nothing out before an endpoint has followed it (journal.md, rule 9)."""
+    first = next(iter(counted(instance.journal(branch), branch, Cursor())), None)
+    emits = not isinstance(first, Fork) or first.parent is None or _followed(instance, branch)
+    return Opening(branch, this_host(instance.loaded.pipeline.threads), emits=emits)
+
+
+def _followed(instance: Instance, branch: str) -> bool:
+    decisions = instance.ledger().counted
+    return any(isinstance(decision, Serve) and decision.to.follow == branch for decision in decisions)
+
+
+def heir_of(instance: Instance, branch: str) -> str:
+    """The branch that goes on in a branch's place; itself where it has not ended."""
+    while instance.journal_path(branch).exists():
+        ended = summarise(instance.journal(branch), branch).end.ended
+        if ended is None or ended.successor is None:
+            break
+        branch = ended.successor
+    return branch
 
 
 def serve_first(instance: Instance, branch: str) -> None:

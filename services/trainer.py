@@ -7,6 +7,7 @@ everything is acknowledged; another thread packs and publishes the newest offer,
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,15 +15,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from millrace.learners.errors import BusyError, MillraceError, StorageError
+from millrace.learners.detectors import Alarm
+from millrace.learners.errors import BusyError, MillraceError, ReplacedError, StorageError
 from millrace.services.bundle import Identity, Parts, bundle_bytes
 from millrace.services.current import Blob, Publication
+from millrace.services.deciding import name_last_good
 from millrace.services.instance import Instance
-from millrace.services.running import serve_first
+from millrace.services.running import heir_of, opening_of, serve_first
 from millrace.streams.branch import Doors
-from millrace.streams.host import this_host, use_threads
+from millrace.streams.host import use_threads
 from millrace.streams.parts import sha256
-from millrace.streams.worker import Opening, Worker
+from millrace.streams.worker import Worker
 
 log = logging.getLogger("millrace")
 
@@ -42,6 +45,8 @@ class State:
     seq: int
     records: int
     said: str  # the last thing that went wrong, or nothing
+    pid: int
+    branch: str  # the one it was made for, or that one's heir
 
 
 class Trainer:
@@ -54,7 +59,10 @@ class Trainer:
         self._stop = threading.Event()
         self._offered = threading.Condition()
         self._offer: Parts | None = None
-        self._state = State(True, 0, 0, 0, "")
+        self._replaced = False  # by another writer of the branch, with no branch to go on with
+        self._state = State(True, 0, 0, 0, "", os.getpid(), branch)
+        self._alarm: Alarm | None = None  # the newest one after which the last good version was named
+        self._version: str | None = None
         self._worker = threading.Thread(target=self._learn, name="worker", daemon=True)
         self._publisher = threading.Thread(target=self._publish_offers, name="publisher", daemon=True)
         self._worker.start()
@@ -62,7 +70,8 @@ class Trainer:
 
     def state(self) -> State:
         """Where it is."""
-        return replace(self._state, running=self._worker.is_alive() or self._stop.is_set())
+        running = self._worker.is_alive() and not self._replaced
+        return replace(self._state, running=running or self._stop.is_set(), branch=self._branch)
 
     def stop(self, timeout_s: float) -> State:
         """Let the step finish, mark a version, and end."""
@@ -80,9 +89,19 @@ class Trainer:
             except (StorageError, BusyError) as error:
                 self._said(error)
                 self._stop.wait(RETRY_S)
+            except ReplacedError as error:
+                self._said(error)
+                self._follow_heir()
             except MillraceError as error:
                 self._said(error)
                 return
+
+    def _follow_heir(self) -> None:
+        """Go on with the branch that took this one's place; where another writer has merely taken it, wait for such a one."""
+        self._replaced = True
+        while (heir := heir_of(self._instance, self._branch)) == self._branch and not self._stop.wait(RETRY_S):
+            pass
+        self._branch, self._replaced = heir, heir == self._branch
 
     def _said(self, error: MillraceError) -> None:
         log.error("The trainer of branch %s: %s", self._branch, error)
@@ -92,12 +111,16 @@ class Trainer:
         pipeline = self._instance.loaded.pipeline
         serve_first(self._instance, self._branch)
         doors = self._instance.doors(self._branch)
-        worker = Worker(self._instance.recipe, doors, pipeline.worker, Opening(self._branch, this_host(pipeline.threads)))
+        worker = Worker(self._instance.recipe, doors, pipeline.worker, opening_of(self._instance, self._branch))
         worker.run(_Between(self, doors))
 
     def between_steps(self, worker: Worker, as_of_ms: int) -> None:
         """Offer the state as it is now: everything in it is acknowledged."""
-        self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "")
+        drift, version = worker.fold.drift, worker.newest_version
+        if drift is not None and drift.newest != self._alarm and version != self._version:
+            self._alarm, self._version = drift.newest, version  # the version after the alarm is there
+            name_last_good(self._instance, worker.branch)
+        self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid(), worker.branch)
         fold = worker.fold
         identity = Identity(worker.branch, worker.epoch, worker.seq)
         kind = self._instance.loaded.pipeline.learner["kind"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,8 +20,15 @@ def settle(instance: Instance, change: Change | Naming, reason: str, yes: bool) 
 
     if yes:
         deciding.decide(instance, change, reason)
+    settle_words(change, yes, {})
+
+
+def settle_words(change: Change | Naming, yes: bool, more: dict[str, Any]) -> None:
+    """Show a change, with ``more`` about it, and say last how to undo it."""
+    from millrace.services import deciding
+
     meta = click.get_current_context().meta
-    show([{"from": deciding.described(change.before), "to": deciding.described(change.to), "done": yes}])
+    show([more | {"from": deciding.described(change.before), "to": deciding.described(change.to), "done": yes}])
     back = deciding.undo(change, str(meta["path"]), meta["home"])
     if not yes:
         click.echo("Nothing was changed. Give --yes to do it.", err=True)

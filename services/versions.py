@@ -7,8 +7,7 @@ from typing import Any
 
 from millrace.learners.errors import DamageError, MillraceError
 from millrace.services.follower import Archive
-from millrace.services.instance import BRANCH, Instance
-from millrace.services.running import ENDPOINT
+from millrace.services.instance import BRANCH, ENDPOINT, Instance
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark
 from millrace.streams.ledger import Ledger, Target

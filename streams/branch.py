@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from millrace.learners.detectors import DriftConfig
 from millrace.learners.errors import ConfigError, DamageError, LearnerError, OffsetsGoneError
 from millrace.learners.protocol import Learner, Value
 from millrace.streams.codec import Codec, Rows
-from millrace.streams.entries import Entry, Fork, Mark, Step
+from millrace.streams.drifting import Drift
+from millrace.streams.entries import Act, Entry, Fork, Mark, Step
+from millrace.streams.exclusions import Excluding, Reader
 from millrace.streams.fold import Fold, is_truth
 from millrace.streams.journal import Cursor, Summary, Writer, counted
 from millrace.streams.labels import LabelJoin, LabelRules
@@ -51,6 +54,7 @@ class Recipe:
     batch_wait_ms: int  # by the journal's clock
     seed: int
     config: bytes  # JSON of everything beside the fields that changes what is learned
+    drift: DriftConfig | None = None  # what is watched; None: nothing
     labels: LabelRules | None = None  # of labels that come late; None: they stand in the rows alone
     served: ServedCodec | None = None  # reads late labels too; there if and only if ``labels`` is
 
@@ -59,8 +63,12 @@ class Recipe:
         """What decodes the log."""
         return self.served or self.codec
 
+    def reader_of(self, fork: Fork) -> Reader:
+        """What decodes the log for a branch: what its fork excludes is left out."""
+        return Excluding(self.reader, tuple(fork.exclude)) if fork.exclude else self.reader
+
     def fold(self, fork: Fork) -> Fold:
-        """The state after the fork, before any step.
+        """The state of a branch that begins with nothing, after the fork and before any step; ``start`` gives any branch's.
 
         Raises: LearnerError where this release cannot fold such a fork.
         """
@@ -70,9 +78,10 @@ class Recipe:
                 f"Branch {fork.branch} was learned by revision {fork.learner_revision} of {fork.learner}; this release has "
                 f"revision {learner.revision}, which would learn the same rows differently. Use the release that wrote it."
             )
-        if fork.parent is not None or fork.exclude:
-            raise LearnerError(f"Branch {fork.branch} was forked from another by a newer release. Use that release.")
-        fold = Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), learner, fork.positions)
+        fold = Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), self.make_learner, fork.positions)
+        fold.branch = fork.branch
+        if self.drift is not None:
+            fold.drift = Drift(self.drift, self.seed)
         if self.labels is not None:
             fold.labels = LabelJoin(self.labels, self.schema.label, sha256(self.schema.declared))
         return fold
@@ -148,7 +157,10 @@ class Restored:
 
 
 def restore(recipe: Recipe, doors: Doors, summary: Summary) -> Restored:
-    """The state of the newest counted mark whose parts verify, else of the one before, else of the fork."""
+    """The state of the newest counted mark whose parts verify, else of the one before, else of the fork.
+
+    Raises: DamageError with the choices where a fork begins at a version and neither its own copy nor that can be read.
+    """
     if summary.fork is None:
         raise DamageError("The journal has no fork entry, so nothing says where the branch begins. Restore it from a copy.")
     recipe.check(summary.fork, doors)
@@ -161,8 +173,40 @@ def restore(recipe: Recipe, doors: Doors, summary: Summary) -> Restored:
         except DamageError as error:
             log.warning("The checkpoint of seq %d cannot be used (%s); going back to the one before.", mark.state_seq, error)
             continue
+        if mark.state_seq == 1:
+            check_start(summary.fork, fold, mark.state_sha256)
         return Restored(fold, mark)
-    return Restored(recipe.fold(summary.fork), None)
+    return Restored(start(recipe, doors.store, summary.fork), None)
+
+
+def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
+    """The state after the fork, before any step: empty, or that of the version it begins at, read from its parent.
+
+    Raises: DamageError with the choices where that cannot be read.
+    """
+    fold = recipe.fold(fork)
+    if fork.parent is None:
+        return fold
+    branch, seq = fork.parent.branch, fork.parent.seq
+    try:
+        manifest = read_manifest(store, branch, str(fork.learner_from))
+        places = {name: f"branch {branch}, seq {seq}, part {name}" for name in manifest.parts}
+        names = [name for name in places if name != "detectors" or fork.detector_from is not None]
+        fold.load({name: unpack(store.get(branch, manifest.parts[name].sha256), places[name]) for name in names})
+    except DamageError as error:
+        raise DamageError(
+            f"Branch {fork.branch} begins at version {branch}.{seq}, and neither its own copy of that state nor the version "
+            f"can be read: {error} Or give this branch up and plan a replay from another version."
+        ) from error
+    check_start(fork, fold, manifest.state_sha256)
+    return fold
+
+
+def check_start(fork: Fork, fold: Fold, found: str) -> None:
+    """The state that a fork begins with is its parent's, to the bit. Raises: DamageError where it is another."""
+    if fork.parent is None or (found, fold.position) != (fork.parent.state_sha256, fork.positions):
+        said = "nothing" if fork.parent is None else f"version {fork.parent.branch}.{fork.parent.seq}"
+        raise DamageError(f"Branch {fork.branch} is to begin with {said}, and begins with another state. Restore its store.")
 
 
 def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, Value]]:
@@ -215,7 +259,7 @@ def entries_after(journal: Stream, branch: str, seq: int) -> Iterator[Entry]:
     return (entry for entry in counted(journal, branch, Cursor()) if entry.seq > seq)
 
 
-def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Codec | ServedCodec) -> Iterator[Entry]:
+def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Reader) -> Iterator[Entry]:
     """Apply entries to ``fold`` from the log, one by one; each is yielded after it was applied.
 
     Raises: DamageError, OffsetsGoneError where the log is not what the journal says.
@@ -223,10 +267,12 @@ def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Codec | 
     for entry in entries:
         if isinstance(entry, Step):
             fold.step(entry, reread(source, codec, entry))
+        elif isinstance(entry, Act):
+            fold.act(entry)
         yield entry
 
 
-def reread(source: Source, codec: Codec | ServedCodec, step: Step) -> list[Rows | Served]:
+def reread(source: Source, codec: Reader, step: Step) -> list[Rows | Served]:
     """The rows of a step, read from the log again and checked against the step.
 
     Raises: DamageError naming the range that differs, OffsetsGoneError where retention has taken it.

@@ -58,6 +58,7 @@ class Rows:
     key: Array  # (n,) bytes | None objects
     t: np.ndarray[Any, np.dtype[np.int64]]  # (n,) ms
     plain: Floats | None = None  # (n, d) where the fields are x as they stand; the columns are then its views
+    left_out: int = 0  # records of the same read that the branch excludes
 
     def __len__(self) -> int:
         return len(self.t)

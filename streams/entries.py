@@ -7,10 +7,11 @@ two processes that start in the same instant would otherwise write the same byte
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from millrace.streams.exclusions import Exclusion
 from millrace.streams.sealed import unseal
 from millrace.streams.source import Position, Topic
 
@@ -58,7 +59,7 @@ class Fork(_Entry, frozen=True, kw_only=True):
     detector_from: str | None = None
     positions: Position
     topics: dict[str, Topic]
-    exclude: list[Any] = []
+    exclude: list[Exclusion] = []
     learner: str
     learner_revision: int
     config_sha256: str
@@ -84,6 +85,15 @@ class Step(_Entry, frozen=True, kw_only=True):
     use: Literal["learn", "pass"] = "learn"
 
 
+class Act(_Entry, frozen=True, kw_only=True):
+    """The live writer decided something that changes what follows. Folding applies it and decides nothing."""
+
+    op: Literal["version", "discount", "reset"]  # version: nothing but a mark; the others change the learner, then a mark
+    args: dict[str, float] = {}
+    cause: Literal["detector", "operator"]
+    evidence: str  # BRANCH.SEQ of the step whose output has the alarms, or what the operator gave as a reason
+
+
 class Mark(_Entry, frozen=True, kw_only=True):
     """The state after entry ``state_seq`` has this hash, and lies in this checkpoint."""
 
@@ -93,9 +103,16 @@ class Mark(_Entry, frozen=True, kw_only=True):
     version: str | None = None
 
 
-Entry = Fork | Open | Step | Mark
+class End(_Entry, frozen=True, kw_only=True):
+    """The branch goes no further; where another takes its place, that one does."""
 
-_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Fork | Open | Step | Mark)
+    cause: str
+    successor: str | None = None
+
+
+Entry = Fork | Open | Step | Act | Mark | End
+
+_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Fork | Open | Step | Act | Mark | End)
 
 
 def decode_entry(raw: bytes, where: str) -> Entry:

@@ -6,7 +6,7 @@ in the step and only applied here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from millrace.learners.errors import LearnerError
 from millrace.learners.metrics import PrequentialClasses, PrequentialValues
-from millrace.learners.protocol import Batch, Learner, State, Value
+from millrace.learners.protocol import Batch, Floats, Learner, State, Value
 from millrace.streams.codec import Rows, has_label
-from millrace.streams.entries import Step
+from millrace.streams.drifting import Drift
+from millrace.streams.entries import Act, Step
 from millrace.streams.features import Features
 from millrace.streams.labels import LabelJoin, Taken
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.records import Event
 from millrace.streams.schema import Schema
-from millrace.streams.served import Served
+from millrace.streams.served import Prediction, Served
 from millrace.streams.source import Position
 
 TRUTH = ("batches", "counts", "features", "learner")  # the parts hashed into the state's hash, with the label join's
@@ -44,17 +45,20 @@ class Counts(msgspec.Struct):
 class Fold:
     """The state of one branch."""
 
-    def __init__(self, schema: Schema, batches: MicroBatches, learner: Learner, position: Position) -> None:
+    def __init__(self, schema: Schema, batches: MicroBatches, make_learner: Callable[[], Learner], position: Position) -> None:
         self._schema = schema
+        self.make_learner = make_learner
         self.features = Features(schema)
         self.batches = batches
-        self.learner = learner
+        self.learner = make_learner()
         classify = schema.label.task == "classify"
-        self.scores = PrequentialClasses(learner.probabilities) if classify else PrequentialValues()
-        self.served_scores = PrequentialClasses(learner.probabilities) if classify else PrequentialValues()  # as answered
+        self.scores = PrequentialClasses(self.learner.probabilities) if classify else PrequentialValues()
+        self.served_scores = PrequentialClasses(self.learner.probabilities) if classify else PrequentialValues()  # as answered
         self.labels: LabelJoin | None = None  # None: labels come in the rows alone
         self.conflicts: list[tuple[str, Event]] = []  # labels of the newest step that contradict another
-        self._own: list[bool] = []  # of the rows in ``batches``: whether the worker's own answer is scored
+        self.drift: Drift | None = None  # None: nothing is watched
+        self.branch = ""  # whose state this is: answers of another branch are made again by this one
+        self._given: list[float] = []  # of the rows in ``batches``: the loss as served; NaN where the own answer is scored
         self.position = dict(position)
         self.clock_ms = 0
         self.counts = Counts()
@@ -78,7 +82,10 @@ class Fold:
     def step(self, step: Step, rows: Sequence[Rows | Served]) -> None:
         """Apply one step whose reads decoded to ``rows``, in segments that end where a training batch fills."""
         self.conflicts = []
+        if self.drift is not None:
+            self.drift.begin_step()
         for piece in rows:
+            self.counts.passed += piece.left_out
             if isinstance(piece, Served):
                 self._join(step, piece)
             else:
@@ -113,7 +120,7 @@ class Fold:
         batch = Batch(x, rows.y, rows.key, rows.t, rows.weight)
         if not labelled.all():
             batch, clock_ms = batch.only(labelled), clock_ms[labelled]
-        self._collect(batch, clock_ms, own=True)
+        self._collect(batch, clock_ms, np.full(len(batch), np.nan))
 
     def _join(self, step: Step, served: Served) -> None:
         """Served predictions and labels in log order; what they become is learned in the order in which it does."""
@@ -122,10 +129,22 @@ class Fold:
         taken = self.labels.take(served, clock_ms)
         self.clock_ms = int(clock_ms[-1]) if len(served) else self.clock_ms
         rows = served.rows.only(np.array(taken.fresh, dtype=np.int64))
-        self.labels.fill(taken, rows, self.features.transform(rows))
+        x = self.features.transform(rows)
+        self.labels.fill(taken, rows, x)
+        self._answer_again(served, taken, x)
         self.conflicts += [(served.tp, served.events[at]) for at in taken.conflicts]
         self.counts.rejected += len(taken.conflicts)
         self._apply(step, taken)
+
+    def _answer_again(self, served: Served, taken: Taken, x: Floats) -> None:
+        """What another branch answered says nothing about this one, so here the row is answered as this state would."""
+        assert self.labels is not None
+        by = [record.branch for record in served.records if isinstance(record, Prediction)]
+        foreign = np.array([by[row] != self.branch for row in taken.fresh], dtype=bool)
+        if foreign.any():
+            servable = self.learner.servable()
+            scores = servable.predict_many(Batch(x[foreign]))
+            self.labels.answer(np.flatnonzero(foreign).tolist(), taken, servable.classes, scores)
 
     def _expire(self, step: Step, clock_ms: int) -> None:
         """Let horizons end by the clock."""
@@ -143,13 +162,16 @@ class Fold:
         if step.use != "learn":
             self.counts.passed += len(lessons.batch)
             return
+        losses = []
         for classes, scores, y in lessons.by_classes():
+            losses.append(self.served_scores.losses(scores, classes, y))
             self.served_scores.update(scores, classes, y)
-        self._collect(lessons.batch, lessons.clock_ms, own=False)
+        self._collect(lessons.batch, lessons.clock_ms, np.concatenate(losses))
 
-    def _collect(self, batch: Batch, clock_ms: NDArray[np.int64], own: bool) -> None:
+    def _collect(self, batch: Batch, clock_ms: NDArray[np.int64], given: Floats) -> None:
+        """Rows into batches, with their losses as served (n,), NaN where the own answer is to be scored."""
         if self.labels is not None:
-            self._own += [own] * len(batch)
+            self._given += given.tolist()
         for full in self.batches.cut(batch, clock_ms):
             self._lesson(full)
 
@@ -157,37 +179,61 @@ class Fold:
         """Test, then train: every row is scored by the state after the last batch before its own."""
         if batch.y is None:
             raise LearnerError("A training batch has no labels; batches are made of labelled rows only.")
-        own, self._own = self._own[: len(batch)], self._own[len(batch) :]
-        scored = batch if all(own) else batch.only(np.array(own, dtype=bool))
+        given, self._given = self._given[: len(batch)], self._given[len(batch) :]
+        losses = np.array(given) if given else np.full(len(batch), np.nan)
+        own = np.isnan(losses)
+        scored = batch if own.all() else batch.only(own)
         servable = self.learner.servable()
         if scored.y is not None and len(scored):
-            self.scores.update(servable.predict_many(scored), servable.classes, scored.y)
+            scores = servable.predict_many(scored)
+            if self.drift is not None:
+                losses[own] = self.scores.losses(scores, servable.classes, scored.y)
+            self.scores.update(scores, servable.classes, scored.y)
+        if self.drift is not None:
+            self.drift.feed(losses, batch.y if batch.y.dtype == object else None, self.counts.learned)
         self.learner.learn_many(batch)
         self.counts.learned += len(batch)
+
+    def act(self, act: Act) -> None:
+        """Apply what a live writer decided.
+
+        Raises: LearnerError where this learner cannot do it.
+        """
+        if act.op == "reset":
+            self.learner = self.make_learner()
+        elif act.op == "discount":
+            discount = getattr(self.learner, "discount", None)
+            if discount is None:
+                raise LearnerError("This learner cannot discount what it has learned. Use the release that wrote this branch.")
+            discount(act.args["keep"])
 
     def parts(self) -> dict[str, dict[str, Value]]:
         """A copy of the whole state, part by part. ``TRUTH`` names the parts that are the record of truth."""
         state = self.learner.state_dict()
-        return {
-            "batches": self.batches.state(),
-            "counts": {
-                "position": dict(self.position),
-                "clock_ms": self.clock_ms,
-                "counts": msgspec.to_builtins(self.counts),
-            },
-            "features": self.features.state(),
-            "learner": state.truth,
-            "derived": state.derived,
-            "scores": self.scores.state(),
-            "serve": self.learner.servable().arrays(),
-        } | self._join_parts()
+        return (
+            {
+                "batches": self.batches.state(),
+                "counts": {
+                    "position": dict(self.position),
+                    "clock_ms": self.clock_ms,
+                    "counts": msgspec.to_builtins(self.counts),
+                },
+                "features": self.features.state(),
+                "learner": state.truth,
+                "derived": state.derived,
+                "scores": self.scores.state(),
+                "serve": self.learner.servable().arrays(),
+            }
+            | self._join_parts()
+            | ({} if self.drift is None else {"detectors": self.drift.state()})
+        )
 
     def _join_parts(self) -> dict[str, dict[str, Value]]:
         if self.labels is None:
             return {}
-        own = {"own": list(self._own)}
+        given = {"given": [None if np.isnan(loss) else loss for loss in self._given]}
         parts = self.labels.parts()
-        return parts | {"join": parts["join"] | own, "served_scores": self.served_scores.state()}
+        return parts | {"join": parts["join"] | given, "served_scores": self.served_scores.state()}
 
     def load(self, parts: dict[str, dict[str, Value]]) -> None:
         """Become the state that gave ``parts``."""
@@ -200,5 +246,7 @@ class Fold:
         self.scores.load(parts["scores"])
         if self.labels is not None:
             self.labels.load(parts)
-            self._own = list(parts["join"]["own"])
+            self._given = [np.nan if loss is None else loss for loss in parts["join"]["given"]]
             self.served_scores.load(parts["served_scores"])
+        if self.drift is not None and "detectors" in parts:  # a replay begins with fresh ones
+            self.drift.load(parts["detectors"])

@@ -5,14 +5,17 @@ Source: journal.md, rules 3 and 4. Nothing here knows where the stream lies.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from millrace.learners.errors import DamageError, ReplacedError
-from millrace.streams.entries import Entry, Fork, Mark, Open, Step, decode_entry
+from millrace.learners.errors import DamageError, EndedError, ReplacedError
+from millrace.streams.entries import End, Entry, Fork, Host, Mark, Open, StateName, Step, decode_entry
 from millrace.streams.sealed import seal
 from millrace.streams.source import Position
 from millrace.streams.stream import Ack, Stream
+
+OPEN_TRIES = 50  # against an owner that goes on writing
 
 
 @dataclass(slots=True)
@@ -22,6 +25,7 @@ class Cursor:
     offset: int = 0  # the next one to read
     seq: int = 0  # of the last counted entry; 0 before the fork
     epoch: int = 0
+    ended: End | None = None  # nothing counts after it
 
     def take(self, entry: Entry) -> bool:
         """Pass one entry; True if it counts, False if it is dead, for every reader, for ever."""
@@ -32,8 +36,10 @@ class Cursor:
             counts = entry.epoch == self.epoch + 1 and entry.after_seq == self.seq and entry.seq == self.seq + 1
         else:
             counts = entry.epoch == self.epoch and entry.seq == self.seq + 1
+        counts = counts and self.ended is None
         if counts:
             self.seq, self.epoch = entry.seq, entry.epoch
+            self.ended = entry if isinstance(entry, End) else None
         return counts
 
     def ahead(self, entry: Entry) -> bool:
@@ -50,6 +56,15 @@ class Cursor:
     def copy(self) -> Cursor:
         """Another cursor at the same place."""
         return replace(self)
+
+    def refuse_ended(self) -> None:
+        """Raises: EndedError naming the successor where the branch goes no further."""
+        if self.ended is not None:
+            heir = self.ended.successor
+            raise EndedError(
+                f"Branch {self.ended.branch} has ended ({self.ended.cause}). "
+                + (f"Branch {heir} goes on in its place: name it with --branch {heir}." if heir else "Nothing goes on from it.")
+            )
 
 
 def counted(stream: Stream, branch: str, cursor: Cursor) -> Iterator[Entry]:
@@ -175,11 +190,33 @@ class Writer:
             raise self._replaced(f"this is the writer of epoch {epoch}")
 
     def _replaced(self, what: str) -> ReplacedError:
+        self.cursor.refuse_ended()
         return ReplacedError(
             f"Branch {self.branch}: {what}; the branch is at seq {self.cursor.seq} of epoch {self.cursor.epoch}. Another "
             "writer has taken it, or an append was lost. Nothing that does not count was let out. Stop the other writer, or "
             "start again with --take-over."
         )
+
+    def open(self, host: Host, restored: StateName | None) -> int:
+        """Take the branch; the new epoch. A busy owner may get in between, so it is tried again after what it wrote.
+
+        Raises: EndedError where the branch goes no further; ReplacedError where another opener was faster.
+        """
+        self.cursor.refuse_ended()
+        epoch, writer = self.cursor.epoch + 1, uuid.uuid4().hex
+        for left in range(OPEN_TRIES - 1, -1, -1):
+            after = self.cursor.seq
+            entry = Open(
+                branch=self.branch, seq=after + 1, epoch=epoch, after_seq=after, restored=restored, host=host, writer=writer
+            )
+            try:
+                self.append(entry)
+            except ReplacedError:
+                if not left or self.cursor.epoch >= epoch:
+                    raise
+            else:
+                break
+        return epoch
 
     def append(self, entry: Entry) -> None:
         """``send`` and ``settle``."""

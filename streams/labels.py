@@ -28,7 +28,7 @@ from millrace.learners.protocol import Array, Floats, Value
 from millrace.streams.codec import RecordError, Rows, label_value
 from millrace.streams.identities import NO_LABEL, Identities
 from millrace.streams.schema import Label
-from millrace.streams.served import LabelValue, LateLabel, Prediction, Served, hash64
+from millrace.streams.served import LabelValue, LateLabel, Prediction, Served, Withheld, hash64
 from millrace.streams.waiting import Lessons, Waiting
 
 NEVER_MS = 1 << 62
@@ -112,6 +112,8 @@ class LabelJoin:
         self._pending = self._rows.slots
         self._early: dict[int, Early] = {}  # oldest first, so the first is the first that is due
         self._early_seen = 0  # labels that came under the ids that wait there
+        self._withheld: dict[int, None] = {}  # predictions that wait and get no default: a label of theirs is left out
+        self._forewarned: dict[int, int] = {}  # ids of such labels that came first -> until when, oldest first
         keep_ms = rules.horizon_ms + rules.retry_ms
         self._known = Identities(keep_ms, max(1, rules.memory_rows // SEGMENTS))
         self._turn_ms = NEVER_MS  # nobody who waits is due before
@@ -158,6 +160,9 @@ class LabelJoin:
                     taken.fresh.append(row)
                     self._prediction(one, record, now_ms, taken)
                 row += 1
+            elif isinstance(record, Withheld):
+                self._withhold(one, now_ms)
+                taken.passed += 1
             elif not self._label(one, record, now_ms, taken):
                 taken.conflicts.append(at)
         return taken
@@ -166,6 +171,11 @@ class LabelJoin:
         """The rows of the fresh predictions, and their features (n, d)."""
         if taken.fresh:
             self._rows.fill(taken.slots, rows, x)
+
+    def answer(self, fresh: list[int], taken: Taken, classes: tuple[str, ...], scores: Floats) -> None:
+        """Answers (n, C) in place of the served ones, for the n of ``taken.fresh`` at these places."""
+        for at, row in zip(fresh, scores.tolist(), strict=True):
+            self._rows.answer(taken.slots[at], (classes, tuple(row)))
 
     def lessons(self, taken: Taken) -> Lessons | None:
         """What is to be learned; who waits no more is let go."""
@@ -185,10 +195,12 @@ class LabelJoin:
             self._expire(oldest[0], now_ms, taken)
         while self._early and (first := next(iter(self._early.items())))[1].due_ms <= now_ms:
             self._unmatched(first[0])
+        while self._forewarned and (due := next(iter(self._forewarned.items())))[1] <= now_ms:
+            del self._forewarned[due[0]]
         self._turn_ms = NEVER_MS if (due_ms := self.due_ms) is None else due_ms
 
     def _expire(self, one: int, now_ms: int, taken: Taken) -> None:
-        if self._default is None:
+        if self._default is None or one in self._withheld:
             self.counts.unlabelled += 1
             self._let_go(one, now_ms, taken)
             return
@@ -199,6 +211,7 @@ class LabelJoin:
     def _let_go(self, one: int, now_ms: int, taken: Taken) -> None:
         """A prediction is passed; its label is late from now on."""
         taken.let_go.append(self._pending.pop(one))
+        self._withheld.pop(one, None)
         taken.passed += 1
         self._known.add(one, NO_LABEL, 0, now_ms)
 
@@ -216,6 +229,8 @@ class LabelJoin:
         if one in self._early:
             self._join_early(one, now_ms, taken)
             return
+        if self._forewarned.pop(one, 0) > now_ms:
+            self._withheld[one] = None
         if due_ms < self._turn_ms:
             self._turn_ms = due_ms
         if len(self._pending) + self._early_seen > self._rules.memory_rows:
@@ -239,6 +254,7 @@ class LabelJoin:
         hashed = _label_hash(value)
         slot = self._pending.pop(one, None)
         if slot is not None:
+            self._withheld.pop(one, None)
             self._known.add(one, record.revision, hashed, now_ms)
             self._joined(slot, value, now_ms, taken)
             return True
@@ -263,6 +279,17 @@ class LabelJoin:
             self._known.add(one, record.revision, hashed, now_ms)
         setattr(self.counts, fate, getattr(self.counts, fate) + 1)
         return True
+
+    def _withhold(self, one: int, now_ms: int) -> None:
+        """A label is left out: its prediction waits on for another, and gets no default."""
+        if one in self._pending:
+            self._withheld[one] = None
+            return
+        self._forewarned.pop(one, None)
+        self._forewarned[one] = now_ms + self._rules.grace_ms
+        if len(self._forewarned) > self._rules.memory_rows:
+            del self._forewarned[next(iter(self._forewarned))]
+            self.counts.crowded += 1
 
     def _another_early(self, early: Early, revision: int, value: str | float, hashed: int) -> None:
         early.seen[revision] = hashed
@@ -292,6 +319,8 @@ class LabelJoin:
             "settled": self.settled,
             **{f"known_{name}": value for name, value in self._known.state().items()},
         }
+        if self._withheld or self._forewarned:
+            state["withheld"] = [list(self._withheld), list(map(list, self._forewarned.items()))]
         return {"join": state} | {f"join.{number}": part for number, part in self._known.parts()}
 
     def load(self, parts: dict[str, dict[str, Value]]) -> None:
@@ -302,6 +331,8 @@ class LabelJoin:
         self._pending = self._rows.slots
         self._early = {one: Early(label, revision, due_ms, dict(seen)) for one, revision, due_ms, label, seen in state["early"]}
         self._early_seen = sum(len(early.seen) for early in self._early.values())
+        withheld, forewarned = state.get("withheld", ([], []))
+        self._withheld, self._forewarned = dict.fromkeys(withheld), dict(forewarned)
         self.counts = msgspec.convert(state["counts"], JoinCounts)
         self.settled = state["settled"]
         known = {name.removeprefix("known_"): value for name, value in state.items() if name.startswith("known_")}

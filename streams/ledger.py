@@ -7,6 +7,7 @@ endpoint one is told. Source: journal.md, rule 10.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -82,7 +83,33 @@ class Certificate(_Decision, frozen=True, kw_only=True):
         return not self.verdict.startswith(DIFFERS)
 
 
-Decision = Serve | Alias | Release | Certificate
+Stage = Literal["planned", "running", "done", "taken-over", "aborted"]
+NEXT: dict[Stage | None, tuple[Stage, ...]] = {
+    None: ("planned",),
+    "planned": ("running", "aborted"),
+    "running": ("running", "done", "aborted"),  # running again: somebody resumed it
+    "done": ("taken-over", "aborted"),
+}
+
+
+class Operation(_Decision, frozen=True, kw_only=True):
+    """A replay goes from one stage to the next. Of all of a pipeline's one at a time is under way, from running to its end."""
+
+    id: str
+    before: Stage | None = msgspec.field(name="from")
+    state: Stage
+    plan_sha256: str
+    branch: str  # that it makes
+
+
+class Redrive(_Decision, frozen=True, kw_only=True):
+    """Dead letters, by their offsets, are sent once more. Of two hands that reach for one the second does not count."""
+
+    offsets: list[int]
+    again: bool = False  # those that were sent before, too
+
+
+Decision = Serve | Alias | Release | Certificate | Operation | Redrive
 _DECODER: msgspec.json.Decoder[Decision] = msgspec.json.Decoder(Decision)
 
 
@@ -95,6 +122,8 @@ class Ledger:
     aliases: dict[str, str] = field(default_factory=dict)
     released: set[str] = field(default_factory=set)  # versions whose parts may be gone
     certificates: dict[str, Certificate] = field(default_factory=dict)
+    operations: dict[str, Operation] = field(default_factory=dict)  # by id, as they stand
+    redriven: set[int] = field(default_factory=set)  # dead letters, by their offsets
     counted: list[Decision] = field(default_factory=list)
     offset: int = 0
     _left: dict[tuple[str, str], str | None] = field(default_factory=dict)  # what an endpoint or alias named before
@@ -114,6 +143,11 @@ class Ledger:
             self._take(unseal(raw, _DECODER, f"{self.path}: the ledger entry at offset {offset}"))
             self.offset = offset + 1
 
+    @property
+    def operation(self) -> Operation | None:
+        """The one under way."""
+        return next((one for one in self.operations.values() if one.state in ("running", "done")), None)
+
     def _take(self, decision: Decision) -> None:
         if self._counts(decision):
             self._apply(decision)
@@ -124,6 +158,10 @@ class Ledger:
             return self.serving.get(decision.endpoint) == decision.before and decision.to.version not in self.released
         if isinstance(decision, Alias):
             return self.aliases.get(decision.name) == decision.before and decision.to not in self.released
+        if isinstance(decision, Operation):
+            return self._steps(decision)
+        if isinstance(decision, Redrive):
+            return decision.again or self.redriven.isdisjoint(decision.offsets)
         return isinstance(decision, Certificate) or not self.named.issuperset(decision.versions)
 
     def _apply(self, decision: Decision) -> None:
@@ -136,8 +174,20 @@ class Ledger:
             self._left["alias", decision.name] = decision.before
         elif isinstance(decision, Release):
             self.released |= set(decision.versions) - self.named
+        elif isinstance(decision, Operation):
+            self.operations[decision.id] = decision
+        elif isinstance(decision, Redrive):
+            self.redriven |= set(decision.offsets)
         else:
             self.certificates[decision.version] = decision
+
+    def _steps(self, one: Operation) -> bool:
+        """Whether an operation may take this step: from where it stands, with its own plan, while no other is under way."""
+        known, under_way = self.operations.get(one.id), self.operation
+        before = None if known is None else known.state
+        same = known is None or (known.plan_sha256, known.branch) == (one.plan_sha256, one.branch)
+        free = one.state != "running" or under_way is None or under_way.id == one.id
+        return same and free and one.before == before and one.state in NEXT.get(before, ())
 
 
 def append_decision(stream: Stream, decision: Decision) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import msgspec
 
+from millrace.learners.detectors import Alarm
 from millrace.learners.errors import DamageError
 from millrace.learners.metrics import ClassScores, ValueScores
 from millrace.learners.protocol import Value
@@ -30,6 +31,8 @@ class Output(msgspec.Struct, frozen=True):
     clock_ms: int
     scores: dict[str, Value]  # of the worker's own answers, each given just before its row was learned
     served_scores: dict[str, Value] | None = None  # of the answers as they were served; None: no late labels
+    alarms: list[Alarm] = []  # of drift, raised by this step
+    newest_alarm: Alarm | None = None  # that something got worse, since the branch began
     labels: dict[str, int] | None = None  # what came of served predictions and labels, and what waits
 
 
@@ -57,6 +60,8 @@ def output_record(step: Step, fold: Fold) -> Record:
         clock_ms=fold.clock_ms,
         scores=_plain(fold.scores.totals),
         served_scores=None if join is None else _plain(fold.served_scores.totals),
+        alarms=[] if fold.drift is None else fold.drift.alarms,
+        newest_alarm=None if fold.drift is None else fold.drift.newest,
         labels=None if join is None else _late(join),
     )
     return Record(msgspec.json.encode(output), step.branch.encode())

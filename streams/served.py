@@ -64,16 +64,23 @@ class LateLabel(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="la
     revision: Count = 0
 
 
+class Withheld(msgspec.Struct, frozen=True, gc=False):
+    """In place of a label that a branch excludes: nothing is learned of it but that its row gets no default label."""
+
+    id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """Decoded records of the topic, in log order; the rows are those of its predictions."""
 
     tp: str
     events: list[Event]
-    records: list[Prediction | LateLabel]  # a label's value is already as the learner's labels are
+    records: Sequence[Prediction | LateLabel | Withheld]  # a label's value is already as the learner's labels are
     ids: NDArray[np.int64]  # (n,) hash64 of the ids
     rows: Rows
     t: NDArray[np.int64]  # (n,) ms
+    left_out: int = 0  # predictions of the same read that the branch excludes
 
     def __len__(self) -> int:
         return len(self.records)

@@ -159,11 +159,11 @@ def sweep(store: Store, branch: str, marks: Sequence[Mark], owned_s: float, also
 
 
 def kept_marks(marks: Sequence[Mark], keep: int, released: Collection[str] = ()) -> list[Mark]:
-    """The marks whose checkpoints are kept: the ``keep`` newest, and those of versions but the ``released`` ones."""
+    """The marks whose checkpoints are kept: the ``keep`` newest, versions but the ``released`` ones, and a fork's start."""
     return [
         mark
         for at, mark in enumerate(marks)
-        if at >= len(marks) - keep or (mark.version is not None and mark.version not in released)
+        if at >= len(marks) - keep or mark.state_seq == 1 or (mark.version is not None and mark.version not in released)
     ]
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from millrace.learners.errors import DamageError, MillraceError, MissingPartError, OffsetsGoneError, TooSlowError
 from millrace.learners.protocol import Value
-from millrace.streams.branch import Doors, Recipe, load_checkpoint, refold, state_hash
-from millrace.streams.entries import Entry, Host, Mark, Open, decode_entry
+from millrace.streams.branch import Doors, Recipe, check_start, load_checkpoint, refold, start, state_hash
+from millrace.streams.entries import Entry, Fork, Host, Mark, Open, decode_entry
 from millrace.streams.fold import Fold, is_truth
 from millrace.streams.host import same_numerics, this_host, use_threads
 from millrace.streams.journal import Cursor, Summary, counted, summarise, take_in
@@ -89,9 +89,9 @@ def verify_version(recipe: Recipe, doors: Doors, version: str, nearest: bool, en
     recipe.check(summary.fork, doors)
     load_checkpoint(doors.store, mark)
     run = _Run(recipe, doors, summary, report)
-    fold, start = _before(run, mark, nearest)
+    fold, after = _before(run, mark, nearest)
     hosts: list[Host] = []
-    for entry in refold(fold, _span(run, start, mark.state_seq, hosts), doors.source, recipe.reader):
+    for entry in refold(fold, _span(run, after, mark.state_seq, hosts), doors.source, recipe.reader_of(run.fork)):
         report.entries += 1
         report.state_seq = entry.seq
         if enough():
@@ -103,10 +103,9 @@ def verify_version(recipe: Recipe, doors: Doors, version: str, nearest: bool, en
 
 def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
     """The newest whole state before a mark that the log can be folded on from, and its seq."""
-    assert run.summary.fork is not None
     low = {tp: first for tp, (first, _) in run.doors.source.bounds().items()}
     for base in reversed([one for one in run.summary.marks if one.state_seq < mark.state_seq and (nearest or one.version)]):
-        fold = run.recipe.fold(run.summary.fork)
+        fold = run.recipe.fold(run.fork)
         try:
             fold.load(load_checkpoint(run.doors.store, base))
         except DamageError:
@@ -114,21 +113,20 @@ def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
         if all(low[tp] <= at for tp, at in fold.position.items()):
             run.report.base = f"version {base.version}" if base.version else f"checkpoint of seq {base.state_seq}"
             return fold, base.state_seq
-    fold = run.recipe.fold(run.summary.fork)
-    if all(low[tp] <= at for tp, at in fold.position.items()):
-        return fold, 0
+    if all(low[tp] <= at for tp, at in run.fork.positions.items()):
+        return _begun(run.recipe, run.doors, run.summary, run.report), 0
     raise OffsetsGoneError(f"The log no longer has what a state before version {mark.version} goes on with.")
 
 
-def _span(run: _Run, start: int, stop: int, hosts: list[Host]) -> Iterator[Entry]:
-    """The counted entries after ``start`` up to ``stop``, with this process's threads as the live ones were."""
+def _span(run: _Run, after: int, stop: int, hosts: list[Host]) -> Iterator[Entry]:
+    """The counted entries after seq ``after`` up to ``stop``, with this process's threads as the live ones were."""
     for entry in _up_to(run, run.summary.end):
         if entry.seq > stop:
             return
         if isinstance(entry, Open):
             hosts.append(entry.host)
             use_threads(entry.host.threads)
-        if entry.seq > start:
+        if entry.seq > after:
             yield entry
 
 
@@ -175,7 +173,7 @@ def _earliest(recipe: Recipe, doors: Doors, summary: Summary, report: Report) ->
     fold = recipe.fold(summary.fork)
     bounds = doors.source.bounds()
     if all(bounds[tp][0] <= at for tp, at in fold.position.items()):
-        return fold, None
+        return _begun(recipe, doors, summary, report), None
     for mark in summary.marks:
         try:
             fold.load(load_checkpoint(doors.store, mark))
@@ -188,6 +186,24 @@ def _earliest(recipe: Recipe, doors: Doors, summary: Summary, report: Report) ->
     raise OffsetsGoneError("The log no longer has what any kept checkpoint goes on with, so nothing can be folded again.")
 
 
+def _begun(recipe: Recipe, doors: Doors, summary: Summary, report: Report) -> Fold:
+    """The fork's start. Raises: DamageError where it is not the state of the version that the fork names."""
+    fork = summary.fork
+    assert fork is not None
+    if fork.parent is None:
+        return recipe.fold(fork)
+    report.base = f"version {fork.parent.branch}.{fork.parent.seq}"
+    for mark in [mark for mark in summary.marks if mark.state_seq == 1]:
+        try:
+            fold = recipe.fold(fork)
+            fold.load(load_checkpoint(doors.store, mark))
+        except DamageError:
+            continue
+        check_start(fork, fold, state_hash(fold.parts()))
+        return fold
+    return start(recipe, doors.store, fork)
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     recipe: Recipe
@@ -195,17 +211,23 @@ class _Run:
     summary: Summary
     report: Report
 
+    @property
+    def fork(self) -> Fork:
+        """The first entry."""
+        assert self.summary.fork is not None
+        return self.summary.fork
+
 
 def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
     report = run.report
-    start = base.state_seq if base else 0
+    begin = base.state_seq if base else 0
     marks: dict[int, list[Mark]] = {}
     for mark in run.summary.marks:
         marks.setdefault(mark.state_seq, []).append(mark)
-    sound = (entry for entry in _up_to(run, run.summary.end) if entry.seq > start)
+    sound = (entry for entry in _up_to(run, run.summary.end) if entry.seq > begin)
     host: Host | None = None
-    report.state_seq = start
-    for entry in refold(fold, _threaded(sound), run.doors.source, run.recipe.reader):
+    report.state_seq = begin
+    for entry in refold(fold, _threaded(sound), run.doors.source, run.recipe.reader_of(run.fork)):
         host = entry.host if isinstance(entry, Open) else host
         report.entries += 1
         report.records = fold.records
@@ -247,8 +269,10 @@ def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
     if not exact and stored is None:
         run.report.unproved.append(mark)  # another kind of host, and nothing to compare with within a tolerance
         return
-    names = {name for name in parts if not (exact and is_truth(name))}
+    names = {name for name in parts if not (exact and is_truth(name))} - (set() if exact else {"detectors"})  # of ties, too
     tolerance = DERIVED_TOLERANCE if exact else max(fold.learner.tolerance, DERIVED_TOLERANCE)
+    if stored is not None and "detectors" not in stored:  # the start of a replay: its detectors are fresh ones
+        names -= {"detectors"}
     far = {name: difference(parts[name], stored.get(name, {})) for name in sorted(names)} if stored is not None else {}
     if beyond := [name for name, distance in far.items() if distance > tolerance]:
         run.report.findings.append(Finding(f"Folding the log again gives another {', '.join(beyond)} part.", mark))

@@ -66,8 +66,12 @@ class Waiting:
         slot = self._free.pop()
         self.slots[one] = slot
         self.due_ms[slot] = due_ms
-        self._answered[slot] = (self._names.setdefault(answered[0], answered[0]), answered[1])
+        self.answer(slot, answered)
         return slot
+
+    def answer(self, slot: int, answered: Answered) -> None:
+        """Another answer for a prediction that waits there."""
+        self._answered[slot] = (self._names.setdefault(answered[0], answered[0]), answered[1])
 
     def _grow(self) -> None:
         have = len(self.due_ms)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from millrace.learners.errors import ReplacedError, TooManyRejectedError
+from millrace.learners.errors import TooManyRejectedError
 from millrace.streams.branch import Doors, Recipe, begin, check_retention, entries_after, refold, restore, warn_of_retention
 from millrace.streams.codec import Refused, Rows
-from millrace.streams.entries import Host, Mark, Open, StateName, Step
+from millrace.streams.entries import Act, Host, Mark, StateName, Step
 from millrace.streams.journal import Pending, Writer, newest_version, summarise
 from millrace.streams.outputs import (
     check_end,
@@ -28,7 +28,8 @@ from millrace.streams.snapshots import Snapshot, Snapshots
 from millrace.streams.store import kept_marks, sweep
 
 PAUSE_S = 0.005  # between two looks at a source that had nothing
-OPEN_TRIES = 50  # against an owner that goes on writing
+NEVER = 1 << 62  # a seq that no entry has
+DISCOUNT = 0.1  # the weight that past rows keep when an alarm leads to ``discount``
 CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch: about a second
 
 
@@ -93,11 +94,12 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Which branch a worker takes, on which host, by which clock."""
+    """Which branch a worker takes, on which host, by which clock; and whether scores and dead letters are let out."""
 
     branch: str
     host: Host
     wall: Wall = field(default_factory=Wall)
+    emits: bool = True  # False: nobody follows the branch, so its journal and its checkpoints are all that leaves
 
 
 class Worker:
@@ -111,6 +113,7 @@ class Worker:
         self._doors = doors
         self._config = config
         self._wall = opening.wall
+        self._emits = opening.emits
         self._idle_ms = 0  # gone by with nothing to read since the last step
         self._idle_from_ms: int | None = None
         self._window: deque[tuple[int, int]] = deque()  # records and rejected of the newest steps
@@ -122,58 +125,48 @@ class Worker:
         output = last_output(self._doors.producer, self._recipe.name, self.branch)
         summary = summarise(self._doors.journal, self.branch)
         check_end(output, self.branch, summary.end.seq)
+        summary.end.refuse_ended()
         fork = summary.fork
         if fork is None:
             fork = begin(self._recipe, self._doors, self.branch)
             summary = summarise(self._doors.journal, self.branch)
+        self._reader = self._recipe.reader_of(fork)
         restored = restore(self._recipe, self._doors, summary)
         check_retention(restored.fold, self._doors.source)
         warn_of_retention(self._doors.source, self._doors.store, summary.marks[-self._config.keep :])
         self.fold = restored.fold
-        self.epoch = summary.end.epoch + 1
         self._marks = summary.marks
         self._declared = {fork.config_sha256, fork.features_sha256}  # what the branch was begun with, kept to compare
         self._marked_records = self.fold.records if restored.mark else 0
         self._unversioned = restored.mark is None or restored.mark.version is None  # whether the state has no version yet
         self._writer = Writer(self._doors.journal, self.branch, summary.end)
-        self._take_branch(host, StateName(restored.mark.state_seq, restored.mark.state_sha256) if restored.mark else None)
+        name = StateName(restored.mark.state_seq, restored.mark.state_sha256) if restored.mark else None
+        self.epoch = self._writer.open(host, name)
+        self._undecided: Step | None = None  # the newest step, where it raised an alarm and nothing followed yet
+        self._acted = False  # whether a version is due for what followed
         self._fold_on(restored.state_seq)
+        self._decide()
         self._doors.source.seek(self.fold.position)
         self._snapshots = Snapshots(self._doors.store, self.branch)
-
-    def _take_branch(self, host: Host, restored: StateName | None) -> None:
-        """Append ``open`` at the stream's end; a busy owner may get in between, so it is tried again after what it wrote."""
-        for left in range(OPEN_TRIES - 1, -1, -1):
-            end = self._writer.cursor
-            entry = Open(
-                branch=self.branch,
-                seq=end.seq + 1,
-                epoch=self.epoch,
-                after_seq=end.seq,
-                restored=restored,
-                host=host,
-                writer=uuid.uuid4().hex,
-            )
-            try:
-                self._writer.append(entry)
-            except ReplacedError:
-                if not left or self._writer.cursor.epoch >= self.epoch:  # another opener was faster
-                    raise
-            else:
-                return
 
     def _fold_on(self, seq: int) -> None:
         """Fold what was journaled after ``seq``; what a crash kept from leaving leaves now."""
         output = last_output(self._doors.producer, self._recipe.name, self.branch)
         emitted = output.seq if output else 0
-        entries = entries_after(self._doors.journal, self.branch, seq)
-        for entry in refold(self.fold, entries, self._doors.source, self._recipe.reader):
+        entries, acted = entries_after(self._doors.journal, self.branch, seq), NEVER
+        for entry in refold(self.fold, entries, self._doors.source, self._reader):
+            if isinstance(entry, Act):
+                self._undecided, self._unversioned, acted = None, True, entry.seq
+            if isinstance(entry, Mark) and entry.version is not None and entry.state_seq >= acted:
+                acted = NEVER
             if isinstance(entry, Step):
                 self._unversioned = True
+                self._undecided = entry if self.fold.drift is not None and self.fold.drift.worse else None
                 if entry.seq > emitted:
                     self._emit(entry)
             elif isinstance(entry, Mark) and entry not in self._marks:  # of an owner that wrote on while this one opened
                 self._marks.append(entry)
+        self._acted = acted != NEVER
 
     @property
     def seq(self) -> int:
@@ -217,6 +210,7 @@ class Worker:
         4. predict, score and learn, in segments that end where a training batch fills
         5. wait for the acknowledgement, which says that the branch is still ours
         6. let the scores out
+        7. journal and apply what an alarm of the step leads to
         """
         reads = self._read()
         if not reads and not self._batch_due():
@@ -233,6 +227,10 @@ class Worker:
         yield "acknowledged"
         self._emit(pending.entry)
         yield "emitted"
+        if self.fold.drift is not None and self.fold.drift.worse:
+            self._undecided = pending.entry
+            self._decide()
+            yield "acted"
         self._stop_if_too_many_rejected(_records(reads), checked.refused + contradictions(self.fold))
 
     def _read(self) -> list[Read]:
@@ -265,7 +263,7 @@ class Worker:
         for read in reads:
             ahead = [event for event in read.events if event.timestamp_ms > horizon_ms]
             timely = [event for event in read.events if event.timestamp_ms <= horizon_ms] if ahead else read.events
-            decoded, bad = self._recipe.reader.decode(timely, read.tp)
+            decoded, bad = self._reader.decode(timely, read.tp)
             bad += [Refused(event, "ahead-of-time", f"its timestamp is past {horizon_ms} ms") for event in ahead]
             rows.append(decoded)
             refused += [(read.tp, one) for one in sorted(bad, key=lambda one: one.event.offset)]
@@ -274,7 +272,8 @@ class Worker:
         return Checked(reads, rows, refused)
 
     def _bury(self, refused: list[tuple[str, Refused]]) -> None:
-        self._doors.producer.append(dead_letter_topic(self._recipe.name), [dead_letter(tp, one) for tp, one in refused])
+        if self._emits:
+            self._doors.producer.append(dead_letter_topic(self._recipe.name), [dead_letter(tp, one) for tp, one in refused])
 
     def _append(self, checked: Checked) -> Sent:
         newest_ms = [int(rows.t.max()) for rows in checked.rows if len(rows)]
@@ -293,7 +292,27 @@ class Worker:
         if conflicts := contradictions(self.fold):
             self._bury(conflicts)
         self._doors.producer.flush()  # the step before this one: what is not delivered is an error
-        self._doors.producer.post(scores_topic(self._recipe.name), [output_record(step, self.fold)])
+        if self._emits:
+            self._doors.producer.post(scores_topic(self._recipe.name), [output_record(step, self.fold)])
+
+    def _decide(self) -> None:
+        """Journal what the newest step's alarms lead to, and do it. After a crash between the two steps it is made up for."""
+        step, drift = self._undecided, self.fold.drift
+        if step is None or drift is None:
+            return
+        op: Any = drift.config.act
+        act = Act(
+            branch=self.branch,
+            seq=self._writer.next_seq,
+            epoch=self.epoch,
+            op=op,
+            args={"keep": DISCOUNT} if op == "discount" else {},
+            cause="detector",
+            evidence=f"{self.branch}.{step.seq}",
+        )
+        self._writer.append(act)
+        self.fold.act(act)
+        self._undecided, self._acted, self._unversioned = None, True, True
 
     def _stop_if_too_many_rejected(self, read: int, refused: list[tuple[str, Refused]]) -> None:
         self._window.append((read, len(refused)))
@@ -318,7 +337,7 @@ class Worker:
 
         A checkpoint that falls due while another is on its way waits for its turn; a version makes learning wait.
         """
-        version = self._due(self._config.version_rows)
+        version = self._acted or self._due(self._config.version_rows)
         self._mark(self._snapshots.finished(wait or version))
         if (version or self._due(self._config.checkpoint_rows)) and not self._snapshots.busy:
             self._begin_snapshot(version)
@@ -329,6 +348,7 @@ class Worker:
     def _begin_snapshot(self, version: bool) -> None:
         self._marked_records = self.fold.records
         self._unversioned &= not version
+        self._acted &= not version
         self._snapshots.begin(self.seq, self.fold.parts(), f"{self.branch}.{self.seq}" if version else None)
 
     def _mark(self, snapshot: Snapshot | None) -> None:

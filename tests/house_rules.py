@@ -16,7 +16,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 6
 BANNED_WORDS = {"manager", "helper", "util", "common", "misc", "processor", "wrapper", "base"}
-STEP = ["read", "checked", "appended", "learned", "acknowledged", "emitted"]  # journal.md, rule 5
+STEP = ["read", "checked", "appended", "learned", "acknowledged", "emitted", "acted"]  # journal.md, rules 5 and 8
 
 # Which one file may import an outside system; None where the first file that needs it becomes its only door.
 DOORS: Mapping[str, str | None] = {
@@ -27,7 +27,7 @@ DOORS: Mapping[str, str | None] = {
     "mlflow": "services/tracking.py",
     "onnxruntime": None,
     "ray.serve": "services/predictor.py",
-    "river": None,
+    "river": "learners/drift.py",
     "vllm": None,
 }
 UNPICKLERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -39,6 +39,7 @@ LABELS = {"y", "label", "labels"}
 # Where catching everything is right: (file, function) -> why. The only way to catch everything anywhere else is here.
 BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("streams/sqlite.py", "transaction"): "whatever happened is rolled back and raised again",
+    ("learners/drift.py", "_set"): "a Rust panic derives from BaseException and its class cannot be imported; all else goes on",
     ("services/http.py", "HttpApp.__call__"): "a request that fails unforeseen gets its 500 and harms no other",
     ("services/http.py", "HttpApp._infer"): "every failed request is counted, and its error raised again",
     ("services/grpc.py", "GrpcApp.answer"): "a call that fails unforeseen gets its INTERNAL and harms no other",

@@ -42,7 +42,7 @@ def schema_of(width: int) -> Schema:
 def fold_of(schema: Schema, late: bool) -> Fold:
     """A ridge that has seen nothing."""
     learner = Ridge(RidgeConfig(solve_rows=1024), schema.width, 0)
-    fold = Fold(schema, MicroBatches(256, 1000), learner, {})
+    fold = Fold(schema, MicroBatches(256, 1000), lambda: learner, {})
     fold.labels = LabelJoin(LabelRules(), schema.label, sha256(schema.declared)) if late else None
     return fold
 

@@ -36,15 +36,26 @@ WORDS = {
     "rollback": ["rollback"],
     "serve": ["serve"],
     "up": ["up"],
+    **{f"dead-letters {verb}": ["dead-letters", verb] for verb in ("list", "show", "redrive")},
+    **{f"replay {verb}": ["replay", verb] for verb in ("plan", "run", "resume", "diff", "take-over", "abort")},
 }
-# In which the examples make sense; `up` and `mirror` go on until Ctrl-C and have tests of their own.
+# In which the examples make sense; `up` and `mirror` go on until Ctrl-C, `replay resume` goes on with what was killed, and all
+# three have tests of their own.
 ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "export", "rollback", "serve"]
+ORDER += ["replay plan", "replay run", "replay diff", "replay take-over", "replay abort"]
+ORDER += ["dead-letters list", "dead-letters show", "dead-letters redrive"]
 MORE = {
+    "dead-letters show": ["0"],
+    "dead-letters redrive": ["--reason", "mended"],
     "send": ["rows.jsonl"],
     "promote": ["newest", "--reason", "best"],
     "export": ["newest", "exported"],
     "rollback": ["--reason", "garbage"],
     "serve": ["--follow", "main", "--reason", "mended"],
+    "replay plan": ["--from", "VERSION", "--exclude-offsets", "digits:0:20-39", "--reason", "garbage"],
+    "replay run": ["PLAN"],
+    "replay take-over": ["--reason", "mended"],
+    "replay abort": ["--reason", "mended"],
 }
 
 
@@ -55,6 +66,15 @@ def commands(group: click.Group = main, above: str = "") -> Iterator[tuple[str, 
             yield from commands(command, f"{above}{name} ")
         else:
             yield above + name, command
+
+
+def placed(folder: Path, words: list[str]) -> list[str]:
+    """The words with the oldest version and the newest plan in the place of VERSION and PLAN."""
+    if "VERSION" in words:
+        lines = json_lines(millrace("versions", "digits.toml", "--output", "json", cwd=folder).stdout)
+        words = [str(lines[0]["version"]) if word == "VERSION" else word for word in words]
+    plans = sorted(folder.glob(".millrace/digits/plans/replay/*"), key=lambda path: path.stat().st_mtime)
+    return [plans[-1].name if word == "PLAN" else word for word in words]
 
 
 def here(*words: str | Path) -> Result:
@@ -74,7 +94,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_every_command_is_listed_here() -> None:
     """A new one must be tried as these are."""
-    assert {name for name, _ in commands()} == set(WORDS) == {*ORDER, "up", "mirror"}
+    assert {name for name, _ in commands()} == set(WORDS) == {*ORDER, "up", "mirror", "replay resume"}
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -100,10 +120,12 @@ def test_every_example_in_the_help_runs(tmp_path: Path) -> None:
     """In this order, in a folder with that pipeline file, each with exit 0 and something on standard output."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn, the extra `demo`")
     (tmp_path / "digits.toml").write_text(datasets.pipeline_toml("digits"), encoding="utf-8")
+    (tmp_path / "broken.jsonl").write_text("{\n", encoding="utf-8")  # else there is no dead letter to show
+    assert here("send", "digits.toml", "broken.jsonl").exit_code == 0
     helps = {name: here(*WORDS[name], "--help").stdout for name in ORDER}
     for name in ORDER:
         (example,) = re.findall(r"Example: millrace (.*)", helps[name])
-        done = millrace(*shlex.split(example), cwd=tmp_path)
+        done = millrace(*placed(tmp_path, shlex.split(example)), cwd=tmp_path)
         assert done.returncode == 0 and done.stdout, f"{name}: {done.stderr}"
 
 
@@ -114,18 +136,20 @@ def test_standard_output_is_json_lines_and_nothing_else_and_progress_goes_to_sta
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*flower_rows(60), b'{"x": "no"}']))
     said = {}
     for name in ORDER:
-        done = millrace(*WORDS[name], "digits.toml", *MORE.get(name, []), "--output", "json", cwd=tmp_path)
+        words = [*WORDS[name], "digits.toml", *placed(tmp_path, MORE.get(name, [])), "--output", "json"]
+        done = millrace(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         said[name] = json_lines(done.stdout)
         assert said[name] and all(isinstance(line, dict) for line in said[name])
         assert "\x1b" not in done.stdout + done.stderr
-        assert (name in ("run", "verify")) >= ("records" in done.stderr)
+        assert (name in ("run", "verify", "replay run")) >= ("records" in done.stderr)
     assert said["send"] == [{"topic": "digits", "sent": 61}]
     assert (said["run"][0]["read"], said["run"][0]["branch"]) == (61, "main")
     assert [line["kind"] for line in said["log"]][:2] == ["fork", "open"] and said["log"][-1]["said"]["version"]
     assert said["verify"][0]["proved"] == [said["run"][0]["version"]]
     ledger = json_lines(millrace("log", "digits.toml", "--ledger", "--output", "json", cwd=tmp_path).stdout)
-    assert [line["kind"] for line in ledger] == ["serve", "certificate"]
+    assert [line["kind"] for line in ledger][:2] == ["serve", "certificate"]
+    assert [line["state"] for line in ledger if line["kind"] == "operation"] == ["planned", "running", "done"]
 
 
 def test_a_table_has_a_heading_and_a_line_for_each_row(tmp_path: Path) -> None:
@@ -175,6 +199,23 @@ MISUSED = [
     ["up", "digits.toml", "--grpc-port", "0"],
     ["up", "digits.toml", "--host", "nowhere"],
     ["up", "digits.toml", "--port", "0"],
+    ["dead-letters"],
+    ["dead-letters", "show", "digits.toml", "first"],
+    ["dead-letters", "redrive", "digits.toml", "--yes"],
+    ["replay"],
+    ["replay", "plan", "digits.toml", "--reason", "no version"],
+    *(
+        ["replay", "plan", "digits.toml", "--from", "main.3", "--reason", "r", f"--exclude-{kind}", text]
+        for kind, texts in {
+            "header": ["till-7", "=till-7"],
+            "offsets": ["digits:0", "digits:0:9-3", "0:3-9", "digits:0:a-b"],
+            "time": ["yesterday..today", "2026-11-21T03:00..2026-11-21T02:00", "5"],
+        }.items()
+        for text in texts
+    ),
+    ["replay", "run", "digits.toml"],
+    ["replay", "run", "digits.toml", "abcdef"],
+    ["send", "digits.toml", "rows.jsonl", "--header", "till-7"],
     ["config"],
     ["config", "show"],
     ["nonsense"],

@@ -85,7 +85,7 @@ def test_the_two_commands_are_targets() -> None:
 def test_the_late_label_example_runs(tmp_path) -> None:
     """The prediction meets its label once, the repetition is counted, and the answer is scored as it was served."""
     (tmp_path / "spam.toml").write_text(blocks("toml")[1], encoding="utf-8")
-    command = [sys.executable, "-c", blocks("python")[0]]
+    command = [sys.executable, "-c", blocks("python")[-1]]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     status = subprocess.run(

@@ -6,25 +6,27 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from endpoint import command_of, descendants, until
 
 from millrace.learners.errors import MillraceError, NotProvedError
+from millrace.services.asker import Asked
 from millrace.services.config import load_pipeline
 from millrace.services.datasets import held_out
 from millrace.services.errors import exit_code
 from millrace.services.evidence import Evidence, account, gather
 from millrace.services.instance import BRANCH, Instance
 from millrace.services.looking import journal_lines
-from millrace.services.story import Plan, Stage, conclude, prepare, prove
+from millrace.services.night import said
+from millrace.services.story import Plan, Played, Stage, conclude, prepare, prove
 from millrace.streams.sqlite import connect
 
-for package in ("sklearn", "matplotlib", "plotext"):
+for package in ("sklearn", "matplotlib", "plotext", "ray"):
     pytest.importorskip(package, reason=f"{package} (the extra demo) is not installed")
 
 STORY = [sys.executable, "-P", "-W", "error", "-m", "millrace.services.story"]
@@ -33,7 +35,7 @@ SECONDS = 8.0  # of the stream; `make run` takes longer over it
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class Told:
     """A story that has come to its end."""
 
     home: Path
@@ -73,13 +75,17 @@ def change_one_byte(home, offset) -> None:
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory) -> Played:
+def played(tmp_path_factory) -> Told:
     """The digits, at a faster pace."""
     home = tmp_path_factory.mktemp("story")
     done = subprocess.run(
-        [*STORY, "--seconds", str(SECONDS), "--home", str(home)], capture_output=True, text=True, timeout=240, check=False
+        [*STORY, "--no-night", "--seconds", str(SECONDS), "--home", str(home)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
-    return Played(home, done.returncode, done.stdout, done.stderr)
+    return Told(home, done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +108,26 @@ def test_the_story_is_proved_and_ends_well(played) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_were_really_killed(played) -> None:
-    """Three processes wrote the branch; the first two had no time to say or to mark anything, and are gone."""
-    killed = [int(pid) for pid in re.findall(r"kill -9 of worker (\d+) at", played.err)]
+def test_two_trainers_were_really_killed(played) -> None:
+    """Three processes wrote the branch; the first two are gone."""
+    killed = [int(pid) for pid in re.findall(r"kill -9 of trainer (\d+) at", played.err)]
     assert len(set(killed)) == 2
     assert all(not Path(f"/proc/{pid}").exists() for pid in killed)
     entries = list(journal_lines(stage_in(played.home).instance, BRANCH))
     opened = [at for at, entry in enumerate(entries) if entry["kind"] == "open"]
     assert [entries[at]["epoch"] for at in opened] == [1, 2, 3]
-    said = (played.home / NAME / "worker.log").read_text()
-    assert (said.count("goes on at seq"), said.count("VERSION")) == (3, 1)  # only the last one came to its summary
+
+
+@pytest.mark.slow
+def test_callers_were_answered_over_both_protocols_while_it_learned(played) -> None:
+    """None failed through both kills, and the answers became better."""
+    said = re.search(
+        r"^ANSWERED (\d+) requests over HTTP and (\d+) over gRPC, 0 failed; (\d+)% right in the first tenth, (\d+)% ",
+        played.out,
+        re.MULTILINE,
+    )
+    by_http, by_grpc, first, last = map(int, said.groups())
+    assert by_http > 20 < by_grpc and first < 90 < last
 
 
 @pytest.mark.slow
@@ -191,21 +207,23 @@ def test_one_changed_byte_in_the_log_is_named(played, tmp_path) -> None:
     assert prove(stage_in(home))["findings"] == 0
     change_one_byte(home, 700)
     with pytest.raises(NotProvedError, match=rf"{NAME}:0 offset 700 is not what was appended.*First bad mark: seq") as failed:
-        conclude(stage_in(home), [])
+        conclude(stage_in(home), Played([], Asked()))
     assert exit_code(failed.value) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_story_leaves_no_process_behind(number, tmp_path) -> None:
-    """Ctrl-C and SIGTERM end the story with a failure, and worker and sender with it."""
+    """Ctrl-C and SIGTERM end the story with a failure, and server and sender with it, and all that Ray started."""
     story = subprocess.Popen([*STORY, "--seconds", "60", "--home", str(tmp_path)], stderr=subprocess.PIPE, text=True)
-    started = re.search(r"worker (\d+) learns what sender (\d+)", story.stderr.readline())
-    time.sleep(1.0)
+    server = int(re.search(r"server (\d+) starts", story.stderr.readline())[1])
+    sender = int(re.search(r"sender (\d+) sends", story.stderr.readline())[1])
+    started = [server, sender, *descendants(server)]
+    assert len(started) > 8
     os.kill(story.pid, number)
-    story.communicate(timeout=60)
+    story.communicate(timeout=90)
     assert story.returncode == 1
-    assert not any(Path(f"/proc/{pid}").exists() for pid in started.groups())
+    until(lambda: not any(map(command_of, started)))
 
 
 @pytest.mark.slow
@@ -222,6 +240,31 @@ def test_a_regression_is_told_in_its_unit(data_dir, tmp_path, monkeypatch) -> No
     assert errors[0] < errors[1] / 2
     assert "2,000 rows were sent (46,204 more were left out" in done.stdout
     assert (tmp_path / "story-metro_traffic" / "accuracy.png").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+def test_the_night_call_is_put_right_and_what_came_out_equals_what_was_there_before(tmp_path) -> None:
+    """Alarm, rollback, replay without the producer, take-over: in this order, no request fails, both branches are proved."""
+    done = subprocess.run(
+        [*STORY, "--seconds", "5", "--home", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    night = done.stdout[done.stdout.index("THE NIGHT CALL") :]
+    rows, onset = re.search(r"alarm (\d+) rows later: worse since about row ([\d,]+) \(in truth 1,442\)", night).groups()
+    assert int(rows) < 150 and abs(int(onset.replace(",", "")) - 1442) < 40
+    assert re.search(r"rollback: every answer is main\.\d+'s", night) and "every answer is replay-1's" in night
+    assert "0 requests failed" in night
+    assert float(re.search(r"differs from the one before the wrong labels by (\S+) of its sums", night)[1]) <= 1e-8
+    stage = stage_in(tmp_path)
+    assert stage.instance.ledger().serving["default"].follow == "replay-1"
+    for branch in ("main", "replay-1"):
+        assert prove_branch(stage, branch)["findings"] == 0
+
+
+def prove_branch(stage, branch) -> dict:
+    """What `millrace verify --branch` says."""
+    (verdict,) = said(stage, "verify", ["--branch", branch])
+    return verdict
 
 
 def test_a_folder_that_is_not_a_storys_is_left_alone(tmp_path) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.learners.errors import DamageError
-from millrace.streams.entries import Entry, Fork, Host, Mark, Open, Parent, StateName, Step, decode_entry
+from millrace.streams.entries import End, Entry, Fork, Host, Mark, Open, Parent, StateName, Step, decode_entry
+from millrace.streams.exclusions import Header, Key, Range, Time
 from millrace.streams.ledger import Certificate, Ledger, Serve, Target
 from millrace.streams.sealed import seal
 from millrace.streams.source import Topic
@@ -29,11 +30,13 @@ FORK = Fork(
     config_sha256="c",
     features_sha256="f",
     seed=7,
+    exclude=[Range("t:0", 1, 3), Time(5, 9), Header("producer", "till-7"), Key("ab" * 32)],
 )
 OPEN = Open(branch="main", seq=2, epoch=1, after_seq=1, restored=StateName(1, "ef"), host=HOST, writer="w")
 STEP = Step(branch="main", seq=3, epoch=1, reads=[("t:0", 3, 9, 6, 123)], clock_ms=5, rejected=[("t:0", 4, None, "oversized")])
 MARK = Mark(branch="main", seq=4, epoch=1, state_seq=3, state_sha256="01", checkpoint=None, version="main.3")
-ENTRIES = [FORK, OPEN, STEP, MARK]
+END = End(branch="main", seq=5, epoch=2, cause="take-over", successor="replay-1")
+ENTRIES = [FORK, OPEN, STEP, MARK, END]
 SERVE = Serve(who="me", why="why", when_ms=5, endpoint="default", before=None, to=Target(follow="main"))
 CERTIFICATE = Certificate(
     who="me", why="why", when_ms=5, version="main.3", base="fork", state_sha256="5", verdict="equal", host=HOST

@@ -14,7 +14,7 @@ from rooms import PATIENCE_S
 
 from millrace.learners.errors import DamageError
 from millrace.streams.entries import Host
-from millrace.streams.ledger import Certificate, Ledger, Serve, Target, append_decision
+from millrace.streams.ledger import NEXT, Certificate, Ledger, Operation, Serve, Stage, Target, append_decision
 from millrace.streams.sealed import seal
 from millrace.streams.stream import ListStream, SqliteStream, Stream
 
@@ -63,6 +63,52 @@ def test_of_two_hands_that_reach_for_one_endpoint_the_second_does_not_count() ->
     append_decision(stream, serve(main, Target(version="main.9"), who="gate"))
     ledger = read(stream)
     assert ledger.serving == {"default": Target(version="main.3")} and [d.who for d in ledger.counted] == ["me", "operator"]
+
+
+def operation(before: Stage | None, state: Stage, name: str = "replay-1", plan: str = "a") -> Operation:
+    """A replay's step."""
+    return Operation(who="me", why="w", when_ms=1, id=name, before=before, state=state, plan_sha256=plan, branch=name)
+
+
+STAGES = [None, "planned", "running", "done", "taken-over", "aborted"]
+STEPS = st.lists(
+    st.builds(
+        operation,
+        st.sampled_from(STAGES),
+        st.sampled_from(STAGES[1:]),
+        st.sampled_from(["replay-1", "replay-2"]),
+        st.sampled_from(["a", "a", "b"]),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_of_replays_one_at_a_time_is_under_way_and_each_goes_forward_with_its_own_plan(steps: list[Operation]) -> None:
+    """Whatever is written: no two run, no plan changes, no stage is skipped, what has ended stays so."""
+    stream, stages, plans = ListStream(), {}, {}
+    for step in steps:
+        append_decision(stream, step)
+        before, ledger = dict(stages), read(stream)
+        stages = {name: one.state for name, one in ledger.operations.items()}
+        assert sum(stage in ("running", "done") for stage in stages.values()) <= 1
+        for name, stage in stages.items():
+            assert before.get(name) == stage or stage in NEXT[before.get(name)]
+            assert plans.setdefault(name, ledger.operations[name].plan_sha256) == ledger.operations[name].plan_sha256
+
+
+def test_a_replay_goes_from_a_plan_to_its_end_while_another_waits() -> None:
+    """The second may be planned, and run once the first has ended."""
+    stream = ListStream()
+    append_decision(stream, operation(None, "planned"))
+    append_decision(stream, operation(None, "planned", "replay-2"))
+    append_decision(stream, operation("planned", "running"))
+    append_decision(stream, operation("planned", "running", "replay-2"))
+    assert read(stream).operation == operation("planned", "running")
+    for before, state in (("running", "running"), ("running", "done"), ("done", "taken-over")):
+        append_decision(stream, operation(before, state))
+    append_decision(stream, operation("planned", "running", "replay-2"))
+    assert read(stream).operation == operation("planned", "running", "replay-2") and len(read(stream).counted) == 7
 
 
 def test_a_certificate_always_counts_and_the_newest_of_a_version_is_kept() -> None:

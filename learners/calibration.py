@@ -1,0 +1,88 @@
+"""The threshold at which a drift detector keeps a budget of false alarms, from a table measured once.
+
+A figure is the least number of rows between two false alarms that stationary zeros and ones, drawn independently, bear out
+(99 % confidence, worst of five error rates from 0.02 to 0.8, worst of short and long streams). Losses that hang on each other
+alarm more often. Between two thresholds of the table the stricter one is taken, so nothing
+rests on interpolation; a budget above the last figure is refused, for nobody has measured it. A change of this table changes
+what the same rows lead to; a branch that has begun goes on with the threshold in its state.
+
+Source of the numbers: ``make calibrate`` (tests/bench/calibrate_drift.py, seed 1) with river 0.26.1.
+"""
+
+from __future__ import annotations
+
+from millrace.learners.errors import ConfigError
+
+FIGURES: dict[str, tuple[tuple[float, int], ...]] = {  # kind -> (threshold, rows between false alarms at least)
+    "adwin": (
+        (1.0, 1794),
+        (0.7, 3194),
+        (0.5, 5394),
+        (0.35, 9069),
+        (0.25, 13954),
+        (0.15, 26457),
+        (0.1, 40226),
+        (0.06, 68573),
+        (0.03, 148022),
+        (0.015, 297845),
+        (0.006, 753642),
+        (0.002, 2068141),
+    ),
+    "page-hinkley": (
+        (10.0, 248),
+        (15.0, 567),
+        (20.0, 1068),
+        (30.0, 2492),
+        (40.0, 4825),
+        (60.0, 12767),
+        (80.0, 21455),
+        (110.0, 37393),
+        (150.0, 118963),
+    ),
+    "kswin": ((5e-3, 2327), (1e-3, 4931), (1e-4, 11816), (1e-5, 14963), (1e-6, 21569)),
+    "hddm-a": ((1e-2, 1123), (3e-3, 3632), (1e-3, 7467), (3e-4, 13704), (1e-4, 17207), (1e-5, 23755), (1e-6, 86720)),
+    "hddm-w": (
+        (1e-2, 271),
+        (3e-3, 468),
+        (1e-3, 718),
+        (3e-4, 1240),
+        (1e-4, 2203),
+        (1e-5, 7629),
+        (1e-6, 19910),
+        (1e-8, 43360),
+    ),
+    "fhddm": (
+        (1e-2, 545),
+        (1e-3, 820),
+        (1e-4, 1298),
+        (1e-5, 1871),
+        (1e-6, 3675),
+        (1e-7, 5956),
+        (1e-9, 17086),
+        (1e-11, 37393),
+        (1e-13, 86173),
+    ),
+}
+
+
+def reach(kind: str) -> int:
+    """The most rows between false alarms that a detector has been shown to keep."""
+    return max(rows for _, rows in FIGURES[kind])
+
+
+def threshold_for(kind: str, each_rows: int, budget_rows: int) -> tuple[float, int]:
+    """The most sensitive threshold whose figure is ``each_rows`` or more, and that figure.
+
+    ``budget_rows`` is what the user asked for of all detectors together, and what an error speaks of.
+    Raises: ConfigError naming what can be kept.
+    """
+    kept = [(rows, threshold) for threshold, rows in FIGURES[kind] if rows >= each_rows]
+    if not kept:
+        most = {name: reach(name) * budget_rows // each_rows for name in FIGURES}
+        others = ", ".join(f"{name} {rows}" for name, rows in most.items() if rows >= budget_rows)
+        raise ConfigError(
+            f"false_alarm_rows = {budget_rows}: {kind} is known to keep at most {most[kind]} rows between false alarms with "
+            f"so many detectors. Lower it{f', or choose another detector ({others})' if others else ''}."
+        )
+    figure, threshold = min(kept)
+    return threshold, figure

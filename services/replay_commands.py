@@ -1,0 +1,179 @@
+"""The commands of `millrace replay`: parse, call, print."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from millrace.services.arguments import on_pipeline, reason_option, show, yes_option
+from millrace.services.instance import Instance
+from millrace.services.version_commands import settle_words
+
+if TYPE_CHECKING:
+    from millrace.streams.exclusions import Exclusion
+
+
+@click.group()
+def replay() -> None:
+    """Learn again from a version on, without what should not have been learned, and let that take over."""
+
+
+def _offsets(text: str) -> Exclusion:
+    from millrace.streams.exclusions import Range
+
+    tp, _, offsets = text.rpartition(":")
+    first, dash, last = offsets.partition("-")
+    if not (tp and ":" in tp and dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise click.BadParameter(f"{text!r}: write TOPIC:PARTITION:FIRST-LAST, such as digits:0:600-899")
+    return Range(tp, int(first), int(last) + 1)
+
+
+def _time(text: str) -> Exclusion:
+    from millrace.streams.exclusions import Time
+
+    first, _, last = text.partition("..")
+    try:
+        start, stop = (_milliseconds(part) for part in (first, last))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: write FROM..TO, such as 2026-11-21T02:10..2026-11-21T02:30") from error
+    if start >= stop:
+        raise click.BadParameter(f"{text!r}: ends before it begins")
+    return Time(start, stop)
+
+
+def _milliseconds(text: str) -> int:
+    """Since 1970, or a date and time, which are this machine's where they name no zone."""
+    return int(text) if text.isdigit() else round(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+def _header(text: str) -> Exclusion:
+    from millrace.streams.exclusions import Header
+
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise click.BadParameter(f"{text!r}: write NAME=VALUE, such as producer=till-7")
+    return Header(name, value)
+
+
+def _key(text: str) -> Exclusion:
+    from millrace.streams.exclusions import Key
+    from millrace.streams.parts import sha256
+
+    return Key(sha256(text.encode()))
+
+
+KINDS = {"exclude_header": _header, "exclude_offsets": _offsets, "exclude_time": _time, "exclude_key": _key}
+
+
+def _excluded(ctx: click.Context, param: click.Parameter, said: tuple[str, ...]) -> None:
+    ctx.meta.setdefault("exclude", []).extend(KINDS[str(param.name)](text) for text in said)
+
+
+many: dict[str, Any] = {"multiple": True, "callback": _excluded, "expose_value": False}
+
+
+@replay.command()
+@on_pipeline
+@click.option("--from", "version", required=True, metavar="VERSION", help="The last good one; `millrace versions` lists them.")
+@click.option("--exclude-header", metavar="NAME=VALUE", help="Leave out records with this header.", **many)
+@click.option("--exclude-offsets", metavar="TP:FIRST-LAST", help="Leave out these offsets, last included.", **many)
+@click.option("--exclude-time", metavar="FROM..TO", help="Leave out timestamps from FROM on, before TO.", **many)
+@click.option("--exclude-key", metavar="KEY", help="Leave out records with this key; only its hash is kept.", **many)
+@reason_option
+def plan(instance: Instance, version: str, reason: str) -> None:
+    """Say what a replay would do, and keep that under its sha256 for `millrace replay run`.
+
+    Example: millrace replay plan digits.toml --from VERSION --reason garbage
+
+    What is left out is said by --exclude-..., each as often as needed.
+    """
+    from millrace.services import replay as replaying
+    from millrace.services import replay_plan
+
+    name, made, extent, differs = replay_plan.make_plan(instance, version, click.get_current_context().meta["exclude"])
+    replaying.record_plan(instance, name, made, reason)
+    show(replay_plan.plan_rows(name, made, extent, differs))
+
+
+@replay.command()
+@on_pipeline
+@click.argument("plan")
+def run(instance: Instance, plan: str) -> None:
+    """Make the branch that a PLAN says, up to the log's end; mark a version and let another process prove it.
+
+    Example: millrace replay run digits.toml PLAN
+    """
+    from millrace.services import replay as replaying
+
+    show([asdict(replaying.run(instance, plan, again()))])
+
+
+@replay.command()
+@on_pipeline
+def resume(instance: Instance) -> None:
+    """Go on with a replay that was stopped or killed.
+
+    Example: millrace replay resume digits.toml
+    """
+    from millrace.services import replay as replaying
+
+    show([asdict(replaying.resume(instance, again()))])
+
+
+@replay.command()
+@on_pipeline
+@click.option("--rows", default=1000, show_default=True, type=click.IntRange(1), help="The log's last rows to ask both.")
+def diff(instance: Instance, rows: int) -> None:
+    """Compare the replayed branch with what is served: their answers to the log's last rows, and what each scored.
+
+    Example: millrace replay diff digits.toml
+    """
+    from millrace.services import replay_diff
+
+    show(replay_diff.compare(instance, rows))
+
+
+@replay.command(name="take-over")
+@on_pipeline
+@reason_option
+@yes_option
+def take_over(instance: Instance, reason: str, yes: bool) -> None:
+    """Serve the replayed branch and learn on with it; the branch it was made from ends.
+
+    Example: millrace replay take-over digits.toml --reason "mended"
+    """
+    from millrace.services import replay as replaying
+
+    succession = replaying.plan_take_over(instance)
+    if yes:
+        replaying.take_over(instance, succession, reason)
+    settle_words(succession.change, yes, succession.rows)
+
+
+@replay.command()
+@on_pipeline
+@reason_option
+@yes_option
+def abort(instance: Instance, reason: str, yes: bool) -> None:
+    """Give up the replay under way; its branch ends, and another may be planned.
+
+    Example: millrace replay abort digits.toml --reason "wrong producer"
+    """
+    from millrace.services import replay as replaying
+
+    operation = replaying.plan_abort(instance)
+    if yes:
+        replaying.abort(instance, operation, reason)
+    show([{"branch": operation.branch, "was": operation.state, "aborted": yes}])
+    if not yes:
+        click.echo("Nothing was changed. Give --yes to do it.", err=True)
+
+
+def again() -> list[str]:
+    """The words by which another process finds the same pipeline."""
+    meta = click.get_current_context().meta
+    home = [] if meta["home"] is None else ["--home", meta["home"]]
+    return [str(meta["path"]), *home, *(word for one in meta["set"] for word in ("--set", one))]

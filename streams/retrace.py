@@ -1,0 +1,77 @@
+"""A source that reads the log in the order in which another branch has read it, and goes on by itself from there.
+
+Row order comes from reads, not from the log, wherever there are several partitions or topics. A replay that read a week of one
+partition before the next would let horizons end whose labels lie in the other; on its parent's own path it meets the rows and
+the labels as its parent did.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from millrace.streams.entries import Entry, Step
+from millrace.streams.records import Read
+from millrace.streams.source import Position, Source, Topic
+
+Piece = tuple[str, int, int]  # partition, from, to
+
+
+def path_of(entries: Iterable[Entry], after_seq: int) -> list[Piece]:
+    """What the steps after ``after_seq`` read; neighbours of one partition are one piece."""
+    path: list[Piece] = []
+    for entry in entries:
+        for tp, start, stop, _, _ in entry.reads if isinstance(entry, Step) and entry.seq > after_seq else []:
+            if path and path[-1][0] == tp:
+                path[-1] = (tp, path[-1][1], stop)
+            else:
+                path.append((tp, start, stop))
+    return path
+
+
+class Retraced:
+    """Reads along ``path``, then as the other source does."""
+
+    def __init__(self, source: Source, path: Sequence[Piece]) -> None:
+        self._source = source
+        self._path = path
+        self._left = deque(path)
+
+    @property
+    def position(self) -> Position:
+        """The next offset of every partition."""
+        return self._source.position
+
+    def topics(self) -> dict[str, Topic]:
+        """As the other source."""
+        return self._source.topics()
+
+    def bounds(self) -> dict[str, tuple[int, int]]:
+        """As the other source."""
+        return self._source.bounds()
+
+    def seek(self, position: Position) -> None:
+        """Read on from ``position``: what lies before it on the path is passed."""
+        self._source.seek(position)
+        ahead = [(tp, max(start, position.get(tp, start)), stop) for tp, start, stop in self._path]
+        self._left = deque(piece for piece in ahead if piece[1] < piece[2])
+
+    def next_batch(self, limit: int) -> list[Read]:
+        """At most ``limit`` events along the path; past its end as the other source.
+
+        Raises: OffsetsGoneError where the log no longer has the position.
+        """
+        reads: list[Read] = []
+        while self._left and limit > 0:
+            tp, start, stop = self._left.popleft()
+            cut = min(stop, start + limit)
+            if cut < stop:
+                self._left.appendleft((tp, cut, stop))
+            reads.append(self._source.read(tp, start, cut))
+            limit -= cut - start
+            self._source.seek(self._source.position | {tp: cut})
+        return reads or self._source.next_batch(limit)
+
+    def read(self, tp: str, start: int, stop: int) -> Read:
+        """As the other source."""
+        return self._source.read(tp, start, stop)
