@@ -89,12 +89,12 @@ class ScopeError(AccessError):
     """A caller whose token is for something else."""
 
 
-class MirrorError(MillraceError):
-    """The place that versions are mirrored to cannot be reached, or refuses."""
-
-
 class OutdatedError(MillraceError):
     """What a plan was made from is no longer so."""
+
+
+class MirrorError(MillraceError):
+    """The place that versions are mirrored to cannot be reached, or refuses."""
 
 
 class NotCountedError(MillraceError):

@@ -100,7 +100,7 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Of HTTP.")
 @click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535), help="Of gRPC.")
 @tokens_option
-@click.option("--replicas", default=2, show_default=True, type=click.IntRange(1), help="Processes that answer.")
+@click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
 def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, replicas: int) -> None:
     """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
 

@@ -68,8 +68,8 @@ MEANINGS: dict[type[MillraceError], Meaning] = {
     AccessError: Meaning(FAILED, 401, "UNAUTHENTICATED"),
     ScopeError: Meaning(FAILED, 403, "PERMISSION_DENIED"),
     NotCountedError: UNEXPECTED,
-    MirrorError: Meaning(FAILED, 503, "UNAVAILABLE"),
     OutdatedError: UNEXPECTED,
+    MirrorError: Meaning(FAILED, 503, "UNAVAILABLE"),
 }
 
 

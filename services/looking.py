@@ -146,7 +146,7 @@ def prove(instance: Instance, branch: str) -> Report:
     pipeline = instance.loaded.pipeline
     report = verify(instance.recipe, instance.doors(branch), branch, pipeline.worker.keep)
     known = instance.ledger().certificates
-    findings = [str(finding) for finding in report.findings] + _belied(known, branch, report)
+    findings = [str(finding) for finding in report.findings] + _belied(known, branch, _marked(instance, branch))
     if findings:
         raise NotProvedError("\n".join(findings))
     for mark in report.proved:
@@ -160,9 +160,19 @@ def proven(report: Report) -> str:
     return f"within {report.difference:.1e}" if report.difference else "equal"
 
 
-def _belied(known: dict[str, Certificate], branch: str, report: Report) -> list[str]:
+def _marked(instance: Instance, branch: str) -> list[Mark] | None:
+    """The branch's marks, or None where its journal is damaged, which is a finding of its own."""
+    try:
+        return summarise(instance.journal(branch), branch).marks
+    except DamageError:
+        return None
+
+
+def _belied(known: dict[str, Certificate], branch: str, marked: Sequence[Mark] | None) -> list[str]:
     """What certificates say of this branch's versions and the journal no longer does."""
-    marks = {mark.version: mark.state_sha256 for mark in [*report.proved, *report.unproved] if mark.version is not None}
+    if marked is None:
+        return []
+    marks = {mark.version: mark.state_sha256 for mark in marked if mark.version is not None}
     return [
         f"The ledger certifies version {version} with state {certificate.state_sha256}, and the journal "
         + (f"has it with state {marks[version]}." if version in marks else "has no such version.")

@@ -39,8 +39,8 @@ WORDS = {
     **{f"dead-letters {verb}": ["dead-letters", verb] for verb in ("list", "show", "redrive")},
     **{f"replay {verb}": ["replay", verb] for verb in ("plan", "run", "resume", "diff", "take-over", "abort")},
 }
-# In which the examples make sense; `up` and `mirror` go on until Ctrl-C, `replay resume` goes on with what was killed, and all
-# three have tests of their own.
+# In which the examples make sense; `up` and `mirror` go on until Ctrl-C, `replay resume` goes on with what was killed: all of
+# them have tests of their own.
 ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "export", "rollback", "serve"]
 ORDER += ["replay plan", "replay run", "replay diff", "replay take-over", "replay abort"]
 ORDER += ["dead-letters list", "dead-letters show", "dead-letters redrive"]
