@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from millrace.services.instance import Instance
 from millrace.services.looking import shares
 from millrace.services.versions import verified
 from millrace.streams.branch import load_part
-from millrace.streams.entries import Fork, Mark
+from millrace.streams.entries import Act, Fork, Mark
 from millrace.streams.journal import Cursor, counted
 from millrace.streams.ledger import Ledger
 
@@ -40,29 +40,80 @@ class Listed:
         return self.tags.get(VERSION), self.tags.get(STATE)
 
 
-def lineage(instance: Instance, archive: Archive, mark: Mark) -> dict[str, str]:
-    """Tags of a version; they never change. Raises: DamageError where its parts are not whole."""
-    fork = _fork(instance, mark.branch)
-    parent = _parent(archive, mark)
-    counts = load_part(instance.store(), mark, "counts")
-    before = _position(instance, fork, parent)
-    facts = {
-        "version": mark.version,
-        "branch": mark.branch,
-        "epoch": mark.epoch,
-        "seq": mark.state_seq,
-        "parent": None if parent is None else parent.version,
-        "cause": f"worker.version_rows = {instance.loaded.pipeline.worker.version_rows}, or the end of a run",
-        "offsets": json.dumps({tp: [before.get(tp), to] for tp, to in sorted(counts["position"].items())}),
-        "learned": counts["counts"]["learned"],
-        "state_sha256": mark.state_sha256,
-        "checkpoint_sha256": mark.checkpoint,
-        "config_sha256": fork.config_sha256,
-        "features_sha256": fork.features_sha256,
-        "learner": f"{fork.learner} {fork.learner_revision}",
-    }
-    scored = {f"metric.{name}": f"{value:.6g}" for name, value in metrics(instance, mark).items()}
-    return {PREFIX + name: str(value) for name, value in (facts | scored).items() if value is not None}
+@dataclass(slots=True)
+class Told:
+    """What a journal says beside its steps and marks, as far as it was read."""
+
+    cursor: Cursor = field(default_factory=Cursor)
+    fork: Fork | None = None
+    acts: list[Act] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Genealogy:
+    """Where versions come from, read on from journal and store whenever it is asked."""
+
+    instance: Instance
+    archive: Archive
+    _told: dict[str, Told] = field(default_factory=dict)
+
+    def tags(self, mark: Mark) -> dict[str, str]:
+        """Of a version; they never change. Raises: DamageError where its parts or its journal are not whole."""
+        fork, parent = self._fork(mark.branch), self._parent(mark)
+        counts = load_part(self.instance.store(), mark, "counts")
+        before = self._position(fork, parent)
+        facts = {
+            "version": mark.version,
+            "branch": mark.branch,
+            "epoch": mark.epoch,
+            "seq": mark.state_seq,
+            "parent": parent.version if parent else fork.parent and f"{fork.parent.branch}.{fork.parent.seq}",
+            "cause": self._cause(mark, parent),
+            "offsets": json.dumps({tp: [before.get(tp), to] for tp, to in sorted(counts["position"].items())}),
+            "learned": counts["counts"]["learned"],
+            "state_sha256": mark.state_sha256,
+            "checkpoint_sha256": mark.checkpoint,
+            "config_sha256": fork.config_sha256,
+            "features_sha256": fork.features_sha256,
+            "learner": f"{fork.learner} {fork.learner_revision}",
+        }
+        scored = {f"metric.{name}": f"{value:.6g}" for name, value in metrics(self.instance, mark).items()}
+        return {PREFIX + name: str(value) for name, value in (facts | scored).items() if value is not None}
+
+    def _read(self, branch: str) -> Told:
+        told = self._told.setdefault(branch, Told())
+        for entry in counted(self.instance.journal(branch), branch, told.cursor):
+            told.fork = entry if isinstance(entry, Fork) else told.fork
+            told.acts += [entry] if isinstance(entry, Act) else []
+        return told
+
+    def _fork(self, branch: str) -> Fork:
+        fork = self._read(branch).fork
+        if fork is None:
+            raise DamageError(f"The journal of branch {branch} has no fork entry. Restore it from a copy.")
+        return fork
+
+    def _cause(self, mark: Mark, parent: Mark | None) -> str:
+        """The newest act since the parent; else the end of a run, or so many records."""
+        since = 0 if parent is None else parent.state_seq
+        for act in reversed(self._told[mark.branch].acts):
+            if since < act.seq <= mark.state_seq:
+                return f"{act.cause}: {act.op}, {act.evidence}"
+        return f"worker.version_rows = {self.instance.loaded.pipeline.worker.version_rows}, or the end of a run"
+
+    def _parent(self, mark: Mark) -> Mark | None:
+        """The version before, on the same branch."""
+        earlier = [one for one in self.archive.marks(mark.branch) if one.version is not None and one.state_seq < mark.state_seq]
+        return earlier[-1] if earlier else None
+
+    def _position(self, fork: Fork, parent: Mark | None) -> dict[str, int]:
+        """Where a version began to read: where its parent ended, nothing where that is no longer known."""
+        if parent is None:
+            return dict(fork.positions)
+        try:
+            return dict(load_part(self.instance.store(), parent, "counts")["position"])
+        except DamageError:
+            return {}
 
 
 def standing(ledger: Ledger, version: str) -> dict[str, str]:
@@ -83,26 +134,3 @@ def metrics(instance: Instance, mark: Mark) -> dict[str, float]:
 
 def _plain(value: Value) -> Value:
     return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-def _fork(instance: Instance, branch: str) -> Fork:
-    first = next(iter(counted(instance.journal(branch), branch, Cursor())), None)
-    if not isinstance(first, Fork):
-        raise DamageError(f"The journal of branch {branch} has no fork entry. Restore it from a copy.")
-    return first
-
-
-def _parent(archive: Archive, mark: Mark) -> Mark | None:
-    """The version before, on the same branch."""
-    earlier = [one for one in archive.marks(mark.branch) if one.version is not None and one.state_seq < mark.state_seq]
-    return earlier[-1] if earlier else None
-
-
-def _position(instance: Instance, fork: Fork, parent: Mark | None) -> dict[str, int]:
-    """Where a version began to read: where its parent ended, nothing where that is no longer known."""
-    if parent is None:
-        return dict(fork.positions)
-    try:
-        return dict(load_part(instance.store(), parent, "counts")["position"])
-    except DamageError:
-        return {}

@@ -20,7 +20,7 @@ from millrace.services.deciding import Naming, decide, plan_promotion
 from millrace.services.export import write
 from millrace.services.follower import Archive
 from millrace.services.instance import Instance
-from millrace.services.lineage import PREFIX, Listed, lineage, metrics, standing
+from millrace.services.lineage import PREFIX, Genealogy, Listed, metrics, standing
 from millrace.streams.entries import Mark
 from millrace.streams.ledger import Ledger
 from millrace.streams.stream import SqliteStream
@@ -108,6 +108,7 @@ class Mirror:
         self._instance = instance
         self._registry = registry
         self._archive = Archive(instance)
+        self._genealogy = Genealogy(instance, self._archive)
         self._ledger = Ledger(str(instance.folder / "ledger.sqlite"))
         self._stream: SqliteStream | None = None
         self._broken: set[str] = set()  # versions whose parts are not whole: said once
@@ -170,7 +171,7 @@ class Mirror:
         try:
             with tempfile.TemporaryDirectory(prefix="millrace-") as scratch:
                 manifest = write(self._instance, self._archive, mark, Path(scratch))
-                own = lineage(self._instance, self._archive, mark) | {PREFIX + "weights_sha256": manifest.weights_sha256}
+                own = self._genealogy.tags(mark) | {PREFIX + "weights_sha256": manifest.weights_sha256}
                 number = self._registry.register(Path(scratch), own | tags, metrics(self._instance, mark))
         except DamageError as error:
             if version not in self._broken:

@@ -196,6 +196,22 @@ def test_a_mirror_that_is_cut_off_takes_its_own_hand_for_no_other(pipeline: Inst
     assert sorted(one.tags[VERSION] for one in registry.listed) == sorted(filter(None, choices))
 
 
+def test_a_mirror_cut_off_between_an_alias_and_its_record_does_not_adopt_it_when_the_ledger_has_gone_back(
+    pipeline: Instance,
+) -> None:
+    """The schedule that forces both names into the record while one is being written."""
+    instance, registry, choices = begun(pipeline, "adopt")
+    move(instance, "champion", choices[1])
+    registry.down_after, registry.done_first = 2, True
+    with pytest.raises(MirrorError):
+        Mirror(instance, registry).once()
+    registry.down_after = 10**9
+    assert registry.by_hand("champion") == choices[1]
+    move(instance, "champion", None)
+    Mirror(instance, registry).once()
+    assert registry.by_hand("champion") is None and not instance.ledger().aliases
+
+
 def test_what_was_written_last_can_be_lost(pipeline: Instance) -> None:
     """Then the ledger wins, and it is known again."""
     instance, registry, choices = begun(pipeline, "adopt")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from endpoint import command_of, descendants, served
 from rooms import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, flower_rows, json_lines, millrace, pipeline_in
 
 from millrace.services.config import load_pipeline
@@ -257,3 +258,23 @@ def test_an_exported_folder_holds_data_alone_and_says_which_version(folder: Path
     (folder / "one" / "weights.safetensors").write_bytes(files["weights.safetensors"][:-1] + b"?")
     with pytest.raises(Exception, match="sha256"):
         opened(folder / "one")
+
+
+def test_what_is_served_is_verified_and_mirrored_beside_it_and_nothing_is_left_when_it_ends(
+    folder: Path, server: Server
+) -> None:
+    """By processes of `millrace up`; with MLflow at a dead address answers come all the same."""
+    pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
+    with served(folder, "--set", f"mlflow.uri=http://127.0.0.1:{free_port()}") as up:
+        assert up.ask()["status"] == 200
+        until(lambda: b"It is tried again" in (folder / ".millrace/digits/mirror.log").read_bytes())
+        assert up.ask()["status"] == 200 and "is tried" not in (folder / "up.log").read_text()
+    server.start()
+    known = set(listed(folder))
+    with served(folder, "--set", f"mlflow.uri={server.uri}") as up:
+        assert millrace("send", "digits.toml", "rows.jsonl", cwd=folder).returncode == 0
+        until(lambda: set(server.versions()) - known)
+        until(lambda: {tags["millrace.verified"].partition(",")[0] for tags in server.versions().values()} == {"equal"})
+        beside = [pid for pid in descendants(up.process.pid) if "--parent" in command_of(pid)]
+        assert len(beside) == 2
+    assert not any(map(command_of, beside))
