@@ -93,5 +93,9 @@ class OutdatedError(MillraceError):
     """What a plan was made from is no longer so."""
 
 
+class MirrorError(MillraceError):
+    """The place that versions are mirrored to cannot be reached, or refuses."""
+
+
 class NotCountedError(MillraceError):
     """A decision that was written to the ledger and does not count, because another came first."""

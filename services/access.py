@@ -49,8 +49,10 @@ class Access:
 
 
 def access(tokens: Mapping[str, frozenset[str]], local_is_open: bool) -> Access:
-    """Of tokens and what each is for."""
-    return Access({sha256(token.encode()).digest(): scopes for token, scopes in tokens.items()}, local_is_open)
+    """Of tokens and what each is for. Raises: ConfigError for one that is empty."""
+    if not all(token.strip() for token in tokens):
+        raise ConfigError("A token is empty, which everybody could show. Give another, or remove its file to have one made.")
+    return Access({sha256(token.strip().encode()).digest(): scopes for token, scopes in tokens.items()}, local_is_open)
 
 
 @lru_cache(1024)  # the same few callers ask again and again
@@ -97,7 +99,9 @@ def read_tokens(path: Path) -> dict[str, frozenset[str]]:
             raise ConfigError(f"{path}: other users can read the tokens in it. Run chmod 600 on it.")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The tokens' file {path} cannot be read: {error}.") from error
-    tokens = dict(_token_lines(path, lines))
+    tokens: dict[str, frozenset[str]] = {}
+    for token, scopes in _token_lines(path, lines):  # one may stand on several lines
+        tokens[token] = tokens.get(token, frozenset()) | scopes
     if not tokens:
         raise ConfigError(f"{path}: has no token. Write lines such as `predict,label TOKEN`.")
     return tokens

@@ -18,6 +18,7 @@ log = logging.getLogger("millrace")
 
 NAMESPACE = "millrace"
 PATIENCE_S = 5.0  # for another process to answer
+ASKED_S = 2.0  # the same, for whoever looks at the status
 TRAINER_CPUS = 0.2  # logical ones, for placement; how many threads it uses is the pipeline's `threads`
 
 # How an actor stays: named, detached, started again whenever it dies.
@@ -50,7 +51,7 @@ async def trainer_state(instance: Instance, branch: str) -> State | None:
     """Where a branch's trainer is, or None where it does not answer."""
     try:
         actor = await asyncio.to_thread(ray.get_actor, trainer_name(instance, branch), NAMESPACE)
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(ASKED_S):
             state: State = await actor.state.remote()
     except (RayError, TimeoutError, ValueError):
         return None
@@ -111,7 +112,7 @@ class Subscriber:
     async def _asked(self, method: str, *words: Presence) -> Any:
         try:
             self._actor = self._actor or await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(ASKED_S):
                 return await getattr(self._actor, method).remote(*words)
         except (RayError, TimeoutError, ValueError):
             return None

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from millrace.learners.errors import BusyError
 from millrace.services.config import endpoint_token
 from millrace.services.instance import Instance
 
@@ -40,7 +41,8 @@ def placed(instance: Instance, place: Place) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        if found(instance) == place:
+            path.unlink(missing_ok=True)
 
 
 def place(host: str, port: int, grpc_port: int, proxy: str) -> Place:
@@ -56,6 +58,13 @@ def found(instance: Instance) -> Place | None:
         return msgspec.json.decode(_path(instance).read_bytes(), type=Place)
     except FileNotFoundError:
         return None
+
+
+def refuse_second(instance: Instance) -> None:
+    """Raises: BusyError where another process serves this pipeline from the same folder."""
+    place = found(instance)
+    if place is not None and place.pid != os.getpid() and Path(f"/proc/{place.pid}").exists():
+        raise BusyError(f"{place.url} of process {place.pid} serves this pipeline already. Stop that one first.")
 
 
 def overview(instance: Instance, place: Place) -> dict[str, Any]:
@@ -75,7 +84,7 @@ def served(instance: Instance) -> dict[str, Any]:
     try:
         said = overview(instance, place)
     except (OSError, msgspec.DecodeError) as error:  # urllib's errors are among them
-        return {"endpoint": f"{place.url} of process {place.pid} does not answer: {error}"}
+        return {"endpoint": f"{place.url} of process {place.pid} does not say how it is: {error}"}
     facts = {"endpoint": f"{place.url}, {place.proxy}", "trainer": _trainer_line(said["trainer"])}
     return facts | {f"replica_{at}": _replica_line(one) for at, one in enumerate(said["replicas"], 1)}
 

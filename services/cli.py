@@ -79,14 +79,18 @@ def main() -> None:
 @click.option("--follow", is_flag=True, help="Wait for more at the log's end, until SIGINT or SIGTERM.")
 @click.option("--rows", default=0, type=click.IntRange(0), metavar="N", help="Stop after reading at least N records.")
 @click.option("--take-over", is_flag=True, help="Take the branch from a live process, which then stops.")
-def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: bool) -> None:
+@click.option("--verify", is_flag=True, help="Let another process fold the new version again before this one ends.")
+def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: bool, verify: bool) -> None:
     """Learn from the log, to its end or as told, then mark a version.
 
     Example: millrace run digits.toml
     """
-    from millrace.services import running
+    from millrace.services import companion, running
 
-    show([asdict(running.run(instance, branch, running.Bounds(follow, rows), take_over))])
+    done = running.run(instance, branch, running.Bounds(follow, rows), take_over)
+    show([asdict(done)])
+    if verify and done.version is not None:
+        companion.finish([*instance.words("verify"), "--version", done.version])
 
 
 @main.command()
@@ -96,7 +100,7 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Of HTTP.")
 @click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535), help="Of gRPC.")
 @tokens_option
-@click.option("--replicas", default=2, show_default=True, type=click.IntRange(1), help="Processes that answer.")
+@click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
 def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, replicas: int) -> None:
     """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
 
@@ -178,9 +182,9 @@ def status(instance: Instance, branch: str) -> None:
 
     Example: millrace status digits.toml
     """
-    from millrace.services import asking, looking
+    from millrace.services import asking, looking, mirror
 
-    facts = looking.status(instance, branch) | asking.served(instance)
+    facts = looking.status(instance, branch) | mirror.standing_of(instance) | asking.served(instance)
     show([{"what": name, "value": value} for name, value in facts.items()])
 
 
@@ -201,14 +205,23 @@ def log(instance: Instance, branch: str, ledger: bool) -> None:
 @main.command()
 @on_pipeline
 @branch_option
-def verify(instance: Instance, branch: str) -> None:
+@click.option("--version", metavar="VERSION", help="This one alone, from the nearest state that is kept.")
+@click.option("--watch", is_flag=True, help="Verify versions as they are made, newest first, until SIGINT or SIGTERM.")
+@click.option("--parent", default=0, hidden=True, help="Go on for as long as this process lives.")
+def verify(instance: Instance, branch: str, version: str | None, watch: bool, parent: int) -> None:
     """Fold the branch again from the log and compare every mark; exit 1 and name what does not hold.
 
     Example: millrace verify digits.toml
     """
-    from millrace.services import looking
+    from millrace.services import certifying, looking, versions
 
-    report = asdict(looking.prove(instance, branch))
+    if watch:
+        certifying.watch(instance, parent)
+        return
+    if version is None:
+        report = asdict(looking.prove(instance, branch))
+    else:
+        report = asdict(certifying.prove_version(instance, versions.resolved(instance, version)))
     proved = [mark.version or f"seq {mark.state_seq}" for mark in report.pop("proved")]
     show([report | {"proved": proved, "unproved": len(report["unproved"]), "findings": 0}])
 

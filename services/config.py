@@ -64,11 +64,22 @@ class VersionsConfig:
     """Which versions are kept. What an alias names or an endpoint serves, or did last, is kept whatever this says."""
 
     keep: int = 20  # newest of each branch; 0: all
+    verify_budget_s: float = 60.0  # for folding a new version again beside `millrace up`; 0: none is
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.keep < 0:
-            raise ValueError(f"keep = {self.keep}: must be at least 0")
+        for name in ("keep", "verify_budget_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 0")
+
+
+@dataclass(frozen=True, slots=True)
+class MlflowConfig:
+    """Where versions are mirrored to. Nothing of it changes what is learned or served."""
+
+    uri: str = ""  # of the tracking server, such as http://127.0.0.1:5000; empty: nothing is mirrored
+    model: str = ""  # the registered model and the experiment; empty: the pipeline's name
+    moved_by_hand: Literal["set-back", "adopt"] = "set-back"  # what becomes of an alias that somebody moved there
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,7 @@ class Pipeline:
     drift: DriftConfig | None = None  # what is watched for drift; without it nothing is
     serving: ServingConfig = field(default_factory=ServingConfig)
     versions: VersionsConfig = field(default_factory=VersionsConfig)
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
     labels: LabelRules | None = None  # of labels that come after their prediction; without it they stand in the rows
 
     def __post_init__(self) -> None:
@@ -154,6 +166,8 @@ class Loaded:
     pipeline: Pipeline
     learner: Any  # the config record of the learner's kind
     origin: dict[str, str]  # dotted key -> where it was set; defaults are not listed
+    path: Path = Path()  # the file
+    flags: tuple[str, ...] = ()
 
 
 def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
@@ -161,6 +175,7 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
 
     Raises: ConfigError naming key, value and the nearest valid name.
     """
+    flags = tuple(flags)
     raw = _read_toml(path)
     origin = dict.fromkeys(leaves(raw), path.name)
     for key, text, where in [*_from_environment(), *_from_flags(flags)]:
@@ -177,7 +192,7 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
     if own.get("task", pipeline.label.task) != pipeline.label.task:
         raise ConfigError(f"{path}: learner.task = {own['task']!r}, but the label's type says {pipeline.label.task!r}.")
     learner = _convert(own | task, LEARNERS[kind].config, "learner", path)
-    return Loaded(replace(pipeline, learner={"kind": kind} | asdict(learner)), learner, origin)
+    return Loaded(replace(pipeline, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
 
 
 def home_folder(flag: str | None) -> Path:

@@ -34,6 +34,7 @@ class Recording:
     recorder: Recorder
     features: str  # sha256 of the feature stage
     before_reply: bool = False  # an answer is given only once the log has it
+    max_bytes: int = 1 << 20  # of a record; the worker would refuse a larger one
 
 
 async def _nothing() -> dict[str, Any]:
@@ -70,6 +71,10 @@ class Endpoint:
         for one in answered.ids:
             if not 1 <= len(one) <= LONGEST_ID:
                 raise BadInputError(f"id: a row's id must have 1 to {LONGEST_ID} characters, so that its label can name it.")
+        longest = self.recording.max_bytes // 8
+        for column in answered.columns:
+            if column.dtype == object and any(text is not None and len(text) > longest for text in column):
+                raise BadInputError(f"A text has over {longest} characters, so its row could not be recorded.")
         make = partial(prediction_records, answered, self.recording.features)
         if self.recording.before_reply:
             await self.recording.recorder.now(make())
@@ -83,8 +88,11 @@ class Endpoint:
         """
         if self.recording is None:
             raise NotOfferedError("This pipeline takes labels from its rows; give it a table [labels] for late ones.")
-        recorder = self.recording.recorder
-        stored = await recorder.now(label_records(checked_labels(labels, self.schema.label)))
+        recorder, records = self.recording.recorder, label_records(checked_labels(labels, self.schema.label))
+        for at, record in enumerate(records):
+            if len(record.value or b"") > self.recording.max_bytes:
+                raise BadInputError(f"labels[{at}]: is over {self.recording.max_bytes} bytes, which the log does not take.")
+        stored = await recorder.now(records)
         return places(recorder.topic, stored)
 
 

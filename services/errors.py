@@ -13,6 +13,7 @@ from millrace.learners.errors import (
     EndedError,
     LearnerError,
     MillraceError,
+    MirrorError,
     MissingPartError,
     NotCountedError,
     NotOfferedError,
@@ -68,6 +69,7 @@ MEANINGS: dict[type[MillraceError], Meaning] = {
     ScopeError: Meaning(FAILED, 403, "PERMISSION_DENIED"),
     NotCountedError: UNEXPECTED,
     OutdatedError: UNEXPECTED,
+    MirrorError: Meaning(FAILED, 503, "UNAVAILABLE"),
 }
 
 

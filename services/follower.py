@@ -77,11 +77,14 @@ class Archive:
 
     def bundle(self, mark: Mark) -> Bundle:
         """The state that a mark names. Raises: DamageError."""
-        pipeline = self.instance.loaded.pipeline
+        return open_parts(self.parts(mark), self.instance.loaded.pipeline.schema)
+
+    def parts(self, mark: Mark) -> Parts:
+        """What answering needs of the state that a mark names. Raises: DamageError."""
         found = {name: load_part(self.instance.store(), mark, name) for name in NEEDED}
         as_of_ms = min(int(found["counts"]["clock_ms"]), time.time_ns() // 1_000_000)
-        parts = Parts(identity_of(mark), as_of_ms, pipeline.learner["kind"], found["features"], found["serve"])
-        return open_parts(parts, pipeline.schema)
+        kind = self.instance.loaded.pipeline.learner["kind"]
+        return Parts(identity_of(mark), as_of_ms, kind, found["features"], found["serve"])
 
 
 class Follower:

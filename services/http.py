@@ -31,6 +31,7 @@ log = logging.getLogger("millrace")
 JSON = b"application/json"
 BODY_S = 10.0  # a request's body has to be whole after so long
 ARRIVING_BYTES = 256 << 20  # of all bodies that are arriving
+PAGES = frozenset({b"origin", b"sec-fetch-site"})  # a web page asks, not this machine's user, whatever machine it is shown on
 LENGTH = b"inference-header-content-length"
 
 Scope = MutableMapping[str, Any]
@@ -69,7 +70,7 @@ class HttpApp:
             raise NotServedError(f"There is nothing at {scope['path']}. Everything is under /v2.")
         if parts[1:2] == ["health"]:
             return self._health(parts)
-        local = same_machine(scope.get("client"), scope.get("server")) and not FORWARDED & headers.keys()
+        local = same_machine(scope.get("client"), scope.get("server")) and not (FORWARDED | PAGES) & headers.keys()
         telling = scope["method"] == "POST" and parts[-1] == "labels"
         self._endpoint.access.check(headers.get(b"authorization", b""), local, LABEL if telling else PREDICT)
         if scope["method"] == "POST":

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from millrace.learners.errors import BusyError, MillraceError, StorageError
@@ -36,7 +36,13 @@ class Instance:
     @property
     def absolute(self) -> Instance:
         """The same, for processes that stand in another folder."""
-        return Instance(self.loaded, self.folder.resolve())
+        return Instance(replace(self.loaded, path=self.loaded.path.resolve()), self.folder.resolve())
+
+    def words(self, *verb: str) -> list[str]:
+        """The words of the command line that let another process do something with this pipeline, as it was given here."""
+        here = self.absolute
+        flags = [word for flag in here.loaded.flags for word in ("--set", flag)]
+        return [*verb, str(here.loaded.path), "--home", str(here.folder.parent), *flags]
 
     @property
     def recipe(self) -> Recipe:

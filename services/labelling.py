@@ -6,6 +6,7 @@ none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -35,12 +36,13 @@ class _Several(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _ONE = msgspec.json.Decoder(_Told)
 _MANY = msgspec.json.Decoder(_Several)
+_FIRST_KEY = re.compile(rb'\s*\{\s*"labels"\s*:')
 
 
 def read_labels(body: bytes) -> list[LateLabel]:
     """The labels of a request's body, not checked yet. Raises: BadInputError."""
     try:
-        told = _MANY.decode(body).labels if b'"labels"' in body else [_ONE.decode(body)]
+        told = _MANY.decode(body).labels if _FIRST_KEY.match(body) else [_ONE.decode(body)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInputError(
             f'The labels cannot be read: {error}. Send {{"id": ..., "label": ..., "revision": 0}}, or {{"labels": [...]}}.'

@@ -146,28 +146,33 @@ def prove(instance: Instance, branch: str) -> Report:
     pipeline = instance.loaded.pipeline
     report = verify(instance.recipe, instance.doors(branch), branch, pipeline.worker.keep)
     known = instance.ledger().certificates
-    findings = [str(finding) for finding in report.findings] + _belied(known, branch, report)
+    findings = [str(finding) for finding in report.findings] + _belied(known, branch, _marked(instance, branch))
     if findings:
         raise NotProvedError("\n".join(findings))
     for mark in report.proved:
-        if mark.version is not None and mark.version not in known:
-            certificate = Certificate(
-                who=getpass.getuser(),
-                why="millrace verify",
-                when_ms=time.time_ns() // 1_000_000,
-                version=mark.version,
-                base=report.base,
-                state_sha256=mark.state_sha256,
-                verdict=f"within {report.difference:.1e}" if report.difference else "equal",
-                host=this_host(pipeline.threads),
-            )
-            _certify(instance, certificate)
+        if mark.version is not None and (mark.version not in known or not known[mark.version].holds):
+            certify(instance, mark, report, proven(report))
     return report
 
 
-def _belied(known: dict[str, Certificate], branch: str, report: Report) -> list[str]:
+def proven(report: Report) -> str:
+    """The verdict on what a report proved."""
+    return f"within {report.difference:.1e}" if report.difference else "equal"
+
+
+def _marked(instance: Instance, branch: str) -> list[Mark] | None:
+    """The branch's marks, or None where its journal is damaged, which is a finding of its own."""
+    try:
+        return summarise(instance.journal(branch), branch).marks
+    except DamageError:
+        return None
+
+
+def _belied(known: dict[str, Certificate], branch: str, marked: Sequence[Mark] | None) -> list[str]:
     """What certificates say of this branch's versions and the journal no longer does."""
-    marks = {mark.version: mark.state_sha256 for mark in [*report.proved, *report.unproved] if mark.version is not None}
+    if marked is None:
+        return []
+    marks = {mark.version: mark.state_sha256 for mark in marked if mark.version is not None}
     return [
         f"The ledger certifies version {version} with state {certificate.state_sha256}, and the journal "
         + (f"has it with state {marks[version]}." if version in marks else "has no such version.")
@@ -177,8 +182,19 @@ def _belied(known: dict[str, Certificate], branch: str, report: Report) -> list[
     ]
 
 
-def _certify(instance: Instance, certificate: Certificate) -> None:
+def certify(instance: Instance, mark: Mark, report: Report, verdict: str) -> None:
+    """Write the certificate of the version that ``mark`` names; where the ledger cannot be written, say so and go on."""
+    certificate = Certificate(
+        who=getpass.getuser(),
+        why="millrace verify",
+        when_ms=time.time_ns() // 1_000_000,
+        version=str(mark.version),
+        base=report.base,
+        state_sha256=mark.state_sha256,
+        verdict=verdict,
+        host=this_host(instance.loaded.pipeline.threads),
+    )
     try:
         append_decision(instance.ledger_stream(), certificate)
     except StorageError as error:
-        log.warning("Version %s is proved; its certificate could not be written: %s", certificate.version, error)
+        log.warning("The certificate of version %s (%s) could not be written: %s", mark.version, verdict, error)

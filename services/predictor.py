@@ -100,8 +100,9 @@ class Predictor(Calls):
 
     async def _overview(self) -> dict[str, Any]:
         """All replicas that were heard of lately, this one at least, and the trainer."""
-        heard = {one.replica: one for one in [self._presence(), *await self._subscriber.replicas()]}
-        trainer = await trainer_state(self._serving.instance, self._serving.branch)
+        asked = (self._subscriber.replicas(), trainer_state(self._serving.instance, self._serving.branch))
+        replicas, trainer = await asyncio.gather(*asked)
+        heard = {one.replica: one for one in [self._presence(), *replicas]}
         return {
             "replicas": [asdict(one) for _, one in sorted(heard.items())],
             "trainer": {"branch": self._serving.branch} | ({"running": False} if trainer is None else asdict(trainer)),
@@ -118,7 +119,8 @@ def _recording(instance: Instance) -> Recording | None:
     if pipeline.labels is None:
         return None
     recorder = Recorder(instance.log, pipeline.served_topic, records=pipeline.serving.record != "off")
-    return Recording(recorder, features_name(pipeline.schema), pipeline.serving.record == "before-reply")
+    before_reply = pipeline.serving.record == "before-reply"
+    return Recording(recorder, features_name(pipeline.schema), before_reply, pipeline.log.max_bytes)
 
 
 class Keeper:

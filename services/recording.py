@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -25,6 +26,7 @@ log = logging.getLogger("millrace")
 
 WAITING_ROWS = 8192  # records of answers that may wait for the log
 COMMIT_ROWS = 1024  # records a commit, about
+SAY_S = 10.0  # between two warnings
 RETRY_S = 0.5  # after the log refused
 PATIENCE_S = 5.0  # of a caller, until the log has a label
 
@@ -61,6 +63,7 @@ class Recorder:
     _jobs: deque[_Job] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _ending: bool = False
+    _said_s: float = float("-inf")  # when it was last said that answers are dropped
     _log: Producer | None = None
     _thread: threading.Thread | None = None
 
@@ -70,7 +73,7 @@ class Recorder:
             return False
         with self._changed:
             if self._ending or self.counts.waiting + rows > self.waiting_rows:
-                self.counts.dropped += rows
+                self._dropped(rows)
                 return False
             self.counts.waiting += rows
             self._add(_Job(rows, make))
@@ -102,6 +105,12 @@ class Recorder:
             self._thread.join(timeout_s)
         with self._changed:
             self._drop()
+
+    def _dropped(self, rows: int) -> None:
+        self.counts.dropped += rows
+        if time.monotonic() - self._said_s >= SAY_S:
+            self._said_s = time.monotonic()
+            log.warning("The log is slower than answers come: %d were not recorded so far.", self.counts.dropped)
 
     def _drop(self) -> None:
         self.counts.dropped += self.counts.waiting

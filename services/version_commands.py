@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,4 +67,35 @@ def versions(instance: Instance) -> None:
     click.echo(versions.weight(instance), err=True)
 
 
-VERSION_COMMANDS = (promote, versions)
+@click.command()
+@on_pipeline
+@click.argument("version")
+@click.argument("folder", type=click.Path(path_type=Path))
+def export(instance: Instance, version: str, folder: Path) -> None:
+    """Write VERSION into a new FOLDER that stands for itself: mlflow.pyfunc.load_model(FOLDER), its head as ONNX.
+
+    Example: millrace export digits.toml newest exported
+    """
+    from millrace.services.export import export
+
+    manifest = export(instance, version, folder)
+    show([{"version": manifest.identity.name, "folder": str(folder), "weights_sha256": manifest.weights_sha256}])
+
+
+@click.command()
+@on_pipeline
+@click.option("--once", is_flag=True, help="Look once; exit 1 where MLflow cannot be reached.")
+@click.option("--parent", default=0, hidden=True, help="Go on for as long as this process lives.")
+def mirror(instance: Instance, once: bool, parent: int) -> None:
+    """Register every version in MLflow with its aliases and tags, and go on until SIGINT or SIGTERM.
+
+    The server is the pipeline's [mlflow] uri; a token for it is taken from the environment, as MLflow does.
+
+    Example: millrace mirror digits.toml --once --set mlflow.uri=http://127.0.0.1:5000
+    """
+    from millrace.services.mirroring import mirror
+
+    show([mirror(instance, once, parent)])
+
+
+VERSION_COMMANDS = (promote, versions, export, mirror)

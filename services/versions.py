@@ -76,4 +76,4 @@ def _contents(instance: Instance, mark: Mark) -> dict[str, Any]:
 def verified(ledger: Ledger, version: str) -> str:
     """What the ledger's certificate says of a version."""
     certificate = ledger.certificates.get(version)
-    return "no" if certificate is None else f"{certificate.verdict}, from {certificate.base}"
+    return "pending" if certificate is None else f"{certificate.verdict}, from {certificate.base}"

@@ -223,7 +223,7 @@ def label_value(label: Label, cell: Any) -> str | float:
     if not isinstance(cell, kinds[label.type]) or (isinstance(cell, bool) and label.type != "boolean"):
         raise RecordError("wrong-type", f"the label is not of type {label.type}")
     if label.type == "number":
-        return float(_numbers([cell], [])[0])
+        return float(_numbers([cell], [])[0]) + 0.0  # one zero: -0.0 is told apart by its text, and by nothing else
     return str(cell).lower() if label.type == "boolean" else str(cell)
 
 

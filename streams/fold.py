@@ -29,6 +29,9 @@ from millrace.streams.source import Position
 TRUTH = ("batches", "counts", "features", "learner")  # the parts hashed into the state's hash, with the label join's
 
 
+GATHER_MS = 250  # by which a step for horizons alone comes late, so that one lets many end; records go by their own time
+
+
 def is_truth(part: str) -> bool:
     """Whether a part is hashed into the state's hash."""
     return part in TRUTH or part.partition(".")[0] == "join"
@@ -77,7 +80,7 @@ class Fold:
     def due(self, clock_ms: int) -> bool:
         """Whether something has waited long enough."""
         due_ms = None if self.labels is None else self.labels.due_ms
-        return self.batches.due(clock_ms) or (due_ms is not None and clock_ms >= due_ms)
+        return self.batches.due(clock_ms) or (due_ms is not None and clock_ms >= due_ms + GATHER_MS)
 
     def step(self, step: Step, rows: Sequence[Rows | Served]) -> None:
         """Apply one step whose reads decoded to ``rows``, in segments that end where a training batch fills."""

@@ -350,7 +350,7 @@ def _fate(revision: int, hashed: int, seen: dict[int, int]) -> str:
     return "corrections" if revision > max(seen) else "outdated"
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096, typed=True)
 def _label_hash(value: str | float) -> int:
     return hash64(str(value))
 

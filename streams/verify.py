@@ -5,18 +5,18 @@ Source: journal.md, rules 12 and 14.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from millrace.learners.errors import DamageError, MillraceError, MissingPartError, OffsetsGoneError
+from millrace.learners.errors import DamageError, MillraceError, MissingPartError, OffsetsGoneError, TooSlowError
 from millrace.learners.protocol import Value
 from millrace.streams.branch import Doors, Recipe, check_start, load_checkpoint, refold, start, state_hash
 from millrace.streams.entries import Entry, Fork, Host, Mark, Open, decode_entry
 from millrace.streams.fold import Fold, is_truth
 from millrace.streams.host import same_numerics, this_host, use_threads
-from millrace.streams.journal import Cursor, Summary, counted, take_in
+from millrace.streams.journal import Cursor, Summary, counted, summarise, take_in
 from millrace.streams.outputs import check_end, last_output
 from millrace.streams.parts import pack
 from millrace.streams.store import kept_marks
@@ -73,6 +73,63 @@ def verify(recipe: Recipe, doors: Doors, branch: str, keep: int) -> Report:
     except MillraceError as error:
         report.findings.append(Finding(str(error), _first_at(summary, report.state_seq + 1)))
     return report
+
+
+def verify_version(recipe: Recipe, doors: Doors, version: str, nearest: bool, enough: Callable[[], bool]) -> Report:
+    """Fold one version again from its parent, or with ``nearest`` from the nearest kept checkpoint, and compare it alone.
+
+    Raises: MillraceError where it cannot be folded: no such version, damage, a log that has lost the records; TooSlowError once
+    it is ``enough``.
+    """
+    branch = version.rpartition(".")[0]
+    report, summary = Report(branch), summarise(doors.journal, branch)
+    mark = next((mark for mark in summary.marks if mark.version == version), None)
+    if summary.fork is None or mark is None:
+        raise MillraceError(f"The journal of branch {branch} has no version {version}; `millrace versions` lists them.")
+    recipe.check(summary.fork, doors)
+    load_checkpoint(doors.store, mark)
+    run = _Run(recipe, doors, summary, report)
+    fold, start = _before(run, mark, nearest)
+    hosts: list[Host] = []
+    for entry in refold(fold, _span(run, start, mark.state_seq, hosts), doors.source, recipe.reader):
+        report.entries += 1
+        report.state_seq = entry.seq
+        if enough():
+            raise TooSlowError(f"Version {version} was not folded again in time; {report.entries} entries were.")
+    report.records, report.state_sha256 = fold.records, state_hash(fold.parts())
+    _compare(run, fold, mark, hosts[-1] if hosts else None)
+    return report
+
+
+def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
+    """The newest whole state before a mark that the log can be folded on from, and its seq."""
+    assert run.summary.fork is not None
+    low = {tp: first for tp, (first, _) in run.doors.source.bounds().items()}
+    for base in reversed([one for one in run.summary.marks if one.state_seq < mark.state_seq and (nearest or one.version)]):
+        fold = run.recipe.fold(run.summary.fork)
+        try:
+            fold.load(load_checkpoint(run.doors.store, base))
+        except DamageError:
+            continue  # swept, or verifying the branch says so
+        if all(low[tp] <= at for tp, at in fold.position.items()):
+            run.report.base = f"version {base.version}" if base.version else f"checkpoint of seq {base.state_seq}"
+            return fold, base.state_seq
+    fold = run.recipe.fold(run.summary.fork)
+    if all(low[tp] <= at for tp, at in fold.position.items()):
+        return fold, 0
+    raise OffsetsGoneError(f"The log no longer has what a state before version {mark.version} goes on with.")
+
+
+def _span(run: _Run, start: int, stop: int, hosts: list[Host]) -> Iterator[Entry]:
+    """The counted entries after ``start`` up to ``stop``, with this process's threads as the live ones were."""
+    for entry in _up_to(run, run.summary.end):
+        if entry.seq > stop:
+            return
+        if isinstance(entry, Open):
+            hosts.append(entry.host)
+            use_threads(entry.host.threads)
+        if entry.seq > start:
+            yield entry
 
 
 def _readable(doors: Doors, branch: str, report: Report) -> Summary:

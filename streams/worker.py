@@ -231,7 +231,7 @@ class Worker:
             self._undecided = pending.entry
             self._decide()
             yield "acted"
-        self._stop_if_too_many_rejected(_records(reads), checked.refused + contradictions(self.fold))
+        self._stop_if_too_many_rejected(_records(reads), checked.refused)
 
     def _read(self) -> list[Read]:
         """What is there, for at most ``step_ms`` after the first of it."""

@@ -24,7 +24,7 @@ DOORS: Mapping[str, str | None] = {
     "sqlite3": "streams/sqlite.py",
     "grpc": "services/grpc.py",
     "kafka": "streams/kafka.py",
-    "mlflow": None,
+    "mlflow": "services/tracking.py",
     "onnxruntime": None,
     "ray.serve": "services/predictor.py",
     "river": "learners/drift.py",

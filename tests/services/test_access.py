@@ -191,3 +191,13 @@ def test_over_a_network_the_token_is_asked_for(outside: str) -> None:
             return out.decode()
 
     assert asyncio.run(talk()).split() == ["UNAUTHENTICATED", "PERMISSION_DENIED", "OK"]
+
+
+def test_a_token_may_stand_on_several_lines_and_an_empty_one_is_refused(tmp_path: Path) -> None:
+    """Its scopes add up; what everybody could show is no token."""
+    path = tmp_path / "tokens"
+    path.touch(mode=0o600)
+    path.write_text("predict one\nlabel one\n")
+    assert read_tokens(path) == {"one": SCOPES}
+    with pytest.raises(ConfigError, match="empty"):
+        access({" ": SCOPES}, local_is_open=False)

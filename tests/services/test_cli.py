@@ -30,6 +30,8 @@ WORDS = {
     "verify": ["verify"],
     "versions": ["versions"],
     "promote": ["promote"],
+    "export": ["export"],
+    "mirror": ["mirror"],
     "config show": ["config", "show"],
     "rollback": ["rollback"],
     "serve": ["serve"],
@@ -37,9 +39,9 @@ WORDS = {
     **{f"dead-letters {verb}": ["dead-letters", verb] for verb in ("list", "show", "redrive")},
     **{f"replay {verb}": ["replay", verb] for verb in ("plan", "run", "resume", "diff", "take-over", "abort")},
 }
-# In which the examples make sense; `up` goes on until Ctrl-C, `replay resume` goes on with what was killed, and both have tests
-# of their own.
-ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "rollback", "serve"]
+# In which the examples make sense; `up` and `mirror` go on until Ctrl-C, `replay resume` goes on with what was killed: all of
+# them have tests of their own.
+ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "export", "rollback", "serve"]
 ORDER += ["replay plan", "replay run", "replay diff", "replay take-over", "replay abort"]
 ORDER += ["dead-letters list", "dead-letters show", "dead-letters redrive"]
 MORE = {
@@ -47,6 +49,7 @@ MORE = {
     "dead-letters redrive": ["--reason", "mended"],
     "send": ["rows.jsonl"],
     "promote": ["newest", "--reason", "best"],
+    "export": ["newest", "exported"],
     "rollback": ["--reason", "garbage"],
     "serve": ["--follow", "main", "--reason", "mended"],
     "replay plan": ["--from", "VERSION", "--exclude-offsets", "digits:0:20-39", "--reason", "garbage"],
@@ -91,7 +94,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_every_command_is_listed_here() -> None:
     """A new one must be tried as these are."""
-    assert {name for name, _ in commands()} == set(WORDS) == {*ORDER, "up", "replay resume"}
+    assert {name for name, _ in commands()} == set(WORDS) == {*ORDER, "up", "mirror", "replay resume"}
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -185,6 +188,8 @@ MISUSED = [
     ["verify", "digits.toml", "more"],
     ["rollback", "digits.toml"],
     ["promote", "digits.toml", "main.3"],
+    ["export", "digits.toml", "main.3", "digits.toml"],
+    ["mirror", "digits.toml", "--once"],
     ["promote", "digits.toml", "main.3", "--alias", "v7", "--reason", "reserved"],
     ["promote", "digits.toml", "main.3", "--alias", "a/b", "--reason", "no name"],
     ["serve", "digits.toml", "--reason", "neither"],

@@ -146,6 +146,23 @@ def test_an_id_that_no_label_could_name_is_refused(tmp_path: Path) -> None:
     assert closed(endpoint).counts.stored == 0
 
 
+def test_a_record_that_the_worker_would_refuse_is_refused_by_the_endpoint(tmp_path: Path) -> None:
+    """A label so long that it could only become a dead letter."""
+    endpoint = recording(tmp_path / "log.sqlite")
+    body = json.dumps({"id": "r/0", "label": "n" * (1 << 20)}).encode()
+    refused = ask(HttpApp(endpoint), "POST", LABELS, body)
+    assert refused.status == 400 and "labels[0]" in refused.json["error"]
+    assert closed(endpoint).counts.stored == 0
+
+
+@pytest.mark.parametrize("header", ["Origin", "Sec-Fetch-Site"])
+def test_a_web_page_is_no_caller_on_this_machine(header: str, tmp_path: Path) -> None:
+    """It asks from wherever it is shown, so it needs a token as everybody else does."""
+    endpoint = recording(tmp_path / "log.sqlite")
+    refused = ask(HttpApp(endpoint), "POST", LABELS, b'{"id": "r/0", "label": "up"}', {header: "http://evil.example"})
+    assert refused.status == 401 and closed(endpoint).counts.stored == 0
+
+
 @pytest.mark.parametrize("verb", ["labels", "status"])
 def test_only_this_model_is_there(verb: str, tmp_path: Path) -> None:
     """404 for another."""

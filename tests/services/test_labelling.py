@@ -45,6 +45,8 @@ def test_labels_come_one_or_many_and_are_appended_as_they_are() -> None:
     (one,) = read_labels(b'{"id": "a/0", "label": "rose"}')
     many = read_labels(b'{"labels": [{"id": "a/0", "label": "rose"}, {"id": "b", "label": "lily", "revision": 3}]}')
     assert one == many[0] and (many[1].id, many[1].label, many[1].revision) == ("b", "lily", 3)
+    (odd,) = read_labels(b'{"id": "labels", "label": "labels"}')
+    assert (odd.id, odd.label) == ("labels", "labels")
     (record, _) = label_records(many)
     assert record.key == b"a/0"
     assert record.value == b'{"kind":"label","id":"a/0","label":"rose","revision":0}'

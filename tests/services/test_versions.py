@@ -23,7 +23,7 @@ def test_versions_say_what_they_learned_whether_they_were_verified_and_who_serve
     assert [line["learned"] for line in before] == sorted(line["learned"] for line in before)
     assert before[-1]["learned"] == 300
     assert all(line["bytes"] > 0 and line["parts"] == "whole" for line in before)
-    assert {line["verified"] for line in before} == {"no"} and {line["served_by"] for line in before} == {""}
+    assert {line["verified"] for line in before} == {"pending"} and {line["served_by"] for line in before} == {""}
     oldest = before[0]["version"]
     assert here("verify", "digits.toml", cwd=tmp_path).exit_code == 0
     assert here("serve", "digits.toml", oldest, "--reason", "test", "--yes", cwd=tmp_path).exit_code == 0

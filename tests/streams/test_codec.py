@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rooms import MIXED, ROW, encoded, event, events, mixed_rows
 
-from millrace.streams.codec import REASONS, Codec, Rows
+from millrace.streams.codec import REASONS, Codec, Rows, label_value
 from millrace.streams.outputs import dead_letter
 from millrace.streams.records import decode_headers
 from millrace.streams.schema import Field, Label, Schema
@@ -307,3 +307,8 @@ def test_every_reason_that_the_codec_gives_is_in_the_table_once() -> None:
     given = {*BAD_NUMBERS.values(), *ARRAYS.values(), *WHOLE.values()}
     assert given <= set(REASONS) and len(set(REASONS)) == len(REASONS)
     assert set(REASONS) - given == {"duplicate-field", "ahead-of-time"}  # test_duplicates and the worker's own
+
+
+def test_there_is_one_zero_among_labels() -> None:
+    """-0.0 and 0.0 are one label, so that none of the two contradicts the other."""
+    assert [str(label_value(Label("y", "number"), zero)) for zero in (0.0, -0.0, 0)] == ["0.0"] * 3

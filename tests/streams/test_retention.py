@@ -10,14 +10,14 @@ from branches import HOST, SMALL, Rooms, SteppedWall, make_events, mark_at_once,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.learners.errors import DamageError
+from millrace.learners.errors import DamageError, TooSlowError
 from millrace.streams.branch import load_checkpoint, save_checkpoint
 from millrace.streams.entries import Mark
 from millrace.streams.ledger import Alias, Ledger, Release, Serve, Target, append_decision
 from millrace.streams.retention import Retention
 from millrace.streams.store import ListStore, kept_marks, sweep
 from millrace.streams.stream import ListStream
-from millrace.streams.verify import verify
+from millrace.streams.verify import verify, verify_version
 from millrace.streams.worker import Opening, Worker, WorkerConfig
 
 WHO = {"who": "me", "why": "a reason", "when_ms": 5}
@@ -142,6 +142,26 @@ def test_a_worker_keeps_the_newest_versions_and_verify_misses_none_of_the_others
     versions = [mark.version for mark in worker._marks if mark.version]
     assert len(versions) >= 9 and ledger.released == (set(versions[:-keep]) if keep else set())
     assert verify(recipe(), doors, "main", config.keep).findings == []
+
+
+def test_one_version_is_folded_again_from_its_parent_or_the_nearest_checkpoint() -> None:
+    """And not a step further than it is."""
+    rooms = Rooms(make_events(200))
+    config = WorkerConfig(step_rows=5, checkpoint_rows=11, version_rows=60, keep=SMALL.keep)
+    worker = rooms.worker(config=config, how=recipe())
+    run_to_end(worker, 200)
+    worker.close()
+    versions = [mark for mark in worker._marks if mark.version]
+    for base, mark in zip([None, *versions], versions, strict=False):
+        report = verify_version(recipe(), rooms.doors(), str(mark.version), False, lambda: False)
+        assert report.base == (f"version {base.version}" if base else "fork") and not report.findings
+        assert report.proved == [mark] and (report.state_seq, report.state_sha256) == (mark.state_seq, mark.state_sha256)
+    nearest = verify_version(recipe(), rooms.doors(), str(versions[-1].version), True, lambda: False)
+    assert (
+        nearest.base.startswith("checkpoint of seq") and nearest.entries < report.entries and nearest.proved == [versions[-1]]
+    )
+    with pytest.raises(TooSlowError):
+        verify_version(recipe(), rooms.doors(), str(versions[-1].version), False, lambda: True)
 
 
 def test_a_ledger_that_cannot_be_read_lets_nothing_go_and_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:

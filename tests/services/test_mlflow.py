@@ -1,0 +1,259 @@
+"""A real MLflow server on SQLite: versions, tags and aliases arrive, are caught up with and answered from, without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rooms import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, flower_rows, json_lines, millrace, pipeline_in
+
+from millrace.services.config import load_pipeline
+from millrace.services.export import opened
+from millrace.services.follower import Archive
+from millrace.services.instance import Instance
+
+pytest.importorskip("sqlalchemy", reason="the server needs MLflow with all that belongs to it: uv pip install mlflow")
+pytest.importorskip("mlflow.version", reason="MLflow is not installed, the extra `mlflow`")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+
+STEPS = "step_rows = 50\nversion_rows = 100\n"
+SAFE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+
+
+def environment() -> dict[str, str]:
+    """Of MLflow's processes: its programs are beside our Python."""
+    return clean_environment() | SAFE | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def listening(arguments: Sequence[str], port: int, path: str) -> Iterator[None]:
+    """`mlflow ARGUMENTS` for as long as the block runs, once it answers."""
+    command = [sys.executable, "-m", "mlflow", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, env=environment(), stdout=quiet, stderr=quiet, start_new_session=True)
+    try:
+        until(lambda: process.poll() is not None or asked(f"http://127.0.0.1:{port}{path}") is not None)
+        assert process.poll() is None, "MLflow did not start"
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # it would take seconds to end by itself, and its workers are in its group
+        process.wait(timeout=PATIENCE_S)
+
+
+def until(condition) -> None:
+    """Look again and again."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s, "nothing moved on"
+        time.sleep(0.1)
+
+
+def asked(url: str, body: object = None) -> Any:
+    """What a URL answers, or None where nobody does."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.read().decode()
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server's place; it is down until it is started, and up from then on."""
+
+    folder: Path
+    port: int
+    running: ExitStack
+
+    @property
+    def uri(self) -> str:
+        """What clients are told."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Let it answer, unless it does."""
+        if asked(f"{self.uri}/health") is not None:
+            return
+        at = [
+            "--backend-store-uri",
+            f"sqlite:///{self.folder}/mlflow.db",
+            "--artifacts-destination",
+            str(self.folder / "files"),
+        ]
+        self.running.enter_context(listening(["server", *at, "--workers", "1"], self.port, "/health"))
+
+    def api(self, path: str, body: object = None) -> Any:
+        """One call of its REST interface."""
+        return json.loads(asked(f"{self.uri}/api/2.0/mlflow/{path}", body) or "{}")
+
+    def versions(self, model: str = "digits") -> dict[str, dict[str, str]]:
+        """Our versions that are registered, with their tags, oldest first."""
+        found = self.api(f"model-versions/search?filter=name%3D%27{model}%27").get("model_versions", [])
+        tagged = [{tag["key"]: tag["value"] for tag in one["tags"]} | {"number": one["version"]} for one in found]
+        return {tags["millrace.version"]: tags for tags in sorted(tagged, key=lambda tags: int(tags["number"]))}
+
+    def aliases(self, model: str = "digits") -> dict[str, str]:
+        """Alias -> our version."""
+        by_number = {tags["number"]: version for version, tags in self.versions(model).items()}
+        there = self.api(f"registered-models/get?name={model}").get("registered_model", {})
+        return {one["alias"]: by_number[one["version"]] for one in there.get("aliases", [])}
+
+    def move(self, alias: str, version: str) -> None:
+        """By hand, as in its web page."""
+        number = self.versions()[version]["number"]
+        self.api("registered-models/alias", {"name": "digits", "alias": alias, "version": number})
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that is down."""
+    with ExitStack() as running:
+        yield Server(tmp_path_factory.mktemp("server"), free_port(), running)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a pipeline with three versions."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipeline_in(folder, rows=300, text=PIPELINE + STEPS)
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        assert millrace(*words, cwd=folder).returncode == 0
+    return folder
+
+
+def listed(folder: Path) -> list[str]:
+    """Our versions, oldest first."""
+    return [line["version"] for line in json_lines(millrace("versions", "digits.toml", "--output", "json", cwd=folder).stdout)]
+
+
+def promote(folder: Path, version: str, alias: str = "champion") -> None:
+    """Decide here."""
+    words = ["promote", "digits.toml", version, "--alias", alias, "--reason", "test", "--yes"]
+    assert millrace(*words, cwd=folder).returncode == 0
+
+
+def mirror_once(folder: Path, server: Server, *more: str) -> subprocess.CompletedProcess[str]:
+    """One look."""
+    return millrace("mirror", "digits.toml", "--once", "--set", f"mlflow.uri={server.uri}", *more, cwd=folder)
+
+
+def test_what_was_decided_while_mlflow_was_down_is_there_once_it_is_up(folder: Path, server: Server) -> None:
+    """Versions, tags, aliases; one that was moved by hand is set back, or adopted where asked; `status` says how far."""
+    versions = listed(folder)
+    promote(folder, versions[0])
+    down = mirror_once(folder, server)
+    assert down.returncode == 1 and "MLflow at" in down.stderr and "Traceback" not in down.stderr
+    live = [*MILLRACE, "mirror", "digits.toml", "--set", f"mlflow.uri={server.uri}"]
+    with (folder / "mirror.log").open("wb") as said:
+        running = subprocess.Popen(live, cwd=folder, env=clean_environment(), stdout=said, stderr=said)
+    try:
+        until(lambda: b"It is tried again" in (folder / "mirror.log").read_bytes())
+        assert "Another process mirrors this pipeline" in mirror_once(folder, server).stderr
+        server.start()
+        until(lambda: server.aliases() == {"champion": versions[0]})
+        tags = server.versions()
+        assert list(tags) == versions
+        assert [one.get("millrace.parent") for one in tags.values()] == [None, *versions[:-1]]
+        promote(folder, versions[1])
+        promote(folder, versions[0], "last-good")
+        until(lambda: server.aliases() == {"champion": versions[1], "last-good": versions[0]})
+        server.move("champion", versions[2])
+        until(lambda: server.aliases()["champion"] == versions[1])
+    finally:
+        running.terminate()
+        assert running.wait(timeout=PATIENCE_S) == 0
+    server.move("champion", versions[2])
+    adopted = mirror_once(folder, server, "--set", "mlflow.moved_by_hand=adopt")
+    assert adopted.returncode == 0 and "the ledger has it now" in adopted.stderr
+    ledger = json_lines(millrace("log", "digits.toml", "--ledger", "--output", "json", cwd=folder).stdout)
+    assert (ledger[-1]["kind"], ledger[-1]["to"], ledger[-1]["why"]) == ("alias", versions[2], "moved by hand in MLflow")
+    status = millrace("status", "digits.toml", "--set", f"mlflow.uri={server.uri}", cwd=folder).stdout
+    assert f"{len(versions)} versions at {server.uri}" in status
+
+
+LOAD = """
+import json, sys
+import mlflow, numpy as np, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+rows = [json.loads(line) for line in sys.stdin]
+table = pd.DataFrame({name: [row[name] for row in rows] for name in ("x", "site")})
+print(json.dumps({name: value.tolist() for name, value in model.predict(table).items()}))
+"""
+
+
+def answers(folder: Path, rows: list[dict]) -> dict[str, list]:
+    """What a replica of ours answers to rows from the newest version."""
+    instance = Instance(load_pipeline(folder / "digits.toml"), folder / ".millrace" / "digits")
+    bundle = Archive(instance).version(listed(folder)[-1])
+    site = np.array([row["site"] for row in rows], dtype=object)
+    answer = bundle.predict([np.array([row["x"] for row in rows], dtype=float), site])
+    return {"scores": answer.scores.tolist(), "label": list(answer.labels)}
+
+
+def test_mlflow_loads_a_version_by_alias_and_from_a_folder_and_answers_as_we_do(folder: Path, server: Server) -> None:
+    """Bit for bit, with pickle forbidden; `mlflow models serve --env-manager local` too, over HTTP."""
+    rows = [{name: value for name, value in json.loads(row).items() if name != "label"} for row in flower_rows(20, seed=9)]
+    expected, exported = answers(folder, rows), folder / "exported"
+    assert millrace("export", "digits.toml", "newest", exported, cwd=folder).returncode == 0
+    promote(folder, "newest")
+    server.start()
+    assert mirror_once(folder, server).returncode == 0
+    for place in ("models:/digits@champion", str(exported)):
+        command = [sys.executable, "-c", LOAD, server.uri, place]
+        stdin = "\n".join(map(json.dumps, rows))
+        done = subprocess.run(
+            command, env=environment(), input=stdin, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+        assert done.returncode == 0 and json.loads(done.stdout) == expected, done.stderr
+    port = free_port()
+    with listening(["models", "serve", "--model-uri", str(exported), "--env-manager", "local"], port, "/ping"):
+        columns = ["x", "site"]
+        table = {"columns": columns, "data": [[row[name] for name in columns] for row in rows]}
+        for body in ({"dataframe_split": table}, {"inputs": {name: [row[name] for row in rows] for name in columns}}):
+            answer = json.loads(asked(f"http://127.0.0.1:{port}/invocations", body))
+            assert answer["predictions"] == expected
+
+
+def test_an_exported_folder_holds_data_alone_and_says_which_version(folder: Path) -> None:
+    """The same bytes twice; no code, no pickle; a changed byte is refused; a folder that holds something is not written to."""
+    for name in ("one", "two"):
+        assert millrace("export", "digits.toml", "newest", folder / name, cwd=folder).returncode == 0
+    files = {path.name: path.read_bytes() for path in (folder / "one").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (folder / "two").iterdir()}
+    assert set(files) >= {
+        "MLmodel",
+        "weights.safetensors",
+        "schema.json",
+        "manifest.json",
+        "requirements.txt",
+        "python_env.yaml",
+    }
+    assert opened(folder / "one").identity.version == listed(folder)[-1]
+    assert millrace("export", "digits.toml", "newest", folder / "one", cwd=folder).returncode == 2
+    (folder / "one" / "weights.safetensors").write_bytes(files["weights.safetensors"][:-1] + b"?")
+    with pytest.raises(Exception, match="sha256"):
+        opened(folder / "one")
