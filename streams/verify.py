@@ -91,7 +91,7 @@ def verify_version(recipe: Recipe, doors: Doors, version: str, nearest: bool, en
     run = _Run(recipe, doors, summary, report)
     fold, start = _before(run, mark, nearest)
     hosts: list[Host] = []
-    for entry in refold(fold, _span(run, start, mark.state_seq, hosts), doors.source, recipe.reader):
+    for entry in refold(fold, _span(run, start, mark.state_seq, hosts), doors.source, recipe.reader_of(run.fork)):
         report.entries += 1
         report.state_seq = entry.seq
         if enough():
@@ -103,10 +103,9 @@ def verify_version(recipe: Recipe, doors: Doors, version: str, nearest: bool, en
 
 def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
     """The newest whole state before a mark that the log can be folded on from, and its seq."""
-    assert run.summary.fork is not None
     low = {tp: first for tp, (first, _) in run.doors.source.bounds().items()}
-    for base in reversed([one for one in run.summary.marks if one.state_seq < mark.state_seq and (nearest or one.version)]):
-        fold = run.recipe.fold(run.summary.fork)
+    for base in reversed([one for one in run.summary.marks if 1 < one.state_seq < mark.state_seq and (nearest or one.version)]):
+        fold = run.recipe.fold(run.fork)
         try:
             fold.load(load_checkpoint(run.doors.store, base))
         except DamageError:
@@ -114,7 +113,7 @@ def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
         if all(low[tp] <= at for tp, at in fold.position.items()):
             run.report.base = f"version {base.version}" if base.version else f"checkpoint of seq {base.state_seq}"
             return fold, base.state_seq
-    fold = run.recipe.fold(run.summary.fork)
+    fold = _begun(run.recipe, run.doors, run.summary, run.report)
     if all(low[tp] <= at for tp, at in fold.position.items()):
         return fold, 0
     raise OffsetsGoneError(f"The log no longer has what a state before version {mark.version} goes on with.")
