@@ -172,11 +172,11 @@ def _caught_up(instance: Instance, fork: Fork) -> tuple[Worker, int]:
     pipeline, recipe = instance.loaded.pipeline, instance.recipe
     use_threads(pipeline.threads)
     doors = instance.doors(fork.branch)
+    progress = Progress(doors, fork)
     begin_fork(recipe, doors, fork)
     doors = replace(doors, source=Retraced(doors.source, _path(instance, fork)))
     opening = Opening(fork.branch, this_host(pipeline.threads), emits=False)
     worker = Worker(recipe, doors, pipeline.worker, opening)
-    progress = Progress(worker, doors, sum(fork.positions.values()))
     worker.run(progress)
     if progress.stopped:
         raise MillraceError(f"Stopped at seq {worker.seq}; nothing is lost. `millrace replay resume` goes on.")
@@ -193,10 +193,10 @@ def _path(instance: Instance, fork: Fork) -> list[tuple[str, int, int]]:
 class Progress:
     """Says on stderr how far a replay is; enough when the log has nothing more, or at the first SIGINT or SIGTERM."""
 
-    def __init__(self, worker: Worker, doors: Doors, start: int) -> None:
+    def __init__(self, doors: Doors, fork: Fork) -> None:
         self.stopped = False
-        self._doors, self._start = doors, start
-        self._begun_s, self._begun = time.monotonic(), worker.fold.records
+        self._doors, self._start = doors, sum(fork.positions.values())
+        self._begun: tuple[float, int] | None = None  # when, and after how many records
         self._told_s = 0.0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
@@ -213,8 +213,9 @@ class Progress:
 
     def _tell(self, worker: Worker) -> None:
         ends = sum(high for _, high in self._doors.source.bounds().values())
-        at = sum(self._doors.source.position.values())
-        rate = (worker.fold.records - self._begun) / max(time.monotonic() - self._begun_s, 1e-9)
+        at, records = sum(worker.fold.position.values()), worker.fold.records
+        began_s, begun = self._begun = self._begun or (time.monotonic(), records)
+        rate = (records - begun) / max(time.monotonic() - began_s, 1e-9)
         left = f", {(ends - at) / rate:.0f} s left" if rate else ""
         log.info("%s: %d of %d records%s", worker.branch, at - self._start, ends - self._start, left)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from millrace.learners.errors import EndedError, ReplacedError
+from millrace.learners.errors import ReplacedError
 from millrace.streams.branch import Doors, Recipe, load_part
 from millrace.streams.entries import End, Fork, Host, Mark, Parent
 from millrace.streams.exclusions import Exclusion
@@ -17,7 +17,7 @@ from millrace.streams.journal import Writer, summarise
 from millrace.streams.store import Store, read_manifest
 from millrace.streams.stream import Stream
 
-END_TRIES = 5  # against openers that are faster
+END_TRIES = 5  # against openers that are faster, and appends that land late
 
 
 def replay_fork(recipe: Recipe, doors: Doors, branch: str, version: Mark, exclude: Sequence[Exclusion]) -> Fork:
@@ -75,8 +75,8 @@ def end_branch(journal: Stream, branch: str, host: Host, cause: str, successor: 
     for left in range(END_TRIES - 1, -1, -1):
         try:
             _end(journal, branch, host, cause, successor)
-        except ReplacedError as error:
-            if not left or isinstance(error, EndedError):
+        except ReplacedError:  # it may have ended: by us, where an append of ours landed late, or otherwise
+            if not left:
                 raise
         else:
             return

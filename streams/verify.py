@@ -104,7 +104,7 @@ def verify_version(recipe: Recipe, doors: Doors, version: str, nearest: bool, en
 def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
     """The newest whole state before a mark that the log can be folded on from, and its seq."""
     low = {tp: first for tp, (first, _) in run.doors.source.bounds().items()}
-    for base in reversed([one for one in run.summary.marks if one.state_seq < mark.state_seq and (nearest or one.version)]):
+    for base in reversed([one for one in run.summary.marks if 1 < one.state_seq < mark.state_seq and (nearest or one.version)]):
         fold = run.recipe.fold(run.fork)
         try:
             fold.load(load_checkpoint(run.doors.store, base))
@@ -113,8 +113,9 @@ def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
         if all(low[tp] <= at for tp, at in fold.position.items()):
             run.report.base = f"version {base.version}" if base.version else f"checkpoint of seq {base.state_seq}"
             return fold, base.state_seq
-    if all(low[tp] <= at for tp, at in run.fork.positions.items()):
-        return _begun(run.recipe, run.doors, run.summary, run.report), 0
+    fold = _begun(run.recipe, run.doors, run.summary, run.report)
+    if all(low[tp] <= at for tp, at in fold.position.items()):
+        return fold, 0
     raise OffsetsGoneError(f"The log no longer has what a state before version {mark.version} goes on with.")
 
 

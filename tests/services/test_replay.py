@@ -29,6 +29,7 @@ from rooms import here, json_lines, millrace
 
 from millrace.learners.errors import NotCountedError
 from millrace.services import replay as replaying
+from millrace.services.certifying import prove_version
 from millrace.services.deciding import decide
 from millrace.streams.ledger import Target
 from millrace.streams.parts import pack
@@ -79,6 +80,9 @@ def test_the_replayed_model_is_the_one_that_never_saw_the_poison_and_takes_over(
     assert mended["counts"]["counts"] == {"learned": 2 * GOOD, "passed": BAD, "rejected": 0}
     certificate = instance(there).ledger().certificates[said["version"]]
     assert (certificate.verdict, certificate.base) == ("equal", f"version {versions(there)[0]}")
+    for nearest in (True, False):
+        proved = prove_version(instance(there), said["version"], nearest).proved
+        assert [mark.version for mark in proved] == [said["version"]], "by itself, as `millrace up` does it"
     compared = {line["what"]: line for line in lines(there, "replay", "diff")}
     assert compared["prequential_rows"] == {"what": "prequential_rows", "served": BAD + GOOD, "replayed": GOOD}
     assert compared["prequential_accuracy"]["replayed"] > compared["prequential_accuracy"]["served"]
