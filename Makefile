@@ -36,7 +36,7 @@ setup: .venv/.ready  ## make the environment that `make run` needs (.venv, edita
 run: .venv/.serve $(if $(DATA),.venv/.parquet)  ## watch a model learn and answer, be killed, resume and prove it (DATA=name for another stream)
 	.venv/bin/python -m millrace.services.story $(if $(DATA),--data $(DATA))
 
-up: .venv/.serve  ## learn and answer over HTTP until Ctrl-C (PIPELINE=file.toml)
+up: .venv/.serve  ## learn and answer over HTTP and gRPC until Ctrl-C (PIPELINE=file.toml)
 	.venv/bin/millrace up $(PIPELINE)
 
 test: lint  ## test the installed package: lint, types, doctests, all tests

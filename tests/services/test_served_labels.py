@@ -148,12 +148,11 @@ def test_a_label_that_cannot_be_taken_is_refused_with_its_reason_and_nothing_is_
 
 def test_status_shows_trainer_replicas_what_they_serve_and_what_they_recorded(up: Up) -> None:
     """Without Ray in the command; each replica says what it was told and what it answers."""
-    until(lambda: "replica_2" in status(up))
+    until(lambda: all("told to serve the newest of main" in status(up).get(f"replica_{at}", "") for at in (1, 2)))
     found = status(up)
     assert found["endpoint"].startswith(f"http://127.0.0.1:{up.port}") and "HAProxy" in found["endpoint"]
     assert found["trainer"].startswith("branch main, epoch ")
-    for at in (1, 2):
-        assert "told to serve the newest of main" in found[f"replica_{at}"] and "0 dropped" in found[f"replica_{at}"]
+    assert all("0 dropped" in found[f"replica_{at}"] for at in (1, 2))
 
 
 def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_twice(up: Up) -> None:

@@ -29,6 +29,8 @@ from millrace.streams.sqlite import connect
 for package in ("sklearn", "matplotlib", "plotext", "ray"):
     pytest.importorskip(package, reason=f"{package} (the extra demo) is not installed")
 
+pytestmark = pytest.mark.xdist_group("story")  # one worker plays it once
+
 STORY = [sys.executable, "-P", "-W", "error", "-m", "millrace.services.story"]
 NAME = "story-digits"
 SECONDS = 8.0  # of the stream; `make run` takes longer over it
