@@ -167,7 +167,8 @@ class Fold:
         foreign = np.array([by[row] != self.branch for row in taken.fresh], dtype=bool)
         if foreign.any():
             servable = self.learner.servable()
-            scores = servable.predict_many(Batch(x[foreign]))
+            rows = [servable.predict_many(Batch(row[None])) for row in x[foreign]]  # one by one: BLAS rounds by their number
+            scores = np.concatenate(rows)
             self.labels.answer(np.flatnonzero(foreign).tolist(), taken, servable.classes, scores)
 
     def _expire(self, step: Step, clock_ms: int) -> None:

@@ -76,11 +76,13 @@ def test_the_logs_disk_is_full_and_answers_go_on(up: Up) -> None:
     home = up.folder / ".millrace" / "digits"
     with load(up) as callers:
         until(lambda: len(callers.answers) > 50)
-        fill(home)
-        refused = send(up, 4000, 3)
-        full_s = time.monotonic()
-        until(lambda: len(callers.since(full_s)) > 300)
-        (home / "ballast").unlink()
+        try:
+            fill(home)
+            refused = send(up, 4000, 3)
+            full_s = time.monotonic()
+            until(lambda: len(callers.since(full_s)) > 300)
+        finally:
+            (home / "ballast").unlink()
     assert refused.returncode == 1 and "disk" in refused.stderr
     assert callers.failed == []
     learns(up, 4)

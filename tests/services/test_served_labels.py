@@ -133,7 +133,7 @@ def test_labels_sent_twice_early_conflicting_and_corrected_do_what_the_design_sa
 
 def test_a_label_that_cannot_be_taken_is_refused_with_its_reason_and_nothing_is_appended(up: Up) -> None:
     """400 over HTTP, INVALID_ARGUMENT over gRPC."""
-    before = status(up)["records"]
+    before = settled(up, lag_rows=0)["records"]
     code, _, said = called(up, "labels", {"labels": [{"id": "a", "label": "rose"}, {"id": "b", "label": 3}]})
     assert code == 400 and "labels[1].label" in said["error"]
     with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
@@ -143,7 +143,7 @@ def test_a_label_that_cannot_be_taken_is_refused_with_its_reason_and_nothing_is_
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     code, _, said = called(up, "infer", question(["x" * 600], 0, 3))
     assert code == 400 and "1 to 512 characters" in said["error"]
-    assert status(up)["records"] == before
+    assert settled(up, lag_rows=0)["records"] == before
 
 
 def test_status_shows_trainer_replicas_what_they_serve_and_what_they_recorded(up: Up) -> None:

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -179,5 +179,5 @@ def make_read_only(folder: Path) -> None:
 def fill(folder: Path, leave: int = 0) -> None:
     """Fill a ``small_disk`` up to ``leave`` bytes."""
     space = os.statvfs(folder)
-    with (folder / "ballast").open("wb") as file:
+    with (folder / "ballast").open("wb") as file, suppress(OSError):  # it may fill up meanwhile, which is as well
         file.write(bytes(max(0, space.f_bavail * space.f_bsize - leave)))
