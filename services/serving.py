@@ -30,7 +30,7 @@ from millrace.services.config import set_environment
 from millrace.services.endpoint import MAX_BYTES
 from millrace.services.instance import Instance
 from millrace.services.listeners import listeners
-from millrace.services.ports import PORTS, haproxy_that_ends, held_ports
+from millrace.services.ports import PORTS, held_ports
 
 if TYPE_CHECKING:
     from millrace.services.predictor import Serving
@@ -153,7 +153,7 @@ def prepare_environment(scratch: Path, block: int) -> str:
         for first, protocol in ((block, "HTTP"), (block + PORTS // 2, "GRPC")):
             settings |= {f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT": str(first)}
             settings |= {f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT": str(first + PORTS // 2)}
-        settings |= haproxy_that_ends(scratch) | {
+        settings |= {
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",

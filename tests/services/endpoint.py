@@ -47,7 +47,10 @@ class Up:
         try:
             connection.request("POST", "/v2/models/digits/infer", json.dumps(ROW))
             answer = connection.getresponse()
-            return {"status": answer.status, **json.loads(answer.read())}
+            heard = answer.read()
+            return {"status": answer.status, **(json.loads(heard) if heard.startswith(b"{") else {"said": heard})}
+        except (OSError, http.client.HTTPException) as error:
+            return {"status": 0, "said": repr(error)}
         finally:
             connection.close()
 

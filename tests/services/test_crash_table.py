@@ -34,11 +34,18 @@ def send(up: Up, rows: int, seed: int) -> subprocess.CompletedProcess[str]:
     return millrace("send", "digits.toml", "more.jsonl", cwd=up.folder)
 
 
+def seq_of(up: Up) -> int:
+    """Of the state that answers; a proxy that has just been replaced is waited for until it knows the replicas."""
+    heard: list[dict] = []
+    until(lambda: heard.append(up.ask()) or heard[-1]["status"] == 200)
+    return heard[-1]["parameters"]["seq"]
+
+
 def learns(up: Up, seed: int) -> None:
     """What is sent now is in the answers soon."""
-    seq = up.ask()["parameters"]["seq"]
+    seq = seq_of(up)
     assert send(up, 40, seed).returncode == 0
-    until(lambda: up.ask()["parameters"]["seq"] > seq)
+    until(lambda: seq_of(up) > seq)
 
 
 def test_serves_controller_dies_and_no_request_fails(up: Up) -> None:
@@ -56,7 +63,7 @@ def test_serves_controller_dies_and_no_request_fails(up: Up) -> None:
 
 def test_the_proxy_dies_and_connections_are_refused_until_it_is_back(up: Up) -> None:
     """Nothing else can listen on its port; learning goes on meanwhile, and the answers afterwards know what was learned."""
-    seq = up.ask()["parameters"]["seq"]
+    seq = seq_of(up)
     with load(up) as callers:
         until(lambda: len(callers.answers) > 50)
         dead = up.kill("haproxy")
@@ -68,7 +75,7 @@ def test_the_proxy_dies_and_connections_are_refused_until_it_is_back(up: Up) -> 
     kinds = {failed[:3] if failed[0].isdigit() else failed.partition("(")[0] for failed in callers.failed}
     broken = {"ConnectionRefusedError", "ConnectionResetError", "BrokenPipeError", "RemoteDisconnected"}
     assert kinds <= broken | {"404", "503"}, kinds  # these two: it is back and has not been told of a replica yet
-    until(lambda: up.ask()["parameters"]["seq"] > seq)
+    until(lambda: seq_of(up) > seq)
 
 
 def test_the_logs_disk_is_full_and_answers_go_on(up: Up) -> None:
