@@ -13,7 +13,8 @@ from pathlib import Path
 
 from millrace.learners.errors import BusyError
 
-PORTS = 100  # of an instance's replicas: half of them for HTTP, half for gRPC
+PORTS = 100  # of an instance: half of them for HTTP, half for gRPC
+OWN = 10  # the first of them: the proxy's own, never those that the kernel hands out to connections
 TRIES = 50  # to find so many
 
 
@@ -29,7 +30,7 @@ def held_ports() -> Iterator[int]:
         lock = os.open(Path(tempfile.gettempdir()) / f"millrace-ports-{first}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for port in (*range(first, first + 8), *range(first + PORTS // 2, first + PORTS // 2 + 8)):
+            for port in (*range(first, first + 2 * OWN), *range(first + PORTS // 2, first + PORTS // 2 + 8)):
                 with socket.socket() as probe:
                     probe.bind(("", port))
         except OSError:

@@ -31,6 +31,8 @@ log = logging.getLogger("millrace")
 
 APPLICATION = "millrace"
 KEEP_S = 1.0  # between two looks of the keeper
+FIRST_S = 5.0  # for a new replica to find something to answer from
+LOOK_S = 0.02  # between two looks whether it has
 TELL_S = 2.0  # between two words of a replica about itself
 REPLICA_CPUS = 0.1  # logical ones, for placement; BLAS uses one thread
 IN_FLIGHT = 2048  # requests a replica holds at a time; what it works on is bounded in bytes, by ``Bodies`` and ``Pool``
@@ -56,6 +58,7 @@ class Predictor(Calls):
     def __init__(self, serving: Serving, _keeper: Any) -> None:
         use_threads(1)
         self._serving = serving
+        self._first_look_until_s = time.monotonic() + FIRST_S
         self._name = serve.get_replica_context().replica_tag
         self._subscriber = Subscriber(current_name(serving.instance))
         self._follower = Follower(serving.instance, self._subscriber)
@@ -108,8 +111,14 @@ class Predictor(Calls):
             "trainer": {"branch": self._serving.branch} | ({"running": False} if trainer is None else asdict(trainer)),
         }
 
-    def check_health(self) -> None:
-        """Raises: MillraceError where following has ended; Serve then makes another replica."""
+    async def check_health(self) -> None:
+        """The first look waits, for a while, until there is something to answer from: until then Serve sends nothing here.
+
+        Raises: MillraceError where following has ended; Serve then makes another replica.
+        """
+        until_s, self._first_look_until_s = self._first_look_until_s, 0.0
+        while self._follower.held is None and time.monotonic() < until_s and not self._following.done():
+            await asyncio.sleep(LOOK_S)
         if self._following.done():
             raise MillraceError(f"This replica no longer follows the ledger: {self._following.exception()!r}.")
 

