@@ -182,9 +182,9 @@ def status(instance: Instance, branch: str) -> None:
 
     Example: millrace status digits.toml
     """
-    from millrace.services import asking, looking, mirror
+    from millrace.services import endpoint_status, looking, mirror
 
-    facts = looking.status(instance, branch) | mirror.standing_of(instance) | asking.served(instance)
+    facts = looking.status(instance, branch) | mirror.standing_of(instance) | endpoint_status.served(instance)
     show([{"what": name, "value": value} for name, value in facts.items()])
 
 

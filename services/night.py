@@ -19,7 +19,7 @@ import numpy as np
 from millrace.learners.detectors import Alarm
 from millrace.learners.errors import MillraceError, NotProvedError
 from millrace.services import datasets
-from millrace.services.asker import Asked, asking
+from millrace.services.callers import Asked, asking
 from millrace.services.follower import Archive
 from millrace.services.instance import BRANCH
 from millrace.services.processes import COMMAND, Processes, finish

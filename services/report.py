@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from millrace.services.asker import Asked
+from millrace.services.callers import Asked
 from millrace.services.evidence import MEASURES, Evidence, Resumed, windows
 from millrace.services.night import POISON_ROWS, PRODUCER, Night
 

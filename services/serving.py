@@ -24,10 +24,10 @@ import msgspec
 
 from millrace.learners.errors import BusyError, ConfigError, MillraceError
 from millrace.services.access import SCOPES, Access, access, own_token, read_tokens
-from millrace.services.asking import found, overview, place, placed, refuse_second
 from millrace.services.companion import companion
 from millrace.services.config import set_environment
 from millrace.services.endpoint import MAX_BYTES
+from millrace.services.endpoint_status import found, overview, place, placed, refuse_second
 from millrace.services.instance import Instance
 from millrace.services.listeners import listeners
 from millrace.services.ports import OWN, PORTS, held_ports

@@ -15,9 +15,9 @@ import msgspec
 
 from millrace.learners.errors import MillraceError
 from millrace.services import datasets
-from millrace.services.asker import Where
-from millrace.services.asking import found, overview
+from millrace.services.callers import Where
 from millrace.services.config import load_pipeline
+from millrace.services.endpoint_status import found, overview
 from millrace.services.instance import BRANCH, Instance
 from millrace.services.processes import Process, Processes
 from millrace.streams.outputs import Output

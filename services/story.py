@@ -25,7 +25,7 @@ import numpy as np
 
 from millrace.learners.errors import MillraceError, NotProvedError
 from millrace.services import datasets, plots
-from millrace.services.asker import Asked, asking
+from millrace.services.callers import Asked, asking
 from millrace.services.config import home_folder
 from millrace.services.errors import FAILED, exit_code
 from millrace.services.evidence import account, gather

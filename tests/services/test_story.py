@@ -15,7 +15,7 @@ import pytest
 from endpoint import command_of, descendants, until
 
 from millrace.learners.errors import MillraceError, NotProvedError
-from millrace.services.asker import Asked
+from millrace.services.callers import Asked
 from millrace.services.config import load_pipeline
 from millrace.services.datasets import held_out
 from millrace.services.errors import exit_code
