@@ -17,6 +17,7 @@ from millrace.streams.branch import Doors, Recipe
 from millrace.streams.codec import Codec
 from millrace.streams.ledger import Ledger
 from millrace.streams.retention import Retention
+from millrace.streams.segments import Journal
 from millrace.streams.served import ServedCodec
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.store import FolderStore
@@ -82,9 +83,9 @@ class Instance:
         retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
         return Doors(source, log, self.journal(branch), self.store(), retention)
 
-    def journal(self, branch: str) -> SqliteStream:
-        """The journal of a branch."""
-        return SqliteStream(self.journal_path(branch))
+    def journal(self, branch: str) -> Journal:
+        """The journal of a branch, whole: what its stream has deleted is read from the store."""
+        return Journal(SqliteStream(self.journal_path(branch)), self.store(), branch)
 
     def journal_path(self, branch: str) -> Path:
         """Where the journal of a branch lies."""

@@ -18,7 +18,7 @@ from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark, decode_entry
 from millrace.streams.exclusions import words
 from millrace.streams.host import this_host
-from millrace.streams.journal import Cursor, Summary, summarise
+from millrace.streams.journal import Cursor, Summary, summarise, take_in
 from millrace.streams.ledger import Certificate, append_decision
 from millrace.streams.outputs import Output
 from millrace.streams.verify import Report, verify
@@ -162,8 +162,10 @@ def proven(report: Report) -> str:
 
 def _marked(instance: Instance, branch: str) -> list[Mark] | None:
     """The branch's marks, or None where its journal is damaged, which is a finding of its own."""
+    summary = Summary()
     try:
-        return summarise(instance.journal(branch), branch).marks
+        take_in(summary, instance.journal(branch), branch)
+        return summary.marks
     except DamageError:
         return None
 

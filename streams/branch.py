@@ -16,7 +16,7 @@ from millrace.streams.drifting import Drift
 from millrace.streams.entries import Act, Entry, Fork, Mark, Step
 from millrace.streams.exclusions import Excluding, Reader
 from millrace.streams.fold import Fold, is_truth
-from millrace.streams.journal import Cursor, Summary, Writer, counted
+from millrace.streams.journal import Cursor, Summary, Writer
 from millrace.streams.labels import LabelJoin, LabelRules
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.parts import pack, sha256, unpack
@@ -24,7 +24,7 @@ from millrace.streams.retention import Retention
 from millrace.streams.schema import Schema, leaves
 from millrace.streams.served import Served, ServedCodec
 from millrace.streams.source import Producer, Source
-from millrace.streams.store import Manifest, Part, Store, read_manifest, state_sha256
+from millrace.streams.store import Manifest, Part, Segment, Store, read_manifest, state_sha256
 from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
@@ -214,7 +214,7 @@ def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, Value]]:
 
     Raises: DamageError naming the first part that is missing or not what was stored.
     """
-    return {name: _part(store, mark, name, part) for name, part in _manifest(store, mark).parts.items()}
+    return {name: _part(store, mark, name, part) for name, part in manifest_of(store, mark).parts.items()}
 
 
 def load_part(store: Store, mark: Mark, name: str) -> dict[str, Value]:
@@ -222,14 +222,15 @@ def load_part(store: Store, mark: Mark, name: str) -> dict[str, Value]:
 
     Raises: DamageError naming it where it is missing or not what was stored.
     """
-    return _part(store, mark, name, _manifest(store, mark).parts[name])
+    return _part(store, mark, name, manifest_of(store, mark).parts[name])
 
 
 def _part(store: Store, mark: Mark, name: str, part: Part) -> dict[str, Value]:
     return unpack(store.get(mark.branch, part.sha256), f"branch {mark.branch}, seq {mark.state_seq}, part {name}")
 
 
-def _manifest(store: Store, mark: Mark) -> Manifest:
+def manifest_of(store: Store, mark: Mark) -> Manifest:
+    """What the checkpoint that a mark names is made of. Raises: DamageError where it is missing, damaged or another state's."""
     if mark.checkpoint is None:
         raise DamageError(f"The mark of seq {mark.state_seq} names no checkpoint.")
     manifest = read_manifest(store, mark.branch, mark.checkpoint)
@@ -238,13 +239,18 @@ def _manifest(store: Store, mark: Mark) -> Manifest:
     return manifest
 
 
-def save_checkpoint(store: Store, branch: str, seq: int, parts: Mapping[str, Mapping[str, Value]]) -> tuple[str, Manifest]:
-    """Store the parts and their manifest; the checkpoint's name and what is in it. Counts only once a mark names it."""
+def save_checkpoint(
+    store: Store, branch: str, seq: int, parts: Mapping[str, Mapping[str, Value]], segment: Segment | None = None
+) -> tuple[str, Manifest]:
+    """Store the parts and their manifest; the checkpoint's name and what is in it. Counts only once a mark names it.
+
+    A version's says, in ``segment``, where the journal entries are that led to it.
+    """
     listed = {}
     for name, part in parts.items():
         blob = pack(part)
         listed[name] = Part(store.put(branch, blob), len(blob), is_truth(name))
-    manifest = Manifest(1, branch, seq, state_sha256(listed), listed)
+    manifest = Manifest(1, branch, seq, state_sha256(listed), listed, segment)
     return store.put(branch, msgspec.json.encode(manifest)), manifest
 
 
@@ -252,11 +258,6 @@ def state_hash(parts: Mapping[str, Mapping[str, Value]]) -> str:
     """The hash of a state from its parts: of those that are its record of truth."""
     blobs = {name: pack(parts[name]) for name in parts if is_truth(name)}
     return state_sha256({name: Part(sha256(blob), len(blob), True) for name, blob in blobs.items()})
-
-
-def entries_after(journal: Stream, branch: str, seq: int) -> Iterator[Entry]:
-    """The counted entries with a higher seq."""
-    return (entry for entry in counted(journal, branch, Cursor()) if entry.seq > seq)
 
 
 def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Reader) -> Iterator[Entry]:

@@ -63,7 +63,7 @@ def _copied(store: Store, fork: Fork) -> str:
     parts = {name: part for name, part in manifest.parts.items() if name != "detectors" or fork.detector_from is not None}
     for part in parts.values():
         store.put(fork.branch, store.get(branch, part.sha256))
-    own = msgspec.structs.replace(manifest, branch=fork.branch, state_seq=1, parts=parts)
+    own = msgspec.structs.replace(manifest, branch=fork.branch, state_seq=1, parts=parts, segment=None)
     return store.put(fork.branch, msgspec.json.encode(own))
 
 

@@ -58,8 +58,8 @@ def output_record(step: Step, fold: Fold) -> Record:
         waiting=fold.waiting,
         counts=msgspec.structs.asdict(fold.counts) | ({} if join is None else {"labels": join.settled}),
         clock_ms=fold.clock_ms,
-        scores=_plain(fold.scores.totals),
-        served_scores=None if join is None else _plain(fold.served_scores.totals),
+        scores=plain_totals(fold.scores.totals),
+        served_scores=None if join is None else plain_totals(fold.served_scores.totals),
         alarms=[] if fold.drift is None else fold.drift.alarms,
         newest_alarm=None if fold.drift is None else fold.drift.newest,
         labels=None if join is None else _late(join),
@@ -73,7 +73,8 @@ def _late(join: LabelJoin) -> dict[str, int]:
     return msgspec.structs.asdict(join.counts) | now
 
 
-def _plain(totals: ClassScores | ValueScores) -> dict[str, Value]:
+def plain_totals(totals: ClassScores | ValueScores) -> dict[str, Value]:
+    """Totals as JSON has them."""
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in asdict(totals).items()}
 
 
