@@ -15,7 +15,9 @@ from millrace.streams.codec import Codec
 from millrace.streams.entries import Host
 from millrace.streams.parts import pack
 from millrace.streams.records import Event
+from millrace.streams.retention import Retention
 from millrace.streams.schema import Field, Label, Schema
+from millrace.streams.segments import Journal
 from millrace.streams.source import ListProducer, ListSource
 from millrace.streams.store import ListStore
 from millrace.streams.stream import ListStream
@@ -136,10 +138,16 @@ class Rooms:
     store: ListStore = field(default_factory=ListStore)
     producer: ListProducer = field(default_factory=ListProducer)
     read_rows: int = 5
+    retention: Retention | None = None
 
     def doors(self) -> Doors:
         """Doors of a new process: a source at its beginning, the rest as it was left."""
-        return Doors(ListSource(self.items, read_rows=self.read_rows), self.producer, self.journal, self.store)
+        source = ListSource(self.items, read_rows=self.read_rows)
+        return Doors(source, self.producer, self.whole_journal(), self.store, self.retention)
+
+    def whole_journal(self) -> Journal:
+        """The journal, and before it what segments have of it."""
+        return Journal(self.journal, self.store, "main")
 
     def worker(self, kind: type[Worker] = Worker, config: WorkerConfig = SMALL, how: Recipe | None = None) -> Worker:
         """A new process's worker on branch main."""
