@@ -18,8 +18,9 @@ class Algorithm:
     config: type[Any]  # a frozen dataclass that checks itself
     learner: Callable[[Any, int, int], Learner]  # (config, d, seed) -> an untaught learner
     servable: Callable[[dict[str, Value]], Servable]  # from a servable's arrays() -> one with equal answers
+    abilities: tuple[str, ...] = ()  # methods of the learner beside the five of every learner; see ``protocol.py``
 
 
 LEARNERS: dict[str, Algorithm] = {
-    "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays),
+    "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays, ("discount",)),
 }

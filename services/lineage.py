@@ -98,7 +98,7 @@ class Genealogy:
         since = 0 if parent is None else parent.state_seq
         for act in reversed(self._told[mark.branch].acts):
             if since < act.seq <= mark.state_seq:
-                return f"{act.cause}: {act.op}, {act.evidence}"
+                return f"{act.cause}: {act.words}, {act.evidence}"
         return f"worker.version_rows = {self.instance.loaded.pipeline.worker.version_rows}, or the end of a run"
 
     def _parent(self, mark: Mark) -> Mark | None:

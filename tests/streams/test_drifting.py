@@ -25,9 +25,9 @@ FLIP = 700  # from here on every label is the other one
 STEPS = WorkerConfig(step_rows=50, step_ms=0, checkpoint_rows=170, keep=2, window_rows=1000)
 
 
-def flipped(rows: int = ROWS, flip: int = FLIP) -> list[Event]:
+def flipped(rows: int = ROWS, flip: int = FLIP, seed: int = 4) -> list[Event]:
     """Rows whose label follows from x, and from the other side of it after the flip."""
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(seed)
     x = rng.integers(-9, 10, (rows, 3))
     x[x[:, 0] == 0, 0] = 1
     names = [("left", "right")[int((row[0] > 0) != (at >= flip))] for at, row in enumerate(x)]
@@ -35,9 +35,10 @@ def flipped(rows: int = ROWS, flip: int = FLIP) -> list[Event]:
     return [Event(at, START_MS + 40 * at, None, b"", value) for at, value in enumerate(values)]
 
 
-def watching(act: str = "version") -> Recipe:
+def watching(act: str = "version", **more) -> Recipe:
     """The small pipeline with one detector."""
-    return replace(recipe(), drift=DriftConfig(false_alarm_rows=2000, per_class=False, act=act))
+    keys = {"relearn_rows": 70} | more
+    return replace(recipe(), drift=DriftConfig(false_alarm_rows=2000, per_class=False, act=act, **keys))
 
 
 def rooms(events: list[Event] | None = None) -> Rooms:
@@ -90,7 +91,7 @@ def test_without_drift_there_is_no_alarm_and_no_act() -> None:
     assert entries(found, Act) == [] and [one for one in alarms(found) if one["direction"] == "worse"] == []
 
 
-@pytest.mark.parametrize("act", ["reset", "discount"])
+@pytest.mark.parametrize("act", ["reset", "discount", "relearn"])
 def test_an_act_that_changes_the_learner_helps_and_is_proved(act: str) -> None:
     """Right after the flip it answers better than a learner that only carries on; `verify` folds it to the same bytes."""
     right = {}
@@ -105,7 +106,7 @@ def test_an_act_that_changes_the_learner_helps_and_is_proved(act: str) -> None:
     assert right[act] > right["version"] + 100
 
 
-@pytest.mark.parametrize(("act", "every"), [("version", 5), ("reset", 3)])
+@pytest.mark.parametrize(("act", "every"), [("version", 5), ("reset", 3), ("relearn", 3)])
 def test_a_crash_between_any_two_phases_changes_no_byte_and_no_act(act: str, every: int) -> None:
     """Also between the step that raised the alarm and its act, and between the act and its version."""
     whole = rooms()
@@ -123,7 +124,7 @@ def test_a_crash_between_any_two_phases_changes_no_byte_and_no_act(act: str, eve
         run_to_end(worker, ROWS)
         assert everything(worker) == expected, f"after phase {count}"
         (again,) = entries(found, Act)
-        assert again.op == one.op and alarms(found) == alarms(whole)
+        assert (again.op, again.args) == (one.op, one.args) and alarms(found) == alarms(whole)
         assert [mark.version for mark in entries(found, Mark) if mark.state_seq >= again.seq and mark.version], "its version"
 
 
