@@ -9,6 +9,7 @@ from typing import Any
 from millrace.learners.linear import LinearServable
 from millrace.learners.protocol import Learner, Servable, Value
 from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.learners.softmax import Softmax, SoftmaxConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +24,5 @@ class Algorithm:
 
 LEARNERS: dict[str, Algorithm] = {
     "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays, ("discount",)),
+    "softmax": Algorithm(SoftmaxConfig, Softmax, LinearServable.from_arrays, ("raise_rate",)),
 }
