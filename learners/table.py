@@ -9,6 +9,7 @@ from typing import Any
 from millrace.learners.linear import LinearServable
 from millrace.learners.protocol import Learner, Servable, Value
 from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.learners.softmax import Softmax, SoftmaxConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +19,10 @@ class Algorithm:
     config: type[Any]  # a frozen dataclass that checks itself
     learner: Callable[[Any, int, int], Learner]  # (config, d, seed) -> an untaught learner
     servable: Callable[[dict[str, Value]], Servable]  # from a servable's arrays() -> one with equal answers
+    abilities: tuple[str, ...] = ()  # methods of the learner beside the five of every learner; see ``protocol.py``
 
 
 LEARNERS: dict[str, Algorithm] = {
-    "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays),
+    "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays, ("discount",)),
+    "softmax": Algorithm(SoftmaxConfig, Softmax, LinearServable.from_arrays, ("raise_rate",)),
 }

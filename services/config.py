@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from millrace.learners.detectors import DriftConfig
+from millrace.learners.detectors import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
 from millrace.streams.labels import LabelRules
@@ -25,7 +25,7 @@ from millrace.streams.schema import Field, Label, Schema, leaves
 from millrace.streams.worker import WorkerConfig
 
 ENVIRONMENT = "MILLRACE__"
-OFFERED_ACTS = ("version", "discount", "reset")  # of those that an alarm may lead to
+NEEDS = {"discount": "discount", "raise-rate": "raise_rate"}  # drift.act -> the ability that its learner must have
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
@@ -119,8 +119,6 @@ class Pipeline:
             raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
         Schema(self.fields, self.label, self.weight)  # refuses names that stand twice
         self._check_labels()
-        if self.drift is not None and self.drift.act not in OFFERED_ACTS:
-            raise ValueError(f"drift.act = {self.drift.act!r}: this release offers {', '.join(OFFERED_ACTS)}")
 
     def _check_labels(self) -> None:
         if self.labels is None:
@@ -154,7 +152,7 @@ class Pipeline:
     @property
     def declared(self) -> bytes:
         """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
-        given = {"labels": self.labels, "drift": self.drift}
+        given = {"labels": self.labels, "drift": self.drift and self.drift.declared}
         more = {name: table for name, table in given.items() if table is not None}
         return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed} | more, order="sorted")
 
@@ -192,7 +190,19 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
     if own.get("task", pipeline.label.task) != pipeline.label.task:
         raise ConfigError(f"{path}: learner.task = {own['task']!r}, but the label's type says {pipeline.label.task!r}.")
     learner = _convert(own | task, LEARNERS[kind].config, "learner", path)
+    _refuse_unable(pipeline.drift, kind, path)
     return Loaded(replace(pipeline, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
+
+
+def _refuse_unable(drift: DriftConfig | None, kind: str, path: Path) -> None:
+    """Raise where an alarm is to lead to what the learner cannot do."""
+    able = LEARNERS[kind].abilities
+    if drift is not None and (need := NEEDS.get(drift.act, "")) and need not in able:
+        offered = [act for act in ACTS if act not in NEEDS or NEEDS[act] in able]
+        raise ConfigError(
+            f"{path}: drift.act = {drift.act!r}: learner {kind} cannot do that ({need} is none of its abilities). "
+            f"With it there are: {', '.join(offered)}."
+        )
 
 
 def home_folder(flag: str | None) -> Path:
@@ -289,7 +299,7 @@ def _refuse_unknown(raw: Any, kind: Any, prefix: str, path: Path) -> None:
     if get_origin(kind) is tuple and isinstance(raw, list):
         for at, item in enumerate(raw):
             _refuse_unknown(item, get_args(kind)[0], f"{prefix}[{at}]", path)
-    kind = next((choice for choice in get_args(kind) if is_dataclass(choice)), kind) if get_origin(kind) is UnionType else kind
+    kind = _record(kind)
     if not is_dataclass(kind) or not isinstance(raw, dict):
         return
     hints = get_type_hints(kind)
@@ -298,6 +308,11 @@ def _refuse_unknown(raw: Any, kind: Any, prefix: str, path: Path) -> None:
         if key not in hints:
             raise ConfigError(f"{path}: {name} = {value!r}: there is no such key.{_nearest(key, hints)}")
         _refuse_unknown(value, hints[key], name, path)
+
+
+def _record(kind: Any) -> Any:
+    """The record of a table that may be left out; else the kind itself."""
+    return next((choice for choice in get_args(kind) if is_dataclass(choice)), kind) if get_origin(kind) is UnionType else kind
 
 
 def _nearest(word: str, names: Iterable[str]) -> str:
@@ -328,6 +343,7 @@ def _value_at(raw: Any, where: str) -> Any:
 def _options(kind: Any, where: str) -> tuple[str, ...]:
     """The words that may stand at a place, where it takes one of several."""
     for step in _steps(where):
+        kind = _record(kind)
         if step.isdigit():
             kind = get_args(kind)[0]
         elif is_dataclass(kind):

@@ -46,6 +46,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     if output is not None and output.branch == branch:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
         facts |= _late(output) | _alarm(output.newest_alarm)
+    facts |= _acted(summary)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
     ledger = instance.ledger()
     facts |= {f"alias_{name}": version for name, version in sorted(ledger.aliases.items())}
@@ -91,6 +92,15 @@ def _alarm(alarm: Alarm | None) -> dict[str, Any]:
     new = f"; classes first seen then: {', '.join(alarm.new_classes)}" if alarm.new_classes else ""
     since = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
     return {"alarm": f"{alarm.detector}: {since}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
+
+
+def _acted(summary: Summary) -> dict[str, Any]:
+    """What the newest alarm that was acted on led to, in words."""
+    act = summary.act
+    if act is None:
+        return {}
+    version = next((mark.version for mark in summary.marks if mark.version is not None and mark.state_seq >= act.seq), None)
+    return {"act": f"{act.words} at seq {act.seq}, after {act.cause} {act.evidence}; version: {version or 'on its way'}"}
 
 
 def _late(output: Output) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
@@ -26,8 +27,11 @@ from millrace.streams.served import Served, ServedCodec
 from millrace.streams.source import Producer, Source
 from millrace.streams.store import Manifest, Part, Segment, Store, read_manifest, state_sha256
 from millrace.streams.stream import Stream
+from millrace.streams.window import Window
 
 log = logging.getLogger("millrace")
+
+Carried = TypeVar("Carried")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class Recipe:
         fold.branch = fork.branch
         if self.drift is not None:
             fold.drift = Drift(self.drift, self.seed)
+            fold.window = Window(self.drift.relearn_rows) if self.drift.act == "relearn" else None
         if self.labels is not None:
             fold.labels = LabelJoin(self.labels, self.schema.label, sha256(self.schema.declared))
         return fold
@@ -191,8 +196,8 @@ def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
     try:
         manifest = read_manifest(store, branch, str(fork.learner_from))
         places = {name: f"branch {branch}, seq {seq}, part {name}" for name in manifest.parts}
-        names = [name for name in places if name != "detectors" or fork.detector_from is not None]
-        fold.load({name: unpack(store.get(branch, manifest.parts[name].sha256), places[name]) for name in names})
+        parts = carried(fork, manifest.parts)
+        fold.load({name: unpack(store.get(branch, part.sha256), places[name]) for name, part in parts.items()})
     except DamageError as error:
         raise DamageError(
             f"Branch {fork.branch} begins at version {branch}.{seq}, and neither its own copy of that state nor the version "
@@ -200,6 +205,15 @@ def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
         ) from error
     check_start(fork, fold, manifest.state_sha256)
     return fold
+
+
+def carried(fork: Fork, parts: Mapping[str, Carried]) -> dict[str, Carried]:
+    """Those parts of a version that a fork begins with: all but its detectors, unless the fork says whose go on.
+
+    A replay's are fresh ones: they are to judge what it learns now, not what its parent did (journal.md, rule 9).
+    """
+    fresh = {"detectors"} if fork.parent is not None and fork.detector_from is None else set()
+    return {name: part for name, part in parts.items() if name not in fresh}
 
 
 def check_start(fork: Fork, fold: Fold, found: str) -> None:

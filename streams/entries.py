@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from millrace.learners.detectors import FollowUp
 from millrace.streams.exclusions import Exclusion
 from millrace.streams.sealed import unseal
 from millrace.streams.source import Position, Topic
@@ -88,10 +89,15 @@ class Step(_Entry, frozen=True, kw_only=True):
 class Act(_Entry, frozen=True, kw_only=True):
     """The live writer decided something that changes what follows. Folding applies it and decides nothing."""
 
-    op: Literal["version", "discount", "reset"]  # version: nothing but a mark; the others change the learner, then a mark
-    args: dict[str, float] = {}
+    op: FollowUp  # version: nothing but a mark; the others change the learner, then a mark
+    args: dict[str, int | float] = {}
     cause: Literal["detector", "operator"]
     evidence: str  # BRANCH.SEQ of the step whose output has the alarms, or what the operator gave as a reason
+
+    @property
+    def words(self) -> str:
+        """What was done, such as ``relearn (rows = 300)``."""
+        return self.op + (f" ({', '.join(f'{name} = {value}' for name, value in self.args.items())})" if self.args else "")
 
 
 class Mark(_Entry, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from millrace.learners.errors import DamageError, EndedError, ReplacedError
-from millrace.streams.entries import End, Entry, Fork, Host, Mark, Open, StateName, Step, decode_entry
+from millrace.streams.entries import Act, End, Entry, Fork, Host, Mark, Open, StateName, Step, decode_entry
 from millrace.streams.sealed import seal
 from millrace.streams.segments import Journal
 from millrace.streams.source import Position
@@ -109,6 +109,7 @@ class Summary:
 
     fork: Fork | None = None
     marks: list[Mark] = field(default_factory=list)  # oldest first
+    act: Act | None = None  # the newest
     end: Cursor = field(default_factory=Cursor)
     position: Position = field(default_factory=dict)  # the next offset of every partition, after the newest step
 
@@ -170,6 +171,8 @@ def take_in(summary: Summary, stream: Stream, branch: str) -> None:
             summary.position.update({tp: stop for tp, _, stop, _, _ in entry.reads})
         elif isinstance(entry, Mark):
             summary.marks.append(entry)
+        elif isinstance(entry, Act):
+            summary.act = entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,17 @@ import numpy as np
 
 from millrace.learners.errors import DamageError, MillraceError, MissingPartError, OffsetsGoneError, TooSlowError
 from millrace.learners.protocol import Value
-from millrace.streams.branch import Doors, Recipe, check_start, load_checkpoint, manifest_of, refold, start, state_hash
+from millrace.streams.branch import (
+    Doors,
+    Recipe,
+    carried,
+    check_start,
+    load_checkpoint,
+    manifest_of,
+    refold,
+    start,
+    state_hash,
+)
 from millrace.streams.entries import Entry, Fork, Host, Mark, Open, decode_entry
 from millrace.streams.fold import Fold, is_truth
 from millrace.streams.host import same_numerics, this_host, use_threads
@@ -323,10 +333,9 @@ def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
     if not exact and stored is None:
         run.report.unproved.append(mark)  # another kind of host, and nothing to compare with within a tolerance
         return
-    names = {name for name in parts if not (exact and is_truth(name))} - (set() if exact else {"detectors"})  # of ties, too
+    compared = carried(run.fork, parts) if mark.state_seq == 1 else parts
+    names = {name for name in compared if not (exact and is_truth(name))} - (set() if exact else {"detectors"})  # of ties, too
     tolerance = DERIVED_TOLERANCE if exact else max(fold.learner.tolerance, DERIVED_TOLERANCE)
-    if stored is not None and "detectors" not in stored:  # the start of a replay: its detectors are fresh ones
-        names -= {"detectors"}
     far = {name: difference(parts[name], stored.get(name, {})) for name in sorted(names)} if stored is not None else {}
     if beyond := [name for name, distance in far.items() if distance > tolerance]:
         run.report.findings.append(Finding(f"Folding the log again gives another {', '.join(beyond)} part.", mark))

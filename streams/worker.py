@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from millrace.learners.errors import TooManyRejectedError
 from millrace.streams.branch import Doors, Recipe, begin, check_retention, refold, restore, warn_of_retention
@@ -29,7 +28,6 @@ from millrace.streams.snapshots import Snapshot, Snapshots
 
 PAUSE_S = 0.005  # between two looks at a source that had nothing
 NEVER = 1 << 62  # a seq that no entry has
-DISCOUNT = 0.1  # the weight that past rows keep when an alarm leads to ``discount``
 CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch: about a second
 
 
@@ -304,13 +302,13 @@ class Worker:
         step, drift = self._undecided, self.fold.drift
         if step is None or drift is None:
             return
-        op: Any = drift.config.act
+        held = 0 if self.fold.window is None else self.fold.window.held
         act = Act(
             branch=self.branch,
             seq=self._writer.next_seq,
             epoch=self.epoch,
-            op=op,
-            args={"keep": DISCOUNT} if op == "discount" else {},
+            op=drift.config.act,
+            args=drift.follow_up(self.fold.counts.learned, held),
             cause="detector",
             evidence=f"{self.branch}.{step.seq}",
         )

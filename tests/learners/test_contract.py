@@ -34,6 +34,12 @@ def ridge(**config: Any) -> Make:
     return lambda: algorithm.learner(algorithm.config(solve_rows=SOLVE_ROWS, **config), D, 3)
 
 
+def stepping(**config: Any) -> Make:
+    """Makes a softmax regression of the table with this config; its steps fit neither lessons nor batches."""
+    algorithm = LEARNERS["softmax"]
+    return lambda: algorithm.learner(algorithm.config(step_rows=7, warm_up_rows=100, **config), D, 3)
+
+
 def classes(seed: int) -> Batch:
     """Rows of four classes with weights; the fourth is first seen in the batch of seed 1."""
     rng = np.random.default_rng(seed)
@@ -55,6 +61,8 @@ CASES: dict[str, tuple[Make, Lessons]] = {
     "ridge, expanded": (ridge(expand=20), classes),
     "ridge, regression": (ridge(task="regress"), values),
     "ridge, expanded regression that forgets": (ridge(task="regress", decay=0.98, expand=20), values),
+    "softmax": (stepping(), classes),
+    "softmax, penalised": (stepping(l2=0.01, rate=0.5), classes),
 }
 QUESTIONS = np.random.default_rng(99).normal(size=(17, D))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,18 @@ def test_a_value_that_is_no_toml_is_taken_as_text(tmp_path: Path) -> None:
         ('log.topic="digits.scores"', "log.topic = 'digits.scores'"),
         ('log.topic="digits.dead-letters"', "log.topic = 'digits.dead-letters'"),
         ("seed=99999999999999999999999", "seed = 99999999999999999999999"),
+        ("drift.act=relern", "drift.act = 'relern': Invalid enum value 'relern'. Did you mean relearn?"),
+        ("drift={act = 3}", "drift.act = 3: "),
+        ("drift={act = 'relearn', relearn_rows = 0}", "drift: relearn_rows = 0: must be a whole number from 1."),
+        ("drift.relearn_rows=2.5", "drift.relearn_rows = 2.5: Expected `int`, got `float`."),
+        ("drift.rate_factor=1", "drift: rate_factor = 1.0: must be a finite number above 1."),
+        ("drift.rate_factor=nan", "drift: rate_factor = nan: must be"),
+        ("drift.rate_rows=0", "drift: rate_rows = 0: must be a whole number from 1."),
+        (
+            "drift.act=raise-rate",
+            "drift.act = 'raise-rate': learner ridge cannot do that (raise_rate is none of its abilities). "
+            "With it there are: version, discount, reset, relearn.",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_naming_key_value_and_what_there_is(flag: str, says: str, tmp_path: Path) -> None:
@@ -211,6 +224,17 @@ def test_what_changes_learning_changes_the_hash_and_what_does_not_does_not(tmp_p
     assert len(set(hashes.values())) == 3
     for flag in ("worker.step_rows=9", "worker.stop_share=0.5", "log.retention_hours=3", "learner.gamma=0.5", "threads=2"):
         assert loaded(tmp_path, PIPELINE, flag).pipeline.declared == hashes["seed=7"]
+
+
+def test_the_keys_of_an_act_are_declared_with_that_act_alone(tmp_path: Path) -> None:
+    """So a branch that was begun before there were such keys goes on, and the hash says what matters."""
+
+    def declared(*flags: str) -> dict[str, object]:
+        return json.loads(loaded(tmp_path, PIPELINE, *flags).pipeline.declared)["drift"]
+
+    first = {"act": "version", "detector": "adwin", "false_alarm_rows": 9000, "max_classes": 100, "per_class": True}
+    assert declared("drift.false_alarm_rows=9000", "drift.relearn_rows=7", "drift.rate_rows=7") == first
+    assert declared("drift.false_alarm_rows=9000", "drift.act=relearn") == first | {"act": "relearn", "relearn_rows": 2000}
 
 
 def test_the_state_folder_is_the_flags_else_the_environments_else_here(monkeypatch: pytest.MonkeyPatch) -> None:

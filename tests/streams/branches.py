@@ -10,6 +10,7 @@ import numpy as np
 
 from millrace.learners.protocol import Array, Batch, State, Value
 from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.learners.softmax import Softmax, SoftmaxConfig
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.codec import Codec
 from millrace.streams.entries import Host
@@ -125,7 +126,11 @@ def make_events(rows: int, seed: int = 0) -> list[Event]:
 
 def recipe(learner: str = "ridge", batch_rows: int = 7, batch_wait_ms: int = 200) -> Recipe:
     """How the small pipeline folds; batches of 7 fit neither steps of 5 nor checkpoints of 11."""
-    make = Chain if learner == "chain" else lambda: Ridge(RidgeConfig(solve_rows=9), SCHEMA.width, 0)
+    make = {
+        "chain": Chain,
+        "ridge": lambda: Ridge(RidgeConfig(solve_rows=9), SCHEMA.width, 0),
+        "softmax": lambda: Softmax(SoftmaxConfig(step_rows=10, warm_up_rows=100), SCHEMA.width, 0),
+    }[learner]
     return Recipe("small", SCHEMA, Codec(SCHEMA, 4096), learner, make, batch_rows, batch_wait_ms, 0, b"{}")
 
 
