@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ class Algorithm:
     config: type[Any]  # a frozen dataclass that checks itself
     learner: Callable[[Any, int, int], Learner]  # (config, d, seed) -> an untaught learner
     servable: Callable[[dict[str, Value]], Servable]  # from a servable's arrays() -> one with equal answers
+    merge: Callable[[Mapping[str, Any]], tuple[Learner, Any]] | None = None  # exact, of workers by name; None: it has none
 
 
 LEARNERS: dict[str, Algorithm] = {

@@ -22,6 +22,7 @@ from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
 from millrace.streams.labels import LabelRules
 from millrace.streams.schema import Field, Label, Schema, leaves
+from millrace.streams.sharding import refuse_unmergeable
 from millrace.streams.worker import WorkerConfig
 
 ENVIRONMENT = "MILLRACE__"
@@ -100,6 +101,7 @@ class Pipeline:
     weight: str | None = None  # the key of a row's weight
     seed: int = 0  # >= 0
     threads: int = 1  # of every BLAS in the worker, >= 1
+    shards: int = 1  # workers that learn at once, each its share of the partitions; merged exactly, served as one
     batch: BatchConfig = field(default_factory=BatchConfig)
     log: LogConfig = field(default_factory=LogConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
@@ -117,10 +119,17 @@ class Pipeline:
             raise ValueError(f"seed = {self.seed}, threads = {self.threads}: seed is at least 0, threads at least 1")
         if self.topic in (f"{self.name}.scores", f"{self.name}.dead-letters", self.served_topic):
             raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
-        Schema(self.fields, self.label, self.weight)  # refuses names that stand twice
+        self._check_shards(Schema(self.fields, self.label, self.weight))  # which refuses names that stand twice
         self._check_labels()
         if self.drift is not None and self.drift.act not in OFFERED_ACTS:
             raise ValueError(f"drift.act = {self.drift.act!r}: this release offers {', '.join(OFFERED_ACTS)}")
+
+    def _check_shards(self, schema: Schema) -> None:
+        if self.shards == 1:
+            return
+        refuse_unmergeable(schema, self.log.partitions, self.shards)
+        if self.labels is not None:
+            raise ValueError(f"shards = {self.shards}: late labels may lie in another shard than their prediction; use 1 shard")
 
     def _check_labels(self) -> None:
         if self.labels is None:
@@ -154,8 +163,9 @@ class Pipeline:
     @property
     def declared(self) -> bytes:
         """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
-        given = {"labels": self.labels, "drift": self.drift}
+        given: dict[str, Any] = {"labels": self.labels, "drift": self.drift}
         more = {name: table for name, table in given.items() if table is not None}
+        more |= {} if self.shards == 1 else {"shards": self.shards}
         return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed} | more, order="sorted")
 
 
@@ -192,6 +202,9 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
     if own.get("task", pipeline.label.task) != pipeline.label.task:
         raise ConfigError(f"{path}: learner.task = {own['task']!r}, but the label's type says {pipeline.label.task!r}.")
     learner = _convert(own | task, LEARNERS[kind].config, "learner", path)
+    if pipeline.shards > 1 and LEARNERS[kind].merge is None:
+        mergeable = ", ".join(name for name, algorithm in LEARNERS.items() if algorithm.merge is not None)
+        raise ConfigError(f"{path}: shards = {pipeline.shards}: {kind} cannot be merged exactly; these can: {mergeable}.")
     return Loaded(replace(pipeline, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
 
 
