@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from millrace.learners.aef_ocl import AefOclConfig, aef_ocl
+from millrace.learners.air import AirConfig, air
 from millrace.learners.linear import LinearServable
+from millrace.learners.ncm import NcmConfig, ncm
 from millrace.learners.protocol import Learner, Servable, Value
 from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.learners.slda import SldaConfig, slda
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,5 +26,9 @@ class Algorithm:
 
 
 LEARNERS: dict[str, Algorithm] = {
+    "aef-ocl": Algorithm(AefOclConfig, aef_ocl, LinearServable.from_arrays),
+    "air": Algorithm(AirConfig, air, LinearServable.from_arrays),
+    "ncm": Algorithm(NcmConfig, ncm, LinearServable.from_arrays),
     "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays),
+    "slda": Algorithm(SldaConfig, slda, LinearServable.from_arrays),
 }
