@@ -8,6 +8,7 @@ from typing import Any
 
 from millrace.learners.aef_ocl import AefOclConfig, aef_ocl
 from millrace.learners.air import AirConfig, air
+from millrace.learners.exact import merge_disjoint
 from millrace.learners.linear import LinearServable
 from millrace.learners.ncm import NcmConfig, ncm
 from millrace.learners.protocol import Learner, Servable, Value
@@ -26,9 +27,9 @@ class Algorithm:
 
 
 LEARNERS: dict[str, Algorithm] = {
-    "aef-ocl": Algorithm(AefOclConfig, aef_ocl, LinearServable.from_arrays),
-    "air": Algorithm(AirConfig, air, LinearServable.from_arrays),
-    "ncm": Algorithm(NcmConfig, ncm, LinearServable.from_arrays),
-    "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays),
-    "slda": Algorithm(SldaConfig, slda, LinearServable.from_arrays),
+    "aef-ocl": Algorithm(AefOclConfig, aef_ocl, LinearServable.from_arrays, merge_disjoint),
+    "air": Algorithm(AirConfig, air, LinearServable.from_arrays, merge_disjoint),
+    "ncm": Algorithm(NcmConfig, ncm, LinearServable.from_arrays, merge_disjoint),
+    "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays, merge_disjoint),
+    "slda": Algorithm(SldaConfig, slda, LinearServable.from_arrays, merge_disjoint),
 }

@@ -202,10 +202,17 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
     if own.get("task", pipeline.label.task) != pipeline.label.task:
         raise ConfigError(f"{path}: learner.task = {own['task']!r}, but the label's type says {pipeline.label.task!r}.")
     learner = _convert(own | task, LEARNERS[kind].config, "learner", path)
-    if pipeline.shards > 1 and LEARNERS[kind].merge is None:
-        mergeable = ", ".join(name for name, algorithm in LEARNERS.items() if algorithm.merge is not None)
-        raise ConfigError(f"{path}: shards = {pipeline.shards}: {kind} cannot be merged exactly; these can: {mergeable}.")
+    if pipeline.shards > 1:
+        _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
     return Loaded(replace(pipeline, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
+
+
+def _refuse_unmergeable(kind: str, learner: Any, where: str) -> None:
+    if LEARNERS[kind].merge is None:
+        mergeable = ", ".join(name for name, algorithm in LEARNERS.items() if algorithm.merge is not None)
+        raise ConfigError(f"{where}: {kind} cannot be merged exactly; these can: {mergeable}.")
+    if getattr(learner, "decay", 1.0) < 1.0:
+        raise ConfigError(f"{where}: with learner.decay = {learner.decay} a row's weight depends on the rows of other shards.")
 
 
 def home_folder(flag: str | None) -> Path:

@@ -25,6 +25,7 @@ from millrace.streams.verify import Report, verify
 
 log = logging.getLogger("millrace")
 
+COUNTED = ("learned", "passed", "rejected")
 LOWEST = 20  # labels whose recall is shown, at most: those with the lowest
 
 
@@ -42,6 +43,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= _origin(summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
     output = last_output(doors.producer, instance.loaded.pipeline.name, branch)
+    facts |= _merged(instance, branch)
     if output is not None:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
         facts |= _late(output) | _alarm(output.newest_alarm)
@@ -52,6 +54,16 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= {"store_bytes": instance.store().bytes_of(branch)}
     serves = ledger.serving.items()
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
+
+
+def _merged(instance: Instance, branch: str) -> dict[str, Any]:
+    """What the shards of a merging branch add up to, and how far each is; nothing for any other branch."""
+    shards = [shard for shard in instance.shards(branch) if shard != branch and shard in instance.branches()]
+    if not shards:
+        return {}
+    each = [status(instance, shard) for shard in shards]
+    facts = {name: sum(one.get(name, 0) for one in each) for name in ("lag_rows", "records", *COUNTED, "waiting")}
+    return facts | {f"shard_{one['branch']}": f"seq {one['seq']}, {one.get('records', 0):,} records" for one in each}
 
 
 def _origin(summary: Summary) -> dict[str, Any]:

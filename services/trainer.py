@@ -130,7 +130,7 @@ class Trainer:
     def between_steps(self, worker: Worker, as_of_ms: int) -> None:
         """Offer the state as it is now: everything in it is acknowledged."""
         drift, version = worker.fold.drift, worker.newest_version
-        if drift is not None and drift.newest != self._alarm and version != self._version:
+        if drift is not None and drift.newest != self._alarm and version != self._version and not self._is_shard:
             self._alarm, self._version = drift.newest, version  # the version after the alarm is there
             name_last_good(self._instance, worker.branch)
         self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid(), worker.branch)
