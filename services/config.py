@@ -22,6 +22,7 @@ from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
 from millrace.streams.labels import LabelRules
 from millrace.streams.schema import Field, Label, Schema, leaves
+from millrace.streams.sharding import refuse_unmergeable
 from millrace.streams.worker import WorkerConfig
 
 ENVIRONMENT = "MILLRACE__"
@@ -100,6 +101,7 @@ class Pipeline:
     weight: str | None = None  # the key of a row's weight
     seed: int = 0  # >= 0
     threads: int = 1  # of every BLAS in the worker, >= 1
+    shards: int = 1  # workers that learn at once, each its share of the partitions; merged exactly, served as one
     batch: BatchConfig = field(default_factory=BatchConfig)
     log: LogConfig = field(default_factory=LogConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
@@ -117,8 +119,15 @@ class Pipeline:
             raise ValueError(f"seed = {self.seed}, threads = {self.threads}: seed is at least 0, threads at least 1")
         if self.topic in (f"{self.name}.scores", f"{self.name}.dead-letters", self.served_topic):
             raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
-        Schema(self.fields, self.label, self.weight)  # refuses names that stand twice
+        self._check_shards(Schema(self.fields, self.label, self.weight))  # which refuses names that stand twice
         self._check_labels()
+
+    def _check_shards(self, schema: Schema) -> None:
+        if self.shards == 1:
+            return
+        refuse_unmergeable(schema, self.log.partitions, self.shards)
+        if self.labels is not None:
+            raise ValueError(f"shards = {self.shards}: late labels may lie in another shard than their prediction; use 1 shard")
 
     def _check_labels(self) -> None:
         if self.labels is None:
@@ -152,8 +161,9 @@ class Pipeline:
     @property
     def declared(self) -> bytes:
         """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
-        given = {"labels": self.labels, "drift": self.drift and self.drift.declared}
+        given: dict[str, Any] = {"labels": self.labels, "drift": self.drift and self.drift.declared}
         more = {name: table for name, table in given.items() if table is not None}
+        more |= {} if self.shards == 1 else {"shards": self.shards}
         return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed} | more, order="sorted")
 
 
@@ -191,6 +201,8 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
         raise ConfigError(f"{path}: learner.task = {own['task']!r}, but the label's type says {pipeline.label.task!r}.")
     learner = _convert(own | task, LEARNERS[kind].config, "learner", path)
     _refuse_unable(pipeline.drift, kind, path)
+    if pipeline.shards > 1:
+        _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
     return Loaded(replace(pipeline, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
 
 
@@ -203,6 +215,14 @@ def _refuse_unable(drift: DriftConfig | None, kind: str, path: Path) -> None:
             f"{path}: drift.act = {drift.act!r}: learner {kind} cannot do that ({need} is none of its abilities). "
             f"With it there are: {', '.join(offered)}."
         )
+
+
+def _refuse_unmergeable(kind: str, learner: Any, where: str) -> None:
+    if LEARNERS[kind].merge is None:
+        mergeable = ", ".join(name for name, algorithm in LEARNERS.items() if algorithm.merge is not None)
+        raise ConfigError(f"{where}: {kind} cannot be merged exactly; these can: {mergeable}.")
+    if getattr(learner, "decay", 1.0) < 1.0:
+        raise ConfigError(f"{where}: with learner.decay = {learner.decay} a row's weight depends on the rows of other shards.")
 
 
 def home_folder(flag: str | None) -> Path:

@@ -16,9 +16,11 @@ from millrace.services.config import Loaded
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.codec import Codec
 from millrace.streams.ledger import Ledger
+from millrace.streams.outputs import dead_letter_topic, scores_topic
 from millrace.streams.retention import Retention
 from millrace.streams.segments import Journal
 from millrace.streams.served import ServedCodec
+from millrace.streams.sharding import WHOLE, shard_branches, shard_of
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.store import FolderStore
 from millrace.streams.stream import SqliteStream
@@ -66,20 +68,24 @@ class Instance:
             served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
         )
 
+    def shards(self, branch: str) -> list[str]:
+        """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""
+        return shard_branches(branch, self.loaded.pipeline.shards if shard_of(branch) == WHOLE else 1)
+
     def log(self) -> SqliteLog:
         """The embedded log, with this pipeline's topics."""
         pipeline = self.loaded.pipeline
         log = SqliteLog(self.folder / "log.sqlite")
         for topic in pipeline.topics:
             log.create_topic(topic, pipeline.log.partitions)
-        for output in ("scores", "dead-letters"):
-            log.create_topic(f"{pipeline.name}.{output}")
+        for output in [dead_letter_topic(pipeline.name), *(scores_topic(pipeline.name, one) for one in self.shards(BRANCH))]:
+            log.create_topic(output)
         return log
 
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
         log = self.log()
-        source = SqliteSource(log, self.loaded.pipeline.topics)
+        source = SqliteSource(log, self.loaded.pipeline.topics, shard_of(branch))
         retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
         return Doors(source, log, self.journal(branch), self.store(), retention)
 

@@ -20,11 +20,12 @@ from millrace.streams.exclusions import words
 from millrace.streams.host import this_host
 from millrace.streams.journal import Cursor, Summary, summarise, take_in
 from millrace.streams.ledger import Certificate, append_decision
-from millrace.streams.outputs import Output
+from millrace.streams.outputs import Output, last_output
 from millrace.streams.verify import Report, verify
 
 log = logging.getLogger("millrace")
 
+COUNTED = ("learned", "passed", "rejected")
 LOWEST = 20  # labels whose recall is shown, at most: those with the lowest
 
 
@@ -41,9 +42,9 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= {"epoch": summary.end.epoch, "seq": summary.end.seq, "version": summary.newest_version}
     facts |= _origin(summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
-    raw = doors.producer.last(f"{instance.loaded.pipeline.name}.scores")
-    output = None if raw is None else msgspec.json.decode(raw, type=Output)
-    if output is not None and output.branch == branch:
+    output = last_output(doors.producer, instance.loaded.pipeline.name, branch)
+    facts |= _merged(instance, branch)
+    if output is not None:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
         facts |= _late(output) | _alarm(output.newest_alarm)
     facts |= _acted(summary)
@@ -54,6 +55,16 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= {"store_bytes": instance.store().bytes_of(branch)}
     serves = ledger.serving.items()
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
+
+
+def _merged(instance: Instance, branch: str) -> dict[str, Any]:
+    """What the shards of a merging branch add up to, and how far each is; nothing for any other branch."""
+    shards = [shard for shard in instance.shards(branch) if shard != branch and shard in instance.branches()]
+    if not shards:
+        return {}
+    each = [status(instance, shard) for shard in shards]
+    facts = {name: sum(one.get(name, 0) for one in each) for name in ("lag_rows", "records", *COUNTED, "waiting")}
+    return facts | {f"shard_{one['branch']}": f"seq {one['seq']}, {one.get('records', 0):,} records" for one in each}
 
 
 def _origin(summary: Summary) -> dict[str, Any]:

@@ -109,6 +109,12 @@ class Mark(_Entry, frozen=True, kw_only=True):
     version: str | None = None
 
 
+class Merge(_Entry, frozen=True, kw_only=True):
+    """The state after this entry is the exact merge of these states of the shards (journal.md, rule 15)."""
+
+    of: list[tuple[str, int, str]]  # in shard order: branch, seq, sha256 of its learner part, which is what is merged
+
+
 class End(_Entry, frozen=True, kw_only=True):
     """The branch goes no further; where another takes its place, that one does."""
 
@@ -116,9 +122,9 @@ class End(_Entry, frozen=True, kw_only=True):
     successor: str | None = None
 
 
-Entry = Fork | Open | Step | Act | Mark | End
+Entry = Fork | Open | Step | Act | Mark | Merge | End
 
-_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Fork | Open | Step | Act | Mark | End)
+_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Fork | Open | Step | Act | Mark | Merge | End)
 
 
 def decode_entry(raw: bytes, where: str) -> Entry:

@@ -15,6 +15,7 @@ from millrace.streams.entries import Step
 from millrace.streams.fold import Fold
 from millrace.streams.labels import LabelJoin
 from millrace.streams.records import Record, encode_headers, split_tp
+from millrace.streams.sharding import merging_branch
 from millrace.streams.source import Producer
 
 
@@ -36,9 +37,9 @@ class Output(msgspec.Struct, frozen=True):
     labels: dict[str, int] | None = None  # what came of served predictions and labels, and what waits
 
 
-def scores_topic(pipeline: str) -> str:
-    """Where the outputs of steps go."""
-    return f"{pipeline}.scores"
+def scores_topic(pipeline: str, branch: str) -> str:
+    """Where the outputs of a branch's steps go; each shard has a topic of its own, whose last record is its last output."""
+    return f"{pipeline}.scores{branch.removeprefix(merging_branch(branch))}"
 
 
 def dead_letter_topic(pipeline: str) -> str:
@@ -80,13 +81,14 @@ def plain_totals(totals: ClassScores | ValueScores) -> dict[str, Value]:
 
 def last_output(producer: Producer, pipeline: str, branch: str) -> Output | None:
     """The newest output, if it is this branch's. Raises: DamageError where it is not an output of ours."""
-    raw = producer.last(scores_topic(pipeline))
+    topic = scores_topic(pipeline, branch)
+    raw = producer.last(topic)
     if raw is None:
         return None
     try:
         output = msgspec.json.decode(raw, type=Output)
     except msgspec.DecodeError as error:
-        raise DamageError(f"The last record of topic {scores_topic(pipeline)} is no output of ours ({error}).") from error
+        raise DamageError(f"The last record of topic {topic} is no output of ours ({error}).") from error
     return output if output.branch == branch else None
 
 

@@ -295,7 +295,7 @@ class Worker:
             self._bury(conflicts)
         self._doors.producer.flush()  # the step before this one: what is not delivered is an error
         if self._emits:
-            self._doors.producer.post(scores_topic(self._recipe.name), [output_record(step, self.fold)])
+            self._doors.producer.post(scores_topic(self._recipe.name, self.branch), [output_record(step, self.fold)])
 
     def _decide(self) -> None:
         """Journal what the newest step's alarms lead to, and do it. After a crash between the two steps it is made up for."""

@@ -28,9 +28,9 @@ Lessons = Callable[[int], Batch]  # seed -> the same labelled batch whenever it 
 Promise = Callable[[Make, Lessons], None]
 
 
-def ridge(**config: Any) -> Make:
-    """Makes a ridge of the table with this config."""
-    algorithm = LEARNERS["ridge"]
+def ridge(kind: str = "ridge", **config: Any) -> Make:
+    """Makes a learner of the analytic family with this config."""
+    algorithm = LEARNERS[kind]
     return lambda: algorithm.learner(algorithm.config(solve_rows=SOLVE_ROWS, **config), D, 3)
 
 
@@ -63,6 +63,14 @@ CASES: dict[str, tuple[Make, Lessons]] = {
     "ridge, expanded regression that forgets": (ridge(task="regress", decay=0.98, expand=20), values),
     "softmax": (stepping(), classes),
     "softmax, penalised": (stepping(l2=0.01, rate=0.5), classes),
+    "aef-ocl": (ridge("aef-ocl"), classes),
+    "aef-ocl, expanded, forgetting, towards a prior": (ridge("aef-ocl", expand=20, decay=0.99, prior={"a": 0.7}), classes),
+    "air": (ridge("air"), classes),
+    "air, expanded, forgetting, towards a prior": (ridge("air", expand=20, decay=0.99, prior={"a": 0.7}), classes),
+    "slda": (ridge("slda"), classes),
+    "slda, expanded, forgetting": (ridge("slda", expand=20, decay=0.99, prior="as-seen"), classes),
+    "ncm": (ridge("ncm"), classes),
+    "ncm, by angle, forgetting": (ridge("ncm", distance="cosine", decay=0.99), classes),
 }
 QUESTIONS = np.random.default_rng(99).normal(size=(17, D))
 
