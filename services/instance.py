@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,6 +74,10 @@ class Instance:
         for output in ("scores", "dead-letters"):
             log.create_topic(f"{pipeline.name}.{output}")
         return log
+
+    def source(self, topics: Sequence[str]) -> SqliteSource:
+        """Reads topics of the log from their beginning."""
+        return SqliteSource(self.log(), topics)
 
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""

@@ -20,7 +20,7 @@ from millrace.streams.exclusions import words
 from millrace.streams.host import this_host
 from millrace.streams.journal import Cursor, Summary, summarise
 from millrace.streams.ledger import Certificate, append_decision
-from millrace.streams.outputs import Output
+from millrace.streams.outputs import Output, last_output
 from millrace.streams.verify import Report, verify
 
 log = logging.getLogger("millrace")
@@ -41,9 +41,8 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= {"epoch": summary.end.epoch, "seq": summary.end.seq, "version": summary.newest_version}
     facts |= _origin(summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
-    raw = doors.producer.last(f"{instance.loaded.pipeline.name}.scores")
-    output = None if raw is None else msgspec.json.decode(raw, type=Output)
-    if output is not None and output.branch == branch:
+    output = last_output(doors.producer, instance.loaded.pipeline.name, branch)
+    if output is not None:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
         facts |= _late(output) | _alarm(output.newest_alarm)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}

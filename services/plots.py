@@ -42,7 +42,7 @@ def terminal(told: Told, width: int) -> str:
     tested = _tested(evidence)
     if tested:
         figure.draw(figure.signal([row for row, _ in tested], [score for _, score in tested], marker="o"))
-    for axis, top in (("x", float(evidence.sent)), ("y", _top(evidence, curves))):
+    for axis, top in (("x", float(evidence.rows)), ("y", _top(evidence, curves))):
         ticks = [top * share for share in (0, 0.25, 0.5, 0.75, 1)]
         figure.ruler(axis).lim(0, top)
         figure.ruler(axis).ticks(ticks, [f"{tick:,.2f}" if top < 10 else f"{tick:,.0f}" for tick in ticks])
@@ -112,7 +112,7 @@ def _draw(axes: Any, evidence: Evidence, curves: Array) -> None:
         rows, scores = zip(*tested, strict=True)
         line = axes.plot(rows, scores, "o-", label="held out, by version", color=HELD_OUT, clip_on=False)[0]
         line.set(markersize=5, linewidth=1.2, zorder=7)
-    axes.set(xlim=(0, evidence.sent), ylim=(0, _top(evidence, curves) * 1.02))
+    axes.set(xlim=(0, evidence.rows), ylim=(0, _top(evidence, curves) * 1.02))
 
 
 def _mark(axes: Any, evidence: Evidence) -> None:
@@ -127,7 +127,7 @@ def _mark(axes: Any, evidence: Evidence) -> None:
             named = ", ".join(joined.labels) if len(joined.labels) <= 3 else f"{len(joined.labels)} classes"
             place = {"xy": (joined.row, 1.0), "xycoords": ("data", "axes fraction")}
             axes.annotate(f"+{named}", **place, xytext=(-1, 4), textcoords="offset points", fontsize=8, color="#3f6ea3")
-            clear_from = joined.row + evidence.sent * 0.0056 * (len(named) + 1)
+            clear_from = joined.row + evidence.rows * 0.0056 * (len(named) + 1)
 
 
 def _no_extra(package: str) -> BadInputError:
