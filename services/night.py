@@ -19,6 +19,7 @@ import msgspec
 
 from millrace.learners.detectors import Alarm
 from millrace.learners.errors import MillraceError, NotProvedError
+from millrace.learners.protocol import Value
 from millrace.services import datasets
 from millrace.services.callers import Asked, Late, labelling
 from millrace.services.instance import BRANCH
@@ -34,7 +35,6 @@ from millrace.services.repaired import (
 )
 from millrace.services.stage import (
     HONEST,
-    LABEL_AFTER_S,
     PATIENCE_S,
     Stage,
     learned,
@@ -51,6 +51,7 @@ PER_SECOND = 100.0  # of those
 HONEST_PER_SECOND = 16.0
 PRODUCER = "till-7"
 CALLED = (3, 8)  # what it is, and what it says
+LABEL_AFTER_S = 0.5  # from a row's answer to its label
 SETTLED = 12  # answers in a row that name the same, over both protocols and all replicas
 AFTERWARDS_S = 1.5  # in which the repaired branch goes on learning
 EQUAL = 1e-8  # relative, of the sums that a ridge is made of
@@ -216,11 +217,16 @@ def _alarm(stage: Stage, since: int) -> Alarm | None:
     return alarm if alarm is not None and alarm.rows >= since else None
 
 
+def _sums(*states: dict[str, Value]) -> list[dict[str, Value]]:
+    """The numbers that rows are added up in, without how many they were."""
+    return [{name: state[name] for name in ("gram", "cross")} for state in states]
+
+
 def _concluded(stage: Stage, called: _Called, asked: Asked) -> Night:
     """What came out, compared and proved. Raises: NotProvedError."""
     instance, repaired = stage.instance, str(called.replayed["branch"])
     never = learned_without(instance, PRODUCER)
-    differences = difference(learned_by(instance, repaired), never), difference(learned_by(instance, BRANCH), never)
+    differences = difference(learned_by(instance, repaired), never), difference(*_sums(learned_by(instance, BRANCH), never))
     if differences[0] > EQUAL:
         raise NotProvedError(f"The repaired model differs by {differences[0]:.1e} from one that never saw the poison.")
     proved = {branch: int(said(stage, "verify", ["--branch", branch])[0]["entries"]) for branch in (BRANCH, repaired)}

@@ -10,7 +10,7 @@ from millrace.services.callers import Asked
 from millrace.services.evidence import MEASURES, Evidence, Joined, Raised, Resumed, windows
 from millrace.services.night import CALLED, POISON_ROWS, PRODUCER, Night
 
-FATES = {"labels": "labels of those"}
+FATES = {"labels": "labels that met their rows"}
 SPELLED_OUT = 12  # recalls, at most; of more classes the lowest
 
 
@@ -81,12 +81,13 @@ def _raised(raised: Raised, joined: Sequence[Joined]) -> str:
     """An alarm in words: whose, since when, whether it goes with a class never seen, and what followed."""
     alarm = raised.alarm
     first = {label: one.row for one in joined for label in one.labels}
-    said = f"{'ALARM of the ' if alarm.direction == 'worse' else ''}{alarm.detector}: {alarm.direction} since about row "
-    said += f"{alarm.onset_rows:,}, loss {alarm.before:.2f} before and {alarm.after:.2f} since"
+    since = f"since about row {alarm.onset_rows:,}: loss {alarm.before:.2f}, then {alarm.after:.2f}"
+    said = f"{alarm.detector} {alarm.direction} {since}"
+    if alarm.direction != "worse":
+        return said
     new = [f"class {name} had never been seen before row {first[name]:,}" for name in alarm.new_classes if name in first]
-    if new:
-        said += f"; {', '.join(new)}" + (": no fault" if alarm.direction == "worse" else "")
-    return said + (f"; version {raised.version} follows" if raised.version else "")
+    why = f"; {', '.join(new)}, so it is no fault" if new else "; no class is new, so look who sent that"
+    return f"ALARM: {said}{why}" + (f"; version {raised.version} marked" if raised.version else "")
 
 
 def night_text(night: Night) -> str:

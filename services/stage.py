@@ -31,14 +31,14 @@ NIGHTS = {"digits"}  # data sets that are learned well enough for a night call
 FIRST_ROWS = 64  # of those, sent with their labels in them, so that there is something to answer from
 WATCHED = """
 [drift]
-false_alarm_rows = 20000  # rows expected between two false alarms
+false_alarm_rows = 3000  # rows expected between two false alarms
 per_class = false
 
 [labels]
 horizon_ms = 600000  # a prediction waits so long for its label
 grace_ms = 60000     # and a label for its prediction
 """
-LABEL_AFTER_S = 0.5  # from a row's answer to its label
+LABEL_AFTER_ROWS = 60  # of the stream, from a row's answer to its label
 HONEST = "till-1"  # the producer of the story's own rows
 
 
@@ -73,7 +73,8 @@ class Stage:
     @property
     def late(self) -> Late:
         """How they are."""
-        return Late(HONEST, "day", self.rows / self.plan.seconds, LABEL_AFTER_S)
+        rows_per_s = self.rows / self.plan.seconds
+        return Late(HONEST, "day", rows_per_s, LABEL_AFTER_ROWS / rows_per_s)
 
     def lines(self) -> list[bytes]:
         """The rows of the stream."""

@@ -26,11 +26,12 @@ import click
 import numpy as np
 
 from millrace.learners.errors import MillraceError, NotProvedError
-from millrace.services import datasets, plots
+from millrace.services import datasets, night_plots, plots
 from millrace.services.callers import Asked, asking, labelling
 from millrace.services.config import home_folder
 from millrace.services.errors import FAILED, exit_code
 from millrace.services.evidence import account, gather
+from millrace.services.night import Night
 from millrace.services.night import play as play_night
 from millrace.services.processes import COMMAND, Processes, finish, kill
 from millrace.services.report import Killed, Told, night_text, text
@@ -190,13 +191,23 @@ def tell(stage: Stage, told: Told) -> None:
     """The report on stdout, and the picture."""
     picture = stage.instance.folder / "accuracy.png"
     plots.png(told, picture)
-    width = min(shutil.get_terminal_size((WIDEST, 0)).columns, WIDEST)
     about = datasets.data_set(stage.plan.data).about
     rest = f" ({stage.left:,} more were left out; --rows takes more)" if stage.left else ""
     click.echo(f"\n{stage.plan.data}: {about}\n{stage.rows:,} rows were sent{rest}\n")
     click.echo(text(told))
-    click.echo(f"\n{plots.terminal(told, width)}\n")
+    click.echo(f"\n{plots.terminal(told, _width())}\n")
     click.echo(f"PICTURE  {picture}")
+
+
+def tell_night(stage: Stage, night: Night) -> None:
+    """The night call on stdout, and its picture."""
+    picture = stage.instance.folder / "night.png"
+    night_plots.png(night, picture)
+    click.echo(f"\n{night_text(night)}\n\n{night_plots.terminal(night, _width())}\n\nPICTURE  {picture}\n")
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size((WIDEST, 0)).columns, WIDEST)
 
 
 def _millrace() -> str:
@@ -227,11 +238,13 @@ def main(data: str, rows: int, seconds: float, seed: int, home: str | None, nigh
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))
     try:
+        start_s = time.monotonic()
         stage = prepare(Plan(data, rows, seconds, seed, home_folder(home)))
         tell(stage, conclude(stage, play(stage)))
         if night and stage.plan.data in NIGHTS and not stage.left:
             say("\nthe night call: the pipeline is served again")
-            click.echo(f"\n{night_text(play_night(stage))}\n")
+            tell_night(stage, play_night(stage))
+        click.echo(f"TOTAL    {time.monotonic() - start_s:.0f} s")
         look_on(stage)
     except MillraceError as error:
         click.echo(f"millrace: {error}", err=True)
