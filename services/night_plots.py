@@ -73,8 +73,8 @@ def png(night: Night, path: Path) -> None:
     ):
         seen = curve.rows >= low
         axes.plot(curve.rows[seen], curve.accuracy[seen], label=name, color=colour, linewidth=2.0)
-    for name, row in _marks(night):
-        _mark(axes, name, row)
+    for at, (name, row) in enumerate(_marks(night)):
+        _mark(axes, name, row, 4 + at % 2 * 10)
     axes.set(xlim=(low, high), ylim=(0, 1.02), xlabel="rows with a label", ylabel="accuracy")
     title = "a producer labels wrongly; its labels are left out, and the model is as if it had never heard them"
     axes.text(0.0, 1.13, title, transform=axes.transAxes, fontsize=13, fontweight="bold")
@@ -85,7 +85,7 @@ def png(night: Night, path: Path) -> None:
     figure.savefig(path)
 
 
-def _mark(axes: Any, name: str, row: int) -> None:
+def _mark(axes: Any, name: str, row: int, above: int) -> None:
     axes.axvline(row, color="#555555", linewidth=1.2, linestyle="--", zorder=1)
     place = {"xy": (row, 1.0), "xycoords": ("data", "axes fraction")}
-    axes.annotate(name, **place, xytext=(-2, 4), textcoords="offset points", fontsize=8, color="#333333")
+    axes.annotate(name, **place, xytext=(-2, above), textcoords="offset points", fontsize=8, color="#333333")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from millrace.streams.branch import entries_after, load_part, refold, start
 from millrace.streams.codec import has_label
 from millrace.streams.entries import Step
 from millrace.streams.features import Features
+from millrace.streams.fold import Fold
 from millrace.streams.journal import summarise
 from millrace.streams.records import Event, decode_headers
 from millrace.streams.served import LateLabel, Prediction, Served
@@ -58,7 +60,7 @@ def served_curve(instance: Instance, branch: str) -> Curve:
     for output in outputs:
         at.update({tp: stop for tp, _, stop in output.reads})
         positions.append(dict(at))
-    return _curve(instance, positions, [(output.scores, output.served_scores) for output in outputs])
+    return _curve(instance, positions, totals_of(_task(instance), [(one.scores, one.served_scores) for one in outputs]))
 
 
 def replayed_curve(instance: Instance, branch: str) -> Curve:
@@ -70,16 +72,25 @@ def replayed_curve(instance: Instance, branch: str) -> Curve:
     fork = summarise(doors.journal, branch).fork
     if fork is None:
         raise DamageError(f"Branch {branch} has no first entry. Restore its journal from a copy.")
-    fold, positions, scores = start(recipe, doors.store, fork), [], []
+    fold, positions = start(recipe, doors.store, fork), []
+    scores = [_scored(fold)]  # of what the version had learned
     for entry in refold(fold, entries_after(doors.journal, branch, 1), doors.source, recipe.reader_of(fork)):
         if isinstance(entry, Step):
             positions.append(dict(fold.position))
-            scores.append((asdict(fold.scores.totals), asdict(fold.served_scores.totals)))
-    return _curve(instance, positions, scores)
+            scores.append(_scored(fold))
+    totals = totals_of(_task(instance), scores)
+    return _curve(instance, positions, totals[1:] - totals[0])
 
 
-def _curve(instance: Instance, positions: list[Position], scores: list) -> Curve:  # type: ignore[type-arg]
-    totals = totals_of(instance.loaded.pipeline.label.task, scores)
+def _task(instance: Instance) -> str:
+    return instance.loaded.pipeline.label.task
+
+
+def _scored(fold: Fold) -> tuple[dict[str, Any], dict[str, Any]]:
+    return asdict(fold.scores.totals), asdict(fold.served_scores.totals)
+
+
+def _curve(instance: Instance, positions: list[Position], totals: Array) -> Curve:
     places: dict[str, list[int]] = {}
     for one in _told(instance):
         places.setdefault(one.tp, []).append(one.event.offset)
