@@ -192,6 +192,7 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
         origin |= dict.fromkeys(leaves({key: value}), where)
     _refuse_large(raw, path)
     pipeline: Pipeline = _convert(raw, Pipeline, "", path)
+    _refuse_unrecorded(raw, pipeline, path)
     kind = pipeline.learner.get("kind")
     if not isinstance(kind, str) or kind not in LEARNERS:
         raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{_nearest(str(kind), LEARNERS)}")
@@ -297,6 +298,16 @@ def _refuse_large(raw: dict[str, Any], path: Path) -> None:
     for key, value in leaves(raw).items():
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ConfigError(f"{path}: {key} = {value}: a whole number must fit into 64 bits.")
+
+
+def _refuse_unrecorded(raw: dict[str, Any], pipeline: Pipeline, path: Path) -> None:
+    """Answers are recorded for labels that come later; who asks for the one without the other would wait in vain."""
+    record = raw.get("serving", {}).get("record", "off")
+    if pipeline.labels is None and record != "off":
+        raise ConfigError(
+            f"{path}: serving.record = {record!r}: nothing is recorded without a table [labels], which says how long an answer "
+            "waits for its label. Add the table, or take this key away."
+        )
 
 
 def _convert(raw: dict[str, Any], kind: type[Any], prefix: str, path: Path) -> Any:

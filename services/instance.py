@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,6 +81,10 @@ class Instance:
         for output in [dead_letter_topic(pipeline.name), *(scores_topic(pipeline.name, one) for one in self.shards(BRANCH))]:
             log.create_topic(output)
         return log
+
+    def source(self, topics: Sequence[str]) -> SqliteSource:
+        """Reads topics of the log from their beginning."""
+        return SqliteSource(self.log(), topics)
 
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""

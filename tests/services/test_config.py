@@ -243,3 +243,11 @@ def test_the_state_folder_is_the_flags_else_the_environments_else_here(monkeypat
     monkeypatch.setenv("MILLRACE_HOME", "/a")
     monkeypatch.setenv("MILLRACE_DATA", "/b")
     assert (home_folder(None), home_folder("/c"), data_folder()) == (Path("/a"), Path("/c"), Path("/b"))
+
+
+@pytest.mark.parametrize("record", ["after-reply", "before-reply"])
+def test_recording_answers_without_late_labels_is_refused(record: str, tmp_path: Path) -> None:
+    """It would silently record nothing; with the table, or where nothing is to be recorded, it is taken."""
+    assert "without a table [labels]" in refused(tmp_path, PIPELINE, f"serving.record={record}")
+    assert loaded(tmp_path, PIPELINE, f"serving.record={record}", "labels.horizon_ms=5").pipeline.serving.record == record
+    assert loaded(tmp_path, PIPELINE, "serving.record=off").pipeline.serving.record == "off"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -171,6 +172,15 @@ def mark_at_once(worker: Worker) -> None:
     """Begin a snapshot if one is due, wait for it, mark it."""
     worker.mark_when_due(wait=True)
     worker.mark_when_due(wait=True)
+
+
+def dies(worker: Worker, phases: Iterator[int], count: int) -> bool:
+    """One step and its mark; whether the process dies after so many phases (each mark is a phase too)."""
+    for _ in worker.step():
+        if next(phases) == count:
+            return True
+    mark_at_once(worker)
+    return next(phases) == count
 
 
 def everything(worker: Worker) -> dict[str, bytes]:

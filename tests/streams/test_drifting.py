@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from branches import START_MS, Rooms, SteppedWall, everything, mark_at_once, recipe, run_to_end
+from branches import START_MS, Rooms, SteppedWall, dies, everything, mark_at_once, recipe, run_to_end
 
 from millrace.learners.detectors import DriftConfig
 from millrace.learners.errors import LearnerError
@@ -54,15 +53,6 @@ def rooms(events: list[Event] | None = None) -> Rooms:
 def worker_in(found: Rooms, act: str = "version") -> Worker:
     """The next worker there."""
     return found.worker(config=STEPS, how=watching(act))
-
-
-def died(worker: Worker, phases: Iterator[int], count: int) -> bool:
-    """One step and its mark; whether the process died after so many phases."""
-    for _ in worker.step():
-        if next(phases) == count:
-            return True
-    mark_at_once(worker)
-    return next(phases) == count
 
 
 def entries(found: Rooms, kind: type) -> list:
@@ -117,13 +107,13 @@ def test_a_crash_between_any_two_phases_changes_no_byte_and_no_act(act: str, eve
     whole = rooms()
     worker, phases = worker_in(whole, act), itertools.count(1)
     while sum(worker.fold.position.values()) < ROWS:
-        died(worker, phases, 0)
+        dies(worker, phases, 0)
     expected, total = everything(worker), next(phases)
     (one,) = entries(whole, Act)
     for count in range(1, total, every):
         found = rooms()
         worker, phases = worker_in(found, act), itertools.count(1)
-        while not died(worker, phases, count):
+        while not dies(worker, phases, count):
             pass
         worker = worker_in(found, act)
         run_to_end(worker, ROWS)
