@@ -35,7 +35,8 @@ REASONS = (
     "not-finite",  # or too large to square
     "unknown-category",
     "negative-weight",
-    "ahead-of-time",  # its timestamp is too far past the wall clock
+    "ahead-of-time",  # its timestamp is too far past the wall clock, or a row's is past its message's
+    "malformed-envelope",  # a CloudEvent without what one must have
 )
 
 
@@ -58,7 +59,8 @@ class Rows:
     key: Array  # (n,) bytes | None objects
     t: np.ndarray[Any, np.dtype[np.int64]]  # (n,) ms
     plain: Floats | None = None  # (n, d) where the fields are x as they stand; the columns are then its views
-    left_out: int = 0  # records of the same read that the branch excludes
+    left_out: int = 0  # rows of the same read that the branch excludes
+    offset: NDArray[np.int64] | None = None  # (n,) of each row's message; None: one row a record, in order
 
     def __len__(self) -> int:
         return len(self.t)
@@ -66,17 +68,18 @@ class Rows:
     def only(self, chosen: NDArray[Any]) -> Rows:
         """The rows that a mask (n,) or indices choose, as copies."""
         columns = tuple(column[chosen] for column in self.columns)
-        plain = None if self.plain is None else self.plain[chosen]
-        return Rows(columns, self.y[chosen], self.weight[chosen], self.key[chosen], self.t[chosen], plain)
+        plain, offset = (None if part is None else part[chosen] for part in (self.plain, self.offset))
+        return Rows(columns, self.y[chosen], self.weight[chosen], self.key[chosen], self.t[chosen], plain, 0, offset)
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A record that could not be read: its event, why in a word, and why in a sentence."""
+    """A record, or a row of a columnar message, that could not be read: why in a word, and why in a sentence."""
 
-    event: Event
+    event: Event  # of a row: the message's, with the row alone as its value
     reason: str
     detail: str
+    row: int | None = None  # within its message; None: the record as a whole
 
 
 class Codec:

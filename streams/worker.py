@@ -83,6 +83,11 @@ class Checked:
     rows: list[Rows | Served]
     refused: list[tuple[str, Refused]]  # partition, and what was wrong
 
+    @property
+    def rows_read(self) -> int:
+        """Rows, those left out and those refused included."""
+        return sum(len(piece) + piece.left_out for piece in self.rows) + len(self.refused)
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:
@@ -231,7 +236,7 @@ class Worker:
             self._undecided = pending.entry
             self._decide()
             yield "acted"
-        self._stop_if_too_many_rejected(_records(reads), checked.refused)
+        self._stop_if_too_many_rejected(checked.rows_read, checked.refused)
 
     def _read(self) -> list[Read]:
         """What is there, for at most ``step_ms`` after the first of it."""
@@ -283,7 +288,7 @@ class Worker:
             epoch=self.epoch,
             reads=[(read.tp, read.start, read.stop, len(read.events), read.crc32c) for read in checked.reads],
             clock_ms=max([self.fold.clock_ms + self._idle_ms, *newest_ms]),
-            rejected=[(tp, one.event.offset, None, one.reason) for tp, one in checked.refused],
+            rejected=[(tp, one.event.offset, one.row, one.reason) for tp, one in checked.refused],
         )
         self._idle_ms = 0
         return Sent(entry, self._writer.send(entry))
