@@ -213,6 +213,8 @@ def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
 def has_label(rows: Rows) -> NDArray[np.bool_]:
     """Which rows carry a label (n,); 0, "" and false are labels."""
     if rows.y.dtype == object:
+        if None not in rows.y.tolist():
+            return np.ones(len(rows), dtype=bool)
         return np.array([label is not None for label in rows.y.tolist()], dtype=bool)
     return ~np.isnan(rows.y)
 

@@ -30,6 +30,7 @@ from millrace.streams.store import kept_marks, sweep
 PAUSE_S = 0.005  # between two looks at a source that had nothing
 NEVER = 1 << 62  # a seq that no entry has
 DISCOUNT = 0.1  # the weight that past rows keep when an alarm leads to ``discount``
+LARGE_BYTES = 1 << 19  # of values, at which a step closes too
 CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch: about a second
 
 
@@ -239,12 +240,12 @@ class Worker:
         self._stop_if_too_many_rejected(checked.rows_read, checked.refused)
 
     def _read(self) -> list[Read]:
-        """What is there, for at most ``step_ms`` after the first of it."""
+        """What is there, for at most ``step_ms`` after the first of it, or until it is large."""
         reads = self._doors.source.next_batch(self._config.step_rows)
         self._pass_time(bool(reads))
         closes_ms = self._wall.elapsed_ms() + self._config.step_ms
         left = self._config.step_rows - _records(reads)
-        while reads and left > 0 and self._wall.elapsed_ms() < closes_ms:
+        while reads and left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.elapsed_ms() < closes_ms:
             self._wall.sleep(PAUSE_S)
             reads += self._doors.source.next_batch(left)
             left = self._config.step_rows - _records(reads)

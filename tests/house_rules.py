@@ -26,6 +26,7 @@ DOORS: Mapping[str, str | None] = {
     "kafka": "streams/kafka.py",
     "mlflow": "services/tracking.py",
     "onnxruntime": None,
+    "pyarrow": "streams/arrow.py",
     "ray.serve": "services/predictor.py",
     "river": "learners/drift.py",
     "vllm": None,

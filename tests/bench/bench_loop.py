@@ -117,10 +117,8 @@ def bare(path: Path, shape: str) -> float:
     start_s = time.perf_counter()
     connection = apsw.Connection(str(path))
     table = connection.execute("select log_table from partitions where tp = 'bench:0'").fetchall()[0][0]
-    query, at = (
-        f"select value from {table} where offset >= ? order by offset limit {READ_MESSAGES if shape.endswith('Arrow') else STEP_ROWS}",
-        0,
-    )
+    most, at = READ_MESSAGES if shape.endswith("Arrow") else STEP_ROWS, 0
+    query = f"select value from {table} where offset >= ? order by offset limit {most}"
     names = [f"f{number}" for number in range(D)]
     while found := connection.execute(query, (at,)).fetchall():
         if shape.endswith("Arrow"):
