@@ -20,6 +20,7 @@ import msgspec
 from millrace.learners.detectors import DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
+from millrace.streams.backbone import located
 from millrace.streams.labels import LabelRules
 from millrace.streams.schema import Field, Label, Schema, leaves
 from millrace.streams.worker import WorkerConfig
@@ -193,7 +194,8 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
     if own.get("task", pipeline.label.task) != pipeline.label.task:
         raise ConfigError(f"{path}: learner.task = {own['task']!r}, but the label's type says {pipeline.label.task!r}.")
     learner = _convert(own | task, LEARNERS[kind].config, "learner", path)
-    return Loaded(replace(pipeline, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
+    fields = located(pipeline.fields, path.parent)
+    return Loaded(replace(pipeline, fields=fields, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
 
 
 def home_folder(flag: str | None) -> Path:

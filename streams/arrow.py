@@ -6,6 +6,7 @@ validated in full before a value is looked at: pyarrow follows lengths and indic
 
 from __future__ import annotations
 
+import base64
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -133,15 +134,18 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], schema: Schema) -> bytes:
     columns = []
     for name in present:
         try:
-            columns.append(arrow.array([row.get(name) for row in rows], types[name]))
-        except (arrow.ArrowException, TypeError, OverflowError) as error:
+            cells = [row.get(name) for row in rows]
+            if types[name] == arrow.binary():  # as JSON has them
+                cells = [base64.b64decode(cell, validate=True) if isinstance(cell, str) else cell for cell in cells]
+            columns.append(arrow.array(cells, types[name]))
+        except (arrow.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise BadInputError(f"{name}: a value is not of type {types[name]} ({error}).") from error
     return stream_bytes(arrow.record_batch(columns, names=present))
 
 
 def _type_of(arrow: Any, field: Field) -> Any:
     if field.type != "numeric":
-        return arrow.string()
+        return arrow.string() if field.type == "categorical" else arrow.binary()
     return arrow.list_(arrow.float64(), field.size) if field.size > 1 else arrow.float64()
 
 

@@ -6,6 +6,7 @@ and the others are taken.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from millrace.learners.protocol import Array, Floats
 from millrace.streams.arrow import BATCH_BYTES, Batch, kind_of, milliseconds, read_batches
-from millrace.streams.codec import RecordError, Refused, Rows, number_range
+from millrace.streams.codec import RecordError, Refused, Rows, checked_images, number_range
 from millrace.streams.envelope import without_content_type
 from millrace.streams.records import Event
 from millrace.streams.schema import LARGEST, Field, Label, Schema
@@ -150,6 +151,8 @@ def _column(one: Field, column: Any, rows: int, faults: Faults) -> Array:
         faults.say(absent, "missing-field", f"{one.name} is null")
     if one.type == "categorical":
         return _categories(one, column, faults)
+    if one.type == "image":
+        return _images(one, column, absent, faults)
     if one.size > 1:
         return _within(_lists(one, column, absent, faults), number_range(one), one.name, faults)
     _number_kind(column, one.name)
@@ -177,6 +180,20 @@ def _lists(one: Field, column: Any, absent: NDArray[np.bool_], faults: Faults) -
         holes[~wrong] = _nulls(cells).reshape(-1, one.size).any(axis=1)
         faults.say(holes, "wrong-type", f"{one.name} has a null among its numbers")
     return block
+
+
+def _images(one: Field, column: Any, absent: NDArray[np.bool_], faults: Faults) -> Array:
+    """The bytes of each picture (n,), looked at one by one."""
+    if kind_of(column.type) != "bytes":
+        raise RecordError("wrong-type", f"{one.name} is {column.type}, not binary")
+    pictures = np.empty(len(absent), dtype=object)
+    pictures[:] = column.to_pylist()
+    for at in np.flatnonzero(~absent).tolist():
+        try:
+            checked_images(one, [pictures[at]])
+        except RecordError as error:
+            faults.say(np.arange(len(absent)) == at, error.reason, error.detail)
+    return pictures
 
 
 def _mask(chosen: NDArray[np.bool_]) -> list[bool]:
@@ -249,7 +266,11 @@ def _refused_rows(batch: Batch, faults: Faults, event: Event, first: int) -> lis
     )
     refused = []
     for at, (reason, detail) in sorted(faults.why.items()):
-        value = json.dumps(cells.slice(at, 1).to_pylist()[0], default=str).encode()
+        value = json.dumps(cells.slice(at, 1).to_pylist()[0], default=_as_json).encode()
         alone = Event(event.offset, event.timestamp_ms, event.key, headers, value)
         refused.append(Refused(alone, reason, detail, first + at))
     return refused
+
+
+def _as_json(cell: Any) -> str:
+    return base64.b64encode(cell).decode() if isinstance(cell, bytes) else str(cell)

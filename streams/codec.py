@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.learners.protocol import Array, Floats
+from millrace.streams.images import UnreadableImageError, check
 from millrace.streams.records import Event
 from millrace.streams.schema import LARGEST, Field, Label, Schema
 
@@ -35,9 +36,13 @@ REASONS = (
     "not-finite",  # or too large to square
     "unknown-category",
     "negative-weight",
+    "unreadable-image",  # neither a JPEG nor a PNG, not whole, or with too many pixels
     "ahead-of-time",  # its timestamp is too far past the wall clock, or a row's is past its message's
     "malformed-envelope",  # a CloudEvent without what one must have
 )
+
+
+TEXTS = {str, bytes}  # that stand between quotation marks
 
 
 class RecordError(Exception):
@@ -197,7 +202,7 @@ def _members(schema: Schema) -> list[tuple[str, Any, bool]]:
 def _cell_type(field: Field) -> Any:
     if field.size > 1:
         return Annotated[list[float], msgspec.Meta(min_length=field.size, max_length=field.size)]
-    return float if field.type == "numeric" else str
+    return {"numeric": float, "categorical": str, "image": bytes}[field.type]
 
 
 def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
@@ -241,10 +246,22 @@ def _column(field: Field, cells: Sequence[Any]) -> Array:
         if isinstance(field.categories, tuple) and (unknown := set(cells) - {*field.categories, None}):
             raise RecordError("unknown-category", f"{field.name} has {len(unknown)} value(s) outside its declared categories")
         return _objects(cells)
+    if field.type == "image":
+        return checked_images(field, cells)
     absent = [] if field.missing == "reject" else [cell is None for cell in cells]
     if any(absent):
         cells = [math.nan if cell is None else cell for cell in cells]
     return _numbers(cells, absent, number_range(field)).reshape(-1, 1)
+
+
+def checked_images(field: Field, cells: Sequence[bytes]) -> Array:
+    """Pictures (n,), each of which can be read. Raises: RecordError."""
+    try:
+        for raw in cells:
+            check(raw)
+    except UnreadableImageError as error:
+        raise RecordError("unreadable-image", f"{field.name}: {error}") from error
+    return _objects(cells)
 
 
 def number_range(field: Field) -> tuple[float, float]:
@@ -293,8 +310,8 @@ def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], 
         kinds = set(map(type, column))
         if at >= required:
             expected += 2 if msgspec.UnsetType not in kinds else _twice(column, lambda cell: cell is not msgspec.UNSET)
-        if str in kinds:
-            expected += 2 if kinds == {str} else _twice(column, lambda cell: isinstance(cell, str))
+        if kinds & TEXTS:
+            expected += 2 if kinds <= TEXTS else _twice(column, lambda cell: isinstance(cell, str | bytes))
     marks = np.array([value.count(b'"') for value in values], dtype=np.int64)
     for at in np.flatnonzero(marks != expected).tolist():
         json.loads(values[at], object_pairs_hook=unique)
