@@ -69,6 +69,21 @@ tokens_option = click.option(
 )
 
 
+formats = click.Choice(["json", "arrow"])
+format_option = click.option(
+    "--format", default="json", type=formats, callback=remember, expose_value=False, help="A message a row, or Arrow batches."
+)
+rows_option = click.option(
+    "--rows-per-message",
+    default=1000,
+    type=click.IntRange(1, 65536),
+    metavar="N",
+    callback=remember,
+    expose_value=False,
+    help="Of Arrow batches; default 1000.",
+)
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="millrace")
 def main() -> None:
@@ -128,10 +143,13 @@ def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, re
 )
 @click.option("--served", is_flag=True, help="They are served predictions and late labels, for the topic NAME.served.")
 @header_option
+@format_option
+@rows_option
 def send(instance: Instance, file: Path | None, data: str | None, rows_per_second: float, served: bool) -> None:
     """Append the rows of a file (.jsonl, .csv, .parquet) or of a data set to the log.
 
-    With --header producer=NAME they say who sent them, so that a replay can leave them out.
+    With --header producer=NAME they say who sent them, so that a replay can leave them out. With --format arrow many rows
+    travel in one message, which is several times as fast.
 
     Example: millrace send digits.toml --data digits
     """
@@ -143,7 +161,10 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
         values = datasets.values(data)
     else:
         raise click.UsageError("Name a file, or a data set with --data.")
-    sent = sending.send(instance, values, rows_per_second, served, click.get_current_context().meta["header"])
+    meta = click.get_current_context().meta
+    if meta["format"] == "arrow":
+        values, rows_per_second = sending.as_arrow(instance, values, rows_per_second, served, meta["rows_per_message"])
+    sent = sending.send(instance, values, rows_per_second, served, meta["header"])
     show([{"topic": sending.topic_of(instance, served), "sent": sent}])
 
 

@@ -20,6 +20,7 @@ import msgspec
 from millrace.learners.detectors import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
+from millrace.streams.backbone import located
 from millrace.streams.labels import LabelRules
 from millrace.streams.schema import Field, Label, Schema, leaves
 from millrace.streams.sharding import refuse_unmergeable
@@ -52,10 +53,11 @@ class LogConfig:
     partitions: int = 1  # >= 1, fixed when the topic is made
     retention_hours: float = 0.0  # of the embedded log; 0 keeps everything
     max_bytes: int = 1 << 20  # of one record's value; a larger one is a dead letter
+    max_batch_bytes: int = 8 << 20  # of one columnar message, as it lies there and decompressed
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        for name, low in (("partitions", 1), ("retention_hours", 0), ("max_bytes", 1)):
+        for name, low in (("partitions", 1), ("retention_hours", 0), ("max_bytes", 1), ("max_batch_bytes", 1)):
             if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
 
@@ -204,7 +206,8 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
     _refuse_unable(pipeline.drift, kind, path)
     if pipeline.shards > 1:
         _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
-    return Loaded(replace(pipeline, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
+    fields = located(pipeline.fields, path.parent)
+    return Loaded(replace(pipeline, fields=fields, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
 
 
 def _refuse_unable(drift: DriftConfig | None, kind: str, path: Path) -> None:

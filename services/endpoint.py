@@ -56,6 +56,11 @@ class Endpoint:
     overview: Callable[[], Awaitable[dict[str, Any]]] = _nothing  # of the trainer and all replicas
 
     @property
+    def inline_bytes(self) -> int:
+        """Of a request that is answered on the event loop; none where pictures go through a network."""
+        return 0 if any(one.type == "image" for one in self.schema.fields) else INLINE_BYTES
+
+    @property
     def newest(self) -> str | None:
         """The version that answers now, or None."""
         bundle = self.held()

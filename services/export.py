@@ -6,6 +6,7 @@ The folder is the same, byte for byte, whenever it is made by one release on one
     schema.json           the fields and the label, as the pipeline declares them
     manifest.json         which version this is, where it comes from and why it was made, and the sha256 of the weights
     journal.jsonl         the journal entries since its parent, as they were written, each on a line of its own
+    backbone-....onnx     the network of a field of images
     model.onnx            the learner's head, x [n, d] -> scores; x is what the feature stage makes (only where there is one)
     MLmodel               names `millrace.services.pyfunc`, which opens the folder. That name never changes: folders carry it.
     requirements.txt, python_env.yaml
@@ -15,13 +16,14 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import replace
 from importlib.metadata import version as installed
 from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 
-from millrace.learners.errors import BadInputError, DamageError, LearnerError, StorageError
+from millrace.learners.errors import BadInputError, ConfigError, DamageError, LearnerError, StorageError
 from millrace.learners.linear import LinearServable, to_onnx
 from millrace.learners.table import LEARNERS
 from millrace.services.bundle import Bundle, Identity, Parts, bundle_bytes, open_bundle
@@ -29,10 +31,11 @@ from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.lineage import parent, parent_sha256
 from millrace.services.versions import resolved
+from millrace.streams.backbone import located
 from millrace.streams.branch import manifest_of
 from millrace.streams.entries import Mark
 from millrace.streams.parts import sha256
-from millrace.streams.schema import Schema
+from millrace.streams.schema import Field, Schema
 from millrace.streams.segments import entries_of
 from millrace.streams.store import Segment
 
@@ -86,7 +89,7 @@ def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Man
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file, content in (files | _onnx(parts) | _journal(instance, mark, segment)).items():
+        for file, content in (files | _onnx(parts) | _backbones(schema) | _journal(instance, mark, segment)).items():
             (folder / file).write_bytes(content)
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror}. Free space or name another folder.") from error
@@ -105,8 +108,10 @@ def opened(folder: Path) -> Bundle:
                 f"{folder} has format {manifest.format}, this release reads {FORMAT}. Use millrace {manifest.millrace}."
             )
         schema = msgspec.json.decode((folder / SCHEMA).read_bytes(), type=Schema)
+        fields = [replace(one, backbone=_network(one)) if one.type == "image" else one for one in schema.fields]
+        schema = replace(schema, fields=located(fields, folder))
         return open_bundle((folder / WEIGHTS).read_bytes(), manifest.weights_sha256, schema)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, ConfigError) as error:
         raise DamageError(f"{folder} is not a version as millrace exports it ({error}). Export it again.") from error
 
 
@@ -121,6 +126,15 @@ def _journal(instance: Instance, mark: Mark, segment: Segment | None) -> dict[st
     if segment is None:
         return {}
     return {JOURNAL: b"".join(entry + b"\n" for entry in entries_of(instance.store(), mark.branch, segment.entries))}
+
+
+def _network(one: Field) -> str:
+    return f"backbone-{one.sha256[:12]}.onnx"
+
+
+def _backbones(schema: Schema) -> dict[str, bytes]:
+    """The networks of fields of images."""
+    return {_network(one): Path(one.backbone).read_bytes() for one in schema.fields if one.type == "image"}
 
 
 def _onnx(parts: Parts) -> dict[str, bytes]:

@@ -25,7 +25,7 @@ from millrace.learners.errors import MillraceError, NotReadyError, NotServedErro
 from millrace.services import inference_pb2 as pb
 from millrace.services import labels_pb2
 from millrace.services.access import FORWARDED, LABEL, PREDICT, is_loopback
-from millrace.services.endpoint import INLINE_BYTES, Endpoint, ready
+from millrace.services.endpoint import Endpoint, ready
 from millrace.services.errors import UNEXPECTED, meaning
 from millrace.services.inference import check_model, model_metadata, server_metadata
 from millrace.services.labelling import PRODUCER, producer_headers
@@ -154,7 +154,7 @@ class GrpcApp:
         """Scores. Raises: BadInputError, NotReadyError, NotServedError, OverloadedError."""
         start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
         try:
-            if len(raw) <= INLINE_BYTES:
+            if len(raw) <= self._endpoint.inline_bytes:
                 inferred = self._inferred(raw)
             else:
                 inferred = await self._endpoint.pool.run(len(raw), self._inferred, raw)

@@ -21,7 +21,7 @@ from millrace.learners.errors import (
     TooSlowError,
 )
 from millrace.services.access import FORWARDED, LABEL, PREDICT, is_loopback
-from millrace.services.endpoint import INLINE_BYTES, Endpoint, ready
+from millrace.services.endpoint import Endpoint, ready
 from millrace.services.errors import UNEXPECTED, meaning
 from millrace.services.inference import Asked, Reply, check_model, infer, model_metadata, server_metadata
 from millrace.services.labelling import PRODUCER, producer_headers, read_labels
@@ -134,7 +134,7 @@ class HttpApp:
         check_model(named.model, named.version, self._endpoint.name, held)
         bundle, asked = ready(held), Asked(body, _json_bytes(headers))
         now_ms = time.time_ns() // 1_000_000
-        if len(body) <= INLINE_BYTES:
+        if len(body) <= self._endpoint.inline_bytes:
             return infer(self._endpoint.name, bundle, asked, now_ms)
         return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, asked, now_ms)
 

@@ -14,7 +14,7 @@ from millrace.learners.errors import BusyError, MillraceError, StorageError
 from millrace.learners.table import LEARNERS
 from millrace.services.config import Loaded
 from millrace.streams.branch import Doors, Recipe
-from millrace.streams.codec import Codec
+from millrace.streams.contents import Contents
 from millrace.streams.ledger import Ledger
 from millrace.streams.outputs import dead_letter_topic, scores_topic
 from millrace.streams.retention import Retention
@@ -53,10 +53,11 @@ class Instance:
         pipeline, config = self.loaded.pipeline, self.loaded.learner
         schema = pipeline.schema
         algorithm = LEARNERS[pipeline.learner["kind"]]
+        contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes)
         return Recipe(
             name=pipeline.name,
             schema=schema,
-            codec=Codec(schema, pipeline.log.max_bytes),
+            codec=contents,
             learner=pipeline.learner["kind"],
             make_learner=lambda: algorithm.learner(config, schema.width, pipeline.seed),
             batch_rows=pipeline.batch.rows,
@@ -65,7 +66,9 @@ class Instance:
             config=pipeline.declared,
             drift=pipeline.drift,
             labels=pipeline.labels,
-            served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
+            served=None
+            if pipeline.labels is None
+            else ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic, contents),
         )
 
     def shards(self, branch: str) -> list[str]:

@@ -220,7 +220,7 @@ def _rate(instance: Instance, doors: Doors, fork: Fork) -> float:
             read = doors.source.read(tp, at, end)
             rows, refused = reader.decode(read.events, tp)
             reads = [(tp, at, end, len(read.events), read.crc32c)]
-            rejected: list[Rejected] = [(tp, one.event.offset, None, one.reason) for one in refused]
+            rejected: list[Rejected] = [(tp, one.event.offset, one.row, one.reason) for one in refused]
             clock_ms = max([fold.clock_ms, *rows.t.tolist()])
             fold.step(Step(branch="", seq=0, epoch=0, reads=reads, clock_ms=clock_ms, rejected=rejected), [rows])
             tried += len(read.events)

@@ -13,6 +13,7 @@ from millrace.learners.detectors import DriftConfig
 from millrace.learners.errors import ConfigError, DamageError, LearnerError, OffsetsGoneError
 from millrace.learners.protocol import Learner, Value
 from millrace.streams.codec import Codec, Rows
+from millrace.streams.contents import Contents
 from millrace.streams.drifting import Drift
 from millrace.streams.entries import Act, Entry, Fork, Mark, Step
 from millrace.streams.exclusions import Excluding, Reader
@@ -51,7 +52,7 @@ class Recipe:
 
     name: str  # of the pipeline; output topics begin with it
     schema: Schema
-    codec: Codec
+    codec: Codec | Contents  # of events
     learner: str  # kind
     make_learner: Callable[[], Learner]
     batch_rows: int  # rows of a training batch, >= 1
@@ -63,7 +64,7 @@ class Recipe:
     served: ServedCodec | None = None  # reads late labels too; there if and only if ``labels`` is
 
     @property
-    def reader(self) -> Codec | ServedCodec:
+    def reader(self) -> Codec | Contents | ServedCodec:
         """What decodes the log."""
         return self.served or self.codec
 
@@ -292,7 +293,8 @@ def reread(source: Source, codec: Reader, step: Step) -> list[Rows | Served]:
 
     Raises: DamageError naming the range that differs, OffsetsGoneError where retention has taken it.
     """
-    rejected = {(tp, offset) for tp, offset, _, _ in step.rejected}
+    rejected = {(tp, offset) for tp, offset, row, _ in step.rejected if row is None}
+    bad_rows = {(tp, offset, row) for tp, offset, row, _ in step.rejected if row is not None}
     pieces: list[Rows | Served] = []
     for tp, start, stop, records, crc in step.reads:
         read = source.read(tp, start, stop)
@@ -303,12 +305,19 @@ def reread(source: Source, codec: Reader, step: Step) -> list[Rows | Served]:
             )
         readable = [event for event in read.events if (tp, event.offset) not in rejected]
         rows, refused = codec.without_limit.decode(readable, tp)
-        if refused:
-            raise DamageError(
-                f"{tp} offset {refused[0].event.offset} was readable when step {step.seq} was written and is not now "
-                f"({refused[0].reason}: {refused[0].detail}). Use the release that wrote the step."
-            )
+        for one in refused:
+            if (place := (tp, one.event.offset, one.row)) not in bad_rows:
+                raise DamageError(
+                    f"{tp} offset {one.event.offset} was readable when step {step.seq} was written and is not now "
+                    f"({one.reason}: {one.detail}). Use the release that wrote the step."
+                )
+            bad_rows.discard(place)
         pieces.append(rows)
+    for tp, offset, row in sorted(bad_rows):
+        raise DamageError(
+            f"{tp} offset {offset}: row {row} was rejected when step {step.seq} was written and is not now. "
+            "Use the release that wrote the step."
+        )
     return pieces
 
 

@@ -115,7 +115,7 @@ def dead_letter(tp: str, refused: Refused) -> Record:
         "millrace.partition": str(partition),
         "millrace.offset": str(event.offset),
         "millrace.timestamp_ms": str(event.timestamp_ms),
-    }
+    } | ({} if refused.row is None else {"millrace.row": str(refused.row)})
     headers = event.headers + encode_headers(tuple((name, text.encode()) for name, text in why.items()))
     return Record(event.value, event.key, headers)
 

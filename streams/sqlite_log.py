@@ -24,6 +24,7 @@ from millrace.streams.source import Position, Topic
 from millrace.streams.sqlite import Connection, connect, storage_errors, transaction
 
 READ_BYTES = 64 << 20  # a read closes past this many bytes of values, however few records they are
+LARGE_VALUE = 1 << 18  # bytes of a value at which it does too: such a message holds many rows
 MAX_VALUE_BYTES = 512 << 20  # SQLite's own limit is 1 GB
 
 SCHEMA = """
@@ -179,8 +180,9 @@ class SqliteLog:
             for offset, timestamp_ms, key, headers, value, crc in cursor:
                 events.append(Event(offset, timestamp_ms, key, headers, value))
                 expected.append(crc)
-                size += len(value) if isinstance(value, bytes) else 0
-                if size >= READ_BYTES:
+                length = len(value) if isinstance(value, bytes) else 0
+                size += length
+                if size >= READ_BYTES or length >= LARGE_VALUE:
                     break
             cursor.close(True)
         if events and events[-1].offset - events[0].offset != len(events) - 1:

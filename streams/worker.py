@@ -28,6 +28,7 @@ from millrace.streams.snapshots import Snapshot, Snapshots
 
 PAUSE_S = 0.005  # between two looks at a source that had nothing
 NEVER = 1 << 62  # a seq that no entry has
+LARGE_BYTES = 1 << 19  # of values, at which a step closes too
 CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch: about a second
 
 
@@ -81,6 +82,11 @@ class Checked:
     reads: list[Read]
     rows: list[Rows | Served]
     refused: list[tuple[str, Refused]]  # partition, and what was wrong
+
+    @property
+    def rows_read(self) -> int:
+        """Rows, those left out and those refused included."""
+        return sum(len(piece) + piece.left_out for piece in self.rows) + len(self.refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,15 +239,15 @@ class Worker:
             self._undecided = pending.entry
             self._decide()
             yield "acted"
-        self._stop_if_too_many_rejected(_records(reads), checked.refused)
+        self._stop_if_too_many_rejected(checked.rows_read, checked.refused)
 
     def _read(self) -> list[Read]:
-        """What is there, for at most ``step_ms`` after the first of it."""
+        """What is there, for at most ``step_ms`` after the first of it, or until it is large."""
         reads = self._doors.source.next_batch(self._config.step_rows)
         self._pass_time(bool(reads))
         closes_ms = self._wall.elapsed_ms() + self._config.step_ms
         left = self._config.step_rows - _records(reads)
-        while reads and left > 0 and self._wall.elapsed_ms() < closes_ms:
+        while reads and left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.elapsed_ms() < closes_ms:
             self._wall.sleep(PAUSE_S)
             reads += self._doors.source.next_batch(left)
             left = self._config.step_rows - _records(reads)
@@ -285,7 +291,7 @@ class Worker:
             epoch=self.epoch,
             reads=[(read.tp, read.start, read.stop, len(read.events), read.crc32c) for read in checked.reads],
             clock_ms=max([self.fold.clock_ms + self._idle_ms, *newest_ms]),
-            rejected=[(tp, one.event.offset, None, one.reason) for tp, one in checked.refused],
+            rejected=[(tp, one.event.offset, one.row, one.reason) for tp, one in checked.refused],
         )
         self._idle_ms = 0
         return Sent(entry, self._writer.send(entry))

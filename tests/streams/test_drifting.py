@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from branches import START_MS, Rooms, SteppedWall, dies, everything, mark_at_once, recipe, run_to_end
+from branches import START_MS, Rooms, SteppedWall, dies, everything, recipe, run_to_end
 
 from millrace.learners.detectors import DriftConfig
 from millrace.learners.errors import LearnerError
