@@ -162,7 +162,7 @@ def outputs_of(instance: Instance, branch: str) -> tuple[list[Output], int]:
     """
     by_seq: dict[int, Output] = {}
     repeats = 0
-    topic = scores_topic(instance.loaded.pipeline.name)
+    topic = scores_topic(instance.loaded.pipeline.name, branch)
     for event in _events(instance.source([topic])):
         output = msgspec.json.decode(event.value or b"", type=Output)
         if output.branch != branch:

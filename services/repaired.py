@@ -14,12 +14,12 @@ from millrace.services.evidence import READ_ROWS, Labelled, labels_told, outputs
 from millrace.services.follower import Archive
 from millrace.services.instance import BRANCH, Instance
 from millrace.services.labelling import PRODUCER_HEADER
-from millrace.streams.branch import entries_after, load_part, refold, start
+from millrace.streams.branch import load_part, refold, start
 from millrace.streams.codec import has_label
 from millrace.streams.entries import Step
 from millrace.streams.features import Features
 from millrace.streams.fold import Fold
-from millrace.streams.journal import summarise
+from millrace.streams.journal import entries_after, summarise
 from millrace.streams.records import Event, decode_headers
 from millrace.streams.served import LateLabel, Prediction, Served
 from millrace.streams.source import Position

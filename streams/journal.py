@@ -109,9 +109,9 @@ class Summary:
 
     fork: Fork | None = None
     marks: list[Mark] = field(default_factory=list)  # oldest first
-    act: Act | None = None  # the newest
     end: Cursor = field(default_factory=Cursor)
     position: Position = field(default_factory=dict)  # the next offset of every partition, after the newest step
+    act: Act | None = None  # the newest that was not deleted with the stream's beginning
 
     @property
     def newest_version(self) -> str | None:
