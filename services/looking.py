@@ -21,6 +21,7 @@ from millrace.streams.host import this_host
 from millrace.streams.journal import Cursor, Summary, summarise, take_in
 from millrace.streams.ledger import Certificate, append_decision
 from millrace.streams.outputs import Output, last_output
+from millrace.streams.store import read_manifest
 from millrace.streams.verify import Report, verify
 
 log = logging.getLogger("millrace")
@@ -52,7 +53,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     ledger = instance.ledger()
     facts |= {f"alias_{name}": version for name, version in sorted(ledger.aliases.items())}
     facts |= {f"differs_{version}": one.verdict for version, one in ledger.certificates.items() if not one.holds}
-    facts |= {"store_bytes": instance.store().bytes_of(branch)}
+    facts |= {"store_bytes": instance.store().bytes_of(branch)} | _window(instance, summary.marks)
     serves = ledger.serving.items()
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
 
@@ -103,6 +104,18 @@ def _alarm(alarm: Alarm | None) -> dict[str, Any]:
     new = f"; classes first seen then: {', '.join(alarm.new_classes)}" if alarm.new_classes else ""
     since = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
     return {"alarm": f"{alarm.detector}: {since}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
+
+
+def _window(instance: Instance, marks: Sequence[Mark]) -> dict[str, int]:
+    """What the rows weigh that are kept to be learned again, in memory and in each checkpoint; nothing where none are."""
+    for mark in reversed(marks):
+        try:
+            parts = read_manifest(instance.store(), mark.branch, str(mark.checkpoint)).parts
+        except DamageError:
+            continue
+        weighs = sum(part.bytes for name, part in parts.items() if name.partition(".")[0] == "window")
+        return {"window_bytes": weighs} if weighs else {}
+    return {}
 
 
 def _acted(summary: Summary) -> dict[str, Any]:

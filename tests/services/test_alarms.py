@@ -83,6 +83,7 @@ def test_an_alarm_that_leads_to_relearn_says_what_was_done_and_is_proved(tmp_pat
     mark = next(mark for mark in marks(tmp_path) if mark.version is not None and mark.state_seq >= act.seq)
     words = f"relearn (rows = {act.args['rows']})"
     assert facts(tmp_path)["act"] == f"{words} at seq {act.seq}, after detector {act.evidence}; version: {mark.version}"
+    assert 90 * 6 * 8 < facts(tmp_path)["window_bytes"] < 3 * 90 * 6 * 8 + 20_000
     tags = Genealogy(instance(tmp_path), Archive(instance(tmp_path))).tags(mark)
     assert tags["millrace.cause"] == f"detector: {words}, {act.evidence}"
     assert here("verify", "digits.toml", cwd=tmp_path).exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from millrace.streams.host import this_host
 from millrace.streams.journal import Cursor, counted, summarise
 from millrace.streams.records import Event
 from millrace.streams.served import LateLabel, Prediction, encode, encode_row
+from millrace.streams.source import CrashError
 from millrace.streams.store import read_manifest
 from millrace.streams.verify import verify
 from millrace.streams.worker import Opening, Worker
@@ -96,6 +98,59 @@ def test_rows_whose_labels_came_late_are_relearned_too_through_any_crash() -> No
         worker_again = found.worker(config=config, how=how)
         run_to_end(worker_again, len(events))
         assert everything(worker_again) == everything(worker), f"after phase {count}"
+
+
+def acted_at(act: str) -> tuple[int, dict[str, bytes]]:
+    """The phase in which the act of an uninterrupted run is done, and the run's last state."""
+    worker, count, at = worker_in(rooms(), act), 0, 0
+    while sum(worker.fold.position.values()) < ROWS:
+        for phase in worker.step():
+            count += 1
+            at = count if phase == "acted" else at
+        mark_at_once(worker)
+        count += 1
+    return at, everything(worker)
+
+
+@pytest.mark.parametrize("act", ["relearn", "raise-rate"])
+def test_a_crash_in_every_phase_about_the_act_changes_no_byte(act: str) -> None:
+    """The step that raised the alarm, the act, its version, and the step that follows."""
+    at, expected = acted_at(act)
+    for count in range(at - 7, at + 9):
+        found, phases = rooms(), itertools.count(1)
+        worker = worker_in(found, act)
+        while not died(worker, phases, count):
+            pass
+        worker = worker_in(found, act)
+        run_to_end(worker, ROWS)
+        assert everything(worker) == expected, f"after phase {count}, the act is in phase {at}"
+
+
+class DiesActing(Worker):
+    """A worker whose process dies when its act is in the journal and nothing of it is done."""
+
+    def step(self) -> Iterator[str]:
+        whole = self.fold.act
+
+        def die(act: Act) -> None:
+            self.fold.act = whole
+            raise CrashError
+
+        self.fold.act = die
+        yield from super().step()
+
+
+@pytest.mark.parametrize("act", ["relearn", "raise-rate"])
+def test_a_crash_between_the_journal_and_the_act_changes_no_byte(act: str) -> None:
+    """The act counts once it is journaled, and is done by whoever comes next."""
+    _, expected = acted_at(act)
+    found = rooms()
+    with pytest.raises(CrashError):
+        run_to_end(found.worker(DiesActing, STEPS, watching(act)), ROWS)
+    assert len(entries(found, Act)) == 1
+    worker = worker_in(found, act)
+    run_to_end(worker, ROWS)
+    assert everything(worker) == expected and len(entries(found, Act)) == 1
 
 
 @pytest.mark.parametrize("read_rows", [7, 13, 49])
