@@ -479,7 +479,14 @@ def test_a_long_journal_stays_bounded_opens_fast_and_is_proved_from_the_fork() -
     """20,000 entries in small steps: the journal and what opening reads stay small, and every entry is proved."""
     rows = 21_000
     config = WorkerConfig(
-        step_rows=1, step_ms=0, checkpoint_rows=120, version_rows=300, keep=2, window_rows=10**6, journal_keep_entries=100
+        step_rows=1,
+        step_ms=0,
+        checkpoint_rows=120,
+        version_rows=300,
+        keep=2,
+        stop_share=1.0,
+        window_rows=10,
+        journal_keep_entries=100,
     )
     rooms = Rooms(make_events(rows), journal=Remembering(), read_rows=1, retention=Retention(ListStream(), 3))
     how = recipe("chain")
