@@ -32,7 +32,7 @@ LATE = late_recipe("chain", replace(RULES, memory_rows=24, grace_ms=400))
 LATE_EVENTS = make_late_events(ROWS, seed=229)
 SCHEDULES = 5040
 LATE_SCHEDULES = 720
-PRUNING_SCHEDULES = 1440
+PRUNING_SCHEDULES = 720
 SHARDS = 12  # so that two processes share the work
 WRITERS = 5
 TURNS = 90

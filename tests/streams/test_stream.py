@@ -176,3 +176,16 @@ def test_two_processes_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
     assert [process.returncode for process in running] == [0, 0] and sorted(said[0] + said[1]) == list(range(300))
     for name, offsets in zip("ab", said, strict=True):
         assert [stored[offset] for offset in offsets] == [[name, str(at)] for at in range(150)]
+
+
+@pytest.mark.slow
+def test_a_process_that_appends_while_another_deletes_keeps_its_offsets(tmp_path: Path) -> None:
+    """Every acknowledgement is the next offset, whatever was deleted meanwhile; what is there is what was sent."""
+    path = tmp_path / "s.sqlite"
+    stream = SqliteStream(path)
+    appending = subprocess.Popen([sys.executable, "-c", APPENDER, str(path), "a", "300"], stdout=subprocess.PIPE, text=True)
+    while appending.poll() is None:
+        stream.delete_before(max((offset for offset, _ in stream.read(stream.first())), default=0) - 3)
+    said = [int(line) for line in appending.communicate(timeout=PATIENCE_S)[0].split()]
+    assert said == list(range(300)) and stream.first() > 100
+    assert list(stream.read(stream.first())) == [(at, b"a %d" % at) for at in range(stream.first(), 300)]
