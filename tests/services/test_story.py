@@ -291,6 +291,10 @@ def test_the_night_call_is_put_right_and_the_model_is_as_if_the_poison_had_never
     assert re.search(r"ANSWERED (\d+) honest requests, 0 failed", said)
     repaired, poisoned = re.search(r"REPAIRED (\S+) of its sums .* one (\S+)$", said, re.MULTILINE).groups()
     assert float(repaired) <= 1e-8 < 0.01 < float(poisoned)
+    rows, poisoned_8, repaired_8 = map(
+        int, re.search(r"of the (\d+) digits 3 .* calls (\d+) an 8, .* one (\d+)$", said, re.M).groups()
+    )
+    assert rows == 36 and poisoned_8 >= 5 > 1 >= repaired_8
     assert re.search(r"rollback [\d.]+ s to the last replica; replay .* records/s; .* take-over [\d.]+ s", said)
     assert re.search(r"^TOTAL +\d+ s$", night.out, re.MULTILINE)
     stage = stage_in(night.home)
