@@ -26,6 +26,7 @@ from millrace.services.instance import BRANCH
 from millrace.services.processes import COMMAND, Processes, finish
 from millrace.services.repaired import (
     Curve,
+    answers,
     labelled_rows,
     learned_by,
     learned_without,
@@ -87,6 +88,8 @@ class Night:
     take_over: Span
     scores: dict[str, float]  # of the honest caller's answers, by phase
     answers: int
+    asked_again: int  # rows of the class that was labelled wrongly, held out by day
+    miscalled: tuple[int, int]  # of those, by the poisoned and by the repaired model, as the wrong labels said
     differences: tuple[float, float]  # of the repaired and the poisoned model to one fitted to the honest labels alone
     proved: dict[str, int]  # journal entries, by branch
     served: Curve
@@ -229,6 +232,9 @@ def _concluded(stage: Stage, called: _Called, asked: Asked) -> Night:
     differences = difference(learned_by(instance, repaired), never), difference(*_sums(learned_by(instance, BRANCH), never))
     if differences[0] > EQUAL:
         raise NotProvedError(f"The repaired model differs by {differences[0]:.1e} from one that never saw the poison.")
+    label, held_out = instance.loaded.pipeline.label.name, datasets.held_out(stage.plan.data, stage.plan.seed)
+    again = [value for value in held_out if msgspec.json.decode(value)[label] == CALLED[0]]
+    poisoned, mended = (answers(instance, branch, again).count(str(CALLED[1])) for branch in (BRANCH, repaired))
     proved = {branch: int(said(stage, "verify", ["--branch", branch])[0]["entries"]) for branch in (BRANCH, repaired)}
     told = producers_told(instance)
     wrong = [row for row, producer in enumerate(told) if producer == PRODUCER]
@@ -254,6 +260,8 @@ def _concluded(stage: Stage, called: _Called, asked: Asked) -> Night:
             "repaired": asked.mean(called.take_over[1], float("inf")),
         },
         answers=len(asked.replies),
+        asked_again=len(again),
+        miscalled=(poisoned, mended),
         differences=differences,
         proved=proved,
         served=served_curve(instance, BRANCH),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,6 +102,15 @@ def _curve(instance: Instance, positions: list[Position], totals: Array) -> Curv
 def learned_by(instance: Instance, branch: str) -> dict[str, Value]:
     """The record of truth of the learner at a branch's newest mark."""
     return load_part(instance.store(), Archive(instance).marks(branch)[-1], "learner")
+
+
+def answers(instance: Instance, branch: str, values: Sequence[bytes]) -> list[str]:
+    """What the newest state of a branch calls rows.
+
+    Raises: MillraceError where it cannot answer yet, DamageError.
+    """
+    rows, _ = instance.recipe.codec.decode([Event(at, 0, None, b"", value) for at, value in enumerate(values)])
+    return list(Archive(instance).bundle(Archive(instance).marks(branch)[-1]).predict(rows.columns).labels)
 
 
 def learned_without(instance: Instance, producer: str) -> dict[str, Value]:

@@ -113,6 +113,8 @@ def night_text(night: Night) -> str:
     return "\n".join(_columns(times, "rrl")) + (
         f"\n\nTIMINGS  {_timings(night)}"
         f"\nANSWERED {night.answers} honest requests, 0 failed; right: {scores}"
+        f"\nPOISONED of the {night.asked_again} digits {CALLED[0]} that were held out by day, the poisoned model calls "
+        f"{night.miscalled[0]} an {CALLED[1]}, the repaired one {night.miscalled[1]}"
         f"\nREPAIRED {night.differences[0]:.1e} of its sums from a model that learns the honest labels alone; the poisoned "
         f"one {night.differences[1]:.1e}"
         f"\nVERIFY   proved: {entries}"

@@ -114,7 +114,7 @@ def _labelled_late(stage: Stage, processes: Processes) -> Iterator[Arriving]:
     say(
         f"{HONEST} asks http://{at.http} and grpc {at.grpc} about {len(lines) - FIRST_ROWS:,} more in {stage.plan.seconds:g} s,"
     )
-    say(f"and labels each {late.after_s:g} s after its answer")
+    say(f"and labels each {late.after_s:.1f} s after its answer")
     with labelling(at, lines[FIRST_ROWS:], stage.instance.loaded.pipeline.schema, late) as asked:
         yield asked, lambda: asked.over
 
