@@ -21,6 +21,7 @@ from functools import partial
 import numpy as np
 
 from millrace.learners.class_statistics import ClassGrams
+from millrace.learners.errors import ConfigError
 from millrace.learners.normal_equations import Solution, Sums, solve
 from millrace.learners.priors import Prior, check_prior, shares
 from millrace.learners.protocol import Floats
@@ -63,13 +64,13 @@ class AirConfig:
 def air(config: AirConfig, d: int, seed: int) -> Ridge:
     """An untaught AIR over ``d`` features; ``seed`` draws the projection, if there is one.
 
-    Raises: ValueError with the bytes, where ``most_classes`` would need more than ``limit_mib``.
+    Raises: ConfigError with the bytes, where ``most_classes`` would need more than ``limit_mib``.
     """
     d_phi = config.expand or d
     need = config.most_classes * 4 * d_phi * (d_phi + 1)
     if need > config.limit_mib * 2**20:
-        raise ValueError(
-            f"most_classes = {config.most_classes}: second moments of {d_phi} features take {need:,} bytes "
+        raise ConfigError(
+            f"learner.most_classes = {config.most_classes}: second moments of {d_phi} features take {need:,} bytes "
             f"({need / 2**20:.0f} MiB), more than limit_mib = {config.limit_mib:g}; use fewer, or kind aef-ocl"
         )
     statistics = partial(ClassGrams, d_phi, config.most_classes)

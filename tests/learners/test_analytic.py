@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from millrace.learners.aef_ocl import AefOclConfig, aef_ocl, balanced, missing
 from millrace.learners.air import AirConfig, air, weights
 from millrace.learners.class_statistics import ClassMoments
-from millrace.learners.errors import BadInputError, LearnerError
+from millrace.learners.errors import BadInputError, ConfigError, LearnerError
 from millrace.learners.exact import with_prior
 from millrace.learners.linear import LinearServable, expanded, to_onnx
 from millrace.learners.normal_equations import Sums, solve
@@ -183,7 +183,7 @@ def test_weights_of_air_by_hand() -> None:
 
 def test_air_refuses_memory_over_its_limit_with_the_numbers() -> None:
     """At the start, before a row is read; and a class more than there is room for, before it changes anything."""
-    with pytest.raises(ValueError, match=r"26,846,822,400 bytes \(25603 MiB\), more than limit_mib = 1024"):
+    with pytest.raises(ConfigError, match=r"26,846,822,400 bytes \(25603 MiB\), more than limit_mib = 1024"):
         air(AirConfig(expand=8192), 10, 0)
     learner = made("air", 2, most_classes=2)
     with pytest.raises(BadInputError, match="3 classes; there is room for most_classes = 2"):
