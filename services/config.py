@@ -20,6 +20,7 @@ import msgspec
 from millrace.learners.detectors import DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
+from millrace.streams.held_out import HeldOutConfig
 from millrace.streams.labels import LabelRules
 from millrace.streams.schema import Field, Label, Schema, leaves
 from millrace.streams.worker import WorkerConfig
@@ -104,6 +105,7 @@ class Pipeline:
     log: LogConfig = field(default_factory=LogConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     drift: DriftConfig | None = None  # what is watched for drift; without it nothing is
+    evaluate: HeldOutConfig | None = None  # of rows that are never learned and asked about again and again; without it none
     serving: ServingConfig = field(default_factory=ServingConfig)
     versions: VersionsConfig = field(default_factory=VersionsConfig)
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
@@ -119,6 +121,8 @@ class Pipeline:
             raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
         Schema(self.fields, self.label, self.weight)  # refuses names that stand twice
         self._check_labels()
+        if self.evaluate is not None and self.label.task != "classify":
+            raise ValueError("evaluate: what is held out is scored by class, and this label is a number; leave the table out")
         if self.drift is not None and self.drift.act not in OFFERED_ACTS:
             raise ValueError(f"drift.act = {self.drift.act!r}: this release offers {', '.join(OFFERED_ACTS)}")
 
@@ -154,7 +158,7 @@ class Pipeline:
     @property
     def declared(self) -> bytes:
         """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
-        given = {"labels": self.labels, "drift": self.drift}
+        given = {"labels": self.labels, "drift": self.drift, "evaluate": self.evaluate}
         more = {name: table for name, table in given.items() if table is not None}
         return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed} | more, order="sorted")
 

@@ -61,6 +61,7 @@ class Instance:
             seed=pipeline.seed,
             config=pipeline.declared,
             drift=pipeline.drift,
+            held_out=pipeline.evaluate,
             labels=pipeline.labels,
             served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
         )

@@ -45,7 +45,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     output = None if raw is None else msgspec.json.decode(raw, type=Output)
     if output is not None and output.branch == branch:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
-        facts |= _late(output) | _alarm(output.newest_alarm)
+        facts |= _late(output) | _alarm(output.newest_alarm) | _held_out(output)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
     ledger = instance.ledger()
     facts |= {f"alias_{name}": version for name, version in sorted(ledger.aliases.items())}
@@ -91,6 +91,13 @@ def _alarm(alarm: Alarm | None) -> dict[str, Any]:
     new = f"; classes first seen then: {', '.join(alarm.new_classes)}" if alarm.new_classes else ""
     since = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
     return {"alarm": f"{alarm.detector}: {since}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
+
+
+def _held_out(output: Output) -> dict[str, Any]:
+    """What the learner kept and lost, by the rows that are never learned."""
+    figures = dict(output.held_out or {})
+    by_class = {f"held_out_recall_{label}": share for label, share in figures.pop("recall", {}).items()}
+    return {f"held_out_{name}": value for name, value in figures.items()} | by_class
 
 
 def _late(output: Output) -> dict[str, Any]:

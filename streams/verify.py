@@ -270,7 +270,9 @@ def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
     if not exact and stored is None:
         run.report.unproved.append(mark)  # another kind of host, and nothing to compare with within a tolerance
         return
-    names = {name for name in parts if not (exact and is_truth(name))} - (set() if exact else {"detectors"})  # of ties, too
+    names = {name for name in parts if not (exact and is_truth(name))} - (
+        set() if exact else {"detectors", "held_out"}
+    )  # of ties, too
     tolerance = DERIVED_TOLERANCE if exact else max(fold.learner.tolerance, DERIVED_TOLERANCE)
     if stored is not None and "detectors" not in stored:  # the start of a replay: its detectors are fresh ones
         names -= {"detectors"}
