@@ -3,6 +3,9 @@
 A row is held out by a hash of itself (time and features), so the same rows are held out in every branch and however they are
 read, and a row that comes twice is not learned by its double. A reservoir keeps an even sample of those held out so far
 (Vitter's algorithm R, its draws by the seed and the count of rows). Held-out rows are counted as passed.
+
+Features that follow from tables which branches may fill differently (an imputed mean, a grown category) are part of the hash: a
+row that has them may be held out in one branch and learned in another.
 """
 
 from __future__ import annotations
@@ -117,7 +120,7 @@ class HeldOut:
             "accuracy_majority": float((self._y == commonest).mean()),
         }
         lowest = sorted(self.scores.recall().items(), key=lambda one: one[1])[:LOWEST]
-        counts = {"evaluations": self.scores.evaluations, "held_out": self.rows, "kept": len(self._y)}
+        counts = {"evaluations": self.scores.evaluations, "rows": self.rows, "kept": len(self._y)}
         return counts | found | baselines | {"recall": dict(lowest)}
 
     def _offer(self, row: Row) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from branches import SCHEMA, SMALL, Rooms, everything, make_events, recipe, run_to_end
-from rooms import PIPELINE, pipeline_in
+from rooms import PIPELINE, facts, millrace, pipeline_in
 
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
@@ -82,3 +82,31 @@ def test_a_restart_in_the_middle_and_a_refold_give_the_same_bits(how: Recipe) ->
     assert everything(again) == everything(steady)
     report = verify(how, whole.doors(), "main", SMALL.keep)
     assert report.proved and not report.findings
+
+
+EVALUATE = "\n[evaluate]\nshare = 0.2\nrows = 30\nevery_rows = 20\n"
+
+
+def test_status_shows_what_the_learner_keeps_and_loses(tmp_path: Path) -> None:
+    """By rows it never learned, beside the two answers without a model; all rows are accounted for."""
+    pipeline_in(tmp_path, rows=300, text=PIPELINE + EVALUATE)
+    for words in (("send", "digits.toml", "rows.jsonl"), ("run", "digits.toml")):
+        done = millrace(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    found = facts(tmp_path)
+    assert 30 < found["held_out_rows"] == found["passed"] and found["learned"] + found["passed"] == found["records"] == 300
+    assert found["held_out_kept"] == 30 and found["held_out_evaluations"] >= 9
+    assert found["held_out_accuracy"] > max(found["held_out_accuracy_last"], found["held_out_accuracy_majority"])
+    assert {f"held_out_recall_{name}" for name in ("rose", "tulip", "daisy")} <= found.keys()
+    assert {"held_out_forgetting", "held_out_worst_case_accuracy", "held_out_amca"} <= found.keys()
+    proved = millrace("verify", "digits.toml", cwd=tmp_path)
+    assert proved.returncode == 0, proved.stdout + proved.stderr
+
+
+def test_evaluating_needs_classes(tmp_path: Path) -> None:
+    """Numbers have none; and a share that cannot be meant is named."""
+    text = PIPELINE.replace('label = { name = "label" }', 'label = { name = "label", type = "number" }') + EVALUATE
+    with pytest.raises(ConfigError, match="scored by class, and this label is a number"):
+        load_pipeline(pipeline_in(tmp_path, rows=0, text=text))
+    with pytest.raises(ConfigError, match=r"share = 0\.9: must be a number above 0 and up to 0\.5"):
+        load_pipeline(pipeline_in(tmp_path, rows=0, text=PIPELINE + EVALUATE), ["evaluate.share=0.9"])

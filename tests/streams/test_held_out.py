@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from branches import SMALL, Rooms, everything, make_events, recipe, run_to_end
+from branches import SMALL, START_MS, Rooms, everything, make_events, recipe, run_to_end
+from forked import Forked, poisoned
+from late import late_recipe, make_late_events
 
 from millrace.learners.protocol import Array, Batch, Floats, Value
 from millrace.streams.branch import Recipe
 from millrace.streams.held_out import HeldOut, HeldOutConfig, hashes
 from millrace.streams.outputs import scores_topic
 from millrace.streams.parts import pack, unpack
+from millrace.streams.records import Event
 from millrace.streams.verify import verify
 
 ROWS = 400
@@ -87,7 +90,7 @@ def test_a_row_waits_until_one_after_it_has_been_learned() -> None:
     found, stay = held(HeldOutConfig(share=0.2, rows=ALL, every_rows=300), rows(1000), 1)
     found.look(Always("a"), 300)
     place = int(np.flatnonzero(np.cumsum(stay) == 300)[0])
-    assert found.figures()["kept"] == (~stay[:place]).sum() < found.figures()["held_out"] == (~stay).sum()
+    assert found.figures()["kept"] == (~stay[:place]).sum() < found.figures()["rows"] == (~stay).sum()
 
 
 def test_the_reservoir_is_an_even_sample_and_does_not_grow() -> None:
@@ -120,7 +123,7 @@ def test_figures_stand_beside_two_answers_without_a_model() -> None:
     assert figures["accuracy"] == figures["accuracy_majority"] == (out == "a").mean()
     assert figures["accuracy_last"] == (out == before).mean()
     assert figures["recall"] == {"a": 1.0, "b": 0.0} or figures["recall"] == {"b": 0.0, "a": 1.0}
-    assert (figures["evaluations"], figures["held_out"], figures["mean_class_accuracy"]) == (1, (~stay).sum(), 0.5)
+    assert (figures["evaluations"], figures["rows"], figures["mean_class_accuracy"]) == (1, (~stay).sum(), 0.5)
 
 
 def test_forgetting_is_seen_between_two_evaluations() -> None:
@@ -218,3 +221,51 @@ def test_outputs_carry_the_figures() -> None:
         assert (said is not None) == there
         if there:
             assert said["evaluations"] > 5 and 0.0 <= said["accuracy"] <= 1.0 and "forgetting" in said
+
+
+def test_late_labels_are_held_out_too() -> None:
+    """The rows they complete; everything adds up, and a restart in the middle changes no bit."""
+    how = replace(late_recipe(), held_out=CONFIG)
+    events = make_late_events(ROWS)
+    steady, halved = Rooms(events), Rooms(events)
+    whole = steady.worker(how=how)
+    run_to_end(whole, ROWS)
+    run_to_end(halved.worker(how=how), 170)
+    again = halved.worker(how=how)
+    run_to_end(again, ROWS)
+    fold = whole.fold
+    assert everything(again) == everything(whole)
+    assert fold.held_out is not None and fold.held_out.rows > 10 and fold.held_out.scores.evaluations > 3
+    assert fold.records == ROWS and sum(fold.learner.state_dict().truth["counts"].tolist()) == fold.counts.learned
+    assert verify(how, steady.doors(), "main", SMALL.keep).findings == []
+
+
+def test_a_fork_holds_the_same_rows_out_and_is_proved() -> None:
+    """A replay begins with its version's reservoir and goes on from there, whatever it leaves out."""
+    rooms = Rooms(poisoned(numeric_events(120)))
+    run_to_end(rooms.worker(how=holding()), 120)
+    there = Forked(rooms, holding())
+    mended = there.worker()
+    before = mended.fold.held_out
+    assert before is not None and before.rows
+    run_to_end(mended, 120)
+    plain = Rooms(poisoned(numeric_events(120))).worker(how=holding())
+    run_to_end(plain, 120)
+    assert mended.fold.held_out is not None and plain.fold.held_out is not None
+    ours, theirs = (held_rows(worker.fold.held_out) for worker in (mended, plain))
+    assert ours < theirs  # those of the poisoner are left out, and no others are held out in their place
+    assert verify(holding(), there.doors(), "mended", SMALL.keep).findings == []
+
+
+def numeric_events(rows: int) -> list[Event]:
+    """Rows whose features follow from the row alone."""
+    chance = np.random.default_rng(2)
+    values = [{"x": chance.integers(-40, 41, 3).tolist(), "kind": "ab"[at % 2], "age": 30, "town": "p"} for at in range(rows)]
+    return [Event(at, START_MS + 40 * at, None, b"", json.dumps(value).encode()) for at, value in enumerate(values)]
+
+
+def held_rows(found: HeldOut | None) -> set[bytes]:
+    """The features of all rows in a reservoir, or on their way there."""
+    assert found is not None
+    state = found.state()
+    return {row.tobytes() for row in [*state["x"], *state["pending"]]}
