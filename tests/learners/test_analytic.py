@@ -194,8 +194,10 @@ def test_air_refuses_memory_over_its_limit_with_the_numbers() -> None:
 # --- the table of spec 1.4 --------------------------------------------------------------------------------------------
 
 
-def toy(seed: int, correlated: bool) -> tuple[Floats, Array, Floats, Array]:
-    """Six Gaussian classes of 24 features, counts 12000 to 40; and 300 test rows of each."""
+def toy(
+    seed: int, correlated: bool, counts: tuple[int, ...] = (12000, 6000, 2500, 400, 120, 40)
+) -> tuple[Floats, Array, Floats, Array]:
+    """Six Gaussian classes of 24 features, with so many rows each; and 300 test rows of each."""
     rng = np.random.default_rng(seed)
     means, scale = rng.normal(0.0, 1.0, size=(6, 24)), rng.uniform(0.5, 1.5, size=(6, 24))
     mixing = [np.eye(24) + (0.25 * rng.normal(size=(24, 24)) if correlated else 0.0) for _ in range(6)]
@@ -205,7 +207,7 @@ def toy(seed: int, correlated: bool) -> tuple[Floats, Array, Floats, Array]:
         x = np.concatenate([means[c] + (rng.normal(size=(n, 24)) * scale[c]) @ mixing[c] for c, n in enumerate(counts)])
         return x, NAMES[label]
 
-    return (*draw((12000, 6000, 2500, 400, 120, 40)), *draw((300,) * 6))
+    return (*draw(counts), *draw((300,) * 6))
 
 
 def class_accuracy(learner: Ridge, x: Floats, y: Array) -> float:
