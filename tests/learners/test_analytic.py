@@ -65,6 +65,18 @@ def test_a_constant_feature_has_no_negative_variance() -> None:
     assert negative > 50  # the defect is real, so the trials could have shown it
 
 
+@pytest.mark.parametrize("left", [1.5, 1.001, 1e-6])
+def test_a_fading_class_keeps_its_deviation(left: float) -> None:
+    """To within the factor that n / 2 makes; by n - 1 alone, rows that have faded to 1.001 would scatter 30 times as far."""
+    x = np.random.default_rng(18).normal(size=(400, 2))
+    moments = ClassMoments(2)
+    moments.grow(1)
+    moments.add(x, x, np.zeros(400, dtype=int), np.ones(400), 1.0)
+    moments.add(x[:0], x[:0], np.zeros(0, dtype=int), np.zeros(0), left / 400)
+    assert np.allclose(moments.weight, left)
+    assert (moments.deviation() / x.std(axis=0) < 1.5).all() and (moments.deviation() / x.std(axis=0) > 0.9).all()
+
+
 # --- AEF-OCL ----------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +241,26 @@ def test_balancing_recovers_what_imbalance_costs(correlated: bool) -> None:
     plain, pseudo, exact = (float(np.mean(runs)) for runs in got.values())
     assert min(pseudo, exact) > plain + 0.05, got
     assert exact > pseudo + 0.02 if correlated else abs(exact - pseudo) < 0.02, got
+
+
+# --- rows that fade ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["aef-ocl", "air", "slda", "ncm"])
+@pytest.mark.parametrize("since", [300, 480, 1000, 4000])
+def test_a_class_that_has_faded_away_does_not_harm_the_others(kind: str, since: int) -> None:
+    """Whether some rows' worth of it is left, about one, or next to nothing: the others are told apart as well as ever."""
+    rng = np.random.default_rng(17)
+    means = 4.0 * np.eye(3, 5)
+    label = np.concatenate([rng.integers(0, 3, 600), rng.integers(0, 2, since)])
+    learner = made(kind, 5, solve_rows=ONCE, decay=0.99)
+    learner = taught(learner, means[label] + rng.normal(size=(len(label), 5)), NAMES[label], tuple(range(50, 600, 50)))
+    tests = np.repeat([0, 1], 200)
+    x = means[tests] + rng.normal(size=(400, 5))
+    said = np.array(learner.servable().classes, dtype=object)[learner.predict_many(Batch(x)).argmax(axis=1)]
+    assert (said == NAMES[tests]).mean() > 0.97
+    spread = learner.servable().weights
+    assert np.abs(spread).max() > 0.05  # nor are the answers flattened to nothing
 
 
 # --- bad and thin input -----------------------------------------------------------------------------------------------
