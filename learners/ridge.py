@@ -244,11 +244,12 @@ class Ridge:
 
     def _names(self, y: Array) -> Array:
         """Class names (n,), each a str, and room for those that are new. Raises: BadInputError."""
-        strange = [name for name in y.ravel() if not isinstance(name, str)]
+        names = y.ravel().tolist()
+        strange = [] if set(map(type, names)) == {str} else [name for name in names if not isinstance(name, str)]
         if y.ndim != 1 or strange:
             raise BadInputError(f"column y: expected class names (n,), got {y.shape} with {strange[:1]}")
         most = None if self._per_class is None else self._per_class.most
-        if most is not None and len(known := self._classes.keys() | set(y)) > most:
+        if most is not None and len(known := self._classes.keys() | set(names)) > most:
             raise BadInputError(f"column y: {len(known)} classes; there is room for most_classes = {most}; raise it, or fork")
         return y
 
@@ -262,7 +263,9 @@ class Ridge:
         if self.config.task == "regress":
             self._sums.grow(y.shape[1])
             return y
-        columns = np.array([self._classes.setdefault(str(name), len(self._classes)) for name in y])
+        known = list(map(self._classes.get, names := y.tolist()))
+        new = None in known
+        columns = np.array([self._classes.setdefault(str(name), len(self._classes)) for name in names] if new else known)
         self._grow()
         self._counts += np.bincount(columns, minlength=len(self._classes))
         one_hot = np.zeros((len(y), len(self._classes)), order="F")
