@@ -10,7 +10,8 @@ Fang et al., "AIR: Analytic Imbalance Rectifier for Continual Learning", arXiv 2
 | pi_c | ``pi``, share_c / n_c, scaled to a mean of 1 over the classes that have one | (C,) |
 
 Differs from the paper: any prior and not only the uniform one; an intercept and scaled features, both of the re-weighted rows.
-Memory is C d_phi (d_phi + 1) / 2 doubles, so what ``most_classes`` would need is refused above ``limit_mib``.
+Memory, and every checkpoint, is C d_phi (d_phi + 1) / 2 doubles (382 MiB for 100 classes of 1,000 features), so what
+``most_classes`` would need is refused above ``limit_mib``.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from functools import partial
 import numpy as np
 
 from millrace.learners.class_statistics import ClassGrams
+from millrace.learners.errors import ConfigError
 from millrace.learners.normal_equations import Solution, Sums, solve
 from millrace.learners.priors import Prior, check_prior, shares
 from millrace.learners.protocol import Floats
 from millrace.learners.ridge import Head, Known, Ridge, RidgeConfig
+
+ONE_ROW = 1.0  # the least n_c that pi is reckoned by
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +67,13 @@ class AirConfig:
 def air(config: AirConfig, d: int, seed: int) -> Ridge:
     """An untaught AIR over ``d`` features; ``seed`` draws the projection, if there is one.
 
-    Raises: ValueError with the bytes, where ``most_classes`` would need more than ``limit_mib``.
+    Raises: ConfigError with the bytes, where ``most_classes`` would need more than ``limit_mib``.
     """
     d_phi = config.expand or d
     need = config.most_classes * 4 * d_phi * (d_phi + 1)
     if need > config.limit_mib * 2**20:
-        raise ValueError(
-            f"most_classes = {config.most_classes}: second moments of {d_phi} features take {need:,} bytes "
+        raise ConfigError(
+            f"learner.most_classes = {config.most_classes}: second moments of {d_phi} features take {need:,} bytes "
             f"({need / 2**20:.0f} MiB), more than limit_mib = {config.limit_mib:g}; use fewer, or kind aef-ocl"
         )
     statistics = partial(ClassGrams, d_phi, config.most_classes)
@@ -84,9 +88,12 @@ def answer(config: AirConfig, known: Known) -> Solution:
 
 
 def weights(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
-    """pi (C,): share_c / n_c over its mean among the classes that have a share; 0 for those that have none or no rows."""
+    """pi (C,): share_c / n_c over its mean among the classes that have a share; 0 for those that have none or no rows.
+
+    A class whose rows have faded to less than ONE_ROW counts as having that, or what is left of it would outweigh all others.
+    """
     share = shares(prior, names, weight)
-    pi = np.divide(share, weight, out=np.zeros_like(share), where=share > 0.0)
+    pi = share / np.maximum(weight, ONE_ROW)
     return pi / pi[share > 0.0].mean() if share.any() else pi
 
 

@@ -59,8 +59,11 @@ class ClassMoments:
         self.weight[columns], self.mean[columns], self.scatter[columns] = 0.0, 0.0, 0.0
 
     def deviation(self) -> Floats:
-        """Standard deviation (C, d), by n - 1; 0 for a class of one row or none."""
-        divisor = np.maximum(self.weight - 1.0, 0.0)[:, None]
+        """Standard deviation (C, d), by n - 1; 0 for a class of one row or none.
+
+        By n / 2 where rows have faded to less than two, or n - 1 would blow up what is left of their spread.
+        """
+        divisor = np.maximum(self.weight - 1.0, 0.5 * self.weight)[:, None]
         variance = np.divide(self.scatter, divisor, out=np.zeros_like(self.scatter), where=divisor > 0.0)
         return np.sqrt(np.maximum(variance, 0.0))  # taking rows out may leave a negative zero of rounding
 

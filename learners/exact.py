@@ -29,6 +29,8 @@ from millrace.learners.priors import Prior
 from millrace.learners.protocol import Array, Batch
 from millrace.learners.ridge import Ridge
 
+ROUNDING = 1e-9  # by which sums of the same weights in another order may differ
+
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
@@ -158,11 +160,17 @@ def _known_rows(learner: Ridge, batch: Batch, verb: str) -> None:
         if len(batch) > learner.rows:
             raise BadInputError(f"{len(batch)} rows are to be {verb} and {learner.rows} were learned")
         return
-    known = learner.class_rows
-    names, counts = np.unique(batch.y.astype(str), return_counts=True)
-    for name, count in zip(names.tolist(), counts.tolist(), strict=True):
-        if count > known.get(name, 0):
-            raise BadInputError(f"{count} rows of class {name!r} are to be {verb} and {known.get(name, 0)} were learned")
+    known, total = learner.class_rows, dict(zip(learner.class_rows, learner.known().sums.targets, strict=True))
+    weight = np.ones(len(batch)) if batch.weight is None else batch.weight
+    for name in dict.fromkeys(batch.y.tolist()):
+        rows = batch.y == name
+        if rows.sum() > known.get(name, 0):
+            raise BadInputError(f"{rows.sum()} rows of class {name!r} are to be {verb} and {known.get(name, 0)} were learned")
+        if weight[rows].sum() > total[name] * (1.0 + ROUNDING):
+            raise BadInputError(
+                f"column weight: rows of class {name!r} that weigh {weight[rows].sum():g} are to be {verb} and those learned "
+                f"weigh {total[name]:g}; give each row the weight it has now"
+            )
 
 
 def _same_make(ours: str, first: Ridge, theirs: str, other: Ridge) -> None:

@@ -249,7 +249,7 @@ class Ridge:
         if y.ndim != 1 or strange:
             raise BadInputError(f"column y: expected class names (n,), got {y.shape} with {strange[:1]}")
         most = None if self._per_class is None else self._per_class.most
-        if most is not None and len(known := self._classes.keys() | set(y)) > most:
+        if most is not None and len(known := self._classes.keys() | set(names)) > most:
             raise BadInputError(f"column y: {len(known)} classes; there is room for most_classes = {most}; raise it, or fork")
         return y
 

@@ -21,6 +21,7 @@ from millrace.learners.detectors import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
 from millrace.streams.backbone import located
+from millrace.streams.held_out import HeldOutConfig
 from millrace.streams.labels import LabelRules
 from millrace.streams.schema import Field, Label, Schema, leaves
 from millrace.streams.sharding import refuse_unmergeable
@@ -108,6 +109,7 @@ class Pipeline:
     log: LogConfig = field(default_factory=LogConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     drift: DriftConfig | None = None  # what is watched for drift; without it nothing is
+    evaluate: HeldOutConfig | None = None  # of rows that are never learned and asked about again and again; without it none
     serving: ServingConfig = field(default_factory=ServingConfig)
     versions: VersionsConfig = field(default_factory=VersionsConfig)
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
@@ -123,6 +125,8 @@ class Pipeline:
             raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
         self._check_shards(Schema(self.fields, self.label, self.weight))  # which refuses names that stand twice
         self._check_labels()
+        if self.evaluate is not None and self.label.task != "classify":
+            raise ValueError("evaluate: what is held out is scored by class, and this label is a number; leave the table out")
 
     def _check_shards(self, schema: Schema) -> None:
         if self.shards == 1:
@@ -163,7 +167,8 @@ class Pipeline:
     @property
     def declared(self) -> bytes:
         """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
-        given: dict[str, Any] = {"labels": self.labels, "drift": self.drift and self.drift.declared}
+        drift = self.drift and self.drift.declared
+        given: dict[str, Any] = {"labels": self.labels, "drift": drift, "evaluate": self.evaluate}
         more = {name: table for name, table in given.items() if table is not None}
         more |= {} if self.shards == 1 else {"shards": self.shards}
         return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed} | more, order="sorted")

@@ -65,6 +65,7 @@ class Instance:
             seed=pipeline.seed,
             config=pipeline.declared,
             drift=pipeline.drift,
+            held_out=pipeline.evaluate,
             labels=pipeline.labels,
             served=None
             if pipeline.labels is None

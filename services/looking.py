@@ -47,7 +47,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= _merged(instance, branch)
     if output is not None:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
-        facts |= _late(output) | _alarm(output.newest_alarm)
+        facts |= _late(output) | _alarm(output.newest_alarm) | _held_out(output)
     facts |= _acted(summary)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
     ledger = instance.ledger()
@@ -125,6 +125,13 @@ def _acted(summary: Summary) -> dict[str, Any]:
         return {}
     version = next((mark.version for mark in summary.marks if mark.version is not None and mark.state_seq >= act.seq), None)
     return {"act": f"{act.words} at seq {act.seq}, after {act.cause} {act.evidence}; version: {version or 'on its way'}"}
+
+
+def _held_out(output: Output) -> dict[str, Any]:
+    """What the learner kept and lost, by the rows that are never learned."""
+    figures = dict(output.held_out or {})
+    by_class = {f"held_out_recall_{label}": share for label, share in figures.pop("recall", {}).items()}
+    return {f"held_out_{name}": value for name, value in figures.items()} | by_class
 
 
 def _late(output: Output) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from millrace.streams.drifting import Drift
 from millrace.streams.entries import Act, Entry, Fork, Mark, Step
 from millrace.streams.exclusions import Excluding, Reader
 from millrace.streams.fold import Fold, is_truth
+from millrace.streams.held_out import HeldOut, HeldOutConfig
 from millrace.streams.journal import Cursor, Summary, Writer
 from millrace.streams.labels import LabelJoin, LabelRules
 from millrace.streams.microbatch import MicroBatches
@@ -61,6 +62,7 @@ class Recipe:
     config: bytes  # JSON of everything beside the fields that changes what is learned
     drift: DriftConfig | None = None  # what is watched; None: nothing
     labels: LabelRules | None = None  # of labels that come late; None: they stand in the rows alone
+    held_out: HeldOutConfig | None = None  # of rows that are kept back and asked about; None: all are learned
     served: ServedCodec | None = None  # reads late labels too; there if and only if ``labels`` is
 
     @property
@@ -88,6 +90,8 @@ class Recipe:
         if self.drift is not None:
             fold.drift = Drift(self.drift, self.seed)
             fold.window = Window(self.drift.relearn_rows) if self.drift.act == "relearn" else None
+        if self.held_out is not None:
+            fold.held_out = HeldOut(self.held_out, self.seed)
         if self.labels is not None:
             fold.labels = LabelJoin(self.labels, self.schema.label, sha256(self.schema.declared))
         return fold

@@ -20,6 +20,7 @@ from millrace.streams.codec import Rows, has_label
 from millrace.streams.drifting import Drift
 from millrace.streams.entries import Act, Step
 from millrace.streams.features import Features
+from millrace.streams.held_out import HeldOut
 from millrace.streams.labels import LabelJoin, Taken
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.records import Event
@@ -62,6 +63,7 @@ class Fold:
         self.conflicts: list[tuple[str, Event]] = []  # labels of the newest step that contradict another
         self.drift: Drift | None = None  # None: nothing is watched
         self.window: Window | None = None  # None: no alarm leads to ``relearn``
+        self.held_out: HeldOut | None = None  # None: every labelled row is learned
         self.branch = ""  # whose state this is: answers of another branch are made again by this one
         self._given: list[float] = []  # of the rows in ``batches``: the loss as served; NaN where the own answer is scored
         self.position = dict(position)
@@ -196,6 +198,10 @@ class Fold:
 
     def _collect(self, batch: Batch, clock_ms: NDArray[np.int64], given: Floats) -> None:
         """Rows into batches, with their losses as served (n,), NaN where the own answer is to be scored."""
+        if self.held_out is not None:
+            stay = self.held_out.take(batch, self.counts.learned + self.batches.waiting)
+            self.counts.passed += int((~stay).sum())
+            batch, clock_ms, given = batch.only(stay), clock_ms[stay], given[stay]
         if self.labels is not None:
             self._given += given.tolist()
         for full in self.batches.cut(batch, clock_ms):
@@ -221,6 +227,8 @@ class Fold:
         if self.window is not None:
             self.window.add(batch)
         self.counts.learned += len(batch)
+        if self.held_out is not None:
+            self.held_out.look(self.learner.servable(), self.counts.learned)
 
     def act(self, act: Act) -> None:
         """Apply what a live writer decided.
@@ -270,6 +278,7 @@ class Fold:
             | self._join_parts()
             | ({} if self.drift is None else {"detectors": self.drift.state()})
             | ({} if self.window is None else self.window.parts())
+            | ({} if self.held_out is None else {"held_out": self.held_out.state()})
         )
 
     def _join_parts(self) -> dict[str, dict[str, Value]]:
@@ -296,3 +305,5 @@ class Fold:
             self.drift.load(parts["detectors"])
         if self.window is not None:
             self.window.load(parts)
+        if self.held_out is not None and "held_out" in parts:
+            self.held_out.load(parts["held_out"])

@@ -34,6 +34,7 @@ class Output(msgspec.Struct, frozen=True):
     served_scores: dict[str, Value] | None = None  # of the answers as they were served; None: no late labels
     alarms: list[Alarm] = []  # of drift, raised by this step
     newest_alarm: Alarm | None = None  # that something got worse, since the branch began
+    held_out: dict[str, Value] | None = None  # of rows that are never learned; None: none is held out
     labels: dict[str, int] | None = None  # what came of served predictions and labels, and what waits
 
 
@@ -63,6 +64,7 @@ def output_record(step: Step, fold: Fold) -> Record:
         served_scores=None if join is None else plain_totals(fold.served_scores.totals),
         alarms=[] if fold.drift is None else fold.drift.alarms,
         newest_alarm=None if fold.drift is None else fold.drift.newest,
+        held_out=None if fold.held_out is None else fold.held_out.figures(),
         labels=None if join is None else _late(join),
     )
     return Record(msgspec.json.encode(output), step.branch.encode())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from millrace.learners.aef_ocl import AefOclConfig, aef_ocl, balanced, missing
 from millrace.learners.air import AirConfig, air, weights
 from millrace.learners.class_statistics import ClassMoments
-from millrace.learners.errors import BadInputError, LearnerError
+from millrace.learners.errors import BadInputError, ConfigError, LearnerError
 from millrace.learners.exact import with_prior
 from millrace.learners.linear import LinearServable, expanded, to_onnx
 from millrace.learners.normal_equations import Sums, solve
@@ -63,6 +63,18 @@ def test_a_constant_feature_has_no_negative_variance() -> None:
         assert moments.deviation()[0, 0] <= 1e-14 and moments.deviation()[1, 0] == 0.0
         negative += bool((naive_deviation(x[:, 0]) < 0.0).any())
     assert negative > 50  # the defect is real, so the trials could have shown it
+
+
+@pytest.mark.parametrize("left", [1.5, 1.001, 1e-6])
+def test_a_fading_class_keeps_its_deviation(left: float) -> None:
+    """To within the factor that n / 2 makes; by n - 1 alone, rows that have faded to 1.001 would scatter 30 times as far."""
+    x = np.random.default_rng(18).normal(size=(400, 2))
+    moments = ClassMoments(2)
+    moments.grow(1)
+    moments.add(x, x, np.zeros(400, dtype=int), np.ones(400), 1.0)
+    moments.add(x[:0], x[:0], np.zeros(0, dtype=int), np.zeros(0), left / 400)
+    assert np.allclose(moments.weight, left)
+    assert (moments.deviation() / x.std(axis=0) < 1.5).all() and (moments.deviation() / x.std(axis=0) > 0.9).all()
 
 
 # --- AEF-OCL ----------------------------------------------------------------------------------------------------------
@@ -183,7 +195,7 @@ def test_weights_of_air_by_hand() -> None:
 
 def test_air_refuses_memory_over_its_limit_with_the_numbers() -> None:
     """At the start, before a row is read; and a class more than there is room for, before it changes anything."""
-    with pytest.raises(ValueError, match=r"26,846,822,400 bytes \(25603 MiB\), more than limit_mib = 1024"):
+    with pytest.raises(ConfigError, match=r"26,846,822,400 bytes \(25603 MiB\), more than limit_mib = 1024"):
         air(AirConfig(expand=8192), 10, 0)
     learner = made("air", 2, most_classes=2)
     with pytest.raises(BadInputError, match="3 classes; there is room for most_classes = 2"):
@@ -194,8 +206,10 @@ def test_air_refuses_memory_over_its_limit_with_the_numbers() -> None:
 # --- the table of spec 1.4 --------------------------------------------------------------------------------------------
 
 
-def toy(seed: int, correlated: bool) -> tuple[Floats, Array, Floats, Array]:
-    """Six Gaussian classes of 24 features, counts 12000 to 40; and 300 test rows of each."""
+def toy(
+    seed: int, correlated: bool, counts: tuple[int, ...] = (12000, 6000, 2500, 400, 120, 40)
+) -> tuple[Floats, Array, Floats, Array]:
+    """Six Gaussian classes of 24 features, with so many rows each; and 300 test rows of each."""
     rng = np.random.default_rng(seed)
     means, scale = rng.normal(0.0, 1.0, size=(6, 24)), rng.uniform(0.5, 1.5, size=(6, 24))
     mixing = [np.eye(24) + (0.25 * rng.normal(size=(24, 24)) if correlated else 0.0) for _ in range(6)]
@@ -205,7 +219,7 @@ def toy(seed: int, correlated: bool) -> tuple[Floats, Array, Floats, Array]:
         x = np.concatenate([means[c] + (rng.normal(size=(n, 24)) * scale[c]) @ mixing[c] for c, n in enumerate(counts)])
         return x, NAMES[label]
 
-    return (*draw((12000, 6000, 2500, 400, 120, 40)), *draw((300,) * 6))
+    return (*draw(counts), *draw((300,) * 6))
 
 
 def class_accuracy(learner: Ridge, x: Floats, y: Array) -> float:
@@ -227,6 +241,26 @@ def test_balancing_recovers_what_imbalance_costs(correlated: bool) -> None:
     plain, pseudo, exact = (float(np.mean(runs)) for runs in got.values())
     assert min(pseudo, exact) > plain + 0.05, got
     assert exact > pseudo + 0.02 if correlated else abs(exact - pseudo) < 0.02, got
+
+
+# --- rows that fade ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["aef-ocl", "air", "slda", "ncm"])
+@pytest.mark.parametrize("since", [300, 480, 1000, 4000])
+def test_a_class_that_has_faded_away_does_not_harm_the_others(kind: str, since: int) -> None:
+    """Whether some rows' worth of it is left, about one, or next to nothing: the others are told apart as well as ever."""
+    rng = np.random.default_rng(17)
+    means = 4.0 * np.eye(3, 5)
+    label = np.concatenate([rng.integers(0, 3, 600), rng.integers(0, 2, since)])
+    learner = made(kind, 5, solve_rows=ONCE, decay=0.99)
+    learner = taught(learner, means[label] + rng.normal(size=(len(label), 5)), NAMES[label], tuple(range(50, 600, 50)))
+    tests = np.repeat([0, 1], 200)
+    x = means[tests] + rng.normal(size=(400, 5))
+    said = np.array(learner.servable().classes, dtype=object)[learner.predict_many(Batch(x)).argmax(axis=1)]
+    assert (said == NAMES[tests]).mean() > 0.97
+    spread = learner.servable().weights
+    assert np.abs(spread).max() > 0.05  # nor are the answers flattened to nothing
 
 
 # --- bad and thin input -----------------------------------------------------------------------------------------------

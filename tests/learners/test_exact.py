@@ -255,6 +255,8 @@ def test_rows_that_were_not_learned_are_not_forgotten() -> None:
     before = learner.state_dict().truth["gram"]
     with pytest.raises(BadInputError, match="301 rows of class 'ant' are to be forgotten and 300 were learned"):
         forget(learner, Batch(np.zeros((301, D)), np.array(["ant"] * 301, dtype=object)))
+    with pytest.raises(BadInputError, match="weigh 6 are to be forgotten and those learned weigh"):
+        forget(learned(fresh("ridge"), Batch(x[:2], y[:2])), Batch(x[:1], y[:1], weight=np.array([6.0])))
     with pytest.raises(BadInputError, match="1 rows of class 'zebra' are to be relabelled and 0 were learned"):
         relabel(learner, Batch(x[:1], np.array(["zebra"], dtype=object)), y[:1])
     assert np.array_equal(learner.state_dict().truth["gram"], before)

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from branches import HOST, SMALL, Rooms, SteppedWall, everything, mark_at_once, run_to_end
+from branches import HOST, SMALL, Rooms, SteppedWall, dies, everything, mark_at_once, run_to_end
 from late import late_recipe
-from test_drifting import FLIP, ROWS, STEPS, alarms, died, entries, flipped, rooms, watching, worker_in
+from test_drifting import FLIP, ROWS, STEPS, alarms, entries, flipped, rooms, watching, worker_in
 
 from millrace.learners.detectors import DriftConfig
 from millrace.learners.errors import LearnerError
@@ -93,7 +93,7 @@ def test_rows_whose_labels_came_late_are_relearned_too_through_any_crash() -> No
     for count in range(100, 200, 7):
         found, phases = Rooms(events, read_rows=50), itertools.count(1)
         worker_again = found.worker(config=config, how=how)
-        while not died(worker_again, phases, count):
+        while not dies(worker_again, phases, count):
             pass
         worker_again = found.worker(config=config, how=how)
         run_to_end(worker_again, len(events))
@@ -119,7 +119,7 @@ def test_a_crash_in_every_phase_about_the_act_changes_no_byte(act: str) -> None:
     for count in range(at - 7, at + 9):
         found, phases = rooms(), itertools.count(1)
         worker = worker_in(found, act)
-        while not died(worker, phases, count):
+        while not dies(worker, phases, count):
             pass
         worker = worker_in(found, act)
         run_to_end(worker, ROWS)
