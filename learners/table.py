@@ -1,14 +1,24 @@
-"""The learners there are: one line an algorithm."""
+"""The learners there are: one line an algorithm. Importing this imports no torch, which takes seconds and may be missing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from millrace.learners.linear import LinearServable
+from millrace.learners.derpp import Derpp, DerppConfig
+from millrace.learners.er import Er, ErConfig
+from millrace.learners.er_ace import ErAce, ErAceConfig
+from millrace.learners.errors import MillraceError
+from millrace.learners.hpcr import Hpcr, HpcrConfig
+from millrace.learners.linear import LinearServable, to_onnx
+from millrace.learners.onpro import Onpro, OnproConfig
+from millrace.learners.pcr import Pcr, PcrConfig
+from millrace.learners.pec import Pec, PecConfig
 from millrace.learners.protocol import Learner, Servable, Value
 from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.learners.uer import Uer, UerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +28,57 @@ class Algorithm:
     config: type[Any]  # a frozen dataclass that checks itself
     learner: Callable[[Any, int, int], Learner]  # (config, d, seed) -> an untaught learner
     servable: Callable[[dict[str, Value]], Servable]  # from a servable's arrays() -> one with equal answers
+    onnx: Callable[[Any], bytes] | None  # a servable as an ONNX model, x [n, d] -> scores [n, C]; None: there is no such form
+    agreement: float = 1e-9  # largest difference of answers between machines, relative to the largest score
+    needs: str = ""  # the package beside our own that it runs on, named as the extra that brings it; empty: none
+
+    def ready(self) -> Algorithm:
+        """Itself, with what it runs on imported: that counts among what numerics depend on.
+
+        Raises: MillraceError naming the extra.
+        """
+        if self.needs:
+            _imported(self.needs, self.needs)
+        return self
+
+
+def _imported(module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as missing:
+        if missing.name != package:
+            raise
+        raise MillraceError(f"This learner runs on {package}, which is not here: install millrace[{package}].") from missing
+
+
+def _network(config: type[Any], method: Callable[[Any], Any]) -> Algorithm:
+    """An algorithm of the replay family: what it adds to the machinery they share."""
+
+    def learner(config: Any, d: int, seed: int) -> Learner:
+        made: Learner = _imported("millrace.learners.replay", "torch").Replay(method(config), config, d, seed)
+        return made
+
+    return Algorithm(config, learner, _network_servable, _network_onnx, agreement=1e-4, needs="torch")
+
+
+def _network_servable(arrays: dict[str, Value]) -> Servable:
+    made: Servable = _imported("millrace.learners.network_servable", "torch").NetworkServable.from_arrays(arrays)
+    return made
+
+
+def _network_onnx(servable: Any) -> bytes:
+    written: bytes = _imported("millrace.learners.network_onnx", "torch").to_onnx(servable)
+    return written
 
 
 LEARNERS: dict[str, Algorithm] = {
-    "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays),
+    "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays, to_onnx),
+    "er": _network(ErConfig, Er),
+    "er_ace": _network(ErAceConfig, ErAce),
+    "derpp": _network(DerppConfig, Derpp),
+    "uer": _network(UerConfig, Uer),
+    "pcr": _network(PcrConfig, Pcr),
+    "hpcr": _network(HpcrConfig, Hpcr),
+    "onpro": _network(OnproConfig, Onpro),
+    "pec": _network(PecConfig, Pec),
 }

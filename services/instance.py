@@ -49,7 +49,7 @@ class Instance:
         """What its folds are made of."""
         pipeline, config = self.loaded.pipeline, self.loaded.learner
         schema = pipeline.schema
-        algorithm = LEARNERS[pipeline.learner["kind"]]
+        algorithm = LEARNERS[pipeline.learner["kind"]].ready()
         return Recipe(
             name=pipeline.name,
             schema=schema,
