@@ -24,7 +24,6 @@ from pathlib import Path
 import msgspec
 
 from millrace.learners.errors import BadInputError, ConfigError, DamageError, LearnerError, StorageError
-from millrace.learners.linear import LinearServable, to_onnx
 from millrace.learners.table import LEARNERS
 from millrace.services.bundle import Bundle, Identity, Parts, bundle_bytes, open_bundle
 from millrace.services.follower import Archive
@@ -139,11 +138,11 @@ def _backbones(schema: Schema) -> dict[str, bytes]:
 
 def _onnx(parts: Parts) -> dict[str, bytes]:
     """The head, where the learner has one as ONNX and the package is there."""
-    servable = LEARNERS[parts.kind].servable(dict(parts.serve))
-    if not isinstance(servable, LinearServable) or find_spec("onnx") is None:
+    algorithm = LEARNERS[parts.kind]
+    if algorithm.onnx is None or find_spec("onnx") is None:
         return {}
     try:
-        return {ONNX: to_onnx(servable)}
+        return {ONNX: algorithm.onnx(algorithm.servable(dict(parts.serve)))}
     except LearnerError:  # nothing was learned yet
         return {}
 

@@ -52,7 +52,7 @@ class Instance:
         """What its folds are made of."""
         pipeline, config = self.loaded.pipeline, self.loaded.learner
         schema = pipeline.schema
-        algorithm = LEARNERS[pipeline.learner["kind"]]
+        algorithm = LEARNERS[pipeline.learner["kind"]].ready()
         contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes)
         return Recipe(
             name=pipeline.name,
