@@ -83,7 +83,7 @@ CASES: dict[str, tuple[Make, Lessons]] = {
     "er, averaged": (network("er", ema=0.9, momentum=0.9, weight_decay=1e-3), classes),
     "er, convolutions": (network("er", network="convnet", image=(1, 2, 3), channels=2), classes),
     "er, residual": (network("er", network="resnet18", image=(1, 2, 3), channels=2, step_rows=24, ema=0.9), classes),
-    "er-ace": (network("er-ace"), classes),
+    "er-ace": (network("er-ace", rate=0.02), classes),
     "derpp": (network("derpp"), classes),
     "uer": (network("uer", classes=("d", "c", "b", "a", "never seen")), classes),
     "pcr": (network("pcr", optimiser="adam", rate=0.01), classes),
