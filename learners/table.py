@@ -9,6 +9,7 @@ from typing import Any
 from millrace.learners.linear import LinearServable
 from millrace.learners.protocol import Learner, Servable, Value
 from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.learners.river_adapter import River, RiverConfig, RiverServable
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,4 +23,5 @@ class Algorithm:
 
 LEARNERS: dict[str, Algorithm] = {
     "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays),
+    "river": Algorithm(RiverConfig, River, RiverServable.from_arrays),
 }
