@@ -22,6 +22,7 @@ STEP = ["read", "checked", "appended", "learned", "acknowledged", "emitted", "ac
 DOORS: Mapping[str, str | tuple[str, ...] | None] = {
     "apsw": "streams/sqlite.py",
     "sqlite3": "streams/sqlite.py",
+    "fastavro": "streams/avro.py",
     "grpc": "services/grpc.py",
     "kafka": "streams/kafka.py",
     "mlflow": "services/tracking.py",

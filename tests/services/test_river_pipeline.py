@@ -13,7 +13,9 @@ from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.versions import resolved
 
-LEARNER = 'learner = { kind = "river", model = "linear_model.LogisticRegression", learning_rate = 0.05, params = { l2 = 0.001 } }'
+LEARNER = (
+    'learner = { kind = "river", model = "linear_model.LogisticRegression", learning_rate = 0.05, params = { l2 = 0.001 } }'
+)
 OTHER = 'learner = { kind = "river", model = "naive_bayes.GaussianNB" }'
 TEXT = PIPELINE.replace('learner = { kind = "ridge", gamma = 0.5 }', LEARNER)
 
