@@ -55,12 +55,15 @@ class LogConfig:
     retention_hours: float = 0.0  # of the embedded log; 0 keeps everything
     max_bytes: int = 1 << 20  # of one record's value; a larger one is a dead letter
     max_batch_bytes: int = 8 << 20  # of one columnar message, as it lies there and decompressed
+    registry: str = ""  # URL of a schema registry, for Avro records; empty: there are none
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         for name, low in (("partitions", 1), ("retention_hours", 0), ("max_bytes", 1), ("max_batch_bytes", 1)):
             if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
+        if self.registry and not self.registry.startswith(("http://", "https://")):
+            raise ValueError(f"registry = {self.registry!r}: must begin with http:// or https://")
 
 
 @dataclass(frozen=True, slots=True)

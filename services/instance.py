@@ -13,6 +13,7 @@ from pathlib import Path
 from millrace.learners.errors import BusyError, MillraceError, StorageError
 from millrace.learners.table import LEARNERS
 from millrace.services.config import Loaded
+from millrace.streams.avro import Registry
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.contents import Contents
 from millrace.streams.ledger import Ledger
@@ -53,7 +54,8 @@ class Instance:
         pipeline, config = self.loaded.pipeline, self.loaded.learner
         schema = pipeline.schema
         algorithm = LEARNERS[pipeline.learner["kind"]].ready()
-        contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes)
+        registry = Registry(pipeline.log.registry, self.folder / "schemas") if pipeline.log.registry else None
+        contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes, registry)
         return Recipe(
             name=pipeline.name,
             schema=schema,
