@@ -126,7 +126,7 @@ class Replay:
         truth: dict[str, Value] = {**self._shape(), "classes": list(self.columns), "seen": self.seen.copy()}
         truth |= {"draws": self.draws.bit_generator.state, "raised": dict(self._raised)}
         truth |= {name: getattr(self, name) for name in ("rows", "steps", "left_out", "skipped")}
-        truth |= {f"pending.{name}": column.copy() for name, column in self.waiting.items()}
+        truth |= {f"waiting.{name}": column.copy() for name, column in self.waiting.items()}
         if self._scale is not None:
             truth |= {"mean": self._scale[0].copy(), "deviation": self._scale[1].copy()}
         for part, tensors in self._parts().items():
@@ -146,7 +146,7 @@ class Replay:
         self.seen, self._raised = np.array(truth["seen"]), dict(truth["raised"])
         self.draws.bit_generator.state = truth["draws"]
         self.rows, self.steps, self.left_out, self.skipped = (truth[key] for key in ("rows", "steps", "left_out", "skipped"))
-        self.waiting = {name: np.array(truth[f"pending.{name}"]) for name in self._none()}
+        self.waiting = {name: np.array(truth[f"waiting.{name}"]) for name in self._none()}
         self._scale = (np.array(truth["mean"]), np.array(truth["deviation"])) if "mean" in truth else None
         device = self.config.device
         for part, tensors in self._parts().items():
