@@ -17,7 +17,7 @@ from millrace.services.dead_letter_commands import dead_letters
 from millrace.services.errors import FAILED, exit_code
 from millrace.services.instance import Instance
 from millrace.services.replay_commands import replay
-from millrace.services.version_commands import VERSION_COMMANDS, settle
+from millrace.services.version_commands import VERSION_COMMANDS, settle, settle_learner
 
 
 class Commands(click.Group):
@@ -146,16 +146,23 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
 @main.command()
 @on_pipeline
 @click.argument("version", required=False)
+@click.option("--learner", is_flag=True, help="Let learning go on from VERSION too: another branch takes the live one's place.")
 @reason_option
 @yes_option
-def rollback(instance: Instance, version: str | None, reason: str, yes: bool) -> None:
+def rollback(instance: Instance, version: str | None, learner: bool, reason: str, yes: bool) -> None:
     """Serve VERSION, else the version before what is served. Learning goes on.
+
+    With --learner it goes on from VERSION, else from the version that is served or the one before; rows between are not learned
+    again, and late labels that are still to come are joined. Killed, the same command goes on.
 
     Example: millrace rollback digits.toml --reason "garbage since 02:10"
     """
     from millrace.services import deciding
 
-    settle(instance, deciding.plan_rollback(instance, version), reason, yes)
+    if learner:
+        settle_learner(instance, version, reason, yes)
+    else:
+        settle(instance, deciding.plan_rollback(instance, version), reason, yes)
 
 
 @main.command()

@@ -21,6 +21,7 @@ from millrace.streams.host import this_host
 from millrace.streams.journal import Cursor, Summary, summarise
 from millrace.streams.ledger import Certificate, append_decision
 from millrace.streams.outputs import Output
+from millrace.streams.store import read_manifest
 from millrace.streams.verify import Report, verify
 
 log = logging.getLogger("millrace")
@@ -39,7 +40,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     ends = {tp: high for tp, (_, high) in doors.source.bounds().items()}
     facts: dict[str, Any] = {"pipeline": instance.loaded.pipeline.name, "branch": branch}
     facts |= {"epoch": summary.end.epoch, "seq": summary.end.seq, "version": summary.newest_version}
-    facts |= _origin(summary)
+    facts |= _origin(instance, summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
     raw = doors.producer.last(f"{instance.loaded.pipeline.name}.scores")
     output = None if raw is None else msgspec.json.decode(raw, type=Output)
@@ -55,12 +56,15 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
 
 
-def _origin(summary: Summary) -> dict[str, Any]:
+def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
     """Where a fork begins, and what it leaves out; whether the branch has ended."""
     fork, ended = summary.fork, summary.end.ended
     facts: dict[str, Any] = {}
     if fork is not None and fork.parent is not None:
         facts = {"parent": f"{fork.parent.branch}.{fork.parent.seq}"}
+        if fork.learner_from != fork.join_from:
+            learner = read_manifest(instance.store(), fork.branch, str(fork.learner_from))
+            facts["learner_of"] = f"{learner.branch}.{learner.state_seq}"
         facts["excludes"] = "; ".join(words(one) for one in fork.exclude) or "nothing"
     return facts | ({} if ended is None else {"ended": ended.cause, "successor": ended.successor})
 

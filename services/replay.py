@@ -6,28 +6,29 @@ goes on. Each stage is an entry of the ledger, with who and why.
 
 from __future__ import annotations
 
-import getpass
 import logging
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
-from millrace.learners.errors import BusyError, MillraceError, NotCountedError, NotProvedError
+from millrace.learners.errors import BadInputError, MillraceError, NotProvedError
 from millrace.services.deciding import Change, decide
 from millrace.services.instance import ENDPOINT, Instance
+from millrace.services.learner_rollback import is_rollback
+from millrace.services.operations import advance, planned_operation, refuse_other, standing, step
 from millrace.services.processes import COMMAND
-from millrace.services.replay_plan import Plan, check_plan, fork_of, load_plan
-from millrace.services.running import heir_of
+from millrace.services.replay_plan import SHORTEST, Plan, check_plan, fork_of, load_plan
+from millrace.services.running import heir_of, successor_of
 from millrace.streams.branch import Doors
 from millrace.streams.entries import Fork
 from millrace.streams.forks import begin_fork, end_branch
 from millrace.streams.host import this_host, use_threads
 from millrace.streams.journal import Cursor, counted, summarise
-from millrace.streams.ledger import Ledger, Operation, Stage, Target, append_decision
+from millrace.streams.ledger import Operation, Stage, Target
 from millrace.streams.retrace import Retraced, path_of
 from millrace.streams.worker import Opening, Worker
 
@@ -38,57 +39,7 @@ PROGRESS_S = 1.0
 
 def record_plan(instance: Instance, plan_sha256: str, plan: Plan, why: str) -> None:
     """Say in the ledger that there is a plan."""
-    branch = plan.branch
-    planned = Operation(**_said(why), id=branch, before=None, state="planned", plan_sha256=plan_sha256, branch=branch)
-    step(instance, planned)
-
-
-def _said(why: str) -> dict[str, Any]:
-    return {"who": getpass.getuser(), "why": why, "when_ms": time.time_ns() // 1_000_000}
-
-
-def step(instance: Instance, operation: Operation) -> None:
-    """Write a stage of an operation, and see that it counts.
-
-    Raises: BusyError naming who has another one under way; NotCountedError where this one stands elsewhere by now.
-    """
-    append_decision(instance.ledger_stream(), operation)
-    ledger = instance.ledger()
-    if operation in ledger.counted:
-        return
-    refuse_other(ledger, operation.id)
-    known = ledger.operations.get(operation.id)
-    raise NotCountedError(
-        f"This was written and does not count: it takes {operation.id} from {operation.before or 'nothing'} to "
-        f"{operation.state}, and {_standing(known) if known else 'it is not there'}. Look at `millrace log PIPELINE --ledger`."
-    )
-
-
-def refuse_other(ledger: Ledger, own: str | None) -> None:
-    """Raises: BusyError naming who has another operation under way, since when and why."""
-    other = ledger.operation
-    if other is not None and other.id != own:
-        raise BusyError(
-            f"{_standing(other)}, and a pipeline has one replay at a time. Let it be taken over, or end it with "
-            "`millrace replay abort`."
-        )
-
-
-def _standing(operation: Operation) -> str:
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(operation.when_ms / 1000))
-    return f"{operation.id} of {operation.who} is {operation.state} since {when} ({operation.why})"
-
-
-def moved(operation: Operation, state: Stage, why: str) -> Operation:
-    """The operation's next stage."""
-    return Operation(
-        **_said(why),
-        id=operation.id,
-        before=operation.state,
-        state=state,
-        plan_sha256=operation.plan_sha256,
-        branch=operation.branch,
-    )
+    step(instance, planned_operation(plan.branch, plan_sha256, why))
 
 
 def under_way(instance: Instance, *states: Stage) -> Operation:
@@ -96,13 +47,15 @@ def under_way(instance: Instance, *states: Stage) -> Operation:
     found = instance.ledger().operation
     if found is None:
         raise MillraceError("No replay is under way. Make one with `millrace replay plan`, then `millrace replay run`.")
+    if is_rollback(instance, found):
+        raise MillraceError(f"{standing(found)}, and is no replay. `millrace rollback --learner --yes` goes on with it.")
     if found.state not in states:
         way = (
             "Compare it with `millrace replay diff`, then `take-over`."
             if found.state == "done"
             else "`resume` goes on with it."
         )
-        raise MillraceError(f"{_standing(found)}. {way}")
+        raise MillraceError(f"{standing(found)}. {way}")
     return found
 
 
@@ -132,9 +85,7 @@ def run(instance: Instance, name: str, again: Sequence[str]) -> Replayed:
     if operation.state != "planned":
         raise MillraceError(f"{operation.id} is {operation.state} already. A replay that was stopped goes on with `resume`.")
     check_plan(instance, plan)
-    running = moved(operation, "running", operation.why)
-    step(instance, running)
-    return _replay(instance, running, plan, again)
+    return _replay(instance, advance(instance, operation, "running", operation.why), plan, again)
 
 
 def resume(instance: Instance, again: Sequence[str]) -> Replayed:
@@ -145,8 +96,7 @@ def resume(instance: Instance, again: Sequence[str]) -> Replayed:
     operation = under_way(instance, "running")
     _, plan = load_plan(instance, operation.plan_sha256)
     with instance.hold(plan.branch, take_over=False):  # before it is said that it goes on
-        running = moved(operation, "running", operation.why)
-        step(instance, running)
+        running = advance(instance, operation, "running", operation.why)
     return _replay(instance, running, plan, again)
 
 
@@ -156,7 +106,7 @@ def _replay(instance: Instance, operation: Operation, plan: Plan, again: Sequenc
     with instance.hold(plan.branch, take_over=False):
         worker, begun = _caught_up(instance, fork_of(instance, plan))
         verdict = _proved_elsewhere(plan.branch, again)
-        step(instance, moved(operation, "done", operation.why))
+        advance(instance, operation, "done", operation.why)
     return Replayed(
         plan.branch,
         worker.newest_version,
@@ -268,20 +218,38 @@ def take_over(instance: Instance, succession: Succession, why: str) -> None:
     if succession.ends != branch:
         host = this_host(instance.loaded.pipeline.threads)
         end_branch(instance.journal(succession.ends), succession.ends, host, "replay", branch)
-    step(instance, moved(succession.operation, "taken-over", why))
+    advance(instance, succession.operation, "taken-over", why)
 
 
-def plan_abort(instance: Instance) -> Operation:
-    """What would be given up. Raises: MillraceError where nothing is under way, or where the endpoint follows it."""
-    operation = under_way(instance, "running", "done")
-    if instance.ledger().serving.get(ENDPOINT) == Target(follow=operation.branch):
+def plan_abort(instance: Instance, name: str | None = None) -> Operation:
+    """What would be given up: what is under way, or the plan that ``name`` names, by its sha256 or its branch.
+
+    Raises: MillraceError where there is none, where the endpoint follows it, or where a branch has ended in its favour.
+    """
+    ledger = instance.ledger()
+    operation = ledger.operation if name is None else _named(ledger.operations.values(), name)
+    if operation is None or operation.state in ("taken-over", "aborted"):
+        raise MillraceError(f"{standing(operation)}." if operation else "No replay is under way. Name the PLAN to give up.")
+    if ledger.serving.get(ENDPOINT) == Target(follow=operation.branch):
         raise MillraceError(f"The endpoint follows {operation.branch}. Serve something else first, with `millrace serve`.")
+    for branch in instance.branches():
+        if branch != operation.branch and successor_of(instance, branch) == operation.branch:
+            raise MillraceError(f"Branch {branch} has ended in favour of {operation.branch}, which can only go on now.")
     return operation
+
+
+def _named(operations: Iterable[Operation], name: str) -> Operation | None:
+    found = [one for one in operations if one.branch == name or (len(name) >= SHORTEST and one.plan_sha256.startswith(name))]
+    if len(found) > 1:
+        found = [one for one in found if one.state not in ("taken-over", "aborted")]  # a plan can be made twice
+    if len(found) != 1:
+        raise BadInputError(f"{name!r} names {len(found)} plans; `millrace log PIPELINE --ledger` lists them.")
+    return found[0]
 
 
 def abort(instance: Instance, operation: Operation, why: str) -> None:
     """Give a replay up: its branch ends, and whoever writes it stops."""
-    step(instance, moved(operation, "aborted", why))
+    advance(instance, operation, "aborted", why)
     if instance.journal_path(operation.branch).exists():
         journal = instance.journal(operation.branch)
         if summarise(journal, operation.branch).fork is not None:

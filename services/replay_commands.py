@@ -155,16 +155,17 @@ def take_over(instance: Instance, reason: str, yes: bool) -> None:
 
 @replay.command()
 @on_pipeline
+@click.argument("plan", required=False)
 @reason_option
 @yes_option
-def abort(instance: Instance, reason: str, yes: bool) -> None:
-    """Give up the replay under way; its branch ends, and another may be planned.
+def abort(instance: Instance, plan: str | None, reason: str, yes: bool) -> None:
+    """Give up the replay under way, or a PLAN that was never run; its branch ends, and another may be planned.
 
     Example: millrace replay abort digits.toml --reason "wrong producer"
     """
     from millrace.services import replay as replaying
 
-    operation = replaying.plan_abort(instance)
+    operation = replaying.plan_abort(instance, plan)
     if yes:
         replaying.abort(instance, operation, reason)
     show([{"branch": operation.branch, "was": operation.state, "aborted": yes}])

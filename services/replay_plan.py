@@ -15,13 +15,14 @@ import msgspec
 from millrace.learners.errors import BadInputError, ConfigError, MillraceError, OffsetsGoneError, OutdatedError
 from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance
+from millrace.services.operations import new_branch
 from millrace.streams.branch import Doors, changed, start
 from millrace.streams.entries import Fork, Mark, Rejected, Step
 from millrace.streams.exclusions import Exclusion, left_out, words
 from millrace.streams.forks import replay_fork
 from millrace.streams.host import use_threads
 from millrace.streams.journal import summarise
-from millrace.streams.ledger import Ledger, Target
+from millrace.streams.ledger import Target
 from millrace.streams.ledger import words as target_words
 from millrace.streams.source import Position, Topic
 from millrace.streams.store import FolderStore, read_manifest
@@ -88,9 +89,9 @@ def make_plan(instance: Instance, version: str, exclude: Sequence[Exclusion]) ->
     use_threads(instance.loaded.pipeline.threads)
     mark = Archive(instance).mark(version)
     doors = instance.doors(mark.branch)
-    branch = _next_branch(instance, instance.ledger())
+    branch = new_branch(instance, "replay")
     fork = replay_fork(instance.recipe, doors, branch, mark, exclude)
-    differs = _differences(instance, doors, mark)
+    differs = changed_state(instance, doors, mark)
     _refuse_gone(instance, doors, fork, version)
     plan = planned(instance, fork)
     extent = _extent(instance, doors, fork)
@@ -144,13 +145,7 @@ def check_plan(instance: Instance, plan: Plan) -> Fork:
     return fork
 
 
-def _next_branch(instance: Instance, ledger: Ledger) -> str:
-    """A name that no branch and no operation has."""
-    taken = {*instance.branches(), *(one.branch for one in ledger.operations.values())}
-    return next(name for number in range(1, len(taken) + 2) if (name := f"replay-{number}") not in taken)
-
-
-def _differences(instance: Instance, doors: Doors, mark: Mark) -> list[str]:
+def changed_state(instance: Instance, doors: Doors, mark: Mark) -> list[str]:
     """What of the configuration differs from that of the version's branch, and does not matter to its state.
 
     Raises: ConfigError where it does.

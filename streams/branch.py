@@ -21,6 +21,7 @@ from millrace.streams.labels import LabelJoin, LabelRules
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.parts import pack, sha256, unpack
 from millrace.streams.retention import Retention
+from millrace.streams.rewound import LEARNED, rewound
 from millrace.streams.schema import Schema, leaves
 from millrace.streams.served import Served, ServedCodec
 from millrace.streams.source import Producer, Source
@@ -189,21 +190,41 @@ def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
         return fold
     branch, seq = fork.parent.branch, fork.parent.seq
     try:
-        manifest = read_manifest(store, branch, str(fork.learner_from))
-        places = {name: f"branch {branch}, seq {seq}, part {name}" for name in manifest.parts}
-        names = [name for name in places if name != "detectors" or fork.detector_from is not None]
-        fold.load({name: unpack(store.get(branch, manifest.parts[name].sha256), places[name]) for name in names})
+        manifest = read_manifest(store, branch, str(fork.join_from))
+        parts = _checked_parts(store, branch, manifest)
+        if fork.learner_from != fork.join_from:
+            parts = rewound(recipe.schema, recipe.make_learner, _learner_parts(store, fork), parts)
+        fold.load({name: part for name, part in parts.items() if name != "detectors" or fork.detector_from is not None})
     except DamageError as error:
         raise DamageError(
             f"Branch {fork.branch} begins at version {branch}.{seq}, and neither its own copy of that state nor the version "
             f"can be read: {error} Or give this branch up and plan a replay from another version."
         ) from error
+    if fork.parent.state_sha256 != manifest.state_sha256:
+        raise DamageError(f"Checkpoint {fork.join_from} is not of the state that branch {fork.branch} is to begin with.")
     check_start(fork, fold, manifest.state_sha256)
     return fold
 
 
+def _learner_parts(store: Store, fork: Fork) -> dict[str, dict[str, Value]]:
+    """Of the version whose learner the fork has: its manifest lies with the fork, as ``begin_fork`` copied it."""
+    manifest = read_manifest(store, fork.branch, str(fork.learner_from))
+    return _checked_parts(store, fork.branch, manifest, LEARNED)
+
+
+def _checked_parts(store: Store, branch: str, manifest: Manifest, names: Iterable[str] = ()) -> dict[str, dict[str, Value]]:
+    """Parts of a manifest, all unless ``names`` says which."""
+    where = f"branch {manifest.branch}, seq {manifest.state_seq}, part "
+    return {name: unpack(store.get(branch, manifest.parts[name].sha256), where + name) for name in names or manifest.parts}
+
+
 def check_start(fork: Fork, fold: Fold, found: str) -> None:
-    """The state that a fork begins with is its parent's, to the bit. Raises: DamageError where it is another."""
+    """The state that a fork begins with is its parent's, to the bit; with an older learner, at least it begins in its place.
+
+    Raises: DamageError where it is another.
+    """
+    if fork.parent is not None and fork.learner_from != fork.join_from:
+        found = fork.parent.state_sha256
     if fork.parent is None or (found, fold.position) != (fork.parent.state_sha256, fork.positions):
         said = "nothing" if fork.parent is None else f"version {fork.parent.branch}.{fork.parent.seq}"
         raise DamageError(f"Branch {fork.branch} is to begin with {said}, and begins with another state. Restore its store.")

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import msgspec
 
 from millrace.learners.errors import ReplacedError
-from millrace.streams.branch import Doors, Recipe, load_part
-from millrace.streams.entries import End, Fork, Host, Mark, Parent
+from millrace.streams.branch import Doors, Recipe, load_part, save_checkpoint, start
+from millrace.streams.entries import Fork, Host, Mark, Parent
 from millrace.streams.exclusions import Exclusion
 from millrace.streams.journal import Writer, summarise
+from millrace.streams.rewound import LEARNED
 from millrace.streams.store import Store, read_manifest
 from millrace.streams.stream import Stream
 
@@ -35,27 +36,45 @@ def replay_fork(recipe: Recipe, doors: Doors, branch: str, version: Mark, exclud
     )
 
 
-def begin_fork(recipe: Recipe, doors: Doors, fork: Fork) -> None:
+def rewound_fork(recipe: Recipe, doors: Doors, branch: str, newest: Mark, version: Mark, exclude: Sequence[Exclusion]) -> Fork:
+    """The first entry of a branch that goes on where ``newest`` is, with the learner of ``version``, an earlier one.
+
+    ``exclude`` is what the branch of ``newest`` leaves out. The parent is ``newest``: join, positions, clock, detectors and
+    counts are its own; see ``streams/rewound.py``.
+
+    Raises: DamageError where parts of ``newest`` are not whole.
+    """
+    return msgspec.structs.replace(
+        recipe.new_fork(branch, doors.source),
+        parent=Parent(newest.branch, newest.state_seq, newest.state_sha256),
+        learner_from=version.checkpoint,
+        join_from=newest.checkpoint,
+        detector_from=newest.checkpoint,
+        positions=load_part(doors.store, newest, "counts")["position"],
+        exclude=list(exclude),
+    )
+
+
+def begin_fork(recipe: Recipe, doors: Doors, fork: Fork, version: str | None = None) -> None:
     """Copy the version's parts, append the fork, mark its start; whatever of that has been done before is not done again.
 
-    The mark has the parent's state hash, which proves where the branch begins.
+    The mark has the parent's state hash, which proves where the branch begins; where the learner is of an earlier version, the
+    hash of both together, and ``version`` is the branch where that one lies.
     """
     for declared in (recipe.config, recipe.schema.declared):
         doors.store.put(fork.branch, declared)
-    checkpoint = _copied(doors.store, fork)
+    checkpoint, sha256 = _copied(doors.store, fork) if version is None else compose(recipe, doors.store, fork, version)
     found = summarise(doors.journal, fork.branch)
     writer = Writer(doors.journal, fork.branch, found.end)
     if found.fork is None:
         writer.append(fork)
     if not found.marks and writer.cursor.epoch == 0:
-        assert fork.parent is not None
-        sha256 = fork.parent.state_sha256
         writer.append(
             Mark(branch=fork.branch, seq=2, epoch=0, state_seq=1, state_sha256=sha256, checkpoint=checkpoint, version=None)
         )
 
 
-def _copied(store: Store, fork: Fork) -> str:
+def _copied(store: Store, fork: Fork) -> tuple[str, str]:
     """The name of the version's checkpoint as the new branch's own; without its detectors, a replay begins with fresh ones."""
     assert fork.parent is not None
     branch = fork.parent.branch
@@ -64,7 +83,17 @@ def _copied(store: Store, fork: Fork) -> str:
     for part in parts.values():
         store.put(fork.branch, store.get(branch, part.sha256))
     own = msgspec.structs.replace(manifest, branch=fork.branch, state_seq=1, parts=parts)
-    return store.put(fork.branch, msgspec.json.encode(own))
+    return store.put(fork.branch, msgspec.json.encode(own)), fork.parent.state_sha256
+
+
+def compose(recipe: Recipe, store: Store, fork: Fork, version: str) -> tuple[str, str]:
+    """The learner of a version of branch ``version``, copied as it lies there; then the start of the fork and its hash."""
+    name = str(fork.learner_from)
+    manifest = read_manifest(store, version, name)
+    for blob in [manifest.parts[part].sha256 for part in LEARNED] + [name]:
+        store.put(fork.branch, store.get(version, blob))
+    checkpoint, own = save_checkpoint(store, fork.branch, 1, start(recipe, store, fork).parts())
+    return checkpoint, own.state_sha256
 
 
 def end_branch(journal: Stream, branch: str, host: Host, cause: str, successor: str | None) -> None:
@@ -87,5 +116,5 @@ def _end(journal: Stream, branch: str, host: Host, cause: str, successor: str | 
     if end.ended is not None and end.ended.successor == successor:
         return
     writer = Writer(journal, branch, end)
-    epoch = writer.open(host, None)
-    writer.append(End(branch=branch, seq=writer.next_seq, epoch=epoch, cause=cause, successor=successor))
+    writer.open(host, None)
+    writer.end(cause, successor)

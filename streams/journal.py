@@ -222,6 +222,11 @@ class Writer:
         """``send`` and ``settle``."""
         self.settle(self.send(entry))
 
+    def end(self, cause: str, successor: str | None) -> None:
+        """Let the branch, which this writer has opened, go no further. Raises: ReplacedError where another has it by now."""
+        epoch = self.cursor.epoch
+        self.append(End(branch=self.branch, seq=self.next_seq, epoch=epoch, cause=cause, successor=successor))
+
     def _read_on(self, raw: bytes) -> bool:
         """Read to the stream's end; whether ``raw`` was among what counts."""
         mine = False

@@ -136,7 +136,7 @@ class Worker:
         warn_of_retention(self._doors.source, self._doors.store, summary.marks[-self._config.keep :])
         self.fold = restored.fold
         self._marks = summary.marks
-        self._declared = {fork.config_sha256, fork.features_sha256}  # what the branch was begun with, kept to compare
+        self._declared = {fork.config_sha256, fork.features_sha256, str(fork.learner_from)}  # begun with, kept to compare
         self._marked_records = self.fold.records if restored.mark else 0
         self._unversioned = restored.mark is None or restored.mark.version is None  # whether the state has no version yet
         self._writer = Writer(self._doors.journal, self.branch, summary.end)
@@ -385,6 +385,11 @@ class Worker:
             self._mark(self._snapshots.finished(wait=True))
         self._doors.producer.flush()
         self._snapshots.close()
+
+    def end(self, cause: str, successor: str) -> None:
+        """Close, and let the branch go no further: nothing counts between its last version and its end. Raises: as ``close``."""
+        self.close()
+        self._writer.end(cause, successor)
 
 
 def _records(reads: Sequence[Read]) -> int:
