@@ -51,6 +51,21 @@ def _headers(ctx: click.Context, _param: click.Parameter, said: tuple[str, ...])
     ctx.meta["header"] = tuple((name, value.encode()) for name, _, value in pairs)
 
 
+warm_help = "Let a branch that has not begun learn a file's rows first (.jsonl, .csv, .parquet)."
+warm_path = click.Path(exists=True, dir_okay=False, path_type=Path)
+warm_option = click.option(
+    "--warm-start", type=warm_path, metavar="FILE", callback=remember, expose_value=False, help=warm_help
+)
+
+
+def warmed(instance: Instance, branch: str) -> None:
+    """Do what --warm-start says."""
+    from millrace.services import backfill
+
+    if (file := click.get_current_context().meta["warm_start"]) is not None:
+        backfill.warm_start(instance, branch, file)
+
+
 data_help = "A built-in data set instead of a file; `--data help` lists them."
 header_help = "A header of every record, such as the producer's name; may be given more than once."
 header_option = click.option(
@@ -79,16 +94,19 @@ def main() -> None:
 @click.option("--follow", is_flag=True, help="Wait for more at the log's end, until SIGINT or SIGTERM.")
 @click.option("--rows", default=0, type=click.IntRange(0), metavar="N", help="Stop after reading at least N records.")
 @click.option("--take-over", is_flag=True, help="Take the branch from a live process, which then stops.")
+@warm_option
 @click.option("--verify", is_flag=True, help="Let another process fold the new version again before this one ends.")
 def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: bool, verify: bool) -> None:
     """Learn from the log, to its end or as told, then mark a version.
 
     Example: millrace run digits.toml
     """
-    from millrace.services import companion, running
+    from millrace.services import companion, ended, running
 
+    warmed(instance, branch)
     done = running.run(instance, branch, running.Bounds(follow, rows), take_over)
     show([asdict(done)])
+    ended.sweep_ended(instance)
     if verify and done.version is not None:
         companion.finish([*instance.words("verify"), "--version", done.version])
 
@@ -100,6 +118,7 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Of HTTP.")
 @click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535), help="Of gRPC.")
 @tokens_option
+@warm_option
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
 def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, replicas: int) -> None:
     """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
@@ -112,6 +131,7 @@ def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, re
     from millrace.services import serving
 
     tokens = click.get_current_context().meta["tokens"]
+    warmed(instance, branch)
     serving.up(instance, branch, serving.Listening(host, port, grpc_port, replicas, endpoint_token(), tokens))
 
 

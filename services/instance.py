@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +15,14 @@ from millrace.learners.table import LEARNERS
 from millrace.services.config import Loaded
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.codec import Codec
+from millrace.streams.entries import Fork
+from millrace.streams.journal import Cursor, counted
 from millrace.streams.ledger import Ledger
+from millrace.streams.records import split_tp
 from millrace.streams.retention import Retention
+from millrace.streams.retrace import Retraced
 from millrace.streams.served import ServedCodec
+from millrace.streams.source import Source
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.store import FolderStore
 from millrace.streams.stream import SqliteStream
@@ -77,10 +82,23 @@ class Instance:
 
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
-        log = self.log()
-        source = SqliteSource(log, self.loaded.pipeline.topics)
+        log, first = self.log(), self.first_topics(branch)
+        source: Source = self.source([*self.loaded.pipeline.topics, *first])
+        if first:
+            source = Retraced(source, [(tp, *ends) for tp, ends in source.bounds().items() if split_tp(tp)[0] in first])
         retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
         return Doors(source, log, self.journal(branch), self.store(), retention)
+
+    def source(self, topics: Sequence[str]) -> Source:
+        """Some topics of the log."""
+        return SqliteSource(self.log(), topics)
+
+    def first_topics(self, branch: str) -> list[str]:
+        """What a branch reads to its end before the pipeline's topics: rows from a file, as its first entry states."""
+        if not self.journal_path(branch).exists():
+            return []
+        fork = next(iter(counted(self.journal(branch), branch, Cursor())), None)
+        return [name for name in fork.topics if name not in self.loaded.pipeline.topics] if isinstance(fork, Fork) else []
 
     def journal(self, branch: str) -> SqliteStream:
         """The journal of a branch."""

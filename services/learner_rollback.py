@@ -24,15 +24,15 @@ from millrace.services.deciding import Change, decide, described, learner_versio
 from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance
 from millrace.services.operations import advance, new_branch, planned_operation, refuse_other, step
-from millrace.services.replay_plan import changed_state, plans
+from millrace.services.replay_plan import changed_state, live_branch, plans
 from millrace.services.running import heir_of, opening_of
-from millrace.streams.branch import Doors, load_part
+from millrace.streams.branch import load_part
 from millrace.streams.entries import Fork, Mark
 from millrace.streams.forks import begin_fork, compose, rewound_fork
 from millrace.streams.host import use_threads
 from millrace.streams.journal import summarise
 from millrace.streams.ledger import Operation, Stage, Target
-from millrace.streams.rewound import LEARNED
+from millrace.streams.rewound import is_learned
 from millrace.streams.store import read_manifest
 from millrace.streams.worker import Worker
 
@@ -95,8 +95,7 @@ def _new_plan(instance: Instance, version: str | None) -> LearnerPlan:
     if certificate is not None and not certificate.holds:
         raise NotProvedError(f"Version {name} {certificate.verdict}, says its certificate. Nothing goes on from it.")
     changed_state(instance, instance.doors(mark.branch), mark)
-    target = instance.ledger().serving.get(ENDPOINT, Target(follow=mark.branch))
-    ends = heir_of(instance, target.follow or str(target.version).rpartition(".")[0])
+    ends = live_branch(instance) or heir_of(instance, mark.branch)
     there = summarise(instance.journal(ends), ends).position
     ahead = [tp for tp, at in _position(instance, mark).items() if at > there.get(tp, 0)]
     if ahead:
@@ -129,8 +128,7 @@ def roll_back(instance: Instance, rewinding: Rewinding, why: str) -> str:
         raise OutdatedError(f"Version {plan.version} is not the one that was planned with. Restore the journal from a copy.")
     with instance.hold(plan.ends, take_over=True):
         newest = _ended(instance, plan, mark)
-        doors = instance.doors(plan.branch)
-        begin_fork(instance.recipe, doors, _fork(instance, doors, plan, newest, mark), mark.branch)
+        begin_fork(instance.recipe, instance.doors(plan.branch), _fork(instance, plan, newest, mark), mark.branch)
     decide(instance, Change(instance.ledger().serving.get(ENDPOINT), Target(follow=plan.branch)), why)
     while (state := NEXT.get(operation.state)) is not None:
         operation = advance(instance, operation, state, why)
@@ -144,7 +142,8 @@ def _begun(instance: Instance, plan: LearnerPlan, why: str) -> Operation:
     return advance(instance, planned, "running", why)
 
 
-def _fork(instance: Instance, doors: Doors, plan: LearnerPlan, newest: Mark, version: Mark) -> Fork:
+def _fork(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) -> Fork:
+    doors = instance.doors(plan.ends)  # with all the topics that it has read
     parent = summarise(instance.journal(plan.ends), plan.ends).fork
     return rewound_fork(instance.recipe, doors, plan.branch, newest, version, [] if parent is None else parent.exclude)
 
@@ -169,11 +168,11 @@ def _ended(instance: Instance, plan: LearnerPlan, version: Mark) -> Mark:
 
 def _gate(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) -> None:
     """Make the new branch's start, and see that it answers as the version does. Raises: NotProvedError where it does not."""
-    doors, store = instance.doors(plan.branch), instance.store()
-    checkpoint, _ = compose(instance.recipe, store, _fork(instance, doors, plan, newest, version), version.branch)
+    store = instance.store()
+    checkpoint, _ = compose(instance.recipe, store, _fork(instance, plan, newest, version), version.branch)
     made = read_manifest(store, plan.branch, checkpoint).parts
     said = read_manifest(store, version.branch, str(version.checkpoint)).parts
-    if differs := [name for name in (*LEARNED, "serve") if made[name].sha256 != said[name].sha256]:
+    if differs := [name for name in said if (is_learned(name) or name == "serve") and made[name].sha256 != said[name].sha256]:
         raise NotProvedError(f"What would go on is not as version {plan.version}, in {', '.join(differs)}. Nothing ended.")
 
 

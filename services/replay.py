@@ -16,20 +16,22 @@ from types import FrameType
 from typing import Any
 
 from millrace.learners.errors import BadInputError, MillraceError, NotProvedError
+from millrace.services.backfill import filled, topic_of
 from millrace.services.deciding import Change, decide
 from millrace.services.instance import ENDPOINT, Instance
 from millrace.services.learner_rollback import is_rollback
 from millrace.services.operations import advance, planned_operation, refuse_other, standing, step
 from millrace.services.processes import COMMAND
-from millrace.services.replay_plan import SHORTEST, Plan, check_plan, fork_of, load_plan
+from millrace.services.replay_plan import SHORTEST, Plan, check_plan, fork_of, live_branch, load_plan
 from millrace.services.running import heir_of, successor_of
-from millrace.streams.branch import Doors
+from millrace.streams.branch import Doors, start
 from millrace.streams.entries import Fork
 from millrace.streams.forks import begin_fork, end_branch
 from millrace.streams.host import this_host, use_threads
-from millrace.streams.journal import Cursor, counted, summarise
+from millrace.streams.journal import summarise
 from millrace.streams.ledger import Operation, Stage, Target
-from millrace.streams.retrace import Retraced, path_of
+from millrace.streams.records import tp_name
+from millrace.streams.retrace import Piece, Retraced, future, onward, past
 from millrace.streams.worker import Opening, Worker
 
 log = logging.getLogger("millrace")
@@ -104,7 +106,7 @@ def _replay(instance: Instance, operation: Operation, plan: Plan, again: Sequenc
     """Begin the branch, catch up with the log, mark a version, let another process prove it; then it is done."""
     start_s = time.monotonic()
     with instance.hold(plan.branch, take_over=False):
-        worker, begun = _caught_up(instance, fork_of(instance, plan))
+        worker, begun = _caught_up(instance, plan)
         verdict = _proved_elsewhere(plan.branch, again)
         advance(instance, operation, "done", operation.why)
     return Replayed(
@@ -117,27 +119,46 @@ def _replay(instance: Instance, operation: Operation, plan: Plan, again: Sequenc
     )
 
 
-def _caught_up(instance: Instance, fork: Fork) -> tuple[Worker, int]:
+def _caught_up(instance: Instance, plan: Plan) -> tuple[Worker, int]:
     """A worker of the branch that has read to the log's end and marked a version; and the records of its start."""
     pipeline, recipe = instance.loaded.pipeline, instance.recipe
     use_threads(pipeline.threads)
-    doors = instance.doors(fork.branch)
+    fork = _begun(instance, plan)
+    doors = instance.doors(fork.branch)  # with all the topics that the fork states
     progress = Progress(doors, fork)
-    begin_fork(recipe, doors, fork)
-    doors = replace(doors, source=Retraced(doors.source, _path(instance, fork)))
+    doors = replace(doors, source=Retraced(doors.source, _path(instance, fork, plan)))
     opening = Opening(fork.branch, this_host(pipeline.threads), emits=False)
     worker = Worker(recipe, doors, pipeline.worker, opening)
     worker.run(progress)
     if progress.stopped:
         raise MillraceError(f"Stopped at seq {worker.seq}; nothing is lost. `millrace replay resume` goes on.")
-    return worker, sum(fork.positions.values())
+    return worker, start(recipe, doors.store, fork).records
 
 
-def _path(instance: Instance, fork: Fork) -> list[tuple[str, int, int]]:
-    """In which order the version's own branch went on reading."""
-    assert fork.parent is not None
-    entries = counted(instance.journal(fork.parent.branch), fork.parent.branch, Cursor())
-    return path_of(entries, fork.parent.seq)
+def _begun(instance: Instance, plan: Plan) -> Fork:
+    """The first entry of the branch, which is written unless it and the mark of its start are there."""
+    found = summarise(instance.journal(plan.branch), plan.branch)
+    if found.fork is not None and (found.fork.parent is None or found.marks):
+        return found.fork
+    fork = fork_of(instance, plan)
+    if plan.backfill is not None:
+        fork = filled(instance, fork, plan.backfill)
+    begin_fork(instance.recipe, instance.doors(fork.branch), fork)
+    return fork
+
+
+def _path(instance: Instance, fork: Fork, plan: Plan) -> list[Piece]:
+    """The file that is read first; then the order in which others have read what follows.
+
+    From a version: its own branch after it, then the branches that took that one's place. From nothing: all that led to the
+    live branch.
+    """
+    live = live_branch(instance)
+    led: list[Piece] = [] if live is None else past(instance.journal, live)
+    if fork.parent is not None:
+        led = future(instance.journal, fork.parent.branch, fork.parent.seq)
+    first = [] if plan.backfill is None else [(tp_name(topic_of(instance, fork.branch), 0), 0, plan.backfill.rows)]
+    return onward([*first, *led], fork.positions)
 
 
 class Progress:
@@ -205,7 +226,7 @@ def plan_take_over(instance: Instance) -> Succession:
     operation = under_way(instance, "done")
     _, plan = load_plan(instance, operation.plan_sha256)
     change = Change(instance.ledger().serving.get(ENDPOINT), Target(follow=operation.branch))
-    return Succession(operation, change, heir_of(instance, plan.version.rpartition(".")[0]))
+    return Succession(operation, change, plan.branch if plan.ends is None else heir_of(instance, plan.ends))
 
 
 def take_over(instance: Instance, succession: Succession, why: str) -> None:

@@ -21,7 +21,7 @@ from millrace.streams.labels import LabelJoin, LabelRules
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.parts import pack, sha256, unpack
 from millrace.streams.retention import Retention
-from millrace.streams.rewound import LEARNED, rewound
+from millrace.streams.rewound import is_learned, rewound
 from millrace.streams.schema import Schema, leaves
 from millrace.streams.served import Served, ServedCodec
 from millrace.streams.source import Producer, Source
@@ -191,7 +191,7 @@ def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
     branch, seq = fork.parent.branch, fork.parent.seq
     try:
         manifest = read_manifest(store, branch, str(fork.join_from))
-        parts = _checked_parts(store, branch, manifest)
+        parts = _checked_parts(store, branch, manifest, manifest.parts)
         if fork.learner_from != fork.join_from:
             parts = rewound(recipe.schema, recipe.make_learner, _learner_parts(store, fork), parts)
         fold.load({name: part for name, part in parts.items() if name != "detectors" or fork.detector_from is not None})
@@ -209,13 +209,13 @@ def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
 def _learner_parts(store: Store, fork: Fork) -> dict[str, dict[str, Value]]:
     """Of the version whose learner the fork has: its manifest lies with the fork, as ``begin_fork`` copied it."""
     manifest = read_manifest(store, fork.branch, str(fork.learner_from))
-    return _checked_parts(store, fork.branch, manifest, LEARNED)
+    return _checked_parts(store, fork.branch, manifest, filter(is_learned, manifest.parts))
 
 
-def _checked_parts(store: Store, branch: str, manifest: Manifest, names: Iterable[str] = ()) -> dict[str, dict[str, Value]]:
-    """Parts of a manifest, all unless ``names`` says which."""
+def _checked_parts(store: Store, branch: str, manifest: Manifest, names: Iterable[str]) -> dict[str, dict[str, Value]]:
+    """Some parts of a manifest."""
     where = f"branch {manifest.branch}, seq {manifest.state_seq}, part "
-    return {name: unpack(store.get(branch, manifest.parts[name].sha256), where + name) for name in names or manifest.parts}
+    return {name: unpack(store.get(branch, manifest.parts[name].sha256), where + name) for name in names}
 
 
 def check_start(fork: Fork, fold: Fold, found: str) -> None:
@@ -225,7 +225,8 @@ def check_start(fork: Fork, fold: Fold, found: str) -> None:
     """
     if fork.parent is not None and fork.learner_from != fork.join_from:
         found = fork.parent.state_sha256
-    if fork.parent is None or (found, fold.position) != (fork.parent.state_sha256, fork.positions):
+    begun = fork.positions | fold.position  # partitions that the parent has not read are new to the fork
+    if fork.parent is None or (found, begun) != (fork.parent.state_sha256, fork.positions):
         said = "nothing" if fork.parent is None else f"version {fork.parent.branch}.{fork.parent.seq}"
         raise DamageError(f"Branch {fork.branch} is to begin with {said}, and begins with another state. Restore its store.")
 

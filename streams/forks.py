@@ -14,7 +14,8 @@ from millrace.streams.branch import Doors, Recipe, load_part, save_checkpoint, s
 from millrace.streams.entries import Fork, Host, Mark, Parent
 from millrace.streams.exclusions import Exclusion
 from millrace.streams.journal import Writer, summarise
-from millrace.streams.rewound import LEARNED
+from millrace.streams.rewound import is_learned
+from millrace.streams.source import Position, Source
 from millrace.streams.store import Store, read_manifest
 from millrace.streams.stream import Stream
 
@@ -34,6 +35,17 @@ def replay_fork(recipe: Recipe, doors: Doors, branch: str, version: Mark, exclud
         positions=load_part(doors.store, version, "counts")["position"],
         exclude=list(exclude),
     )
+
+
+def empty_fork(recipe: Recipe, source: Source, branch: str, positions: Position, exclude: Sequence[Exclusion]) -> Fork:
+    """The first entry of a branch that begins with nothing, at ``positions`` of the log."""
+    return msgspec.structs.replace(recipe.new_fork(branch, source), positions=positions, exclude=list(exclude))
+
+
+def reading_first(fork: Fork, source: Source) -> Fork:
+    """The same fork of a branch that first reads to their end the topics of ``source``, which others do not read."""
+    positions = {tp: low for tp, (low, _) in source.bounds().items()}
+    return msgspec.structs.replace(fork, topics=fork.topics | source.topics(), positions=fork.positions | positions)
 
 
 def rewound_fork(recipe: Recipe, doors: Doors, branch: str, newest: Mark, version: Mark, exclude: Sequence[Exclusion]) -> Fork:
@@ -59,16 +71,19 @@ def begin_fork(recipe: Recipe, doors: Doors, fork: Fork, version: str | None = N
     """Copy the version's parts, append the fork, mark its start; whatever of that has been done before is not done again.
 
     The mark has the parent's state hash, which proves where the branch begins; where the learner is of an earlier version, the
-    hash of both together, and ``version`` is the branch where that one lies.
+    hash of both together, and ``version`` is the branch where that one lies. Without a parent nothing is marked.
     """
     for declared in (recipe.config, recipe.schema.declared):
         doors.store.put(fork.branch, declared)
-    checkpoint, sha256 = _copied(doors.store, fork) if version is None else compose(recipe, doors.store, fork, version)
+    start_of = None
+    if fork.parent is not None:
+        start_of = _copied(doors.store, fork) if version is None else compose(recipe, doors.store, fork, version)
     found = summarise(doors.journal, fork.branch)
     writer = Writer(doors.journal, fork.branch, found.end)
     if found.fork is None:
         writer.append(fork)
-    if not found.marks and writer.cursor.epoch == 0:
+    if start_of is not None and not found.marks and writer.cursor.epoch == 0:
+        checkpoint, sha256 = start_of
         writer.append(
             Mark(branch=fork.branch, seq=2, epoch=0, state_seq=1, state_sha256=sha256, checkpoint=checkpoint, version=None)
         )
@@ -90,7 +105,7 @@ def compose(recipe: Recipe, store: Store, fork: Fork, version: str) -> tuple[str
     """The learner of a version of branch ``version``, copied as it lies there; then the start of the fork and its hash."""
     name = str(fork.learner_from)
     manifest = read_manifest(store, version, name)
-    for blob in [manifest.parts[part].sha256 for part in LEARNED] + [name]:
+    for blob in [part.sha256 for one, part in manifest.parts.items() if is_learned(one)] + [name]:
         store.put(fork.branch, store.get(version, blob))
     checkpoint, own = save_checkpoint(store, fork.branch, 1, start(recipe, store, fork).parts())
     return checkpoint, own.state_sha256

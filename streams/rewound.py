@@ -19,14 +19,20 @@ import numpy as np
 from millrace.learners.protocol import Batch, Floats, Learner, State, Value
 from millrace.streams.schema import Field, Schema
 
-LEARNED = ("learner", "derived", "features")  # parts of the version; "serve" follows from them
+LEARNED = ("learner", "derived", "features", "window")  # parts of the version; "serve" follows from them
 
 Parts = Mapping[str, Mapping[str, Value]]
 
 
+def is_learned(part: str) -> bool:
+    """Whether a part belongs to the learner: its tables, and the window of rows that an act may let it learn again, too."""
+    return part.partition(".")[0] in LEARNED
+
+
 def rewound(schema: Schema, make_learner: Callable[[], Learner], version: Parts, newest: Parts) -> dict[str, dict[str, Value]]:
     """The parts of a fold that goes on from ``newest`` with the learner of ``version``."""
-    parts = {name: dict(part) for name, part in newest.items()} | {name: dict(version[name]) for name in LEARNED}
+    parts = {name: dict(part) for name, part in newest.items() if not is_learned(name)}
+    parts |= {name: dict(part) for name, part in version.items() if is_learned(name)}
     counts = dict(newest["counts"]["counts"])
     counts["passed"] += len(newest["batches"].get("x", ()))
     parts["counts"]["counts"] = counts

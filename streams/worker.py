@@ -387,7 +387,7 @@ class Worker:
         self._snapshots.close()
 
     def end(self, cause: str, successor: str) -> None:
-        """Close, and let the branch go no further: nothing counts between its last version and its end. Raises: as ``close``."""
+        """Close; the branch goes no further: nothing counts between its last version and its end. Raises: ReplacedError."""
         self.close()
         self._writer.end(cause, successor)
 

@@ -204,6 +204,12 @@ MISUSED = [
     ["dead-letters", "redrive", "digits.toml", "--yes"],
     ["replay"],
     ["replay", "plan", "digits.toml", "--reason", "no version"],
+    ["replay", "plan", "digits.toml", "--from", "main.3", "--from-start", "--reason", "both"],
+    ["replay", "plan", "digits.toml", "--from-offsets", "digits=5", "--reason", "r"],
+    ["replay", "plan", "digits.toml", "--from-offsets", "digits:0=x", "--reason", "r"],
+    ["replay", "plan", "digits.toml", "--from-time", "yesterday", "--reason", "r"],
+    ["replay", "plan", "digits.toml", "--from-start", "--backfill", "nowhere.jsonl", "--reason", "r"],
+    ["run", "digits.toml", "--warm-start", "nowhere.jsonl"],
     *(
         ["replay", "plan", "digits.toml", "--from", "main.3", "--reason", "r", f"--exclude-{kind}", text]
         for kind, texts in {

@@ -9,7 +9,7 @@ import pytest
 from millrace.services import replay, running
 from millrace.services.config import load_pipeline
 from millrace.services.instance import Instance
-from millrace.services.replay_plan import fork_of, load_plan, make_plan
+from millrace.services.replay_plan import Origin, load_plan, make_plan
 from millrace.streams.branch import load_checkpoint
 from millrace.streams.exclusions import Header
 from millrace.streams.journal import summarise
@@ -82,10 +82,10 @@ def replayed(there: Instance) -> tuple[dict, dict]:
     """The learner's state and the join's counts of a replay from the last version before the poison."""
     marks = [mark for mark in summarise(there.journal("main"), "main").marks if mark.version]
     version = marks[POISON_FROM - 1].version
-    plan_sha256, _, extent, _ = make_plan(there, str(version), [Header("producer", "till-7")])
+    plan_sha256, _, extent, _ = make_plan(there, Origin(str(version)), [Header("producer", "till-7")])
     assert extent.excluded == (POISON_TO - POISON_FROM) * EACH
     _, plan = load_plan(there, plan_sha256)
-    replay._caught_up(there, fork_of(there, plan))
+    replay._caught_up(there, plan)
     doors = there.doors(plan.branch)
     assert verify(there.recipe, doors, plan.branch, 3).findings == []
     return state(there, plan.branch)
