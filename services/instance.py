@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from millrace.learners.errors import BusyError, MillraceError, StorageError
+from millrace.learners.errors import BusyError, DamageError, MillraceError, StorageError
 from millrace.learners.table import LEARNERS
 from millrace.services.config import Loaded
 from millrace.streams.branch import Doors, Recipe
@@ -97,7 +97,10 @@ class Instance:
         """What a branch reads to its end before the pipeline's topics: rows from a file, as its first entry states."""
         if not self.journal_path(branch).exists():
             return []
-        fork = next(iter(counted(self.journal(branch), branch, Cursor())), None)
+        try:
+            fork = next(iter(counted(self.journal(branch), branch, Cursor())), None)
+        except DamageError:
+            return []  # whoever reads the journal says so
         return [name for name in fork.topics if name not in self.loaded.pipeline.topics] if isinstance(fork, Fork) else []
 
     def journal(self, branch: str) -> SqliteStream:
