@@ -22,6 +22,7 @@ import msgspec
 from millrace.learners.errors import BusyError, MillraceError, NotProvedError, OutdatedError
 from millrace.services.deciding import Change, decide, described, learner_version
 from millrace.services.follower import Archive
+from millrace.services.including import ended_places
 from millrace.services.instance import ENDPOINT, Instance
 from millrace.services.operations import advance, new_branch, planned_operation, refuse_other, step
 from millrace.services.replay_plan import changed_state, live_branch, plans
@@ -144,8 +145,10 @@ def _begun(instance: Instance, plan: LearnerPlan, why: str) -> Operation:
 
 def _fork(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) -> Fork:
     doors = instance.doors(plan.ends)  # with all the topics that it has read
-    parent = summarise(instance.journal(plan.ends), plan.ends).fork
-    return rewound_fork(instance.recipe, doors, plan.branch, newest, version, [] if parent is None else parent.exclude)
+    found = summarise(instance.journal(plan.ends), plan.ends)
+    ended = ended_places(instance, found)
+    exclude = [one for place, one in enumerate(found.fork.exclude if found.fork else []) if place not in ended]
+    return rewound_fork(instance.recipe, doors, plan.branch, newest, version, exclude)
 
 
 def _ended(instance: Instance, plan: LearnerPlan, version: Mark) -> Mark:

@@ -67,6 +67,7 @@ def _key(text: str) -> Exclusion:
     return Key(sha256(text.encode()))
 
 
+UNCHANGED = "Nothing was changed. Give --yes to do it."
 KINDS = {"exclude_header": _header, "exclude_offsets": _offsets, "exclude_time": _time, "exclude_key": _key}
 
 
@@ -124,7 +125,7 @@ file: dict[str, Any] = once | {"type": click.Path(exists=True, dir_okay=False, p
 def plan(instance: Instance, reason: str) -> None:
     """Say what a replay would do, and keep that under its sha256 for `millrace replay run`.
 
-    Example: millrace replay plan digits.toml --from VERSION --reason garbage
+    Example: millrace replay plan digits.toml --from VERSION --exclude-header producer=till-7 --reason garbage
 
     It begins at a version, or with nothing: another learner over the same log, a warm start. What is left out is said by
     --exclude-..., each as often as needed.
@@ -210,7 +211,28 @@ def abort(instance: Instance, plan: str | None, reason: str, yes: bool) -> None:
         replaying.abort(instance, operation, reason)
     show([{"branch": operation.branch, "was": operation.state, "aborted": yes}])
     if not yes:
-        click.echo("Nothing was changed. Give --yes to do it.", err=True)
+        click.echo(UNCHANGED, err=True)
+
+
+@replay.command()
+@on_pipeline
+@click.argument("exclusion")
+@click.option("--branch", default=None, help="Of which branch, if not of the live one.")
+@reason_option
+@yes_option
+def include(instance: Instance, exclusion: str, branch: str | None, reason: str, yes: bool) -> None:
+    """Read again what a branch leaves out, from its next step on; EXCLUSION as `millrace status` shows it.
+
+    Example: millrace replay include digits.toml "header producer=till-7" --branch replay-1 --reason "mended"
+    """
+    from millrace.services import including
+
+    inclusion = including.plan_include(instance, exclusion, branch)
+    if yes:
+        including.include(instance, inclusion, reason)
+    show([{"branch": inclusion.branch, "includes": inclusion.said, "done": yes}])
+    words = "What was left out before stays so; to leave it out again, replay with --exclude-...." if yes else UNCHANGED
+    click.echo(words, err=True)
 
 
 def again() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -288,10 +288,19 @@ def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Reader) 
     """
     for entry in entries:
         if isinstance(entry, Step):
-            fold.step(entry, reread(source, codec, entry))
+            fold.step(entry, reread(source, in_force(codec, fold), entry))
         elif isinstance(entry, Act):
             fold.act(entry)
         yield entry
+
+
+def in_force(reader: Reader, fold: Fold) -> Reader:
+    """The same reader without the exclusions that acts have ended."""
+    ended = fold.included.get(fold.branch)
+    if not ended or not isinstance(reader, Excluding):
+        return reader
+    left = tuple(one for place, one in enumerate(reader.exclude) if place not in ended)
+    return replace(reader, exclude=left) if left else reader.reader
 
 
 def reread(source: Source, codec: Reader, step: Step) -> list[Rows | Served]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from millrace.learners.errors import DamageError, EndedError, ReplacedError
-from millrace.streams.entries import End, Entry, Fork, Host, Mark, Open, StateName, Step, decode_entry
+from millrace.streams.entries import Act, End, Entry, Fork, Host, Mark, Open, StateName, Step, decode_entry
 from millrace.streams.sealed import seal
 from millrace.streams.source import Position
 from millrace.streams.stream import Ack, Stream
@@ -103,6 +103,7 @@ class Summary:
     fork: Fork | None = None
     marks: list[Mark] = field(default_factory=list)  # oldest first
     end: Cursor = field(default_factory=Cursor)
+    included: set[int] = field(default_factory=set)  # exclusions that acts have ended, by their place in the fork's list
     position: Position = field(default_factory=dict)  # the next offset of every partition, after the newest step
 
     @property
@@ -139,6 +140,8 @@ def take_in(summary: Summary, stream: Stream, branch: str) -> None:
             summary.position.update({tp: stop for tp, _, stop, _, _ in entry.reads})
         elif isinstance(entry, Mark):
             summary.marks.append(entry)
+        elif isinstance(entry, Act) and entry.op == "include":
+            summary.included.add(int(entry.args["exclusion"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +224,20 @@ class Writer:
     def append(self, entry: Entry) -> None:
         """``send`` and ``settle``."""
         self.settle(self.send(entry))
+
+    def include(self, place: int) -> Act:
+        """Say that an exclusion, by its place in the fork's list, ends here. Raises: as ``append``."""
+        act = Act(
+            branch=self.branch,
+            seq=self.next_seq,
+            epoch=self.cursor.epoch,
+            op="include",
+            args={"exclusion": place},
+            cause="operator",
+            evidence="the ledger",
+        )
+        self.append(act)
+        return act
 
     def end(self, cause: str, successor: str | None) -> None:
         """Let the branch, which this writer has opened, go no further. Raises: ReplacedError where another has it by now."""
