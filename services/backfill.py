@@ -74,7 +74,7 @@ def fill(instance: Instance, branch: str, backfill: Backfill) -> str:
     """
     log, topic, path = instance.log(), topic_of(instance, branch), Path(backfill.path)
     log.create_topic(topic)
-    there = log.bounds(tp_name(topic, 0))[1]
+    there = instance.source([topic]).bounds()[tp_name(topic, 0)][1]
     if there == backfill.rows:
         return topic
     if there > backfill.rows or not path.exists() or _sha256(path) != backfill.sha256:

@@ -93,9 +93,11 @@ def opening_of(instance: Instance, branch: str) -> Opening:
     Raises: MillraceError where an operation is to begin the branch and has not: an empty one would stand in its way.
     """
     first = next(iter(counted(instance.journal(branch), branch, Cursor())), None)
-    if first is None and any(one.branch == branch for one in instance.ledger().operations.values()):
+    made = any(one.branch == branch for one in instance.ledger().operations.values())
+    if first is None and made:
         raise MillraceError(f"Branch {branch} is to be made by an operation that has not begun it. Choose another name.")
-    emits = not isinstance(first, Fork) or first.parent is None or _followed(instance, branch)
+    begun_here = not isinstance(first, Fork) or (first.parent is None and not made)
+    emits = begun_here or _followed(instance, branch)
     return Opening(branch, this_host(instance.loaded.pipeline.threads), emits=emits)
 
 
