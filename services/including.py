@@ -2,7 +2,7 @@
 
 The decision is an entry of the ledger, where a branch's writer looks twice a second; it journals an ``act``, after which the
 exclusion is no longer in force (journal.md, rule 9). Where no writer is live, the next one does it before its first step.
-Records that were left out before stay so; a replay without the exclusion learns them.
+Records that were left out before stay so; a replay with `--include` learns them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from millrace.learners.errors import BadInputError, MillraceError, NotCountedError
 from millrace.services.instance import Instance, require_branch
 from millrace.services.replay_plan import live_branch
-from millrace.streams.branch import load_part
 from millrace.streams.exclusions import words
-from millrace.streams.journal import Summary, summarise
+from millrace.streams.journal import summarise
 from millrace.streams.ledger import Include, append_decision
 
 
@@ -55,11 +54,3 @@ def include(instance: Instance, inclusion: Inclusion, why: str) -> None:
     append_decision(instance.ledger_stream(), decision)
     if decision not in instance.ledger().counted:
         raise NotCountedError(f"Branch {inclusion.branch} does not leave out {inclusion.said!r} any more: another was faster.")
-
-
-def ended_places(instance: Instance, found: Summary) -> set[int]:
-    """Exclusions of a branch that its acts have ended, as its newest checkpoint and what came after it say."""
-    if found.fork is None or not found.fork.exclude or not found.marks:
-        return found.included
-    known = load_part(instance.store(), found.marks[-1], "counts").get("included", {})
-    return found.included | set(known.get(found.fork.branch, ()))

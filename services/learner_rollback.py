@@ -22,14 +22,13 @@ import msgspec
 from millrace.learners.errors import BusyError, MillraceError, NotProvedError, OutdatedError
 from millrace.services.deciding import Change, decide, described, learner_version
 from millrace.services.follower import Archive
-from millrace.services.including import ended_places
 from millrace.services.instance import ENDPOINT, Instance
 from millrace.services.operations import advance, new_branch, planned_operation, refuse_other, step
 from millrace.services.replay_plan import changed_state, live_branch, plans
 from millrace.services.running import heir_of, opening_of
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Fork, Mark
-from millrace.streams.forks import begin_fork, compose, rewound_fork
+from millrace.streams.forks import begin_fork, compose, excluded, rewound_fork
 from millrace.streams.host import use_threads
 from millrace.streams.journal import summarise
 from millrace.streams.ledger import Operation, Stage, Target
@@ -146,8 +145,7 @@ def _begun(instance: Instance, plan: LearnerPlan, why: str) -> Operation:
 def _fork(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) -> Fork:
     doors = instance.doors(plan.ends)  # with all the topics that it has read
     found = summarise(instance.journal(plan.ends), plan.ends)
-    ended = ended_places(instance, found)
-    exclude = [one for place, one in enumerate(found.fork.exclude if found.fork else []) if place not in ended]
+    exclude = excluded(instance.store(), found)
     return rewound_fork(instance.recipe, doors, plan.branch, newest, version, exclude)
 
 

@@ -13,11 +13,11 @@ import msgspec
 
 from millrace.learners.detectors import Alarm
 from millrace.learners.errors import DamageError, NotProvedError, StorageError
-from millrace.services.including import ended_places
 from millrace.services.instance import Instance, require_branch
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark, decode_entry
 from millrace.streams.exclusions import words
+from millrace.streams.forks import excluded
 from millrace.streams.host import this_host
 from millrace.streams.journal import Cursor, Summary, summarise
 from millrace.streams.ledger import Certificate, append_decision
@@ -66,10 +66,10 @@ def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
         if fork.learner_from != fork.join_from:
             learner = read_manifest(instance.store(), fork.branch, str(fork.learner_from))
             facts["learner_of"] = f"{learner.branch}.{learner.state_seq}"
-        again = ended_places(instance, summary)
-        facts["excludes"] = "; ".join(words(one) for place, one in enumerate(fork.exclude) if place not in again) or "nothing"
-        if again:
-            facts["included_again"] = "; ".join(words(fork.exclude[place]) for place in sorted(again))
+        left = excluded(instance.store(), summary)
+        facts["excludes"] = "; ".join(map(words, left)) or "nothing"
+        if again := [words(one) for one in fork.exclude if one not in left]:
+            facts["included_again"] = "; ".join(again)
     return facts | ({} if ended is None else {"ended": ended.cause, "successor": ended.successor})
 
 

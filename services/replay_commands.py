@@ -101,7 +101,7 @@ def _origin(meta: dict[str, Any]) -> Origin:
     begins = [meta["from"], meta["from_start"] or None, meta["from_offsets"], meta["from_time"]]
     if sum(one is not None for one in begins) != 1:
         raise click.UsageError("Say where to begin: one of --from VERSION, --from-start, --from-offsets, --from-time.")
-    return Origin(meta["from"], meta["from_offsets"], meta["from_time"], meta["backfill"])
+    return Origin(meta["from"], meta["from_offsets"], meta["from_time"], meta["backfill"], meta["include"])
 
 
 once: dict[str, Any] = {"callback": remember, "expose_value": False}
@@ -117,6 +117,7 @@ file: dict[str, Any] = once | {"type": click.Path(exists=True, dir_okay=False, p
 @click.option("--from-offsets", help="With nothing, from these offsets on.", **places)
 @click.option("--from-time", help="With nothing, from the first record on that is not older than TIME.", **since)
 @click.option("--backfill", help="Learn the rows of a file first (.jsonl, .csv, .parquet).", **file)
+@click.option("--include", multiple=True, metavar="EXCLUSION", help="Read what the branch before leaves out.", **once)
 @click.option("--exclude-header", metavar="NAME=VALUE", help="Leave out records with this header.", **many)
 @click.option("--exclude-offsets", metavar="TP:FIRST-LAST", help="Leave out these offsets, last included.", **many)
 @click.option("--exclude-time", metavar="FROM..TO", help="Leave out timestamps from FROM on, before TO.", **many)
@@ -128,7 +129,8 @@ def plan(instance: Instance, reason: str) -> None:
     Example: millrace replay plan digits.toml --from VERSION --exclude-header producer=till-7 --reason garbage
 
     It begins at a version, or with nothing: another learner over the same log, a warm start. What is left out is said by
-    --exclude-..., each as often as needed.
+    --exclude-..., each as often as needed; what the branch before leaves out stays so but for --include, which takes the words
+    of `millrace status`.
     """
     from millrace.services import replay as replaying
     from millrace.services import replay_plan

@@ -22,7 +22,7 @@ from millrace.services.running import heir_of
 from millrace.streams.branch import Doors, changed, start
 from millrace.streams.entries import Fork, Mark, Rejected, Step
 from millrace.streams.exclusions import Exclusion, left_out, words
-from millrace.streams.forks import empty_fork, replay_fork
+from millrace.streams.forks import empty_fork, excluded, replay_fork
 from millrace.streams.host import use_threads
 from millrace.streams.journal import summarise
 from millrace.streams.ledger import Target
@@ -60,6 +60,7 @@ class Origin:
     offsets: Position | None = None  # without a version; partitions that are not named begin with the first record there is
     since_ms: int | None = None  # the same by time: at the first record of each partition that is not older
     file: Path | None = None
+    include: tuple[str, ...] = ()  # what the branch before leaves out, in words, and this one is to read
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
     """
     use_threads(instance.loaded.pipeline.threads)
     branch = new_branch(instance, "replay")
+    exclude = [*(inherited := _inherited(instance, origin)), *(one for one in exclude if one not in inherited)]
     if origin.version is None:
         fork, differs = _empty(instance, branch, origin, exclude), _changed_since(instance)
     else:
@@ -116,6 +118,20 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
     plan = planned(instance, fork, backfill)
     extent = _extent(instance, fork, backfill)
     return plans(instance).put(PLANS, msgspec.json.encode(plan)), plan, extent, differs
+
+
+def _inherited(instance: Instance, origin: Origin) -> list[Exclusion]:
+    """What the version's branch, or else the live one, leaves out lasts, unless it is said that it does not.
+
+    Raises: BadInputError where it is said of something else.
+    """
+    mark = None if origin.version is None else _kept(instance, origin.version)
+    branch = live_branch(instance) if mark is None else mark.branch
+    there = [] if branch is None else excluded(instance.store(), summarise(instance.journal(branch), branch), mark)
+    if wrong := set(origin.include) - set(map(words, there)):
+        listed = "; ".join(words(one) for one in there) or "nothing"
+        raise BadInputError(f"{', '.join(sorted(wrong))} is not left out by branch {branch}. It leaves out: {listed}.")
+    return [one for one in there if words(one) not in origin.include]
 
 
 def _empty(instance: Instance, branch: str, origin: Origin, exclude: Sequence[Exclusion]) -> Fork:

@@ -13,13 +13,27 @@ from millrace.learners.errors import ReplacedError
 from millrace.streams.branch import Doors, Recipe, load_part, save_checkpoint, start
 from millrace.streams.entries import Fork, Host, Mark, Parent
 from millrace.streams.exclusions import Exclusion
-from millrace.streams.journal import Writer, summarise
+from millrace.streams.journal import Summary, Writer, summarise
 from millrace.streams.rewound import is_learned
 from millrace.streams.source import Position, Source
 from millrace.streams.store import Store, read_manifest
 from millrace.streams.stream import Stream
 
 END_TRIES = 5  # against openers that are faster, and appends that land late
+
+
+def excluded(store: Store, found: Summary, version: Mark | None = None) -> list[Exclusion]:
+    """What a branch leaves out: what its fork says and no act has ended, as of now or of one of its versions.
+
+    Raises: DamageError where the state cannot be read that says so.
+    """
+    fork, mark = found.fork, version or (found.marks[-1] if found.marks else None)
+    if fork is None or not fork.exclude:
+        return []
+    ended = set(found.included) if version is None else set[int]()
+    if mark is not None:
+        ended |= set(load_part(store, mark, "counts").get("included", {}).get(fork.branch, ()))
+    return [one for place, one in enumerate(fork.exclude) if place not in ended]
 
 
 def replay_fork(recipe: Recipe, doors: Doors, branch: str, version: Mark, exclude: Sequence[Exclusion]) -> Fork:

@@ -69,6 +69,21 @@ def test_the_next_writer_reads_again_what_was_left_out(there: Path) -> None:
     assert include(there, "--branch", "replay-1")[0] == 1, "it has ended"
 
 
+def test_a_replay_leaves_out_what_the_branch_before_does_unless_it_is_told_otherwise(there: Path) -> None:
+    """From a version or from nothing; `--include` takes the words of status, and nothing else."""
+    version = str(facts(there, "replay-1")["version"])
+    for begins in (["--from", version], ["--from-start"]):
+        plan = ["replay", "plan", "digits.toml", *begins, "--reason", "r", "--output", "json"]
+        found = []
+        for more in ([], ["--exclude-header", "producer=till-9"], ["--include", TILL_7]):
+            done = here(*plan, *more, cwd=there)
+            assert done.exit_code == 0, done.stderr
+            found.append({line["what"]: line["value"] for line in json_lines(done.stdout)}["excludes"])
+        assert found == [TILL_7, f"{TILL_7}; header producer=till-9", "nothing"]
+        wrong = here(*plan, "--include", "till-7", cwd=there)
+        assert wrong.exit_code == 2 and f"It leaves out: {TILL_7}" in wrong.stderr
+
+
 def test_a_live_writer_hears_of_it_within_seconds(there: Path) -> None:
     """One act, journaled by the process that has the branch; its epoch stays."""
     words = [*MILLRACE, "run", "digits.toml", "--branch", "replay-1", "--follow"]

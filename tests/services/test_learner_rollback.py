@@ -14,16 +14,19 @@ from pathlib import Path
 import pytest
 from poisoned import BAD, GOOD, begin, good_rows, instance, lines, newest, operation, planned, replay, send, versions
 from rooms import MILLRACE, clean_environment, here, json_lines, millrace
+from test_trainer import SOON_S, Shelf, soon
 
 from millrace.learners.errors import MillraceError
 from millrace.services import learner_rollback
 from millrace.services.deciding import Change, decide
-from millrace.services.running import heir_of
+from millrace.services.running import heir_of, opening_of
+from millrace.services.trainer import Trainer
 from millrace.streams.branch import load_checkpoint
 from millrace.streams.forks import begin_fork
 from millrace.streams.journal import summarise
 from millrace.streams.ledger import Target
 from millrace.streams.parts import pack
+from millrace.streams.worker import Worker
 
 pytestmark = pytest.mark.slow
 BACK = ["rollback", "digits.toml", "--learner", "--reason", "poison", "--yes"]
@@ -201,3 +204,37 @@ def test_a_plan_that_was_never_run_can_be_given_up(there: Path) -> None:
         assert refused.exit_code == 1 and "is aborted already" in refused.stderr
     assert here("replay", "abort", "digits.toml", "nothing-1", "--reason", "r", cwd=there).exit_code == 2
     assert lines(there, "versions")
+
+
+def test_a_live_trainer_waits_while_the_branch_changes_hands_and_goes_on_with_the_new_one(there: Path) -> None:
+    """It makes no empty branch where the new one is to be; the rows that come meanwhile are learned there."""
+    where, good = instance(there), versions(there)[0]
+    trainer = Trainer(where, "main", Shelf(where))
+    soon(lambda: trainer.state().epoch > 0)
+    stages(there, 2)
+    soon(lambda: "has ended (rollback)" in trainer.state().said or "another writer" in trainer.state().said.lower())
+    time.sleep(3.0)
+    assert trainer.state().branch == "main" and not where.journal_path("rollback-1").exists()
+    assert here(*BACK, cwd=there).exit_code == 0
+    send(there, good_rows(3), "till-1")
+    soon(lambda: trainer.state().branch == "rollback-1" and trainer.state().records == 3 * GOOD + BAD)
+    trainer.stop(SOON_S)
+    _, parts = newest(there, "rollback-1")
+    assert parts["counts"]["counts"]["learned"] == 3 * GOOD + BAD and not same_learner(there, "rollback-1", good)
+    sound(there, "main", "rollback-1")
+
+
+def test_a_live_trainer_goes_on_with_its_branch_where_the_rollback_is_given_up(there: Path) -> None:
+    """The branch had been taken from it, and nobody was to go on in its place."""
+    where = instance(there)
+    trainer = Trainer(where, "main", Shelf(where))
+    soon(lambda: trainer.state().epoch > 0)
+    stages(there, 1)
+    taken = Worker(where.recipe, where.doors("main"), where.loaded.pipeline.worker, opening_of(where, "main"))
+    taken.close()
+    soon(lambda: not trainer.state().running)
+    assert here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=there).exit_code == 0
+    send(there, good_rows(3), "till-1")
+    soon(lambda: trainer.state().records == 3 * GOOD + BAD and trainer.state().epoch > taken.epoch)
+    assert trainer.stop(SOON_S).branch == "main"
+    sound(there, "main")
