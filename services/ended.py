@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from millrace.learners.errors import MillraceError
 from millrace.services.instance import Instance
 from millrace.streams.journal import Summary, summarise
-from millrace.streams.ledger import Ledger, Release, append_decision
+from millrace.streams.ledger import Ledger, Operation, Release, append_decision
 from millrace.streams.store import GRACE_S, kept_marks, sweep
 
 log = logging.getLogger("millrace")
@@ -33,7 +33,7 @@ def sweep_ended(instance: Instance, now_s: float | None = None) -> int:
 
 def _sweep(instance: Instance, now_s: float) -> int:
     ledger = instance.ledger()
-    if ledger.operation is not None:
+    if ledger.operation is not None or not any(_over(one, now_s) for one in ledger.operations.values()):
         return 0
     branches = {name: summarise(instance.journal(name), name) for name in instance.branches()}
     freed = 0
@@ -55,8 +55,11 @@ def _settled(ledger: Ledger, name: str, found: Summary, now_s: float) -> bool:
     if found.end.ended is None:
         return False
     operation = ledger.operations.get(found.end.ended.successor or name)
-    over = operation is not None and operation.state in ("taken-over", "aborted")
-    return operation is not None and over and now_s - operation.when_ms / 1000 > GRACE_S
+    return operation is not None and _over(operation, now_s)
+
+
+def _over(operation: Operation, now_s: float) -> bool:
+    return operation.state in ("taken-over", "aborted") and now_s - operation.when_ms / 1000 > GRACE_S
 
 
 def _left(instance: Instance, ledger: Ledger, branches: dict[str, Summary], name: str) -> list[str]:

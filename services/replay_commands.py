@@ -126,7 +126,8 @@ file: dict[str, Any] = once | {"type": click.Path(exists=True, dir_okay=False, p
 def plan(instance: Instance, reason: str) -> None:
     """Say what a replay would do, and keep that under its sha256 for `millrace replay run`.
 
-    Example: millrace replay plan digits.toml --from VERSION --exclude-header producer=till-7 --reason garbage
+    \b
+    Example: millrace replay plan digits.toml --from VERSION --exclude-header from=till-7 --reason garbage
 
     It begins at a version, or with nothing: another learner over the same log, a warm start. What is left out is said by
     --exclude-..., each as often as needed; what the branch before leaves out stays so but for --include, which takes the words
@@ -225,7 +226,8 @@ def abort(instance: Instance, plan: str | None, reason: str, yes: bool) -> None:
 def include(instance: Instance, exclusion: str, branch: str | None, reason: str, yes: bool) -> None:
     """Read again what a branch leaves out, from its next step on; EXCLUSION as `millrace status` shows it.
 
-    Example: millrace replay include digits.toml "header producer=till-7" --branch replay-1 --reason "mended"
+    \b
+    Example: millrace replay include digits.toml "header from=till-7" --branch replay-1 --reason mended
     """
     from millrace.services import including
 
