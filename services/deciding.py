@@ -74,6 +74,18 @@ def plan_rollback(instance: Instance, version: str | None) -> Change:
     return plan(instance, Target(version or _version_before(instance)))
 
 
+def learner_version(instance: Instance, version: str | None) -> str:
+    """Whose learner is to go on: ``version``, else the one that is served, else as ``plan_rollback``.
+
+    Raises: MillraceError where there is none, or it is no longer kept.
+    """
+    ledger = instance.ledger()
+    now = ledger.serving.get(ENDPOINT)
+    found = resolved(instance, version) if version else (now and now.version) or _version_before(instance)
+    _refuse_released(ledger, found)
+    return found
+
+
 def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
     """To let an alias name ``version``, once that has been read from the store and opened; ``none`` takes the alias away.
 

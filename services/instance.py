@@ -10,18 +10,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from millrace.learners.errors import BusyError, MillraceError, StorageError
+from millrace.learners.errors import BusyError, DamageError, MillraceError, StorageError
 from millrace.learners.table import LEARNERS
 from millrace.services.config import Loaded
 from millrace.streams.avro import Registry
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.contents import Contents
+from millrace.streams.entries import Fork
+from millrace.streams.journal import Cursor, counted
 from millrace.streams.ledger import Ledger
 from millrace.streams.outputs import dead_letter_topic, scores_topic
+from millrace.streams.records import split_tp
 from millrace.streams.retention import Retention
+from millrace.streams.retrace import Retraced
 from millrace.streams.segments import Journal
 from millrace.streams.served import ServedCodec
 from millrace.streams.sharding import WHOLE, shard_branches, shard_of
+from millrace.streams.source import Source
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.store import FolderStore
 from millrace.streams.stream import SqliteStream
@@ -94,10 +99,22 @@ class Instance:
 
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
-        log = self.log()
-        source = SqliteSource(log, self.loaded.pipeline.topics, shard_of(branch))
+        log, first = self.log(), self.first_topics(branch)
+        source: Source = SqliteSource(log, [*self.loaded.pipeline.topics, *first], shard_of(branch))
+        if first:
+            source = Retraced(source, [(tp, *ends) for tp, ends in source.bounds().items() if split_tp(tp)[0] in first])
         retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
         return Doors(source, log, self.journal(branch), self.store(), retention)
+
+    def first_topics(self, branch: str) -> list[str]:
+        """What a branch reads to its end before the pipeline's topics: rows from a file, as its first entry states."""
+        if not self.journal_path(branch).exists():
+            return []
+        try:
+            fork = next(iter(counted(self.journal(branch), branch, Cursor())), None)
+        except DamageError:
+            return []  # whoever reads the journal says so
+        return [name for name in fork.topics if name not in self.loaded.pipeline.topics] if isinstance(fork, Fork) else []
 
     def journal(self, branch: str) -> Journal:
         """The journal of a branch, whole: what its stream has deleted is read from the store."""
