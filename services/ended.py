@@ -3,8 +3,8 @@
 Nobody writes an ended branch, so whoever comes by may sweep it: `millrace run` at its end, and the companion of `millrace up`.
 Kept are its start and its newest checkpoint; what the ledger names; versions that other branches began at, or are planned to;
 and of the rest the newest, as many as make up ``versions.keep`` with those of the branches that went on in its place. A branch
-that was given up has none of these. A version goes as ever: a release in the ledger first, which counts only for what nothing
-names. While an operation is under way nothing is swept.
+that was given up has none of these, and one that never began has nothing. A version goes as ever: a release in the ledger
+first, which counts only for what nothing names. While an operation is under way nothing is swept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def _sweep(instance: Instance, now_s: float) -> int:
     if ledger.operation is not None or not any(_over(one, now_s) for one in ledger.operations.values()):
         return 0
     branches = {name: summarise(instance.journal(name), name) for name in instance.branches()}
-    freed = 0
+    given_up = [one.branch for one in ledger.operations.values() if one.state == "aborted" and _over(one, now_s)]
+    freed = sum(instance.store().sweep(name, set(), now_s - GRACE_S) for name in given_up if name not in branches)
     for name, found in branches.items():
         if _settled(ledger, name, found, now_s):
             _release(instance, _left(instance, ledger, branches, name))

@@ -19,11 +19,11 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import BusyError, MillraceError, NotProvedError, OutdatedError
+from millrace.learners.errors import BusyError, MillraceError, NotCountedError, NotProvedError, OutdatedError
 from millrace.services.deciding import Change, decide, described, learner_version
 from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance
-from millrace.services.operations import advance, new_branch, planned_operation, refuse_other, step
+from millrace.services.operations import advance, new_branch, planned_operation, refuse_other, standing, step
 from millrace.services.replay_plan import changed_state, live_branch, plans
 from millrace.services.running import heir_of, opening_of
 from millrace.streams.branch import load_part
@@ -168,11 +168,17 @@ def _ended(instance: Instance, plan: LearnerPlan, version: Mark) -> Mark:
 
 
 def _gate(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) -> None:
-    """Make the new branch's start, and see that it answers as the version does. Raises: NotProvedError where it does not."""
+    """Make the new branch's start, and see that it answers as the version does.
+
+    Raises: NotProvedError where it does not; NotCountedError where the operation has been given up meanwhile.
+    """
     store = instance.store()
     checkpoint, _ = compose(instance.recipe, store, _fork(instance, plan, newest, version), version.branch)
     made = read_manifest(store, plan.branch, checkpoint).parts
     said = read_manifest(store, version.branch, str(version.checkpoint)).parts
+    operation = instance.ledger().operations[plan.branch]
+    if operation.state != "running":
+        raise NotCountedError(f"{standing(operation)} meanwhile. Nothing ended.")
     if differs := [name for name in said if (is_learned(name) or name == "serve") and made[name].sha256 != said[name].sha256]:
         raise NotProvedError(f"What would go on is not as version {plan.version}, in {', '.join(differs)}. Nothing ended.")
 

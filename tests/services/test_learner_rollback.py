@@ -16,9 +16,10 @@ from poisoned import BAD, GOOD, begin, good_rows, instance, lines, newest, opera
 from rooms import MILLRACE, clean_environment, here, json_lines, millrace
 from test_trainer import SOON_S, Shelf, soon
 
-from millrace.learners.errors import MillraceError
+from millrace.learners.errors import MillraceError, NotCountedError
 from millrace.services import learner_rollback
 from millrace.services.deciding import Change, decide
+from millrace.services.ended import sweep_ended
 from millrace.services.running import heir_of, opening_of
 from millrace.services.trainer import Trainer
 from millrace.streams.branch import load_checkpoint
@@ -144,10 +145,18 @@ def test_a_rollback_that_died_between_two_stages_is_gone_on_with_by_the_same_com
 
 
 def test_a_rollback_can_be_given_up_before_the_branch_has_ended(there: Path) -> None:
-    """And the branch goes on as if nothing had been said."""
+    """A process that is still at it ends nothing, what it had stored is swept, and the branch goes on."""
     stages(there, 1)
+    where, (good, bad) = instance(there), versions(there)
+    plan = learner_rollback.plan_learner(where, good).plan
+    marks = [learner_rollback.Archive(where).mark(version) for version in (bad, good)]
     assert here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=there).exit_code == 0
     assert operation(there, "rollback-1") == "aborted"
+    with pytest.raises(NotCountedError, match="is aborted since"):
+        learner_rollback._gate(where, plan, *marks)
+    assert where.store().bytes_of("rollback-1") > 0
+    sweep_ended(where, time.time() + 7200)
+    assert where.store().bytes_of("rollback-1") == 0
     assert millrace("run", "digits.toml", cwd=there).returncode == 0
 
 
