@@ -146,12 +146,10 @@ def _outputs(instance: Instance) -> tuple[list[Output], int]:
 
 def _events(instance: Instance, topic: str) -> Iterator[Event]:
     """All records of a topic of one partition."""
-    log, tp = instance.log(), tp_name(topic, 0)
-    start, end = log.bounds(tp)
-    while start < end:
-        events, _ = log.fetch(tp, start, end, READ_ROWS)
-        yield from events
-        start = events[-1].offset + 1
+    source, tp = instance.source([topic]), tp_name(topic, 0)
+    start, end = source.bounds()[tp]
+    for begin in range(start, end, READ_ROWS):
+        yield from source.read(tp, begin, min(begin + READ_ROWS, end)).events
 
 
 def _joined(instance: Instance) -> tuple[list[Joined], int]:

@@ -20,7 +20,7 @@ from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark
 from millrace.streams.journal import Summary, take_in
 from millrace.streams.ledger import Ledger, Target, words
-from millrace.streams.stream import SqliteStream
+from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
 
@@ -38,7 +38,7 @@ class Archive:
 
     instance: Instance
     _summaries: dict[str, Summary] = field(default_factory=dict)
-    _journals: dict[str, SqliteStream] = field(default_factory=dict)
+    _journals: dict[str, Stream] = field(default_factory=dict)
 
     def version(self, version: str) -> Bundle:
         """Raises: MillraceError where there is no such version, DamageError where its parts are not whole."""
@@ -55,7 +55,7 @@ class Archive:
 
     def newest(self, branch: str) -> Bundle | None:
         """The newest marked state whose parts are whole, or None."""
-        if not self.instance.journal_path(branch).exists():
+        if not self.instance.has_branch(branch):
             return None
         for mark in reversed(self.marks(branch)):
             if mark.checkpoint is None:
@@ -96,8 +96,8 @@ class Follower:
         self._archive = Archive(instance)
         self._next = following
         self._target: Target | None = None
-        self._ledger = Ledger(str(instance.folder / "ledger.sqlite"))
-        self._stream: SqliteStream | None = None
+        self._ledger = Ledger(instance.ledger_name)
+        self._stream: Stream | None = None
 
     @property
     def told(self) -> str:

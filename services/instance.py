@@ -1,26 +1,28 @@
-"""One pipeline on this machine: its files, and the rooms put together over them."""
+"""One pipeline on this machine: its folder, its log, and the rooms put together over them."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from millrace.learners.errors import BusyError, MillraceError, StorageError
 from millrace.learners.table import LEARNERS
 from millrace.services.config import Loaded
+from millrace.services.logs import Logs, logs_of
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.codec import Codec
 from millrace.streams.ledger import Ledger
 from millrace.streams.retention import Retention
 from millrace.streams.served import ServedCodec
-from millrace.streams.sqlite_log import SqliteLog, SqliteSource
+from millrace.streams.source import Log, Source
 from millrace.streams.store import FolderStore
-from millrace.streams.stream import SqliteStream
+from millrace.streams.stream import Stream
 
 BRANCH = "main"  # the branch a pipeline begins with
 ENDPOINT = "default"  # what answers callers
@@ -65,46 +67,53 @@ class Instance:
             served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
         )
 
-    def log(self) -> SqliteLog:
-        """The embedded log, with this pipeline's topics."""
-        pipeline = self.loaded.pipeline
-        log = SqliteLog(self.folder / "log.sqlite")
-        for topic in pipeline.topics:
-            log.create_topic(topic, pipeline.log.partitions)
-        for output in ("scores", "dead-letters"):
-            log.create_topic(f"{pipeline.name}.{output}")
-        return log
+    @property
+    def _logs(self) -> Logs:
+        return logs_of(self.loaded.pipeline, self.folder)
+
+    def log(self) -> Log:
+        """The log, with this pipeline's topics."""
+        return self._logs.log()
+
+    def source(self, topics: Sequence[str]) -> Source:
+        """A reader of some of its topics."""
+        return self._logs.source(topics)
 
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
         log = self.log()
-        source = SqliteSource(log, self.loaded.pipeline.topics)
+        source = self.source(self.loaded.pipeline.topics)
         retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
-        return Doors(source, log, self.journal(branch), self.store(), retention)
+        return Doors(source, log, self.journal(branch), self.store(), retention, partial(self._logs.marked, branch))
 
-    def journal(self, branch: str) -> SqliteStream:
+    def journal(self, branch: str) -> Stream:
         """The journal of a branch."""
-        return SqliteStream(self.journal_path(branch))
+        return self._logs.journal(branch)
 
-    def journal_path(self, branch: str) -> Path:
-        """Where the journal of a branch lies."""
-        return self.folder / "journal" / f"{branch}.sqlite"
+    def has_branch(self, branch: str) -> bool:
+        """Whether a branch has a journal."""
+        return branch in self.branches()
 
     def branches(self) -> list[str]:
         """Every branch that has a journal."""
-        return sorted(path.stem for path in (self.folder / "journal").glob("*.sqlite"))
+        return self._logs.branches()
 
     def store(self) -> FolderStore:
         """Checkpoints."""
         return FolderStore(self.folder / "store")
 
-    def ledger_stream(self) -> SqliteStream:
+    def ledger_stream(self) -> Stream:
         """What operators and gates decided."""
-        return SqliteStream(self.folder / "ledger.sqlite")
+        return self._logs.ledger()
+
+    @property
+    def ledger_name(self) -> str:
+        """What messages call the ledger."""
+        return self._logs.ledger_name
 
     def ledger(self) -> Ledger:
         """The ledger as it stands."""
-        ledger = Ledger(str(self.folder / "ledger.sqlite"))
+        ledger = Ledger(self.ledger_name)
         ledger.follow(self.ledger_stream())
         return ledger
 
@@ -162,6 +171,6 @@ def _stamp() -> bytes:
 
 def require_branch(instance: Instance, branch: str) -> None:
     """Raises: MillraceError where the pipeline has no such branch yet."""
-    if not instance.journal_path(branch).exists():
+    if not instance.has_branch(branch):
         there = ", ".join(instance.branches()) or "none yet; begin with `millrace run`"
         raise MillraceError(f"{instance.folder} has no branch {branch}. There are: {there}.")

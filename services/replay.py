@@ -282,7 +282,7 @@ def plan_abort(instance: Instance) -> Operation:
 def abort(instance: Instance, operation: Operation, why: str) -> None:
     """Give a replay up: its branch ends, and whoever writes it stops."""
     step(instance, moved(operation, "aborted", why))
-    if instance.journal_path(operation.branch).exists():
+    if instance.has_branch(operation.branch):
         journal = instance.journal(operation.branch)
         if summarise(journal, operation.branch).fork is not None:
             end_branch(journal, operation.branch, this_host(instance.loaded.pipeline.threads), "aborted", None)

@@ -100,7 +100,7 @@ def _followed(instance: Instance, branch: str) -> bool:
 
 def heir_of(instance: Instance, branch: str) -> str:
     """The branch that goes on in a branch's place; itself where it has not ended."""
-    while instance.journal_path(branch).exists():
+    while instance.has_branch(branch):
         ended = summarise(instance.journal(branch), branch).end.ended
         if ended is None or ended.successor is None:
             break

@@ -21,7 +21,7 @@ from millrace.services.endpoint_status import found, overview
 from millrace.services.instance import BRANCH, Instance
 from millrace.services.processes import Process, Processes
 from millrace.streams.outputs import Output
-from millrace.streams.sqlite_log import SqliteLog
+from millrace.streams.source import Log
 
 MADE_BY = "# Written by `make run`, which replaces this folder each time. Copy it to keep it.\n"
 MOST_ROWS = 6000  # of a longer data set, unless --rows says otherwise
@@ -51,7 +51,7 @@ class Stage:
     rows: int
     left: int  # rows of the data set that are not sent
     instance: Instance
-    log: SqliteLog  # open, to look at
+    log: Log  # open, to look at
 
 
 def prepare(plan: Plan) -> Stage:

@@ -46,6 +46,7 @@ MESSAGE_BYTES = 32 << 20  # of one record, at most, in topics that are made here
 FETCH_BYTES = 16 << 20  # of a fetch, about: what a consumer holds that nobody has asked for yet
 RECONNECT_MS = 500  # between two attempts to reach a broker, at most
 RETRY_S = 0.1
+COMMIT_S = 2.0  # that a group's offsets may take, which nothing depends on
 CLOSE_MS = 1000
 
 T = TypeVar("T")
@@ -116,14 +117,14 @@ class Link:
     def commit(self, group: str, position: Position) -> None:
         """Say in the group's name how far its reader is, for tools that show lag. Nothing is ever read back from there."""
         offsets = {_tp(tp): OffsetAndMetadata(at, "", -1) for tp, at in position.items()}
-        self._ask(lambda admin: admin.alter_group_offsets(group, offsets), f"group {group}")
+        self._ask(lambda admin: admin.alter_group_offsets(group, offsets), f"group {group}", COMMIT_S)
 
-    def _ask(self, ask: Callable[[Any], T], what: str) -> T:
+    def _ask(self, ask: Callable[[Any], T], what: str, patience_s: float = float("inf")) -> T:
         """Ask the cluster, again and again while it does not answer.
 
         Raises: StorageError in time; UnknownTopicOrPartitionError and TopicAlreadyExistsError as they are.
         """
-        until_s = time.monotonic() + self.cluster.patience_s
+        until_s = time.monotonic() + min(patience_s, self.cluster.patience_s)
         while True:
             try:
                 with self._lock:

@@ -368,6 +368,8 @@ class Worker:
         )
         self._writer.append(mark)
         self._marks.append(mark)
+        if self._doors.marked is not None:
+            self._doors.marked(self.fold.position)
         retention = self._doors.retention
         released = set[str]() if retention is None else retention.release(self._marks)
         kept = kept_marks(self._marks, self._config.keep, released)
