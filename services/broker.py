@@ -67,8 +67,8 @@ class Broker:
         if not list(jars.glob("kafka-server-*.jar")):
             raise StorageError(f"{jars} does not hold Kafka's jars. `make kafka` gets them, or name the folder with --jars.")
         self._classes = f"{jars.resolve()}/*"
-        self._folder = folder.resolve()
-        self._properties = self._folder / "server.properties"
+        self.folder = folder.resolve()
+        self._properties = self.folder / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self.port = port or self._port_before() or free_port()
@@ -93,8 +93,8 @@ class Broker:
 
     def _prepare(self) -> None:
         """Settings and, once, an empty formatted data folder."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        data = self._folder / "data"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        data = self.folder / "data"
         text = PROPERTIES.format(port=self.port, controller=free_port(), data=data)
         self._properties.write_text(text, encoding="utf-8")
         if not (data / "meta.properties").exists():
@@ -109,7 +109,7 @@ class Broker:
 
     def start(self) -> None:
         """Begin, and return when it listens. Raises: StorageError with its last words where it ends or is too slow."""
-        with (self._folder / "broker.log").open("ab") as log:
+        with (self.folder / "broker.log").open("ab") as log:
             command = self._command("kafka.Kafka", str(self._properties))
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self._guard = _guarding(self._process.pid)
@@ -117,8 +117,8 @@ class Broker:
         while not _listens(self.port):
             if self._process.poll() is not None or time.monotonic() > until_s:
                 self.kill()
-                lines = (self._folder / "broker.log").read_text(encoding="utf-8", errors="replace").splitlines()
-                raise StorageError(f"The Kafka broker in {self._folder} does not listen: {' '.join(lines[-3:])}")
+                lines = (self.folder / "broker.log").read_text(encoding="utf-8", errors="replace").splitlines()
+                raise StorageError(f"The Kafka broker in {self.folder} does not listen: {' '.join(lines[-3:])}")
             time.sleep(LOOK_S)
 
     def kill(self) -> None:

@@ -44,6 +44,7 @@ log = logging.getLogger("millrace")
 
 MESSAGE_BYTES = 32 << 20  # of one record, at most, in topics that are made here
 FETCH_BYTES = 16 << 20  # of a fetch, about: what a consumer holds that nobody has asked for yet
+FRAME_BYTES = 200  # that a record and its batch have beside key, headers and value, at most
 RECONNECT_MS = 500  # between two attempts to reach a broker, at most
 RETRY_S = 0.1
 COMMIT_S = 2.0  # that a group's offsets may take, which nothing depends on
@@ -152,7 +153,8 @@ class Link:
             producer = self._producing()
         try:
             headers = list(decode_headers(record.headers))
-            return Sent(self, producer, producer.send(topic, record.value, key, headers, partition, record.timestamp_ms), topic)
+            future = producer.send(topic, record.value, key, headers, partition, record.timestamp_ms)
+            return Sent(self, producer, future, topic, len(record.value or b"") + len(key or b"") + len(record.headers))
         except MessageSizeTooLargeError as error:
             raise BadInputError(f"A record of {topic} is larger than the {MESSAGE_BYTES} bytes that one may have.") from error
         except (KafkaError, OSError) as error:
@@ -220,6 +222,7 @@ class Sent:
     producer: Any
     future: Any
     topic: str
+    size: int  # bytes of key, headers and value
 
     def place(self) -> tuple[int, int]:
         """Wait for the acknowledgement: partition, and offset or ``UNKNOWN``.
@@ -229,12 +232,16 @@ class Sent:
         """
         try:
             stored = self.future.get(self.link.cluster.patience_s * 2)
-        except MessageSizeTooLargeError as error:
-            raise BadInputError(f"Topic {self.topic} does not take records so large; raise its max.message.bytes.") from error
         except (KafkaError, OSError) as error:
-            self.link.give_up(self.producer)
+            self.link.give_up(self.producer)  # after one refusal it would give the same answer to everything
+            if isinstance(error, MessageSizeTooLargeError) and self._too_large():
+                raise BadInputError(f"Topic {self.topic} takes no records so large; raise its max.message.bytes.") from error
             raise refused(self.link.cluster, f"topic {self.topic}", error) from error
         return stored.partition, UNKNOWN if stored.offset is None or stored.offset < 0 else stored.offset
+
+    def _too_large(self) -> bool:
+        """Whether it was this record, and not another that was sent beside it."""
+        return self.size + FRAME_BYTES > int(self.link.settings(self.topic)["max.message.bytes"])
 
     def offset(self) -> int:
         """As ``place``, the offset alone."""
@@ -258,15 +265,15 @@ class Reader:
         """First offset still there and the next to be written; of the latter, only what may be read."""
         partitions = [_tp(tp) for tp in tps]
         with self._failing(f"the bounds of {', '.join(tps)}"):
-            low = self._consumer.beginning_offsets(partitions, self._cluster.patience_s * 1000)
-            high = self._consumer.end_offsets(partitions, self._cluster.patience_s * 1000)
+            low = _all(partitions, self._consumer.beginning_offsets(partitions, self._cluster.patience_s * 1000))
+            high = _all(partitions, self._consumer.end_offsets(partitions, self._cluster.patience_s * 1000))
         return {tp: (low[one], high[one]) for tp, one in zip(tps, partitions, strict=True)}
 
     def ends(self, tps: Sequence[str]) -> Position:
         """The next offset to be written, by partition."""
         partitions = [_tp(tp) for tp in tps]
         with self._failing(f"the ends of {', '.join(tps)}"):
-            high = self._consumer.end_offsets(partitions, self._cluster.patience_s * 1000)
+            high = _all(partitions, self._consumer.end_offsets(partitions, self._cluster.patience_s * 1000))
         return {tp: high[one] for tp, one in zip(tps, partitions, strict=True)}
 
     def go_to(self, position: Position) -> None:
@@ -348,6 +355,13 @@ def _event(one: Any) -> Event:
     """A record as the client gives it. A header without a value has an empty one here."""
     headers = encode_headers(tuple((name, value or b"") for name, value in one.headers)) if one.headers else b""
     return Event(one.offset, one.timestamp, one.key, headers, one.value)
+
+
+def _all(partitions: Sequence[TopicPartition], offsets: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """The offsets, of all of the partitions; the client leaves out those that it does not know of yet."""
+    if missing := [one for one in partitions if one not in offsets]:
+        raise UnknownTopicOrPartitionError(str(missing[0]))
+    return offsets
 
 
 def _tp(tp: str) -> TopicPartition:

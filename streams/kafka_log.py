@@ -257,6 +257,7 @@ class KafkaSource:
         if added := [name for name, before in self._topics.items() if now[name].partitions > before.partitions]:
             log.warning("Partitions were added to topic %s; they are read from their beginning.", ", ".join(added))
             self._topics = now
+            self.close()  # clients that know of them take over
             self.seek(self._position)
         return self._reader().ends(self._names())
 
