@@ -9,7 +9,7 @@ KAFKA_HOME ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-labels bench-drift calibrate lock proto clean kafka
+.PHONY: bench-labels bench-drift calibrate lock proto clean kafka faults
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -49,6 +49,9 @@ test: lint  ## test the installed package: lint, types, doctests, all tests
 
 test-fast: .venv-test/.installed  ## the unit tests alone
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup -m "not slow" tests
+
+faults: .venv-test/.installed .kafka/.ready  ## the long forms of tests that kill things: twenty seeded points each
+	MILLRACE_INSTALLED=1 $(TEST)/pytest -m faults tests
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
 	$(TEST)/ruff check $(ROOMS) tests

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource
@@ -73,6 +74,7 @@ class Link:
         self._lock = threading.RLock()
         self._admin: Any = None
         self._producer: Any = None
+        self._readers: WeakSet[Reader] = WeakSet()
 
     # Topics
 
@@ -169,7 +171,7 @@ class Link:
                 "allow_auto_create_topics": False,
                 "compression_type": None if self.cluster.compression == "none" else self.cluster.compression,
                 "delivery_timeout_ms": self._patience_ms,
-                "max_block_ms": min(10_000, self._patience_ms),
+                "max_block_ms": self._patience_ms,
                 "max_request_size": MESSAGE_BYTES,
                 "metrics_enabled": False,
             }
@@ -201,12 +203,16 @@ class Link:
             "metrics_enabled": False,
         }
         try:
-            return Reader(self.cluster, KafkaConsumer(**self._clients, **own))
+            reader = Reader(self.cluster, KafkaConsumer(**self._clients, **own))
         except (KafkaError, OSError) as error:
             raise self._refused("the cluster", error) from error
+        self._readers.add(reader)
+        return reader
 
     def close(self) -> None:
-        """Let go of everything; what was sent and not acknowledged may be lost."""
+        """Let go of everything, readers included; what was sent and not acknowledged may be lost."""
+        for reader in list(self._readers):
+            reader.close()
         with self._lock:
             for client in (self._admin, self._producer):
                 if client is not None:
