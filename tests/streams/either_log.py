@@ -67,6 +67,7 @@ def swept() -> Iterator[None]:
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
+        time.sleep(0.1)  # its threads come to an end
         gc.collect()
 
 
