@@ -105,7 +105,7 @@ def warm_start(instance: Instance, branch: str, path: Path) -> None:
 
     Raises: BadInputError where it has begun without.
     """
-    if instance.journal_path(branch).exists() and summarise(instance.journal(branch), branch).fork is not None:
+    if instance.has_branch(branch) and summarise(instance.journal(branch), branch).fork is not None:
         if topic_of(instance, branch) not in instance.first_topics(branch):
             raise BadInputError(
                 f"Branch {branch} has begun. To learn {path} and then the log: `millrace replay plan --from-start --backfill`."

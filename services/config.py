@@ -21,6 +21,7 @@ from millrace.learners.detectors import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
 from millrace.streams.backbone import located
+from millrace.streams.cluster import Cluster, Secrets
 from millrace.streams.held_out import HeldOutConfig
 from millrace.streams.labels import LabelRules
 from millrace.streams.schema import Field, Label, Schema, leaves
@@ -48,14 +49,16 @@ class BatchConfig:
 
 @dataclass(frozen=True, slots=True)
 class LogConfig:
-    """Where events come from."""
+    """Where events come from, and where journals and ledger are."""
 
+    kind: Literal["sqlite", "kafka"] = "sqlite"  # files in the pipeline's folder, or topics of a cluster
     topic: str = ""  # empty: the pipeline's name
     partitions: int = 1  # >= 1, fixed when the topic is made
-    retention_hours: float = 0.0  # of the embedded log; 0 keeps everything
+    retention_hours: float = 0.0  # of the embedded log and of topics made on Kafka; 0 keeps everything
     max_bytes: int = 1 << 20  # of one record's value; a larger one is a dead letter
     max_batch_bytes: int = 8 << 20  # of one columnar message, as it lies there and decompressed
     registry: str = ""  # URL of a schema registry, for Avro records; empty: there are none
+    kafka: Cluster = field(default_factory=Cluster)  # which cluster
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -64,6 +67,8 @@ class LogConfig:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
         if self.registry and not self.registry.startswith(("http://", "https://")):
             raise ValueError(f"registry = {self.registry!r}: must begin with http:// or https://")
+        if self.kind == "kafka" and not self.kafka.bootstrap:
+            raise ValueError('kind = "kafka": say where it is with kafka.bootstrap = "host:port"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +255,12 @@ def data_folder() -> Path:
 def endpoint_token() -> str | None:
     """What callers of the endpoint must show: ``MILLRACE_TOKEN``; never a flag, which every user of the machine can read."""
     return os.environ.get("MILLRACE_TOKEN") or None
+
+
+def kafka_secrets() -> Secrets:
+    """Passwords of a Kafka cluster: ``MILLRACE_KAFKA_PASSWORD`` (SASL), ``MILLRACE_KAFKA_SSL_PASSWORD`` (of the key's file)."""
+    names = ("MILLRACE_KAFKA_PASSWORD", "MILLRACE_KAFKA_SSL_PASSWORD")
+    return Secrets(*(os.environ.get(name) or "" for name in names))
 
 
 def set_environment(values: Mapping[str, str]) -> None:

@@ -21,7 +21,7 @@ from millrace.streams.entries import Mark
 from millrace.streams.journal import Summary, begun, take_in
 from millrace.streams.ledger import Ledger, Target, words
 from millrace.streams.segments import Journal
-from millrace.streams.stream import SqliteStream
+from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
 
@@ -56,7 +56,7 @@ class Archive:
 
     def newest(self, branch: str) -> Bundle | None:
         """The newest marked state whose parts are whole, or None."""
-        if not self.instance.journal_path(branch).exists():
+        if not self.instance.has_branch(branch):
             return None
         for mark in reversed(self.marks(branch)):
             if mark.checkpoint is None:
@@ -98,8 +98,8 @@ class Follower:
         self._archive = Archive(instance)
         self._next = following
         self._target: Target | None = None
-        self._ledger = Ledger(str(instance.folder / "ledger.sqlite"))
-        self._stream: SqliteStream | None = None
+        self._ledger = Ledger(instance.ledger_name)
+        self._stream: Stream | None = None
 
     @property
     def told(self) -> str:

@@ -271,7 +271,7 @@ def _named(operations: Iterable[Operation], name: str) -> Operation | None:
 def abort(instance: Instance, operation: Operation, why: str) -> None:
     """Give a replay up: its branch ends, and whoever writes it stops."""
     advance(instance, operation, "aborted", why)
-    if instance.journal_path(operation.branch).exists():
+    if instance.has_branch(operation.branch):
         journal = instance.journal(operation.branch)
         if summarise(journal, operation.branch).fork is not None:
             end_branch(journal, operation.branch, this_host(instance.loaded.pipeline.threads), "aborted", None)

@@ -241,7 +241,7 @@ def check_plan(instance: Instance, plan: Plan) -> Fork:
         "what the log still has": (plan.kept, now.kept),
     }
     differs = [f"{what} (planned: {before}; now: {after})" for what, (before, after) in said.items() if before != after]
-    if instance.journal_path(plan.branch).exists():
+    if instance.has_branch(plan.branch):
         differs.append(f"branch {plan.branch}, which is there already")
     if differs:
         raise OutdatedError(f"Since this replay was planned, other is {'; '.join(differs)}. Make a new plan.")

@@ -116,14 +116,14 @@ def heir_of(instance: Instance, branch: str) -> str:
 
 def successor_of(instance: Instance, branch: str) -> str | None:
     """The branch that a branch which has ended names."""
-    if not instance.journal_path(branch).exists():
+    if not instance.has_branch(branch):
         return None
     ended = summarise(instance.journal(branch), branch).end.ended
     return None if ended is None else ended.successor
 
 
 def _begun(instance: Instance, branch: str) -> bool:
-    there = instance.journal_path(branch).exists()
+    there = instance.has_branch(branch)
     return there and next(iter(counted(instance.journal(branch), branch, Cursor())), None) is not None
 
 

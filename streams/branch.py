@@ -27,7 +27,7 @@ from millrace.streams.retention import Retention
 from millrace.streams.rewound import is_learned, rewound
 from millrace.streams.schema import Schema, leaves
 from millrace.streams.served import Served, ServedCodec
-from millrace.streams.source import Producer, Source
+from millrace.streams.source import Position, Producer, Source
 from millrace.streams.store import Manifest, Part, Segment, Store, read_manifest, state_sha256
 from millrace.streams.stream import Stream
 from millrace.streams.window import Window
@@ -46,6 +46,7 @@ class Doors:
     journal: Stream
     store: Store
     retention: Retention | None = None  # None: every version is kept
+    marked: Callable[[Position], None] | None = None  # told how far the branch is whenever a mark counts; for lag tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,10 @@ class Recipe:
                 "Set it back, or begin a branch with --branch NEW."
             )
         for name, topic in doors.source.topics().items():
-            if fork.topics.get(name) != topic:
+            before = fork.topics.get(name)
+            if before is None or before.id != topic.id or before.partitions > topic.partitions:
                 raise DamageError(
-                    f"Topic {name} is not the one branch {fork.branch} has read: it was recreated or its partitions changed. "
+                    f"Topic {name} is not the one branch {fork.branch} has read: it was recreated or has lost partitions. "
                     "Restore the log from a copy, or begin a branch on the new topic with --branch NEW."
                 )
 

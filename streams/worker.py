@@ -372,6 +372,8 @@ class Worker:
             version=snapshot.version,
         )
         self._writer.append(mark)
+        if self._doors.marked is not None:
+            self._doors.marked(self.fold.position)
         self._chronicle.marked(mark, snapshot.manifest.segment, asked_s)
 
     def close(self) -> None:
