@@ -10,6 +10,7 @@ from millrace.learners.lesson import Lesson, Rows
 from millrace.learners.protocol import Batch
 from millrace.learners.replay import Replay
 from millrace.learners.table import LEARNERS
+from millrace.streams.parts import pack, sha256
 
 CLASSES = np.array(["a", "b", "c", "d", "e"], dtype=object)
 
@@ -44,3 +45,34 @@ def lesson(taught: Replay, y: list[int], seed: int = 5) -> Lesson:
 def cosine(z: Tensor, w: Tensor) -> Tensor:
     """cos(z_i, w_c), (n, C), one by one."""
     return torch.stack([torch.stack([torch.dot(a, b) / (a.norm() * b.norm()) for b in w]) for a in z])
+
+
+ASKED = rows(9, 77)
+KINDS = [kind for kind, algorithm in LEARNERS.items() if algorithm.needs == "torch"]
+FULL = {
+    "er": {"momentum": 0.9, "ema": 0.9, "image": (1, 2, 3)},
+    "hpcr": {"distil_rows": 30, "pair_rows": 5},
+    "onpro": {"replay_rows": 6},
+}
+
+
+def blob(taught: Replay) -> bytes:
+    """Everything, as the store keeps it."""
+    return pack(taught.state_dict().truth)
+
+
+def bits(taught: Replay) -> str:
+    """A name for all of its bits."""
+    return sha256(blob(taught))
+
+
+def taught_in(kind: str, sizes: list[int], *batches: Batch) -> Replay:
+    """A learner that learned the batches in pieces of these sizes, again and again."""
+    made, piece = learner(kind, **FULL.get(kind, {})), 0
+    for batch in batches:
+        at = 0
+        while at < len(batch):
+            made.learn_many(batch.rows(at, at + sizes[piece % len(sizes)]))
+            at += sizes[piece % len(sizes)]
+            piece += 1
+    return made
