@@ -250,7 +250,7 @@ def test_hpcr_is_the_sum_of_its_three_parts() -> None:
 
 def test_er_ace_is_cross_entropy_over_the_mask_and_over_all() -> None:
     """With cosines times 10."""
-    loss, (new, old, _), w, (z, z_old, _) = by_hand("er_ace")
+    loss, (new, old, _), w, (z, z_old, _) = by_hand("er-ace")
     logits = [10.0 * cosine(side, w["head.weight"]) for side in (z, z_old)]
     slow = functional.cross_entropy(logits[0], new.y) + functional.cross_entropy(logits[1], old.y)
     assert torch.allclose(loss, slow, atol=1e-4)
