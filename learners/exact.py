@@ -109,18 +109,27 @@ def merge(shards: Mapping[str, Ridge]) -> tuple[Ridge, Certificate]:
     shards, in that order, saw them.
     Raises: LearnerError where the shards are of different makes, fade, or two of them are the same snapshot.
     """
+    digests: dict[str, str] = {}
+    for name in sorted(shards):
+        twin = digests.setdefault(_digest(shards[name]), name)
+        if twin != name and shards[name].rows:
+            raise LearnerError(f"shards {twin!r} and {name!r} are the same snapshot; leave one out, or its rows count twice")
+    return merge_disjoint(shards)
+
+
+def merge_disjoint(shards: Mapping[str, Ridge]) -> tuple[Ridge, Certificate]:
+    """``merge`` of workers that are known to have learned different records, equal though those may be.
+
+    Raises: LearnerError where the shards are of different makes, or fade.
+    """
     if not shards:
         raise LearnerError("there are no shards to merge")
     names = sorted(shards)
     first = shards[names[0]]
     _no_decay(first, "merge")
-    digests: dict[str, str] = {}
     merged = first.blank()
     for name in names:
         _same_make(names[0], first, name, shards[name])
-        twin = digests.setdefault(_digest(shards[name]), name)
-        if twin != name and shards[name].rows:
-            raise LearnerError(f"shards {twin!r} and {name!r} are the same snapshot; leave one out, or its rows count twice")
         merged.combine(shards[name], 1)
     merged.solve_now()
     worst = max(shards[name].residual for name in names)

@@ -224,7 +224,7 @@ class Ridge:
     def _names(self, y: Array) -> Array:
         """Class names (n,), each a str, and room for those that are new. Raises: BadInputError."""
         names = y.ravel().tolist()
-        strange = [] if set(map(type, names)) == {str} else [name for name in names if not isinstance(name, str)]
+        strange = [] if set(map(type, names)) <= {str} else [name for name in names if not isinstance(name, str)]
         if y.ndim != 1 or strange:
             raise BadInputError(f"column y: expected class names (n,), got {y.shape} with {strange[:1]}")
         most = None if self._per_class is None else self._per_class.most

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +14,13 @@ from millrace.learners.errors import BusyError, MillraceError, StorageError
 from millrace.learners.table import LEARNERS
 from millrace.services.config import Loaded
 from millrace.streams.branch import Doors, Recipe
-from millrace.streams.codec import Codec
+from millrace.streams.contents import Contents
 from millrace.streams.ledger import Ledger
+from millrace.streams.outputs import dead_letter_topic, scores_topic
 from millrace.streams.retention import Retention
+from millrace.streams.segments import Journal
 from millrace.streams.served import ServedCodec
+from millrace.streams.sharding import WHOLE, shard_branches, shard_of
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.store import FolderStore
 from millrace.streams.stream import SqliteStream
@@ -49,11 +52,12 @@ class Instance:
         """What its folds are made of."""
         pipeline, config = self.loaded.pipeline, self.loaded.learner
         schema = pipeline.schema
-        algorithm = LEARNERS[pipeline.learner["kind"]]
+        algorithm = LEARNERS[pipeline.learner["kind"]].ready()
+        contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes)
         return Recipe(
             name=pipeline.name,
             schema=schema,
-            codec=Codec(schema, pipeline.log.max_bytes),
+            codec=contents,
             learner=pipeline.learner["kind"],
             make_learner=lambda: algorithm.learner(config, schema.width, pipeline.seed),
             batch_rows=pipeline.batch.rows,
@@ -63,8 +67,14 @@ class Instance:
             drift=pipeline.drift,
             held_out=pipeline.evaluate,
             labels=pipeline.labels,
-            served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
+            served=None
+            if pipeline.labels is None
+            else ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic, contents),
         )
+
+    def shards(self, branch: str) -> list[str]:
+        """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""
+        return shard_branches(branch, self.loaded.pipeline.shards if shard_of(branch) == WHOLE else 1)
 
     def log(self) -> SqliteLog:
         """The embedded log, with this pipeline's topics."""
@@ -72,20 +82,24 @@ class Instance:
         log = SqliteLog(self.folder / "log.sqlite")
         for topic in pipeline.topics:
             log.create_topic(topic, pipeline.log.partitions)
-        for output in ("scores", "dead-letters"):
-            log.create_topic(f"{pipeline.name}.{output}")
+        for output in [dead_letter_topic(pipeline.name), *(scores_topic(pipeline.name, one) for one in self.shards(BRANCH))]:
+            log.create_topic(output)
         return log
+
+    def source(self, topics: Sequence[str]) -> SqliteSource:
+        """Reads topics of the log from their beginning."""
+        return SqliteSource(self.log(), topics)
 
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
         log = self.log()
-        source = SqliteSource(log, self.loaded.pipeline.topics)
+        source = SqliteSource(log, self.loaded.pipeline.topics, shard_of(branch))
         retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
         return Doors(source, log, self.journal(branch), self.store(), retention)
 
-    def journal(self, branch: str) -> SqliteStream:
-        """The journal of a branch."""
-        return SqliteStream(self.journal_path(branch))
+    def journal(self, branch: str) -> Journal:
+        """The journal of a branch, whole: what its stream has deleted is read from the store."""
+        return Journal(SqliteStream(self.journal_path(branch)), self.store(), branch)
 
     def journal_path(self, branch: str) -> Path:
         """Where the journal of a branch lies."""
