@@ -6,7 +6,7 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from millrace.services.errors import FAILED, exit_code
 from millrace.services.instance import Instance
 from millrace.services.replay_commands import replay
 from millrace.services.version_commands import VERSION_COMMANDS, settle
+
+if TYPE_CHECKING:
+    from millrace.streams.verify import Report
 
 
 class Commands(click.Group):
@@ -100,9 +103,10 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 
     Example: millrace run digits.toml
     """
-    from millrace.services import companion, running
+    from millrace.services import companion, running, sharded
 
-    done = running.run(instance, branch, running.Bounds(follow, rows), take_over)
+    learn = sharded.run_shards if sharded.is_merged(instance, branch) else running.run
+    done = learn(instance, branch, running.Bounds(follow, rows), take_over)
     show([asdict(done)])
     if verify and done.version is not None:
         companion.finish([*instance.words("verify"), "--version", done.version])
@@ -234,17 +238,22 @@ def verify(instance: Instance, branch: str, version: str | None, watch: bool, pa
 
     Example: millrace verify digits.toml
     """
-    from millrace.services import certifying, looking, versions
+    from millrace.services import certifying, versions
 
     if watch:
         certifying.watch(instance, parent)
         return
     if version is None:
-        report = asdict(looking.prove(instance, branch))
+        reports = certifying.prove_branch(instance, branch)
     else:
-        report = asdict(certifying.prove_version(instance, versions.resolved(instance, version)))
-    proved = [mark.version or f"seq {mark.state_seq}" for mark in report.pop("proved")]
-    show([report | {"proved": proved, "unproved": len(report["unproved"]), "findings": 0}])
+        reports = [certifying.prove_version(instance, versions.resolved(instance, version))]
+    show([_proved(report) for report in reports])
+
+
+def _proved(report: Report) -> dict[str, Any]:
+    """A report without findings, as a row."""
+    proved = [mark.version or f"seq {mark.state_seq}" for mark in report.proved]
+    return asdict(report) | {"proved": proved, "unproved": len(report.unproved), "findings": 0}
 
 
 main.add_command(replay)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,11 @@ from millrace.streams.avro import Registry
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.contents import Contents
 from millrace.streams.ledger import Ledger
+from millrace.streams.outputs import dead_letter_topic, scores_topic
 from millrace.streams.retention import Retention
+from millrace.streams.segments import Journal
 from millrace.streams.served import ServedCodec
+from millrace.streams.sharding import WHOLE, shard_branches, shard_of
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.store import FolderStore
 from millrace.streams.stream import SqliteStream
@@ -50,7 +53,7 @@ class Instance:
         """What its folds are made of."""
         pipeline, config = self.loaded.pipeline, self.loaded.learner
         schema = pipeline.schema
-        algorithm = LEARNERS[pipeline.learner["kind"]]
+        algorithm = LEARNERS[pipeline.learner["kind"]].ready()
         registry = Registry(pipeline.log.registry, self.folder / "schemas") if pipeline.log.registry else None
         contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes, registry)
         return Recipe(
@@ -64,11 +67,16 @@ class Instance:
             seed=pipeline.seed,
             config=pipeline.declared,
             drift=pipeline.drift,
+            held_out=pipeline.evaluate,
             labels=pipeline.labels,
             served=None
             if pipeline.labels is None
             else ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic, contents),
         )
+
+    def shards(self, branch: str) -> list[str]:
+        """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""
+        return shard_branches(branch, self.loaded.pipeline.shards if shard_of(branch) == WHOLE else 1)
 
     def log(self) -> SqliteLog:
         """The embedded log, with this pipeline's topics."""
@@ -76,20 +84,24 @@ class Instance:
         log = SqliteLog(self.folder / "log.sqlite")
         for topic in pipeline.topics:
             log.create_topic(topic, pipeline.log.partitions)
-        for output in ("scores", "dead-letters"):
-            log.create_topic(f"{pipeline.name}.{output}")
+        for output in [dead_letter_topic(pipeline.name), *(scores_topic(pipeline.name, one) for one in self.shards(BRANCH))]:
+            log.create_topic(output)
         return log
+
+    def source(self, topics: Sequence[str]) -> SqliteSource:
+        """Reads topics of the log from their beginning."""
+        return SqliteSource(self.log(), topics)
 
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
         log = self.log()
-        source = SqliteSource(log, self.loaded.pipeline.topics)
+        source = SqliteSource(log, self.loaded.pipeline.topics, shard_of(branch))
         retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
         return Doors(source, log, self.journal(branch), self.store(), retention)
 
-    def journal(self, branch: str) -> SqliteStream:
-        """The journal of a branch."""
-        return SqliteStream(self.journal_path(branch))
+    def journal(self, branch: str) -> Journal:
+        """The journal of a branch, whole: what its stream has deleted is read from the store."""
+        return Journal(SqliteStream(self.journal_path(branch)), self.store(), branch)
 
     def journal_path(self, branch: str) -> Path:
         """Where the journal of a branch lies."""

@@ -160,10 +160,13 @@ def _differences(instance: Instance, doors: Doors, mark: Mark) -> list[str]:
         raise MillraceError(f"Branch {mark.branch} has no first entry. Restore its journal from a copy.")
     differs = changed(doors.store, mark.branch, fork.config_sha256, recipe.config)
     fields = changed(doors.store, mark.branch, fork.features_sha256, recipe.schema.declared)
-    late = "join" in read_manifest(doors.store, mark.branch, str(mark.checkpoint)).parts
+    manifest = read_manifest(doors.store, mark.branch, str(mark.checkpoint))
+    late = "join" in manifest.parts
     if late != (recipe.labels is not None):
         fields.append("the table [labels]")
     fields += [one for one in differs if one.startswith(("learner.", "seed"))]
+    if "window" in manifest.parts:  # its rows are kept by this number
+        fields += [one for one in differs if one.startswith("drift.relearn_rows")]
     if fork.learner_revision != recipe.make_learner().revision:
         fields.append(f"the learner's revision {fork.learner_revision}")
     if fields:
