@@ -18,7 +18,6 @@ from millrace.services.instance import Instance
 from millrace.streams.ledger import Redrive, append_decision
 from millrace.streams.outputs import dead_letter_topic
 from millrace.streams.records import Event, Headers, Record, decode_headers, encode_headers, tp_name
-from millrace.streams.sqlite_log import SqliteSource
 
 OURS = "millrace."  # how the headers begin that say why it is a dead letter
 REDRIVEN = "millrace.redriven"  # on the new event: the offset of its letter
@@ -64,7 +63,7 @@ def _text(raw: bytes | None) -> str | None:
 def letters(instance: Instance, reason: str | None = None) -> Iterator[Letter]:
     """Each record's letter once, oldest first; of one reason, where one is named."""
     topic = dead_letter_topic(instance.loaded.pipeline.name)
-    source, tp = SqliteSource(instance.log(), [topic]), tp_name(topic, 0)
+    source, tp = instance.source([topic]), tp_name(topic, 0)
     redriven, seen = instance.ledger().redriven, set[tuple[str | None, ...]]()
     low, high = source.bounds()[tp]
     for begin in range(low, high, CHUNK):

@@ -20,7 +20,7 @@ from millrace.services.instance import Instance
 from millrace.streams.branch import load_checkpoint
 from millrace.streams.entries import Step
 from millrace.streams.journal import Cursor, counted, summarise
-from millrace.streams.records import Record
+from millrace.streams.records import Record, tp_name
 
 pytestmark = pytest.mark.slow
 
@@ -64,14 +64,21 @@ def pipeline(tmp_path):
     return path
 
 
+def instance_of(pipeline: Path) -> Instance:
+    """The pipeline, to look at."""
+    loaded = load_pipeline(pipeline)
+    return Instance(loaded, pipeline.parent / loaded.pipeline.name)
+
+
 def append(pipeline: Path, pieces: int, pause_s: float) -> None:
     """Every row into the log, in so many pieces."""
-    log = Instance(load_pipeline(pipeline), pipeline.parent / "kills").log()
+    instance = instance_of(pipeline)
+    log, topic = instance.log(), instance.loaded.pipeline.topic
     x, y = rows()
     values = [json.dumps({"x": a.tolist(), "y": int(b)}).encode() for a, b in zip(x, y, strict=True)]
     records = [Record(value, str(at).encode(), timestamp_ms=1 + at) for at, value in enumerate(values)]
     for at in range(0, ROWS, ROWS // pieces):
-        log.append("kills", records[at : at + ROWS // pieces])
+        log.append(topic, records[at : at + ROWS // pieces])
         time.sleep(pause_s)
 
 
@@ -106,11 +113,13 @@ def verify(pipeline: Path) -> subprocess.CompletedProcess:
 
 def what_was_learned(pipeline: Path) -> dict[str, object]:
     """Facts that hold if and only if every row was learned once, from the journal, the log and the newest version."""
-    instance = Instance(load_pipeline(pipeline), pipeline.parent / "kills")
+    instance = instance_of(pipeline)
     doors = instance.doors("main")
     steps = [entry for entry in counted(doors.journal, "main", Cursor()) if isinstance(entry, Step)]
     ranges = [(start, stop) for step in steps for _, start, stop, _, _ in step.reads]
-    read = [event.key for a, b in ranges for event in doors.source.read("kills:0", a, b).events]
+    read = [
+        event.key for a, b in ranges for event in doors.source.read(tp_name(instance.loaded.pipeline.topic, 0), a, b).events
+    ]
     state = load_checkpoint(doors.store, summarise(doors.journal, "main").marks[-1])
     x, _ = rows()
     batch_gram = np.concatenate([(x.T @ x)[at:, at] for at in range(D)]).astype(float)  # packed as LAPACK does
@@ -152,7 +161,7 @@ def test_twenty_deaths_at_any_moment_lose_nothing_and_learn_nothing_twice(pipeli
     producer.join()
     die_at_phase(pipeline, 0)
     assert what_was_learned(pipeline) == ALL_HOLDS
-    epochs = summarise(Instance(load_pipeline(pipeline), pipeline.parent / "kills").journal("main"), "main").end.epoch
+    epochs = summarise(instance_of(pipeline).journal("main"), "main").end.epoch
     assert epochs > 8, "too few of the processes came as far as taking the branch before they died"
     proof = verify(pipeline)
     assert proof.returncode == 0, proof.stderr
