@@ -31,13 +31,14 @@ class Letter:
     offset: int  # in the dead-letter topic
     event: Event
     headers: Headers  # the record's own
-    why: dict[str, str]  # reason, detail, topic, partition, offset, timestamp_ms
+    why: dict[str, str]  # reason, detail, topic, partition, offset, timestamp_ms; row, where it was one of several in a message
     redriven: bool
 
     @property
     def row(self) -> dict[str, Any]:
         """As a line to show."""
         where = f"{self.why.get('topic', '')}:{self.why.get('partition', '')} offset {self.why.get('offset', '')}"
+        where += f" row {self.why['row']}" if "row" in self.why else ""
         return {
             "letter": self.offset,
             "record": where,
@@ -68,7 +69,7 @@ def letters(instance: Instance, reason: str | None = None) -> Iterator[Letter]:
     for begin in range(low, high, CHUNK):
         for event in source.read(tp, begin, min(begin + CHUNK, high)).events:
             letter = _letter(event, redriven)
-            record = tuple(letter.why.get(name) for name in ("topic", "partition", "offset"))
+            record = tuple(letter.why.get(name) for name in ("topic", "partition", "offset", "row"))
             if record not in seen and reason in (None, letter.why.get("reason")):
                 seen.add(record)
                 yield letter

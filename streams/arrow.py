@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def _check_schema(schema: Any) -> None:
             raise RecordError("wrong-type", f"{field.name} is of an extension type")
 
 
+@lru_cache(maxsize=256)
 def kind_of(kind: Any) -> str:
     """What an Arrow type is to us: integer, number, text, boolean, bytes, timestamp, list, or "" for what we do not take."""
     types = _pyarrow("An Arrow batch").types

@@ -79,8 +79,9 @@ class BatchCodec:
         n, faults = batch.num_rows, Faults(np.ones(batch.num_rows, dtype=bool))
         plain = np.empty((n, self._schema.width)) if self._schema.plain else None
         if plain is not None:
-            for at, name in enumerate(self._names):
-                plain[:, at] = _plain_numbers(batch.column(name), name, faults)
+            with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+                for at, name in enumerate(self._names):
+                    plain[:, at] = _plain_numbers(batch.column(name), name, faults)
             _within(plain, EVERYTHING, "a number", faults)
             columns = tuple(plain[:, at : at + 1] for at in range(len(self._names)))
         else:
@@ -126,11 +127,13 @@ def _floats(column: Any) -> Floats:
         return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _plain_numbers(column: Any, name: str, faults: Faults) -> Floats:
+def _plain_numbers(column: Any, name: str, faults: Faults) -> Array:
+    """The numbers of a column (n,) as they come; null is NaN."""
     _number_kind(column, name)
     if column.null_count:
         faults.say(_nulls(column), "missing-field", f"{name} is null")
-    return _floats(column)
+    numbers: Array = column.to_numpy(zero_copy_only=False)
+    return numbers
 
 
 def _within(block: Floats, bounds: tuple[float, float], name: str, faults: Faults, absent: Array | None = None) -> Floats:

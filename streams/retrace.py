@@ -16,6 +16,9 @@ from millrace.streams.records import Read
 from millrace.streams.source import Position, Source, Topic
 from millrace.streams.stream import Stream
 
+LARGE_BYTES = 4 << 20  # of values, at which a read along the path closes: one message may hold many rows
+FIRST_RECORDS = 64  # before it is known how large they are
+
 Piece = tuple[str, int, int]  # partition, from, to
 NEVER = 1 << 62  # a seq that no entry has
 
@@ -73,6 +76,7 @@ class Retraced:
         self._source = source
         self._path = path
         self._left = deque(path)
+        self._most = FIRST_RECORDS  # of a read, by how large the records of the last one were
 
     @property
     def position(self) -> Position:
@@ -94,17 +98,19 @@ class Retraced:
         self._left = deque(piece for piece in ahead if piece[1] < piece[2])
 
     def next_batch(self, limit: int) -> list[Read]:
-        """At most ``limit`` events along the path; past its end as the other source.
+        """At most ``limit`` events along the path, fewer where they are large; past its end as the other source.
 
         Raises: OffsetsGoneError where the log no longer has the position.
         """
         reads: list[Read] = []
-        while self._left and limit > 0:
+        while self._left and limit > 0 and sum(read.size for read in reads) < LARGE_BYTES:
             tp, start, stop = self._left.popleft()
-            cut = min(stop, start + limit)
+            cut = min(stop, start + limit, start + self._most)
             if cut < stop:
                 self._left.appendleft((tp, cut, stop))
             reads.append(self._source.read(tp, start, cut))
+            if found := len(reads[-1].events):
+                self._most = max(1, LARGE_BYTES * found // max(1, reads[-1].size))
             limit -= cut - start
             self._source.seek(self._source.position | {tp: cut})
         return reads or self._source.next_batch(limit)

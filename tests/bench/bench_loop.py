@@ -160,6 +160,19 @@ def ours(log: SqliteLog, shape: str, folder: Path, rows: int) -> dict[str, float
     return {"seconds": seconds, "journal": journal.seconds / seconds, "checkpoints": worker.checkpoint_s / seconds}
 
 
+def decoded(log: SqliteLog, shape: str) -> tuple[float, float]:
+    """Seconds to decode every Arrow message of the log strictly, and as the peer does."""
+    events = SqliteSource(log, ["bench"]).read("bench:0", 0, log.bounds("bench:0")[1]).events
+    contents = Contents(SHAPES[shape], 1 << 20)
+    start_s = time.perf_counter()
+    for event in events:
+        contents.decode([event])
+    ours_s, start_s = time.perf_counter() - start_s, time.perf_counter()
+    for event in events:
+        bare_matrices(event.value or b"")
+    return ours_s, time.perf_counter() - start_s
+
+
 def compare(shape: str, rows: int, repeats: int) -> Iterator[dict[str, object]]:
     """The two in turn on one log; medians, and the median of the ratios pair by pair."""
     with tempfile.TemporaryDirectory() as folder:
@@ -168,6 +181,7 @@ def compare(shape: str, rows: int, repeats: int) -> Iterator[dict[str, object]]:
         fill(log, shape, rows)
         bare(path, shape)  # the file's pages are in memory from here on, for both
         pairs = [(ours(log, shape, Path(folder) / f"branch-{turn}", rows), bare(path, shape)) for turn in range(repeats)]
+        decodes = [decoded(log, shape) for _ in range(repeats)] if shape.endswith("Arrow") else []
     arrow = shape.endswith("Arrow")
     parser = "pyarrow" if arrow else "orjson"
     line = {"bench": "loop", "unit": "rows/s", "peer_name": f"bare read + {parser} + NumPy matrix"}
@@ -181,6 +195,11 @@ def compare(shape: str, rows: int, repeats: int) -> Iterator[dict[str, object]]:
         "ratios": [round(ratio, 3) for ratio in ratios],
         "goal": 0.5 if arrow else 0.8,
     }
+    if decodes:
+        mine, theirs = (rows / statistics.median(side) for side in zip(*decodes, strict=True))
+        ratio = round(statistics.median(theirs_s / mine_s for mine_s, theirs_s in decodes), 3)
+        told = {"peer_name": "pyarrow + NumPy matrix", "ours": round(mine), "peer": round(theirs)}
+        yield line | {"case": f"{shape}: decode alone"} | told | {"ratio": ratio, "goal": None}
     for part in ("journal", "checkpoints"):
         share = statistics.median(mine[part] for mine, _ in pairs)
         told = {"unit": "share of the worker's time", "ours": round(share, 4), "peer": None, "peer_name": None}

@@ -209,7 +209,6 @@ def a_batch_equals_its_rows(make: Make, lessons: Lessons) -> None:
 def memory_stays_bounded(make: Make, lessons: Lessons) -> None:
     """Forty more lessons take no more memory."""
     tracemalloc.start()  # before the first lesson: what is replaced by its like must not count as more
-    tracemalloc.start()  # before it is made, for a state that is replaced as a whole weighs as much as before
     try:
         learner = taught(make, lessons, *range(5))
         gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,10 @@ from rooms import facts, here, json_lines, pipeline_in
 
 from millrace.learners.errors import BadInputError
 from millrace.services.config import load_pipeline
+from millrace.services.instance import Instance
 from millrace.services.sending import messages_of
+from millrace.streams.arrow import stream_bytes
+from millrace.streams.records import Record
 
 
 def learned(folder: Path, *words: str) -> tuple[int, dict[str, object]]:
@@ -60,3 +64,22 @@ def test_served_records_are_not_sent_as_batches(tmp_path) -> None:
     pipeline_in(tmp_path)
     done = here("send", "digits.toml", "rows.jsonl", "--served", "--format", "arrow", cwd=tmp_path)
     assert done.exit_code == 2 and "leave out --format arrow" in done.stderr
+
+
+def test_each_bad_row_of_a_message_is_a_dead_letter_of_its_own_and_is_sent_again_alone(tmp_path) -> None:
+    """Shown by its row; two rows of one message are not taken for a repetition of one."""
+    path = pipeline_in(tmp_path, rows=1)
+    columns = {"x": [[float("nan")] * 4, [1.0] * 4, [2.0] * 4], "site": ["north", "north", "moon"], "label": ["a", "b", "c"]}
+    arrays = columns | {"x": pa.array(columns["x"], pa.list_(pa.float64()))}
+    instance = Instance(load_pipeline(path), tmp_path / ".millrace" / "digits")
+    instance.log().append("digits", [Record(stream_bytes(pa.record_batch(arrays)), timestamp_ms=1)])
+    assert here("run", "digits.toml", "--set", "worker.stop_share=1.0", cwd=tmp_path).exit_code == 0
+    shown = json_lines(here("dead-letters", "list", "digits.toml", "--output", "json", cwd=tmp_path).stdout)
+    assert [(one["record"], one["reason"]) for one in shown] == [
+        ("digits:0 offset 0 row 0", "not-finite"),
+        ("digits:0 offset 0 row 2", "unknown-category"),
+    ]
+    done = here("dead-letters", "redrive", "digits.toml", "1", "--reason", "mended", "--yes", cwd=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert json.loads(instance.log().fetch("digits:0", 1, None, 9)[0][0].value)["site"] == "moon"
+    assert facts(tmp_path)["learned"] == 1

@@ -84,6 +84,15 @@ def test_rows_come_in_the_order_in_which_they_came_and_a_second_process_goes_on_
     assert seen[: len(lived)] == lived and sorted(seen) == sorted(whole)
 
 
+def test_large_messages_are_read_a_few_at_a_time():
+    """One may hold many rows, and a replay of a thousand of them must not hold them all."""
+    events = [Event(at, at, None, b"", b"x" * 1_000_000) for at in range(70)]
+    source, sizes = Retraced(ListSource(events, "a"), [("a:0", 0, 70)]), []
+    while reads := source.next_batch(4096):
+        sizes += [len(read.events) for read in reads]
+    assert sizes[0] == 64 and set(sizes[1:]) <= {1, 2, 4} and sum(sizes) == 70
+
+
 def journal(branch: str, reads: list[list[tuple[str, int, int]]], parent: Parent | None, successor: str | None) -> ListStream:
     """A branch that began at a parent, read so, and ended in favour of another where one is named."""
     stream, fields = ListStream(), {"learner": "ridge", "learner_revision": 1, "config_sha256": "", "features_sha256": ""}
