@@ -69,7 +69,7 @@ def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Man
         SCHEMA: schema.declared,
         MANIFEST: msgspec.json.format(msgspec.json.encode(manifest)),
         "MLmodel": _mlmodel(schema).encode(),
-        "requirements.txt": f"millrace[mlflow]=={release}\n".encode(),
+        "requirements.txt": f"millrace[{_extras(parts.kind)}]=={release}\n".encode(),
         "python_env.yaml": f"python: {platform.python_version()}\ndependencies:\n- -r requirements.txt\n".encode(),
     }
     try:
@@ -96,6 +96,11 @@ def opened(folder: Path) -> Bundle:
         return open_bundle((folder / WEIGHTS).read_bytes(), manifest.weights_sha256, schema)
     except (OSError, msgspec.DecodeError) as error:
         raise DamageError(f"{folder} is not a version as millrace exports it ({error}). Export it again.") from error
+
+
+def _extras(kind: str) -> str:
+    """What loading a version of this kind of learner needs beside our own package."""
+    return ",".join(extra for extra in ("mlflow", LEARNERS[kind].needs) if extra)
 
 
 def _onnx(parts: Parts) -> dict[str, bytes]:

@@ -86,6 +86,7 @@ def test_a_network_learns_is_served_is_a_version_is_rolled_back_and_is_verified(
     assert prove_version(there, str(versions[1]), nearest=False).proved
     export.export(there, str(done.version), tmp_path / "out")
     exported = export.opened(tmp_path / "out")
+    assert (tmp_path / "out" / "requirements.txt").read_text().startswith("millrace[mlflow,torch]==")
     assert np.array_equal(exported.predict(rows.columns).scores, answer.scores)
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     x = exported._features.answer(rows.columns)
