@@ -141,9 +141,12 @@ def drawn_teacher(head: Head, p: int, draws: np.random.Generator) -> Tensors:
 
 
 def uniform(draws: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Tensor:
-    """float32 uniform in +-1 / sqrt(fan in), which is what PyTorch's layers begin with."""
+    """float32 uniform in +-1 / sqrt(fan in), which is what PyTorch's layers begin with.
+
+    In memory of torch's own, which is aligned alike in every process: products of matrices round by alignment, too.
+    """
     bound = fan_in**-0.5
-    return torch.from_numpy(draws.uniform(-bound, bound, shape).astype(np.float32))
+    return torch.from_numpy(draws.uniform(-bound, bound, shape).astype(np.float32)).clone()
 
 
 def run(layers: Sequence[Layer], tensors: Tensors, x: Tensor, training: bool = False) -> Tensor:

@@ -188,7 +188,8 @@ class Replay:
             y = np.array([self.columns.setdefault(name, len(self.columns)) for name in names])
         else:
             y = np.array([self.columns.get(name, -1) for name in names])
-        rows = {"x": x, "y": y, "weight": np.minimum(weight, FARTHEST).astype(np.float32), "key": key}
+        weight = np.minimum(weight, FARTHEST)  # a larger one would be a step without bounds
+        rows = {"x": x, "y": y, "weight": weight.astype(np.float32), "key": key}
         if self.config.classes and (y < 0).any():
             self.left_out += int((y < 0).sum())
             rows = {name: column[y >= 0] for name, column in rows.items()}

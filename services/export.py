@@ -83,7 +83,7 @@ def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Man
         SCHEMA: schema.declared,
         MANIFEST: msgspec.json.format(msgspec.json.encode(manifest)),
         "MLmodel": _mlmodel(schema).encode(),
-        "requirements.txt": f"millrace[mlflow]=={release}\n".encode(),
+        "requirements.txt": f"millrace[{_extras(parts.kind)}]=={release}\n".encode(),
         "python_env.yaml": f"python: {platform.python_version()}\ndependencies:\n- -r requirements.txt\n".encode(),
     }
     try:
@@ -134,6 +134,11 @@ def _network(one: Field) -> str:
 def _backbones(schema: Schema) -> dict[str, bytes]:
     """The networks of fields of images."""
     return {_network(one): Path(one.backbone).read_bytes() for one in schema.fields if one.type == "image"}
+
+
+def _extras(kind: str) -> str:
+    """What loading a version of this kind of learner needs beside our own package."""
+    return ",".join(extra for extra in ("mlflow", LEARNERS[kind].needs) if extra)
 
 
 def _onnx(parts: Parts) -> dict[str, bytes]:

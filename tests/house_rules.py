@@ -270,6 +270,12 @@ def inherited_learners(module: Module) -> Iterator[str]:
             yield module.at(node, f"{getattr(node, 'name', '?')} inherits from {', '.join(bases)}")
 
 
+def torch_outside_learners(module: Module) -> Iterator[str]:
+    """Only learners import torch: it takes seconds, and everything else must work where it is not installed."""
+    if module.room != "learners":
+        yield from (module.at(node, f"imports {name}") for node, name in imports(module) if within(name, "torch"))
+
+
 def labels_as_truth(module: Module) -> Iterator[str]:
     """`is None` decides on labels, since 0, 0.0, False and () are data (rule 15)."""
     for node in ast.walk(module.tree):
@@ -378,6 +384,7 @@ FILE_RULES: Mapping[str, Callable[[Module], Iterator[str]]] = {
     "every function is typed": untyped,
     "learners have no clock and no global generator": clocks_and_chance,
     "learners have no base class": inherited_learners,
+    "torch is for learners": torch_outside_learners,
     "is None decides on labels": labels_as_truth,
     "our own code is never mocked": mocks,
 }

@@ -12,10 +12,11 @@ import onnxruntime
 import pytest
 from rooms import clean_environment, event, flower_rows, json_lines, millrace
 
-from millrace.learners.errors import ConfigError
+from millrace.learners.errors import ConfigError, DamageError
 from millrace.learners.protocol import Batch
 from millrace.learners.table import LEARNERS
 from millrace.services import deciding, export, looking, running
+from millrace.services.bundle import bundle_bytes, open_bundle
 from millrace.services.certifying import prove_version
 from millrace.services.config import load_pipeline
 from millrace.services.follower import Archive
@@ -23,6 +24,7 @@ from millrace.services.instance import ENDPOINT, Instance
 from millrace.streams.entries import Open
 from millrace.streams.journal import Cursor, counted
 from millrace.streams.ledger import Target
+from millrace.streams.parts import sha256
 from millrace.streams.records import Record
 
 KINDS = [kind for kind, algorithm in LEARNERS.items() if algorithm.needs == "torch"]
@@ -86,12 +88,38 @@ def test_a_network_learns_is_served_is_a_version_is_rolled_back_and_is_verified(
     assert prove_version(there, str(versions[1]), nearest=False).proved
     export.export(there, str(done.version), tmp_path / "out")
     exported = export.opened(tmp_path / "out")
+    assert (tmp_path / "out" / "requirements.txt").read_text().startswith("millrace[mlflow,torch]==")
     assert np.array_equal(exported.predict(rows.columns).scores, answer.scores)
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     x = exported._features.answer(rows.columns)
     scores, label = session.run(["scores", "label"], {"x": x})
     assert np.abs(scores - exported._servable.predict_many(Batch(x))).max() < 1e-5
     assert tuple(label.tolist()) == answer.labels
+
+
+@pytest.mark.parametrize("kind", ["er", "pcr", "pec"])
+def test_changed_bytes_of_a_network_are_refused_with_words_or_harmless(kind: str, tmp_path: Path) -> None:
+    """Even where their sha256 is right: a DamageError, or a network that answers in finite numbers."""
+    there, rng = instance(tmp_path, kind), np.random.default_rng(0)
+    records = [Record(row, timestamp_ms=at + 1) for at, row in enumerate(flower_rows(120))]
+    there.log().append("digits", records)
+    running.run(there, "main", running.Bounds(), take_over=False)
+    archive, schema = Archive(there), there.loaded.pipeline.schema
+    blob = bundle_bytes(archive.parts(archive.marks("main")[-1]), schema)
+    refused = 0
+    for _ in range(150):
+        changed = bytearray(blob)
+        for at in rng.integers(0, len(blob) if rng.random() < 0.3 else min(3000, len(blob)), rng.integers(1, 4)):
+            changed[at] = rng.integers(0, 256) if rng.random() < 0.5 else ord("0123456789"[rng.integers(0, 10)])
+        raw = bytes(changed)
+        try:
+            bundle = open_bundle(raw, sha256(raw), schema)
+        except DamageError:
+            refused += 1
+            continue
+        rows, _ = there.recipe.codec.decode([event(row, at) for at, row in enumerate(flower_rows(3, seed=9))])
+        assert np.isfinite(bundle.predict(rows.columns).scores).all()
+    assert refused > 50
 
 
 @pytest.mark.slow
