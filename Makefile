@@ -9,7 +9,7 @@ KAFKA_HOME ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-labels bench-drift calibrate lock proto clean kafka faults
+.PHONY: bench-labels bench-drift bench-analytic calibrate lock proto clean kafka faults
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -94,6 +94,9 @@ proto: .venv-test/.ready  ## make the message classes from services/*.proto
 
 bench-drift: .venv-test/.installed  ## false alarms against their budgets, detection delays, cost of a row beside bare river
 	$(TEST)/python tests/bench/bench_drift.py
+
+bench-analytic: .venv-test/.installed  ## the analytic family on imbalanced digits beside a plain ridge; what balancing costs
+	$(TEST)/python tests/bench/bench_analytic.py
 
 calibrate: .venv-test/.installed  ## measure the table of learners/calibration.py anew (half an hour)
 	$(TEST)/python tests/bench/calibrate_drift.py

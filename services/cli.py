@@ -6,7 +6,7 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from millrace.services.errors import FAILED, exit_code
 from millrace.services.instance import Instance
 from millrace.services.replay_commands import replay
 from millrace.services.version_commands import VERSION_COMMANDS, settle
+
+if TYPE_CHECKING:
+    from millrace.streams.verify import Report
 
 
 class Commands(click.Group):
@@ -66,6 +69,21 @@ tokens_option = click.option(
 )
 
 
+formats = click.Choice(["json", "arrow"])
+format_option = click.option(
+    "--format", default="json", type=formats, callback=remember, expose_value=False, help="A message a row, or Arrow batches."
+)
+rows_option = click.option(
+    "--rows-per-message",
+    default=1000,
+    type=click.IntRange(1, 65536),
+    metavar="N",
+    callback=remember,
+    expose_value=False,
+    help="Of Arrow batches; default 1000.",
+)
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="millrace")
 def main() -> None:
@@ -85,9 +103,10 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 
     Example: millrace run digits.toml
     """
-    from millrace.services import companion, running
+    from millrace.services import companion, running, sharded
 
-    done = running.run(instance, branch, running.Bounds(follow, rows), take_over)
+    learn = sharded.run_shards if sharded.is_merged(instance, branch) else running.run
+    done = learn(instance, branch, running.Bounds(follow, rows), take_over)
     show([asdict(done)])
     if verify and done.version is not None:
         companion.finish([*instance.words("verify"), "--version", done.version])
@@ -124,10 +143,13 @@ def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, re
 )
 @click.option("--served", is_flag=True, help="They are served predictions and late labels, for the topic NAME.served.")
 @header_option
+@format_option
+@rows_option
 def send(instance: Instance, file: Path | None, data: str | None, rows_per_second: float, served: bool) -> None:
     """Append the rows of a file (.jsonl, .csv, .parquet) or of a data set to the log.
 
-    With --header producer=NAME they say who sent them, so that a replay can leave them out.
+    With --header producer=NAME they say who sent them, so that a replay can leave them out. With --format arrow many rows
+    travel in one message, which is several times as fast.
 
     Example: millrace send digits.toml --data digits
     """
@@ -139,7 +161,10 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
         values = datasets.values(data)
     else:
         raise click.UsageError("Name a file, or a data set with --data.")
-    sent = sending.send(instance, values, rows_per_second, served, click.get_current_context().meta["header"])
+    meta = click.get_current_context().meta
+    if meta["format"] == "arrow":
+        values, rows_per_second = sending.as_arrow(instance, values, rows_per_second, served, meta["rows_per_message"])
+    sent = sending.send(instance, values, rows_per_second, served, meta["header"])
     show([{"topic": sending.topic_of(instance, served), "sent": sent}])
 
 
@@ -213,17 +238,22 @@ def verify(instance: Instance, branch: str, version: str | None, watch: bool, pa
 
     Example: millrace verify digits.toml
     """
-    from millrace.services import certifying, looking, versions
+    from millrace.services import certifying, versions
 
     if watch:
         certifying.watch(instance, parent)
         return
     if version is None:
-        report = asdict(looking.prove(instance, branch))
+        reports = certifying.prove_branch(instance, branch)
     else:
-        report = asdict(certifying.prove_version(instance, versions.resolved(instance, version)))
-    proved = [mark.version or f"seq {mark.state_seq}" for mark in report.pop("proved")]
-    show([report | {"proved": proved, "unproved": len(report["unproved"]), "findings": 0}])
+        reports = [certifying.prove_version(instance, versions.resolved(instance, version))]
+    show([_proved(report) for report in reports])
+
+
+def _proved(report: Report) -> dict[str, Any]:
+    """A report without findings, as a row."""
+    proved = [mark.version or f"seq {mark.state_seq}" for mark in report.proved]
+    return asdict(report) | {"proved": proved, "unproved": len(report.unproved), "findings": 0}
 
 
 main.add_command(replay)

@@ -18,8 +18,9 @@ from millrace.services.current import Publication
 from millrace.services.instance import ENDPOINT, Instance, require_branch
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark
-from millrace.streams.journal import Summary, take_in
+from millrace.streams.journal import Summary, begun, take_in
 from millrace.streams.ledger import Ledger, Target, words
+from millrace.streams.segments import Journal
 from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
@@ -38,7 +39,7 @@ class Archive:
 
     instance: Instance
     _summaries: dict[str, Summary] = field(default_factory=dict)
-    _journals: dict[str, Stream] = field(default_factory=dict)
+    _journals: dict[str, Journal] = field(default_factory=dict)
 
     def version(self, version: str) -> Bundle:
         """Raises: MillraceError where there is no such version, DamageError where its parts are not whole."""
@@ -71,9 +72,10 @@ class Archive:
         if branch not in self._journals:
             require_branch(self.instance, branch)
             self._journals[branch] = self.instance.journal(branch)
-        summary = self._summaries.setdefault(branch, Summary())
-        take_in(summary, self._journals[branch], branch)
-        return summary.marks
+        if branch not in self._summaries:
+            self._summaries[branch] = begun(self._journals[branch])
+        take_in(self._summaries[branch], self._journals[branch], branch)
+        return self._summaries[branch].marks
 
     def bundle(self, mark: Mark) -> Bundle:
         """The state that a mark names. Raises: DamageError."""

@@ -14,12 +14,15 @@ from pathlib import Path
 from millrace.learners.errors import BusyError, MillraceError, StorageError
 from millrace.learners.table import LEARNERS
 from millrace.services.config import Loaded
-from millrace.services.logs import Logs, logs_of
+from millrace.services.logs import Logs, journal_file, logs_of
 from millrace.streams.branch import Doors, Recipe
-from millrace.streams.codec import Codec
+from millrace.streams.contents import Contents
 from millrace.streams.ledger import Ledger
+from millrace.streams.outputs import dead_letter_topic, scores_topic
 from millrace.streams.retention import Retention
+from millrace.streams.segments import Journal
 from millrace.streams.served import ServedCodec
+from millrace.streams.sharding import WHOLE, shard_branches, shard_of
 from millrace.streams.source import Log, Source
 from millrace.streams.store import FolderStore
 from millrace.streams.stream import Stream
@@ -51,11 +54,12 @@ class Instance:
         """What its folds are made of."""
         pipeline, config = self.loaded.pipeline, self.loaded.learner
         schema = pipeline.schema
-        algorithm = LEARNERS[pipeline.learner["kind"]]
+        algorithm = LEARNERS[pipeline.learner["kind"]].ready()
+        contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes)
         return Recipe(
             name=pipeline.name,
             schema=schema,
-            codec=Codec(schema, pipeline.log.max_bytes),
+            codec=contents,
             learner=pipeline.learner["kind"],
             make_learner=lambda: algorithm.learner(config, schema.width, pipeline.seed),
             batch_rows=pipeline.batch.rows,
@@ -63,32 +67,45 @@ class Instance:
             seed=pipeline.seed,
             config=pipeline.declared,
             drift=pipeline.drift,
+            held_out=pipeline.evaluate,
             labels=pipeline.labels,
-            served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
+            served=None
+            if pipeline.labels is None
+            else ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic, contents),
         )
 
     @property
     def _logs(self) -> Logs:
-        return logs_of(self.loaded.pipeline, self.folder)
+        name = self.loaded.pipeline.name
+        outputs = [dead_letter_topic(name), *(scores_topic(name, one) for one in self.shards(BRANCH))]
+        return logs_of(self.loaded.pipeline, self.folder, tuple(outputs))
+
+    def shards(self, branch: str) -> list[str]:
+        """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""
+        return shard_branches(branch, self.loaded.pipeline.shards if shard_of(branch) == WHOLE else 1)
 
     def log(self) -> Log:
         """The log, with this pipeline's topics."""
         return self._logs.log()
 
     def source(self, topics: Sequence[str]) -> Source:
-        """A reader of some of its topics."""
-        return self._logs.source(topics)
+        """Reads topics of the log from their beginning."""
+        return self._logs.source(topics, WHOLE)
 
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
         log = self.log()
-        source = self.source(self.loaded.pipeline.topics)
+        source = self._logs.source(self.loaded.pipeline.topics, shard_of(branch))
         retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
         return Doors(source, log, self.journal(branch), self.store(), retention, partial(self._logs.marked, branch))
 
-    def journal(self, branch: str) -> Stream:
-        """The journal of a branch."""
-        return self._logs.journal(branch)
+    def journal(self, branch: str) -> Journal:
+        """The journal of a branch, whole: what its stream has deleted is read from the store."""
+        return Journal(self._logs.journal(branch), self.store(), branch)
+
+    def journal_path(self, branch: str) -> Path:
+        """Where the stream of a branch's journal lies, where it is a file."""
+        return journal_file(self.folder, branch)
 
     def has_branch(self, branch: str) -> bool:
         """Whether a branch has a journal."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from millrace.learners.errors import ConfigError, StorageError
 from millrace.services.config import Pipeline, kafka_secrets
 from millrace.streams.cluster import Cluster
+from millrace.streams.sharding import Shard
 from millrace.streams.source import Log, Position, Source
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.stream import SqliteStream, Stream
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from millrace.streams.kafka_stream import Readers
 
 log = logging.getLogger("millrace")
-
-OUTPUTS = ("scores", "dead-letters")  # topics of one partition that a worker writes
 
 
 class Logs(Protocol):
@@ -38,8 +37,8 @@ class Logs(Protocol):
     def log(self) -> Log:
         """The log, with the pipeline's topics in it."""
 
-    def source(self, topics: Sequence[str]) -> Source:
-        """A reader of topics that are there."""
+    def source(self, topics: Sequence[str], shard: Shard) -> Source:
+        """A reader of a shard's partitions of topics that are there."""
 
     def journal(self, branch: str) -> Stream:
         """The journal of a branch."""
@@ -60,6 +59,7 @@ class InFiles:
 
     pipeline: Pipeline
     folder: Path
+    outputs: tuple[str, ...]  # topics of one partition that workers write
 
     @property
     def ledger_name(self) -> str:
@@ -69,16 +69,16 @@ class InFiles:
     def log(self) -> SqliteLog:
         """The embedded log."""
         embedded = SqliteLog(self.folder / "log.sqlite")
-        _make_topics(embedded, self.pipeline)
+        _make_topics(embedded, self.pipeline, self.outputs)
         return embedded
 
-    def source(self, topics: Sequence[str]) -> SqliteSource:
+    def source(self, topics: Sequence[str], shard: Shard) -> SqliteSource:
         """On the embedded log."""
-        return SqliteSource(self.log(), topics)
+        return SqliteSource(self.log(), topics, shard)
 
     def journal(self, branch: str) -> SqliteStream:
         """A file of its own."""
-        return SqliteStream(self.folder / "journal" / f"{branch}.sqlite")
+        return SqliteStream(journal_file(self.folder, branch))
 
     def branches(self) -> list[str]:
         """Those that have a file."""
@@ -97,6 +97,7 @@ class OnKafka:
     """Topics NAME, NAME.served, NAME.scores, NAME.dead-letters, NAME.journal.BRANCH and NAME.ledger of a cluster."""
 
     pipeline: Pipeline
+    outputs: tuple[str, ...] = ()  # topics of one partition that workers write
 
     @property
     def ledger_name(self) -> str:
@@ -112,17 +113,17 @@ class OnKafka:
         from millrace.streams.kafka_log import KafkaLog
 
         topics = KafkaLog(self._readers.link, self.pipeline.log.retention_hours)
-        _make_topics(topics, self.pipeline)
+        _make_topics(topics, self.pipeline, self.outputs)
         return topics
 
-    def source(self, topics: Sequence[str]) -> Source:
+    def source(self, topics: Sequence[str], shard: Shard) -> Source:
         """With positions of its own; the settings of what is learned from are looked at first."""
         from millrace.streams.kafka_log import KafkaSource
 
         labels = self.pipeline.labels
         outlast_ms = 0 if labels is None else labels.horizon_ms + labels.grace_ms
         self.log().check([name for name in topics if name in self.pipeline.topics], outlast_ms)
-        return KafkaSource(self._readers.link, topics)
+        return KafkaSource(self._readers.link, topics, shard)
 
     def journal(self, branch: str) -> Stream:
         """A topic of its own."""
@@ -165,13 +166,18 @@ def _connected(cluster: Cluster, partition_bytes: int) -> Readers:
     return Readers(Link(cluster, kafka_secrets(), partition_bytes))
 
 
-def _make_topics(store: SqliteLog | KafkaLog, pipeline: Pipeline) -> None:
+def journal_file(folder: Path, branch: str) -> Path:
+    """The file of a branch's journal."""
+    return folder / "journal" / f"{branch}.sqlite"
+
+
+def _make_topics(store: SqliteLog | KafkaLog, pipeline: Pipeline, outputs: Sequence[str]) -> None:
     for topic in pipeline.topics:
         store.create_topic(topic, pipeline.log.partitions)
-    for output in OUTPUTS:
-        store.create_topic(f"{pipeline.name}.{output}")
+    for output in outputs:
+        store.create_topic(output)
 
 
-def logs_of(pipeline: Pipeline, folder: Path) -> Logs:
+def logs_of(pipeline: Pipeline, folder: Path, outputs: tuple[str, ...]) -> Logs:
     """As the pipeline file says."""
-    return OnKafka(pipeline) if pipeline.log.kind == "kafka" else InFiles(pipeline, folder)
+    return OnKafka(pipeline, outputs) if pipeline.log.kind == "kafka" else InFiles(pipeline, folder, outputs)

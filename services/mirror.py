@@ -108,7 +108,7 @@ class Mirror:
         self._instance = instance
         self._registry = registry
         self._archive = Archive(instance)
-        self._genealogy = Genealogy(instance, self._archive)
+        self._genealogy = Genealogy(instance)
         self._ledger = Ledger(instance.ledger_name)
         self._stream: Stream | None = None
         self._broken: set[str] = set()  # versions whose parts are not whole: said once

@@ -160,10 +160,13 @@ def _differences(instance: Instance, doors: Doors, mark: Mark) -> list[str]:
         raise MillraceError(f"Branch {mark.branch} has no first entry. Restore its journal from a copy.")
     differs = changed(doors.store, mark.branch, fork.config_sha256, recipe.config)
     fields = changed(doors.store, mark.branch, fork.features_sha256, recipe.schema.declared)
-    late = "join" in read_manifest(doors.store, mark.branch, str(mark.checkpoint)).parts
+    manifest = read_manifest(doors.store, mark.branch, str(mark.checkpoint))
+    late = "join" in manifest.parts
     if late != (recipe.labels is not None):
         fields.append("the table [labels]")
     fields += [one for one in differs if one.startswith(("learner.", "seed"))]
+    if "window" in manifest.parts:  # its rows are kept by this number
+        fields += [one for one in differs if one.startswith("drift.relearn_rows")]
     if fork.learner_revision != recipe.make_learner().revision:
         fields.append(f"the learner's revision {fork.learner_revision}")
     if fields:
@@ -217,7 +220,7 @@ def _rate(instance: Instance, doors: Doors, fork: Fork) -> float:
             read = doors.source.read(tp, at, end)
             rows, refused = reader.decode(read.events, tp)
             reads = [(tp, at, end, len(read.events), read.crc32c)]
-            rejected: list[Rejected] = [(tp, one.event.offset, None, one.reason) for one in refused]
+            rejected: list[Rejected] = [(tp, one.event.offset, one.row, one.reason) for one in refused]
             clock_ms = max([fold.clock_ms, *rows.t.tolist()])
             fold.step(Step(branch="", seq=0, epoch=0, reads=reads, clock_ms=clock_ms, rejected=rejected), [rows])
             tried += len(read.events)

@@ -14,6 +14,7 @@ from millrace.streams.entries import Fork
 from millrace.streams.host import this_host, use_threads
 from millrace.streams.journal import Cursor, counted, summarise
 from millrace.streams.ledger import Serve, Target, append_decision
+from millrace.streams.sharding import merging_branch
 from millrace.streams.worker import Opening, Worker
 
 log = logging.getLogger("millrace")
@@ -117,6 +118,6 @@ def serve_first(instance: Instance, branch: str) -> None:
             when_ms=time.time_ns() // 1_000_000,
             endpoint=ENDPOINT,
             before=None,
-            to=Target(follow=branch),
+            to=Target(follow=merging_branch(branch)),
         )
         append_decision(instance.ledger_stream(), decision)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from millrace.learners.detectors import Alarm
@@ -24,7 +25,9 @@ from millrace.services.instance import Instance
 from millrace.services.running import heir_of, opening_of, serve_first
 from millrace.streams.branch import Doors
 from millrace.streams.host import use_threads
+from millrace.streams.merging import Piece, piece_bytes
 from millrace.streams.parts import sha256
+from millrace.streams.sharding import WHOLE, shard_of
 from millrace.streams.worker import Worker
 
 log = logging.getLogger("millrace")
@@ -49,6 +52,15 @@ class State:
     branch: str  # the one it was made for, or that one's heir
 
 
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """What a shard lets out: all that merging it needs."""
+
+    identity: Identity
+    as_of_ms: int
+    piece: Piece
+
+
 class Trainer:
     """A worker on one branch, and the thread that publishes for it."""
 
@@ -56,9 +68,10 @@ class Trainer:
         self._instance = instance
         self._branch = branch
         self._publish = publish
+        self._is_shard = shard_of(branch) != WHOLE
         self._stop = threading.Event()
         self._offered = threading.Condition()
-        self._offer: Parts | None = None
+        self._offer: Parts | ShardState | None = None
         self._replaced = False  # by another writer of the branch, with no branch to go on with
         self._state = State(True, 0, 0, 0, "", os.getpid(), branch)
         self._alarm: Alarm | None = None  # the newest one after which the last good version was named
@@ -117,16 +130,24 @@ class Trainer:
     def between_steps(self, worker: Worker, as_of_ms: int) -> None:
         """Offer the state as it is now: everything in it is acknowledged."""
         drift, version = worker.fold.drift, worker.newest_version
-        if drift is not None and drift.newest != self._alarm and version != self._version:
+        if drift is not None and drift.newest != self._alarm and version != self._version and not self._is_shard:
             self._alarm, self._version = drift.newest, version  # the version after the alarm is there
             name_last_good(self._instance, worker.branch)
         self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid(), worker.branch)
         fold = worker.fold
         identity = Identity(worker.branch, worker.epoch, worker.seq)
-        kind = self._instance.loaded.pipeline.learner["kind"]
-        offer = Parts(identity, as_of_ms, kind, fold.features.state(), fold.learner.servable().arrays())
         with self._offered:
-            self._offer = offer
+            self._offer = (
+                ShardState(identity, as_of_ms, piece_now(worker))
+                if self._is_shard
+                else Parts(
+                    identity,
+                    as_of_ms,
+                    self._instance.loaded.pipeline.learner["kind"],
+                    fold.features.state(),
+                    fold.learner.servable().arrays(),
+                )
+            )
             self._offered.notify()
 
     @property
@@ -142,7 +163,7 @@ class Trainer:
                 self._offered.wait_for(lambda: self._offer is not None, BEAT_S)
                 offer, self._offer = self._offer, None
             if offer is not None:
-                published = _packed(offer, self._instance, published)
+                published = packed(offer, self._instance, published)
             if published is not None:
                 published.let_out(self._publish)
 
@@ -160,12 +181,19 @@ class Published:
             publish(self.publication, self.blob)
 
 
-def _packed(offer: Parts, instance: Instance, last: Published | None) -> Published:
+def packed(offer: Parts | ShardState, instance: Instance, last: Published | None) -> Published:
     """The offer as bytes, or what was packed last with a later time where only that has changed."""
     if last is not None and last.publication.identity == offer.identity:
         return Published(replace(last.publication, as_of_ms=offer.as_of_ms), last.blob)
-    blob = bundle_bytes(offer, instance.loaded.pipeline.schema)
+    blob = piece_bytes(offer.piece) if isinstance(offer, ShardState) else bundle_bytes(offer, instance.loaded.pipeline.schema)
     return Published(Publication(offer.identity, sha256(blob), offer.as_of_ms), np.frombuffer(blob, np.uint8))
+
+
+def piece_now(worker: Worker) -> Piece:
+    """The state of a shard as it is between two steps."""
+    parts = {"position": dict(worker.fold.position), "clock_ms": worker.fold.clock_ms}
+    counts = parts | {"counts": msgspec.to_builtins(worker.fold.counts)}
+    return Piece(worker.branch, worker.seq, worker.fold.learner.state_dict(), worker.fold.features.state(), counts)
 
 
 class _Between:

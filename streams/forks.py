@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from millrace.learners.errors import ReplacedError
-from millrace.streams.branch import Doors, Recipe, load_part
+from millrace.streams.branch import Doors, Recipe, carried, load_part
 from millrace.streams.entries import End, Fork, Host, Mark, Parent
 from millrace.streams.exclusions import Exclusion
 from millrace.streams.journal import Writer, summarise
@@ -56,14 +56,14 @@ def begin_fork(recipe: Recipe, doors: Doors, fork: Fork) -> None:
 
 
 def _copied(store: Store, fork: Fork) -> str:
-    """The name of the version's checkpoint as the new branch's own; without its detectors, a replay begins with fresh ones."""
+    """The name of the version's checkpoint as the new branch's own, with the parts that are carried over."""
     assert fork.parent is not None
     branch = fork.parent.branch
     manifest = read_manifest(store, branch, str(fork.learner_from))
-    parts = {name: part for name, part in manifest.parts.items() if name != "detectors" or fork.detector_from is not None}
+    parts = carried(fork, manifest.parts)
     for part in parts.values():
         store.put(fork.branch, store.get(branch, part.sha256))
-    own = msgspec.structs.replace(manifest, branch=fork.branch, state_seq=1, parts=parts)
+    own = msgspec.structs.replace(manifest, branch=fork.branch, state_seq=1, parts=parts, segment=None)
     return store.put(fork.branch, msgspec.json.encode(own))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from millrace.learners.errors import BadInputError, ConfigError, DamageError, OffsetsGoneError, StorageError
 from millrace.streams.kafka import Link, Piece, Reader, Sent, names_of
 from millrace.streams.records import Event, Read, Record, make_read, tp_name
+from millrace.streams.sharding import WHOLE, Shard
 from millrace.streams.source import Position, Topic
 from millrace.streams.sqlite_log import gone
 from millrace.streams.stalls import Stalls
@@ -171,9 +172,10 @@ class Ranges:
 class KafkaSource:
     """Reads topics from a position of its own, with ``assign`` and ``seek``: no group decides what it reads."""
 
-    def __init__(self, link: Link, topics: Sequence[str], stall_s: float = STALL_S) -> None:
+    def __init__(self, link: Link, topics: Sequence[str], shard: Shard = WHOLE, stall_s: float = STALL_S) -> None:
         """Raises: BadInputError where a topic is not there."""
         self._link = link
+        self._shard = shard
         self._topics = link.topics(topics)
         if missing := [name for name in topics if name not in self._topics]:
             raise BadInputError(f"There is no topic {missing[0]} at {link.cluster.bootstrap}; create it first.")
@@ -193,7 +195,8 @@ class KafkaSource:
         return dict(self._topics)
 
     def _names(self) -> list[str]:
-        return [tp for name, topic in self._topics.items() for tp in names_of(name, topic.partitions)]
+        every = [tp for name, topic in self._topics.items() for tp in names_of(name, topic.partitions)]
+        return [tp for tp in every if self._shard.has(tp)]
 
     def bounds(self) -> dict[str, tuple[int, int]]:
         """First offset still there and the next to be written, by partition."""
@@ -255,6 +258,11 @@ class KafkaSource:
                     f"Topic {name} {what}. Restore the log from a copy, or begin a branch on it with --branch NEW."
                 )
         if added := [name for name, before in self._topics.items() if now[name].partitions > before.partitions]:
+            if self._shard != WHOLE and len(self._topics) > 1:
+                raise DamageError(
+                    f"Partitions were added to topic {added[0]}, so what belongs together may lie in other shards from now on. "
+                    "Begin a branch on it with --branch NEW."
+                )
             log.warning("Partitions were added to topic %s; they are read from their beginning.", ", ".join(added))
             self._topics = now
             self.close()  # clients that know of them take over

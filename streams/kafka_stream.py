@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from millrace.learners.errors import ConfigError, DamageError, StorageError
+from millrace.learners.errors import ConfigError, DamageError, OffsetsGoneError, StorageError
 from millrace.streams.kafka import Link, Reader, Sent
 from millrace.streams.records import Record, tp_name
+from millrace.streams.stream import pruned
 
 CHUNK = 1024  # entries a poll
 WAIT_MS = 500  # for entries that are known to be there
@@ -82,7 +83,7 @@ class KafkaStream:
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """Everything from ``start`` to the end, what this object has sent included.
 
-        Raises: DamageError where an offset is missing.
+        Raises: DamageError where an offset is missing, PrunedError where those from there on were deleted.
         """
         if self._newest is not None:
             self._newest.place()
@@ -92,8 +93,12 @@ class KafkaStream:
         try:
             end = reader.ends([self._tp])[self._tp]
             if start < end:
+                if start < (low := reader.bounds([self._tp])[self._tp][0]):
+                    raise pruned(f"Topic {self.topic}", start, low)
                 reader.go_to({self._tp: start})
                 yield from self._until(reader, start, end)
+        except OffsetsGoneError as error:  # deleted meanwhile
+            raise pruned(f"Topic {self.topic}", start, self.first()) from error
         finally:
             self._readers.give_back(reader)
 
@@ -114,6 +119,24 @@ class KafkaStream:
                     start += 1
                 if stop != start:
                     raise self._missing(start)
+
+    def first(self) -> int:
+        """The oldest offset that the topic has."""
+        return self._bounds()[0] if self._exists() else 0
+
+    def delete_before(self, offset: int) -> None:
+        """Have the brokers forget what is before ``offset``; the newest stays."""
+        if self._exists():
+            low, high = self._bounds()
+            if low < (first := min(offset, high - 1)):
+                self._link.delete_before(self._tp, first)
+
+    def _bounds(self) -> tuple[int, int]:
+        reader = self._readers.take()
+        try:
+            return reader.bounds([self._tp])[self._tp]
+        finally:
+            self._readers.give_back(reader)
 
     def _missing(self, offset: int) -> DamageError:
         return DamageError(f"Topic {self.topic}: entry {offset} is missing or has no value. Restore the topic from a copy.")

@@ -275,7 +275,7 @@ def test_a_send_that_stops_midway_says_how_much_is_in_the_log(tmp_path: Path) ->
     (tmp_path / "half.csv").write_text(good + "1,a,too many\n")
     done = millrace("send", "digits.toml", "half.csv", cwd=tmp_path)
     assert done.returncode == 2
-    assert "The first 2000 rows are in the log" in done.stderr
+    assert "The first 2000 records are in the log" in done.stderr
 
 
 def begun(tmp_path: Path, *more: str) -> subprocess.Popen[str]:

@@ -167,6 +167,26 @@ def test_twenty_deaths_at_any_moment_lose_nothing_and_learn_nothing_twice(pipeli
     assert proof.returncode == 0, proof.stderr
 
 
+def test_ten_deaths_while_versions_take_the_journal_over_lose_no_entry(pipeline):
+    """Appends, segments and deletions are cut off anywhere: what is left of the journal and segments are all of it."""
+    often = PIPELINE.replace("version_rows = 2000", "version_rows = 320\nkeep = 2\njournal_keep_entries = 2")
+    pipeline.write_text(often.replace("checkpoint_rows = 500", "checkpoint_rows = 200") + "[versions]\nkeep = 2\n")
+    append(pipeline, 1, 0.0)
+    chance, firsts = random.Random(13), []
+    instance = Instance(load_pipeline(pipeline), pipeline.parent / "kills")
+    for _ in range(10):
+        die_at_phase(pipeline, chance.randint(20, 75))
+        firsts.append(instance.journal("main").first())
+    die_at_phase(pipeline, 0)
+    assert what_was_learned(pipeline) == ALL_HOLDS
+    journal = instance.journal("main")
+    assert firsts == sorted(firsts) and journal.first() > firsts[-1] > 0
+    assert [offset for offset, _ in journal.read(0)] == list(range(len(list(journal.read(0)))))
+    proof = verify(pipeline)
+    assert proof.returncode == 0, proof.stderr
+    assert (json.loads(proof.stdout)["records"], json.loads(proof.stdout)["base"]) == (ROWS, "fork")
+
+
 def test_a_worker_that_forgets_its_waiting_rows_is_caught(pipeline):
     """The same facts do not hold for a broken twin, so they prove something."""
     append(pipeline, 1, 0.0)

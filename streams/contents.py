@@ -1,0 +1,106 @@
+"""What events of all formats hold, in log order: JSON rows, Arrow batches, and either in a CloudEvent.
+
+The value's first bytes and the headers say which; a JSON row is never taken for anything else. One message may hold many rows,
+and is never split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from itertools import groupby
+from sys import maxsize
+
+import numpy as np
+
+from millrace.streams.arrow import BATCH_BYTES, CONTENT_TYPE, MAGIC
+from millrace.streams.batches import BatchCodec
+from millrace.streams.codec import Codec, RecordError, Refused, Rows, refusal
+from millrace.streams.envelope import Said, said_by, unwrap
+from millrace.streams.records import Event
+from millrace.streams.schema import Schema
+
+ARROW = CONTENT_TYPE.decode()
+PLAIN = (Said(), Said("application/json"))  # headers that say nothing, or what is taken for granted
+
+
+class Contents:
+    """Decodes the events of one schema."""
+
+    def __init__(self, schema: Schema, max_bytes: int, max_batch_bytes: int = BATCH_BYTES) -> None:
+        self._schema = schema
+        self._rows = Codec(schema, max_bytes)
+        self._batches = BatchCodec(schema, max_batch_bytes)
+
+    @property
+    def without_limit(self) -> Contents:
+        """The same for records that were let in when they were first read: the limits may have been lowered since."""
+        other = copy(self)
+        other._rows, other._batches = self._rows.without_limit, BatchCodec(self._schema, maxsize)
+        return other
+
+    def decode(self, events: Sequence[Event], tp: str = "") -> tuple[Rows, list[Refused]]:
+        """Columns of the rows that can be read, in order, and the events and rows that cannot."""
+        if all(map(_is_row, events)):
+            return self._rows.decode(events, tp)
+        opened, refused = _opened(events)
+        pieces = list[Rows]()
+        for batched, pairs in groupby(opened, key=lambda pair: _is_batch(*pair)):
+            run = [event for _, event in pairs]
+            some, bad = self._batches_of(run) if batched else self._rows_of(run)
+            pieces += some
+            refused += bad
+        originals = {event.offset: event for event in events}  # a CloudEvent is a dead letter as it came
+        refused = [one if one.row is not None else replace(one, event=originals[one.event.offset]) for one in refused]
+        return self._joined(pieces), refused
+
+    def _rows_of(self, events: Sequence[Event]) -> tuple[list[Rows], list[Refused]]:
+        rows, refused = self._rows.decode(events)
+        bad = {one.event.offset for one in refused}
+        offsets = [event.offset for event in events if event.offset not in bad]
+        return [replace(rows, offset=np.array(offsets, dtype=np.int64))], refused
+
+    def _batches_of(self, events: Sequence[Event]) -> tuple[list[Rows], list[Refused]]:
+        pieces, refused = list[Rows](), list[Refused]()
+        for event in events:
+            try:
+                rows, bad = self._batches.decode(event)
+                pieces += rows
+                refused += bad
+            except RecordError as error:
+                refused.append(refusal(event, error))
+        return pieces, refused
+
+    def _joined(self, pieces: Sequence[Rows]) -> Rows:
+        """All rows, in order."""
+        if len(pieces) == 1:
+            return pieces[0]
+        none = self._rows_of([])[0][0]
+        pieces = [piece for piece in pieces if len(piece)] or [none]
+        columns = tuple(np.concatenate(parts) for parts in zip(*(piece.columns for piece in pieces), strict=True))
+        y, weight, key, t = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("y", "weight", "key", "t"))
+        plain = np.concatenate([piece.plain for piece in pieces if piece.plain is not None]) if self._schema.plain else None
+        offset = np.concatenate([piece.offset for piece in pieces if piece.offset is not None])
+        return Rows(columns, y, weight, key, t, plain, offset=offset)
+
+
+def _is_row(event: Event) -> bool:
+    """Whether an event is one JSON row, or nothing that we know."""
+    value = event.value
+    return not (value and value[0] == MAGIC[0]) and (not event.headers or said_by(event.headers) in PLAIN)
+
+
+def _is_batch(content_type: str, event: Event) -> bool:
+    return content_type == ARROW or (event.value or b"").startswith(MAGIC)
+
+
+def _opened(events: Sequence[Event]) -> tuple[list[tuple[str, Event]], list[Refused]]:
+    """Content type and content of each event, and those whose envelope is malformed."""
+    opened, refused = list[tuple[str, Event]](), list[Refused]()
+    for event in events:
+        try:
+            opened.append(unwrap(event))
+        except RecordError as error:
+            refused.append(refusal(event, error))
+    return opened, refused
