@@ -24,11 +24,12 @@ from functools import partial
 import numpy as np
 
 from millrace.learners.class_statistics import ClassMoments
+from millrace.learners.head import Head, Known
 from millrace.learners.linear import expanded
 from millrace.learners.normal_equations import Solution, Sums, solve
 from millrace.learners.priors import Prior, check_prior, shares
 from millrace.learners.protocol import Floats
-from millrace.learners.ridge import Head, Known, Ridge, RidgeConfig
+from millrace.learners.ridge import Ridge, RidgeConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class AefOclConfig:
     gamma: float = 1.0
     intercept: bool = True
     standardise: bool = True
-    solve_rows: int = 1024
+    solve_rows: int = 1024  # a solve draws anew: half a second for ten classes of 1,000 features, so take more rows there
     decay: float = 1.0
     expand: int = 0
 

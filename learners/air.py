@@ -23,10 +23,11 @@ import numpy as np
 
 from millrace.learners.class_statistics import ClassGrams
 from millrace.learners.errors import ConfigError
+from millrace.learners.head import Head, Known
 from millrace.learners.normal_equations import Solution, Sums, solve
 from millrace.learners.priors import Prior, check_prior, shares
 from millrace.learners.protocol import Floats
-from millrace.learners.ridge import Head, Known, Ridge, RidgeConfig
+from millrace.learners.ridge import Ridge, RidgeConfig
 
 ONE_ROW = 1.0  # the least n_c that pi is reckoned by
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from millrace.learners.errors import LearnerError
+from millrace.learners.head import Head, Known
 from millrace.learners.normal_equations import Solution, system_of
-from millrace.learners.ridge import Head, Known, Ridge, RidgeConfig
+from millrace.learners.ridge import Ridge, RidgeConfig
 from millrace.learners.slda import NEVER, class_means
 
 

@@ -13,6 +13,7 @@ from millrace.learners.network_config import Spec
 from millrace.learners.networks import Tensors, layers_of, logits_of, run, scaled, settle
 from millrace.learners.protocol import Array, Batch, Floats, Value
 
+LARGEST = 1e30  # a logit beyond it counts as this one, and none as 0: a network that diverged still answers in numbers
 CHUNK = 512  # rows answered at a time; bounds the memory of a large question
 
 
@@ -42,7 +43,7 @@ class NetworkServable:
 
     def _scores(self, x: Tensor) -> Tensor:
         z = run(layers_of(self.spec), self.tensors, scaled(self.spec, self.scale, x))
-        logits = logits_of(self.spec.head, self.tensors, z)
+        logits = logits_of(self.spec.head, self.tensors, z).nan_to_num(0.0, LARGEST, -LARGEST)
         return logits if self.spec.head.kind == "error" else logits.softmax(1)
 
     def arrays(self) -> dict[str, Value]:

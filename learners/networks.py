@@ -77,17 +77,17 @@ def _convnet(spec: Spec) -> tuple[Layer, ...]:
 
 def _resnet18(spec: Spec) -> tuple[Layer, ...]:
     """Eight residual blocks of nf, 2 nf, 4 nf, 8 nf channels; the mean of 4x4 at the end."""
-    colours, height, _ = spec.image
+    colours, height, width = spec.image
     found, ins = [*_convolution("body.0", colours, spec.channels, 3, 1), Layer("relu")], spec.channels
     for at in range(8):
         outs, stride = spec.channels * 2 ** (at // 2), 2 if at in (2, 4, 6) else 1
-        height = -(-height // stride)
+        height, width = -(-height // stride), -(-width // stride)
         name = f"body.{at + 1}"
         main = (*_convolution(f"{name}.0", ins, outs, 3, stride), Layer("relu"), *_convolution(f"{name}.1", outs, outs, 3, 1))
         same = stride == 1 and ins == outs
         found.append(Layer("residual", main=main, skip=() if same else _convolution(f"{name}.skip", ins, outs, 1, stride)))
         ins = outs
-    return (*found, Layer("mean", size=min(4, height)), Layer("flatten"))
+    return (*found, Layer("mean", size=min(4, height, width)), Layer("flatten"))
 
 
 def _convolution(name: str, ins: int, outs: int, size: int, stride: int) -> tuple[Layer, ...]:

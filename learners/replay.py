@@ -126,7 +126,7 @@ class Replay:
         truth: dict[str, Value] = {**self._shape(), "classes": list(self.columns), "seen": self.seen.copy()}
         truth |= {"draws": self.draws.bit_generator.state, "raised": dict(self._raised)}
         truth |= {name: getattr(self, name) for name in ("rows", "steps", "left_out", "skipped")}
-        truth |= {f"pending.{name}": column.copy() for name, column in self.waiting.items()}
+        truth |= {f"waiting.{name}": column.copy() for name, column in self.waiting.items()}
         if self._scale is not None:
             truth |= {"mean": self._scale[0].copy(), "deviation": self._scale[1].copy()}
         for part, tensors in self._parts().items():
@@ -146,7 +146,7 @@ class Replay:
         self.seen, self._raised = np.array(truth["seen"]), dict(truth["raised"])
         self.draws.bit_generator.state = truth["draws"]
         self.rows, self.steps, self.left_out, self.skipped = (truth[key] for key in ("rows", "steps", "left_out", "skipped"))
-        self.waiting = {name: np.array(truth[f"pending.{name}"]) for name in self._none()}
+        self.waiting = {name: np.array(truth[f"waiting.{name}"]) for name in self._none()}
         self._scale = (np.array(truth["mean"]), np.array(truth["deviation"])) if "mean" in truth else None
         device = self.config.device
         for part, tensors in self._parts().items():
@@ -211,9 +211,10 @@ class Replay:
         incoming = Rows(scaled(self.spec, None, stored["x"]), stored["y"], stored["weight"])
         seen = torch.from_numpy(self.seen).to(self.config.device)
         lesson = Lesson(incoming, self.network, self.buffer, self.config, self.draws, seen, self.steps, self.rows)
+        before = {name: tensor.clone() for name, tensor in self.network.statistics.items() if ".norm." in name}
         loss = self.method.loss(lesson)
-        if loss is not None:
-            self._descend(loss)
+        if loss is not None and not self._descend(loss):
+            self.network.statistics |= before
         if self.buffer.size:
             self._store(stored | lesson.kept, rows["key"])
         self.rows += len(rows["y"])
@@ -221,18 +222,19 @@ class Replay:
         self._raised["rows"] = max(0, self._raised["rows"] - len(rows["y"]))
         self.served = None
 
-    def _descend(self, loss: Tensor) -> None:
-        """One step of the optimiser, and of the average."""
+    def _descend(self, loss: Tensor) -> bool:
+        """One step of the optimiser, and of the average; whether the gradient was finite, so that it was taken."""
         weights = self.network.weights
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         gradients = {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
         if not torch.nn.utils.get_total_norm(list(gradients.values())).isfinite():
             self.skipped += 1
-            return
+            return False
         raised = self._raised["factor"] if self._raised["rows"] else 1.0
         self.optimiser.step(weights, gradients, self.config.rate * raised)
         if self.config.ema:
             self._follow()
+        return True
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -21,18 +21,17 @@ slda.py, ncm.py). Taking rows out again, giving them other labels and merging wo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.linalg import lapack
 
-from millrace.learners.class_statistics import ClassGrams, ClassStatistics
+from millrace.learners.class_statistics import ClassGrams
 from millrace.learners.errors import BadInputError, LearnerError
+from millrace.learners.head import Head, Known
 from millrace.learners.linear import LinearServable, expanded, finite
 from millrace.learners.normal_equations import Solution, Sums, solve
-from millrace.learners.priors import Prior
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
 
 
@@ -61,29 +60,6 @@ class RidgeConfig:
         ):
             if not fits:
                 raise ValueError(f"{key} = {getattr(self, key)!r}: must be {allowed}")
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What answers may follow from, and nothing else; nobody writes to it."""
-
-    sums: Sums
-    per_class: ClassStatistics | None  # what the head asked to be kept besides
-    names: tuple[str, ...]  # (C,) classes
-    rows: int  # learned
-    projection: Floats | None  # A
-    seed: int
-    prior: Prior | None = None  # None: the one of the configuration
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A way to answer from the sums."""
-
-    kind: str  # the learner's word in the table
-    config: Any  # what it was told
-    answer: Callable[[Any, Known], Solution]  # (config, statistics), pure
-    per_class: Callable[[], ClassStatistics] | None = None  # makes empty ones, where more than the sums is to be kept
 
 
 class Ridge:
@@ -214,7 +190,10 @@ class Ridge:
 
     @property
     def error(self) -> float:
-        """How far the last solution can be from the exact one of its sums; see normal_equations.Solution."""
+        """How far the last solution can be from the exact one of its sums; 0 where it was restored and not solved here.
+
+        See normal_equations.Solution.
+        """
         return self._solution.error
 
     def known(self) -> Known:
@@ -336,7 +315,11 @@ class Ridge:
         return other
 
     def combine(self, other: Ridge, sign: int) -> None:
-        """Add (``sign`` 1) or take out (-1) all rows of ``other``, which is of the same make; solves nothing yet."""
+        """Add (``sign`` 1) or take out (-1) all rows of ``other``, which is of the same make; solves nothing yet.
+
+        Raises: LearnerError where they have more classes together than there is room for, or another number of outputs.
+        """
+        self._refuse_misfit(other)
         columns = [self._classes.setdefault(name, len(self._classes)) for name in other._classes]
         columns = columns or list(range(len(other._sums.targets)))
         self._sums.grow(max(len(columns), len(self._sums.targets)))
@@ -346,6 +329,14 @@ class Ridge:
         self.rows += sign * other.rows
         if self._per_class is not None:
             self._per_class.combine(other._per_class, columns, sign)  # type: ignore[arg-type]  # of the same make
+
+    def _refuse_misfit(self, other: Ridge) -> None:
+        most = None if self._per_class is None else self._per_class.most
+        if most is not None and len(union := self._classes.keys() | other._classes.keys()) > most:
+            raise LearnerError(f"{len(union)} classes together; there is room for most_classes = {most}")
+        ours, theirs = len(self._sums.targets), len(other._sums.targets)
+        if self.config.task == "regress" and self.rows and other.rows and ours != theirs:
+            raise LearnerError(f"one has {ours} outputs and the other {theirs}, so they are not of the same rows")
 
     def settle(self, squares: Floats) -> None:
         """After rows were taken out: set to 0 what only rounding is left of, and answer by the rest.

@@ -23,10 +23,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import blas
 
+from millrace.learners.head import Head, Known
 from millrace.learners.normal_equations import Solution, Sums, System, system_of
 from millrace.learners.priors import UNIFORM, Prior, check_prior, shares
 from millrace.learners.protocol import Floats
-from millrace.learners.ridge import Head, Known, Ridge, RidgeConfig
+from millrace.learners.ridge import Ridge, RidgeConfig
 
 NEVER = -1e9  # score of a class without rows or share: below any other, and still a number that JSON can say
 

@@ -22,6 +22,7 @@ from millrace.learners.pcr import Pcr, PcrConfig
 from millrace.learners.pec import Pec, PecConfig
 from millrace.learners.protocol import Learner, Servable, Value
 from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.learners.river_adapter import River, RiverConfig, RiverServable
 from millrace.learners.slda import SldaConfig, slda
 from millrace.learners.softmax import Softmax, SoftmaxConfig
 from millrace.learners.uer import Uer, UerConfig
@@ -99,4 +100,5 @@ LEARNERS: dict[str, Algorithm] = {
     "hpcr": _network(HpcrConfig, Hpcr),
     "onpro": _network(OnproConfig, Onpro),
     "pec": _network(PecConfig, Pec),
+    "river": Algorithm(RiverConfig, River, RiverServable.from_arrays, None),
 }

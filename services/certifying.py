@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 
 from millrace.learners.errors import MillraceError, NotProvedError, TooSlowError
+from millrace.services.ended import sweep_ended
 from millrace.services.follower import Archive
 from millrace.services.instance import Instance, require_branch
 from millrace.services.looking import certify, prove, proven
@@ -22,6 +23,7 @@ log = logging.getLogger("millrace")
 
 LOOK_S = 1.0  # between two looks for new versions
 LOWEST = 19  # priority
+SWEEP_S = 600.0  # between two looks for branches that have ended
 
 
 def prove_version(instance: Instance, version: str, nearest: bool = True, budget_s: float = float("inf")) -> Report:
@@ -93,9 +95,13 @@ def watch(instance: Instance, parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     os.nice(LOWEST)
+    swept_s = float("-inf")
     while not stop.is_set() and parent in (0, os.getppid()):
         version = newest(pending(instance, archive), tried)
         began_s = time.monotonic()
+        if began_s - swept_s > SWEEP_S:
+            swept_s = began_s
+            sweep_ended(instance)
         if version is not None:
             tried.add(version)
             _try(instance, version)

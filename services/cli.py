@@ -17,7 +17,7 @@ from millrace.services.dead_letter_commands import dead_letters
 from millrace.services.errors import FAILED, exit_code
 from millrace.services.instance import Instance
 from millrace.services.replay_commands import replay
-from millrace.services.version_commands import VERSION_COMMANDS, settle
+from millrace.services.version_commands import VERSION_COMMANDS, settle, settle_learner
 
 if TYPE_CHECKING:
     from millrace.streams.verify import Report
@@ -52,6 +52,21 @@ def _headers(ctx: click.Context, _param: click.Parameter, said: tuple[str, ...])
     if bad := [name for name, equals, _ in pairs if not name or not equals]:
         raise click.BadParameter(f"{bad[0]!r}: write NAME=VALUE, such as producer=till-7")
     ctx.meta["header"] = tuple((name, value.encode()) for name, _, value in pairs)
+
+
+warm_help = "Let a branch that has not begun learn a file's rows first (.jsonl, .csv, .parquet)."
+warm_path = click.Path(exists=True, dir_okay=False, path_type=Path)
+warm_option = click.option(
+    "--warm-start", type=warm_path, metavar="FILE", callback=remember, expose_value=False, help=warm_help
+)
+
+
+def warmed(instance: Instance, branch: str) -> None:
+    """Do what --warm-start says."""
+    from millrace.services import backfill
+
+    if (file := click.get_current_context().meta["warm_start"]) is not None:
+        backfill.warm_start(instance, branch, file)
 
 
 data_help = "A built-in data set instead of a file; `--data help` lists them."
@@ -97,17 +112,20 @@ def main() -> None:
 @click.option("--follow", is_flag=True, help="Wait for more at the log's end, until SIGINT or SIGTERM.")
 @click.option("--rows", default=0, type=click.IntRange(0), metavar="N", help="Stop after reading at least N records.")
 @click.option("--take-over", is_flag=True, help="Take the branch from a live process, which then stops.")
+@warm_option
 @click.option("--verify", is_flag=True, help="Let another process fold the new version again before this one ends.")
 def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: bool, verify: bool) -> None:
     """Learn from the log, to its end or as told, then mark a version.
 
     Example: millrace run digits.toml
     """
-    from millrace.services import companion, running, sharded
+    from millrace.services import companion, ended, running, sharded
 
+    warmed(instance, branch)
     learn = sharded.run_shards if sharded.is_merged(instance, branch) else running.run
     done = learn(instance, branch, running.Bounds(follow, rows), take_over)
     show([asdict(done)])
+    ended.sweep_ended(instance)
     if verify and done.version is not None:
         companion.finish([*instance.words("verify"), "--version", done.version])
 
@@ -119,6 +137,7 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Of HTTP.")
 @click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535), help="Of gRPC.")
 @tokens_option
+@warm_option
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
 def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, replicas: int) -> None:
     """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
@@ -131,6 +150,7 @@ def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, re
     from millrace.services import serving
 
     tokens = click.get_current_context().meta["tokens"]
+    warmed(instance, branch)
     serving.up(instance, branch, serving.Listening(host, port, grpc_port, replicas, endpoint_token(), tokens))
 
 
@@ -171,16 +191,23 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
 @main.command()
 @on_pipeline
 @click.argument("version", required=False)
+@click.option("--learner", is_flag=True, help="Let learning go on from VERSION too: another branch takes the live one's place.")
 @reason_option
 @yes_option
-def rollback(instance: Instance, version: str | None, reason: str, yes: bool) -> None:
+def rollback(instance: Instance, version: str | None, learner: bool, reason: str, yes: bool) -> None:
     """Serve VERSION, else the version before what is served. Learning goes on.
+
+    With --learner it goes on from VERSION, else from the version that is served or the one before; rows between are not learned
+    again, and late labels that are still to come are joined. Killed, the same command goes on.
 
     Example: millrace rollback digits.toml --reason "garbage since 02:10"
     """
     from millrace.services import deciding
 
-    settle(instance, deciding.plan_rollback(instance, version), reason, yes)
+    if learner:
+        settle_learner(instance, version, reason, yes)
+    else:
+        settle(instance, deciding.plan_rollback(instance, version), reason, yes)
 
 
 @main.command()

@@ -20,7 +20,7 @@ import msgspec
 from millrace.learners.detectors import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
-from millrace.services.log_config import LogConfig
+from millrace.services.tables_of_config import BatchConfig, LogConfig, MlflowConfig, ServingConfig, VersionsConfig
 from millrace.streams.backbone import located
 from millrace.streams.cluster import Secrets
 from millrace.streams.held_out import HeldOutConfig
@@ -32,50 +32,6 @@ from millrace.streams.worker import WorkerConfig
 ENVIRONMENT = "MILLRACE__"
 NEEDS = {"discount": "discount", "raise-rate": "raise_rate"}  # drift.act -> the ability that its learner must have
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-
-
-@dataclass(frozen=True, slots=True)
-class BatchConfig:
-    """Training batches."""
-
-    rows: int = 256  # of a full batch, >= 1; more learns in fewer, larger lessons
-    wait_ms: int = 1000  # by the journal's clock, >= 1; a part of a batch is learned after so long
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        for name in ("rows", "wait_ms"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class VersionsConfig:
-    """Which versions are kept. What an alias names or an endpoint serves, or did last, is kept whatever this says."""
-
-    keep: int = 20  # newest of each branch; 0: all
-    verify_budget_s: float = 60.0  # for folding a new version again beside `millrace up`; 0: none is
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        for name in ("keep", "verify_budget_s"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 0")
-
-
-@dataclass(frozen=True, slots=True)
-class MlflowConfig:
-    """Where versions are mirrored to. Nothing of it changes what is learned or served."""
-
-    uri: str = ""  # of the tracking server, such as http://127.0.0.1:5000; empty: nothing is mirrored
-    model: str = ""  # the registered model and the experiment; empty: the pipeline's name
-    moved_by_hand: Literal["set-back", "adopt"] = "set-back"  # what becomes of an alias that somebody moved there
-
-
-@dataclass(frozen=True, slots=True)
-class ServingConfig:
-    """How the endpoint goes about it. Nothing of it changes what is learned from a record that is in the log."""
-
-    record: Literal["after-reply", "before-reply", "off"] = "after-reply"  # when an answer that labels may follow is appended
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from millrace.learners.errors import DamageError, MillraceError
+from millrace.learners.table import LEARNERS
 from millrace.services.bundle import Bundle, Parts, identity_of, open_bundle, open_parts
 from millrace.services.current import Publication
 from millrace.services.instance import ENDPOINT, Instance, require_branch
@@ -44,6 +45,16 @@ class Archive:
     def version(self, version: str) -> Bundle:
         """Raises: MillraceError where there is no such version, DamageError where its parts are not whole."""
         return self.bundle(self.mark(version))
+
+    def check(self, version: str) -> None:
+        """Read a version, and open it where that imports nothing that takes seconds or may be missing (torch).
+
+        What is not opened here is opened by the replicas, which go on with what they hold where it cannot be.
+        Raises: as ``version``.
+        """
+        parts = self.parts(self.mark(version))
+        if not LEARNERS[parts.kind].needs:
+            open_parts(parts, self.instance.loaded.pipeline.schema)
 
     def mark(self, version: str) -> Mark:
         """The mark of a version. Raises: MillraceError where there is none."""

@@ -11,15 +11,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from millrace.learners.errors import BusyError, MillraceError, StorageError
+from millrace.learners.errors import BusyError, DamageError, MillraceError, StorageError
 from millrace.learners.table import LEARNERS
 from millrace.services.config import Loaded
-from millrace.services.logs import Logs, journal_file, logs_of
+from millrace.services.logs import Logs, logs_of
+from millrace.streams.avro import Registry
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.contents import Contents
+from millrace.streams.entries import Fork
+from millrace.streams.journal import Cursor, counted
 from millrace.streams.ledger import Ledger
-from millrace.streams.outputs import dead_letter_topic, scores_topic
+from millrace.streams.records import split_tp
 from millrace.streams.retention import Retention
+from millrace.streams.retrace import Retraced
 from millrace.streams.segments import Journal
 from millrace.streams.served import ServedCodec
 from millrace.streams.sharding import WHOLE, shard_branches, shard_of
@@ -55,7 +59,8 @@ class Instance:
         pipeline, config = self.loaded.pipeline, self.loaded.learner
         schema = pipeline.schema
         algorithm = LEARNERS[pipeline.learner["kind"]].ready()
-        contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes)
+        registry = Registry(pipeline.log.registry, self.folder / "schemas") if pipeline.log.registry else None
+        contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes, registry)
         return Recipe(
             name=pipeline.name,
             schema=schema,
@@ -74,38 +79,44 @@ class Instance:
             else ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic, contents),
         )
 
-    @property
-    def _logs(self) -> Logs:
-        name = self.loaded.pipeline.name
-        outputs = [dead_letter_topic(name), *(scores_topic(name, one) for one in self.shards(BRANCH))]
-        return logs_of(self.loaded.pipeline, self.folder, tuple(outputs))
-
     def shards(self, branch: str) -> list[str]:
         """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""
         return shard_branches(branch, self.loaded.pipeline.shards if shard_of(branch) == WHOLE else 1)
+
+    @property
+    def _logs(self) -> Logs:
+        return logs_of(self.loaded.pipeline, self.folder)
 
     def log(self) -> Log:
         """The log, with this pipeline's topics."""
         return self._logs.log()
 
     def source(self, topics: Sequence[str]) -> Source:
-        """Reads topics of the log from their beginning."""
-        return self._logs.source(topics, WHOLE)
+        """A reader of some of its topics, from their beginning."""
+        return self._logs.source(topics)
 
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
-        log = self.log()
-        source = self._logs.source(self.loaded.pipeline.topics, shard_of(branch))
+        log, first = self.log(), self.first_topics(branch)
+        source = self._logs.source([*self.loaded.pipeline.topics, *first], shard_of(branch))
+        if first:
+            source = Retraced(source, [(tp, *ends) for tp, ends in source.bounds().items() if split_tp(tp)[0] in first])
         retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
         return Doors(source, log, self.journal(branch), self.store(), retention, partial(self._logs.marked, branch))
+
+    def first_topics(self, branch: str) -> list[str]:
+        """What a branch reads to its end before the pipeline's topics: rows from a file, as its first entry states."""
+        if not self.has_branch(branch):
+            return []
+        try:
+            fork = next(iter(counted(self.journal(branch), branch, Cursor())), None)
+        except DamageError:
+            return []  # whoever reads the journal says so
+        return [name for name in fork.topics if name not in self.loaded.pipeline.topics] if isinstance(fork, Fork) else []
 
     def journal(self, branch: str) -> Journal:
         """The journal of a branch, whole: what its stream has deleted is read from the store."""
         return Journal(self._logs.journal(branch), self.store(), branch)
-
-    def journal_path(self, branch: str) -> Path:
-        """Where the stream of a branch's journal lies, where it is a file."""
-        return journal_file(self.folder, branch)
 
     def has_branch(self, branch: str) -> bool:
         """Whether a branch has a journal."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from millrace.learners.errors import ConfigError, StorageError
 from millrace.services.config import Pipeline, kafka_secrets
 from millrace.streams.cluster import Cluster
-from millrace.streams.sharding import Shard
+from millrace.streams.outputs import dead_letter_topic, scores_topic
+from millrace.streams.sharding import WHOLE, Shard, shard_branches
 from millrace.streams.source import Log, Position, Source
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.stream import SqliteStream, Stream
@@ -37,8 +38,8 @@ class Logs(Protocol):
     def log(self) -> Log:
         """The log, with the pipeline's topics in it."""
 
-    def source(self, topics: Sequence[str], shard: Shard) -> Source:
-        """A reader of a shard's partitions of topics that are there."""
+    def source(self, topics: Sequence[str], shard: Shard = WHOLE) -> Source:
+        """A reader of topics that are there, or of a shard's partitions of them."""
 
     def journal(self, branch: str) -> Stream:
         """The journal of a branch."""
@@ -59,7 +60,6 @@ class InFiles:
 
     pipeline: Pipeline
     folder: Path
-    outputs: tuple[str, ...]  # topics of one partition that workers write
 
     @property
     def ledger_name(self) -> str:
@@ -69,16 +69,16 @@ class InFiles:
     def log(self) -> SqliteLog:
         """The embedded log."""
         embedded = SqliteLog(self.folder / "log.sqlite")
-        _make_topics(embedded, self.pipeline, self.outputs)
+        _make_topics(embedded, self.pipeline)
         return embedded
 
-    def source(self, topics: Sequence[str], shard: Shard) -> SqliteSource:
+    def source(self, topics: Sequence[str], shard: Shard = WHOLE) -> SqliteSource:
         """On the embedded log."""
         return SqliteSource(self.log(), topics, shard)
 
     def journal(self, branch: str) -> SqliteStream:
         """A file of its own."""
-        return SqliteStream(journal_file(self.folder, branch))
+        return SqliteStream(self.folder / "journal" / f"{branch}.sqlite")
 
     def branches(self) -> list[str]:
         """Those that have a file."""
@@ -97,7 +97,6 @@ class OnKafka:
     """Topics NAME, NAME.served, NAME.scores, NAME.dead-letters, NAME.journal.BRANCH and NAME.ledger of a cluster."""
 
     pipeline: Pipeline
-    outputs: tuple[str, ...] = ()  # topics of one partition that workers write
 
     @property
     def ledger_name(self) -> str:
@@ -113,10 +112,10 @@ class OnKafka:
         from millrace.streams.kafka_log import KafkaLog
 
         topics = KafkaLog(self._readers.link, self.pipeline.log.retention_hours)
-        _make_topics(topics, self.pipeline, self.outputs)
+        _make_topics(topics, self.pipeline)
         return topics
 
-    def source(self, topics: Sequence[str], shard: Shard) -> Source:
+    def source(self, topics: Sequence[str], shard: Shard = WHOLE) -> Source:
         """With positions of its own; the settings of what is learned from are looked at first."""
         from millrace.streams.kafka_log import KafkaSource
 
@@ -166,18 +165,14 @@ def _connected(cluster: Cluster, partition_bytes: int) -> Readers:
     return Readers(Link(cluster, kafka_secrets(), partition_bytes))
 
 
-def journal_file(folder: Path, branch: str) -> Path:
-    """The file of a branch's journal."""
-    return folder / "journal" / f"{branch}.sqlite"
-
-
-def _make_topics(store: SqliteLog | KafkaLog, pipeline: Pipeline, outputs: Sequence[str]) -> None:
+def _make_topics(store: SqliteLog | KafkaLog, pipeline: Pipeline) -> None:
     for topic in pipeline.topics:
         store.create_topic(topic, pipeline.log.partitions)
-    for output in outputs:
+    scores = {scores_topic(pipeline.name, branch) for branch in shard_branches(pipeline.name, pipeline.shards)}
+    for output in [*sorted(scores), dead_letter_topic(pipeline.name)]:  # of one partition
         store.create_topic(output)
 
 
-def logs_of(pipeline: Pipeline, folder: Path, outputs: tuple[str, ...]) -> Logs:
+def logs_of(pipeline: Pipeline, folder: Path) -> Logs:
     """As the pipeline file says."""
-    return OnKafka(pipeline, outputs) if pipeline.log.kind == "kafka" else InFiles(pipeline, folder, outputs)
+    return OnKafka(pipeline) if pipeline.log.kind == "kafka" else InFiles(pipeline, folder)

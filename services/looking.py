@@ -17,6 +17,7 @@ from millrace.services.instance import Instance, require_branch
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark, decode_entry
 from millrace.streams.exclusions import words
+from millrace.streams.forks import excluded
 from millrace.streams.host import this_host
 from millrace.streams.journal import Cursor, Summary, summarise, take_in
 from millrace.streams.ledger import Certificate, append_decision
@@ -41,7 +42,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     ends = {tp: high for tp, (_, high) in doors.source.bounds().items()}
     facts: dict[str, Any] = {"pipeline": instance.loaded.pipeline.name, "branch": branch}
     facts |= {"epoch": summary.end.epoch, "seq": summary.end.seq, "version": summary.newest_version}
-    facts |= _origin(summary)
+    facts |= _origin(instance, summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
     output = last_output(doors.producer, instance.loaded.pipeline.name, branch)
     facts |= _merged(instance, branch)
@@ -68,13 +69,19 @@ def _merged(instance: Instance, branch: str) -> dict[str, Any]:
     return facts | {f"shard_{one['branch']}": f"seq {one['seq']}, {one.get('records', 0):,} records" for one in each}
 
 
-def _origin(summary: Summary) -> dict[str, Any]:
+def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
     """Where a fork begins, and what it leaves out; whether the branch has ended."""
     fork, ended = summary.fork, summary.end.ended
     facts: dict[str, Any] = {}
     if fork is not None and fork.parent is not None:
         facts = {"parent": f"{fork.parent.branch}.{fork.parent.seq}"}
-        facts["excludes"] = "; ".join(words(one) for one in fork.exclude) or "nothing"
+        if fork.learner_from != fork.join_from:
+            learner = read_manifest(instance.store(), fork.branch, str(fork.learner_from))
+            facts["learner_of"] = f"{learner.branch}.{learner.state_seq}"
+        left = excluded(instance.store(), summary)
+        facts["excludes"] = "; ".join(map(words, left)) or "nothing"
+        if again := [words(one) for one in fork.exclude if one not in left]:
+            facts["included_again"] = "; ".join(again)
     return facts | ({} if ended is None else {"ended": ended.cause, "successor": ended.successor})
 
 

@@ -110,11 +110,18 @@ class Trainer:
                 return
 
     def _follow_heir(self) -> None:
-        """Go on with the branch that took this one's place; where another writer has merely taken it, wait for such a one."""
-        self._replaced = True
-        while (heir := heir_of(self._instance, self._branch)) == self._branch and not self._stop.wait(RETRY_S):
-            pass
-        self._branch, self._replaced = heir, heir == self._branch
+        """Go on with the branch that took this one's place, or with this one where an operator has given that up.
+
+        Where another writer has merely taken it, wait for one of the two.
+        """
+        self._replaced, since_ms = True, time.time_ns() // 1_000_000
+        while self._replaced and not self._stop.is_set():
+            heir = heir_of(self._instance, self._branch)
+            operations = self._instance.ledger().operations.values()
+            given_up = any(one.state == "aborted" and one.when_ms >= since_ms for one in operations)
+            self._replaced = heir == self._branch and not given_up
+            self._branch = heir
+            self._stop.wait(RETRY_S if self._replaced else 0.0)
 
     def _said(self, error: MillraceError) -> None:
         log.error("The trainer of branch %s: %s", self._branch, error)

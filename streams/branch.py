@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
@@ -24,6 +24,7 @@ from millrace.streams.labels import LabelJoin, LabelRules
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.parts import pack, sha256, unpack
 from millrace.streams.retention import Retention
+from millrace.streams.rewound import is_learned, rewound
 from millrace.streams.schema import Schema, leaves
 from millrace.streams.served import Served, ServedCodec
 from millrace.streams.source import Position, Producer, Source
@@ -201,15 +202,18 @@ def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
         return fold
     branch, seq = fork.parent.branch, fork.parent.seq
     try:
-        manifest = read_manifest(store, branch, str(fork.learner_from))
-        places = {name: f"branch {branch}, seq {seq}, part {name}" for name in manifest.parts}
-        parts = carried(fork, manifest.parts)
-        fold.load({name: unpack(store.get(branch, part.sha256), places[name]) for name, part in parts.items()})
+        manifest = read_manifest(store, branch, str(fork.join_from))
+        parts = _checked_parts(store, branch, manifest, manifest.parts)
+        if fork.learner_from != fork.join_from:
+            parts = rewound(recipe.schema, recipe.make_learner, _learner_parts(store, fork), parts)
+        fold.load(carried(fork, parts))
     except DamageError as error:
         raise DamageError(
             f"Branch {fork.branch} begins at version {branch}.{seq}, and neither its own copy of that state nor the version "
             f"can be read: {error} Or give this branch up and plan a replay from another version."
         ) from error
+    if fork.parent.state_sha256 != manifest.state_sha256:
+        raise DamageError(f"Checkpoint {fork.join_from} is not of the state that branch {fork.branch} is to begin with.")
     check_start(fork, fold, manifest.state_sha256)
     return fold
 
@@ -223,9 +227,27 @@ def carried(fork: Fork, parts: Mapping[str, Carried]) -> dict[str, Carried]:
     return {name: part for name, part in parts.items() if name not in fresh}
 
 
+def _learner_parts(store: Store, fork: Fork) -> dict[str, dict[str, Value]]:
+    """Of the version whose learner the fork has: its manifest lies with the fork, as ``begin_fork`` copied it."""
+    manifest = read_manifest(store, fork.branch, str(fork.learner_from))
+    return _checked_parts(store, fork.branch, manifest, filter(is_learned, manifest.parts))
+
+
+def _checked_parts(store: Store, branch: str, manifest: Manifest, names: Iterable[str]) -> dict[str, dict[str, Value]]:
+    """Some parts of a manifest."""
+    where = f"branch {manifest.branch}, seq {manifest.state_seq}, part "
+    return {name: unpack(store.get(branch, manifest.parts[name].sha256), where + name) for name in names}
+
+
 def check_start(fork: Fork, fold: Fold, found: str) -> None:
-    """The state that a fork begins with is its parent's, to the bit. Raises: DamageError where it is another."""
-    if fork.parent is None or (found, fold.position) != (fork.parent.state_sha256, fork.positions):
+    """The state that a fork begins with is its parent's, to the bit; with an older learner, at least it begins in its place.
+
+    Raises: DamageError where it is another.
+    """
+    if fork.parent is not None and fork.learner_from != fork.join_from:
+        found = fork.parent.state_sha256
+    begun = fork.positions | fold.position  # partitions that the parent has not read are new to the fork
+    if fork.parent is None or (found, begun) != (fork.parent.state_sha256, fork.positions):
         said = "nothing" if fork.parent is None else f"version {fork.parent.branch}.{fork.parent.seq}"
         raise DamageError(f"Branch {fork.branch} is to begin with {said}, and begins with another state. Restore its store.")
 
@@ -288,10 +310,19 @@ def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Reader) 
     """
     for entry in entries:
         if isinstance(entry, Step):
-            fold.step(entry, reread(source, codec, entry))
+            fold.step(entry, reread(source, in_force(codec, fold), entry))
         elif isinstance(entry, Act):
             fold.act(entry)
         yield entry
+
+
+def in_force(reader: Reader, fold: Fold) -> Reader:
+    """The same reader without the exclusions that acts have ended."""
+    ended = fold.included.get(fold.branch)
+    if not ended or not isinstance(reader, Excluding):
+        return reader
+    left = tuple(one for place, one in enumerate(reader.exclude) if place not in ended)
+    return replace(reader, exclude=left) if left else reader.reader
 
 
 def reread(source: Source, codec: Reader, step: Step) -> list[Rows | Served]:

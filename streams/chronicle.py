@@ -36,6 +36,7 @@ class Facts:
     learned: int
     scores: dict[str, dict[str, Any]]
     due: str  # why the version was made, where no act led to it
+    included: list[int]  # exclusions of the fork that acts have ended
 
     @classmethod
     def of(cls, fold: Fold, marks: list[Mark], due: str) -> Facts:
@@ -43,7 +44,8 @@ class Facts:
         scores = {"scores": plain_totals(fold.scores.totals)}
         if fold.labels is not None:
             scores["served_scores"] = plain_totals(fold.served_scores.totals)
-        return cls(marks, dict(fold.position), fold.records, fold.counts.learned, scores, due)
+        included = list(fold.included.get(fold.branch, ()))
+        return cls(marks, dict(fold.position), fold.records, fold.counts.learned, scores, due, included)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Cut:
             records=facts.records,
             learned=facts.learned,
             scores=facts.scores,
+            included=facts.included,
         )
 
     def _cause(self) -> str:

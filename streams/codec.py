@@ -38,6 +38,7 @@ REASONS = (
     "negative-weight",
     "unreadable-image",  # neither a JPEG nor a PNG, not whole, or with too many pixels
     "ahead-of-time",  # its timestamp is too far past the wall clock, or a row's is past its message's
+    "unknown-schema",  # of an Avro record: the registry has none of its id, or it is of no flat record
     "malformed-envelope",  # a CloudEvent without what one must have
 )
 

@@ -1,4 +1,4 @@
-"""What events of all formats hold, in log order: JSON rows, Arrow batches, and either in a CloudEvent.
+"""What events of all formats hold, in log order: JSON rows, Arrow batches, Avro records, and any of them in a CloudEvent.
 
 The value's first bytes and the headers say which; a JSON row is never taken for anything else. One message may hold many rows,
 and is never split.
@@ -14,7 +14,9 @@ from sys import maxsize
 
 import numpy as np
 
+from millrace.streams import avro
 from millrace.streams.arrow import BATCH_BYTES, CONTENT_TYPE, MAGIC
+from millrace.streams.avro import Registry
 from millrace.streams.batches import BatchCodec
 from millrace.streams.codec import Codec, RecordError, Refused, Rows, refusal
 from millrace.streams.envelope import Said, said_by, unwrap
@@ -22,14 +24,20 @@ from millrace.streams.records import Event
 from millrace.streams.schema import Schema
 
 ARROW = CONTENT_TYPE.decode()
+AVRO = bytes([avro.MAGIC])
+OTHERS = (MAGIC[0], avro.MAGIC)  # first bytes that no JSON has
 PLAIN = (Said(), Said("application/json"))  # headers that say nothing, or what is taken for granted
 
 
 class Contents:
     """Decodes the events of one schema."""
 
-    def __init__(self, schema: Schema, max_bytes: int, max_batch_bytes: int = BATCH_BYTES) -> None:
+    def __init__(
+        self, schema: Schema, max_bytes: int, max_batch_bytes: int = BATCH_BYTES, registry: Registry | None = None
+    ) -> None:
         self._schema = schema
+        self._max_bytes = max_bytes
+        self._registry = registry  # None: there are no Avro records
         self._rows = Codec(schema, max_bytes)
         self._batches = BatchCodec(schema, max_batch_bytes)
 
@@ -37,6 +45,7 @@ class Contents:
     def without_limit(self) -> Contents:
         """The same for records that were let in when they were first read: the limits may have been lowered since."""
         other = copy(self)
+        other._max_bytes = maxsize
         other._rows, other._batches = self._rows.without_limit, BatchCodec(self._schema, maxsize)
         return other
 
@@ -44,22 +53,39 @@ class Contents:
         """Columns of the rows that can be read, in order, and the events and rows that cannot."""
         if all(map(_is_row, events)):
             return self._rows.decode(events, tp)
-        opened, refused = _opened(events)
+        opened, refused = self._opened(events)
         pieces = list[Rows]()
-        for batched, pairs in groupby(opened, key=lambda pair: _is_batch(*pair)):
+        for codec, pairs in groupby(opened, key=lambda pair: pair[0]):
             run = [event for _, event in pairs]
-            some, bad = self._batches_of(run) if batched else self._rows_of(run)
+            some, bad = self._batches_of(run) if codec is None else _rows_of(codec, run)
             pieces += some
             refused += bad
         originals = {event.offset: event for event in events}  # a CloudEvent is a dead letter as it came
         refused = [one if one.row is not None else replace(one, event=originals[one.event.offset]) for one in refused]
         return self._joined(pieces), refused
 
-    def _rows_of(self, events: Sequence[Event]) -> tuple[list[Rows], list[Refused]]:
-        rows, refused = self._rows.decode(events)
-        bad = {one.event.offset for one in refused}
-        offsets = [event.offset for event in events if event.offset not in bad]
-        return [replace(rows, offset=np.array(offsets, dtype=np.int64))], refused
+    def _opened(self, events: Sequence[Event]) -> tuple[list[tuple[Codec | None, Event]], list[Refused]]:
+        """What decodes each event, None being a batch, and its content; and those that cannot be opened."""
+        opened, refused, any_size = list[tuple[Codec | None, Event]](), list[Refused](), self._rows.without_limit
+        for event in events:
+            try:
+                content_type, inner = unwrap(event)
+                value = inner.value or b""
+                if content_type == ARROW or value.startswith(MAGIC):
+                    opened.append((None, inner))
+                elif self._registry is not None and value[:1] == AVRO:
+                    opened.append((any_size, self._as_row(self._registry, inner)))
+                else:
+                    opened.append((self._rows, inner))
+            except RecordError as error:
+                refused.append(refusal(event, error))
+        return opened, refused
+
+    def _as_row(self, registry: Registry, event: Event) -> Event:
+        value = event.value or b""
+        if len(value) > self._max_bytes:
+            raise RecordError("oversized", f"over {self._max_bytes} bytes, the pipeline's log.max_bytes")
+        return Event(event.offset, event.timestamp_ms, event.key, event.headers, registry.row(value))
 
     def _batches_of(self, events: Sequence[Event]) -> tuple[list[Rows], list[Refused]]:
         pieces, refused = list[Rows](), list[Refused]()
@@ -76,7 +102,7 @@ class Contents:
         """All rows, in order."""
         if len(pieces) == 1:
             return pieces[0]
-        none = self._rows_of([])[0][0]
+        none = _rows_of(self._rows, [])[0][0]
         pieces = [piece for piece in pieces if len(piece)] or [none]
         columns = tuple(np.concatenate(parts) for parts in zip(*(piece.columns for piece in pieces), strict=True))
         y, weight, key, t = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("y", "weight", "key", "t"))
@@ -88,19 +114,11 @@ class Contents:
 def _is_row(event: Event) -> bool:
     """Whether an event is one JSON row, or nothing that we know."""
     value = event.value
-    return not (value and value[0] == MAGIC[0]) and (not event.headers or said_by(event.headers) in PLAIN)
+    return not (value and value[0] in OTHERS) and (not event.headers or said_by(event.headers) in PLAIN)
 
 
-def _is_batch(content_type: str, event: Event) -> bool:
-    return content_type == ARROW or (event.value or b"").startswith(MAGIC)
-
-
-def _opened(events: Sequence[Event]) -> tuple[list[tuple[str, Event]], list[Refused]]:
-    """Content type and content of each event, and those whose envelope is malformed."""
-    opened, refused = list[tuple[str, Event]](), list[Refused]()
-    for event in events:
-        try:
-            opened.append(unwrap(event))
-        except RecordError as error:
-            refused.append(refusal(event, error))
-    return opened, refused
+def _rows_of(codec: Codec, events: Sequence[Event]) -> tuple[list[Rows], list[Refused]]:
+    rows, refused = codec.decode(events)
+    bad = {one.event.offset for one in refused}
+    offsets = [event.offset for event in events if event.offset not in bad]
+    return [replace(rows, offset=np.array(offsets, dtype=np.int64))], refused

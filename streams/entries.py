@@ -89,7 +89,8 @@ class Step(_Entry, frozen=True, kw_only=True):
 class Act(_Entry, frozen=True, kw_only=True):
     """The live writer decided something that changes what follows. Folding applies it and decides nothing."""
 
-    op: FollowUp  # version: nothing but a mark; the others change the learner, then a mark
+    op: FollowUp | Literal["include"]  # version: nothing but a mark; include: ends an exclusion, by its place in the fork's
+    # list; the others change the learner, then a mark
     args: dict[str, int | float] = {}
     cause: Literal["detector", "operator"]
     evidence: str  # BRANCH.SEQ of the step whose output has the alarms, or what the operator gave as a reason

@@ -66,6 +66,7 @@ class Fold:
         self.held_out: HeldOut | None = None  # None: every labelled row is learned
         self.branch = ""  # whose state this is: answers of another branch are made again by this one
         self._given: list[float] = []  # of the rows in ``batches``: the loss as served; NaN where the own answer is scored
+        self.included: dict[str, list[int]] = {}  # exclusions that acts have ended: places in a fork's list, by branch
         self.position = dict(position)
         self.clock_ms = 0
         self.counts = Counts()
@@ -235,7 +236,9 @@ class Fold:
 
         Raises: LearnerError where this learner cannot do it.
         """
-        if act.op == "reset":
+        if act.op == "include":
+            self.included.setdefault(act.branch, []).append(int(act.args["exclusion"]))
+        elif act.op == "reset":
             self.learner = self.make_learner()
         elif act.op == "relearn":
             self._relearn(int(act.args["rows"]))
@@ -268,6 +271,7 @@ class Fold:
                     "position": dict(self.position),
                     "clock_ms": self.clock_ms,
                     "counts": msgspec.to_builtins(self.counts),
+                    **({"included": {name: list(places) for name, places in self.included.items()}} if self.included else {}),
                 },
                 "features": self.features.state(),
                 "learner": state.truth,
@@ -294,6 +298,7 @@ class Fold:
         self.position = dict(parts["counts"]["position"])
         self.clock_ms = parts["counts"]["clock_ms"]
         self.counts = msgspec.convert(parts["counts"]["counts"], Counts)
+        self.included = {name: list(places) for name, places in parts["counts"].get("included", {}).items()}
         self.features.load(parts["features"])
         self.learner.load_state_dict(State(parts["learner"], parts["derived"]))
         self.scores.load(parts["scores"])

@@ -110,6 +110,7 @@ class Summary:
     fork: Fork | None = None
     marks: list[Mark] = field(default_factory=list)  # oldest first
     end: Cursor = field(default_factory=Cursor)
+    included: set[int] = field(default_factory=set)  # exclusions that acts have ended, by their place in the fork's list
     position: Position = field(default_factory=dict)  # the next offset of every partition, after the newest step
     act: Act | None = None  # the newest that was not deleted with the stream's beginning
 
@@ -143,7 +144,8 @@ def begun(stream: Stream) -> Summary:
     segment = stream.segment() if isinstance(stream, Journal) else None
     if segment is None:
         return Summary()
-    return Summary(segment.fork, list(segment.marks), Cursor.after(segment.entries), dict(segment.position))
+    included, position = set(segment.included), dict(segment.position)
+    return Summary(segment.fork, list(segment.marks), Cursor.after(segment.entries), included, position)
 
 
 def place_before(stream: Stream, seq: int) -> Run | None:
@@ -173,6 +175,7 @@ def take_in(summary: Summary, stream: Stream, branch: str) -> None:
             summary.marks.append(entry)
         elif isinstance(entry, Act):
             summary.act = entry
+            summary.included |= {int(entry.args["exclusion"])} if entry.op == "include" else set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +258,25 @@ class Writer:
     def append(self, entry: Entry) -> None:
         """``send`` and ``settle``."""
         self.settle(self.send(entry))
+
+    def include(self, place: int) -> Act:
+        """Say that an exclusion, by its place in the fork's list, ends here. Raises: as ``append``."""
+        act = Act(
+            branch=self.branch,
+            seq=self.next_seq,
+            epoch=self.cursor.epoch,
+            op="include",
+            args={"exclusion": place},
+            cause="operator",
+            evidence="the ledger",
+        )
+        self.append(act)
+        return act
+
+    def end(self, cause: str, successor: str | None) -> None:
+        """Let the branch, which this writer has opened, go no further. Raises: ReplacedError where another has it by now."""
+        epoch = self.cursor.epoch
+        self.append(End(branch=self.branch, seq=self.next_seq, epoch=epoch, cause=cause, successor=successor))
 
     def _read_on(self, raw: bytes) -> bool:
         """Read to the stream's end; whether ``raw`` was among what counts."""

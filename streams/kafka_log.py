@@ -195,8 +195,8 @@ class KafkaSource:
         return dict(self._topics)
 
     def _names(self) -> list[str]:
-        every = [tp for name, topic in self._topics.items() for tp in names_of(name, topic.partitions)]
-        return [tp for tp in every if self._shard.has(tp)]
+        names = [tp for name, topic in self._topics.items() for tp in names_of(name, topic.partitions)]
+        return list(filter(self._shard.has, names))
 
     def bounds(self) -> dict[str, tuple[int, int]]:
         """First offset still there and the next to be written, by partition."""

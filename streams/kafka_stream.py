@@ -83,7 +83,7 @@ class KafkaStream:
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """Everything from ``start`` to the end, what this object has sent included.
 
-        Raises: DamageError where an offset is missing, PrunedError where those from there on were deleted.
+        Raises: DamageError where an offset is missing; PrunedError where values from ``start`` on were deleted.
         """
         if self._newest is not None:
             self._newest.place()
@@ -91,10 +91,10 @@ class KafkaStream:
             return
         reader = self._readers.take()
         try:
-            end = reader.ends([self._tp])[self._tp]
+            end = reader.ends([self._tp])[self._tp]  # one question, as replicas ask it twenty times a second
             if start < end:
-                if start < (low := reader.bounds([self._tp])[self._tp][0]):
-                    raise pruned(f"Topic {self.topic}", start, low)
+                if start < (first := reader.bounds([self._tp])[self._tp][0]):
+                    raise pruned(f"Topic {self.topic}", start, first)
                 reader.go_to({self._tp: start})
                 yield from self._until(reader, start, end)
         except OffsetsGoneError as error:  # deleted meanwhile
@@ -120,26 +120,29 @@ class KafkaStream:
                 if stop != start:
                     raise self._missing(start)
 
+    def _missing(self, offset: int) -> DamageError:
+        return DamageError(f"Topic {self.topic}: entry {offset} is missing or has no value. Restore the topic from a copy.")
+
     def first(self) -> int:
-        """The oldest offset that the topic has."""
-        return self._bounds()[0] if self._exists() else 0
+        """The offset of the oldest value that is there."""
+        return self._bounds()[0]
 
     def delete_before(self, offset: int) -> None:
-        """Have the brokers forget what is before ``offset``; the newest stays."""
-        if self._exists():
-            low, high = self._bounds()
-            if low < (first := min(offset, high - 1)):
-                self._link.delete_before(self._tp, first)
+        """Let the brokers forget the values before ``offset``, but never the newest."""
+        first, end = self._bounds()
+        if first < (until := min(offset, end - 1)):
+            self._link.delete_before(self._tp, until)
 
     def _bounds(self) -> tuple[int, int]:
+        if self._newest is not None:
+            self._newest.place()
+        if not self._exists():
+            return 0, 0
         reader = self._readers.take()
         try:
             return reader.bounds([self._tp])[self._tp]
         finally:
             self._readers.give_back(reader)
-
-    def _missing(self, offset: int) -> DamageError:
-        return DamageError(f"Topic {self.topic}: entry {offset} is missing or has no value. Restore the topic from a copy.")
 
     def close(self) -> None:
         """Nothing: the link is the process's."""

@@ -8,13 +8,16 @@ the labels as its parent did.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from millrace.streams.entries import Entry, Step
+from millrace.streams.entries import Entry, Fork, Step
+from millrace.streams.journal import Cursor, counted
 from millrace.streams.records import Read
 from millrace.streams.source import Position, Source, Topic
+from millrace.streams.stream import Stream
 
 Piece = tuple[str, int, int]  # partition, from, to
+NEVER = 1 << 62  # a seq that no entry has
 
 
 def path_of(entries: Iterable[Entry], after_seq: int) -> list[Piece]:
@@ -27,6 +30,40 @@ def path_of(entries: Iterable[Entry], after_seq: int) -> list[Piece]:
             else:
                 path.append((tp, start, stop))
     return path
+
+
+def past(journal_of: Callable[[str], Stream], branch: str) -> list[Piece]:
+    """What led to the state of a branch: its reads, after those of its parents up to where each was left; the oldest first."""
+    path: list[Piece] = []
+    seq = NEVER
+    while True:
+        entries = list(counted(journal_of(branch), branch, Cursor()))
+        path = path_of((entry for entry in entries if entry.seq <= seq), 0) + path
+        fork = entries[0] if entries else None
+        if not isinstance(fork, Fork) or fork.parent is None:
+            return path
+        branch, seq = fork.parent.branch, fork.parent.seq
+
+
+def future(journal_of: Callable[[str], Stream], branch: str, after_seq: int) -> list[Piece]:
+    """What a branch has read after one of its states, then what the branches that took its place have."""
+    path: list[Piece] = []
+    heir: str | None = branch
+    while heir is not None:
+        cursor = Cursor()
+        path += path_of(counted(journal_of(heir), heir, cursor), after_seq)
+        heir, after_seq = None if cursor.ended is None else cursor.ended.successor, 0
+    return path
+
+
+def onward(path: Iterable[Piece], position: Position) -> list[Piece]:
+    """What of a path lies ahead of a position, each offset once and none left out; partitions that it lacks are not read."""
+    at, ahead = dict(position), list[Piece]()
+    for tp, _, stop in path:
+        if stop > at.get(tp, stop):
+            ahead.append((tp, at[tp], stop))
+            at[tp] = stop
+    return ahead
 
 
 class Retraced:

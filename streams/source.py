@@ -68,6 +68,9 @@ class Producer(Protocol):
 class Log(Producer, Protocol):
     """What a pipeline appends to, and what can be asked of it beside reading."""
 
+    def create_topic(self, name: str, partitions: int = 1) -> Topic:
+        """The topic, made now unless it is there."""
+
     def bounds(self, tp: str) -> tuple[int, int]:
         """First offset still there, and the next to be written."""
 

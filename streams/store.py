@@ -74,6 +74,7 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     records: int
     learned: int  # rows
     scores: dict[str, dict[str, Any]]  # totals of answers given before their rows were learned: "scores", "served_scores"
+    included: list[int] = []  # exclusions of the fork that acts have ended, by their place
 
     @property
     def runs(self) -> list[Run]:

@@ -256,6 +256,11 @@ def _begun(recipe: Recipe, doors: Doors, summary: Summary, report: Report) -> Fo
     if fork.parent is None:
         return recipe.fold(fork)
     report.base = f"version {fork.parent.branch}.{fork.parent.seq}"
+    if fork.learner_from != fork.join_from:  # two states became one, which is done again
+        try:
+            return start(recipe, doors.store, fork)
+        except DamageError:
+            report.base = "its own copy of the start"
     for mark in [mark for mark in summary.marks if mark.state_seq == 1]:
         try:
             fold = recipe.fold(fork)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from millrace.learners.errors import TooManyRejectedError
-from millrace.streams.branch import Doors, Recipe, begin, check_retention, refold, restore, warn_of_retention
+from millrace.streams.branch import Doors, Recipe, begin, check_retention, in_force, refold, restore, warn_of_retention
 from millrace.streams.chronicle import Chronicle
 from millrace.streams.codec import Refused, Rows
 from millrace.streams.entries import Act, Host, Mark, StateName, Step
@@ -25,6 +24,7 @@ from millrace.streams.outputs import (
 from millrace.streams.records import Read
 from millrace.streams.served import Served
 from millrace.streams.snapshots import Snapshot, Snapshots
+from millrace.streams.wall import Wall
 
 PAUSE_S = 0.005  # between two looks at a source that had nothing
 NEVER = 1 << 62  # a seq that no entry has
@@ -57,22 +57,6 @@ class WorkerConfig:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
         if not 0.0 < self.stop_share <= 1.0:
             raise ValueError(f"stop_share = {self.stop_share}: must be above 0 and at most 1")
-
-
-class Wall:
-    """The wall clock. It decides when to look again and what is ahead of its time; it never reaches a learner."""
-
-    def now_ms(self) -> int:
-        """Milliseconds since 1970."""
-        return time.time_ns() // 1_000_000
-
-    def elapsed_ms(self) -> int:
-        """Milliseconds since some moment; nobody sets this clock back."""
-        return time.monotonic_ns() // 1_000_000
-
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
-        time.sleep(seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +170,8 @@ class Worker:
         """The id of the branch's newest version."""
         return newest_version(self._chronicle.marks)
 
+    # Running
+
     def run(self, enough: Callable[[Worker], bool]) -> None:
         """Step until ``enough`` says so, then mark a version.
 
@@ -193,6 +179,7 @@ class Worker:
         """
         pauses = 0
         while not enough(self):
+            self.heed()
             phases = sum(1 for _ in self.step())
             self.mark_when_due()
             if not phases:
@@ -201,6 +188,13 @@ class Worker:
                 if pauses % CHECK_PAUSES == 0:
                     self._writer.check()  # an idle worker hears of its successor too
         self.close()
+
+    def heed(self) -> None:
+        """Journal and apply what operators have decided for this branch: exclusions that end. Between two steps."""
+        lifted = set() if self._doors.retention is None else self._doors.retention.included(self.branch)
+        for place in sorted(lifted - set(self.fold.included.get(self.branch, ()))):
+            self.fold.act(self._writer.include(place))
+            self._unversioned = True
 
     def caught_up(self) -> bool:
         """Whether the log has nothing more and no row waits for its batch."""
@@ -269,7 +263,7 @@ class Worker:
         for read in reads:
             ahead = [event for event in read.events if event.timestamp_ms > horizon_ms]
             timely = [event for event in read.events if event.timestamp_ms <= horizon_ms] if ahead else read.events
-            decoded, bad = self._reader.decode(timely, read.tp)
+            decoded, bad = in_force(self._reader, self.fold).decode(timely, read.tp)
             bad += [Refused(event, "ahead-of-time", f"its timestamp is past {horizon_ms} ms") for event in ahead]
             rows.append(decoded)
             refused += [(read.tp, one) for one in sorted(bad, key=lambda one: one.event.offset)]
@@ -378,9 +372,9 @@ class Worker:
             version=snapshot.version,
         )
         self._writer.append(mark)
-        self._chronicle.marked(mark, snapshot.manifest.segment, asked_s)
         if self._doors.marked is not None:
             self._doors.marked(self.fold.position)
+        self._chronicle.marked(mark, snapshot.manifest.segment, asked_s)
 
     def close(self) -> None:
         """Mark the present state as a version, unless the newest mark already does.
@@ -394,6 +388,11 @@ class Worker:
             self._mark(self._snapshots.finished(wait=True))
         self._doors.producer.flush()
         self._snapshots.close()
+
+    def end(self, cause: str, successor: str) -> None:
+        """Close; the branch goes no further: nothing counts between its last version and its end. Raises: ReplacedError."""
+        self.close()
+        self._writer.end(cause, successor)
 
 
 def _records(reads: Sequence[Read]) -> int:

@@ -17,11 +17,14 @@ from broken import TWINS, D, Means
 
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Batch, Learner, State
+from millrace.learners.river_adapter import MODELS, WEIGHED, RiverConfig
 from millrace.learners.table import LEARNERS
 
 ROWS = 48  # rows of a lesson in the suite
 SOLVE_ROWS = 20  # falls inside lessons, and on the end of every fifth
-SLACK_BYTES = 20_000  # of allocator noise; 40 hoarded batches are 92,160 bytes of features
+SLACK_BYTES = (
+    40_000  # of allocator noise, free lists of small objects among it; 40 hoarded batches are 92,160 bytes of features
+)
 
 Make = Callable[[], Learner]
 Lessons = Callable[[int], Batch]  # seed -> the same labelled batch whenever it is called, in arrays of its own
@@ -63,6 +66,22 @@ def values(seed: int) -> Batch:
     return Batch(x, x[:, :2] * 3.0 + rng.normal(size=(ROWS, 2)))
 
 
+def unweighed(seed: int) -> Batch:
+    """The classes without weights."""
+    return replace(classes(seed), weight=None)
+
+
+def river(name: str) -> Make:
+    """Makes one of river's models."""
+    config = RiverConfig(name, task="regress" if MODELS[name] == "number" else "classify")
+    return lambda: LEARNERS["river"].learner(config, D, 3)
+
+
+def lessons_of(name: str) -> Lessons:
+    """What such a model can be taught."""
+    return values if MODELS[name] == "number" else classes if name in WEIGHED else unweighed
+
+
 CASES: dict[str, tuple[Make, Lessons]] = {
     "ridge": (ridge(), classes),
     "ridge, forgetting": (ridge(decay=0.99), classes),
@@ -91,6 +110,7 @@ CASES: dict[str, tuple[Make, Lessons]] = {
     "onpro": (network("onpro", image=(1, 2, 3), replay_rows=9, projection=6), classes),
     "pec": (network("pec"), classes),
 }
+CASES |= {f"river, {name.partition('.')[2]}": (river(name), lessons_of(name)) for name in MODELS}
 QUESTIONS = np.random.default_rng(99).normal(size=(17, D))
 
 
@@ -189,6 +209,7 @@ def a_batch_equals_its_rows(make: Make, lessons: Lessons) -> None:
 def memory_stays_bounded(make: Make, lessons: Lessons) -> None:
     """Forty more lessons take no more memory."""
     tracemalloc.start()  # before the first lesson: what is replaced by its like must not count as more
+    tracemalloc.start()  # before it is made, for a state that is replaced as a whole weighs as much as before
     try:
         learner = taught(make, lessons, *range(5))
         gc.collect()

@@ -133,6 +133,25 @@ def test_a_merged_regression_is_one() -> None:
     assert same_statistics(merge(shards)[0], whole, 1e-12)
 
 
+def test_what_does_not_fit_together_is_refused_before_anything_changes() -> None:
+    """Numbers with another count of outputs; and more classes than there is room for, merged or by another label."""
+    x, y = lessons(3)
+    two = learned(fresh("ridge", task="regress"), Batch(x[:50], x[:50, :2]))
+    before = two.state_dict().truth["gram"]
+    for wrong in (lambda: forget(two, Batch(x[:5], x[:5, 0])), lambda: relabel(two, Batch(x[:5], x[:5, :2]), x[:5, 0])):
+        with pytest.raises(LearnerError, match=r"one has \d outputs and the other \d"):
+            wrong()
+    assert np.array_equal(two.state_dict().truth["gram"], before)
+    room = {"most_classes": 2}
+    ants, cats = (learned(fresh("air", **room), Batch(x[y != gone], y[y != gone])) for gone in ("cat", "ant"))
+    with pytest.raises(LearnerError, match="3 classes together; there is room for most_classes = 2"):
+        merge({"a": ants, "b": cats})
+    first = Batch(x[y == "ant"][:1], y[y == "ant"][:1])
+    with pytest.raises(LearnerError, match="3 classes together"):
+        relabel(ants, first, np.array(["gnu"], dtype=object))
+    assert ants.servable().classes == tuple(ants.class_rows) and len(ants.class_rows) == 2
+
+
 # --- forget -----------------------------------------------------------------------------------------------------------
 
 

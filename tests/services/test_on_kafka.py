@@ -35,12 +35,17 @@ def tables(broker) -> Iterator[str]:
     """Where to put a pipeline called digits, of which the broker knows nothing afterwards."""
     with swept():
         yield on(broker)
-        link = Link(Cluster(broker.bootstrap), Secrets(), 1 << 20)
-        link.delete([name for name in link.names() if name.startswith("digits")])
-        link.close()
-        if logs._connected.cache_info().currsize:
-            logs._connected(Cluster(broker.bootstrap), 2 << 20).link.close()
-        logs._connected.cache_clear()
+        forget(broker)
+
+
+def forget(broker) -> None:
+    """Delete the topics of the pipeline called digits, and close this process's own connections."""
+    link = Link(Cluster(broker.bootstrap), Secrets(), 1 << 20)
+    link.delete([name for name in link.names() if name.startswith("digits")])
+    link.close()
+    if logs._connected.cache_info().currsize:
+        logs._connected(Cluster(broker.bootstrap), 2 << 20).link.close()
+    logs._connected.cache_clear()
 
 
 def told(folder: Path) -> dict[str, object]:

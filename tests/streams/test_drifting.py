@@ -101,7 +101,7 @@ def test_an_act_that_changes_the_learner_helps_and_is_proved(act: str) -> None:
     assert right[act] > right["version"] + 100
 
 
-@pytest.mark.parametrize(("act", "every"), [("version", 5), ("reset", 3), ("relearn", 3), ("raise-rate", 5)])
+@pytest.mark.parametrize(("act", "every"), [("version", 5), ("reset", 3), ("relearn", 7), ("raise-rate", 11)])
 def test_a_crash_between_any_two_phases_changes_no_byte_and_no_act(act: str, every: int) -> None:
     """Also between the step that raised the alarm and its act, and between the act and its version."""
     whole = rooms()

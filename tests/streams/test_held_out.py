@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from branches import SMALL, START_MS, Rooms, everything, make_events, recipe, run_to_end
-from forked import Forked, poisoned
+from forked import Forked, phases_to, poisoned
 from late import late_recipe, make_late_events
 
 from millrace.learners.protocol import Array, Batch, Floats, Value
@@ -198,6 +198,22 @@ def test_a_crash_a_refold_and_other_reads_change_no_bit(stop: int, read_rows: in
     assert report.proved and not report.findings
 
 
+def test_a_death_after_any_phase_of_any_step_changes_no_bit() -> None:
+    """A new process goes on each time; 60 records, every phase of every step and mark once."""
+    steady = Rooms(make_events(60))
+    whole = steady.worker(how=holding())
+    phases = sum(1 for _ in phases_to(whole, 60))
+    assert phases > 60
+    for count in range(1, phases):
+        rooms = Rooms(make_events(60))
+        for at, _ in enumerate(phases_to(rooms.worker(how=holding()), 60), 1):
+            if at == count:
+                break
+        again = rooms.worker(how=holding())
+        run_to_end(again, 60)
+        assert everything(again) == everything(whole), count
+
+
 def test_how_much_is_read_at_once_does_not_matter() -> None:
     """The same rows in reads of 5 and of 64 lead to the same reservoir and figures."""
     found = []
@@ -215,7 +231,7 @@ def test_outputs_carry_the_figures() -> None:
         rooms = Rooms(make_events(ROWS))
         worker = rooms.worker(how=how)
         run_to_end(worker, ROWS)
-        raw = rooms.producer.last(scores_topic("small"))
+        raw = rooms.producer.last(scores_topic("small", "main"))
         assert raw is not None
         said = json.loads(raw)["held_out"]
         assert (said is not None) == there
