@@ -4,7 +4,9 @@ PYTHON ?= python3
 DATA ?=
 PIPELINE ?= pipeline.toml
 JOBS ?= 2
+LOG ?=
 KAFKA_HOME ?=
+JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -35,8 +37,8 @@ help:  ## print this list
 
 setup: .venv/.ready  ## make the environment that `make run` needs (.venv, editable)
 
-run: .venv/.serve $(if $(DATA),.venv/.parquet)  ## watch a model learn and answer, be killed, resume and prove it (DATA=name for another stream)
-	.venv/bin/python -m millrace.services.story $(if $(DATA),--data $(DATA))
+run: .venv/.serve $(if $(DATA),.venv/.parquet) $(if $(LOG),.venv/.kafka $(if $(KAFKA_HOME),,.kafka/.ready))  ## watch a model learn and answer, be killed, resume and prove it (DATA=name for another stream, LOG=kafka)
+	.venv/bin/python -m millrace.services.story $(if $(DATA),--data $(DATA)) $(if $(LOG),--kafka $(JARS))
 
 up: .venv/.serve  ## learn and answer over HTTP and gRPC until Ctrl-C (PIPELINE=file.toml)
 	.venv/bin/millrace up $(PIPELINE)
@@ -65,7 +67,7 @@ format: .venv-test/.ready  ## let ruff lay out the code and mend what it can
 clients: .venv-clients/.ready $(if $(shell command -v go),.tools/bin/grpcurl)  ## make what the tests call us with: other people's clients
 
 kafka: .venv/.kafka $(if $(KAFKA_HOME),,.kafka/.ready)  ## run a Kafka broker of one's own until Ctrl-C (KAFKA_HOME=folder of one that is there)
-	.venv/bin/python -m millrace.services.broker --jars $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
+	.venv/bin/python -m millrace.services.broker --jars $(JARS)
 
 bench-ridge: .venv-test/.installed  ## ridge against the machine's own dsyrk and the textbook recursion
 	$(TEST)/python tests/bench/bench_ridge.py

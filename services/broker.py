@@ -176,6 +176,27 @@ def running(folder: Path, jars: Path = Path(JARS)) -> Iterator[Broker]:
         broker.stop()
 
 
+def tables(broker: Broker) -> str:
+    """What puts a pipeline file's log there."""
+    return f'\n[log]\nkind = "kafka"\n\n[log.kafka]\nbootstrap = "{broker.bootstrap}"\n'
+
+
+@contextmanager
+def of_a_story(jars: Path | None, home: Path) -> Iterator[str]:
+    """A broker that knows nothing, for as long as a story lasts, and the table that puts its pipeline there; without ``jars``
+    none, and nothing."""
+    if jars is None:
+        yield ""
+        return
+    folder = home / "story-broker"
+    if (folder / "server.properties").exists():  # an earlier story's
+        shutil.rmtree(folder)
+    with running(folder, jars) as broker:
+        yield tables(broker)
+        again = f"python -m millrace.services.broker --jars {jars} --folder {folder}"
+        click.echo(f"KAFKA    the broker ends with the story; to look on, begin it again: {again}")
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--jars", default=JARS, show_default=True, type=click.Path(path_type=Path), help="Folder of Kafka's jars.")
 @click.option("--folder", default=".kafka/broker", show_default=True, type=click.Path(path_type=Path), help="Of its data.")
@@ -189,7 +210,7 @@ def main(jars: Path, folder: Path, port: int) -> None:
     broker = Broker(folder, jars, port)
     broker.start()
     click.echo(broker.bootstrap)
-    click.echo(f'In a pipeline file:\n\n[log]\nkind = "kafka"\n\n[log.kafka]\nbootstrap = "{broker.bootstrap}"\n', err=True)
+    click.echo(f"In a pipeline file:\n{tables(broker)}", err=True)
     with suppress(KeyboardInterrupt):
         signal.pause()
     broker.stop()

@@ -52,6 +52,7 @@ class Plan:
     seconds: float  # that the stream takes, > 0
     seed: int  # of the rows' order and of the kills
     home: Path  # folder of all state
+    log: str = ""  # the table [log] of the pipeline file; empty: files in the folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def prepare(plan: Plan) -> Stage:
 
     Raises: BadInputError where the data set cannot be read; BusyError where another story runs there.
     """
-    text = MADE_BY + datasets.pipeline_toml(plan.data, f"story-{plan.data}") + WATCHED * (plan.data in NIGHTS)
+    text = MADE_BY + datasets.pipeline_toml(plan.data, f"story-{plan.data}") + WATCHED * (plan.data in NIGHTS) + plan.log
     values = datasets.values(plan.data, plan.seed)
     if plan.data in NIGHTS:
         values = iter(held_back(list(values), datasets.data_set(plan.data).label.name))

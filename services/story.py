@@ -27,6 +27,8 @@ import numpy as np
 
 from millrace.learners.errors import MillraceError, NotProvedError
 from millrace.services import datasets, night_plots, plots
+from millrace.services.arguments import remember
+from millrace.services.broker import of_a_story
 from millrace.services.callers import Asked, asking, labelling
 from millrace.services.config import home_folder
 from millrace.services.errors import FAILED, exit_code
@@ -57,6 +59,7 @@ from millrace.streams.records import tp_name
 KILL_AT = ((0.28, 0.45), (0.6, 0.8))  # shares of the stream between which each kill is drawn
 LATEST_S = 0.05  # from a row's arrival to a kill: long enough to hit any point of the step that reads it
 LAST_WORD_S = 1.0  # for callers, after everything was learned
+KAFKA_HELP = "On a Kafka broker of the story's own, from a folder of its jars; else in files."
 SMALLEST_WINDOW = 100  # rows of the windowed scores
 WIDEST = 110  # characters of the terminal plot
 
@@ -221,12 +224,19 @@ def look_on(stage: Stage) -> None:
     click.echo(f"LOOK ON  {_millrace()} status {stage.pipeline}")
 
 
+jars_path = click.Path(path_type=Path)
+kafka_option = click.option("--kafka", type=jars_path, metavar="JARS", callback=remember, expose_value=False, help=KAFKA_HELP)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--data", default="digits", show_default=True, metavar="NAME", help="A data set; `help` lists them.")
 @click.option("--rows", default=0, metavar="N", help=f"Stream at most N rows; 0 (default): at most {MOST_ROWS:,}.")
 @click.option("--seconds", default=24.0, show_default=True, metavar="S", help="How long the stream takes.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the rows' order and of the kills.")
 @click.option("--home", metavar="DIR", help="Folder of all state (else $MILLRACE_HOME, else .millrace).")
+@click.option(
+    "--kafka", type=click.Path(path_type=Path), metavar="JARS", callback=remember, expose_value=False, help=KAFKA_HELP
+)
 @click.option("--night/--no-night", default=True, show_default=True, help="Whether a night call follows; digits have one.")
 def main(data: str, rows: int, seconds: float, seed: int, home: str | None, night: bool) -> None:
     """Stream a data set to a served pipeline whose trainer is killed twice, then prove and show what it learned.
@@ -239,13 +249,14 @@ def main(data: str, rows: int, seconds: float, seed: int, home: str | None, nigh
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))
     try:
         start_s = time.monotonic()
-        stage = prepare(Plan(data, rows, seconds, seed, home_folder(home)))
-        tell(stage, conclude(stage, play(stage)))
-        if night and stage.plan.data in NIGHTS and not stage.left:
-            say("\nthe night call: the pipeline is served again")
-            tell_night(stage, play_night(stage))
-        click.echo(f"TOTAL    {time.monotonic() - start_s:.0f} s")
-        look_on(stage)
+        with of_a_story(click.get_current_context().meta.get("kafka"), home_folder(home)) as log:
+            stage = prepare(Plan(data, rows, seconds, seed, home_folder(home), log))
+            tell(stage, conclude(stage, play(stage)))
+            if night and stage.plan.data in NIGHTS and not stage.left:
+                say("\nthe night call: the pipeline is served again")
+                tell_night(stage, play_night(stage))
+            click.echo(f"TOTAL    {time.monotonic() - start_s:.0f} s")
+            look_on(stage)
     except MillraceError as error:
         click.echo(f"millrace: {error}", err=True)
         sys.exit(exit_code(error))

@@ -258,6 +258,11 @@ class KafkaSource:
                     f"Topic {name} {what}. Restore the log from a copy, or begin a branch on it with --branch NEW."
                 )
         if added := [name for name, before in self._topics.items() if now[name].partitions > before.partitions]:
+            if self._shard != WHOLE and len(self._topics) > 1:
+                raise DamageError(
+                    f"Partitions were added to topic {added[0]}, so what belongs together may lie in other shards from now on. "
+                    "Begin a branch on it with --branch NEW."
+                )
             log.warning("Partitions were added to topic %s; they are read from their beginning.", ", ".join(added))
             self._topics = now
             self.close()  # clients that know of them take over

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from millrace.learners.errors import ConfigError, DamageError, StorageError
+from millrace.learners.errors import ConfigError, DamageError, OffsetsGoneError, StorageError
 from millrace.streams.kafka import Link, Reader, Sent
 from millrace.streams.records import Record, tp_name
 from millrace.streams.stream import pruned
@@ -91,12 +91,14 @@ class KafkaStream:
             return
         reader = self._readers.take()
         try:
-            first, end = reader.bounds([self._tp])[self._tp]
-            if start < first:
-                raise pruned(f"Topic {self.topic}", start, first)
+            end = reader.ends([self._tp])[self._tp]  # one question, as replicas ask it twenty times a second
             if start < end:
+                if start < (first := reader.bounds([self._tp])[self._tp][0]):
+                    raise pruned(f"Topic {self.topic}", start, first)
                 reader.go_to({self._tp: start})
                 yield from self._until(reader, start, end)
+        except OffsetsGoneError as error:  # deleted meanwhile
+            raise pruned(f"Topic {self.topic}", start, self.first()) from error
         finally:
             self._readers.give_back(reader)
 

@@ -31,16 +31,20 @@ def on(broker) -> str:
 
 
 @pytest.fixture
-def tables(broker) -> Iterator[str]:
+def tables(broker, tmp_path: Path) -> Iterator[str]:
     """Where to put a pipeline called digits, of which the broker knows nothing afterwards."""
     with swept():
         yield on(broker)
-        link = Link(Cluster(broker.bootstrap), Secrets(), 1 << 20)
-        link.delete([name for name in link.names() if name.startswith("digits")])
-        link.close()
-        if logs._connected.cache_info().currsize:
-            logs._connected(Cluster(broker.bootstrap), 2 << 20).link.close()
-        logs._connected.cache_clear()
+        forget(broker, next(tmp_path.rglob("digits.toml")))
+
+
+def forget(broker, pipeline: Path) -> None:
+    """Delete the topics of the pipeline called digits, and close this process's own connections."""
+    link = Link(Cluster(broker.bootstrap), Secrets(), 1 << 20)
+    link.delete([name for name in link.names() if name.startswith("digits")])
+    link.close()
+    logs.OnKafka(load_pipeline(pipeline).pipeline)._readers.link.close()
+    logs._connected.cache_clear()
 
 
 def told(folder: Path) -> dict[str, object]:

@@ -148,7 +148,7 @@ def test_a_signal_stops_a_replay_with_the_way_on(tmp_path: Path) -> None:
 def under_way(folder: Path) -> subprocess.Popen[str]:
     """A replay that has begun its branch."""
     process = started(folder, "run", planned(folder))
-    while process.poll() is None and not instance(folder).journal_path("replay-1").exists():
+    while process.poll() is None and not instance(folder).has_branch("replay-1"):
         time.sleep(0.01)
     time.sleep(0.2)
     return process

@@ -87,11 +87,11 @@ def test_deaths_of_the_worker_at_any_moment_lose_nothing_and_learn_nothing_twice
 def test_deaths_of_the_broker_lose_nothing_and_the_worker_goes_on_by_itself(pipeline, broker, points: int) -> None:
     """At seeded moments while rows keep coming and are learned: one worker lives through all of them."""
     chance = random.Random(13)
-    producer = threading.Thread(target=append, args=(pipeline, 60, points / 20))
+    producer = threading.Thread(target=append, args=(pipeline, 60, points * 0.12))
     worker = subprocess.Popen(command("run", pipeline, "--follow"), stdout=subprocess.DEVNULL)
     producer.start()
     for _ in range(points):
-        time.sleep(chance.uniform(0.2, 2.0))
+        time.sleep(chance.uniform(3.0, 8.0))  # long enough for clients to find it again now and then
         broker.kill()
         time.sleep(chance.uniform(0.0, 0.5))
         broker.start()
