@@ -8,7 +8,6 @@ data in a folder of its own. Nothing of it is replicated, so it is for developme
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import signal
 import socket
@@ -23,6 +22,7 @@ from pathlib import Path
 import click
 
 from millrace.learners.errors import StorageError
+from millrace.services.ports import free_port
 
 JARS = ".kafka/jars"  # where `make kafka` puts them
 START_S = 60.0  # until the broker listens
@@ -149,15 +149,6 @@ class Broker:
 def _guarding(pid: int) -> subprocess.Popen[bytes]:
     """A shell that kills the broker when this process ends, however it ends: then the pipe between them closes."""
     return subprocess.Popen(["sh", "-c", f"cat; kill -9 {pid}"], stdin=subprocess.PIPE, start_new_session=True)
-
-
-def free_port() -> int:
-    """One that nobody listens on, and that the kernel hands to no connection."""
-    while True:
-        port = 10_000 + secrets.randbelow(10_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def _listens(port: int) -> bool:

@@ -1,4 +1,4 @@
-"""Ports that belong to one instance."""
+"""Ports that are free, and those that belong to one instance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from millrace.learners.errors import BusyError
@@ -16,6 +16,15 @@ from millrace.learners.errors import BusyError
 PORTS = 100  # of an instance: half of them for HTTP, half for gRPC
 OWN = 10  # the first of them: the proxy's own, never those that the kernel hands out to connections
 TRIES = 50  # to find so many
+
+
+def free_port() -> int:
+    """One that nobody listens on, and that the kernel hands to no connection."""
+    while True:
+        port = 10_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
-import socket
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +16,7 @@ from millrace.services.callers import Late, Where
 from millrace.services.config import load_pipeline
 from millrace.services.endpoint_status import found, overview
 from millrace.services.instance import BRANCH, Instance
+from millrace.services.ports import free_port
 from millrace.services.processes import Process, Processes
 from millrace.streams.branch import Doors
 from millrace.streams.outputs import Output, last_output
@@ -144,7 +142,7 @@ def named(stage: Stage) -> list[str]:
 
 def start_server(stage: Stage, processes: Processes) -> Process:
     """`millrace up` on free ports; returns when its trainer answers."""
-    ports = ["--port", str(_free_port()), "--grpc-port", str(_free_port())]
+    ports = ["--port", str(free_port()), "--grpc-port", str(free_port())]
     server = processes.start("server", ["up", *named(stage), *ports])
     say(f"server {server.pid} starts Ray, a trainer and two replicas")
     processes.wait_until(lambda: trainer_pid(stage) is not None)
@@ -165,15 +163,6 @@ def trainer_pid(stage: Stage) -> int | None:
         return None if place is None else overview(stage.instance, place)["trainer"].get("pid")
     except (OSError, msgspec.DecodeError):
         return None
-
-
-def _free_port() -> int:
-    """One that nobody listens on, and that the kernel hands to no connection."""
-    while True:
-        port = 10_000 + secrets.randbelow(10_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def newest_output(stage: Stage, branch: str = BRANCH) -> Output | None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rooms import MILLRACE, PATIENCE_S, clean_environment
+
+from millrace.services.ports import free_port  # callers import it from here
 
 ROW = {
     "inputs": [
@@ -24,15 +24,6 @@ ROW = {
         {"name": "site", "datatype": "BYTES", "shape": [1], "data": ["north"]},
     ]
 }
-
-
-def free_port() -> int:
-    """One that nobody listens on, and that the kernel hands to no connection."""
-    while True:
-        port = random.randrange(10_000, 20_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 @dataclass

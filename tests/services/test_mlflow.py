@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from millrace.services.config import load_pipeline
 from millrace.services.export import opened
 from millrace.services.follower import Archive
 from millrace.services.instance import Instance
+from millrace.services.ports import free_port
 
 pytest.importorskip("sqlalchemy", reason="the server needs MLflow with all that belongs to it: uv pip install mlflow")
 pytest.importorskip("mlflow.version", reason="MLflow is not installed, the extra `mlflow`")
@@ -38,13 +38,6 @@ SAFE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETR
 def environment() -> dict[str, str]:
     """Of MLflow's processes: its programs are beside our Python."""
     return clean_environment() | SAFE | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
