@@ -105,6 +105,7 @@ def warm_start(instance: Instance, branch: str, path: Path) -> None:
 
     Raises: BadInputError where it has begun without.
     """
+    instance.refuse_shards("A warm start")
     if instance.has_branch(branch) and summarise(instance.journal(branch), branch).fork is not None:
         if topic_of(instance, branch) not in instance.first_topics(branch):
             raise BadInputError(

@@ -15,6 +15,7 @@ from millrace.services.follower import Archive
 from millrace.services.instance import Instance, require_branch
 from millrace.services.looking import certify, prove, proven
 from millrace.services.sharded import is_merged, merge_again, merged_from
+from millrace.services.versions import verified
 from millrace.streams.entries import Mark
 from millrace.streams.ledger import DIFFERS
 from millrace.streams.verify import Report, verify_version
@@ -64,13 +65,25 @@ def prove_branch(instance: Instance, branch: str) -> list[Report]:
     reports = [prove(instance, shard) for shard in instance.shards(branch)]
     released = instance.ledger().released
     marks = [mark for mark in Archive(instance).marks(branch) if mark.version is not None and mark.version not in released]
-    return [*reports, *(_prove_merge(instance, mark, float("inf")) for mark in marks)]
+    gone = [mark for mark in marks if _gone(instance, str(mark.version))]
+    merges = [_prove_merge(instance, mark, float("inf")) for mark in marks if mark not in gone]
+    return [*reports, *merges, *([Report(branch, base="certificates alone", unproved=gone)] if gone else [])]
+
+
+def _gone(instance: Instance, version: str) -> list[str]:
+    """What a version merges and is no longer kept, so that it cannot be merged again."""
+    return [part for part in merged_from(instance, version) if part in instance.ledger().released]
 
 
 def _prove_merge(instance: Instance, mark: Mark, budget_s: float) -> Report:
     """Prove what a version merges, unless that is certified, and merge it again."""
     version, certificates = str(mark.version), instance.ledger().certificates
     parts = merged_from(instance, version)
+    if gone := _gone(instance, version):
+        raise NotProvedError(
+            f"Version {version} merges {', '.join(gone)}, which is no longer kept, so it cannot be merged again. It is "
+            f"{verified(instance.ledger(), version)}."
+        )
     for part in parts:
         if part not in certificates or not certificates[part].holds:
             prove_version(instance, part, budget_s=budget_s)

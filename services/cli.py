@@ -18,6 +18,7 @@ from millrace.services.errors import FAILED, exit_code
 from millrace.services.instance import Instance
 from millrace.services.replay_commands import replay
 from millrace.services.version_commands import VERSION_COMMANDS, settle, settle_learner
+from millrace.streams.sharding import refuse_name
 
 if TYPE_CHECKING:
     from millrace.streams.verify import Report
@@ -62,9 +63,10 @@ warm_option = click.option(
 
 
 def warmed(instance: Instance, branch: str) -> None:
-    """Do what --warm-start says."""
+    """Do what --warm-start says, for a branch of a name that it can have."""
     from millrace.services import backfill
 
+    refuse_name(branch, instance.loaded.pipeline.shards)
     if (file := click.get_current_context().meta["warm_start"]) is not None:
         backfill.warm_start(instance, branch, file)
 
@@ -147,8 +149,9 @@ def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, re
 
     Example: millrace up digits.toml
     """
-    from millrace.services import serving
+    from millrace.services import deciding, serving
 
+    deciding.refuse_part(instance, branch)
     tokens = click.get_current_context().meta["tokens"]
     warmed(instance, branch)
     serving.up(instance, branch, serving.Listening(host, port, grpc_port, replicas, endpoint_token(), tokens))

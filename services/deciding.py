@@ -16,9 +16,10 @@ from millrace.learners.errors import BadInputError, MillraceError, NotCountedErr
 from millrace.services.config import NAME_CHARACTERS
 from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance, require_branch
-from millrace.services.last_good import LAST_GOOD, last_good
+from millrace.services.last_good import LAST_GOOD, last_good_of
 from millrace.services.versions import NEWEST, resolved
 from millrace.streams.ledger import Alias, Ledger, Serve, Target, append_decision, words
+from millrace.streams.sharding import WHOLE, merging_branch, shard_of
 
 log = logging.getLogger("millrace")
 
@@ -58,10 +59,12 @@ def plan(instance: Instance, to: Target) -> Change:
     ledger = instance.ledger()
     if to.version is not None:
         to = Target(version=resolved(instance, to.version))
+        refuse_part(instance, str(to.version).rpartition(".")[0])
         _refuse_released(ledger, str(to.version))
         Archive(instance).check(str(to.version))
     else:
         require_branch(instance, str(to.follow))
+        refuse_part(instance, str(to.follow))
     return Change(ledger.serving.get(ENDPOINT), to)
 
 
@@ -97,12 +100,21 @@ def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
     if version == NOTHING:
         return Naming(name, ledger.aliases.get(name), None)
     version = resolved(instance, version)
+    refuse_part(instance, version.rpartition(".")[0])
     _refuse_released(ledger, version)
     Archive(instance).check(version)
     certificate = ledger.certificates.get(version)
     if certificate is not None and not certificate.holds:
         raise NotProvedError(f"Version {version} {certificate.verdict}, says its certificate. It is not promoted.")
     return Naming(name, ledger.aliases.get(name), version)
+
+
+def refuse_part(instance: Instance, branch: str) -> None:
+    """Raises: BadInputError where a branch is one of several shards, which no endpoint and no alias is for."""
+    if instance.loaded.pipeline.shards > 1 and shard_of(branch) != WHOLE:
+        raise BadInputError(
+            f"Branch {branch} is a shard and has learned a part of the log. Name {merging_branch(branch)}, or a version of it."
+        )
 
 
 def _refuse_released(ledger: Ledger, version: str) -> None:
@@ -122,7 +134,7 @@ def _version_before(instance: Instance) -> str:
     branch = now.follow or str(now.version).rpartition(".")[0]
     marks = archive.marks(branch)
     versions = [mark.version for mark in marks if mark.version is not None]
-    good = last_good(marks, instance.store(), ledger)
+    good = last_good_of(instance, branch, ledger)
     if good is not None and (now.version not in versions or versions.index(good) < versions.index(now.version)):
         return good
     earlier = versions[: versions.index(now.version)] if now.version in versions else versions
@@ -139,7 +151,7 @@ def name_last_good(instance: Instance, branch: str) -> None:
     """Let the alias last-good name it, where an alarm has been raised; another hand that was faster is left alone."""
     try:
         ledger = instance.ledger()
-        version, now = last_good(Archive(instance).marks(branch), instance.store(), ledger), ledger.aliases.get(LAST_GOOD)
+        version, now = last_good_of(instance, branch, ledger), ledger.aliases.get(LAST_GOOD)
         if version is not None and version != now:
             decide(instance, Naming(LAST_GOOD, now, version), "drift alarm")
     except MillraceError as error:

@@ -59,6 +59,8 @@ class Archive:
     def mark(self, version: str) -> Mark:
         """The mark of a version. Raises: MillraceError where there is none."""
         branch = version.rpartition(".")[0]
+        if not branch:
+            raise MillraceError(f"There is no version or alias {version!r}; `millrace versions` lists them.")
         found = [mark for mark in self.marks(branch) if mark.version == version]
         if not found:
             there = ", ".join(str(mark.version) for mark in self.marks(branch)[-8:] if mark.version) or "none"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from millrace.learners.errors import BusyError, DamageError, MillraceError, StorageError
+from millrace.learners.errors import BadInputError, BusyError, DamageError, MillraceError, StorageError
 from millrace.learners.table import LEARNERS
 from millrace.services.config import Loaded
 from millrace.services.logs import Logs, logs_of
@@ -82,6 +82,14 @@ class Instance:
     def shards(self, branch: str) -> list[str]:
         """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""
         return shard_branches(branch, self.loaded.pipeline.shards if shard_of(branch) == WHOLE else 1)
+
+    def refuse_shards(self, what: str) -> None:
+        """Raises: BadInputError where the pipeline has several shards, for which ``what`` cannot be done."""
+        if (count := self.loaded.pipeline.shards) > 1:
+            raise BadInputError(
+                f"{what} is for pipelines of one shard, and this one has {count}. `millrace rollback` and `millrace serve` go "
+                "back to any version; to learn otherwise, run the pipeline with shards = 1 as --branch NEW."
+            )
 
     @property
     def _logs(self) -> Logs:

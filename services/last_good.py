@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from millrace.learners.errors import DamageError
+from millrace.services.follower import Archive
+from millrace.services.instance import Instance
 from millrace.streams.branch import load_part
-from millrace.streams.entries import Mark
+from millrace.streams.entries import Mark, Merge
+from millrace.streams.journal import Cursor, counted
 from millrace.streams.ledger import Ledger
 from millrace.streams.store import Store
 
 LAST_GOOD = "last-good"  # the alias
+NO_ALARM = 1 << 62  # a seq that every other is before
 
 
 def last_good(marks: Sequence[Mark], store: Store, ledger: Ledger) -> str | None:
@@ -27,6 +31,35 @@ def last_good(marks: Sequence[Mark], store: Store, ledger: Ledger) -> str | None
     before = [mark for mark in versions if mark.version not in belied and _learned(store, mark) <= onset]
     proved = [mark for mark in before if mark.version in ledger.certificates]
     return next((mark.version for mark in reversed(proved or before)), None)
+
+
+def last_good_of(instance: Instance, branch: str, ledger: Ledger) -> str | None:
+    """Of a branch. Of one that merges shards: the newest version of what each shard was before its own newest alarm began.
+
+    Raises: DamageError where a journal is damaged.
+    """
+    archive, store = Archive(instance), instance.store()
+    if instance.shards(branch) == [branch]:
+        return last_good(archive.marks(branch), store, ledger)
+    ends = {shard: _good_seq(archive.marks(shard), store) for shard in instance.shards(branch)}
+    if all(seq == NO_ALARM for seq in ends.values()):
+        return None
+    entries = counted(instance.journal(branch), branch, Cursor())
+    before = {
+        f"{branch}.{entry.seq}"
+        for entry in entries
+        if isinstance(entry, Merge) and all(seq <= ends[shard] for shard, seq, _ in entry.of)
+    }
+    good = [mark.version for mark in archive.marks(branch) if mark.version in before - ledger.released]
+    sound = [one for one in good if one not in ledger.certificates or ledger.certificates[one].holds]
+    proved = [one for one in sound if one in ledger.certificates]
+    return next(reversed(proved or sound), None)
+
+
+def _good_seq(marks: Sequence[Mark], store: Store) -> int:
+    """Of the newest mark of a shard that had learned nothing since its newest alarm began."""
+    onset = onset_rows(marks, store)
+    return NO_ALARM if onset is None else max((mark.state_seq for mark in marks if _learned(store, mark) <= onset), default=0)
 
 
 def onset_rows(marks: Sequence[Mark], store: Store) -> int | None:

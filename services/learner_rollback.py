@@ -65,6 +65,7 @@ def plan_learner(instance: Instance, version: str | None) -> Rewinding:
     Raises: BusyError where another operation is; MillraceError where there is no such version or it has read further than the
     branch; ConfigError where its state is no longer this pipeline's; NotProvedError where it differs from its log.
     """
+    instance.refuse_shards("A rollback of the learner")
     use_threads(instance.loaded.pipeline.threads)
     ledger = instance.ledger()
     operation = ledger.operation

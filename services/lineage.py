@@ -14,6 +14,7 @@ from millrace.learners.errors import DamageError
 from millrace.learners.protocol import Value
 from millrace.services.instance import Instance
 from millrace.services.looking import shares
+from millrace.services.sharded import is_merged, merged_from
 from millrace.services.versions import verified
 from millrace.streams.branch import load_part, manifest_of
 from millrace.streams.entries import Fork, Mark
@@ -68,6 +69,8 @@ class Genealogy:
             "offsets": _offsets({} if segment is None else segment.began, counts["position"]),
         }
         facts |= {} if segment is None else _said(segment)
+        if is_merged(self.instance, mark.branch):
+            facts["merges"] = ", ".join(merged_from(self.instance, str(mark.version)))
         scored = {f"metric.{name}": f"{value:.6g}" for name, value in metrics(self.instance, mark).items()}
         return {PREFIX + name: str(value) for name, value in (facts | scored).items() if value is not None}
 
@@ -129,9 +132,12 @@ def metrics(instance: Instance, mark: Mark) -> dict[str, float]:
 
 def _totals(instance: Instance, mark: Mark, part: str) -> dict[str, Any]:
     """As the version's segment has them; of an old version, as its checkpoint has."""
-    segment = manifest_of(instance.store(), mark).segment
+    manifest = manifest_of(instance.store(), mark)
+    segment = manifest.segment
     if segment is not None and part in segment.scores:
         return segment.scores[part]
+    if part not in manifest.parts:  # a merge: its shards have the scores
+        return {"rows": 0}
     scores = load_part(instance.store(), mark, part)
     return {name: _plain(value) for name, value in scores.get("totals", scores).items()}
 

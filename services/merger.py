@@ -15,6 +15,7 @@ from dataclasses import replace
 from millrace.learners.errors import BusyError, DamageError, MillraceError, ReplacedError, StorageError
 from millrace.services.bundle import Identity, Parts, identity_of
 from millrace.services.current import Blob, Publication
+from millrace.services.deciding import name_last_good
 from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.sharded import merging, newest_versions
@@ -147,6 +148,8 @@ class Merger:
         if versions and versions != self._marked_versions:
             version = writer.version_of(marks)
             self._marked_versions = versions
+            if self._instance.recipe.drift is not None:
+                name_last_good(self._instance, self._branch)
             log.info("version %s merges %s", version, ", ".join(map(str, versions)))
 
     def _seen(self, shards: Sequence[str]) -> bool:

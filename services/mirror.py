@@ -23,6 +23,7 @@ from millrace.services.instance import Instance
 from millrace.services.lineage import PREFIX, Genealogy, Listed, metrics, standing
 from millrace.streams.entries import Mark
 from millrace.streams.ledger import Ledger
+from millrace.streams.sharding import WHOLE, shard_of
 from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
@@ -161,8 +162,9 @@ class Mirror:
         return numbers
 
     def _marks(self) -> list[Mark]:
-        """Of every version that is kept, branch by branch."""
-        marks = [mark for branch in self._instance.branches() for mark in self._archive.marks(branch)]
+        """Of every version that is kept, branch by branch; shards are not served, so their merges alone."""
+        branches = [name for name in self._instance.branches() if shard_of(name) == WHOLE]
+        marks = [mark for branch in branches for mark in self._archive.marks(branch)]
         return [mark for mark in marks if mark.version is not None and mark.version not in self._ledger.released]
 
     def _upload(self, mark: Mark, tags: dict[str, str]) -> str | None:

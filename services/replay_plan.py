@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance
 from millrace.services.operations import new_branch
 from millrace.services.running import heir_of
+from millrace.services.versions import resolved
 from millrace.streams.branch import Doors, changed, start
 from millrace.streams.entries import Fork, Mark, Rejected, Step
 from millrace.streams.exclusions import Exclusion, left_out, words
@@ -103,7 +104,9 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
     Raises: MillraceError where there is no such version; ConfigError where its state is no longer this pipeline's;
     OffsetsGoneError where the log no longer has what is to be read; BadInputError for offsets or a file that cannot be.
     """
+    instance.refuse_shards("A replay")
     use_threads(instance.loaded.pipeline.threads)
+    origin = origin if origin.version is None else replace(origin, version=resolved(instance, origin.version))
     branch = new_branch(instance, "replay")
     exclude = [*(inherited := _inherited(instance, origin)), *(one for one in exclude if one not in inherited)]
     if origin.version is None:

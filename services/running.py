@@ -83,7 +83,8 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
         before = worker.fold.records
         worker.run(_Until(bounds, before))
-        if worker.fold.drift is not None and worker.fold.drift.newest is not None:
+        drift = worker.fold.drift
+        if drift is not None and drift.newest is not None and merging_branch(branch) == branch:
             name_last_good(instance, branch)
         return Done(branch, worker.epoch, worker.seq, worker.fold.records - before, worker.newest_version)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from millrace.learners.errors import BadInputError
 from millrace.learners.table import LEARNERS
+from millrace.services.deciding import name_last_good
 from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.running import Bounds, Done, run, serve_first
@@ -56,6 +57,8 @@ def run_shards(instance: Instance, branch: str, bounds: Bounds, take_over: bool)
     read = sum(run(instance, shard, bounds, take_over).read for shard in instance.shards(branch))
     with merging(instance, branch, take_over) as writer:
         version = writer.version_of(newest_versions(Archive(instance), instance.shards(branch)))
+        if instance.recipe.drift is not None:
+            name_last_good(instance, branch)
         return Done(branch, writer.epoch, writer.seq, read, version)
 
 

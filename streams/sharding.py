@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from millrace.learners.errors import BadInputError
 from millrace.streams.records import split_tp
 from millrace.streams.schema import Schema
 
@@ -62,6 +63,18 @@ def merging_branch(branch: str) -> str:
     """
     found = NAME.fullmatch(branch)
     return branch if found is None else found[1]
+
+
+def refuse_name(branch: str, shards: int) -> None:
+    """Raises: BadInputError where a branch is named as a shard that a pipeline of so many shards has not.
+
+    >>> refuse_name("main-2of3", 3), refuse_name("main", 1)
+    (None, None)
+    """
+    shard = shard_of(branch)
+    if shard != WHOLE and (shard.of != shards or not 0 <= shard.at < shards):
+        there = ", ".join(shard_branches(merging_branch(branch), shards))
+        raise BadInputError(f"--branch {branch} names a shard, and the pipeline has shards = {shards}: {there}.")
 
 
 def refuse_unmergeable(schema: Schema, partitions: int, shards: int) -> None:
