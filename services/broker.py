@@ -33,9 +33,9 @@ PROPERTIES = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners={behind}PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners={proxy}PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs={data}
 auto.create.topics.enable=false
@@ -57,8 +57,11 @@ log.retention.check.interval.ms=1000
 class Broker:
     """One broker: started, killed and started again on the same port with the same data."""
 
-    def __init__(self, folder: Path, jars: Path = Path(JARS), port: int = 0) -> None:
-        """Its folder is made ready for use; nothing runs yet. Raises: StorageError where Java or the jars are not there."""
+    def __init__(self, folder: Path, jars: Path = Path(JARS), port: int = 0, proxy: int = 0) -> None:
+        """Its folder is made ready for use; nothing runs yet. Whoever comes in by ``behind`` is told to use the port ``proxy``.
+
+        Raises: StorageError where Java or the jars are not there.
+        """
         self._java = shutil.which("java")
         if self._java is None:
             raise StorageError(
@@ -72,6 +75,8 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self.port = port or self._port_before() or free_port()
+        self.behind = free_port() if proxy else 0
+        self._proxy = proxy
         self._prepare()
 
     @property
@@ -95,7 +100,9 @@ class Broker:
         """Settings and, once, an empty formatted data folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         data = self.folder / "data"
-        text = PROPERTIES.format(port=self.port, controller=free_port(), data=data)
+        names = ("behind", self.behind), ("proxy", self._proxy)
+        places = {name: f"PROXIED://127.0.0.1:{port}," if port else "" for name, port in names}
+        text = PROPERTIES.format(port=self.port, controller=free_port(), data=data, **places)
         self._properties.write_text(text, encoding="utf-8")
         if not (data / "meta.properties").exists():
             cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()

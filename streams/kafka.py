@@ -4,6 +4,7 @@ What is known of the client and guarded here (3.0.12; shared/specs/setting-up.md
 
 * After an exception a ``poll`` of the same consumer may never return, so a reader that has failed is never polled again.
 * An acknowledgement may name no offset: a duplicate of an append that was tried again counts as stored.
+* It decodes a compressed batch whole, whatever it becomes, so its decoders are replaced by bounded ones of ours.
 * Reconnecting backs off to half a minute unless told otherwise, and a topic without metadata blocks a producer for a minute.
 """
 
@@ -33,10 +34,12 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
     UnsupportedCodecError,
 )
+from kafka.record import default_records, legacy_records
 from kafka.structs import OffsetAndMetadata
 
 from millrace.learners.errors import BadInputError, DamageError, MillraceError, OffsetsGoneError, StorageError
 from millrace.streams.cluster import Cluster, Secrets, security
+from millrace.streams.decoders import DECODERS
 from millrace.streams.records import Event, Record, decode_headers, encode_headers, split_tp, tp_name
 from millrace.streams.source import Position, Topic
 from millrace.streams.stream import UNKNOWN
@@ -61,6 +64,7 @@ class Link:
     def __init__(self, cluster: Cluster, secrets: Secrets, partition_bytes: int) -> None:
         """``partition_bytes``: of one partition in a fetch, about. Nothing is connected before it is needed."""
         logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it is raised, in our words
+        _bound_decoders()
         self.cluster = cluster
         self._partition_bytes = partition_bytes
         self._patience_ms = int(cluster.patience_s * 1000)
@@ -330,12 +334,19 @@ class Reader:
         except (RetriableError, AuthorizationError, KafkaConnectionError, OSError) as error:
             self.failed = True
             raise refused(self._cluster, what, error) from error
-        except (CorruptRecordError, UnsupportedCodecError, LogTruncationError) as error:
+        except (CorruptRecordError, UnsupportedCodecError, LogTruncationError, DamageError) as error:
             self.failed = True
-            raise DamageError(f"{self._places()}: {error}. Restore the log, or begin a branch from another offset.") from error
+            raise DamageError(f"{self._place()}: {error}. Restore the log, or begin a branch from another offset.") from error
         except Exception as error:
             self.failed = True
-            raise DamageError(f"{self._places()} cannot be read ({type(error).__name__}: {error}).") from error
+            raise DamageError(f"{self._place()} cannot be read ({type(error).__name__}: {error}).") from error
+
+    def _place(self) -> str:
+        """Where the records lie that the client was at when it failed; all it reads, where it does not say."""
+        records = self._consumer._fetcher._next_partition_records
+        if records is None:
+            return self._places()
+        return f"Kafka, {tp_name(*records.topic_partition)} from offset {records.next_fetch_offset}"
 
     def _places(self) -> str:
         return "Kafka, " + ", ".join(f"{tp} from offset {at}" for tp, at in self._at.items())
@@ -355,6 +366,13 @@ def refused(cluster: Cluster, what: str, error: Exception) -> MillraceError:
         f"Kafka at {cluster.bootstrap} does not answer or refuses ({what}: {said}). Nothing acknowledged was lost; what was "
         "under way goes on once the brokers are back. Look at log.kafka in the pipeline file."
     )
+
+
+def _bound_decoders() -> None:
+    """Let the client decode no batch beyond our limit, in records of either format."""
+    for module in (default_records, legacy_records):
+        for name, decode in DECODERS.items():
+            setattr(module, name, decode)
 
 
 def _event(one: Any) -> Event:

@@ -1,0 +1,295 @@
+"""A pipeline on a real broker, the processes that learn it, and what proves afterwards that nothing was lost or learned twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from fault_proxy import FaultProxy
+from rooms import clean_environment
+
+from millrace.learners.errors import StorageError
+from millrace.services.broker import Broker
+from millrace.services.config import load_pipeline
+from millrace.services.dead_letters import letters
+from millrace.services.instance import Instance
+from millrace.streams.branch import load_checkpoint
+from millrace.streams.entries import Step
+from millrace.streams.journal import Cursor, checked_entry, counted, summarise
+from millrace.streams.kafka import Link
+from millrace.streams.records import Record
+
+D = 5
+PATIENCE_S = 90.0  # that anything may take; no fault is red for being slow
+PIPELINE = """
+name = "{name}"
+[label]
+name = "y"
+type = "integer"
+[[fields]]
+name = "x"
+size = 5
+[learner]
+kind = "ridge"
+solve_rows = 200
+[batch]
+rows = 100
+wait_ms = 50
+[worker]
+step_rows = 64
+step_ms = 0
+checkpoint_rows = 500
+version_rows = 1000
+[log]
+kind = "kafka"
+partitions = {partitions}
+[log.kafka]
+bootstrap = "{bootstrap}"
+"""
+Shown = tuple[str, bool, str]  # an invariant, whether it holds, and by what that is seen
+
+
+@dataclass
+class Told:
+    """What a fault did, and what was seen of each invariant that it bears on."""
+
+    fault: str
+    did: str
+    shown: list[Shown] = field(default_factory=list)
+    skipped: str = ""  # why it could not be played
+    seconds: float = 0.0  # that it took
+
+    @property
+    def green(self) -> bool:
+        """Whether everything holds, and there is something that does."""
+        return bool(self.skipped) or (bool(self.shown) and all(holds for _, holds, _ in self.shown))
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> float:
+    """Look again and again; how long it took. Raises: TimeoutError where it never becomes true."""
+    start_s = time.monotonic()
+    while not true():
+        if time.monotonic() - start_s > seconds:
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+        time.sleep(0.1)
+    return time.monotonic() - start_s
+
+
+def row(number: int) -> tuple[list[int], int]:
+    """Integer features, so that the Gram matrix is exact however it is summed; one of a kind by its first."""
+    x = [number, *np.random.default_rng(number).integers(-9, 10, D - 1).tolist()]
+    return x, x[1] % 4
+
+
+def record(number: int) -> Record:
+    """As it lies in the log."""
+    x, y = row(number)
+    return Record(json.dumps({"x": x, "y": y}).encode(), str(number).encode(), timestamp_ms=1 + number)
+
+
+@dataclass
+class Ground:
+    """What every fault is played on: a broker, a proxy before it, a folder, and how long faults last."""
+
+    broker: Broker
+    proxy: FaultProxy
+    folder: Path
+    quick: bool
+    minutes: float  # of the longest fault
+
+
+class Scene:
+    """One pipeline of one fault's own, in a folder and on topics of its own."""
+
+    def __init__(self, ground: Ground, name: str, partitions: int = 1) -> None:
+        self.broker, self.name = ground.broker, f"{name}-{time.monotonic_ns()}"
+        self.folder = ground.folder / self.name
+        self.folder.mkdir()
+        self.pipeline = self.folder / "faults.toml"
+        text = PIPELINE.format(name=self.name, bootstrap=ground.broker.bootstrap, partitions=partitions)
+        self.pipeline.write_text(text, encoding="utf-8")
+        self.proxied = ["--set", f'log.kafka.bootstrap="127.0.0.1:{ground.proxy.port}"']
+        self.home = self.folder
+        self.sent = list[int]()  # numbers of good rows that the log has acknowledged
+        self._workers = list[subprocess.Popen[bytes]]()
+        loaded = load_pipeline(self.pipeline)
+        self.instance = Instance(loaded, self.home / loaded.pipeline.name)
+        self.link: Link = self.instance.log().link
+        self.log = self.instance.log()
+
+    def send(self, count: int, pieces: int = 1, pause_s: float = 0.0) -> None:
+        """Append good rows. Each piece is sent until it is acknowledged; only where that is sure are they counted."""
+        for _ in range(pieces):
+            numbers = range(len(self.sent), len(self.sent) + count // pieces)
+            self.log.append(self.name, [record(number) for number in numbers])
+            self.sent += numbers
+            time.sleep(pause_s)
+
+    def sending(self, count: int, pieces: int, pause_s: float) -> threading.Thread:
+        """The same beside what follows."""
+        thread = threading.Thread(target=self.send, args=(count, pieces, pause_s))
+        thread.start()
+        return thread
+
+    def command(self, verb: str, *words: str) -> list[str]:
+        """The command line of a fresh process."""
+        home = ["--home", str(self.home), "--output", "json"]
+        return [sys.executable, "-m", "millrace.services.cli", verb, str(self.pipeline), *home, *words]
+
+    def worker(self, *words: str, follow: bool = True) -> subprocess.Popen[bytes]:
+        """`millrace run --follow` in a process of its own."""
+        with self.said.open("ab") as said:
+            command = self.command("run", *(["--follow"] if follow else []), *words)
+            worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=clean_environment())
+        self._workers.append(worker)
+        return worker
+
+    @property
+    def said(self) -> Path:
+        """What its workers write to stderr."""
+        return self.folder / "worker.log"
+
+    def last_words(self) -> str:
+        """The error that the newest worker ended with."""
+        lines = self.said.read_text(encoding="utf-8").splitlines()
+        return next((line for line in reversed(lines) if line.startswith("Error")), lines[-1] if lines else "")
+
+    def read_by_now(self) -> int:
+        """Offsets that the journal says were read."""
+        return sum(self.summary().position.values())
+
+    def summary(self):
+        """One pass over the branch's journal."""
+        return summarise(self.instance.journal("main"), "main")
+
+    def wait_read(self, offsets: int) -> float:
+        """Until so many were; how long it took."""
+        return until(lambda: self.read_by_now() >= offsets, f"{self.name}: {offsets} offsets read")
+
+    def end(self, worker: subprocess.Popen[bytes]) -> int:
+        """SIGTERM, and its exit status: it finishes its step, marks a version and ends."""
+        worker.send_signal(signal.SIGTERM)
+        return worker.wait(PATIENCE_S)
+
+    def learn(self) -> int:
+        """A worker that runs to the log's end; its exit status."""
+        return self.worker(follow=False).wait(PATIENCE_S)
+
+    def ended_by_itself(self, worker: subprocess.Popen[bytes]) -> tuple[int, int]:
+        """Exit status of a worker that must stop, and the most memory it held, in MiB."""
+        found: list[int] = []
+
+        def look() -> bool:
+            pid, status, usage = os.wait4(worker.pid, os.WNOHANG)
+            found[:] = [os.waitstatus_to_exitcode(status), usage.ru_maxrss >> 10] if pid else []
+            return bool(found)
+
+        until(look, f"{self.name}: the worker stops")
+        worker.returncode = found[0]
+        return found[0], found[1]
+
+    def asked(self, verb: str, *words: str) -> dict[str, object]:
+        """What a command that looks says, of a fresh process. Raises: RuntimeError with its error."""
+        done = subprocess.run(
+            self.command(verb, *words), capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=clean_environment()
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[-300:])
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        return {str(one["what"]): one["value"] for one in lines} if "what" in lines[0] else lines[0]
+
+    def close(self) -> None:
+        """End what it started and forget its topics."""
+        for worker in self._workers:
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
+        self.link.delete([name for name in self.link.names() if name.startswith(self.name)])
+        self.link.close()
+
+    # Proofs
+
+    def proofs(self, accepted: Sequence[int] | None = None) -> list[Shown]:
+        """All that holds of every scene, once its workers have ended: I1, I4, I6, I7, I9 and I10."""
+        numbers = self.sent if accepted is None else accepted
+        status = self.asked("status")
+        verified = self.asked("verify")
+        return [self.learned_once(numbers, status), *self.folded_anew(verified), self.one_writer(), self.accounted(status)]
+
+    def learned_once(self, numbers: Sequence[int], status: dict[str, object]) -> Shown:
+        """Each row once: by count, by the ids that the journal's reads hold, and by the Gram matrix."""
+        doors = self.instance.doors("main")
+        steps = [entry for entry in counted(doors.journal, "main", Cursor()) if isinstance(entry, Step)]
+        ranges = [(tp, start, stop) for step in steps for tp, start, stop, _, _ in step.reads]
+        keys = [event.key for tp, a, b in ranges for event in doors.source.read(tp, a, b).events]
+        ids = sorted(int(key) for key in keys if key is not None and key.isdigit())
+        state = load_checkpoint(doors.store, self.summary().marks[-1])["learner"]
+        x = np.array([row(number)[0] for number in numbers], dtype=np.int64).reshape(-1, D)
+        gram = np.concatenate([(x.T @ x)[at:, at] for at in range(D)]).astype(float)  # packed as LAPACK does
+        apart = float(np.abs(state["gram"] - gram).max()) / max(1.0, float(np.abs(gram).max()))
+        learned = status["learned"]
+        holds = ids == sorted(numbers) and state["rows"] == learned == len(numbers) and apart <= 1e-10
+        return "I1", holds, f"sent {len(numbers)} = learned {learned}, ids once, G against the batch Gram {apart:.0e}"
+
+    def folded_anew(self, verified: dict[str, object]) -> list[Shown]:
+        """A fresh process folds journal and log again and has the same bits."""
+        mark = self.summary().marks[-1]
+        same = verified["state_sha256"] == mark.state_sha256 and verified["findings"] == 0
+        proved = verified["proved"]
+        sha = f"state {mark.state_sha256[:12]} folded anew equal"
+        assert isinstance(proved, list)
+        return [("I10", same, sha), ("I4", mark.version in proved, f"{len(proved)} marks proved, {mark.version} the newest")]
+
+    def one_writer(self) -> Shown:
+        """Whatever others appended is dead for every reader."""
+        cursor, dead = Cursor(), 0
+        for offset, raw in self.instance.journal("main").read(0):
+            dead += not cursor.take(checked_entry(raw, "main", offset, cursor))
+        return "I6", True, f"epochs {cursor.epoch}, dead entries {dead}"
+
+    def accounted(self, status: dict[str, object]) -> Shown:
+        """Learned + passed + rejected + waiting = read; what was rejected is a dead letter with its reason."""
+        fates = {name: int(str(status[name])) for name in ("learned", "passed", "rejected", "waiting")}
+        reasons = [letter.why["reason"] for letter in letters(self.instance)]
+        whole = sum(fates.values()) == status["records"] and len(reasons) == fates["rejected"] and all(reasons)
+        said = " + ".join(f"{name} {count}" for name, count in fates.items())
+        return (
+            "I7",
+            whole,
+            f"read {status['records']} = {said}" + (f", letters {', '.join(sorted(reasons))}" if reasons else ""),
+        )
+
+
+def no_lag(seconds: float, since: str) -> Shown:
+    """Everything was read that lay there."""
+    return "I9", True, f"lag 0 after {seconds:.1f} s of {since}"
+
+
+def refused(scene: Scene, code: int, names: Sequence[str]) -> Shown:
+    """The worker stopped with an error that names what it must."""
+    said = scene.last_words()
+    missing = [name for name in names if name not in said]
+    how = f"stopped: {said[:230]}" if not missing else f"exit {code}, and does not name {missing}: {said[:300]}"
+    return "I1", code == 1 and not missing, how
+
+
+def patiently(call: Callable[[], object]) -> None:
+    """Again, until the broker is back."""
+
+    def done() -> bool:
+        try:
+            call()
+        except StorageError:
+            return False
+        return True
+
+    until(done, "the broker answers")

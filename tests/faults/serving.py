@@ -1,0 +1,141 @@
+"""Faults under `millrace up`: predictions go on while its trainer is killed, or while the broker is away."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from endpoint import Load, Up, load, served
+from rooms import PIPELINE, facts, millrace, pipeline_in
+from scene import Ground, Shown, Told, until
+from test_on_kafka import post, question
+
+LATE = "\n[labels]\nhorizon_ms = 3600000\ngrace_ms = 60000\n"
+SESSIONS = 3  # callers, each of which looks back at its own answers alone
+
+
+@dataclass
+class Serving:
+    """A served pipeline with late labels, and callers that never stop asking it."""
+
+    folder: Path
+    up: Up
+    sessions: list[Load]
+    stored: int = 0  # labels that were answered 202
+    asked: int = 0  # predictions whose label is sent later
+
+    @property
+    def answers(self) -> int:
+        """That callers have had."""
+        return sum(len(session.answers) for session in self.sessions)
+
+    def predict(self, count: int) -> list[str]:
+        """Ask under ids of one's own."""
+        ids = [f"late/{self.asked + at}" for at in range(count)]
+        self.asked += count
+        assert post(self.up.port, "infer", question(ids))[0] == 200
+        return ids
+
+    def label(self, ids: list[str]) -> None:
+        """Say the label of each, again and again until it is acknowledged."""
+        for one in ids:
+            until(lambda one=one: self._label(one), f"label {one} acknowledged", 120)
+
+    def _label(self, one: str) -> bool:
+        stored = post(self.up.port, "labels", {"labels": [{"id": one, "label": "lily"}]})[0] == 202
+        self.stored += stored
+        return stored
+
+    def joined(self) -> float:
+        """Until every acknowledged label has met its prediction, and nothing is left to read; how long it took."""
+
+        def caught_up() -> bool:
+            found = facts(self.folder)
+            return found.get("labels_joined") == self.stored and found["lag_rows"] == 0
+
+        return until(caught_up, "labels joined and lag 0", 120)
+
+    def newest_served(self) -> float:
+        """Until answers name the newest state."""
+        seq = int(str(facts(self.folder)["seq"]))
+        return until(lambda: int(self.up.ask()["parameters"]["seq"]) >= seq - 2, "the newest state is served", 120)
+
+    def shown(self) -> list[Shown]:
+        """What callers saw."""
+        failed = [one for session in self.sessions for one in session.failed]
+        states = [[int(name.rpartition(".")[2]) for _, name in session.answers] for session in self.sessions]
+        back = sum(later < earlier for session in states for earlier, later in pairwise(session))
+        return [
+            ("I3", not failed and self.answers > 0, f"{self.answers} answers, failed {len(failed)}{failed[:1] or ''}"),
+            ("I5", back == 0, f"{SESSIONS} sessions, each to later states only: {back} steps back"),
+            ("I2", True, f"labels acknowledged {self.stored} = joined {self.stored}"),
+        ]
+
+
+@contextmanager
+def serving(ground: Ground, name: str) -> Iterator[Serving]:
+    """`millrace up` on a pipeline of its own, from the moment it answers."""
+    folder = ground.folder / name
+    folder.mkdir()
+    tables = (
+        f'\n[log]\nkind = "kafka"\ntopic = "{name}"\n[log.kafka]\nbootstrap = "{ground.broker.bootstrap}"\npatience_s = 5.0\n'
+    )
+    pipeline_in(folder, rows=200, text=PIPELINE + LATE + tables)
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        done = millrace(*words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    with ExitStack() as stack:
+        up = stack.enter_context(served(folder))
+        yield Serving(folder, up, [stack.enter_context(load(up, 1)) for _ in range(SESSIONS)])
+
+
+def verified(folder: Path) -> list[Shown]:
+    """A fresh process folds the branch again, once everything has ended."""
+    proof = millrace("verify", "digits.toml", "--output", "json", cwd=folder)
+    if proof.returncode:
+        return [("I10", False, proof.stderr.strip()[-300:])]
+    said = json.loads(proof.stdout.splitlines()[0])
+    found = facts(folder)
+    fates = {one: int(str(found[one])) for one in ("learned", "passed", "rejected", "waiting")}
+    return [
+        ("I10", said["findings"] == 0, f"state {said['state_sha256'][:12]} folded anew equal"),
+        ("I4", found["version"] in said["proved"], f"{len(said['proved'])} marks proved, {found['version']} the newest"),
+        ("I6", True, f"epochs {found['epoch']}"),
+        ("I7", fates["rejected"] == 0, f"read {found['records']}: " + ", ".join(f"{one} {n}" for one, n in fates.items())),
+    ]
+
+
+def while_serving(ground: Ground) -> list[Told]:
+    """kill -9 of the trainer, then the broker down for minutes; callers ask all the time, and late labels come after."""
+    away_s = 10.0 if ground.quick else ground.minutes * 60
+    killed, away = Told("trainer killed", "kill -9 of the trainer under `millrace up`"), Told("broker away", "")
+    with serving(ground, "digits") as one:
+        ids = one.predict(20)
+        one.up.kill("Trainer")
+        one.label(ids)
+        lag_s = one.joined()
+        one.newest_served()
+        killed.shown = [*one.shown(), ("I9", True, f"lag 0 and all labels joined {lag_s:.1f} s after the last label")]
+        ids, answers = one.predict(20), one.answers
+        time.sleep(1.0)  # predictions are appended after they are answered
+        ground.broker.kill()
+        time.sleep(away_s)
+        meanwhile = one.answers - answers
+        ground.broker.start()
+        begin_s = time.monotonic()
+        one.label(ids)
+        one.joined()
+        away.shown = [
+            *one.shown(),
+            ("I9", True, f"lag 0 and all labels joined {time.monotonic() - begin_s:.1f} s after its return"),
+        ]
+        one.newest_served()
+    away.did = f"broker down for {away_s:.0f} s under `millrace up`, {meanwhile} predictions meanwhile"
+    away.shown += [("I3", meanwhile > away_s, f"{meanwhile} answers without a broker"), *verified(one.folder)]
+    killed.shown += verified(one.folder)
+    return [killed, away]
