@@ -11,7 +11,7 @@ JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-labels bench-drift bench-analytic calibrate lock proto clean kafka faults
+.PHONY: bench-pipeline bench-labels bench-drift bench-analytic calibrate lock proto clean kafka faults
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -77,6 +77,9 @@ bench-loop: .venv-test/.installed  ## the whole worker against a bare read of th
 
 bench-labels: .venv-test/.installed  ## a served prediction and its late label against a plain row
 	$(TEST)/python tests/bench/bench_labels.py
+
+bench-pipeline: .venv-test/.installed $(if $(KAFKA_HOME),,.kafka/.ready)  ## the whole worker on Kafka against kafka-python, a parser and a matrix
+	$(TEST)/python tests/bench/bench_pipeline.py --jars $(JARS)
 
 bench-serve: .venv-test/.installed .venv-peers/.ready  ## requests/s and latency against MLServer, bare FastAPI and bare grpc.aio
 	$(SHARED) $(TEST)/python tests/bench/bench_serve.py

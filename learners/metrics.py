@@ -16,6 +16,7 @@ import numpy as np
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Floats, Value
 
+CHUNK_ROWS = 512  # counted at a time
 SMALLEST_PROBABILITY = 1e-15  # keeps the log loss of a label that was given probability 0 finite (34.5 nats)
 
 
@@ -127,18 +128,20 @@ class PrequentialClasses:
         self._last = places[-1]
         for place, count in enumerate(np.bincount(at[hits], minlength=1).tolist()):
             self._label_hits[place] += count
-        return last, self._count_majority(places)
+        return last, self._count_majority(at)
 
-    def _count_majority(self, places: list[int]) -> int:
-        """Count labels by their places; how often the commonest one before a row was the row's."""
-        right, rows, best = 0, self._label_rows, self._majority
-        most = rows[best] if best >= 0 else 0
-        for at in places:
-            right += at == best
-            rows[at] = count = rows[at] + 1
-            if count > most or (count == most and at < best):
-                best, most = at, count
-        self._majority = best
+    def _count_majority(self, places: Array) -> int:
+        """Count labels by their places (n,); how often the commonest one before a row was the row's."""
+        right = 0
+        for start in range(0, len(places), CHUNK_ROWS):
+            at = places[start : start + CHUNK_ROWS]
+            rows = np.array(self._label_rows)
+            after = rows + np.bincount(at, minlength=len(rows))
+            near = np.flatnonzero(after >= rows.max())  # no other can be the commonest at any of these rows
+            counts = rows[near] + np.cumsum(at[:, None] == near, axis=0)  # (n, k) after each row
+            best = near[counts.argmax(axis=1)]  # of equal ones the one seen first
+            right += int((best[:-1] == at[1:]).sum()) + (int(at[0]) == self._majority)
+            self._majority, self._label_rows = int(best[-1]), after.tolist()
         return right
 
     def _place(self, name: str) -> int:

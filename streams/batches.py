@@ -174,6 +174,8 @@ def _lists(one: Field, column: Any, absent: NDArray[np.bool_], faults: Faults) -
         faults.say(wrong, "wrong-shape", f"{one.name} has not {one.size} numbers")
     elif fixed != one.size:
         raise RecordError("wrong-shape", f"{one.name} has {fixed} numbers, not {one.size}")
+    if not wrong.any() and not column.values.null_count:
+        return _floats(column.flatten()).reshape(-1, one.size)
     kept = column if not wrong.any() else column.filter(_mask(~wrong))
     cells = kept.flatten()
     block = np.zeros((len(wrong), one.size))

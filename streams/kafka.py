@@ -48,6 +48,7 @@ log = logging.getLogger("millrace")
 
 MESSAGE_BYTES = 32 << 20  # of one record, at most, in topics that are made here
 FETCH_BYTES = 16 << 20  # of a fetch, about: what a consumer holds that nobody has asked for yet
+HELD_RECORDS = 16_384  # taken from the client at a time, at most
 FRAME_BYTES = 200  # that a record and its batch have beside key, headers and value, at most
 RECONNECT_MS = 500  # between two attempts to reach a broker, at most
 RETRY_S = 0.1
@@ -265,6 +266,7 @@ class Reader:
         self._cluster = cluster
         self._consumer = consumer
         self._at: dict[str, int] = {}
+        self._held: list[Piece] = []  # fetched, and not given yet
         self.failed = False  # it must not be used any more
 
     def at(self, tp: str) -> int:
@@ -292,34 +294,53 @@ class Reader:
             self._consumer.assign([_tp(tp) for tp in position])
             for tp, offset in position.items():
                 self._consumer.seek(_tp(tp), offset)
-        self._at = dict(position)
+        self._at, self._held = dict(position), []
 
     def seek(self, tp: str, offset: int) -> None:
         """Go on elsewhere in one partition; what was fetched of it is fetched anew."""
         with self._failing("a new position"):
             self._consumer.seek(_tp(tp), offset)
         self._at[tp] = offset
-
-    def only(self, tp: str) -> None:
-        """Of the partitions it reads give this one alone; what was fetched of the others is kept."""
-        with self._failing("a pause"):
-            self._consumer.pause(*[_tp(other) for other in self._at if other != tp])
-            self._consumer.resume(_tp(tp))
+        self._held = [piece for piece in self._held if piece[0] != tp]
 
     def poll(self, limit: int, wait_ms: int) -> list[Piece]:
         """At most ``limit`` records that are there now, or come within ``wait_ms``. Where offsets hold no record, such as the
         marker of a transaction, a piece may be empty.
 
+        What was fetched is taken from the client whole and given in parts from here: while the client holds some of one
+        partition it fetches the others alone, and where those have nothing that takes half a second.
+
         Raises: OffsetsGoneError where the log no longer has the position; DamageError where what it has cannot be read;
         StorageError where it cannot be reached. It must not be used again after any of them.
         """
+        pieces = self._take(limit)
+        if (left := limit - sum(len(events) for *_, events in pieces)) and not self._held:
+            self._held = self._fetched(0 if pieces else wait_ms)
+            pieces += self._take(left)
+        return pieces
+
+    def _fetched(self, wait_ms: int) -> list[Piece]:
+        """Everything that the client has."""
         with self._failing("the next records"):
-            found = self._consumer.poll(wait_ms, limit)
+            found = self._consumer.poll(wait_ms, HELD_RECORDS)
             stops = {tp: self._consumer.position(_tp(tp), 0) for tp in self._at}
-        pieces = []
-        for tp, start in self._at.items():
-            if (stop := stops[tp]) is not None and stop > start:
-                pieces.append((tp, start, stop, [_event(one) for one in found.get(_tp(tp), ())]))
+        return [
+            (tp, start, stop, [_event(one) for one in found.get(_tp(tp), ())])
+            for tp, start in self._at.items()
+            if (stop := stops[tp]) is not None and stop > start
+        ]
+
+    def _take(self, limit: int) -> list[Piece]:
+        """At most ``limit`` records of those that are held."""
+        pieces = list[Piece]()
+        while self._held and limit > 0:
+            tp, start, stop, events = self._held.pop(0)
+            if len(events) > limit:
+                cut = events[limit - 1].offset + 1
+                self._held.insert(0, (tp, cut, stop, events[limit:]))
+                stop, events = cut, events[:limit]
+            pieces.append((tp, start, stop, events))
+            limit -= len(events)
         self._at.update({tp: stop for tp, _, stop, _ in pieces})
         return pieces
 

@@ -183,7 +183,9 @@ class KafkaSource:
         self._live: Reader | None = None
         self._stalls = Stalls(stall_s)
         self._looked_s = time.monotonic()
-        self._position = {tp: low for tp, (low, _) in self.bounds().items()}
+        bounds = self.bounds()
+        self._position = {tp: low for tp, (low, _) in bounds.items()}
+        self._ends = {tp: high for tp, (_, high) in bounds.items()}  # as they were when last looked at
 
     @property
     def position(self) -> Position:
@@ -213,13 +215,15 @@ class KafkaSource:
 
         Raises: OffsetsGoneError where the log no longer has the position, DamageError where a topic was made anew.
         """
+        looks = time.monotonic() - self._looked_s >= LOOK_S
         pieces = self._poll(limit, 0)
-        if time.monotonic() - self._looked_s >= LOOK_S:
+        if looks:
             self._looked_s = time.monotonic()
-            ends = self._look()
-            if not pieces and any(self._position[tp] < end for tp, end in ends.items()):
-                pieces = self._poll(limit, WAIT_MS)
-            self._mend(ends)
+            self._ends = self._look()
+        if not pieces and any(self._position[tp] < end for tp, end in self._ends.items()):
+            pieces = self._poll(limit, WAIT_MS)
+        if looks:
+            self._mend(self._ends)
         return [make_read(*piece) for piece in pieces]
 
     def _poll(self, limit: int, wait_ms: int) -> list[Piece]:
@@ -267,7 +271,7 @@ class KafkaSource:
             self._topics = now
             self.close()  # clients that know of them take over
             self.seek(self._position)
-        return self._reader().ends(self._names())
+        return {tp: high for tp, (_, high) in self.bounds().items()}  # by a reader for which no fetch is under way
 
     def _mend(self, ends: Position) -> None:
         seek, replace = self._stalls.see(self._position, ends, time.monotonic())
