@@ -96,9 +96,10 @@ lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) --extra demo --extra serve -c $(LOCKS)/test.txt -o $(LOCKS)/serve.txt pyproject.toml
 	$(RESOLVE) -o $(LOCKS)/clients.txt $(LOCKS)/clients.in
 	$(RESOLVE) -o $(LOCKS)/peers.txt $(LOCKS)/peers.in
+	$(RESOLVE) --override $(LOCKS)/continual.override.txt -o $(LOCKS)/continual.txt $(LOCKS)/continual.in
 
 clean:  ## remove the environments and everything built
-	rm -rf .tools .venv .venv-test .venv-clients .venv-peers build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .tools .venv .venv-test .venv-clients .venv-peers .venv-continual build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(ROOMS) tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(UV): $(LOCKS)/uv.txt
@@ -129,7 +130,7 @@ $(UV): $(LOCKS)/uv.txt
 	@touch $@
 
 # These ask for an older protobuf than Ray does, and none of them is ever in a process of ours.
-.venv-clients/.ready .venv-peers/.ready: .venv-%/.ready: $(UV) $(LOCKS)/%.txt
+.venv-clients/.ready .venv-peers/.ready .venv-continual/.ready: .venv-%/.ready: $(UV) $(LOCKS)/%.txt
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv-$*
 	$(SYNC) .venv-$* $(LOCKS)/$*.txt
 	@touch $@

@@ -1,0 +1,89 @@
+"""mammoth's ER, ER-ACE and DER++ over a stream of ours; run by bench-continual in the environment `.venv-continual`.
+
+    python tests/bench/peer_mammoth.py CHECKOUT < request.json > result.json
+
+CHECKOUT is a clone of aimagelab/mammoth (MIT; it is on no package index). Its models and its buffer are used as they are; the
+loop around them is its own online one: one pass, one `observe` a batch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import types
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from continual_peers import Network, accuracies, augmentation, stream_of
+
+
+class Images:
+    """What mammoth asks its data set."""
+
+    N_CLASSES, N_TASKS, N_CLASSES_PER_TASK, SETTING = 10, 5, 2, "class-il"
+    TEST_TRANSFORM = None
+
+    @staticmethod
+    def get_normalization_transform() -> None:
+        """None is applied."""
+
+
+def model_of(request: dict[str, Any], network: Network) -> Any:
+    """mammoth's model of that name."""
+    from models.derpp import Derpp
+    from models.er import Er
+    from models.er_ace import ErACE
+
+    settings = Namespace(
+        lr=request["rate"],
+        optimizer="sgd",
+        optim_wd=0.0,
+        optim_mom=0.0,
+        optim_nesterov=False,
+        buffer_size=request["buffer_rows"],
+        minibatch_size=request["replay_rows"],
+        label_perc=1,
+        task_free=True,
+        use_custom_classifier=False,
+        alpha=0.2,
+        beta=1.0,
+        device="cpu",
+        seed=request["seed"],
+        num_workers=0,
+    )
+    model = {"er": Er, "er-ace": ErACE, "der++": Derpp}[request["method"]]
+    made = model(network, torch.nn.CrossEntropyLoss(), settings, None, Images())
+    made.device = torch.device("cpu")
+    made.transform = made.normalization_transform = augmentation(request)
+    made.buffer.device = made.device
+    return made
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """One pass; the time is that of learning alone."""
+    torch.manual_seed(request["seed"])
+    np.random.seed(request["seed"])
+    stream, network = stream_of(request), Network(request["network"])
+    model = model_of(request, network)
+    augment, seconds, seen = augmentation(request), 0.0, []
+    for at, start in enumerate(range(0, len(stream.x), request["step_rows"])):
+        x, y = stream.x[start : start + request["step_rows"]], stream.y[start : start + request["step_rows"]]
+        begun = time.perf_counter()
+        model.net.train()
+        model.observe(x if augment is None else augment(x), y, x)
+        seconds += time.perf_counter() - begun
+        if (at + 1) % request["every"] == 0:
+            seen.append(accuracies(network, stream))
+    seen.append(accuracies(network, stream))
+    return {"accuracies": seen, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(sys.argv[1])))
+    sys.modules["open_clip"] = types.ModuleType("open_clip")  # two data sets of mammoth's import it; none of them is used here
+    torch.set_num_threads(1)
+    print(json.dumps(run(json.load(sys.stdin))))
