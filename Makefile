@@ -4,11 +4,14 @@ PYTHON ?= python3
 DATA ?=
 PIPELINE ?= pipeline.toml
 JOBS ?= 2
+LOG ?=
+KAFKA_HOME ?=
+JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-labels bench-drift calibrate lock proto clean
+.PHONY: bench-labels bench-drift bench-analytic calibrate lock proto clean kafka faults
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -23,6 +26,7 @@ RESOLVE := $(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index
 	--custom-compile-command 'make lock' --python-version 3.11
 TEST := .venv-test/bin
 SHARED := PYTHONPATH=tests/services:tests/streams # what tests and benchmarks share
+MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.6.0:copy-dependencies
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
@@ -33,19 +37,23 @@ help:  ## print this list
 
 setup: .venv/.ready  ## make the environment that `make run` needs (.venv, editable)
 
-run: .venv/.serve $(if $(DATA),.venv/.parquet)  ## watch a model learn and answer, be killed, resume and prove it (DATA=name for another stream)
-	.venv/bin/python -m millrace.services.story $(if $(DATA),--data $(DATA))
+run: .venv/.serve $(if $(DATA),.venv/.parquet) $(if $(LOG),.venv/.kafka $(if $(KAFKA_HOME),,.kafka/.ready))  ## watch a model learn and answer, be killed, resume and prove it (DATA=name for another stream, LOG=kafka)
+	.venv/bin/python -m millrace.services.story $(if $(DATA),--data $(DATA)) $(if $(LOG),--kafka $(JARS))
 
 up: .venv/.serve  ## learn and answer over HTTP and gRPC until Ctrl-C (PIPELINE=file.toml)
 	.venv/bin/millrace up $(PIPELINE)
 
 test: lint  ## test the installed package: lint, types, doctests, all tests
 	-@$(MAKE) clients
+	-@$(if $(shell command -v mvn),$(MAKE) .kafka/.ready,echo "no mvn here: the tests on a Kafka broker are skipped")
 	$(TEST)/pytest --doctest-modules --pyargs $(addprefix millrace.,$(ROOMS))
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup tests
 
 test-fast: .venv-test/.installed  ## the unit tests alone
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup -m "not slow" tests
+
+faults: .venv-test/.installed .kafka/.ready  ## the long forms of tests that kill things: twenty seeded points each
+	MILLRACE_INSTALLED=1 $(TEST)/pytest -m faults tests
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
 	$(TEST)/ruff check $(ROOMS) tests
@@ -57,6 +65,9 @@ format: .venv-test/.ready  ## let ruff lay out the code and mend what it can
 	$(TEST)/ruff format $(ROOMS) tests
 
 clients: .venv-clients/.ready $(if $(shell command -v go),.tools/bin/grpcurl)  ## make what the tests call us with: other people's clients
+
+kafka: .venv/.kafka $(if $(KAFKA_HOME),,.kafka/.ready)  ## run a Kafka broker of one's own until Ctrl-C (KAFKA_HOME=folder of one that is there)
+	.venv/bin/python -m millrace.services.broker --jars $(JARS)
 
 bench-ridge: .venv-test/.installed  ## ridge against the machine's own dsyrk and the textbook recursion
 	$(TEST)/python tests/bench/bench_ridge.py
@@ -86,6 +97,9 @@ proto: .venv-test/.ready  ## make the message classes from services/*.proto
 bench-drift: .venv-test/.installed  ## false alarms against their budgets, detection delays, cost of a row beside bare river
 	$(TEST)/python tests/bench/bench_drift.py
 
+bench-analytic: .venv-test/.installed  ## the analytic family on imbalanced digits beside a plain ridge; what balancing costs
+	$(TEST)/python tests/bench/bench_analytic.py
+
 calibrate: .venv-test/.installed  ## measure the table of learners/calibration.py anew (half an hour)
 	$(TEST)/python tests/bench/calibrate_drift.py
 
@@ -99,7 +113,8 @@ lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) --override $(LOCKS)/continual.override.txt -o $(LOCKS)/continual.txt $(LOCKS)/continual.in
 
 clean:  ## remove the environments and everything built
-	rm -rf .tools .venv .venv-test .venv-clients .venv-peers .venv-continual build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .tools .venv .venv-test .venv-clients .venv-peers .venv-continual .kafka build dist *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(ROOMS) tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(UV): $(LOCKS)/uv.txt
@@ -117,6 +132,12 @@ $(UV): $(LOCKS)/uv.txt
 .venv/.parquet: .venv/.ready
 	awk '/^[^ #]/ { wanted = /^pyarrow==/ } wanted' $(LOCKS)/test.txt > .venv/parquet.txt
 	$(UV) pip install --quiet --no-deps --require-hashes --python .venv -r .venv/parquet.txt
+	@touch $@
+
+# Nor for Kafka's client.
+.venv/.kafka: .venv/.ready
+	awk '/^[^ #]/ { wanted = /^(kafka-python|lz4|python-snappy|cramjam|zstandard)==/ } wanted' $(LOCKS)/test.txt > .venv/kafka.txt
+	$(UV) pip install --quiet --no-deps --require-hashes --python .venv -r .venv/kafka.txt
 	@touch $@
 
 # Nor does it wait for Ray.
@@ -138,6 +159,11 @@ $(UV): $(LOCKS)/uv.txt
 # A Go program, for whoever has Go; its module's checksum is in Go's own database.
 .tools/bin/grpcurl: $(UV)
 	GOBIN=$(abspath .tools/bin) go install $(GRPCURL)
+	@touch $@
+
+# Apache Kafka as it is published, by its Maven coordinates; where they come from is Maven's own setting.
+.kafka/.ready: deploy/kafka/pom.xml
+	mvn --quiet --batch-mode --file $< $(MAVEN_COPY) -DoutputDirectory=$(abspath .kafka/jars) -DincludeScope=runtime
 	@touch $@
 
 # First the sdist, then the wheel from it: a wheel built straight from the tree can ship modules deleted long ago.

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal, get_args
 
 import crc32c
 import numpy as np
@@ -33,7 +33,9 @@ from millrace.learners.errors import BadInputError, DamageError, LearnerError
 from millrace.learners.protocol import Array, Floats, Value
 
 Mark = tuple[int, int, float]  # row since the detector was made, its place, sum of the losses before it
-ACTS = ("version", "discount", "reset", "relearn", "raise-rate")
+FollowUp = Literal["version", "discount", "reset", "relearn", "raise-rate"]  # of an alarm, each followed by a version
+ACTS: tuple[FollowUp, ...] = get_args(FollowUp)
+OWN_KEYS: dict[str, tuple[str, ...]] = {"relearn": ("relearn_rows",), "raise-rate": ("rate_factor", "rate_rows")}  # of acts
 MARK_ROWS = 8  # rows between two places that a trail may keep
 MARKS = 8  # kept at each distance, so that the onset is known to an eighth of how long ago it was
 NEAR = 0.5  # a class counts as new from this share of the window before the onset, which is an estimate
@@ -50,7 +52,10 @@ class DriftConfig:
     false_alarm_rows: int = 100_000  # >= 1, rows expected between false alarms of all detectors; more is later and surer
     per_class: bool = True  # also one detector for each label, for half of the budget; of no use where y are numbers
     max_classes: int = 100  # >= 1, labels watched and remembered; those that appear later are watched by the pipeline's alone
-    act: str = "version"  # one of ``ACTS``, after an alarm that something got worse
+    act: FollowUp = "version"  # after an alarm that something got worse
+    relearn_rows: int = 2000  # >= 1, with ``relearn``: newest rows kept, some 9 bytes a feature each, in checkpoints too
+    rate_factor: float = 5.0  # above 1, with ``raise-rate``: so many times as large are steps; more adapts and wavers more
+    rate_rows: int = 1000  # >= 1, with ``raise-rate``: for so many rows
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, and a budget that the detector cannot keep."""
@@ -59,6 +64,9 @@ class DriftConfig:
             ("false_alarm_rows", "a whole number from 1", _whole(self.false_alarm_rows)),
             ("max_classes", "a whole number from 1", _whole(self.max_classes)),
             ("act", f"one of {', '.join(ACTS)}", self.act in ACTS),
+            ("relearn_rows", "a whole number from 1", _whole(self.relearn_rows)),
+            ("rate_factor", "a finite number above 1", 1.0 < self.rate_factor < np.inf),
+            ("rate_rows", "a whole number from 1", _whole(self.rate_rows)),
         ):
             if not fits:
                 raise ValueError(f"{key} = {getattr(self, key)!r}: must be {allowed}")
@@ -68,6 +76,12 @@ class DriftConfig:
     def each_rows(self) -> int:
         """Rows of its own that each detector is to have between two false alarms."""
         return self.false_alarm_rows * (2 if self.per_class else 1)
+
+    @property
+    def declared(self) -> dict[str, Value]:
+        """What changes what is learned: without the keys of other acts than its own, which a branch need not remember."""
+        idle = {key for act, keys in OWN_KEYS.items() if act != self.act for key in keys}
+        return {key: value for key, value in asdict(self).items() if key not in idle}
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,10 @@ class MissingPartError(DamageError):
     """A part of a checkpoint is not in the store."""
 
 
+class PrunedError(DamageError):
+    """A stream no longer has the values before its first one."""
+
+
 class StorageError(MillraceError):
     """The disk or the database refused: full, read-only, locked, not a folder."""
 

@@ -1,6 +1,6 @@
 """What a linear learner serves: weights, an intercept and, where features are expanded, the random projection.
 
-scores = phi W + b with phi = x, or phi = relu(x A^T) where there is a projection A.
+scores = phi W + b with phi = x, or phi = relu(x A^T) where there is a projection A; or the softmax of these scores.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class LinearServable:
     weights: Floats  # W, (d_phi, C), Fortran order, so that answers do not depend on how it was stored
     intercept: Floats  # b, (C,)
     projection: Floats | None = None  # A, (d_phi, d); None: phi = x
+    softmax: bool = False  # whether scores are probabilities: the softmax of phi W + b
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", _read_only(np.asfortranarray(self.weights)))
@@ -45,16 +46,12 @@ class LinearServable:
         """
         scores: Floats = expanded(finite("x", batch.x, (self.d,)), self.projection) @ self.weights
         scores += self.intercept
-        return scores
+        return softmax(scores) if self.softmax else scores
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``from_arrays`` needs; the arrays are read-only."""
-        return {
-            "classes": list(self.classes),
-            "weights": self.weights,
-            "intercept": self.intercept,
-            "projection": self.projection,
-        }
+        said = {"classes": list(self.classes), "weights": self.weights, "intercept": self.intercept}
+        return said | {"projection": self.projection} | ({"softmax": True} if self.softmax else {})
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Value]) -> LinearServable:
@@ -65,7 +62,17 @@ class LinearServable:
             np.array(arrays["weights"], order="F"),
             np.array(arrays["intercept"]),
             None if projection is None else np.array(projection, order="C"),
+            arrays.get("softmax", False),
         )
+
+
+def softmax(scores: Floats) -> Floats:
+    """exp(scores) (n, C) over the sum of each row, without overflow. Source: Bishop, PRML, 2006, (4.104)."""
+    if not scores.shape[1]:
+        return scores
+    powers: Floats = np.exp(scores - scores.max(axis=1, keepdims=True))
+    powers /= powers.sum(axis=1, keepdims=True)
+    return powers
 
 
 def expanded(x: Floats, projection: Floats | None) -> Floats:
@@ -123,7 +130,9 @@ def _nodes(servable: LinearServable) -> list[Any]:
         nodes.append(make_node("MatMul", ["x", "projection"], ["projected"]))
         nodes.append(make_node("Relu", ["projected"], ["phi"]))
     nodes.append(make_node("MatMul", ["x" if servable.projection is None else "phi", "weights"], ["product"]))
-    nodes.append(make_node("Add", ["product", "intercept"], ["scores"]))
+    nodes.append(make_node("Add", ["product", "intercept"], ["sums" if servable.softmax else "scores"]))
+    if servable.softmax:
+        nodes.append(make_node("Softmax", ["sums"], ["scores"], axis=1))
     if servable.classes:
         nodes.append(make_node("ArgMax", ["scores"], ["best"], axis=1, keepdims=0))
         nodes.append(make_node("Gather", ["classes", "best"], ["label"]))

@@ -9,6 +9,7 @@ Source: Dawid, prequential analysis, JRSS A 1984; shared/specs/continual-learnin
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from itertools import repeat
 
 import numpy as np
 
@@ -69,8 +70,7 @@ class PrequentialClasses:
         """
         if scores.shape != (len(y), len(classes)):
             raise BadInputError(f"column scores: expected {(len(y), len(classes))}, got {scores.shape}")
-        columns = {name: column for column, name in enumerate(classes)}
-        label = np.array([columns.get(name, -1) for name in y], dtype=np.int64)  # (n,) column of each label or -1
+        label = _columns(classes, y)
         hits = scores.argmax(axis=1) == label if classes else np.zeros(len(y), dtype=bool)
         last, majority = self._count(y, hits)
         squared, log_loss = _squared_errors(scores, label), _log_losses(scores, label)
@@ -91,9 +91,7 @@ class PrequentialClasses:
     @staticmethod
     def losses(scores: Floats, classes: tuple[str, ...], y: Array) -> Floats:
         """1 for each row (n,) whose largest score is not its label's, else 0; nothing is counted."""
-        columns = {name: column for column, name in enumerate(classes)}
-        label = np.array([columns.get(name, -1) for name in y], dtype=np.int64)
-        return (scores.argmax(axis=1) != label).astype(np.float64) if classes else np.ones(len(y))
+        return (scores.argmax(axis=1) != _columns(classes, y)).astype(np.float64) if classes else np.ones(len(y))
 
     def recall(self) -> dict[str, float]:
         """Share of each label's rows that were answered correctly, in order of first appearance."""
@@ -121,7 +119,9 @@ class PrequentialClasses:
         """Count labels and hits row by row; how often the last and the commonest label were right."""
         if not len(y):
             return 0, 0
-        places = [self._place(name) for name in y.tolist()]
+        names = y.tolist()
+        found = map(self._places.get, names)  # one at a time: a new label has its place for the next row
+        places = [self._place(name) if at is None else at for at, name in zip(found, names, strict=True)]
         at = np.array(places)  # (n,)
         last = int((at[1:] == at[:-1]).sum()) + (places[0] == self._last)
         self._last = places[-1]
@@ -212,6 +212,12 @@ class PrequentialValues:
         counts = np.maximum(self.totals.rows + np.arange(len(y)), 1)
         self._last, self._sum = values[-1], sums[-1]
         return values[:-1], sums[:-1] / counts[:, None]
+
+
+def _columns(classes: tuple[str, ...], y: Array) -> Array:
+    """The column of each label (n,), or -1 where it has none."""
+    columns = {name: column for column, name in enumerate(classes)}
+    return np.array(list(map(columns.get, y.tolist(), repeat(-1))), dtype=np.int64)
 
 
 def _squared_errors(scores: Floats, label: Array) -> Floats:

@@ -18,16 +18,17 @@ Source: Zhuang et al., ACIL, arXiv 2205.14922; shared/specs/continual-learning.m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 from scipy.linalg import blas, lapack
 
 from millrace.learners.errors import LearnerError
-from millrace.learners.protocol import Floats
+from millrace.learners.protocol import Array, Floats
 
 CONSTANT = 1e-10  # a feature whose centred share of its sum of squares is lower carries rounding only: its weight is 0
+FORGOTTEN = 1e-13  # a sum of squares that taking rows out brought below this share of itself is rounding, and set to 0
 GAMMA_FLOOR = 1e-8  # of the mean eigenvalue of A before gamma: keeps cond(A) where float64 still has 8 digits
 GAMMA_STEP = 10.0  # gamma grows by this factor where rounding has made A indefinite
 RESIDUAL = 1e-8  # relative residual above which the solution is refined once
@@ -78,6 +79,29 @@ class Sums:
         self.squares = keep * self.squares + np.einsum("ij,ij->j", rooted, rooted)
         self.weight = keep * self.weight + float(root @ root)
 
+    def combine(self, other: Sums, columns: list[int], sign: float) -> None:
+        """Add (``sign`` 1) or take out (-1) the rows of ``other``, whose output i is column ``columns[i]`` here."""
+        self.gram += sign * other.gram
+        self.cross[columns] += sign * other.cross[: len(columns)]
+        self.targets[columns] += sign * other.targets
+        self.squares[columns] += sign * other.squares
+        self.features += sign * other.features
+        self.weight += sign * other.weight
+
+    def clean(self, before: Floats, empty: Array) -> None:
+        """Set to 0 what rounding left of rows that were taken out.
+
+        That is the classes ``empty``, which have no row now, and features whose sum of squares, once ``before`` (d,), is next
+        to nothing, because no row is left that has them. Where ``before`` is infinite, no row is left at all.
+        """
+        self.cross[empty], self.targets[empty], self.squares[empty] = 0.0, 0.0, 0.0
+        gone = np.flatnonzero(np.diag(self.gram) <= FORGOTTEN * before)
+        self.gram[gone, :] = self.gram[:, gone] = 0.0
+        self.cross[:, gone] = 0.0
+        self.features[gone] = 0.0
+        if np.isinf(before).any():
+            self.targets[:], self.squares[:], self.weight = 0.0, 0.0, 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Solution:
@@ -87,6 +111,7 @@ class Solution:
     intercept: Floats  # b, (C,)
     residual: float  # ||A V - B|| / ||B|| after refinement, A and B taken from the sums themselves
     gamma: float  # the one that was used: the one asked for, unless a guard raised it
+    error: float = 0.0  # ||V - V*|| is at most this, V* being the exact solution of the sums: residual ||B|| / gamma
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +157,31 @@ class System:
 
     def residual(self, v: Floats) -> float:
         """||A v - B|| / ||B||, 0 where B is 0."""
+        missed, whole = self.squared_norms(v)
+        return float(np.sqrt(missed / whole)) if whole > 0.0 else 0.0
+
+    def squared_norms(self, v: Floats) -> tuple[float, float]:
+        """||A v - B||^2 and ||B||^2."""
         norms = [(np.vdot(miss, miss), np.vdot(b, b)) for _, miss, b in self.misses(v)]
         missed, whole = np.sum(norms, axis=0)
-        return float(np.sqrt(missed / whole)) if whole > 0.0 else 0.0
+        return missed, whole
+
+    def solved(self) -> Solution:
+        """W = D V of A V = B, refined once where it misses; the intercept is 0.
+
+        Raises: LearnerError where the sums are not finite.
+        """
+        system, factor = _factored(self)
+        v = lapack.dpotrs(factor, system.right_side(slice(0, len(self.sums.targets))), lower=1, overwrite_b=1)[0]
+        missed, whole = system.squared_norms(v)
+        if whole > 0.0 and np.sqrt(missed / whole) > RESIDUAL:
+            refine(system, factor, v)
+            missed, _ = system.squared_norms(v)
+        residual = float(np.sqrt(missed / whole)) if whole > 0.0 else 0.0
+        v *= system.scale[:, None]
+        if not (np.isfinite(residual) and np.isfinite(v).all()):
+            raise LearnerError("the ridge solution is not finite: its sums overflowed; roll back to an earlier version")
+        return Solution(v, np.zeros(v.shape[1]), residual, system.gamma, float(np.sqrt(missed)) / system.gamma)
 
 
 def solve(sums: Sums, gamma: float, intercept: bool, standardise: bool) -> Solution:
@@ -146,18 +193,12 @@ def solve(sums: Sums, gamma: float, intercept: bool, standardise: bool) -> Solut
     d, outputs = len(sums.features), len(sums.targets)
     if sums.weight <= 0.0:
         return Solution(np.zeros((d, outputs), order="F"), np.zeros(outputs), 0.0, gamma)
-    system = _system(sums, gamma, intercept, standardise)
-    system, factor = _factored(system)
-    v = lapack.dpotrs(factor, system.right_side(slice(0, outputs)), lower=1, overwrite_b=1)[0]
-    residual = system.residual(v)
-    if residual > RESIDUAL:
-        refine(system, factor, v)
-        residual = system.residual(v)
-    v *= system.scale[:, None]  # W = D V
-    b = sums.targets / sums.weight - system.mean @ v if intercept else np.zeros(outputs)
-    if not (np.isfinite(residual) and np.isfinite(v).all() and np.isfinite(b).all()):
+    system = system_of(sums, gamma, intercept, standardise)
+    solution = system.solved()
+    b = sums.targets / sums.weight - system.mean @ solution.weights if intercept else np.zeros(outputs)
+    if not np.isfinite(b).all():
         raise LearnerError("the ridge solution is not finite: its sums overflowed; roll back to an earlier version")
-    return Solution(v, b, residual, system.gamma)
+    return replace(solution, intercept=b)
 
 
 def refine(system: System, factor: Floats, v: Floats) -> None:
@@ -166,7 +207,7 @@ def refine(system: System, factor: Floats, v: Floats) -> None:
         v[:, cut] += lapack.dpotrs(factor, miss, lower=1)[0]
 
 
-def _system(sums: Sums, gamma: float, intercept: bool, standardise: bool) -> System:
+def system_of(sums: Sums, gamma: float, intercept: bool, standardise: bool) -> System:
     """The system with its scale and mean, and gamma held above its floor."""
     raw = np.diag(sums.gram)
     mean = sums.features / sums.weight if intercept else np.zeros_like(sums.features)

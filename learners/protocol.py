@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,8 @@ class Batch:
         """Rows ``start`` to ``stop``, as views."""
         return self.only(slice(start, stop))
 
-    def only(self, cut: slice | NDArray[np.bool_]) -> Batch:
-        """The rows of a slice, as views, or those that a mask (n,) chooses, as copies."""
+    def only(self, cut: slice | NDArray[Any]) -> Batch:
+        """The rows of a slice, as views, or those that a mask (n,) or indices choose, as copies."""
         return Batch(
             self.x[cut],
             None if self.y is None else self.y[cut],
@@ -97,3 +97,33 @@ class Learner(Protocol):
 
     def servable(self) -> Servable:
         """An immutable picture of what answers now."""
+
+
+# Abilities: what only some learners can do, each a method beside the five. ``learners/table.py`` names those of each learner.
+
+
+@runtime_checkable
+class Discounts(Protocol):
+    """A learner that can let what it has learned count less."""
+
+    def discount(self, keep: float) -> None:
+        """Let every row learned so far weigh ``keep`` of what it did, in (0, 1]; the answers follow at once.
+
+        They do so with ``keep`` 1, too: then nothing weighs less, and every row learned so far is answered from.
+        Raises: BadInputError where ``keep`` is out of range.
+        """
+
+
+@runtime_checkable
+class RaisesRate(Protocol):
+    """A learner that learns by steps, whose size can be raised for a while."""
+
+    def raise_rate(self, factor: float, rows: int) -> None:
+        """Take steps ``factor`` times as large for the next ``rows`` learned rows, then as before.
+
+        ``factor`` is above 0 (1: as before), ``rows`` >= 1. Rows are counted, not calls. Where one step learns several rows,
+        it is all of it as large as its first row says, or as large as its rows say on average; the learner says which. A
+        second call replaces what is left of the first. What is left, and the factor, are in the state; the servable does not
+        know of them, and nothing is answered otherwise before the next row is learned.
+        Raises: BadInputError where an argument is out of range.
+        """

@@ -7,6 +7,9 @@ Differs from the paper: keeps the sums G and Q and solves them from time to time
 inverse R = (G + gamma I)^-1 (faster from about ten rows a batch, and more accurate on class-ordered streams:
 shared/specs/continual-learning.md, 6.1); has an intercept, scales features, weighs rows, forgets, and does regression.
 
+The same sums answer in other ways too: a ``Head`` says how, and what must be kept of each class besides (aef_ocl.py, air.py,
+slda.py, ncm.py). Taking rows out again, giving them other labels and merging workers stand in exact.py.
+
 | symbol | name | shape |
 |---|---|---|
 | phi | features, x or relu(x A^T) | (n, d_phi) |
@@ -24,7 +27,9 @@ from typing import Any
 import numpy as np
 from scipy.linalg import lapack
 
+from millrace.learners.class_statistics import ClassGrams
 from millrace.learners.errors import BadInputError, LearnerError
+from millrace.learners.head import Head, Known
 from millrace.learners.linear import LinearServable, expanded, finite
 from millrace.learners.normal_equations import Solution, Sums, solve
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
@@ -76,10 +81,16 @@ class Ridge:
     tolerance: float = 1e-8
     probabilities: bool = False
 
-    def __init__(self, config: RidgeConfig, d: int, seed: int) -> None:
-        """An untaught ridge over ``d`` >= 1 features; ``seed`` draws the projection, if there is one."""
+    def __init__(self, config: RidgeConfig, d: int, seed: int, head: Head | None = None) -> None:
+        """An untaught ridge over ``d`` >= 1 features; ``seed`` draws the projection, if there is one.
+
+        ``head``: another way to answer than by ridge regression.
+        """
         self.config = config
         self.d = d
+        self.seed = seed
+        self.head = head if head is not None else Head("ridge", config, _regression)
+        self._per_class = None if self.head.per_class is None else self.head.per_class()
         self.rows = 0  # learned, whatever they weighed
         self.solved_rows = 0  # value of ``rows`` at the last solve
         self._projection = _projection(config.expand, d, seed) if config.expand else None
@@ -109,7 +120,7 @@ class Ridge:
         cut = due if due > 0 and not grown else len(x)
         self._add(x[:cut], targets[:cut], None if weight is None else weight[:cut])
         if due > 0 or grown:
-            self._solve()
+            self.solve_now()
         if cut < len(x):
             self._add(x[cut:], targets[cut:], None if weight is None else weight[cut:])
 
@@ -140,6 +151,7 @@ class Ridge:
             "classes": list(self._classes),
             "counts": self._counts.copy(),
             "projection": None if self._projection is None else self._projection.copy(),
+            **({} if self._per_class is None else self._per_class.state()),
         }
         derived: dict[str, Value] = {
             "weights": solution.weights.copy(order="F"),
@@ -165,13 +177,34 @@ class Ridge:
         self._sums = Sums(gram, *sums)
         self._classes = {name: column for column, name in enumerate(copied["classes"])}
         self._counts, self._projection, self.rows = copied["counts"], copied["projection"], copied["rows"]
+        if self._per_class is not None:
+            self._per_class.load(copied)
         weights = np.array(derived["weights"], order="F")
         self._keep(Solution(weights, np.array(derived["intercept"]), derived["residual"], derived["gamma"]))
         self.solved_rows = derived["solved_rows"]
 
+    @property
+    def class_rows(self) -> dict[str, int]:
+        """Learned rows of each class, in the order of the score columns."""
+        return dict(zip(self._classes, self._counts.tolist(), strict=True))
+
+    @property
+    def error(self) -> float:
+        """How far the last solution can be from the exact one of its sums; 0 where it was restored and not solved here.
+
+        See normal_equations.Solution.
+        """
+        return self._solution.error
+
+    def known(self) -> Known:
+        """The statistics as they are; a view, so nothing may be written to it."""
+        names = tuple(self._classes)
+        return Known(self._sums, self._per_class, names, self.rows, self._projection, self.seed)
+
     def _shape(self) -> dict[str, Value]:
         """What a state must agree on with its learner."""
-        return {"kind": "ridge", "task": self.config.task, "d": self.d, "expand": self.config.expand}
+        shape = {"kind": self.head.kind, "task": self.config.task, "d": self.d, "expand": self.config.expand}
+        return shape if self.head.kind == "ridge" else shape | {"seed": self.seed}  # pseudo-features are drawn by it
 
     def _checked(self, batch: Batch) -> tuple[Floats, Array, Floats | None]:
         """x (n, d), y (n,) or (n, k), and weight (n,) with the decay in it, or None where all are 1.
@@ -181,12 +214,23 @@ class Ridge:
         x = finite("x", batch.x, (self.d,))
         if batch.y is None or batch.y.shape[:1] != x.shape[:1]:
             raise BadInputError(f"column y: expected {len(x)} labels, got {None if batch.y is None else batch.y.shape}")
-        y = _names(batch.y) if self.config.task == "classify" else self._numbers(batch.y)
+        y = self._names(batch.y) if self.config.task == "classify" else self._numbers(batch.y)
         weight = None if batch.weight is None else finite("weight", batch.weight, ())
         if weight is not None and (len(weight) != len(x) or weight.min() < 0.0):
             least = weight.min(initial=0.0)
             raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {least}")
         return x, y, weight
+
+    def _names(self, y: Array) -> Array:
+        """Class names (n,), each a str, and room for those that are new. Raises: BadInputError."""
+        names = y.ravel().tolist()
+        strange = [] if set(map(type, names)) <= {str} else [name for name in names if not isinstance(name, str)]
+        if y.ndim != 1 or strange:
+            raise BadInputError(f"column y: expected class names (n,), got {y.shape} with {strange[:1]}")
+        most = None if self._per_class is None else self._per_class.most
+        if most is not None and len(known := self._classes.keys() | set(names)) > most:
+            raise BadInputError(f"column y: {len(known)} classes; there is room for most_classes = {most}; raise it, or fork")
+        return y
 
     def _numbers(self, y: Array) -> Floats:
         """Regression targets (n, k), k as learned before."""
@@ -198,11 +242,11 @@ class Ridge:
         if self.config.task == "regress":
             self._sums.grow(y.shape[1])
             return y
-        columns = np.array([self._classes.setdefault(str(name), len(self._classes)) for name in y])
-        self._sums.grow(len(self._classes))
-        counts = np.bincount(columns, minlength=len(self._classes))
-        counts[: len(self._counts)] += self._counts
-        self._counts = counts
+        known = list(map(self._classes.get, names := y.tolist()))
+        new = None in known
+        columns = np.array([self._classes.setdefault(str(name), len(self._classes)) for name in names] if new else known)
+        self._grow()
+        self._counts += np.bincount(columns, minlength=len(self._classes))
         one_hot = np.zeros((len(y), len(self._classes)), order="F")
         one_hot[np.arange(len(y)), columns] = 1.0
         return one_hot
@@ -216,8 +260,10 @@ class Ridge:
             raise BadInputError(f"keep = {keep}: must be above 0 and up to 1")
         width = len(self._sums.features)
         self._sums.add(np.zeros((0, width)), np.zeros((0, len(self._sums.targets))), None, keep)
+        if self._per_class is not None:
+            self._per_class.add(np.zeros((0, self.d)), np.zeros((0, width)), np.zeros(0), np.zeros(0), keep)
         if len(self._sums.targets):
-            self._solve()
+            self.solve_now()
 
     def _add(self, x: Floats, targets: Floats, weight: Floats | None) -> None:
         """Sum up rows: row i of n weighs decay^(n - 1 - i), and what was there before decay^n."""
@@ -225,12 +271,87 @@ class Ridge:
         if decay < 1.0:
             faded: Floats = np.power(decay, np.arange(len(x) - 1, -1, -1, dtype=np.float64))
             weight = faded if weight is None else weight * faded
-        self._sums.add(expanded(x, self._projection), targets, weight, decay ** len(x))
+        phi, keep = expanded(x, self._projection), decay ** len(x)
+        self._sums.add(phi, targets, weight, keep)
+        if self._per_class is not None:
+            self._per_class.add(x, phi, targets.argmax(axis=1), np.ones(len(x)) if weight is None else weight, keep)
         self.rows += len(x)
 
-    def _solve(self) -> None:
+    def _grow(self) -> None:
+        """Make room for all classes there are."""
+        self._sums.grow(max(len(self._classes), len(self._sums.targets)))
+        self._counts = np.concatenate([self._counts, np.zeros(len(self._classes) - len(self._counts), dtype=np.int64)])
+        if self._per_class is not None:
+            self._per_class.grow(len(self._classes))
+
+    def blank(self) -> Ridge:
+        """An untaught one of the same make."""
+        other = Ridge(self.config, self.d, self.seed, self.head)
+        other._projection = self._projection
+        return other
+
+    def gathered(self, batch: Batch) -> Ridge:
+        """One of the same make that holds the statistics of these rows alone, and has solved nothing.
+
+        Raises: BadInputError as in learning.
+        """
+        other = self.blank()
+        x, y, weight = other._checked(batch)
+        other._add(x, other._targets(y), weight)
+        return other
+
+    def only_class(self, name: str) -> Ridge:
+        """One of the same make that holds the statistics of one class alone; for learners that keep class grams."""
+        other, at = self.blank(), self._classes[name]
+        assert isinstance(self._per_class, ClassGrams)
+        assert isinstance(other._per_class, ClassGrams)
+        other._classes[name] = 0
+        other._grow()
+        row, weight = self._sums.cross[at].copy(), self._sums.targets[at : at + 1].copy()
+        squares = self._sums.squares[at : at + 1].copy()
+        other._sums = Sums(self._per_class.gram(at), row[None], row, weight, squares, float(weight[0]))
+        other._per_class.packed[0] += self._per_class.packed[at]
+        other._counts, other.rows = self._counts[at : at + 1].copy(), int(self._counts[at])
+        return other
+
+    def combine(self, other: Ridge, sign: int) -> None:
+        """Add (``sign`` 1) or take out (-1) all rows of ``other``, which is of the same make; solves nothing yet.
+
+        Raises: LearnerError where they have more classes together than there is room for, or another number of outputs.
+        """
+        self._refuse_misfit(other)
+        columns = [self._classes.setdefault(name, len(self._classes)) for name in other._classes]
+        columns = columns or list(range(len(other._sums.targets)))
+        self._sums.grow(max(len(columns), len(self._sums.targets)))
+        self._grow()
+        self._sums.combine(other._sums, columns, sign)
+        self._counts[columns[: len(other._counts)]] += sign * other._counts
+        self.rows += sign * other.rows
+        if self._per_class is not None:
+            self._per_class.combine(other._per_class, columns, sign)  # type: ignore[arg-type]  # of the same make
+
+    def _refuse_misfit(self, other: Ridge) -> None:
+        most = None if self._per_class is None else self._per_class.most
+        if most is not None and len(union := self._classes.keys() | other._classes.keys()) > most:
+            raise LearnerError(f"{len(union)} classes together; there is room for most_classes = {most}")
+        ours, theirs = len(self._sums.targets), len(other._sums.targets)
+        if self.config.task == "regress" and self.rows and other.rows and ours != theirs:
+            raise LearnerError(f"one has {ours} outputs and the other {theirs}, so they are not of the same rows")
+
+    def settle(self, squares: Floats) -> None:
+        """After rows were taken out: set to 0 what only rounding is left of, and answer by the rest.
+
+        ``squares`` (d_phi,): the features' sums of squares before.
+        """
+        empty = np.flatnonzero(self._counts == 0)
+        self._sums.clean(squares if self.rows else np.full(len(squares), np.inf), empty)
+        if self._per_class is not None:
+            self._per_class.clear(empty)
+        self.solve_now()
+
+    def solve_now(self) -> None:
         """Answer from now on by the sums as they are."""
-        self._keep(solve(self._sums, self.config.gamma, self.config.intercept, self.config.standardise))
+        self._keep(self.head.answer(self.head.config, self.known()))
         self.solved_rows = self.rows
 
     def _keep(self, solution: Solution) -> None:
@@ -239,12 +360,11 @@ class Ridge:
         self._servable = LinearServable(tuple(self._classes), solution.weights, solution.intercept, self._projection)
 
 
-def _names(y: Array) -> Array:
-    """Class names (n,), each a str. Raises: BadInputError."""
-    strange = [name for name in y.ravel() if not isinstance(name, str)]
-    if y.ndim != 1 or strange:
-        raise BadInputError(f"column y: expected class names (n,), got {y.shape} with {strange[:1]}")
-    return y
+def _regression(config: RidgeConfig, known: Known) -> Solution:
+    """The answers of a ridge."""
+    if known.prior is not None:
+        raise LearnerError("a ridge keeps nothing of each class, so it has the prior it saw; use kind air or aef-ocl")
+    return solve(known.sums, config.gamma, config.intercept, config.standardise)
 
 
 def _projection(features: int, d: int, seed: int) -> Floats:

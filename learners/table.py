@@ -1,14 +1,31 @@
-"""The learners there are: one line an algorithm."""
+"""The learners there are: one line an algorithm. Importing this imports no torch, which takes seconds and may be missing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from millrace.learners.linear import LinearServable
+from millrace.learners.aef_ocl import AefOclConfig, aef_ocl
+from millrace.learners.air import AirConfig, air
+from millrace.learners.derpp import Derpp, DerppConfig
+from millrace.learners.er import Er, ErConfig
+from millrace.learners.er_ace import ErAce, ErAceConfig
+from millrace.learners.errors import MillraceError
+from millrace.learners.exact import merge_disjoint
+from millrace.learners.hpcr import Hpcr, HpcrConfig
+from millrace.learners.linear import LinearServable, to_onnx
+from millrace.learners.ncm import NcmConfig, ncm
+from millrace.learners.onpro import Onpro, OnproConfig
+from millrace.learners.pcr import Pcr, PcrConfig
+from millrace.learners.pec import Pec, PecConfig
 from millrace.learners.protocol import Learner, Servable, Value
 from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.learners.river_adapter import River, RiverConfig, RiverServable
+from millrace.learners.slda import SldaConfig, slda
+from millrace.learners.softmax import Softmax, SoftmaxConfig
+from millrace.learners.uer import Uer, UerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +35,70 @@ class Algorithm:
     config: type[Any]  # a frozen dataclass that checks itself
     learner: Callable[[Any, int, int], Learner]  # (config, d, seed) -> an untaught learner
     servable: Callable[[dict[str, Value]], Servable]  # from a servable's arrays() -> one with equal answers
+    onnx: Callable[[Any], bytes] | None  # a servable as an ONNX model, x [n, d] -> scores [n, C]; None: there is no such form
+    agreement: float = 1e-9  # largest difference of answers between machines, relative to the largest score
+    needs: str = ""  # the package beside our own that it runs on, named as the extra that brings it; empty: none
+    abilities: tuple[str, ...] = ()  # methods of the learner beside the five of every learner; see ``protocol.py``
+    merge: Callable[[Mapping[str, Any]], tuple[Learner, Any]] | None = None  # exact, of workers by name; None: it has none
+
+    def ready(self) -> Algorithm:
+        """Itself, with what it runs on imported: that counts among what numerics depend on.
+
+        Raises: MillraceError naming the extra.
+        """
+        if self.needs:
+            _imported(self.needs, self.needs)
+        return self
+
+
+def _imported(module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as missing:
+        if missing.name != package:
+            raise
+        raise MillraceError(f"This learner runs on {package}, which is not here: install millrace[{package}].") from missing
+
+
+def _network(config: type[Any], method: Callable[[Any], Any]) -> Algorithm:
+    """An algorithm of the replay family: what it adds to the machinery they share."""
+
+    def learner(config: Any, d: int, seed: int) -> Learner:
+        made: Learner = _imported("millrace.learners.replay", "torch").Replay(method(config), config, d, seed)
+        return made
+
+    return Algorithm(config, learner, _network_servable, _network_onnx, 1e-4, "torch", ("raise_rate",))
+
+
+def _network_servable(arrays: dict[str, Value]) -> Servable:
+    made: Servable = _imported("millrace.learners.network_servable", "torch").NetworkServable.from_arrays(arrays)
+    return made
+
+
+def _network_onnx(servable: Any) -> bytes:
+    written: bytes = _imported("millrace.learners.network_onnx", "torch").to_onnx(servable)
+    return written
+
+
+def _analytic(config: type[Any], learner: Callable[[Any, int, int], Learner]) -> Algorithm:
+    """An algorithm that answers from the sums of normal_equations.py."""
+    return Algorithm(config, learner, LinearServable.from_arrays, to_onnx, abilities=("discount",), merge=merge_disjoint)
 
 
 LEARNERS: dict[str, Algorithm] = {
-    "ridge": Algorithm(RidgeConfig, Ridge, LinearServable.from_arrays),
+    "ridge": _analytic(RidgeConfig, Ridge),
+    "aef-ocl": _analytic(AefOclConfig, aef_ocl),
+    "air": _analytic(AirConfig, air),
+    "slda": _analytic(SldaConfig, slda),
+    "ncm": _analytic(NcmConfig, ncm),
+    "softmax": Algorithm(SoftmaxConfig, Softmax, LinearServable.from_arrays, to_onnx, abilities=("raise_rate",)),
+    "er": _network(ErConfig, Er),
+    "er-ace": _network(ErAceConfig, ErAce),
+    "derpp": _network(DerppConfig, Derpp),
+    "uer": _network(UerConfig, Uer),
+    "pcr": _network(PcrConfig, Pcr),
+    "hpcr": _network(HpcrConfig, Hpcr),
+    "onpro": _network(OnproConfig, Onpro),
+    "pec": _network(PecConfig, Pec),
+    "river": Algorithm(RiverConfig, River, RiverServable.from_arrays, None),
 }

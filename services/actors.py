@@ -1,4 +1,4 @@
-"""The two named Ray actors of a pipeline, ``Current`` and the trainer: how they are made, found again and spoken to."""
+"""The named Ray actors of a pipeline, ``Current`` and whoever learns: how they are made, found again and spoken to."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from millrace.services.current import Blob, Current, News, Presence, Publication
 from millrace.services.follower import Fetched
 from millrace.services.instance import Instance
+from millrace.services.merger import Merger
 from millrace.services.trainer import State, Trainer
 
 log = logging.getLogger("millrace")
@@ -41,10 +42,21 @@ def make_current(instance: Instance) -> Any:
     return ray.remote(Current).options(**options).remote(ray.put)
 
 
-def make_trainer(instance: Instance, branch: str) -> Any:
-    """The trainer of a branch, made now unless it is there. Its calls do not wait for each other."""
+def make_trainers(instance: Instance, branch: str) -> list[tuple[str, Any]]:
+    """Who learns for a branch, by the branches they write, made now unless they are there; in the order in which they stop.
+
+    That is its trainer; or the trainers of its shards, and last the merger. Their calls do not wait for each other.
+    """
+    shards = instance.shards(branch)
+    if shards == [branch]:
+        return [(branch, _made(Trainer, instance, branch, current_name(instance)))]
+    trainers = [(shard, _made(Trainer, instance, shard, trainer_name(instance, branch))) for shard in shards]
+    return [*trainers, (branch, _made(Merger, instance, branch, current_name(instance)))]
+
+
+def _made(kind: type[Trainer | Merger], instance: Instance, branch: str, publishes_to: str) -> Any:
     options = LASTING | {"name": trainer_name(instance, branch), "num_cpus": TRAINER_CPUS, "max_concurrency": 4}
-    return ray.remote(Trainer).options(**options).remote(instance, branch, Publisher(current_name(instance)))
+    return ray.remote(kind).options(**options).remote(instance, branch, Publisher(publishes_to))
 
 
 async def trainer_state(instance: Instance, branch: str) -> State | None:

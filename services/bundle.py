@@ -22,7 +22,6 @@ from millrace.streams.schema import Schema
 
 GOLDEN_ROWS = 4  # answered again before a bundle is used
 GOLDEN_SEED = 20261121
-GOLDEN_TOLERANCE = 1e-9  # relative to the largest score: another BLAS adds up in another order
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -138,11 +137,12 @@ def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
         features.load(state["features"])
         serve = {name.removeprefix("serve."): value for name, value in state.items() if name.startswith("serve.")}
         _refuse_not_finite(serve, identity)
-        servable = LEARNERS[state["kind"]].servable(serve)
-        _try_golden(servable, state["golden.rows"], state["golden.scores"], identity)
+        algorithm = LEARNERS[state["kind"]]
+        servable = algorithm.servable(serve)
+        _try_golden(servable, state["golden.rows"], state["golden.scores"], identity, algorithm.agreement)
         outputs = state["golden.scores"].shape[1]
         return Bundle(identity, int(state["as_of_ms"]), expected, schema, outputs, features, servable)
-    except (BadInputError, AttributeError, KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+    except (BadInputError, AttributeError, KeyError, RuntimeError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise DamageError(
             f"Published weights cannot be read by this release ({error!r}). Use the one that wrote them."
         ) from error
@@ -160,8 +160,8 @@ def _refuse_not_finite(serve: dict[str, Value], identity: Identity) -> None:
             raise DamageError(f"State {identity.name}: {name} holds a number that is not finite.")
 
 
-def _try_golden(servable: Servable, rows: Floats, scores: Floats, identity: Identity) -> None:
+def _try_golden(servable: Servable, rows: Floats, scores: Floats, identity: Identity, agreement: float) -> None:
     found = servable.predict_many(Batch(rows))
     largest = float(np.abs(scores).max(initial=1.0))
-    if found.shape != scores.shape or not np.allclose(found, scores, rtol=0.0, atol=GOLDEN_TOLERANCE * largest):
+    if found.shape != scores.shape or not np.allclose(found, scores, rtol=0.0, atol=agreement * largest):
         raise DamageError(f"State {identity.name} does not give its golden rows the answers that it was published with.")

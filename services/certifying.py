@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterable
 
 from millrace.learners.errors import MillraceError, NotProvedError, TooSlowError
+from millrace.services.ended import sweep_ended
 from millrace.services.follower import Archive
 from millrace.services.instance import Instance, require_branch
-from millrace.services.looking import certify, proven
+from millrace.services.looking import certify, prove, proven
+from millrace.services.sharded import is_merged, merge_again, merged_from
 from millrace.streams.entries import Mark
 from millrace.streams.ledger import DIFFERS
 from millrace.streams.verify import Report, verify_version
@@ -21,6 +23,7 @@ log = logging.getLogger("millrace")
 
 LOOK_S = 1.0  # between two looks for new versions
 LOWEST = 19  # priority
+SWEEP_S = 600.0  # between two looks for branches that have ended
 
 
 def prove_version(instance: Instance, version: str, nearest: bool = True, budget_s: float = float("inf")) -> Report:
@@ -31,6 +34,8 @@ def prove_version(instance: Instance, version: str, nearest: bool = True, budget
     """
     branch = version.rpartition(".")[0]
     require_branch(instance, branch)
+    if is_merged(instance, branch):
+        return _prove_merge(instance, Archive(instance).mark(version), budget_s)
     until_s = time.monotonic() + budget_s
     report = verify_version(instance.recipe, instance.doors(branch), version, nearest, lambda: time.monotonic() > until_s)
     mark = Archive(instance).mark(version)
@@ -48,6 +53,39 @@ def prove_version(instance: Instance, version: str, nearest: bool = True, budget
     return report
 
 
+def prove_branch(instance: Instance, branch: str) -> list[Report]:
+    """Fold a branch again from the log, or those of its shards and then every merge of them that is a version.
+
+    Raises: NotProvedError naming each thing that does not hold and the first bad mark.
+    """
+    if not is_merged(instance, branch):
+        return [prove(instance, branch)]
+    require_branch(instance, branch)
+    reports = [prove(instance, shard) for shard in instance.shards(branch)]
+    released = instance.ledger().released
+    marks = [mark for mark in Archive(instance).marks(branch) if mark.version is not None and mark.version not in released]
+    return [*reports, *(_prove_merge(instance, mark, float("inf")) for mark in marks)]
+
+
+def _prove_merge(instance: Instance, mark: Mark, budget_s: float) -> Report:
+    """Prove what a version merges, unless that is certified, and merge it again."""
+    version, certificates = str(mark.version), instance.ledger().certificates
+    parts = merged_from(instance, version)
+    for part in parts:
+        if part not in certificates or not certificates[part].holds:
+            prove_version(instance, part, budget_s=budget_s)
+    report = Report(mark.branch, base=f"the merge of {', '.join(parts)}", entries=1, state_seq=mark.state_seq)
+    report.state_sha256 = merge_again(instance, mark)
+    equal = report.state_sha256 == mark.state_sha256
+    known = certificates.get(version)
+    if known is None or known.holds != equal:
+        certify(instance, mark, report, "equal" if equal else f"{DIFFERS}: merging its shards again gives another state")
+    if not equal:
+        raise NotProvedError(f"Version {version}: merging {', '.join(parts)} again gives another state.")
+    report.proved.append(mark)
+    return report
+
+
 def watch(instance: Instance, parent: int) -> None:
     """Verify versions as they are made, the newest first and one at a time, until SIGINT or SIGTERM; at the lowest priority.
 
@@ -57,9 +95,13 @@ def watch(instance: Instance, parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     os.nice(LOWEST)
+    swept_s = float("-inf")
     while not stop.is_set() and parent in (0, os.getppid()):
         version = newest(pending(instance, archive), tried)
         began_s = time.monotonic()
+        if began_s - swept_s > SWEEP_S:
+            swept_s = began_s
+            sweep_ended(instance)
         if version is not None:
             tried.add(version)
             _try(instance, version)

@@ -17,76 +17,21 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from millrace.learners.detectors import DriftConfig
+from millrace.learners.detectors import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
+from millrace.services.tables_of_config import BatchConfig, LogConfig, MlflowConfig, ServingConfig, VersionsConfig
+from millrace.streams.backbone import located
+from millrace.streams.cluster import Secrets
+from millrace.streams.held_out import HeldOutConfig
 from millrace.streams.labels import LabelRules
 from millrace.streams.schema import Field, Label, Schema, leaves
+from millrace.streams.sharding import refuse_unmergeable
 from millrace.streams.worker import WorkerConfig
 
 ENVIRONMENT = "MILLRACE__"
-OFFERED_ACTS = ("version", "discount", "reset")  # of those that an alarm may lead to
+NEEDS = {"discount": "discount", "raise-rate": "raise_rate"}  # drift.act -> the ability that its learner must have
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-
-
-@dataclass(frozen=True, slots=True)
-class BatchConfig:
-    """Training batches."""
-
-    rows: int = 256  # of a full batch, >= 1; more learns in fewer, larger lessons
-    wait_ms: int = 1000  # by the journal's clock, >= 1; a part of a batch is learned after so long
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        for name in ("rows", "wait_ms"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class LogConfig:
-    """Where events come from."""
-
-    topic: str = ""  # empty: the pipeline's name
-    partitions: int = 1  # >= 1, fixed when the topic is made
-    retention_hours: float = 0.0  # of the embedded log; 0 keeps everything
-    max_bytes: int = 1 << 20  # of one record's value; a larger one is a dead letter
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        for name, low in (("partitions", 1), ("retention_hours", 0), ("max_bytes", 1)):
-            if not low <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
-
-
-@dataclass(frozen=True, slots=True)
-class VersionsConfig:
-    """Which versions are kept. What an alias names or an endpoint serves, or did last, is kept whatever this says."""
-
-    keep: int = 20  # newest of each branch; 0: all
-    verify_budget_s: float = 60.0  # for folding a new version again beside `millrace up`; 0: none is
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        for name in ("keep", "verify_budget_s"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 0")
-
-
-@dataclass(frozen=True, slots=True)
-class MlflowConfig:
-    """Where versions are mirrored to. Nothing of it changes what is learned or served."""
-
-    uri: str = ""  # of the tracking server, such as http://127.0.0.1:5000; empty: nothing is mirrored
-    model: str = ""  # the registered model and the experiment; empty: the pipeline's name
-    moved_by_hand: Literal["set-back", "adopt"] = "set-back"  # what becomes of an alias that somebody moved there
-
-
-@dataclass(frozen=True, slots=True)
-class ServingConfig:
-    """How the endpoint goes about it. Nothing of it changes what is learned from a record that is in the log."""
-
-    record: Literal["after-reply", "before-reply", "off"] = "after-reply"  # when an answer that labels may follow is appended
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +45,12 @@ class Pipeline:
     weight: str | None = None  # the key of a row's weight
     seed: int = 0  # >= 0
     threads: int = 1  # of every BLAS in the worker, >= 1
+    shards: int = 1  # workers that learn at once, each its share of the partitions; merged exactly, served as one
     batch: BatchConfig = field(default_factory=BatchConfig)
     log: LogConfig = field(default_factory=LogConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     drift: DriftConfig | None = None  # what is watched for drift; without it nothing is
+    evaluate: HeldOutConfig | None = None  # of rows that are never learned and asked about again and again; without it none
     serving: ServingConfig = field(default_factory=ServingConfig)
     versions: VersionsConfig = field(default_factory=VersionsConfig)
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
@@ -117,10 +64,17 @@ class Pipeline:
             raise ValueError(f"seed = {self.seed}, threads = {self.threads}: seed is at least 0, threads at least 1")
         if self.topic in (f"{self.name}.scores", f"{self.name}.dead-letters", self.served_topic):
             raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
-        Schema(self.fields, self.label, self.weight)  # refuses names that stand twice
+        self._check_shards(Schema(self.fields, self.label, self.weight))  # which refuses names that stand twice
         self._check_labels()
-        if self.drift is not None and self.drift.act not in OFFERED_ACTS:
-            raise ValueError(f"drift.act = {self.drift.act!r}: this release offers {', '.join(OFFERED_ACTS)}")
+        if self.evaluate is not None and self.label.task != "classify":
+            raise ValueError("evaluate: what is held out is scored by class, and this label is a number; leave the table out")
+
+    def _check_shards(self, schema: Schema) -> None:
+        if self.shards == 1:
+            return
+        refuse_unmergeable(schema, self.log.partitions, self.shards)
+        if self.labels is not None:
+            raise ValueError(f"shards = {self.shards}: late labels may lie in another shard than their prediction; use 1 shard")
 
     def _check_labels(self) -> None:
         if self.labels is None:
@@ -154,8 +108,10 @@ class Pipeline:
     @property
     def declared(self) -> bytes:
         """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
-        given = {"labels": self.labels, "drift": self.drift}
+        drift = self.drift and self.drift.declared
+        given: dict[str, Any] = {"labels": self.labels, "drift": drift, "evaluate": self.evaluate}
         more = {name: table for name, table in given.items() if table is not None}
+        more |= {} if self.shards == 1 else {"shards": self.shards}
         return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed} | more, order="sorted")
 
 
@@ -184,6 +140,7 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
         origin |= dict.fromkeys(leaves({key: value}), where)
     _refuse_large(raw, path)
     pipeline: Pipeline = _convert(raw, Pipeline, "", path)
+    _refuse_unrecorded(raw, pipeline, path)
     kind = pipeline.learner.get("kind")
     if not isinstance(kind, str) or kind not in LEARNERS:
         raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{_nearest(str(kind), LEARNERS)}")
@@ -192,7 +149,30 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
     if own.get("task", pipeline.label.task) != pipeline.label.task:
         raise ConfigError(f"{path}: learner.task = {own['task']!r}, but the label's type says {pipeline.label.task!r}.")
     learner = _convert(own | task, LEARNERS[kind].config, "learner", path)
-    return Loaded(replace(pipeline, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
+    _refuse_unable(pipeline.drift, kind, path)
+    if pipeline.shards > 1:
+        _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
+    fields = located(pipeline.fields, path.parent)
+    return Loaded(replace(pipeline, fields=fields, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
+
+
+def _refuse_unable(drift: DriftConfig | None, kind: str, path: Path) -> None:
+    """Raise where an alarm is to lead to what the learner cannot do."""
+    able = LEARNERS[kind].abilities
+    if drift is not None and (need := NEEDS.get(drift.act, "")) and need not in able:
+        offered = [act for act in ACTS if act not in NEEDS or NEEDS[act] in able]
+        raise ConfigError(
+            f"{path}: drift.act = {drift.act!r}: learner {kind} cannot do that ({need} is none of its abilities). "
+            f"With it there are: {', '.join(offered)}."
+        )
+
+
+def _refuse_unmergeable(kind: str, learner: Any, where: str) -> None:
+    if LEARNERS[kind].merge is None:
+        mergeable = ", ".join(name for name, algorithm in LEARNERS.items() if algorithm.merge is not None)
+        raise ConfigError(f"{where}: {kind} cannot be merged exactly; these can: {mergeable}.")
+    if getattr(learner, "decay", 1.0) < 1.0:
+        raise ConfigError(f"{where}: with learner.decay = {learner.decay} a row's weight depends on the rows of other shards.")
 
 
 def home_folder(flag: str | None) -> Path:
@@ -208,6 +188,12 @@ def data_folder() -> Path:
 def endpoint_token() -> str | None:
     """What callers of the endpoint must show: ``MILLRACE_TOKEN``; never a flag, which every user of the machine can read."""
     return os.environ.get("MILLRACE_TOKEN") or None
+
+
+def kafka_secrets() -> Secrets:
+    """Passwords of a Kafka cluster: ``MILLRACE_KAFKA_PASSWORD`` (SASL), ``MILLRACE_KAFKA_SSL_PASSWORD`` (of the key's file)."""
+    names = ("MILLRACE_KAFKA_PASSWORD", "MILLRACE_KAFKA_SSL_PASSWORD")
+    return Secrets(*(os.environ.get(name) or "" for name in names))
 
 
 def set_environment(values: Mapping[str, str]) -> None:
@@ -269,6 +255,16 @@ def _refuse_large(raw: dict[str, Any], path: Path) -> None:
             raise ConfigError(f"{path}: {key} = {value}: a whole number must fit into 64 bits.")
 
 
+def _refuse_unrecorded(raw: dict[str, Any], pipeline: Pipeline, path: Path) -> None:
+    """Answers are recorded for labels that come later; who asks for the one without the other would wait in vain."""
+    record = raw.get("serving", {}).get("record", "off")
+    if pipeline.labels is None and record != "off":
+        raise ConfigError(
+            f"{path}: serving.record = {record!r}: nothing is recorded without a table [labels], which says how long an answer "
+            "waits for its label. Add the table, or take this key away."
+        )
+
+
 def _convert(raw: dict[str, Any], kind: type[Any], prefix: str, path: Path) -> Any:
     """``raw`` as a checked record."""
     _refuse_unknown(raw, kind, prefix, path)
@@ -289,7 +285,7 @@ def _refuse_unknown(raw: Any, kind: Any, prefix: str, path: Path) -> None:
     if get_origin(kind) is tuple and isinstance(raw, list):
         for at, item in enumerate(raw):
             _refuse_unknown(item, get_args(kind)[0], f"{prefix}[{at}]", path)
-    kind = next((choice for choice in get_args(kind) if is_dataclass(choice)), kind) if get_origin(kind) is UnionType else kind
+    kind = _record(kind)
     if not is_dataclass(kind) or not isinstance(raw, dict):
         return
     hints = get_type_hints(kind)
@@ -298,6 +294,11 @@ def _refuse_unknown(raw: Any, kind: Any, prefix: str, path: Path) -> None:
         if key not in hints:
             raise ConfigError(f"{path}: {name} = {value!r}: there is no such key.{_nearest(key, hints)}")
         _refuse_unknown(value, hints[key], name, path)
+
+
+def _record(kind: Any) -> Any:
+    """The record of a table that may be left out; else the kind itself."""
+    return next((choice for choice in get_args(kind) if is_dataclass(choice)), kind) if get_origin(kind) is UnionType else kind
 
 
 def _nearest(word: str, names: Iterable[str]) -> str:
@@ -328,6 +329,7 @@ def _value_at(raw: Any, where: str) -> Any:
 def _options(kind: Any, where: str) -> tuple[str, ...]:
     """The words that may stand at a place, where it takes one of several."""
     for step in _steps(where):
+        kind = _record(kind)
         if step.isdigit():
             kind = get_args(kind)[0]
         elif is_dataclass(kind):

@@ -18,7 +18,6 @@ from millrace.services.instance import Instance
 from millrace.streams.ledger import Redrive, append_decision
 from millrace.streams.outputs import dead_letter_topic
 from millrace.streams.records import Event, Headers, Record, decode_headers, encode_headers, tp_name
-from millrace.streams.sqlite_log import SqliteSource
 
 OURS = "millrace."  # how the headers begin that say why it is a dead letter
 REDRIVEN = "millrace.redriven"  # on the new event: the offset of its letter
@@ -32,13 +31,14 @@ class Letter:
     offset: int  # in the dead-letter topic
     event: Event
     headers: Headers  # the record's own
-    why: dict[str, str]  # reason, detail, topic, partition, offset, timestamp_ms
+    why: dict[str, str]  # reason, detail, topic, partition, offset, timestamp_ms; row, where it was one of several in a message
     redriven: bool
 
     @property
     def row(self) -> dict[str, Any]:
         """As a line to show."""
         where = f"{self.why.get('topic', '')}:{self.why.get('partition', '')} offset {self.why.get('offset', '')}"
+        where += f" row {self.why['row']}" if "row" in self.why else ""
         return {
             "letter": self.offset,
             "record": where,
@@ -63,13 +63,13 @@ def _text(raw: bytes | None) -> str | None:
 def letters(instance: Instance, reason: str | None = None) -> Iterator[Letter]:
     """Each record's letter once, oldest first; of one reason, where one is named."""
     topic = dead_letter_topic(instance.loaded.pipeline.name)
-    source, tp = SqliteSource(instance.log(), [topic]), tp_name(topic, 0)
+    source, tp = instance.source([topic]), tp_name(topic, 0)
     redriven, seen = instance.ledger().redriven, set[tuple[str | None, ...]]()
     low, high = source.bounds()[tp]
     for begin in range(low, high, CHUNK):
         for event in source.read(tp, begin, min(begin + CHUNK, high)).events:
             letter = _letter(event, redriven)
-            record = tuple(letter.why.get(name) for name in ("topic", "partition", "offset"))
+            record = tuple(letter.why.get(name) for name in ("topic", "partition", "offset", "row"))
             if record not in seen and reason in (None, letter.why.get("reason")):
                 seen.add(record)
                 yield letter

@@ -51,7 +51,7 @@ def target(version: str | None, follow: str | None) -> Target:
 
 
 def plan(instance: Instance, to: Target) -> Change:
-    """The change, once what is to be served has been read from the store and opened.
+    """The change, once what is to be served has been read from the store and, but for networks, opened.
 
     Raises: MillraceError where it is not there, DamageError where its parts are not whole.
     """
@@ -59,7 +59,7 @@ def plan(instance: Instance, to: Target) -> Change:
     if to.version is not None:
         to = Target(version=resolved(instance, to.version))
         _refuse_released(ledger, str(to.version))
-        Archive(instance).version(str(to.version))
+        Archive(instance).check(str(to.version))
     else:
         require_branch(instance, str(to.follow))
     return Change(ledger.serving.get(ENDPOINT), to)
@@ -74,8 +74,20 @@ def plan_rollback(instance: Instance, version: str | None) -> Change:
     return plan(instance, Target(version or _version_before(instance)))
 
 
+def learner_version(instance: Instance, version: str | None) -> str:
+    """Whose learner is to go on: ``version``, else the one that is served, else as ``plan_rollback``.
+
+    Raises: MillraceError where there is none, or it is no longer kept.
+    """
+    ledger = instance.ledger()
+    now = ledger.serving.get(ENDPOINT)
+    found = resolved(instance, version) if version else (now and now.version) or _version_before(instance)
+    _refuse_released(ledger, found)
+    return found
+
+
 def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
-    """To let an alias name ``version``, once that has been read from the store and opened; ``none`` takes the alias away.
+    """To let an alias name ``version``, once that has been read from the store as for ``plan``; ``none`` takes the alias away.
 
     Raises: as ``plan``; BadInputError for a name that cannot be one, NotProvedError for a version that differs from its log.
     """
@@ -86,7 +98,7 @@ def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
         return Naming(name, ledger.aliases.get(name), None)
     version = resolved(instance, version)
     _refuse_released(ledger, version)
-    Archive(instance).version(version)
+    Archive(instance).check(version)
     certificate = ledger.certificates.get(version)
     if certificate is not None and not certificate.holds:
         raise NotProvedError(f"Version {version} {certificate.verdict}, says its certificate. It is not promoted.")

@@ -56,13 +56,18 @@ class Endpoint:
     overview: Callable[[], Awaitable[dict[str, Any]]] = _nothing  # of the trainer and all replicas
 
     @property
+    def inline_bytes(self) -> int:
+        """Of a request that is answered on the event loop; none where pictures go through a network."""
+        return 0 if any(one.type == "image" for one in self.schema.fields) else INLINE_BYTES
+
+    @property
     def newest(self) -> str | None:
         """The version that answers now, or None."""
         bundle = self.held()
         return None if bundle is None else bundle.identity.name
 
-    async def record(self, answered: Answered) -> None:
-        """Append what was answered: soon, or at once where the pipeline wants it before the reply.
+    async def record(self, answered: Answered, headers: bytes = b"") -> None:
+        """Append what was answered, with ``headers``: soon, or at once where the pipeline wants it before the reply.
 
         Raises: BadInputError for an id that no label could name, StorageError.
         """
@@ -75,20 +80,20 @@ class Endpoint:
         for column in answered.columns:
             if column.dtype == object and any(text is not None and len(text) > longest for text in column):
                 raise BadInputError(f"A text has over {longest} characters, so its row could not be recorded.")
-        make = partial(prediction_records, answered, self.recording.features)
+        make = partial(prediction_records, answered, self.recording.features, headers)
         if self.recording.before_reply:
             await self.recording.recorder.now(make())
         else:
             self.recording.recorder.later(len(answered.ids), make)
 
-    async def label(self, labels: list[LateLabel]) -> Sequence[str]:
-        """Append labels, all or none, and say where the log has each.
+    async def label(self, labels: list[LateLabel], headers: bytes = b"") -> Sequence[str]:
+        """Append labels, all or none and each with ``headers``, and say where the log has each.
 
         Raises: BadInputError, NotOfferedError, StorageError where the log does not take them.
         """
         if self.recording is None:
             raise NotOfferedError("This pipeline takes labels from its rows; give it a table [labels] for late ones.")
-        recorder, records = self.recording.recorder, label_records(checked_labels(labels, self.schema.label))
+        recorder, records = self.recording.recorder, label_records(checked_labels(labels, self.schema.label), headers)
         for at, record in enumerate(records):
             if len(record.value or b"") > self.recording.max_bytes:
                 raise BadInputError(f"labels[{at}]: is over {self.recording.max_bytes} bytes, which the log does not take.")

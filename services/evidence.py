@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from millrace.learners.detectors import Alarm
 from millrace.learners.errors import NotProvedError
 from millrace.learners.protocol import Array, Batch
 from millrace.learners.table import LEARNERS
 from millrace.services.instance import BRANCH, Instance
 from millrace.streams.branch import load_checkpoint
-from millrace.streams.codec import Rows
-from millrace.streams.entries import Entry, Mark, Open, Step
+from millrace.streams.codec import Rows, has_label
+from millrace.streams.entries import Act, Entry, Mark, Open, Step
 from millrace.streams.features import Features
 from millrace.streams.journal import Cursor, counted
-from millrace.streams.outputs import Output
-from millrace.streams.records import Event, tp_name
+from millrace.streams.outputs import Output, scores_topic
+from millrace.streams.records import Event
+from millrace.streams.served import LateLabel, Served
+from millrace.streams.source import Source
 
 READ_ROWS = 4096  # of the log at a time
 
@@ -38,7 +42,7 @@ MEASURES = {  # by task: how totals are called, ours first, and what a report ca
 class Joined:
     """Labels that appeared in the log for the first time in one append."""
 
-    row: int  # of the first of them
+    row: int  # of the first of them, among those that have a label
     at_ms: int  # since 1970
     labels: tuple[str, ...]
 
@@ -47,7 +51,7 @@ class Joined:
 class Resumed:
     """A worker that took the branch where another had left it."""
 
-    row: int  # records that the journal had
+    row: int  # that had been learned
     checkpoint_seq: int | None  # the state it began from; None: the very beginning
     after_seq: int  # the last entry of the worker before
     refolded: int  # steps folded again from the log
@@ -63,16 +67,28 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
+class Raised:
+    """A change that a detector noticed, and what followed."""
+
+    at_ms: int  # since 1970, by the journal's clock
+    alarm: Alarm
+    version: str | None  # that was marked after the act that it became; None: it became none
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything a report says about learning."""
+    """Everything a report says about learning. Rows are those that have a label, in the order in which the log has it."""
 
     task: str  # classify or regress
     sent: int  # records in the log
+    rows: int  # of which so many brought a row's label
+    ends: dict[str, int]  # by partition
     started_ms: int  # the first record's time since 1970
     outputs: list[Output]  # one a step, in order
     repeats: int  # outputs that a resumed worker let out again
     joined: list[Joined]
     resumed: list[Resumed]
+    raised: list[Raised]
     versions: list[Version]
     recall: dict[str, float]  # by label, over the whole stream; empty for regression
     held_out: int  # rows
@@ -80,8 +96,13 @@ class Evidence:
     @property
     def totals(self) -> Array:
         """Rows scored and the totals of ``MEASURES`` after every step (steps, 4)."""
-        names = ["rows", *(name for name, _ in MEASURES[self.task])]
-        return np.array([[_number(output.scores[name]) for name in names] for output in self.outputs])
+        return totals_of(self.task, [(output.scores, output.served_scores) for output in self.outputs])
+
+
+def totals_of(task: str, scores: Sequence[tuple[dict[str, Any], dict[str, Any] | None]]) -> Array:
+    """Rows scored and the totals of ``MEASURES`` (steps, 4), from the worker's own and those as served."""
+    names = ["rows", *(name for name, _ in MEASURES[task])]
+    return np.array([[sum(_number(part[name]) for part in parts if part) for name in names] for parts in scores])
 
 
 def gather(instance: Instance, held_out: Sequence[bytes]) -> Evidence:
@@ -89,19 +110,23 @@ def gather(instance: Instance, held_out: Sequence[bytes]) -> Evidence:
 
     Raises: NotProvedError where two outputs of one step differ; DamageError where stored bytes are not as written.
     """
-    outputs, repeats = _outputs(instance)
-    entries = list(counted(instance.journal(BRANCH), BRANCH, Cursor()))
-    log, tp = instance.log(), tp_name(instance.loaded.pipeline.topic, 0)
-    joined, started_ms = _joined(instance)
+    outputs, repeats = outputs_of(instance, BRANCH)
+    doors = instance.doors(BRANCH)
+    entries = list(counted(doors.journal, BRANCH, Cursor()))
+    told = labels_told(instance, doors.source)
+    ends = {tp: high for tp, (_, high) in doors.source.bounds().items()}
     marks = [entry for entry in entries if isinstance(entry, Mark) and entry.version is not None]
     return Evidence(
         task=instance.loaded.pipeline.label.task,
-        sent=log.bounds(tp)[1],
-        started_ms=started_ms,
+        sent=sum(ends.values()),
+        rows=len(told),
+        ends=ends,
+        started_ms=told[0].at_ms if told else 0,
         outputs=outputs,
         repeats=repeats,
-        joined=joined,
-        resumed=_resumed(entries),
+        joined=_joined(told) if instance.loaded.pipeline.label.task == "classify" else [],
+        resumed=_resumed(entries, outputs),
+        raised=_raised(entries, outputs),
         versions=_versions(instance, marks, held_out),
         recall=_recall(instance, marks),
         held_out=len(held_out),
@@ -130,13 +155,17 @@ def _number(total: Any) -> float:
     return float(np.mean(total)) if not isinstance(total, list) or total else 0.0
 
 
-def _outputs(instance: Instance) -> tuple[list[Output], int]:
-    """The outputs of the branch, each step once, and how many came again."""
+def outputs_of(instance: Instance, branch: str) -> tuple[list[Output], int]:
+    """The outputs of a branch, each step once, and how many came again.
+
+    Raises: NotProvedError where two of one step differ.
+    """
     by_seq: dict[int, Output] = {}
     repeats = 0
-    for event in _events(instance, f"{instance.loaded.pipeline.name}.scores"):
+    topic = scores_topic(instance.loaded.pipeline.name, branch)
+    for event in _events(instance.source([topic])):
         output = msgspec.json.decode(event.value or b"", type=Output)
-        if output.branch != BRANCH:
+        if output.branch != branch:
             continue
         repeats += output.seq in by_seq
         if by_seq.setdefault(output.seq, output) != output:
@@ -144,43 +173,80 @@ def _outputs(instance: Instance) -> tuple[list[Output], int]:
     return [by_seq[seq] for seq in sorted(by_seq)], repeats
 
 
-def _events(instance: Instance, topic: str) -> Iterator[Event]:
-    """All records of a topic of one partition."""
-    log, tp = instance.log(), tp_name(topic, 0)
-    start, end = log.bounds(tp)
-    while start < end:
-        events, _ = log.fetch(tp, start, end, READ_ROWS)
-        yield from events
-        start = events[-1].offset + 1
+def _events(source: Source) -> Iterator[Event]:
+    """All records of a source's topics, partition by partition."""
+    for tp, (start, end) in source.bounds().items():
+        for begin in range(start, end, READ_ROWS):
+            yield from source.read(tp, begin, min(begin + READ_ROWS, end)).events
 
 
-def _joined(instance: Instance) -> tuple[list[Joined], int]:
-    """When each label came first, those of one append together; and the time of the first record."""
-    events = list(_events(instance, instance.loaded.pipeline.topic))
-    rows, _ = instance.recipe.codec.decode(events)
-    if instance.loaded.pipeline.label.task != "classify":
-        return [], int(rows.t[0]) if len(rows) else 0
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A label as it came into the log, with its row or for a prediction."""
+
+    at_ms: int  # since 1970
+    label: Any  # as a learner gets it
+    tp: str
+    offset: int
+    event: Event
+
+
+def labels_told(instance: Instance, source: Source) -> list[Labelled]:
+    """Every label in the log, in order of time."""
+    found: list[Labelled] = []
+    for tp, (start, end) in source.bounds().items():
+        for begin in range(start, end, READ_ROWS):
+            events = source.read(tp, begin, min(begin + READ_ROWS, end)).events
+            piece, refused = instance.recipe.reader.decode(events, tp)
+            bad = {one.event.offset for one in refused}
+            found += _labelled(piece, [event for event in events if event.offset not in bad], tp)
+    return sorted(found, key=lambda one: one.at_ms)  # stable: of one partition in the order of the log
+
+
+def _labelled(piece: Rows | Served, events: Sequence[Event], tp: str) -> Iterator[Labelled]:
+    if isinstance(piece, Served):
+        pairs = zip(piece.records, piece.events, strict=True)
+        told = [(record.label, event) for record, event in pairs if isinstance(record, LateLabel)]
+    else:
+        has = has_label(piece).tolist()
+        told = [(label, event) for label, event, one in zip(piece.y.tolist(), events, has, strict=True) if one]
+    for label, event in told:
+        yield Labelled(event.timestamp_ms, label, tp, event.offset, event)
+
+
+def _joined(told: Sequence[Labelled]) -> list[Joined]:
+    """When each label came first, those of one append together."""
     first: dict[str, int] = {}
-    for row, label in enumerate(rows.y.tolist()):
-        if label is not None:
-            first.setdefault(label, row)
+    for row, one in enumerate(told):
+        first.setdefault(one.label, row)
     appends: dict[int, list[str]] = {}
     for label, row in first.items():
-        appends.setdefault(int(rows.t[row]), []).append(label)
-    joined = [Joined(first[labels[0]], at_ms, tuple(labels)) for at_ms, labels in appends.items()]
-    return joined, int(rows.t[0]) if len(rows) else 0
+        appends.setdefault(told[row].at_ms, []).append(label)
+    return [Joined(first[labels[0]], at_ms, tuple(labels)) for at_ms, labels in appends.items()]
 
 
-def _resumed(entries: Sequence[Entry]) -> list[Resumed]:
+def _resumed(entries: Sequence[Entry], outputs: Sequence[Output]) -> list[Resumed]:
     """Every ``open`` after the first, and what it had to fold again."""
-    read = list(accumulate(sum(count for _, _, _, count, _ in e.reads) if isinstance(e, Step) else 0 for e in entries))
     found = []
     for at, entry in enumerate(entries):
         if isinstance(entry, Open) and entry.after_seq > 1:
             start = entry.restored.seq if entry.restored else 1
             refolded = [e for e in entries[:at] if isinstance(e, Step) and e.seq > start]
             checkpoint = entry.restored.seq if entry.restored else None
-            found.append(Resumed(read[at], checkpoint, entry.after_seq, len(refolded)))
+            learned = [output.counts["learned"] for output in outputs if output.seq <= entry.after_seq]
+            found.append(Resumed(learned[-1] if learned else 0, checkpoint, entry.after_seq, len(refolded)))
+    return found
+
+
+def _raised(entries: Sequence[Entry], outputs: Sequence[Output]) -> list[Raised]:
+    """Every alarm, with the version that the act it became was marked as."""
+    acts = {entry.evidence: entry.seq for entry in entries if isinstance(entry, Act) and entry.cause == "detector"}
+    marks = [entry for entry in entries if isinstance(entry, Mark) and entry.version is not None]
+    found = []
+    for output in outputs:
+        act_seq = acts.get(f"{output.branch}.{output.seq}")
+        version = None if act_seq is None else next((mark.version for mark in marks if mark.state_seq >= act_seq), None)
+        found += [Raised(output.clock_ms, one, version if one.direction == "worse" else None) for one in output.alarms]
     return found
 
 
@@ -215,9 +281,12 @@ def _recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
     """By label, from the newest version's running scores."""
     if not marks or instance.loaded.pipeline.label.task != "classify":
         return {}
-    scores: dict[str, Any] = load_checkpoint(instance.store(), marks[-1])["scores"]
-    counts = zip(scores["labels"], scores["label_hits"], scores["label_rows"], strict=True)
-    return {label: hits / rows for label, hits, rows in counts}
+    parts, hits, rows = load_checkpoint(instance.store(), marks[-1]), Counter[str](), Counter[str]()
+    for name in ("scores", "served_scores"):
+        scores: dict[str, Any] = parts.get(name, {"labels": [], "label_hits": [], "label_rows": []})
+        hits.update(dict(zip(scores["labels"], scores["label_hits"], strict=True)))
+        rows.update(dict(zip(scores["labels"], scores["label_rows"], strict=True)))
+    return {label: hits[label] / count for label, count in rows.items()}
 
 
 def account(evidence: Evidence, sent: int) -> list[str]:
@@ -232,8 +301,9 @@ def account(evidence: Evidence, sent: int) -> list[str]:
         wrong.append(f"The log has {evidence.sent} records, {last.records} were read: {last.counts}, {last.waiting} waiting.")
     if last.counts["rejected"] or last.waiting:
         wrong.append(f"{last.counts['rejected']} records were rejected and {last.waiting} still wait.")
-    ranges = [one for output in evidence.outputs for one in output.reads]
-    gaps = [(before, after) for before, after in pairwise(ranges) if before[2] != after[1]]
-    if gaps or ranges[0][1] != 0 or ranges[-1][2] != evidence.sent:
-        wrong.append(f"The steps did not read every offset exactly once: {gaps or (ranges[0], ranges[-1])}.")
+    for tp, end in evidence.ends.items():
+        ranges = [one for output in evidence.outputs for one in output.reads if one[0] == tp]
+        gaps = [(before, after) for before, after in pairwise(ranges) if before[2] != after[1]]
+        if gaps or (end and not ranges) or (ranges and (ranges[0][1], ranges[-1][2]) != (0, end)):
+            wrong.append(f"The steps did not read every offset of {tp} exactly once: {gaps or ranges[:1] + ranges[-1:]}.")
     return wrong

@@ -4,7 +4,9 @@ The folder is the same, byte for byte, whenever it is made by one release on one
 
     weights.safetensors   what a replica answers from: feature tables, the learner's arrays, golden rows
     schema.json           the fields and the label, as the pipeline declares them
-    manifest.json         which version this is, and the sha256 of the weights
+    manifest.json         which version this is, where it comes from and why it was made, and the sha256 of the weights
+    journal.jsonl         the journal entries since its parent, as they were written, each on a line of its own
+    backbone-....onnx     the network of a field of images
     model.onnx            the learner's head, x [n, d] -> scores; x is what the feature stage makes (only where there is one)
     MLmodel               names `millrace.services.pyfunc`, which opens the folder. That name never changes: folders carry it.
     requirements.txt, python_env.yaml
@@ -14,26 +16,32 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import replace
 from importlib.metadata import version as installed
 from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 
-from millrace.learners.errors import BadInputError, DamageError, LearnerError, StorageError
-from millrace.learners.linear import LinearServable, to_onnx
+from millrace.learners.errors import BadInputError, ConfigError, DamageError, LearnerError, StorageError
 from millrace.learners.table import LEARNERS
 from millrace.services.bundle import Bundle, Identity, Parts, bundle_bytes, open_bundle
 from millrace.services.follower import Archive
 from millrace.services.instance import Instance
+from millrace.services.lineage import parent, parent_sha256
 from millrace.services.versions import resolved
+from millrace.streams.backbone import located
+from millrace.streams.branch import manifest_of
 from millrace.streams.entries import Mark
 from millrace.streams.parts import sha256
-from millrace.streams.schema import Schema
+from millrace.streams.schema import Field, Schema
+from millrace.streams.segments import entries_of
+from millrace.streams.store import Segment
 
 FORMAT = 1
 LOADER = "millrace.services.pyfunc"  # frozen: every folder that was ever exported names it
 WEIGHTS, SCHEMA, MANIFEST, ONNX = "weights.safetensors", "schema.json", "manifest.json", "model.onnx"
+JOURNAL = "journal.jsonl"
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -45,6 +53,10 @@ class Manifest(msgspec.Struct, frozen=True):
     state_sha256: str
     weights_sha256: str
     millrace: str  # the release that wrote it
+    parent: str | None = None  # a version
+    parent_sha256: str | None = None  # of its state
+    cause: str | None = None  # why the version was made
+    journal_sha256: str | None = None  # of its segment in the store
 
 
 def export(instance: Instance, version: str, folder: Path) -> Manifest:
@@ -64,18 +76,19 @@ def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Man
     weights = bundle_bytes(parts, schema)
     open_bundle(weights, sha256(weights), schema)  # what cannot be opened never leaves
     name, release = instance.loaded.pipeline.name, installed("millrace")
-    manifest = Manifest(FORMAT, name, parts.identity, mark.state_sha256, sha256(weights), release)
+    segment = manifest_of(instance.store(), mark).segment
+    manifest = Manifest(FORMAT, name, parts.identity, mark.state_sha256, sha256(weights), release, *_origin(segment))
     files = {
         WEIGHTS: weights,
         SCHEMA: schema.declared,
         MANIFEST: msgspec.json.format(msgspec.json.encode(manifest)),
         "MLmodel": _mlmodel(schema).encode(),
-        "requirements.txt": f"millrace[mlflow]=={release}\n".encode(),
+        "requirements.txt": f"millrace[{_extras(parts.kind)}]=={release}\n".encode(),
         "python_env.yaml": f"python: {platform.python_version()}\ndependencies:\n- -r requirements.txt\n".encode(),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file, content in (files | _onnx(parts)).items():
+        for file, content in (files | _onnx(parts) | _backbones(schema) | _journal(instance, mark, segment)).items():
             (folder / file).write_bytes(content)
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror}. Free space or name another folder.") from error
@@ -94,18 +107,47 @@ def opened(folder: Path) -> Bundle:
                 f"{folder} has format {manifest.format}, this release reads {FORMAT}. Use millrace {manifest.millrace}."
             )
         schema = msgspec.json.decode((folder / SCHEMA).read_bytes(), type=Schema)
+        fields = [replace(one, backbone=_network(one)) if one.type == "image" else one for one in schema.fields]
+        schema = replace(schema, fields=located(fields, folder))
         return open_bundle((folder / WEIGHTS).read_bytes(), manifest.weights_sha256, schema)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, ConfigError) as error:
         raise DamageError(f"{folder} is not a version as millrace exports it ({error}). Export it again.") from error
+
+
+def _origin(segment: Segment | None) -> tuple[str | None, ...]:
+    """Parent, its state, cause and segment; an old version does not say."""
+    if segment is None:
+        return ()
+    return (parent(segment), parent_sha256(segment), segment.cause, segment.entries.sha256)
+
+
+def _journal(instance: Instance, mark: Mark, segment: Segment | None) -> dict[str, bytes]:
+    if segment is None:
+        return {}
+    return {JOURNAL: b"".join(entry + b"\n" for entry in entries_of(instance.store(), mark.branch, segment.entries))}
+
+
+def _network(one: Field) -> str:
+    return f"backbone-{one.sha256[:12]}.onnx"
+
+
+def _backbones(schema: Schema) -> dict[str, bytes]:
+    """The networks of fields of images."""
+    return {_network(one): Path(one.backbone).read_bytes() for one in schema.fields if one.type == "image"}
+
+
+def _extras(kind: str) -> str:
+    """What loading a version of this kind of learner needs beside our own package."""
+    return ",".join(extra for extra in ("mlflow", LEARNERS[kind].needs) if extra)
 
 
 def _onnx(parts: Parts) -> dict[str, bytes]:
     """The head, where the learner has one as ONNX and the package is there."""
-    servable = LEARNERS[parts.kind].servable(dict(parts.serve))
-    if not isinstance(servable, LinearServable) or find_spec("onnx") is None:
+    algorithm = LEARNERS[parts.kind]
+    if algorithm.onnx is None or find_spec("onnx") is None:
         return {}
     try:
-        return {ONNX: to_onnx(servable)}
+        return {ONNX: algorithm.onnx(algorithm.servable(dict(parts.serve)))}
     except LearnerError:  # nothing was learned yet
         return {}
 

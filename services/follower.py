@@ -13,14 +13,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from millrace.learners.errors import DamageError, MillraceError
+from millrace.learners.table import LEARNERS
 from millrace.services.bundle import Bundle, Parts, identity_of, open_bundle, open_parts
 from millrace.services.current import Publication
 from millrace.services.instance import ENDPOINT, Instance, require_branch
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark
-from millrace.streams.journal import Summary, take_in
+from millrace.streams.journal import Summary, begun, take_in
 from millrace.streams.ledger import Ledger, Target, words
-from millrace.streams.stream import SqliteStream
+from millrace.streams.segments import Journal
+from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
 
@@ -38,11 +40,21 @@ class Archive:
 
     instance: Instance
     _summaries: dict[str, Summary] = field(default_factory=dict)
-    _journals: dict[str, SqliteStream] = field(default_factory=dict)
+    _journals: dict[str, Journal] = field(default_factory=dict)
 
     def version(self, version: str) -> Bundle:
         """Raises: MillraceError where there is no such version, DamageError where its parts are not whole."""
         return self.bundle(self.mark(version))
+
+    def check(self, version: str) -> None:
+        """Read a version, and open it where that imports nothing that takes seconds or may be missing (torch).
+
+        What is not opened here is opened by the replicas, which go on with what they hold where it cannot be.
+        Raises: as ``version``.
+        """
+        parts = self.parts(self.mark(version))
+        if not LEARNERS[parts.kind].needs:
+            open_parts(parts, self.instance.loaded.pipeline.schema)
 
     def mark(self, version: str) -> Mark:
         """The mark of a version. Raises: MillraceError where there is none."""
@@ -55,7 +67,7 @@ class Archive:
 
     def newest(self, branch: str) -> Bundle | None:
         """The newest marked state whose parts are whole, or None."""
-        if not self.instance.journal_path(branch).exists():
+        if not self.instance.has_branch(branch):
             return None
         for mark in reversed(self.marks(branch)):
             if mark.checkpoint is None:
@@ -71,9 +83,10 @@ class Archive:
         if branch not in self._journals:
             require_branch(self.instance, branch)
             self._journals[branch] = self.instance.journal(branch)
-        summary = self._summaries.setdefault(branch, Summary())
-        take_in(summary, self._journals[branch], branch)
-        return summary.marks
+        if branch not in self._summaries:
+            self._summaries[branch] = begun(self._journals[branch])
+        take_in(self._summaries[branch], self._journals[branch], branch)
+        return self._summaries[branch].marks
 
     def bundle(self, mark: Mark) -> Bundle:
         """The state that a mark names. Raises: DamageError."""
@@ -96,8 +109,8 @@ class Follower:
         self._archive = Archive(instance)
         self._next = following
         self._target: Target | None = None
-        self._ledger = Ledger(str(instance.folder / "ledger.sqlite"))
-        self._stream: SqliteStream | None = None
+        self._ledger = Ledger(instance.ledger_name)
+        self._stream: Stream | None = None
 
     @property
     def told(self) -> str:

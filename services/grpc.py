@@ -25,9 +25,10 @@ from millrace.learners.errors import MillraceError, NotReadyError, NotServedErro
 from millrace.services import inference_pb2 as pb
 from millrace.services import labels_pb2
 from millrace.services.access import FORWARDED, LABEL, PREDICT, is_loopback
-from millrace.services.endpoint import INLINE_BYTES, Endpoint, ready
+from millrace.services.endpoint import Endpoint, ready
 from millrace.services.errors import UNEXPECTED, meaning
 from millrace.services.inference import check_model, model_metadata, server_metadata
+from millrace.services.labelling import PRODUCER, producer_headers
 from millrace.services.messages import Inferred, infer_message, labels_of, metadata_message, parsed, statistics_message
 
 log = logging.getLogger("millrace")
@@ -60,9 +61,10 @@ class GrpcApp:
         """Answer one call; an error is set on its context, and the answer is then empty."""
         rpc = RPCS[name]
         try:
-            if rpc.scope is not None:
-                self._check_caller(context, rpc.scope)
-            return await rpc.call(self, raw)
+            if rpc.scope is None:
+                return await rpc.call(self, raw)
+            said = self._checked_caller(context, rpc.scope)
+            return await (rpc.call(self, raw, producer_headers(said.get(PRODUCER))) if rpc.records else rpc.call(self, raw))
         except MillraceError as error:
             _refuse(context, meaning(error).grpc, str(error))
         except Exception:
@@ -70,11 +72,13 @@ class GrpcApp:
             _refuse(context, UNEXPECTED.grpc, "This request failed; the server's log says why.")
         return rpc.response()
 
-    def _check_caller(self, context: Context, scope: str) -> None:
-        said = {name.encode(): value for name, value in context.invocation_metadata() or ()}
-        shown = said.get(b"authorization", b"")
+    def _checked_caller(self, context: Context, scope: str) -> dict[bytes, bytes]:
+        """What a caller's metadata says, once it is found that the caller may call."""
+        metadata = context.invocation_metadata() or ()
+        said = {name.encode(): value.encode() if isinstance(value, str) else value for name, value in metadata}
         local = peer_is_local(context.peer()) and not FORWARDED & said.keys()
-        self._endpoint.access.check(shown.encode() if isinstance(shown, str) else shown, local, scope)
+        self._endpoint.access.check(said.get(b"authorization", b""), local, scope)
+        return said
 
     async def watch(self, raw: bytes, context: Context) -> AsyncIterator[Message]:
         """The standard health watch: the state now, and again whenever it changes."""
@@ -140,21 +144,21 @@ class GrpcApp:
         check_model(asked.name or here.name, asked.version or None, here.name, here.held())
         return statistics_message(here.statistics.told(here.name, here.newest or ""))
 
-    async def label(self, raw: bytes) -> Message:
+    async def label(self, raw: bytes, headers: bytes) -> Message:
         """Once the log has every label. Raises: BadInputError, NotOfferedError, StorageError."""
         request = parsed(labels_pb2.LabelRequest, raw)
-        stored = await self._endpoint.label(labels_of(request, self._endpoint.schema.label.type == "integer"))
+        stored = await self._endpoint.label(labels_of(request, self._endpoint.schema.label.type == "integer"), headers)
         return labels_pb2.LabelResponse(accepted=len(stored), offsets=stored)
 
-    async def infer(self, raw: bytes) -> Message:
+    async def infer(self, raw: bytes, headers: bytes) -> Message:
         """Scores. Raises: BadInputError, NotReadyError, NotServedError, OverloadedError."""
         start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
         try:
-            if len(raw) <= INLINE_BYTES:
+            if len(raw) <= self._endpoint.inline_bytes:
                 inferred = self._inferred(raw)
             else:
                 inferred = await self._endpoint.pool.run(len(raw), self._inferred, raw)
-            await self._endpoint.record(inferred.answered)
+            await self._endpoint.record(inferred.answered, headers)
         except Exception:
             statistics.failed(time.perf_counter_ns() - start_ns)
             raise
@@ -174,9 +178,10 @@ class GrpcApp:
 class Rpc:
     """One call: what answers it, what an empty answer is, and what a caller's token must be for."""
 
-    call: Callable[[GrpcApp, bytes], Awaitable[Message]]
+    call: Callable[..., Awaitable[Message]]  # of a GrpcApp, with the request's bytes
     response: type[Message]
     scope: str | None = PREDICT  # None: open to all
+    records: bool = False  # it appends to the log, so it is also called with the headers of such records
 
 
 RPCS = {
@@ -185,9 +190,9 @@ RPCS = {
     "ModelReady": Rpc(GrpcApp.model_ready, pb.ModelReadyResponse),
     "ServerMetadata": Rpc(GrpcApp.server_metadata, pb.ServerMetadataResponse),
     "ModelMetadata": Rpc(GrpcApp.model_metadata, pb.ModelMetadataResponse),
-    "ModelInfer": Rpc(GrpcApp.infer, pb.ModelInferResponse),
+    "ModelInfer": Rpc(GrpcApp.infer, pb.ModelInferResponse, records=True),
     "ModelStatistics": Rpc(GrpcApp.model_statistics, pb.ModelStatisticsResponse),
-    "Label": Rpc(GrpcApp.label, labels_pb2.LabelResponse, LABEL),
+    "Label": Rpc(GrpcApp.label, labels_pb2.LabelResponse, LABEL, records=True),
     "Check": Rpc(GrpcApp.check, health_pb2.HealthCheckResponse, None),
 }
 SERVICES = {
@@ -257,31 +262,38 @@ def _handler(method: Any, streams: bool) -> Any:
     return make(method, response_serializer=_bytes_of)
 
 
-Infer = Callable[[pb.ModelInferRequest, float], pb.ModelInferResponse]  # a request, and seconds to wait
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A caller's side. A call raises NotReadyError where nothing can answer yet, and OSError where it fails otherwise."""
+
+    channel: Any
+    metadata: tuple[tuple[str, str], ...]
+
+    def infer(self, request: pb.ModelInferRequest, timeout_s: float) -> pb.ModelInferResponse:
+        """Ask for scores."""
+        answer: pb.ModelInferResponse = self._call("/inference.GRPCInferenceService/ModelInfer", request, timeout_s)
+        return answer
+
+    def label(self, request: labels_pb2.LabelRequest, timeout_s: float) -> labels_pb2.LabelResponse:
+        """Say what was right."""
+        answer: labels_pb2.LabelResponse = self._call("/millrace.v1.Labels/Label", request, timeout_s)
+        return answer
+
+    def _call(self, path: str, request: Message, timeout_s: float) -> Any:
+        read = RPCS[path.rpartition("/")[2]].response.FromString
+        call = self.channel.unary_unary(path, request_serializer=_bytes_of, response_deserializer=read)
+        try:
+            return call(request, timeout=timeout_s, metadata=self.metadata)
+        except grpc.RpcError as error:
+            kind = NotReadyError if error.code() is grpc.StatusCode.UNAVAILABLE else OSError
+            raise kind(f"{error.code().name}: {error.details()}") from error
 
 
 @contextmanager
-def inferring(address: str) -> Iterator[Infer]:
-    """A caller's side: asks the endpoint at HOST:PORT.
-
-    The call raises NotReadyError where nothing can answer yet, and OSError where the call fails otherwise.
-    """
+def calling(address: str, producer: str = "") -> Iterator[Client]:
+    """A client of the endpoint at HOST:PORT; ``producer``: as whom it asks and labels."""
     with grpc.insecure_channel(address) as channel:
-        call: Any = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            request_serializer=_bytes_of,
-            response_deserializer=pb.ModelInferResponse.FromString,
-        )
-
-        def infer(request: pb.ModelInferRequest, timeout_s: float) -> pb.ModelInferResponse:
-            try:
-                answer: pb.ModelInferResponse = call(request, timeout=timeout_s)
-            except grpc.RpcError as error:
-                kind = NotReadyError if error.code() is grpc.StatusCode.UNAVAILABLE else OSError
-                raise kind(f"{error.code().name}: {error.details()}") from error
-            return answer
-
-        yield infer
+        yield Client(channel, ((PRODUCER.decode(), producer),) if producer else ())
 
 
 def _bytes_of(message: Message) -> bytes:

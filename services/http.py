@@ -21,10 +21,10 @@ from millrace.learners.errors import (
     TooSlowError,
 )
 from millrace.services.access import FORWARDED, LABEL, PREDICT, is_loopback
-from millrace.services.endpoint import INLINE_BYTES, Endpoint, ready
+from millrace.services.endpoint import Endpoint, ready
 from millrace.services.errors import UNEXPECTED, meaning
 from millrace.services.inference import Asked, Reply, check_model, infer, model_metadata, server_metadata
-from millrace.services.labelling import read_labels
+from millrace.services.labelling import PRODUCER, producer_headers, read_labels
 
 log = logging.getLogger("millrace")
 
@@ -75,7 +75,7 @@ class HttpApp:
         self._endpoint.access.check(headers.get(b"authorization", b""), local, LABEL if telling else PREDICT)
         if scope["method"] == "POST":
             body = await self._bodies.read(receive)
-            return await (self._label(parts, body) if telling else self._infer(parts, headers, body))
+            return await (self._label(parts, headers, body) if telling else self._infer(parts, headers, body))
         if parts[-1] == "status":
             check_model(_model_path(parts).model, None, self._endpoint.name, None)
             return _json(await self._endpoint.overview())
@@ -104,10 +104,10 @@ class HttpApp:
             raise NotServedError("GET knows ready, stats and status here; infer and labels are a POST.")
         return _json(model_metadata(self._endpoint.name, self._endpoint.schema, self._endpoint.newest))
 
-    async def _label(self, parts: list[str], body: bytes) -> Reply:
+    async def _label(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> Reply:
         """202 once the log has every label."""
         check_model(_model_path(parts).model, None, self._endpoint.name, None)
-        stored = await self._endpoint.label(read_labels(body))
+        stored = await self._endpoint.label(read_labels(body), producer_headers(headers.get(PRODUCER)))
         return Reply(msgspec.json.encode({"accepted": len(stored), "offsets": stored}), status=202)
 
     async def _infer(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> Reply:
@@ -116,9 +116,10 @@ class HttpApp:
             raise NotServedError("POST knows /v2/models/NAME/infer and /v2/models/NAME/labels.")
         start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
         try:
+            said = producer_headers(headers.get(PRODUCER))
             reply = await self._inferred(named, headers, body)
             if reply.answered is not None:
-                await self._endpoint.record(reply.answered)
+                await self._endpoint.record(reply.answered, said)
         except Exception:
             statistics.failed(time.perf_counter_ns() - start_ns)
             raise
@@ -133,7 +134,7 @@ class HttpApp:
         check_model(named.model, named.version, self._endpoint.name, held)
         bundle, asked = ready(held), Asked(body, _json_bytes(headers))
         now_ms = time.time_ns() // 1_000_000
-        if len(body) <= INLINE_BYTES:
+        if len(body) <= self._endpoint.inline_bytes:
             return infer(self._endpoint.name, bundle, asked, now_ms)
         return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, asked, now_ms)
 

@@ -1,26 +1,35 @@
-"""One pipeline on this machine: its files, and the rooms put together over them."""
+"""One pipeline on this machine: its folder, its log, and the rooms put together over them."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from millrace.learners.errors import BusyError, MillraceError, StorageError
+from millrace.learners.errors import BusyError, DamageError, MillraceError, StorageError
 from millrace.learners.table import LEARNERS
 from millrace.services.config import Loaded
+from millrace.services.logs import Logs, logs_of
+from millrace.streams.avro import Registry
 from millrace.streams.branch import Doors, Recipe
-from millrace.streams.codec import Codec
+from millrace.streams.contents import Contents
+from millrace.streams.entries import Fork
+from millrace.streams.journal import Cursor, counted
 from millrace.streams.ledger import Ledger
+from millrace.streams.records import split_tp
 from millrace.streams.retention import Retention
+from millrace.streams.retrace import Retraced
+from millrace.streams.segments import Journal
 from millrace.streams.served import ServedCodec
-from millrace.streams.sqlite_log import SqliteLog, SqliteSource
+from millrace.streams.sharding import WHOLE, shard_branches, shard_of
+from millrace.streams.source import Log, Source
 from millrace.streams.store import FolderStore
-from millrace.streams.stream import SqliteStream
+from millrace.streams.stream import Stream
 
 BRANCH = "main"  # the branch a pipeline begins with
 ENDPOINT = "default"  # what answers callers
@@ -49,11 +58,13 @@ class Instance:
         """What its folds are made of."""
         pipeline, config = self.loaded.pipeline, self.loaded.learner
         schema = pipeline.schema
-        algorithm = LEARNERS[pipeline.learner["kind"]]
+        algorithm = LEARNERS[pipeline.learner["kind"]].ready()
+        registry = Registry(pipeline.log.registry, self.folder / "schemas") if pipeline.log.registry else None
+        contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes, registry)
         return Recipe(
             name=pipeline.name,
             schema=schema,
-            codec=Codec(schema, pipeline.log.max_bytes),
+            codec=contents,
             learner=pipeline.learner["kind"],
             make_learner=lambda: algorithm.learner(config, schema.width, pipeline.seed),
             batch_rows=pipeline.batch.rows,
@@ -61,50 +72,76 @@ class Instance:
             seed=pipeline.seed,
             config=pipeline.declared,
             drift=pipeline.drift,
+            held_out=pipeline.evaluate,
             labels=pipeline.labels,
-            served=ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic) if pipeline.labels is not None else None,
+            served=None
+            if pipeline.labels is None
+            else ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic, contents),
         )
 
-    def log(self) -> SqliteLog:
-        """The embedded log, with this pipeline's topics."""
-        pipeline = self.loaded.pipeline
-        log = SqliteLog(self.folder / "log.sqlite")
-        for topic in pipeline.topics:
-            log.create_topic(topic, pipeline.log.partitions)
-        for output in ("scores", "dead-letters"):
-            log.create_topic(f"{pipeline.name}.{output}")
-        return log
+    def shards(self, branch: str) -> list[str]:
+        """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""
+        return shard_branches(branch, self.loaded.pipeline.shards if shard_of(branch) == WHOLE else 1)
+
+    @property
+    def _logs(self) -> Logs:
+        return logs_of(self.loaded.pipeline, self.folder)
+
+    def log(self) -> Log:
+        """The log, with this pipeline's topics."""
+        return self._logs.log()
+
+    def source(self, topics: Sequence[str]) -> Source:
+        """A reader of some of its topics, from their beginning."""
+        return self._logs.source(topics)
 
     def doors(self, branch: str) -> Doors:
         """Everything a branch reads and writes."""
-        log = self.log()
-        source = SqliteSource(log, self.loaded.pipeline.topics)
+        log, first = self.log(), self.first_topics(branch)
+        source = self._logs.source([*self.loaded.pipeline.topics, *first], shard_of(branch))
+        if first:
+            source = Retraced(source, [(tp, *ends) for tp, ends in source.bounds().items() if split_tp(tp)[0] in first])
         retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
-        return Doors(source, log, self.journal(branch), self.store(), retention)
+        return Doors(source, log, self.journal(branch), self.store(), retention, partial(self._logs.marked, branch))
 
-    def journal(self, branch: str) -> SqliteStream:
-        """The journal of a branch."""
-        return SqliteStream(self.journal_path(branch))
+    def first_topics(self, branch: str) -> list[str]:
+        """What a branch reads to its end before the pipeline's topics: rows from a file, as its first entry states."""
+        if not self.has_branch(branch):
+            return []
+        try:
+            fork = next(iter(counted(self.journal(branch), branch, Cursor())), None)
+        except DamageError:
+            return []  # whoever reads the journal says so
+        return [name for name in fork.topics if name not in self.loaded.pipeline.topics] if isinstance(fork, Fork) else []
 
-    def journal_path(self, branch: str) -> Path:
-        """Where the journal of a branch lies."""
-        return self.folder / "journal" / f"{branch}.sqlite"
+    def journal(self, branch: str) -> Journal:
+        """The journal of a branch, whole: what its stream has deleted is read from the store."""
+        return Journal(self._logs.journal(branch), self.store(), branch)
+
+    def has_branch(self, branch: str) -> bool:
+        """Whether a branch has a journal."""
+        return branch in self.branches()
 
     def branches(self) -> list[str]:
         """Every branch that has a journal."""
-        return sorted(path.stem for path in (self.folder / "journal").glob("*.sqlite"))
+        return self._logs.branches()
 
     def store(self) -> FolderStore:
         """Checkpoints."""
         return FolderStore(self.folder / "store")
 
-    def ledger_stream(self) -> SqliteStream:
+    def ledger_stream(self) -> Stream:
         """What operators and gates decided."""
-        return SqliteStream(self.folder / "ledger.sqlite")
+        return self._logs.ledger()
+
+    @property
+    def ledger_name(self) -> str:
+        """What messages call the ledger."""
+        return self._logs.ledger_name
 
     def ledger(self) -> Ledger:
         """The ledger as it stands."""
-        ledger = Ledger(str(self.folder / "ledger.sqlite"))
+        ledger = Ledger(self.ledger_name)
         ledger.follow(self.ledger_stream())
         return ledger
 
@@ -162,6 +199,6 @@ def _stamp() -> bytes:
 
 def require_branch(instance: Instance, branch: str) -> None:
     """Raises: MillraceError where the pipeline has no such branch yet."""
-    if not instance.journal_path(branch).exists():
+    if not instance.has_branch(branch):
         there = ", ".join(instance.branches()) or "none yet; begin with `millrace run`"
         raise MillraceError(f"{instance.folder} has no branch {branch}. There are: {there}.")

@@ -2,12 +2,17 @@
 
 A request brings one label, ``{"id": ..., "label": ..., "revision": 0}``, or several as ``{"labels": [...]}``: all are taken or
 none.
+
+Whoever asks or labels may say who it is: an HTTP header ``Millrace-Producer``, over gRPC metadata ``millrace-producer``, of 1
+to 64 letters, digits, ``-``, ``_`` and ``.``. What is appended for that request then carries the record header ``producer``,
+as what `millrace send --header producer=NAME` appends does, so that a replay can leave exactly those records out.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -15,11 +20,14 @@ from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
 from millrace.services.inference import Answered
 from millrace.streams.codec import RecordError, label_value
-from millrace.streams.records import Record, tp_name
+from millrace.streams.records import Record, encode_headers, tp_name
 from millrace.streams.schema import Field, Label
 from millrace.streams.served import LONGEST_ID, LateLabel, Prediction, encode
 
 MOST_LABELS = 4096  # of a request
+PRODUCER = b"millrace-producer"  # the HTTP header and the gRPC metadata by which a caller says who it is
+PRODUCER_HEADER = "producer"  # of the records that are appended for it
+_PRODUCER_NAME = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +45,20 @@ class _Several(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _ONE = msgspec.json.Decoder(_Told)
 _MANY = msgspec.json.Decoder(_Several)
 _FIRST_KEY = re.compile(rb'\s*\{\s*"labels"\s*:')
+
+
+@lru_cache(maxsize=256)
+def producer_headers(said: bytes | None) -> bytes:
+    """The headers of the records that a caller's request leads to: none where it does not say who it is.
+
+    Raises: BadInputError for a name that cannot be one.
+    """
+    if said is None:
+        return b""
+    if not _PRODUCER_NAME.fullmatch(said):
+        shown = said[:80].decode(errors="replace")
+        raise BadInputError(f"Millrace-Producer: {shown!r} must be 1 to 64 of the characters A-Z a-z 0-9 . _ -.")
+    return encode_headers(((PRODUCER_HEADER, said),))
 
 
 def read_labels(body: bytes) -> list[LateLabel]:
@@ -64,9 +86,9 @@ def checked_labels(labels: list[LateLabel], label: Label) -> list[LateLabel]:
     return labels
 
 
-def label_records(labels: Sequence[LateLabel]) -> list[Record]:
-    """Labels as the log has them."""
-    return [Record(encode(one), one.id.encode()) for one in labels]
+def label_records(labels: Sequence[LateLabel], headers: bytes = b"") -> list[Record]:
+    """Labels as the log has them, each with the ``headers`` of who sent it."""
+    return [Record(encode(one), one.id.encode(), headers) for one in labels]
 
 
 def places(topic: str, stored: Sequence[tuple[int, int]]) -> list[str]:
@@ -78,8 +100,11 @@ def places(topic: str, stored: Sequence[tuple[int, int]]) -> list[str]:
     return [f"{tp_name(topic, number).replace(':', '-')}-{offset}" for number, offset in stored]
 
 
-def prediction_records(answered: Answered, features: str) -> list[Record]:
-    """Answers as the log has them, each with the row it was given for; ``features`` is the sha256 of the feature stage."""
+def prediction_records(answered: Answered, features: str, headers: bytes = b"") -> list[Record]:
+    """Answers as the log has them, each with the row it was given for and the ``headers`` of who asked.
+
+    ``features`` is the sha256 of the feature stage.
+    """
     identity, classes = answered.bundle.identity, answered.bundle.classes
     fields = answered.bundle.schema.fields
     columns = [_cells(field, column) for field, column in zip(fields, answered.columns, strict=True)]
@@ -91,10 +116,10 @@ def prediction_records(answered: Answered, features: str) -> list[Record]:
         prediction = Prediction(
             one, row, identity.branch, identity.epoch, identity.seq, classes, tuple(row_scores), features=features
         )
-        records.append(Record(encode(prediction), one.encode(), timestamp_ms=answered.at_ms))
+        records.append(Record(encode(prediction), one.encode(), headers, answered.at_ms))
     return records
 
 
 def _cells(field: Field, column: Array) -> list[object]:
     """A column's values as JSON has them; NaN becomes null."""
-    return column.tolist() if field.type == "categorical" or field.size > 1 else column.reshape(-1).tolist()
+    return column.tolist() if field.type != "numeric" or field.size > 1 else column.reshape(-1).tolist()

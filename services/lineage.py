@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from millrace.learners.errors import DamageError
 from millrace.learners.protocol import Value
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.looking import shares
 from millrace.services.versions import verified
-from millrace.streams.branch import load_part
-from millrace.streams.entries import Act, Fork, Mark
-from millrace.streams.journal import Cursor, counted
+from millrace.streams.branch import load_part, manifest_of
+from millrace.streams.entries import Fork, Mark
+from millrace.streams.journal import summarise
 from millrace.streams.ledger import Ledger
+from millrace.streams.store import Segment
 
 PREFIX = "millrace."
 VERSION = PREFIX + "version"
@@ -40,80 +41,76 @@ class Listed:
         return self.tags.get(VERSION), self.tags.get(STATE)
 
 
-@dataclass(slots=True)
-class Told:
-    """What a journal says beside its steps and marks, as far as it was read."""
-
-    cursor: Cursor = field(default_factory=Cursor)
-    fork: Fork | None = None
-    acts: list[Act] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
 class Genealogy:
-    """Where versions come from, read on from journal and store whenever it is asked."""
+    """Where versions come from: as each one's segment says."""
 
     instance: Instance
-    archive: Archive
-    _told: dict[str, Told] = field(default_factory=dict)
+    _forks: dict[str, Fork] = field(default_factory=dict)
 
     def tags(self, mark: Mark) -> dict[str, str]:
         """Of a version; they never change. Raises: DamageError where its parts or its journal are not whole."""
-        fork, parent = self._fork(mark.branch), self._parent(mark)
-        counts = load_part(self.instance.store(), mark, "counts")
-        before = self._position(fork, parent)
+        store = self.instance.store()
+        fork, segment = self._fork(mark.branch), manifest_of(store, mark).segment
+        counts = load_part(store, mark, "counts")
         facts = {
             "version": mark.version,
             "branch": mark.branch,
             "epoch": mark.epoch,
             "seq": mark.state_seq,
-            "parent": parent.version if parent else fork.parent and f"{fork.parent.branch}.{fork.parent.seq}",
-            "cause": self._cause(mark, parent),
-            "offsets": json.dumps({tp: [before.get(tp), to] for tp, to in sorted(counts["position"].items())}),
             "learned": counts["counts"]["learned"],
             "state_sha256": mark.state_sha256,
             "checkpoint_sha256": mark.checkpoint,
             "config_sha256": fork.config_sha256,
             "features_sha256": fork.features_sha256,
             "learner": f"{fork.learner} {fork.learner_revision}",
+            "parent": parent(segment),
+            "offsets": _offsets({} if segment is None else segment.began, counts["position"]),
         }
+        facts |= {} if segment is None else _said(segment)
         scored = {f"metric.{name}": f"{value:.6g}" for name, value in metrics(self.instance, mark).items()}
         return {PREFIX + name: str(value) for name, value in (facts | scored).items() if value is not None}
 
-    def _read(self, branch: str) -> Told:
-        told = self._told.setdefault(branch, Told())
-        for entry in counted(self.instance.journal(branch), branch, told.cursor):
-            told.fork = entry if isinstance(entry, Fork) else told.fork
-            told.acts += [entry] if isinstance(entry, Act) else []
-        return told
-
     def _fork(self, branch: str) -> Fork:
-        fork = self._read(branch).fork
-        if fork is None:
-            raise DamageError(f"The journal of branch {branch} has no fork entry. Restore it from a copy.")
-        return fork
+        if branch not in self._forks:
+            fork = summarise(self.instance.journal(branch), branch).fork
+            if fork is None:
+                raise DamageError(f"The journal of branch {branch} has no fork entry. Restore it from a copy.")
+            self._forks[branch] = fork
+        return self._forks[branch]
 
-    def _cause(self, mark: Mark, parent: Mark | None) -> str:
-        """The newest act since the parent; else the end of a run, or so many records."""
-        since = 0 if parent is None else parent.state_seq
-        for act in reversed(self._told[mark.branch].acts):
-            if since < act.seq <= mark.state_seq:
-                return f"{act.cause}: {act.op}, {act.evidence}"
-        return f"worker.version_rows = {self.instance.loaded.pipeline.worker.version_rows}, or the end of a run"
 
-    def _parent(self, mark: Mark) -> Mark | None:
-        """The version before, on the same branch."""
-        earlier = [one for one in self.archive.marks(mark.branch) if one.version is not None and one.state_seq < mark.state_seq]
-        return earlier[-1] if earlier else None
+def parent(segment: Segment | None) -> str | None:
+    """The version before, or the one that the branch begins at; None where there is none, or an old version does not say."""
+    if segment is None:
+        return None
+    if segment.parent is not None:
+        return segment.parent.version
+    return None if segment.fork.parent is None else f"{segment.fork.parent.branch}.{segment.fork.parent.seq}"
 
-    def _position(self, fork: Fork, parent: Mark | None) -> dict[str, int]:
-        """Where a version began to read: where its parent ended, nothing where that is no longer known."""
-        if parent is None:
-            return dict(fork.positions)
-        try:
-            return dict(load_part(self.instance.store(), parent, "counts")["position"])
-        except DamageError:
-            return {}
+
+def parent_sha256(segment: Segment) -> str | None:
+    """The state of that version."""
+    if segment.parent is not None:
+        return segment.parent.state_sha256
+    return None if segment.fork.parent is None else segment.fork.parent.state_sha256
+
+
+def _said(segment: Segment) -> dict[str, Any]:
+    """What a segment alone says."""
+    entries = segment.entries
+    return {
+        "cause": segment.cause,
+        "entries": f"{entries.count} at journal offsets {entries.first} to {entries.stop - 1}",
+        "segment_sha256": entries.sha256,
+        "parent_sha256": parent_sha256(segment),
+        "topics": json.dumps({name: topic.id for name, topic in sorted(segment.fork.topics.items())}),
+        "host": json.dumps(msgspec.to_builtins(entries.host)),
+    }
+
+
+def _offsets(began: Mapping[str, int], position: Mapping[str, int]) -> str:
+    return json.dumps({tp: [began.get(tp), to] for tp, to in sorted(position.items())})
 
 
 def standing(ledger: Ledger, version: str) -> dict[str, str]:
@@ -125,11 +122,18 @@ def metrics(instance: Instance, mark: Mark) -> dict[str, float]:
     """What a version scored since its branch began, each answer given before its row was learned."""
     found: dict[str, float] = {}
     for part, before in SCORES.items() if instance.loaded.pipeline.labels is not None else [("scores", "")]:
-        scores = load_part(instance.store(), mark, part)
-        totals: dict[str, Any] = {name: _plain(value) for name, value in scores.get("totals", scores).items()}
-        means = shares({name: value for name, value in totals.items() if name not in NOT_TOTALS})
+        means = shares({name: value for name, value in _totals(instance, mark, part).items() if name not in NOT_TOTALS})
         found |= {before + name: value for name, value in means.items() if value is not None}
     return found
+
+
+def _totals(instance: Instance, mark: Mark, part: str) -> dict[str, Any]:
+    """As the version's segment has them; of an old version, as its checkpoint has."""
+    segment = manifest_of(instance.store(), mark).segment
+    if segment is not None and part in segment.scores:
+        return segment.scores[part]
+    scores = load_part(instance.store(), mark, part)
+    return {name: _plain(value) for name, value in scores.get("totals", scores).items()}
 
 
 def _plain(value: Value) -> Value:

@@ -17,14 +17,17 @@ from millrace.services.instance import Instance, require_branch
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark, decode_entry
 from millrace.streams.exclusions import words
+from millrace.streams.forks import excluded
 from millrace.streams.host import this_host
-from millrace.streams.journal import Cursor, Summary, summarise
+from millrace.streams.journal import Cursor, Summary, summarise, take_in
 from millrace.streams.ledger import Certificate, append_decision
-from millrace.streams.outputs import Output
+from millrace.streams.outputs import Output, last_output
+from millrace.streams.store import read_manifest
 from millrace.streams.verify import Report, verify
 
 log = logging.getLogger("millrace")
 
+COUNTED = ("learned", "passed", "rejected")
 LOWEST = 20  # labels whose recall is shown, at most: those with the lowest
 
 
@@ -39,29 +42,46 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     ends = {tp: high for tp, (_, high) in doors.source.bounds().items()}
     facts: dict[str, Any] = {"pipeline": instance.loaded.pipeline.name, "branch": branch}
     facts |= {"epoch": summary.end.epoch, "seq": summary.end.seq, "version": summary.newest_version}
-    facts |= _origin(summary)
+    facts |= _origin(instance, summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
-    raw = doors.producer.last(f"{instance.loaded.pipeline.name}.scores")
-    output = None if raw is None else msgspec.json.decode(raw, type=Output)
-    if output is not None and output.branch == branch:
+    output = last_output(doors.producer, instance.loaded.pipeline.name, branch)
+    facts |= _merged(instance, branch)
+    if output is not None:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
-        facts |= _late(output) | _alarm(output.newest_alarm)
+        facts |= _late(output) | _alarm(output.newest_alarm) | _held_out(output)
+    facts |= _acted(summary)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
     ledger = instance.ledger()
     facts |= {f"alias_{name}": version for name, version in sorted(ledger.aliases.items())}
     facts |= {f"differs_{version}": one.verdict for version, one in ledger.certificates.items() if not one.holds}
-    facts |= {"store_bytes": instance.store().bytes_of(branch)}
+    facts |= {"store_bytes": instance.store().bytes_of(branch)} | _window(instance, summary.marks)
     serves = ledger.serving.items()
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
 
 
-def _origin(summary: Summary) -> dict[str, Any]:
+def _merged(instance: Instance, branch: str) -> dict[str, Any]:
+    """What the shards of a merging branch add up to, and how far each is; nothing for any other branch."""
+    shards = [shard for shard in instance.shards(branch) if shard != branch and shard in instance.branches()]
+    if not shards:
+        return {}
+    each = [status(instance, shard) for shard in shards]
+    facts = {name: sum(one.get(name, 0) for one in each) for name in ("lag_rows", "records", *COUNTED, "waiting")}
+    return facts | {f"shard_{one['branch']}": f"seq {one['seq']}, {one.get('records', 0):,} records" for one in each}
+
+
+def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
     """Where a fork begins, and what it leaves out; whether the branch has ended."""
     fork, ended = summary.fork, summary.end.ended
     facts: dict[str, Any] = {}
     if fork is not None and fork.parent is not None:
         facts = {"parent": f"{fork.parent.branch}.{fork.parent.seq}"}
-        facts["excludes"] = "; ".join(words(one) for one in fork.exclude) or "nothing"
+        if fork.learner_from != fork.join_from:
+            learner = read_manifest(instance.store(), fork.branch, str(fork.learner_from))
+            facts["learner_of"] = f"{learner.branch}.{learner.state_seq}"
+        left = excluded(instance.store(), summary)
+        facts["excludes"] = "; ".join(map(words, left)) or "nothing"
+        if again := [words(one) for one in fork.exclude if one not in left]:
+            facts["included_again"] = "; ".join(again)
     return facts | ({} if ended is None else {"ended": ended.cause, "successor": ended.successor})
 
 
@@ -91,6 +111,34 @@ def _alarm(alarm: Alarm | None) -> dict[str, Any]:
     new = f"; classes first seen then: {', '.join(alarm.new_classes)}" if alarm.new_classes else ""
     since = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
     return {"alarm": f"{alarm.detector}: {since}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
+
+
+def _window(instance: Instance, marks: Sequence[Mark]) -> dict[str, int]:
+    """What the rows weigh that are kept to be learned again, in memory and in each checkpoint; nothing where none are."""
+    for mark in reversed(marks):
+        try:
+            parts = read_manifest(instance.store(), mark.branch, str(mark.checkpoint)).parts
+        except DamageError:
+            continue
+        weighs = sum(part.bytes for name, part in parts.items() if name.partition(".")[0] == "window")
+        return {"window_bytes": weighs} if weighs else {}
+    return {}
+
+
+def _acted(summary: Summary) -> dict[str, Any]:
+    """What the newest alarm that was acted on led to, in words."""
+    act = summary.act
+    if act is None:
+        return {}
+    version = next((mark.version for mark in summary.marks if mark.version is not None and mark.state_seq >= act.seq), None)
+    return {"act": f"{act.words} at seq {act.seq}, after {act.cause} {act.evidence}; version: {version or 'on its way'}"}
+
+
+def _held_out(output: Output) -> dict[str, Any]:
+    """What the learner kept and lost, by the rows that are never learned."""
+    figures = dict(output.held_out or {})
+    by_class = {f"held_out_recall_{label}": share for label, share in figures.pop("recall", {}).items()}
+    return {f"held_out_{name}": value for name, value in figures.items()} | by_class
 
 
 def _late(output: Output) -> dict[str, Any]:
@@ -162,8 +210,10 @@ def proven(report: Report) -> str:
 
 def _marked(instance: Instance, branch: str) -> list[Mark] | None:
     """The branch's marks, or None where its journal is damaged, which is a finding of its own."""
+    summary = Summary()
     try:
-        return summarise(instance.journal(branch), branch).marks
+        take_in(summary, instance.journal(branch), branch)
+        return summary.marks
     except DamageError:
         return None
 

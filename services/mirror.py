@@ -23,7 +23,7 @@ from millrace.services.instance import Instance
 from millrace.services.lineage import PREFIX, Genealogy, Listed, metrics, standing
 from millrace.streams.entries import Mark
 from millrace.streams.ledger import Ledger
-from millrace.streams.stream import SqliteStream
+from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
 
@@ -108,9 +108,9 @@ class Mirror:
         self._instance = instance
         self._registry = registry
         self._archive = Archive(instance)
-        self._genealogy = Genealogy(instance, self._archive)
-        self._ledger = Ledger(str(instance.folder / "ledger.sqlite"))
-        self._stream: SqliteStream | None = None
+        self._genealogy = Genealogy(instance)
+        self._ledger = Ledger(instance.ledger_name)
+        self._stream: Stream | None = None
         self._broken: set[str] = set()  # versions whose parts are not whole: said once
         self.kept = record(instance)
 

@@ -15,6 +15,7 @@ MARKERS = ("*", ".", "-")  # ours, and the two baselines
 COLOURS = ("#1f5fbf", "#8c8c8c", "#c4a46b")
 HELD_OUT = "#d9541e"
 KILL = "#c01c28"
+ALARM = "#c77d00"
 
 
 def terminal(told: Told, width: int) -> str:
@@ -25,7 +26,7 @@ def terminal(told: Told, width: int) -> str:
     try:
         import plotext
     except ImportError as error:
-        raise _no_extra("plotext") from error
+        raise no_extra("plotext") from error
     evidence = told.evidence
     curves = windows(evidence.totals, told.window)
     figure = plotext.figure
@@ -42,13 +43,18 @@ def terminal(told: Told, width: int) -> str:
     tested = _tested(evidence)
     if tested:
         figure.draw(figure.signal([row for row, _ in tested], [score for _, score in tested], marker="o"))
-    for axis, top in (("x", float(evidence.sent)), ("y", _top(evidence, curves))):
-        ticks = [top * share for share in (0, 0.25, 0.5, 0.75, 1)]
-        figure.ruler(axis).lim(0, top)
-        figure.ruler(axis).ticks(ticks, [f"{tick:,.2f}" if top < 10 else f"{tick:,.0f}" for tick in ticks])
+    ruled(figure, (0.0, float(evidence.rows)), (0.0, _top(evidence, curves)))
     figure.label("rows", "x")
     figure.title(_title(told))
     return str(figure.build().string(colorless=True)) + "\n" + _legend(evidence, bool(tested))
+
+
+def ruled(figure: Any, x: tuple[float, float], y: tuple[float, float]) -> None:
+    """Set a terminal plot's range, with five ticks each way."""
+    for axis, (low, top) in (("x", x), ("y", y)):
+        ticks = [low + (top - low) * share for share in (0, 0.25, 0.5, 0.75, 1)]
+        figure.ruler(axis).lim(low, top)
+        figure.ruler(axis).ticks(ticks, [f"{tick:,.2f}" if top < 10 else f"{tick:,.0f}" for tick in ticks])
 
 
 def _legend(evidence: Evidence, tested: bool) -> str:
@@ -81,15 +87,8 @@ def png(told: Told, path: Path) -> None:
 
     Raises: BadInputError where matplotlib is missing.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise _no_extra("matplotlib") from error
+    figure, axes = figure_of()
     evidence = told.evidence
-    figure = Figure(figsize=(11, 5.8), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     _draw(axes, evidence, windows(evidence.totals, told.window))
     _mark(axes, evidence)
     axes.set_xlabel("rows of the stream")
@@ -98,8 +97,23 @@ def png(told: Told, path: Path) -> None:
     axes.text(0.0, 1.08, _title(told), transform=axes.transAxes, fontsize=10, color="#444444")
     axes.grid(axis="y", color="#e6e6e6")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=6, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=7, frameon=False)
     figure.savefig(path)
+
+
+def figure_of() -> tuple[Any, Any]:
+    """An empty picture and its axes.
+
+    Raises: BadInputError where matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise no_extra("matplotlib") from error
+    figure = Figure(figsize=(11, 5.8), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
 
 
 def _draw(axes: Any, evidence: Evidence, curves: Array) -> None:
@@ -112,11 +126,13 @@ def _draw(axes: Any, evidence: Evidence, curves: Array) -> None:
         rows, scores = zip(*tested, strict=True)
         line = axes.plot(rows, scores, "o-", label="held out, by version", color=HELD_OUT, clip_on=False)[0]
         line.set(markersize=5, linewidth=1.2, zorder=7)
-    axes.set(xlim=(0, evidence.sent), ylim=(0, _top(evidence, curves) * 1.02))
+    axes.set(xlim=(0, evidence.rows), ylim=(0, _top(evidence, curves) * 1.02))
 
 
 def _mark(axes: Any, evidence: Evidence) -> None:
-    """Upright lines where workers were killed and where classes joined, the classes named above the frame."""
+    """Upright lines where workers were killed, alarms raised and where classes joined, the classes named above the frame."""
+    for at, raised in enumerate(one for one in evidence.raised if one.alarm.direction == "worse"):
+        axes.axvline(raised.alarm.rows, color=ALARM, linestyle="--", label=None if at else "alarm: worse", zorder=2)
     for at, resumed in enumerate(evidence.resumed):
         axes.axvline(resumed.row, color=KILL, linewidth=1.8, label=None if at else "kill -9, resumed", zorder=2)
     clear_from = 0.0  # the next name needs so much room
@@ -127,8 +143,9 @@ def _mark(axes: Any, evidence: Evidence) -> None:
             named = ", ".join(joined.labels) if len(joined.labels) <= 3 else f"{len(joined.labels)} classes"
             place = {"xy": (joined.row, 1.0), "xycoords": ("data", "axes fraction")}
             axes.annotate(f"+{named}", **place, xytext=(-1, 4), textcoords="offset points", fontsize=8, color="#3f6ea3")
-            clear_from = joined.row + evidence.sent * 0.0056 * (len(named) + 1)
+            clear_from = joined.row + evidence.rows * 0.0056 * (len(named) + 1)
 
 
-def _no_extra(package: str) -> BadInputError:
+def no_extra(package: str) -> BadInputError:
+    """What says that a package is missing, and how to get it."""
     return BadInputError(f"The plots of a story need {package}; pip install 'millrace[demo]'.")

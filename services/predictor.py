@@ -17,7 +17,7 @@ from ray import serve
 
 from millrace.learners.errors import MillraceError
 from millrace.services.access import Access
-from millrace.services.actors import PATIENCE_S, Subscriber, current_name, make_current, make_trainer, trainer_state
+from millrace.services.actors import PATIENCE_S, Subscriber, current_name, make_current, make_trainers, trainer_state
 from millrace.services.current import Presence
 from millrace.services.endpoint import Endpoint, Recording, features_name
 from millrace.services.follower import Follower
@@ -25,6 +25,7 @@ from millrace.services.grpc import Calls, GrpcApp, add_services, stand_in_replic
 from millrace.services.http import HttpApp
 from millrace.services.instance import Instance
 from millrace.services.recording import Recorded, Recorder
+from millrace.services.trainer import State
 from millrace.streams.host import use_threads
 
 log = logging.getLogger("millrace")
@@ -105,10 +106,13 @@ class Predictor(Calls):
         """All replicas that were heard of lately, this one at least, and the trainer."""
         asked = (self._subscriber.replicas(), trainer_state(self._serving.instance, self._serving.branch))
         replicas, trainer = await asyncio.gather(*asked)
+        shards = [shard for shard in self._serving.instance.shards(self._serving.branch) if shard != self._serving.branch]
+        learning = await asyncio.gather(*(trainer_state(self._serving.instance, shard) for shard in shards))
         heard = {one.replica: one for one in [self._presence(), *replicas]}
         return {
             "replicas": [asdict(one) for _, one in sorted(heard.items())],
-            "trainer": {"branch": self._serving.branch} | ({"running": False} if trainer is None else asdict(trainer)),
+            "trainer": {"branch": self._serving.branch} | _told(trainer),
+            "shards": [{"branch": shard} | _told(state) for shard, state in zip(shards, learning, strict=True)],
         }
 
     async def check_health(self) -> None:
@@ -121,6 +125,11 @@ class Predictor(Calls):
             await asyncio.sleep(LOOK_S)
         if self._following.done():
             raise MillraceError(f"This replica no longer follows the ledger: {self._following.exception()!r}.")
+
+
+def _told(state: State | None) -> dict[str, Any]:
+    """What a trainer says of itself."""
+    return {"running": False} if state is None else asdict(state)
 
 
 def _recording(instance: Instance) -> Recording | None:
@@ -140,21 +149,29 @@ class Keeper:
         self._keeping = asyncio.get_running_loop().create_task(self._keep())
 
     async def _keep(self) -> None:
-        said = ""
+        said: dict[str, str] = {}
         while True:
             try:
                 make_current(self._serving.instance)
-                trainer = make_trainer(self._serving.instance, self._serving.branch)
-                async with asyncio.timeout(PATIENCE_S):
-                    state = await trainer.state.remote()
-                if state.said != said:
-                    said = state.said
-                    log.error("The trainer of branch %s: %s", self._serving.branch, said or "goes on")
-                if not state.running and not said:  # it failed unforeseen; where it said why, an operator has to act
-                    ray.kill(trainer, no_restart=False)
-            except (ray.exceptions.RayError, TimeoutError, ValueError) as error:
-                log.warning("The trainer of branch %s does not answer: %s", self._serving.branch, type(error).__name__)
+                for branch, trainer in make_trainers(self._serving.instance, self._serving.branch):
+                    said[branch] = await self._look_at(branch, trainer, said.get(branch, ""))
+            except (ray.exceptions.RayError, ValueError) as error:
+                log.warning("No trainer of branch %s could be made: %s", self._serving.branch, type(error).__name__)
             await asyncio.sleep(KEEP_S)
+
+    async def _look_at(self, branch: str, trainer: Any, said: str) -> str:
+        """Say what has changed, and start a trainer again that failed; what it said last."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                state = await trainer.state.remote()
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            log.warning("The trainer of branch %s does not answer: %s", branch, type(error).__name__)
+            return said
+        if state.said != said:
+            log.error("The trainer of branch %s: %s", branch, state.said or "goes on")
+        if not state.running and not state.said:  # it failed unforeseen; where it said why, an operator has to act
+            ray.kill(trainer, no_restart=False)
+        return str(state.said)
 
     def check_health(self) -> None:
         """Raises: MillraceError where keeping has ended; Serve then makes another keeper."""

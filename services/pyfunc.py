@@ -18,7 +18,7 @@ from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
 from millrace.services.bundle import Bundle
 from millrace.services.export import opened
-from millrace.services.tensors import PACKED, Tensor, question
+from millrace.services.tensors import PACKED, Tensor, binary_texts, question
 from millrace.streams.schema import Field, Schema
 
 
@@ -73,6 +73,10 @@ def _tensor(name: str, field: Field, cells: Sequence[Any] | Array) -> tuple[Tens
             return Tensor(name, [len(texts)], "BYTES", data=msgspec.Raw(msgspec.json.encode(texts))), None
         except TypeError as error:
             raise BadInputError(f"{name}: expected names, one a row ({error}).") from error
+    if field.type == "image":
+        if not all(isinstance(cell, bytes) for cell in cells):
+            raise BadInputError(f"{name}: expected the bytes of a picture in every row.")
+        return Tensor(name, [len(cells)], "BYTES"), binary_texts(cells)
     try:
         numbers = np.asarray(cells, dtype=np.float64)
     except (TypeError, ValueError) as error:

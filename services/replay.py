@@ -6,29 +6,32 @@ goes on. Each stage is an entry of the ledger, with who and why.
 
 from __future__ import annotations
 
-import getpass
 import logging
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
-from millrace.learners.errors import BusyError, MillraceError, NotCountedError, NotProvedError
+from millrace.learners.errors import BadInputError, MillraceError, NotProvedError
+from millrace.services.backfill import filled, topic_of
 from millrace.services.deciding import Change, decide
 from millrace.services.instance import ENDPOINT, Instance
+from millrace.services.learner_rollback import is_rollback
+from millrace.services.operations import advance, planned_operation, refuse_other, standing, step
 from millrace.services.processes import COMMAND
-from millrace.services.replay_plan import Plan, check_plan, fork_of, load_plan
-from millrace.services.running import heir_of
-from millrace.streams.branch import Doors
+from millrace.services.replay_plan import SHORTEST, Plan, check_plan, fork_of, live_branch, load_plan
+from millrace.services.running import heir_of, successor_of
+from millrace.streams.branch import Doors, start
 from millrace.streams.entries import Fork
 from millrace.streams.forks import begin_fork, end_branch
 from millrace.streams.host import this_host, use_threads
-from millrace.streams.journal import Cursor, counted, summarise
-from millrace.streams.ledger import Ledger, Operation, Stage, Target, append_decision
-from millrace.streams.retrace import Retraced, path_of
+from millrace.streams.journal import summarise
+from millrace.streams.ledger import Operation, Stage, Target
+from millrace.streams.records import tp_name
+from millrace.streams.retrace import Piece, Retraced, future, onward, past
 from millrace.streams.worker import Opening, Worker
 
 log = logging.getLogger("millrace")
@@ -38,57 +41,7 @@ PROGRESS_S = 1.0
 
 def record_plan(instance: Instance, plan_sha256: str, plan: Plan, why: str) -> None:
     """Say in the ledger that there is a plan."""
-    branch = plan.branch
-    planned = Operation(**_said(why), id=branch, before=None, state="planned", plan_sha256=plan_sha256, branch=branch)
-    step(instance, planned)
-
-
-def _said(why: str) -> dict[str, Any]:
-    return {"who": getpass.getuser(), "why": why, "when_ms": time.time_ns() // 1_000_000}
-
-
-def step(instance: Instance, operation: Operation) -> None:
-    """Write a stage of an operation, and see that it counts.
-
-    Raises: BusyError naming who has another one under way; NotCountedError where this one stands elsewhere by now.
-    """
-    append_decision(instance.ledger_stream(), operation)
-    ledger = instance.ledger()
-    if operation in ledger.counted:
-        return
-    refuse_other(ledger, operation.id)
-    known = ledger.operations.get(operation.id)
-    raise NotCountedError(
-        f"This was written and does not count: it takes {operation.id} from {operation.before or 'nothing'} to "
-        f"{operation.state}, and {_standing(known) if known else 'it is not there'}. Look at `millrace log PIPELINE --ledger`."
-    )
-
-
-def refuse_other(ledger: Ledger, own: str | None) -> None:
-    """Raises: BusyError naming who has another operation under way, since when and why."""
-    other = ledger.operation
-    if other is not None and other.id != own:
-        raise BusyError(
-            f"{_standing(other)}, and a pipeline has one replay at a time. Let it be taken over, or end it with "
-            "`millrace replay abort`."
-        )
-
-
-def _standing(operation: Operation) -> str:
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(operation.when_ms / 1000))
-    return f"{operation.id} of {operation.who} is {operation.state} since {when} ({operation.why})"
-
-
-def moved(operation: Operation, state: Stage, why: str) -> Operation:
-    """The operation's next stage."""
-    return Operation(
-        **_said(why),
-        id=operation.id,
-        before=operation.state,
-        state=state,
-        plan_sha256=operation.plan_sha256,
-        branch=operation.branch,
-    )
+    step(instance, planned_operation(plan.branch, plan_sha256, why))
 
 
 def under_way(instance: Instance, *states: Stage) -> Operation:
@@ -96,13 +49,15 @@ def under_way(instance: Instance, *states: Stage) -> Operation:
     found = instance.ledger().operation
     if found is None:
         raise MillraceError("No replay is under way. Make one with `millrace replay plan`, then `millrace replay run`.")
+    if is_rollback(instance, found):
+        raise MillraceError(f"{standing(found)}, and is no replay. `millrace rollback --learner --yes` goes on with it.")
     if found.state not in states:
         way = (
             "Compare it with `millrace replay diff`, then `take-over`."
             if found.state == "done"
             else "`resume` goes on with it."
         )
-        raise MillraceError(f"{_standing(found)}. {way}")
+        raise MillraceError(f"{standing(found)}. {way}")
     return found
 
 
@@ -132,9 +87,7 @@ def run(instance: Instance, name: str, again: Sequence[str]) -> Replayed:
     if operation.state != "planned":
         raise MillraceError(f"{operation.id} is {operation.state} already. A replay that was stopped goes on with `resume`.")
     check_plan(instance, plan)
-    running = moved(operation, "running", operation.why)
-    step(instance, running)
-    return _replay(instance, running, plan, again)
+    return _replay(instance, advance(instance, operation, "running", operation.why), plan, again)
 
 
 def resume(instance: Instance, again: Sequence[str]) -> Replayed:
@@ -145,8 +98,7 @@ def resume(instance: Instance, again: Sequence[str]) -> Replayed:
     operation = under_way(instance, "running")
     _, plan = load_plan(instance, operation.plan_sha256)
     with instance.hold(plan.branch, take_over=False):  # before it is said that it goes on
-        running = moved(operation, "running", operation.why)
-        step(instance, running)
+        running = advance(instance, operation, "running", operation.why)
     return _replay(instance, running, plan, again)
 
 
@@ -154,9 +106,9 @@ def _replay(instance: Instance, operation: Operation, plan: Plan, again: Sequenc
     """Begin the branch, catch up with the log, mark a version, let another process prove it; then it is done."""
     start_s = time.monotonic()
     with instance.hold(plan.branch, take_over=False):
-        worker, begun = _caught_up(instance, fork_of(instance, plan))
+        worker, begun = _caught_up(instance, plan)
         verdict = _proved_elsewhere(plan.branch, again)
-        step(instance, moved(operation, "done", operation.why))
+        advance(instance, operation, "done", operation.why)
     return Replayed(
         plan.branch,
         worker.newest_version,
@@ -167,27 +119,46 @@ def _replay(instance: Instance, operation: Operation, plan: Plan, again: Sequenc
     )
 
 
-def _caught_up(instance: Instance, fork: Fork) -> tuple[Worker, int]:
+def _caught_up(instance: Instance, plan: Plan) -> tuple[Worker, int]:
     """A worker of the branch that has read to the log's end and marked a version; and the records of its start."""
     pipeline, recipe = instance.loaded.pipeline, instance.recipe
     use_threads(pipeline.threads)
-    doors = instance.doors(fork.branch)
+    fork = _begun(instance, plan)
+    doors = instance.doors(fork.branch)  # with all the topics that the fork states
     progress = Progress(doors, fork)
-    begin_fork(recipe, doors, fork)
-    doors = replace(doors, source=Retraced(doors.source, _path(instance, fork)))
+    doors = replace(doors, source=Retraced(doors.source, _path(instance, fork, plan)))
     opening = Opening(fork.branch, this_host(pipeline.threads), emits=False)
     worker = Worker(recipe, doors, pipeline.worker, opening)
     worker.run(progress)
     if progress.stopped:
         raise MillraceError(f"Stopped at seq {worker.seq}; nothing is lost. `millrace replay resume` goes on.")
-    return worker, sum(fork.positions.values())
+    return worker, start(recipe, doors.store, fork).records
 
 
-def _path(instance: Instance, fork: Fork) -> list[tuple[str, int, int]]:
-    """In which order the version's own branch went on reading."""
-    assert fork.parent is not None
-    entries = counted(instance.journal(fork.parent.branch), fork.parent.branch, Cursor())
-    return path_of(entries, fork.parent.seq)
+def _begun(instance: Instance, plan: Plan) -> Fork:
+    """The first entry of the branch, which is written unless it and the mark of its start are there."""
+    found = summarise(instance.journal(plan.branch), plan.branch)
+    if found.fork is not None and (found.fork.parent is None or found.marks):
+        return found.fork
+    fork = fork_of(instance, plan)
+    if plan.backfill is not None:
+        fork = filled(instance, fork, plan.backfill)
+    begin_fork(instance.recipe, instance.doors(fork.branch), fork)
+    return fork
+
+
+def _path(instance: Instance, fork: Fork, plan: Plan) -> list[Piece]:
+    """The file that is read first; then the order in which others have read what follows.
+
+    From a version: its own branch after it, then the branches that took that one's place. From nothing: all that led to the
+    live branch.
+    """
+    live = live_branch(instance)
+    led: list[Piece] = [] if live is None else past(instance.journal, live)
+    if fork.parent is not None:
+        led = future(instance.journal, fork.parent.branch, fork.parent.seq)
+    first = [] if plan.backfill is None else [(tp_name(topic_of(instance, fork.branch), 0), 0, plan.backfill.rows)]
+    return onward([*first, *led], fork.positions)
 
 
 class Progress:
@@ -255,7 +226,7 @@ def plan_take_over(instance: Instance) -> Succession:
     operation = under_way(instance, "done")
     _, plan = load_plan(instance, operation.plan_sha256)
     change = Change(instance.ledger().serving.get(ENDPOINT), Target(follow=operation.branch))
-    return Succession(operation, change, heir_of(instance, plan.version.rpartition(".")[0]))
+    return Succession(operation, change, plan.branch if plan.ends is None else heir_of(instance, plan.ends))
 
 
 def take_over(instance: Instance, succession: Succession, why: str) -> None:
@@ -268,21 +239,39 @@ def take_over(instance: Instance, succession: Succession, why: str) -> None:
     if succession.ends != branch:
         host = this_host(instance.loaded.pipeline.threads)
         end_branch(instance.journal(succession.ends), succession.ends, host, "replay", branch)
-    step(instance, moved(succession.operation, "taken-over", why))
+    advance(instance, succession.operation, "taken-over", why)
 
 
-def plan_abort(instance: Instance) -> Operation:
-    """What would be given up. Raises: MillraceError where nothing is under way, or where the endpoint follows it."""
-    operation = under_way(instance, "running", "done")
-    if instance.ledger().serving.get(ENDPOINT) == Target(follow=operation.branch):
+def plan_abort(instance: Instance, name: str | None = None) -> Operation:
+    """What would be given up: what is under way, or the plan that ``name`` names, by its sha256 or its branch.
+
+    Raises: MillraceError where there is none, where the endpoint follows it, or where a branch has ended in its favour.
+    """
+    ledger = instance.ledger()
+    operation = ledger.operation if name is None else _named(ledger.operations.values(), name)
+    if operation is None or operation.state in ("taken-over", "aborted"):
+        raise MillraceError(f"{standing(operation)}." if operation else "No replay is under way. Name the PLAN to give up.")
+    if ledger.serving.get(ENDPOINT) == Target(follow=operation.branch):
         raise MillraceError(f"The endpoint follows {operation.branch}. Serve something else first, with `millrace serve`.")
+    for branch in instance.branches():
+        if branch != operation.branch and successor_of(instance, branch) == operation.branch:
+            raise MillraceError(f"Branch {branch} has ended in favour of {operation.branch}, which can only go on now.")
     return operation
+
+
+def _named(operations: Iterable[Operation], name: str) -> Operation | None:
+    found = [one for one in operations if one.branch == name or (len(name) >= SHORTEST and one.plan_sha256.startswith(name))]
+    if len(found) > 1:
+        found = [one for one in found if one.state not in ("taken-over", "aborted")]  # a plan can be made twice
+    if len(found) != 1:
+        raise BadInputError(f"{name!r} names {len(found)} plans; `millrace log PIPELINE --ledger` lists them.")
+    return found[0]
 
 
 def abort(instance: Instance, operation: Operation, why: str) -> None:
     """Give a replay up: its branch ends, and whoever writes it stops."""
-    step(instance, moved(operation, "aborted", why))
-    if instance.journal_path(operation.branch).exists():
+    advance(instance, operation, "aborted", why)
+    if instance.has_branch(operation.branch):
         journal = instance.journal(operation.branch)
         if summarise(journal, operation.branch).fork is not None:
             end_branch(journal, operation.branch, this_host(instance.loaded.pipeline.threads), "aborted", None)

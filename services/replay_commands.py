@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from millrace.services.arguments import on_pipeline, reason_option, show, yes_option
+from millrace.services.arguments import on_pipeline, reason_option, remember, show, yes_option
 from millrace.services.instance import Instance
 from millrace.services.version_commands import settle_words
 
 if TYPE_CHECKING:
+    from millrace.services.replay_plan import Origin
     from millrace.streams.exclusions import Exclusion
 
 
@@ -65,6 +67,7 @@ def _key(text: str) -> Exclusion:
     return Key(sha256(text.encode()))
 
 
+UNCHANGED = "Nothing was changed. Give --yes to do it."
 KINDS = {"exclude_header": _header, "exclude_offsets": _offsets, "exclude_time": _time, "exclude_key": _key}
 
 
@@ -75,25 +78,66 @@ def _excluded(ctx: click.Context, param: click.Parameter, said: tuple[str, ...])
 many: dict[str, Any] = {"multiple": True, "callback": _excluded, "expose_value": False}
 
 
+def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> None:
+    pairs = [one.rpartition("=") for one in text.split(",")] if text else []
+    if bad := [one for one in pairs if ":" not in one[0] or not one[2].isdigit()]:
+        raise click.BadParameter(
+            f"{''.join(bad[0])!r}: write TOPIC:PARTITION=OFFSET, such as digits:0=600, commas between them"
+        )
+    remember(ctx, param, {tp: int(offset) for tp, _, offset in pairs} or None)
+
+
+def _since(ctx: click.Context, param: click.Parameter, text: str | None) -> None:
+    try:
+        remember(ctx, param, None if text is None else _milliseconds(text))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: write a date and time, such as 2026-11-21T02:10") from error
+
+
+def _origin(meta: dict[str, Any]) -> Origin:
+    """Where a replay begins, of the options that were given."""
+    from millrace.services.replay_plan import Origin
+
+    begins = [meta["from"], meta["from_start"] or None, meta["from_offsets"], meta["from_time"]]
+    if sum(one is not None for one in begins) != 1:
+        raise click.UsageError("Say where to begin: one of --from VERSION, --from-start, --from-offsets, --from-time.")
+    return Origin(meta["from"], meta["from_offsets"], meta["from_time"], meta["backfill"], meta["include"])
+
+
+once: dict[str, Any] = {"callback": remember, "expose_value": False}
+places: dict[str, Any] = once | {"callback": _places, "metavar": "TP=OFFSET,..."}
+since: dict[str, Any] = once | {"callback": _since, "metavar": "TIME"}
+file: dict[str, Any] = once | {"type": click.Path(exists=True, dir_okay=False, path_type=Path), "metavar": "FILE"}
+
+
 @replay.command()
 @on_pipeline
-@click.option("--from", "version", required=True, metavar="VERSION", help="The last good one; `millrace versions` lists them.")
+@click.option("--from", metavar="VERSION", help="The last good one; `millrace versions` lists them.", **once)
+@click.option("--from-start", is_flag=True, help="With nothing, over all the log still has.", **once)
+@click.option("--from-offsets", help="With nothing, from these offsets on.", **places)
+@click.option("--from-time", help="With nothing, from the first record on that is not older than TIME.", **since)
+@click.option("--backfill", help="Learn the rows of a file first (.jsonl, .csv, .parquet).", **file)
+@click.option("--include", multiple=True, metavar="EXCLUSION", help="Read what the branch before leaves out.", **once)
 @click.option("--exclude-header", metavar="NAME=VALUE", help="Leave out records with this header.", **many)
 @click.option("--exclude-offsets", metavar="TP:FIRST-LAST", help="Leave out these offsets, last included.", **many)
 @click.option("--exclude-time", metavar="FROM..TO", help="Leave out timestamps from FROM on, before TO.", **many)
 @click.option("--exclude-key", metavar="KEY", help="Leave out records with this key; only its hash is kept.", **many)
 @reason_option
-def plan(instance: Instance, version: str, reason: str) -> None:
+def plan(instance: Instance, reason: str) -> None:
     """Say what a replay would do, and keep that under its sha256 for `millrace replay run`.
 
-    Example: millrace replay plan digits.toml --from VERSION --reason garbage
+    \b
+    Example: millrace replay plan digits.toml --from VERSION --exclude-header from=till-7 --reason garbage
 
-    What is left out is said by --exclude-..., each as often as needed.
+    It begins at a version, or with nothing: another learner over the same log, a warm start. What is left out is said by
+    --exclude-..., each as often as needed; what the branch before leaves out stays so but for --include, which takes the words
+    of `millrace status`.
     """
     from millrace.services import replay as replaying
     from millrace.services import replay_plan
 
-    name, made, extent, differs = replay_plan.make_plan(instance, version, click.get_current_context().meta["exclude"])
+    meta = click.get_current_context().meta
+    name, made, extent, differs = replay_plan.make_plan(instance, _origin(meta), meta["exclude"])
     replaying.record_plan(instance, name, made, reason)
     show(replay_plan.plan_rows(name, made, extent, differs))
 
@@ -155,21 +199,44 @@ def take_over(instance: Instance, reason: str, yes: bool) -> None:
 
 @replay.command()
 @on_pipeline
+@click.argument("plan", required=False)
 @reason_option
 @yes_option
-def abort(instance: Instance, reason: str, yes: bool) -> None:
-    """Give up the replay under way; its branch ends, and another may be planned.
+def abort(instance: Instance, plan: str | None, reason: str, yes: bool) -> None:
+    """Give up the replay under way, or a PLAN that was never run; its branch ends, and another may be planned.
 
     Example: millrace replay abort digits.toml --reason "wrong producer"
     """
     from millrace.services import replay as replaying
 
-    operation = replaying.plan_abort(instance)
+    operation = replaying.plan_abort(instance, plan)
     if yes:
         replaying.abort(instance, operation, reason)
     show([{"branch": operation.branch, "was": operation.state, "aborted": yes}])
     if not yes:
-        click.echo("Nothing was changed. Give --yes to do it.", err=True)
+        click.echo(UNCHANGED, err=True)
+
+
+@replay.command()
+@on_pipeline
+@click.argument("exclusion")
+@click.option("--branch", default=None, help="Of which branch, if not of the live one.")
+@reason_option
+@yes_option
+def include(instance: Instance, exclusion: str, branch: str | None, reason: str, yes: bool) -> None:
+    """Read again what a branch leaves out, from its next step on; EXCLUSION as `millrace status` shows it.
+
+    \b
+    Example: millrace replay include digits.toml "header from=till-7" --branch replay-1 --reason mended
+    """
+    from millrace.services import including
+
+    inclusion = including.plan_include(instance, exclusion, branch)
+    if yes:
+        including.include(instance, inclusion, reason)
+    show([{"branch": inclusion.branch, "includes": inclusion.said, "done": yes}])
+    words = "What was left out before stays so; to leave it out again, replay with --exclude-...." if yes else UNCHANGED
+    click.echo(words, err=True)
 
 
 def again() -> list[str]:

@@ -46,7 +46,7 @@ def compare(instance: Instance, rows: int) -> list[dict[str, Any]]:
     reader = Excluding(instance.recipe.reader, tuple(plan.exclude))
     probes = list(_probes(instance, reader, rows))
     lines = [("state", served.identity.name, replayed.identity.name), *_answers(served, replayed, probes)]
-    start = archive.mark(plan.version)
+    start = None if plan.version is None else archive.mark(plan.version)
     before = [_scores(instance, mark, start) for mark in (_mark(archive, served), _mark(archive, replayed))]
     names = dict.fromkeys([*before[0], *before[1]])
     lines += [(f"prequential_{name}", before[0].get(name), before[1].get(name)) for name in names]
@@ -100,15 +100,15 @@ def _mark(archive: Archive, bundle: Bundle) -> Mark:
     return next(mark for mark in archive.marks(found.branch) if mark.state_seq == found.seq)
 
 
-def _scores(instance: Instance, mark: Mark, start: Mark) -> dict[str, Any]:
-    """Shares of the rows that were learned since the version, each answered just before."""
+def _scores(instance: Instance, mark: Mark, start: Mark | None) -> dict[str, Any]:
+    """Shares of the rows that were learned since the version, or ever, each answered just before."""
     try:
-        now, then = (load_part(instance.store(), one, "scores") for one in (mark, start))
+        now, then = (load_part(instance.store(), one, "scores") if one else {} for one in (mark, start))
     except DamageError:
         return {}
     now, then = (part.get("totals", part) for part in (now, then))
     kept = {name: value for name, value in now.items() if name not in ("last", "sum")}
-    since = {name: _minus(value, then[name]) for name, value in kept.items()}
+    since = {name: value if start is None else _minus(value, then[name]) for name, value in kept.items()}
     return {"rows": since["rows"]} | shares(since)
 
 

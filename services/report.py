@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from millrace.services.callers import Asked
-from millrace.services.evidence import MEASURES, Evidence, Resumed, windows
-from millrace.services.night import POISON_ROWS, PRODUCER, Night
+from millrace.services.evidence import MEASURES, Evidence, Joined, Raised, Resumed, windows
+from millrace.services.night import CALLED, POISON_ROWS, PRODUCER, Night
 
+FATES = {"labels": "labels that met their rows"}
 SPELLED_OUT = 12  # recalls, at most; of more classes the lowest
 
 
@@ -70,35 +71,65 @@ def _happened(told: Told) -> list[tuple[str, str, str]]:
     for kill, resumed in zip(told.kills, evidence.resumed, strict=True):
         what = f"kill -9 of trainer {kill.pid}; {kill.next_pid} goes on from {_from(resumed)}"
         events.append((kill.at_ms, resumed.row, what))
+    events += [(one.at_ms, one.alarm.rows, _raised(one, evidence.joined)) for one in evidence.raised]
     last = evidence.outputs[-1]
-    events.append((last.clock_ms, last.records, f"the last row; {len(evidence.versions)} versions were marked on the way"))
+    events.append((last.clock_ms, evidence.rows, f"the last row; {len(evidence.versions)} versions were marked on the way"))
     return [(f"{(at_ms - evidence.started_ms) / 1000:.1f} s", f"{row:,}", what) for at_ms, row, what in sorted(events)]
 
 
+def _raised(raised: Raised, joined: Sequence[Joined]) -> str:
+    """An alarm in words: whose, since when, whether it goes with a class never seen, and what followed."""
+    alarm = raised.alarm
+    first = {label: one.row for one in joined for label in one.labels}
+    since = f"since about row {alarm.onset_rows:,}: loss {alarm.before:.2f}, then {alarm.after:.2f}"
+    said = f"{alarm.detector} {alarm.direction} {since}"
+    if alarm.direction != "worse":
+        return said
+    new = [f"class {name} had never been seen before row {first[name]:,}" for name in alarm.new_classes if name in first]
+    why = f"; {', '.join(new)}, so it is no fault" if new else "; no class is new, so look who sent that"
+    return f"ALARM: {said}{why}" + (f"; version {raised.version} marked" if raised.version else "")
+
+
 def night_text(night: Night) -> str:
-    """The night call: what was noticed when, what was done about it, and what came out."""
+    """The night call: what was noticed when, what was done about it, how long it took, and what came out."""
     alarm, replayed = night.alarm, night.replayed
-    onset = f"worse since about row {alarm.onset_rows:,} (in truth {night.rows_before:,})"
+    new = f"; it goes with {', '.join(alarm.new_classes)}" if alarm.new_classes else "; it goes with no new class"
+    onset = f"worse since about row {alarm.onset_rows:,} (in truth {night.poison[0]:,}){new}"
+    wrong = f"{POISON_ROWS} served digits, every {CALLED[0]} as an {CALLED[1]}"
     happened = [
-        (0.0, f"producer {PRODUCER} begins to send {POISON_ROWS} rows with wrong labels"),
-        (night.alarm_s, f"alarm {alarm.rows - night.rows_before} rows later: {onset}"),
-        (night.rolled_back_s, f"rollback: every answer is {night.version}'s {_after(night.rollback_s, night.rolled_back_s)}"),
-        (night.replayed_s, f"replayed without {PRODUCER} on branch {replayed['branch']}: {replayed['certificate']}"),
+        (0.0, night.poison[0], f"producer {PRODUCER} begins to label {wrong}"),
+        (night.alarm_s, alarm.rows, f"ALARM of the {alarm.detector} after {night.bad_rows} wrong labels: {onset}"),
+        (night.rollback.done_s, night.rollback.row, f"rollback: every answer is {night.version}'s"),
         (
-            night.taken_over_s,
-            f"take-over: every answer is {replayed['branch']}'s {_after(night.replayed_s, night.taken_over_s)}",
+            night.replay.done_s,
+            night.replay.row,
+            f"replay without {PRODUCER} as {replayed['branch']}: {replayed['certificate']}",
         ),
+        (night.take_over.done_s, night.take_over.row, f"take-over: every answer is {replayed['branch']}'s"),
     ]
-    times = [("TIME", "THE NIGHT CALL"), *((f"{at_s:.1f} s", what) for at_s, what in happened)]
+    times = [("TIME", "ROW", "THE NIGHT CALL"), *((f"{at_s:.1f} s", f"{row:,}", what) for at_s, row, what in happened)]
     scores = ", ".join(f"{share:.0%} {when}" for when, share in night.scores.items())
-    return "\n".join(_columns(times, "rl")) + (
-        f"\n\nHELD OUT {scores}; {len(night.failed)} requests failed"
-        f"\nREPAIRED the model differs from the one before the wrong labels by {night.difference:.1e} of its sums"
+    entries = " and ".join(f"{count} journal entries of {branch}" for branch, count in night.proved.items())
+    return "\n".join(_columns(times, "rrl")) + (
+        f"\n\nTIMINGS  {_timings(night)}"
+        f"\nANSWERED {night.answers} honest requests, 0 failed; right: {scores}"
+        f"\nPOISONED of the {night.asked_again} digits {CALLED[0]} that were held out by day, the poisoned model calls "
+        f"{night.miscalled[0]} an {CALLED[1]}, the repaired one {night.miscalled[1]}"
+        f"\nREPAIRED {night.differences[0]:.1e} of its sums from a model that learns the honest labels alone; the poisoned "
+        f"one {night.differences[1]:.1e}"
+        f"\nVERIFY   proved: {entries}"
     )
 
 
-def _after(begun_s: float, done_s: float) -> str:
-    return f"{done_s - begun_s:.1f} s after the command began"
+def _timings(night: Night) -> str:
+    """How long each command took until the last answer was its."""
+    replayed = night.replayed
+    rate = replayed["records"] / replayed["seconds"]
+    return (
+        f"rollback {night.rollback.seconds:.1f} s to the last replica; replay {night.replay.seconds:.1f} s with plan and proof "
+        f"({replayed['records']:,} records, {rate:,.0f} records/s; it learns {night.plan['rows_per_s']:,} rows/s); "
+        f"take-over {night.take_over.seconds:.1f} s"
+    )
 
 
 def _listed(labels: tuple[str, ...]) -> str:
@@ -140,7 +171,7 @@ def _recalls(recall: dict[str, float]) -> str:
 
 def _counted(evidence: Evidence) -> str:
     last = evidence.outputs[-1]
-    fates = ", ".join(f"{count:,} {fate}" for fate, count in last.counts.items())
+    fates = ", ".join(f"{count:,} {FATES.get(fate, fate)}" for fate, count in last.counts.items())
     again = f"; {evidence.repeats} outputs came again after a kill and count once" if evidence.repeats else ""
     return f"{evidence.sent:,} records in the log = {fates}, {last.waiting:,} waiting{again}"
 

@@ -8,12 +8,14 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
+from millrace.learners.errors import MillraceError
 from millrace.services.deciding import name_last_good
 from millrace.services.instance import ENDPOINT, Instance
 from millrace.streams.entries import Fork
 from millrace.streams.host import this_host, use_threads
 from millrace.streams.journal import Cursor, counted, summarise
 from millrace.streams.ledger import Serve, Target, append_decision
+from millrace.streams.sharding import merging_branch
 from millrace.streams.worker import Opening, Worker
 
 log = logging.getLogger("millrace")
@@ -87,9 +89,16 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
 
 
 def opening_of(instance: Instance, branch: str) -> Opening:
-    """How a worker opens a branch: a fork lets nothing out before an endpoint has followed it (journal.md, rule 9)."""
+    """How a worker opens a branch: a fork lets nothing out before an endpoint has followed it (journal.md, rule 9).
+
+    Raises: MillraceError where an operation is to begin the branch and has not: an empty one would stand in its way.
+    """
     first = next(iter(counted(instance.journal(branch), branch, Cursor())), None)
-    emits = not isinstance(first, Fork) or first.parent is None or _followed(instance, branch)
+    made = any(one.branch == branch for one in instance.ledger().operations.values())
+    if first is None and made:
+        raise MillraceError(f"Branch {branch} is to be made by an operation that has not begun it. Choose another name.")
+    begun_here = not isinstance(first, Fork) or (first.parent is None and not made)
+    emits = begun_here or _followed(instance, branch)
     return Opening(branch, this_host(instance.loaded.pipeline.threads), emits=emits)
 
 
@@ -99,13 +108,23 @@ def _followed(instance: Instance, branch: str) -> bool:
 
 
 def heir_of(instance: Instance, branch: str) -> str:
-    """The branch that goes on in a branch's place; itself where it has not ended."""
-    while instance.journal_path(branch).exists():
-        ended = summarise(instance.journal(branch), branch).end.ended
-        if ended is None or ended.successor is None:
-            break
-        branch = ended.successor
+    """The branch that goes on in a branch's place; itself where it has not ended, or where that one has not begun yet."""
+    while (heir := successor_of(instance, branch)) is not None and _begun(instance, heir):
+        branch = heir
     return branch
+
+
+def successor_of(instance: Instance, branch: str) -> str | None:
+    """The branch that a branch which has ended names."""
+    if not instance.has_branch(branch):
+        return None
+    ended = summarise(instance.journal(branch), branch).end.ended
+    return None if ended is None else ended.successor
+
+
+def _begun(instance: Instance, branch: str) -> bool:
+    there = instance.has_branch(branch)
+    return there and next(iter(counted(instance.journal(branch), branch, Cursor())), None) is not None
 
 
 def serve_first(instance: Instance, branch: str) -> None:
@@ -117,6 +136,6 @@ def serve_first(instance: Instance, branch: str) -> None:
             when_ms=time.time_ns() // 1_000_000,
             endpoint=ENDPOINT,
             before=None,
-            to=Target(follow=branch),
+            to=Target(follow=merging_branch(branch)),
         )
         append_decision(instance.ledger_stream(), decision)

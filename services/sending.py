@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.instance import Instance
+from millrace.streams.arrow import encode_rows, parquet_rows
 from millrace.streams.records import Headers, Record, encode_headers
 from millrace.streams.schema import Schema
 
@@ -49,7 +51,7 @@ def send(instance: Instance, values: Iterable[bytes], rows_per_s: float, served:
             if rows_per_s:
                 time.sleep(max(0.0, start_s + sent / rows_per_s - time.monotonic()))
     except MillraceError as error:
-        raise type(error)(f"{error} The first {sent} rows are in the log; leave them out when you send the rest.") from error
+        raise type(error)(f"{error} The first {sent} records are in the log; leave them out when you send the rest.") from error
     _retain(instance)
     return sent
 
@@ -131,9 +133,28 @@ def _member(name: str, cell: str | None, is_text: bool) -> bytes:
 
 
 def _parquet_rows(path: Path) -> Iterator[bytes]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise BadInputError(f"{path}: reading Parquet needs pyarrow; pip install 'millrace[parquet]'.") from error
-    for batch in parquet.ParquetFile(path).iter_batches(CHUNK):
-        yield from (msgspec.json.encode(row) for row in batch.to_pylist())
+    return map(msgspec.json.encode, parquet_rows(path))
+
+
+def as_arrow(
+    instance: Instance, values: Iterable[bytes], rows_per_s: float, served: bool, rows: int
+) -> tuple[Iterator[bytes], float]:
+    """Values as Arrow batches, and at how many of these a second. Raises: BadInputError for what is no row of an event."""
+    if served:
+        raise BadInputError("Served predictions and labels travel one a message; leave out --format arrow.")
+    return messages_of(values, instance.loaded.pipeline.schema, rows), rows_per_s / rows
+
+
+def messages_of(values: Iterable[bytes], schema: Schema, rows: int) -> Iterator[bytes]:
+    """JSON rows as Arrow batches, ``rows`` of them (>= 1) a message.
+
+    Raises: BadInputError naming the first row that is no JSON object, or the column that a message's rows do not make.
+    """
+    values, sent = iter(values), 0
+    while chunk := list(islice(values, rows)):
+        try:
+            decoded = [msgspec.json.decode(value, type=dict[str, Any]) for value in chunk]
+            yield encode_rows(decoded, schema)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadInputError) as error:
+            raise BadInputError(f"Among rows {sent + 1} to {sent + len(chunk)}: {error}") from error
+        sent += len(chunk)

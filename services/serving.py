@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -250,14 +250,15 @@ def _labels_lines(serving: Serving, at: str) -> list[str]:
 
 
 def _end(serving: Serving) -> None:
-    """Let the trainer mark a version, then end Ray, which is this process's own, with everything in it."""
+    """Let the trainers mark their versions, then end Ray, which is this process's own, with everything in it."""
     import ray
 
-    from millrace.services.actors import make_trainer
+    from millrace.services.actors import make_trainers
 
     try:
-        trainer: Any = make_trainer(serving.instance, serving.branch)
-        state = ray.get(trainer.stop.remote(STOP_S), timeout=STOP_S + 5)
+        *shards, (_, last) = make_trainers(serving.instance, serving.branch)
+        ray.get([shard.stop.remote(STOP_S) for _, shard in shards], timeout=STOP_S + 5)
+        state = ray.get(last.stop.remote(STOP_S), timeout=STOP_S + 5)
         log.info("the trainer ends at seq %d, %d records", state.seq, state.records)
     except (ray.exceptions.RayError, ValueError) as error:
         log.warning("The trainer did not end by itself (%s); its branch goes on from its newest mark.", type(error).__name__)

@@ -15,19 +15,32 @@ import msgspec
 
 from millrace.learners.errors import MillraceError
 from millrace.services import datasets
-from millrace.services.callers import Where
+from millrace.services.callers import Late, Where
 from millrace.services.config import load_pipeline
 from millrace.services.endpoint_status import found, overview
 from millrace.services.instance import BRANCH, Instance
 from millrace.services.processes import Process, Processes
-from millrace.streams.outputs import Output
-from millrace.streams.sqlite_log import SqliteLog
+from millrace.streams.branch import Doors
+from millrace.streams.outputs import Output, last_output
+from millrace.streams.source import Position
 
 MADE_BY = "# Written by `make run`, which replaces this folder each time. Copy it to keep it.\n"
 MOST_ROWS = 6000  # of a longer data set, unless --rows says otherwise
 PATIENCE_S = 60.0  # for a process to move on, beyond the time that the stream takes
 NIGHTS = {"digits"}  # data sets that are learned well enough for a night call
-WATCHED = "\n[drift]\nfalse_alarm_rows = 20000  # rows expected between two false alarms\nper_class = false\n"
+FIRST_ROWS = 64  # of those, sent with their labels in them, so that there is something to answer from
+WATCHED = """
+[drift]
+false_alarm_rows = 20000  # rows expected between two false alarms
+per_class = false
+
+[labels]
+horizon_ms = 600000  # a prediction waits so long for its label
+grace_ms = 60000     # and a label for its prediction
+"""
+LABEL_AFTER_ROWS = 30  # of the stream, from a row's answer to its label
+CALM = 0.8  # of the other rows come before a class that is held back
+HONEST = "till-1"  # the producer of the story's own rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,7 @@ class Plan:
     seconds: float  # that the stream takes, > 0
     seed: int  # of the rows' order and of the kills
     home: Path  # folder of all state
+    log: str = ""  # the table [log] of the pipeline file; empty: files in the folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +65,26 @@ class Stage:
     rows: int
     left: int  # rows of the data set that are not sent
     instance: Instance
-    log: SqliteLog  # open, to look at
+    doors: Doors  # of the first branch, open, to look at
+
+    @property
+    def is_late(self) -> bool:
+        """Whether rows are asked about and labelled later; else they are sent with their labels in them."""
+        return self.plan.data in NIGHTS
+
+    @property
+    def late(self) -> Late:
+        """How they are."""
+        rows_per_s = self.rows / self.plan.seconds
+        return Late(HONEST, "day", rows_per_s, LABEL_AFTER_ROWS / rows_per_s)
+
+    def lines(self) -> list[bytes]:
+        """The rows of the stream."""
+        return self.stream.read_bytes().splitlines()
+
+    def ends(self) -> Position:
+        """The next offset of every partition of the log."""
+        return {tp: high for tp, (_, high) in self.doors.source.bounds().items()}
 
 
 def prepare(plan: Plan) -> Stage:
@@ -59,8 +92,10 @@ def prepare(plan: Plan) -> Stage:
 
     Raises: BadInputError where the data set cannot be read; BusyError where another story runs there.
     """
-    text = MADE_BY + datasets.pipeline_toml(plan.data, f"story-{plan.data}") + WATCHED * (plan.data in NIGHTS)
+    text = MADE_BY + datasets.pipeline_toml(plan.data, f"story-{plan.data}") + WATCHED * (plan.data in NIGHTS) + plan.log
     values = datasets.values(plan.data, plan.seed)
+    if plan.data in NIGHTS:
+        values = iter(held_back(list(values), datasets.data_set(plan.data).label.name))
     folder = plan.home / f"story-{plan.data}"
     _clear(folder)
     pipeline, stream = folder / "pipeline.toml", folder / "stream.jsonl"
@@ -69,7 +104,23 @@ def prepare(plan: Plan) -> Stage:
     with stream.open("wb") as file:
         rows = sum(bool(file.write(value + b"\n")) for value in islice(values, most))
     instance = Instance(load_pipeline(pipeline), folder)
-    return Stage(plan, pipeline, stream, rows, sum(1 for _ in values), instance, instance.log())
+    return Stage(plan, pipeline, stream, rows, sum(1 for _ in values), instance, instance.doors(BRANCH))
+
+
+def held_back(values: list[bytes], label: str) -> list[bytes]:
+    """The same rows in the same order, but that the class which joins last comes once the model is sure, and then often.
+
+    >>> held_back([b'{"y":1}', b'{"y":2}', b'{"y":1}', b'{"y":1}', b'{"y":1}', b'{"y":1}'], "y")[-2:]
+    [b'{"y":1}', b'{"y":2}']
+    """
+    labels = [msgspec.json.decode(value)[label] for value in values]
+    newest = max(set(labels), key=labels.index)
+    late, rest = ([at for at, one in enumerate(labels) if (one == newest) is held] for held in (True, False))
+    calm = int(len(rest) * CALM)
+    tail = len(rest) - calm
+    spread = [(at / tail, row) for at, row in enumerate(rest[calm:])]
+    spread += [((at + 0.5) / len(late), row) for at, row in enumerate(late)]
+    return [values[row] for row in rest[:calm] + [row for _, row in sorted(spread)]]
 
 
 def _clear(folder: Path) -> None:
@@ -125,10 +176,15 @@ def _free_port() -> int:
             return port
 
 
-def newest_output(stage: Stage) -> Output | None:
-    """What the newest step let out."""
-    raw = stage.log.last(f"{stage.instance.loaded.pipeline.name}.scores")
-    return None if raw is None else msgspec.json.decode(raw, type=Output)
+def newest_output(stage: Stage, branch: str = BRANCH) -> Output | None:
+    """What the newest step let out, if it is the branch's."""
+    return last_output(stage.doors.producer, stage.instance.loaded.pipeline.name, branch)
+
+
+def learned(stage: Stage, branch: str = BRANCH) -> bool:
+    """Whether a branch has read everything that the log has, and nothing waits for its batch, its label or its prediction."""
+    output = newest_output(stage, branch)
+    return output is not None and output.records >= sum(stage.ends().values()) and not output.waiting
 
 
 def say(line: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
 from millrace.services.config import data_folder
+from millrace.streams.arrow import parquet_table
 from millrace.streams.schema import Field, Label
 
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -161,12 +161,7 @@ def _path(name: str) -> Path:
 
 
 def _parquet_columns(name: str) -> dict[str, Array]:
-    path = _path(name)
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise BadInputError(f"{path}: reading Parquet needs pyarrow; pip install 'millrace[parquet]'.") from error
-    table: Any = pyarrow.parquet.read_table(path)
+    table = parquet_table(_path(name))
     return {name: table[name].to_numpy() for name in table.column_names}
 
 

@@ -8,6 +8,7 @@ Source: open-inference-protocol, specification/protocol/inference_rest.md; Trito
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Floats
 from millrace.streams.codec import number_range
+from millrace.streams.images import UnreadableImageError, check
 from millrace.streams.schema import Field, Schema
 
 PACKED = "x"  # all numbers of a row in one tensor
@@ -38,6 +40,8 @@ NUMBERS = {
     "UINT8": "<u1",
 }
 LARGEST_SIDE = 1 << 31  # of a tensor
+
+MOST_PICTURES = 1024  # of a request: each goes through a network
 
 Scalar = bool | int | float | str
 
@@ -185,6 +189,8 @@ def _field_column(field: Field, tensor: Tensor | None, payload: bytes | None, ro
         return np.full((rows, 1), np.nan) if field.type == "numeric" else np.full(rows, None, dtype=object)
     if field.type == "numeric":
         return _checked(field, _numbers(tensor, payload, field.size))
+    if field.type == "image":
+        return _pictures(field, tensor, payload)
     return _categories(field, _texts(tensor, payload))
 
 
@@ -209,6 +215,22 @@ def _categories(field: Field, names: Sequence[str | None]) -> Array:
         raise BadInputError(f"{field.name}: {sorted(map(str, unknown))[0]!r} is none of {', '.join(field.categories)}.")
     column = np.empty(len(names), dtype=object)
     column[:] = names
+    return column
+
+
+def _pictures(field: Field, tensor: Tensor, payload: bytes | None) -> Array:
+    """The bytes of each picture (n,): base64 in JSON, as they stand in binary."""
+    if tensor.shape[0] > MOST_PICTURES:
+        raise BadInputError(f"{field.name}: {tensor.shape[0]} pictures in one request; send at most {MOST_PICTURES}.")
+    pictures: list[bytes] = []
+    for row, cell in enumerate(_texts(tensor, None) if payload is None else _strings(tensor, payload)):
+        try:
+            pictures.append(cell if isinstance(cell, bytes) else base64.b64decode(cell or "", validate=True))
+            check(pictures[-1])
+        except (ValueError, UnreadableImageError) as error:  # ValueError: no base64
+            raise BadInputError(f"{field.name}: row {row}: {error}.") from error
+    column = np.empty(len(pictures), dtype=object)
+    column[:] = pictures
     return column
 
 
@@ -262,19 +284,27 @@ def _cells(tensor: Tensor, flat: msgspec.json.Decoder[list[Any]], nested: msgspe
 def binary_texts_of(tensor: Tensor, payload: bytes) -> list[str | None]:
     """Strings, each behind its length in four bytes."""
     texts: list[str | None] = []
+    for raw in _strings(tensor, payload):
+        try:
+            texts.append(raw.decode())
+        except UnicodeDecodeError as error:
+            raise BadInputError(f"{tensor.name}: string {len(texts)} is not UTF-8.") from error
+    return texts
+
+
+def _strings(tensor: Tensor, payload: bytes) -> list[bytes]:
+    """The bytes of strings, each behind its length in four bytes."""
+    strings: list[bytes] = []
     at = 0
     while at < len(payload):
         length = int.from_bytes(payload[at : at + 4], "little")
         if at + 4 + length > len(payload):
-            raise BadInputError(f"{tensor.name}: string {len(texts)} goes past the tensor's bytes.")
-        try:
-            texts.append(payload[at + 4 : at + 4 + length].decode())
-        except UnicodeDecodeError as error:
-            raise BadInputError(f"{tensor.name}: string {len(texts)} is not UTF-8.") from error
+            raise BadInputError(f"{tensor.name}: string {len(strings)} goes past the tensor's bytes.")
+        strings.append(payload[at + 4 : at + 4 + length])
         at += 4 + length
-    if len(texts) != tensor.shape[0]:
-        raise BadInputError(f"{tensor.name}: {len(texts)} strings do not make the shape {tensor.shape}.")
-    return texts
+    if len(strings) != tensor.shape[0]:
+        raise BadInputError(f"{tensor.name}: {len(strings)} strings do not make the shape {tensor.shape}.")
+    return strings
 
 
 def output_tensor(name: str, value: Floats | Sequence[str], binary: bool) -> tuple[dict[str, Any], bytes]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from millrace.learners.detectors import Alarm
@@ -24,7 +25,9 @@ from millrace.services.instance import Instance
 from millrace.services.running import heir_of, opening_of, serve_first
 from millrace.streams.branch import Doors
 from millrace.streams.host import use_threads
+from millrace.streams.merging import Piece, piece_bytes
 from millrace.streams.parts import sha256
+from millrace.streams.sharding import WHOLE, shard_of
 from millrace.streams.worker import Worker
 
 log = logging.getLogger("millrace")
@@ -49,6 +52,15 @@ class State:
     branch: str  # the one it was made for, or that one's heir
 
 
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """What a shard lets out: all that merging it needs."""
+
+    identity: Identity
+    as_of_ms: int
+    piece: Piece
+
+
 class Trainer:
     """A worker on one branch, and the thread that publishes for it."""
 
@@ -56,9 +68,10 @@ class Trainer:
         self._instance = instance
         self._branch = branch
         self._publish = publish
+        self._is_shard = shard_of(branch) != WHOLE
         self._stop = threading.Event()
         self._offered = threading.Condition()
-        self._offer: Parts | None = None
+        self._offer: Parts | ShardState | None = None
         self._replaced = False  # by another writer of the branch, with no branch to go on with
         self._state = State(True, 0, 0, 0, "", os.getpid(), branch)
         self._alarm: Alarm | None = None  # the newest one after which the last good version was named
@@ -97,11 +110,18 @@ class Trainer:
                 return
 
     def _follow_heir(self) -> None:
-        """Go on with the branch that took this one's place; where another writer has merely taken it, wait for such a one."""
-        self._replaced = True
-        while (heir := heir_of(self._instance, self._branch)) == self._branch and not self._stop.wait(RETRY_S):
-            pass
-        self._branch, self._replaced = heir, heir == self._branch
+        """Go on with the branch that took this one's place, or with this one where an operator has given that up.
+
+        Where another writer has merely taken it, wait for one of the two.
+        """
+        self._replaced, since_ms = True, time.time_ns() // 1_000_000
+        while self._replaced and not self._stop.is_set():
+            heir = heir_of(self._instance, self._branch)
+            operations = self._instance.ledger().operations.values()
+            given_up = any(one.state == "aborted" and one.when_ms >= since_ms for one in operations)
+            self._replaced = heir == self._branch and not given_up
+            self._branch = heir
+            self._stop.wait(RETRY_S if self._replaced else 0.0)
 
     def _said(self, error: MillraceError) -> None:
         log.error("The trainer of branch %s: %s", self._branch, error)
@@ -117,16 +137,24 @@ class Trainer:
     def between_steps(self, worker: Worker, as_of_ms: int) -> None:
         """Offer the state as it is now: everything in it is acknowledged."""
         drift, version = worker.fold.drift, worker.newest_version
-        if drift is not None and drift.newest != self._alarm and version != self._version:
+        if drift is not None and drift.newest != self._alarm and version != self._version and not self._is_shard:
             self._alarm, self._version = drift.newest, version  # the version after the alarm is there
             name_last_good(self._instance, worker.branch)
         self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid(), worker.branch)
         fold = worker.fold
         identity = Identity(worker.branch, worker.epoch, worker.seq)
-        kind = self._instance.loaded.pipeline.learner["kind"]
-        offer = Parts(identity, as_of_ms, kind, fold.features.state(), fold.learner.servable().arrays())
         with self._offered:
-            self._offer = offer
+            self._offer = (
+                ShardState(identity, as_of_ms, piece_now(worker))
+                if self._is_shard
+                else Parts(
+                    identity,
+                    as_of_ms,
+                    self._instance.loaded.pipeline.learner["kind"],
+                    fold.features.state(),
+                    fold.learner.servable().arrays(),
+                )
+            )
             self._offered.notify()
 
     @property
@@ -142,7 +170,7 @@ class Trainer:
                 self._offered.wait_for(lambda: self._offer is not None, BEAT_S)
                 offer, self._offer = self._offer, None
             if offer is not None:
-                published = _packed(offer, self._instance, published)
+                published = packed(offer, self._instance, published)
             if published is not None:
                 published.let_out(self._publish)
 
@@ -160,12 +188,19 @@ class Published:
             publish(self.publication, self.blob)
 
 
-def _packed(offer: Parts, instance: Instance, last: Published | None) -> Published:
+def packed(offer: Parts | ShardState, instance: Instance, last: Published | None) -> Published:
     """The offer as bytes, or what was packed last with a later time where only that has changed."""
     if last is not None and last.publication.identity == offer.identity:
         return Published(replace(last.publication, as_of_ms=offer.as_of_ms), last.blob)
-    blob = bundle_bytes(offer, instance.loaded.pipeline.schema)
+    blob = piece_bytes(offer.piece) if isinstance(offer, ShardState) else bundle_bytes(offer, instance.loaded.pipeline.schema)
     return Published(Publication(offer.identity, sha256(blob), offer.as_of_ms), np.frombuffer(blob, np.uint8))
+
+
+def piece_now(worker: Worker) -> Piece:
+    """The state of a shard as it is between two steps."""
+    parts = {"position": dict(worker.fold.position), "clock_ms": worker.fold.clock_ms}
+    counts = parts | {"counts": msgspec.to_builtins(worker.fold.counts)}
+    return Piece(worker.branch, worker.seq, worker.fold.learner.state_dict(), worker.fold.features.state(), counts)
 
 
 class _Between:

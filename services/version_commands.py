@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,22 @@ def settle_words(change: Change | Naming, yes: bool, more: dict[str, Any]) -> No
         click.echo("Nothing was changed. Give --yes to do it.", err=True)
     elif back is not None:
         click.echo(f"undo: {back}", err=True)
+
+
+def settle_learner(instance: Instance, version: str | None, reason: str, yes: bool) -> None:
+    """Show a rollback of the learner, do it where ``yes``, and say last how to undo it."""
+    from millrace.services import learner_rollback
+
+    meta = click.get_current_context().meta
+    rewinding = learner_rollback.plan_learner(instance, version)
+    newest = learner_rollback.roll_back(instance, rewinding, reason) if yes else None
+    show([rewinding.rows | learner_rollback.endpoint_words(rewinding) | {"done": yes}])
+    if newest is None:
+        click.echo("Nothing was changed. Give --yes to do it.", err=True)
+    else:
+        home = [] if meta["home"] is None else ["--home", meta["home"]]
+        back = ["millrace", "rollback", str(meta["path"]), newest, "--learner", *home, "--reason", "undo", "--yes"]
+        click.echo(f"undo: {shlex.join(back)}", err=True)
 
 
 @click.command()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import msgspec
 
@@ -12,22 +13,28 @@ from millrace.learners.detectors import DriftConfig
 from millrace.learners.errors import ConfigError, DamageError, LearnerError, OffsetsGoneError
 from millrace.learners.protocol import Learner, Value
 from millrace.streams.codec import Codec, Rows
+from millrace.streams.contents import Contents
 from millrace.streams.drifting import Drift
 from millrace.streams.entries import Act, Entry, Fork, Mark, Step
 from millrace.streams.exclusions import Excluding, Reader
 from millrace.streams.fold import Fold, is_truth
-from millrace.streams.journal import Cursor, Summary, Writer, counted
+from millrace.streams.held_out import HeldOut, HeldOutConfig
+from millrace.streams.journal import Cursor, Summary, Writer
 from millrace.streams.labels import LabelJoin, LabelRules
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.parts import pack, sha256, unpack
 from millrace.streams.retention import Retention
+from millrace.streams.rewound import is_learned, rewound
 from millrace.streams.schema import Schema, leaves
 from millrace.streams.served import Served, ServedCodec
-from millrace.streams.source import Producer, Source
-from millrace.streams.store import Manifest, Part, Store, read_manifest, state_sha256
+from millrace.streams.source import Position, Producer, Source
+from millrace.streams.store import Manifest, Part, Segment, Store, read_manifest, state_sha256
 from millrace.streams.stream import Stream
+from millrace.streams.window import Window
 
 log = logging.getLogger("millrace")
+
+Carried = TypeVar("Carried")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,7 @@ class Doors:
     journal: Stream
     store: Store
     retention: Retention | None = None  # None: every version is kept
+    marked: Callable[[Position], None] | None = None  # told how far the branch is whenever a mark counts; for lag tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class Recipe:
 
     name: str  # of the pipeline; output topics begin with it
     schema: Schema
-    codec: Codec
+    codec: Codec | Contents  # of events
     learner: str  # kind
     make_learner: Callable[[], Learner]
     batch_rows: int  # rows of a training batch, >= 1
@@ -56,10 +64,11 @@ class Recipe:
     config: bytes  # JSON of everything beside the fields that changes what is learned
     drift: DriftConfig | None = None  # what is watched; None: nothing
     labels: LabelRules | None = None  # of labels that come late; None: they stand in the rows alone
+    held_out: HeldOutConfig | None = None  # of rows that are kept back and asked about; None: all are learned
     served: ServedCodec | None = None  # reads late labels too; there if and only if ``labels`` is
 
     @property
-    def reader(self) -> Codec | ServedCodec:
+    def reader(self) -> Codec | Contents | ServedCodec:
         """What decodes the log."""
         return self.served or self.codec
 
@@ -82,6 +91,9 @@ class Recipe:
         fold.branch = fork.branch
         if self.drift is not None:
             fold.drift = Drift(self.drift, self.seed)
+            fold.window = Window(self.drift.relearn_rows) if self.drift.act == "relearn" else None
+        if self.held_out is not None:
+            fold.held_out = HeldOut(self.held_out, self.seed)
         if self.labels is not None:
             fold.labels = LabelJoin(self.labels, self.schema.label, sha256(self.schema.declared))
         return fold
@@ -114,9 +126,10 @@ class Recipe:
                 "Set it back, or begin a branch with --branch NEW."
             )
         for name, topic in doors.source.topics().items():
-            if fork.topics.get(name) != topic:
+            before = fork.topics.get(name)
+            if before is None or before.id != topic.id or before.partitions > topic.partitions:
                 raise DamageError(
-                    f"Topic {name} is not the one branch {fork.branch} has read: it was recreated or its partitions changed. "
+                    f"Topic {name} is not the one branch {fork.branch} has read: it was recreated or has lost partitions. "
                     "Restore the log from a copy, or begin a branch on the new topic with --branch NEW."
                 )
 
@@ -189,22 +202,52 @@ def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
         return fold
     branch, seq = fork.parent.branch, fork.parent.seq
     try:
-        manifest = read_manifest(store, branch, str(fork.learner_from))
-        places = {name: f"branch {branch}, seq {seq}, part {name}" for name in manifest.parts}
-        names = [name for name in places if name != "detectors" or fork.detector_from is not None]
-        fold.load({name: unpack(store.get(branch, manifest.parts[name].sha256), places[name]) for name in names})
+        manifest = read_manifest(store, branch, str(fork.join_from))
+        parts = _checked_parts(store, branch, manifest, manifest.parts)
+        if fork.learner_from != fork.join_from:
+            parts = rewound(recipe.schema, recipe.make_learner, _learner_parts(store, fork), parts)
+        fold.load(carried(fork, parts))
     except DamageError as error:
         raise DamageError(
             f"Branch {fork.branch} begins at version {branch}.{seq}, and neither its own copy of that state nor the version "
             f"can be read: {error} Or give this branch up and plan a replay from another version."
         ) from error
+    if fork.parent.state_sha256 != manifest.state_sha256:
+        raise DamageError(f"Checkpoint {fork.join_from} is not of the state that branch {fork.branch} is to begin with.")
     check_start(fork, fold, manifest.state_sha256)
     return fold
 
 
+def carried(fork: Fork, parts: Mapping[str, Carried]) -> dict[str, Carried]:
+    """Those parts of a version that a fork begins with: all but its detectors, unless the fork says whose go on.
+
+    A replay's are fresh ones: they are to judge what it learns now, not what its parent did (journal.md, rule 9).
+    """
+    fresh = {"detectors"} if fork.parent is not None and fork.detector_from is None else set()
+    return {name: part for name, part in parts.items() if name not in fresh}
+
+
+def _learner_parts(store: Store, fork: Fork) -> dict[str, dict[str, Value]]:
+    """Of the version whose learner the fork has: its manifest lies with the fork, as ``begin_fork`` copied it."""
+    manifest = read_manifest(store, fork.branch, str(fork.learner_from))
+    return _checked_parts(store, fork.branch, manifest, filter(is_learned, manifest.parts))
+
+
+def _checked_parts(store: Store, branch: str, manifest: Manifest, names: Iterable[str]) -> dict[str, dict[str, Value]]:
+    """Some parts of a manifest."""
+    where = f"branch {manifest.branch}, seq {manifest.state_seq}, part "
+    return {name: unpack(store.get(branch, manifest.parts[name].sha256), where + name) for name in names}
+
+
 def check_start(fork: Fork, fold: Fold, found: str) -> None:
-    """The state that a fork begins with is its parent's, to the bit. Raises: DamageError where it is another."""
-    if fork.parent is None or (found, fold.position) != (fork.parent.state_sha256, fork.positions):
+    """The state that a fork begins with is its parent's, to the bit; with an older learner, at least it begins in its place.
+
+    Raises: DamageError where it is another.
+    """
+    if fork.parent is not None and fork.learner_from != fork.join_from:
+        found = fork.parent.state_sha256
+    begun = fork.positions | fold.position  # partitions that the parent has not read are new to the fork
+    if fork.parent is None or (found, begun) != (fork.parent.state_sha256, fork.positions):
         said = "nothing" if fork.parent is None else f"version {fork.parent.branch}.{fork.parent.seq}"
         raise DamageError(f"Branch {fork.branch} is to begin with {said}, and begins with another state. Restore its store.")
 
@@ -214,7 +257,7 @@ def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, Value]]:
 
     Raises: DamageError naming the first part that is missing or not what was stored.
     """
-    return {name: _part(store, mark, name, part) for name, part in _manifest(store, mark).parts.items()}
+    return {name: _part(store, mark, name, part) for name, part in manifest_of(store, mark).parts.items()}
 
 
 def load_part(store: Store, mark: Mark, name: str) -> dict[str, Value]:
@@ -222,14 +265,15 @@ def load_part(store: Store, mark: Mark, name: str) -> dict[str, Value]:
 
     Raises: DamageError naming it where it is missing or not what was stored.
     """
-    return _part(store, mark, name, _manifest(store, mark).parts[name])
+    return _part(store, mark, name, manifest_of(store, mark).parts[name])
 
 
 def _part(store: Store, mark: Mark, name: str, part: Part) -> dict[str, Value]:
     return unpack(store.get(mark.branch, part.sha256), f"branch {mark.branch}, seq {mark.state_seq}, part {name}")
 
 
-def _manifest(store: Store, mark: Mark) -> Manifest:
+def manifest_of(store: Store, mark: Mark) -> Manifest:
+    """What the checkpoint that a mark names is made of. Raises: DamageError where it is missing, damaged or another state's."""
     if mark.checkpoint is None:
         raise DamageError(f"The mark of seq {mark.state_seq} names no checkpoint.")
     manifest = read_manifest(store, mark.branch, mark.checkpoint)
@@ -238,13 +282,18 @@ def _manifest(store: Store, mark: Mark) -> Manifest:
     return manifest
 
 
-def save_checkpoint(store: Store, branch: str, seq: int, parts: Mapping[str, Mapping[str, Value]]) -> tuple[str, Manifest]:
-    """Store the parts and their manifest; the checkpoint's name and what is in it. Counts only once a mark names it."""
+def save_checkpoint(
+    store: Store, branch: str, seq: int, parts: Mapping[str, Mapping[str, Value]], segment: Segment | None = None
+) -> tuple[str, Manifest]:
+    """Store the parts and their manifest; the checkpoint's name and what is in it. Counts only once a mark names it.
+
+    A version's says, in ``segment``, where the journal entries are that led to it.
+    """
     listed = {}
     for name, part in parts.items():
         blob = pack(part)
         listed[name] = Part(store.put(branch, blob), len(blob), is_truth(name))
-    manifest = Manifest(1, branch, seq, state_sha256(listed), listed)
+    manifest = Manifest(1, branch, seq, state_sha256(listed), listed, segment)
     return store.put(branch, msgspec.json.encode(manifest)), manifest
 
 
@@ -254,11 +303,6 @@ def state_hash(parts: Mapping[str, Mapping[str, Value]]) -> str:
     return state_sha256({name: Part(sha256(blob), len(blob), True) for name, blob in blobs.items()})
 
 
-def entries_after(journal: Stream, branch: str, seq: int) -> Iterator[Entry]:
-    """The counted entries with a higher seq."""
-    return (entry for entry in counted(journal, branch, Cursor()) if entry.seq > seq)
-
-
 def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Reader) -> Iterator[Entry]:
     """Apply entries to ``fold`` from the log, one by one; each is yielded after it was applied.
 
@@ -266,10 +310,19 @@ def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Reader) 
     """
     for entry in entries:
         if isinstance(entry, Step):
-            fold.step(entry, reread(source, codec, entry))
+            fold.step(entry, reread(source, in_force(codec, fold), entry))
         elif isinstance(entry, Act):
             fold.act(entry)
         yield entry
+
+
+def in_force(reader: Reader, fold: Fold) -> Reader:
+    """The same reader without the exclusions that acts have ended."""
+    ended = fold.included.get(fold.branch)
+    if not ended or not isinstance(reader, Excluding):
+        return reader
+    left = tuple(one for place, one in enumerate(reader.exclude) if place not in ended)
+    return replace(reader, exclude=left) if left else reader.reader
 
 
 def reread(source: Source, codec: Reader, step: Step) -> list[Rows | Served]:
@@ -277,7 +330,8 @@ def reread(source: Source, codec: Reader, step: Step) -> list[Rows | Served]:
 
     Raises: DamageError naming the range that differs, OffsetsGoneError where retention has taken it.
     """
-    rejected = {(tp, offset) for tp, offset, _, _ in step.rejected}
+    rejected = {(tp, offset) for tp, offset, row, _ in step.rejected if row is None}
+    bad_rows = {(tp, offset, row) for tp, offset, row, _ in step.rejected if row is not None}
     pieces: list[Rows | Served] = []
     for tp, start, stop, records, crc in step.reads:
         read = source.read(tp, start, stop)
@@ -288,12 +342,19 @@ def reread(source: Source, codec: Reader, step: Step) -> list[Rows | Served]:
             )
         readable = [event for event in read.events if (tp, event.offset) not in rejected]
         rows, refused = codec.without_limit.decode(readable, tp)
-        if refused:
-            raise DamageError(
-                f"{tp} offset {refused[0].event.offset} was readable when step {step.seq} was written and is not now "
-                f"({refused[0].reason}: {refused[0].detail}). Use the release that wrote the step."
-            )
+        for one in refused:
+            if (place := (tp, one.event.offset, one.row)) not in bad_rows:
+                raise DamageError(
+                    f"{tp} offset {one.event.offset} was readable when step {step.seq} was written and is not now "
+                    f"({one.reason}: {one.detail}). Use the release that wrote the step."
+                )
+            bad_rows.discard(place)
         pieces.append(rows)
+    for tp, offset, row in sorted(bad_rows):
+        raise DamageError(
+            f"{tp} offset {offset}: row {row} was rejected when step {step.seq} was written and is not now. "
+            "Use the release that wrote the step."
+        )
     return pieces
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.learners.protocol import Array, Floats
+from millrace.streams.images import UnreadableImageError, check
 from millrace.streams.records import Event
 from millrace.streams.schema import LARGEST, Field, Label, Schema
 
@@ -35,8 +36,14 @@ REASONS = (
     "not-finite",  # or too large to square
     "unknown-category",
     "negative-weight",
-    "ahead-of-time",  # its timestamp is too far past the wall clock
+    "unreadable-image",  # neither a JPEG nor a PNG, not whole, or with too many pixels
+    "ahead-of-time",  # its timestamp is too far past the wall clock, or a row's is past its message's
+    "unknown-schema",  # of an Avro record: the registry has none of its id, or it is of no flat record
+    "malformed-envelope",  # a CloudEvent without what one must have
 )
+
+
+TEXTS = {str, bytes}  # that stand between quotation marks
 
 
 class RecordError(Exception):
@@ -58,7 +65,8 @@ class Rows:
     key: Array  # (n,) bytes | None objects
     t: np.ndarray[Any, np.dtype[np.int64]]  # (n,) ms
     plain: Floats | None = None  # (n, d) where the fields are x as they stand; the columns are then its views
-    left_out: int = 0  # records of the same read that the branch excludes
+    left_out: int = 0  # rows of the same read that the branch excludes
+    offset: NDArray[np.int64] | None = None  # (n,) of each row's message; None: one row a record, in order
 
     def __len__(self) -> int:
         return len(self.t)
@@ -66,17 +74,18 @@ class Rows:
     def only(self, chosen: NDArray[Any]) -> Rows:
         """The rows that a mask (n,) or indices choose, as copies."""
         columns = tuple(column[chosen] for column in self.columns)
-        plain = None if self.plain is None else self.plain[chosen]
-        return Rows(columns, self.y[chosen], self.weight[chosen], self.key[chosen], self.t[chosen], plain)
+        plain, offset = (None if part is None else part[chosen] for part in (self.plain, self.offset))
+        return Rows(columns, self.y[chosen], self.weight[chosen], self.key[chosen], self.t[chosen], plain, 0, offset)
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A record that could not be read: its event, why in a word, and why in a sentence."""
+    """A record, or a row of a columnar message, that could not be read: why in a word, and why in a sentence."""
 
-    event: Event
+    event: Event  # of a row: the message's, with the row alone as its value
     reason: str
     detail: str
+    row: int | None = None  # within its message; None: the record as a whole
 
 
 class Codec:
@@ -194,7 +203,7 @@ def _members(schema: Schema) -> list[tuple[str, Any, bool]]:
 def _cell_type(field: Field) -> Any:
     if field.size > 1:
         return Annotated[list[float], msgspec.Meta(min_length=field.size, max_length=field.size)]
-    return float if field.type == "numeric" else str
+    return {"numeric": float, "categorical": str, "image": bytes}[field.type]
 
 
 def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
@@ -210,6 +219,8 @@ def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
 def has_label(rows: Rows) -> NDArray[np.bool_]:
     """Which rows carry a label (n,); 0, "" and false are labels."""
     if rows.y.dtype == object:
+        if None not in rows.y.tolist():
+            return np.ones(len(rows), dtype=bool)
         return np.array([label is not None for label in rows.y.tolist()], dtype=bool)
     return ~np.isnan(rows.y)
 
@@ -236,10 +247,22 @@ def _column(field: Field, cells: Sequence[Any]) -> Array:
         if isinstance(field.categories, tuple) and (unknown := set(cells) - {*field.categories, None}):
             raise RecordError("unknown-category", f"{field.name} has {len(unknown)} value(s) outside its declared categories")
         return _objects(cells)
+    if field.type == "image":
+        return checked_images(field, cells)
     absent = [] if field.missing == "reject" else [cell is None for cell in cells]
     if any(absent):
         cells = [math.nan if cell is None else cell for cell in cells]
     return _numbers(cells, absent, number_range(field)).reshape(-1, 1)
+
+
+def checked_images(field: Field, cells: Sequence[bytes]) -> Array:
+    """Pictures (n,), each of which can be read. Raises: RecordError."""
+    try:
+        for raw in cells:
+            check(raw)
+    except UnreadableImageError as error:
+        raise RecordError("unreadable-image", f"{field.name}: {error}") from error
+    return _objects(cells)
 
 
 def number_range(field: Field) -> tuple[float, float]:
@@ -288,8 +311,8 @@ def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], 
         kinds = set(map(type, column))
         if at >= required:
             expected += 2 if msgspec.UnsetType not in kinds else _twice(column, lambda cell: cell is not msgspec.UNSET)
-        if str in kinds:
-            expected += 2 if kinds == {str} else _twice(column, lambda cell: isinstance(cell, str))
+        if kinds & TEXTS:
+            expected += 2 if kinds <= TEXTS else _twice(column, lambda cell: isinstance(cell, str | bytes))
     marks = np.array([value.count(b'"') for value in values], dtype=np.int64)
     for at in np.flatnonzero(marks != expected).tolist():
         json.loads(values[at], object_pairs_hook=unique)

@@ -12,6 +12,8 @@ import numpy as np
 from millrace.learners.detectors import Alarm, Detectors, DriftConfig
 from millrace.learners.protocol import Array, Floats, Value
 
+DISCOUNT = 0.1  # the weight that past rows keep when an alarm leads to ``discount``
+
 
 class Drift:
     """The detectors' state, and the alarms of the newest step."""
@@ -36,6 +38,18 @@ class Drift:
         places = np.arange(learned, learned + len(losses), dtype=np.int64)
         self.alarms += self._detectors.update(losses, labels, places)
         self.newest = self.worse[-1] if self.worse else self.newest
+
+    def follow_up(self, learned: int, held: int) -> dict[str, int | float]:
+        """What folding the act that follows the newest alarm needs: its arguments.
+
+        ``learned`` rows until now; ``held`` are kept to be learned again. At least one is, and none from before the onset.
+        """
+        config = self.config
+        if config.act == "discount":
+            return {"keep": DISCOUNT}
+        if config.act == "relearn" and self.newest is not None:
+            return {"rows": max(1, min(learned - self.newest.onset_rows, held))}
+        return {"factor": config.rate_factor, "rows": config.rate_rows} if config.act == "raise-rate" else {}
 
     def state(self) -> dict[str, Value]:
         """Everything but what the newest step raised."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from millrace.learners.detectors import FollowUp
 from millrace.streams.exclusions import Exclusion
 from millrace.streams.sealed import unseal
 from millrace.streams.source import Position, Topic
@@ -88,10 +89,16 @@ class Step(_Entry, frozen=True, kw_only=True):
 class Act(_Entry, frozen=True, kw_only=True):
     """The live writer decided something that changes what follows. Folding applies it and decides nothing."""
 
-    op: Literal["version", "discount", "reset"]  # version: nothing but a mark; the others change the learner, then a mark
-    args: dict[str, float] = {}
+    op: FollowUp | Literal["include"]  # version: nothing but a mark; include: ends an exclusion, by its place in the fork's
+    # list; the others change the learner, then a mark
+    args: dict[str, int | float] = {}
     cause: Literal["detector", "operator"]
     evidence: str  # BRANCH.SEQ of the step whose output has the alarms, or what the operator gave as a reason
+
+    @property
+    def words(self) -> str:
+        """What was done, such as ``relearn (rows = 300)``."""
+        return self.op + (f" ({', '.join(f'{name} = {value}' for name, value in self.args.items())})" if self.args else "")
 
 
 class Mark(_Entry, frozen=True, kw_only=True):
@@ -103,6 +110,12 @@ class Mark(_Entry, frozen=True, kw_only=True):
     version: str | None = None
 
 
+class Merge(_Entry, frozen=True, kw_only=True):
+    """The state after this entry is the exact merge of these states of the shards (journal.md, rule 15)."""
+
+    of: list[tuple[str, int, str]]  # in shard order: branch, seq, sha256 of its learner part, which is what is merged
+
+
 class End(_Entry, frozen=True, kw_only=True):
     """The branch goes no further; where another takes its place, that one does."""
 
@@ -110,9 +123,9 @@ class End(_Entry, frozen=True, kw_only=True):
     successor: str | None = None
 
 
-Entry = Fork | Open | Step | Act | Mark | End
+Entry = Fork | Open | Step | Act | Mark | Merge | End
 
-_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Fork | Open | Step | Act | Mark | End)
+_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Fork | Open | Step | Act | Mark | Merge | End)
 
 
 def decode_entry(raw: bytes, where: str) -> Entry:

@@ -126,7 +126,10 @@ class Excluding:
     def decode(self, events: Sequence[Event], tp: str, /) -> tuple[Rows | Served, list[Refused]]:
         """As the other reader, without what is left out."""
         piece, refused = self.reader.decode(events, tp)
-        bad = {one.event.offset for one in refused}
+        bad = {one.event.offset for one in refused if one.row is None}
+        if isinstance(piece, Rows) and piece.offset is not None:
+            gone = [event.offset for event in events if left_out(self.exclude, event, tp)]
+            return _rows_without(piece, np.isin(piece.offset, gone)), refused
         out = np.array([left_out(self.exclude, event, tp) for event in events if event.offset not in bad], dtype=bool)
         if not out.any():
             return piece, refused

@@ -13,6 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from millrace.learners.protocol import Array, Floats, Value
+from millrace.streams.backbone import backbone
 from millrace.streams.codec import Rows
 from millrace.streams.schema import Field, Schema
 
@@ -39,11 +40,15 @@ class Mean:
 
 
 class Features:
-    """The feature stage of one schema."""
+    """The feature stage of one schema.
+
+    Raises: ConfigError, BadInputError where the network of a field of images cannot be loaded.
+    """
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
         self._means = {field.name: Mean() for field in schema.fields if field.missing == "mean"}
+        self._backbones = {field.name: backbone(field) for field in schema.fields if field.type == "image"}
         self._slots: dict[str, list[str]] = {field.name: [] for field in schema.fields if field.categories == "grow"}
 
     def transform(self, rows: Rows) -> Floats:
@@ -61,11 +66,13 @@ class Features:
 
     def _x(self, columns: Sequence[Array], take_in: bool) -> Floats:
         pairs = zip(self._schema.fields, columns, strict=True)
-        blocks = [
-            self._one_hot(field, column, take_in) if field.type == "categorical" else self._numeric(field, column, take_in)
-            for field, column in pairs
-        ]
+        blocks = [self._block(field, column, take_in) for field, column in pairs]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+
+    def _block(self, field: Field, column: Array, take_in: bool) -> Floats:
+        if field.type == "image":
+            return self._backbones[field.name].features(column)
+        return (self._one_hot if field.type == "categorical" else self._numeric)(field, column, take_in)
 
     def _numeric(self, field: Field, column: Floats, take_in: bool) -> Floats:
         values = column

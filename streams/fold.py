@@ -15,27 +15,28 @@ from numpy.typing import NDArray
 
 from millrace.learners.errors import LearnerError
 from millrace.learners.metrics import PrequentialClasses, PrequentialValues
-from millrace.learners.protocol import Batch, Floats, Learner, State, Value
+from millrace.learners.protocol import Batch, Discounts, Floats, Learner, RaisesRate, State, Value
 from millrace.streams.codec import Rows, has_label
 from millrace.streams.drifting import Drift
 from millrace.streams.entries import Act, Step
 from millrace.streams.features import Features
+from millrace.streams.held_out import HeldOut
 from millrace.streams.labels import LabelJoin, Taken
 from millrace.streams.microbatch import MicroBatches
 from millrace.streams.records import Event
 from millrace.streams.schema import Schema
 from millrace.streams.served import Prediction, Served
 from millrace.streams.source import Position
+from millrace.streams.window import Window
 
-TRUTH = ("batches", "counts", "features", "learner")  # the parts hashed into the state's hash, with the label join's
-
+TRUTH = ("batches", "counts", "features", "learner", "join", "window")  # the parts hashed into the state's hash
 
 GATHER_MS = 250  # by which a step for horizons alone comes late, so that one lets many end; records go by their own time
 
 
 def is_truth(part: str) -> bool:
     """Whether a part is hashed into the state's hash."""
-    return part in TRUTH or part.partition(".")[0] == "join"
+    return part.partition(".")[0] in TRUTH
 
 
 class Counts(msgspec.Struct):
@@ -61,8 +62,11 @@ class Fold:
         self.labels: LabelJoin | None = None  # None: labels come in the rows alone
         self.conflicts: list[tuple[str, Event]] = []  # labels of the newest step that contradict another
         self.drift: Drift | None = None  # None: nothing is watched
+        self.window: Window | None = None  # None: no alarm leads to ``relearn``
+        self.held_out: HeldOut | None = None  # None: every labelled row is learned
         self.branch = ""  # whose state this is: answers of another branch are made again by this one
         self._given: list[float] = []  # of the rows in ``batches``: the loss as served; NaN where the own answer is scored
+        self.included: dict[str, list[int]] = {}  # exclusions that acts have ended: places in a fork's list, by branch
         self.position = dict(position)
         self.clock_ms = 0
         self.counts = Counts()
@@ -195,6 +199,10 @@ class Fold:
 
     def _collect(self, batch: Batch, clock_ms: NDArray[np.int64], given: Floats) -> None:
         """Rows into batches, with their losses as served (n,), NaN where the own answer is to be scored."""
+        if self.held_out is not None:
+            stay = self.held_out.take(batch, self.counts.learned + self.batches.waiting)
+            self.counts.passed += int((~stay).sum())
+            batch, clock_ms, given = batch.only(stay), clock_ms[stay], given[stay]
         if self.labels is not None:
             self._given += given.tolist()
         for full in self.batches.cut(batch, clock_ms):
@@ -217,20 +225,41 @@ class Fold:
         if self.drift is not None:
             self.drift.feed(losses, batch.y if batch.y.dtype == object else None, self.counts.learned)
         self.learner.learn_many(batch)
+        if self.window is not None:
+            self.window.add(batch)
         self.counts.learned += len(batch)
+        if self.held_out is not None:
+            self.held_out.look(self.learner.servable(), self.counts.learned)
 
     def act(self, act: Act) -> None:
         """Apply what a live writer decided.
 
         Raises: LearnerError where this learner cannot do it.
         """
-        if act.op == "reset":
+        if act.op == "include":
+            self.included.setdefault(act.branch, []).append(int(act.args["exclusion"]))
+        elif act.op == "reset":
             self.learner = self.make_learner()
+        elif act.op == "relearn":
+            self._relearn(int(act.args["rows"]))
         elif act.op == "discount":
-            discount = getattr(self.learner, "discount", None)
-            if discount is None:
+            if not isinstance(self.learner, Discounts):
                 raise LearnerError("This learner cannot discount what it has learned. Use the release that wrote this branch.")
-            discount(act.args["keep"])
+            self.learner.discount(act.args["keep"])
+        elif act.op == "raise-rate":
+            if not isinstance(self.learner, RaisesRate):
+                raise LearnerError("This learner has no rate to be raised. Use the release that wrote this branch.")
+            self.learner.raise_rate(act.args["factor"], int(act.args["rows"]))
+
+    def _relearn(self, rows: int) -> None:
+        """A fresh learner that has learned the newest rows only. They are neither counted nor scored again."""
+        if self.window is None:
+            raise LearnerError("No rows are kept to be learned again. Use the release that wrote this branch.")
+        self.learner = self.make_learner()
+        for batch in self.window.newest(rows, self.batches.rows):
+            self.learner.learn_many(batch)
+        if isinstance(self.learner, Discounts):
+            self.learner.discount(1.0)  # nothing weighs less, and all of them are answered from at once
 
     def parts(self) -> dict[str, dict[str, Value]]:
         """A copy of the whole state, part by part. ``TRUTH`` names the parts that are the record of truth."""
@@ -242,6 +271,7 @@ class Fold:
                     "position": dict(self.position),
                     "clock_ms": self.clock_ms,
                     "counts": msgspec.to_builtins(self.counts),
+                    **({"included": {name: list(places) for name, places in self.included.items()}} if self.included else {}),
                 },
                 "features": self.features.state(),
                 "learner": state.truth,
@@ -251,6 +281,8 @@ class Fold:
             }
             | self._join_parts()
             | ({} if self.drift is None else {"detectors": self.drift.state()})
+            | ({} if self.window is None else self.window.parts())
+            | ({} if self.held_out is None else {"held_out": self.held_out.state()})
         )
 
     def _join_parts(self) -> dict[str, dict[str, Value]]:
@@ -266,6 +298,7 @@ class Fold:
         self.position = dict(parts["counts"]["position"])
         self.clock_ms = parts["counts"]["clock_ms"]
         self.counts = msgspec.convert(parts["counts"]["counts"], Counts)
+        self.included = {name: list(places) for name, places in parts["counts"].get("included", {}).items()}
         self.features.load(parts["features"])
         self.learner.load_state_dict(State(parts["learner"], parts["derived"]))
         self.scores.load(parts["scores"])
@@ -273,5 +306,9 @@ class Fold:
             self.labels.load(parts)
             self._given = [np.nan if loss is None else loss for loss in parts["join"]["given"]]
             self.served_scores.load(parts["served_scores"])
-        if self.drift is not None and "detectors" in parts:  # a replay begins with fresh ones
+        if self.drift is not None and "detectors" in parts:  # not where a branch begins with fresh ones; see ``carried``
             self.drift.load(parts["detectors"])
+        if self.window is not None:
+            self.window.load(parts)
+        if self.held_out is not None and "held_out" in parts:
+            self.held_out.load(parts["held_out"])

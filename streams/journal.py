@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from millrace.learners.errors import DamageError, EndedError, ReplacedError
-from millrace.streams.entries import End, Entry, Fork, Host, Mark, Open, StateName, Step, decode_entry
+from millrace.streams.entries import Act, End, Entry, Fork, Host, Mark, Open, StateName, Step, decode_entry
 from millrace.streams.sealed import seal
+from millrace.streams.segments import Journal
 from millrace.streams.source import Position
+from millrace.streams.store import Run
 from millrace.streams.stream import Ack, Stream
 
 OPEN_TRIES = 50  # against an owner that goes on writing
@@ -52,6 +54,11 @@ class Cursor:
         if isinstance(entry, Open):
             return entry.epoch > self.epoch + 1 or entry.after_seq > self.seq
         return entry.epoch > self.epoch or (entry.epoch == self.epoch and entry.seq > self.seq + 1)
+
+    @staticmethod
+    def after(run: Run) -> Cursor:
+        """Where a segment's entries end."""
+        return Cursor(run.stop, run.seq, run.epoch)
 
     def copy(self) -> Cursor:
         """Another cursor at the same place."""
@@ -103,7 +110,9 @@ class Summary:
     fork: Fork | None = None
     marks: list[Mark] = field(default_factory=list)  # oldest first
     end: Cursor = field(default_factory=Cursor)
+    included: set[int] = field(default_factory=set)  # exclusions that acts have ended, by their place in the fork's list
     position: Position = field(default_factory=dict)  # the next offset of every partition, after the newest step
+    act: Act | None = None  # the newest that was not deleted with the stream's beginning
 
     @property
     def newest_version(self) -> str | None:
@@ -117,13 +126,38 @@ def newest_version(marks: Sequence[Mark]) -> str | None:
 
 
 def summarise(stream: Stream, branch: str) -> Summary:
-    """One pass over the whole branch.
+    """One pass over what the branch's stream has; the newest version says what was deleted from it, but for the marks of
+    checkpoints that are not kept.
 
     Raises: DamageError naming the offset of a damaged entry.
     """
-    summary = Summary()
+    summary = begun(stream)
     take_in(summary, stream, branch)
     return summary
+
+
+def begun(stream: Stream) -> Summary:
+    """A summary to go on with: empty, or as a version has it where the stream has deleted its beginning.
+
+    Raises: DamageError where no version has.
+    """
+    segment = stream.segment() if isinstance(stream, Journal) else None
+    if segment is None:
+        return Summary()
+    included, position = set(segment.included), dict(segment.position)
+    return Summary(segment.fork, list(segment.marks), Cursor.after(segment.entries), included, position)
+
+
+def place_before(stream: Stream, seq: int) -> Run | None:
+    """Of what was deleted from the stream the last run that ends at ``seq`` or before: what is after it is read from there."""
+    runs = stream.runs() if isinstance(stream, Journal) else []
+    return next((run for run in reversed(runs) if run.seq <= seq), None)
+
+
+def entries_after(stream: Stream, branch: str, seq: int) -> Iterator[Entry]:
+    """The counted entries with a higher seq. Raises: as ``counted``."""
+    run = place_before(stream, seq)
+    return (entry for entry in counted(stream, branch, Cursor.after(run) if run else Cursor()) if entry.seq > seq)
 
 
 def take_in(summary: Summary, stream: Stream, branch: str) -> None:
@@ -139,6 +173,9 @@ def take_in(summary: Summary, stream: Stream, branch: str) -> None:
             summary.position.update({tp: stop for tp, _, stop, _, _ in entry.reads})
         elif isinstance(entry, Mark):
             summary.marks.append(entry)
+        elif isinstance(entry, Act):
+            summary.act = entry
+            summary.included |= {int(entry.args["exclusion"])} if entry.op == "include" else set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +258,25 @@ class Writer:
     def append(self, entry: Entry) -> None:
         """``send`` and ``settle``."""
         self.settle(self.send(entry))
+
+    def include(self, place: int) -> Act:
+        """Say that an exclusion, by its place in the fork's list, ends here. Raises: as ``append``."""
+        act = Act(
+            branch=self.branch,
+            seq=self.next_seq,
+            epoch=self.cursor.epoch,
+            op="include",
+            args={"exclusion": place},
+            cause="operator",
+            evidence="the ledger",
+        )
+        self.append(act)
+        return act
+
+    def end(self, cause: str, successor: str | None) -> None:
+        """Let the branch, which this writer has opened, go no further. Raises: ReplacedError where another has it by now."""
+        epoch = self.cursor.epoch
+        self.append(End(branch=self.branch, seq=self.next_seq, epoch=epoch, cause=cause, successor=successor))
 
     def _read_on(self, raw: bytes) -> bool:
         """Read to the stream's end; whether ``raw`` was among what counts."""

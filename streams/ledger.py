@@ -109,7 +109,14 @@ class Redrive(_Decision, frozen=True, kw_only=True):
     again: bool = False  # those that were sent before, too
 
 
-Decision = Serve | Alias | Release | Certificate | Operation | Redrive
+class Include(_Decision, frozen=True, kw_only=True):
+    """Records that a branch leaves out are read again from its next step on: its writer journals an ``act``."""
+
+    branch: str
+    exclusion: int  # its place in the list of the branch's fork
+
+
+Decision = Serve | Alias | Release | Certificate | Operation | Redrive | Include
 _DECODER: msgspec.json.Decoder[Decision] = msgspec.json.Decoder(Decision)
 
 
@@ -123,6 +130,7 @@ class Ledger:
     released: set[str] = field(default_factory=set)  # versions whose parts may be gone
     certificates: dict[str, Certificate] = field(default_factory=dict)
     operations: dict[str, Operation] = field(default_factory=dict)  # by id, as they stand
+    included: set[tuple[str, int]] = field(default_factory=set)  # branches, and exclusions of theirs that have ended
     redriven: set[int] = field(default_factory=set)  # dead letters, by their offsets
     counted: list[Decision] = field(default_factory=list)
     offset: int = 0
@@ -162,6 +170,8 @@ class Ledger:
             return self._steps(decision)
         if isinstance(decision, Redrive):
             return decision.again or self.redriven.isdisjoint(decision.offsets)
+        if isinstance(decision, Include):
+            return (decision.branch, decision.exclusion) not in self.included
         return isinstance(decision, Certificate) or not self.named.issuperset(decision.versions)
 
     def _apply(self, decision: Decision) -> None:
@@ -176,6 +186,8 @@ class Ledger:
             self.released |= set(decision.versions) - self.named
         elif isinstance(decision, Operation):
             self.operations[decision.id] = decision
+        elif isinstance(decision, Include):
+            self.included.add((decision.branch, decision.exclusion))
         elif isinstance(decision, Redrive):
             self.redriven |= set(decision.offsets)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ class MicroBatches:
     """
 
     def __init__(self, rows: int, wait_ms: int) -> None:
-        self._rows = rows  # rows of a full batch, >= 1
+        self.rows = rows  # of a full batch, >= 1
         self._wait_ms = wait_ms  # by the journal's clock, from a batch's first row to its release
         self._pieces: list[Batch] = []
         self._deadline_ms = 0  # of the batch that is being collected
@@ -32,11 +32,11 @@ class MicroBatches:
             if not self.waiting:
                 self._deadline_ms = int(clock_ms[at]) + self._wait_ms
             due = max(int(np.searchsorted(clock_ms, self._deadline_ms)), at + 1)
-            stop = min(at + self._rows - self.waiting, due, len(batch))
+            stop = min(at + self.rows - self.waiting, due, len(batch))
             self._pieces.append(batch.rows(at, stop))
             self.waiting += stop - at
             at = stop
-            if self.waiting == self._rows:
+            if self.waiting == self.rows:
                 yield self._take()
 
     def due(self, clock_ms: int) -> bool:
@@ -56,20 +56,27 @@ class MicroBatches:
         """The rows that wait, and until when."""
         if not self.waiting:
             return {"deadline_ms": 0}
-        rows = join(self._pieces)
-        columns = {"x": rows.x, "y": rows.y, "key": rows.key, "t": rows.t, "weight": rows.weight}
-        return {"deadline_ms": self._deadline_ms} | {
-            name: column.copy() for name, column in columns.items() if column is not None
-        }
+        columns = as_columns(join(self._pieces))
+        return {"deadline_ms": self._deadline_ms} | {name: column.copy() for name, column in columns.items()}
 
     def load(self, state: dict[str, Value]) -> None:
         """Collect on from ``state``."""
         self._pieces, self.waiting = [], 0
         self._deadline_ms = state["deadline_ms"]
         if "x" in state:
-            columns: list[Array | None] = [state.get(name) for name in ("y", "key", "t", "weight")]
-            self._pieces = [Batch(state["x"], *columns)]
+            self._pieces = [from_columns(state)]
             self.waiting = len(self._pieces[0])
+
+
+def as_columns(batch: Batch) -> dict[str, Array]:
+    """The columns that a batch has, by name."""
+    columns = {"x": batch.x, "y": batch.y, "key": batch.key, "t": batch.t, "weight": batch.weight}
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+def from_columns(columns: Mapping[str, Value]) -> Batch:
+    """The batch that has these columns."""
+    return Batch(columns["x"], *[columns.get(name) for name in ("y", "key", "t", "weight")])
 
 
 def join(pieces: list[Batch]) -> Batch:

@@ -15,6 +15,7 @@ from millrace.streams.entries import Step
 from millrace.streams.fold import Fold
 from millrace.streams.labels import LabelJoin
 from millrace.streams.records import Record, encode_headers, split_tp
+from millrace.streams.sharding import merging_branch
 from millrace.streams.source import Producer
 
 
@@ -33,12 +34,13 @@ class Output(msgspec.Struct, frozen=True):
     served_scores: dict[str, Value] | None = None  # of the answers as they were served; None: no late labels
     alarms: list[Alarm] = []  # of drift, raised by this step
     newest_alarm: Alarm | None = None  # that something got worse, since the branch began
+    held_out: dict[str, Value] | None = None  # of rows that are never learned; None: none is held out
     labels: dict[str, int] | None = None  # what came of served predictions and labels, and what waits
 
 
-def scores_topic(pipeline: str) -> str:
-    """Where the outputs of steps go."""
-    return f"{pipeline}.scores"
+def scores_topic(pipeline: str, branch: str) -> str:
+    """Where the outputs of a branch's steps go; each shard has a topic of its own, whose last record is its last output."""
+    return f"{pipeline}.scores{branch.removeprefix(merging_branch(branch))}"
 
 
 def dead_letter_topic(pipeline: str) -> str:
@@ -58,10 +60,11 @@ def output_record(step: Step, fold: Fold) -> Record:
         waiting=fold.waiting,
         counts=msgspec.structs.asdict(fold.counts) | ({} if join is None else {"labels": join.settled}),
         clock_ms=fold.clock_ms,
-        scores=_plain(fold.scores.totals),
-        served_scores=None if join is None else _plain(fold.served_scores.totals),
+        scores=plain_totals(fold.scores.totals),
+        served_scores=None if join is None else plain_totals(fold.served_scores.totals),
         alarms=[] if fold.drift is None else fold.drift.alarms,
         newest_alarm=None if fold.drift is None else fold.drift.newest,
+        held_out=None if fold.held_out is None else fold.held_out.figures(),
         labels=None if join is None else _late(join),
     )
     return Record(msgspec.json.encode(output), step.branch.encode())
@@ -73,19 +76,21 @@ def _late(join: LabelJoin) -> dict[str, int]:
     return msgspec.structs.asdict(join.counts) | now
 
 
-def _plain(totals: ClassScores | ValueScores) -> dict[str, Value]:
+def plain_totals(totals: ClassScores | ValueScores) -> dict[str, Value]:
+    """Totals as JSON has them."""
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in asdict(totals).items()}
 
 
 def last_output(producer: Producer, pipeline: str, branch: str) -> Output | None:
     """The newest output, if it is this branch's. Raises: DamageError where it is not an output of ours."""
-    raw = producer.last(scores_topic(pipeline))
+    topic = scores_topic(pipeline, branch)
+    raw = producer.last(topic)
     if raw is None:
         return None
     try:
         output = msgspec.json.decode(raw, type=Output)
     except msgspec.DecodeError as error:
-        raise DamageError(f"The last record of topic {scores_topic(pipeline)} is no output of ours ({error}).") from error
+        raise DamageError(f"The last record of topic {topic} is no output of ours ({error}).") from error
     return output if output.branch == branch else None
 
 
@@ -112,7 +117,7 @@ def dead_letter(tp: str, refused: Refused) -> Record:
         "millrace.partition": str(partition),
         "millrace.offset": str(event.offset),
         "millrace.timestamp_ms": str(event.timestamp_ms),
-    }
+    } | ({} if refused.row is None else {"millrace.row": str(refused.row)})
     headers = event.headers + encode_headers(tuple((name, text.encode()) for name, text in why.items()))
     return Record(event.value, event.key, headers)
 

@@ -44,6 +44,11 @@ class Read:
     events: Sequence[Event]
     crc32c: int = field(default=-1)  # of the framed events
 
+    @property
+    def size(self) -> int:
+        """Bytes of all values."""
+        return sum(len(event.value) for event in self.events if event.value is not None)
+
 
 def frame(event: Event | Record) -> bytes:
     """The bytes a checksum covers: lengths first, so that no two different records look alike."""

@@ -25,12 +25,24 @@ class Retention:
 
     stream: Stream
     keep: int  # newest versions of each branch; 0: all
+    look_s: float = 0.5  # between two looks for what operators decided, at least
+    _looked_s: float = float("-inf")
     _ledger: Ledger = field(default_factory=lambda: Ledger("The ledger"))
 
     def released(self) -> set[str]:
         """Versions whose parts may be gone."""
         self._ledger.follow(self.stream)
         return self._ledger.released
+
+    def included(self, branch: str) -> set[int]:
+        """Exclusions of a branch that operators have ended; where the ledger cannot be read, those that were known."""
+        if time.monotonic() - self._looked_s >= self.look_s:
+            self._looked_s = time.monotonic()
+            try:
+                self._ledger.follow(self.stream)
+            except (DamageError, StorageError) as error:
+                log.warning("The ledger was not heeded: %s", error)
+        return {place for name, place in self._ledger.included if name == branch}
 
     def release(self, marks: Sequence[Mark]) -> set[str]:
         """Let go of what the policy no longer keeps among a branch's marks; every version that was let go so far.

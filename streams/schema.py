@@ -9,6 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 WIDEST = 1_000_000  # columns of x; a learner may need the square of it
+TALLEST = 4096  # pixels of a side of a network's input
+IMAGE_KEYS = ("backbone", "shape", "features", "sha256")
 LARGEST = 1e100  # keeps squares and their sums finite in float64
 
 
@@ -17,20 +19,24 @@ class Field:
     """One feature field of a record."""
 
     name: str  # the key in the JSON row, and the tensor's name when serving
-    type: Literal["numeric", "categorical"] = "numeric"
+    type: Literal["numeric", "categorical", "image"] = "numeric"
     size: int = 1  # numbers in the field, >= 1; above 1 the row holds an array of exactly so many
     center: float = 0.0  # x = (value - center) / scale; for values far from zero, such as times
     scale: float = 1.0  # > 0, in the value's unit; more makes x smaller
     missing: Literal["reject", "mean", "indicator", "category"] = "reject"  # what null or an absent key leads to
     categories: tuple[str, ...] | Literal["grow", "hash"] = ()  # fixed names; or slots in order of arrival; or by hash
     max: int = 0  # slots of "grow" and "hash", >= 1; more tells more categories apart
+    backbone: str = ""  # an image's network, an ONNX file beside the pipeline's; center and scale are of its input
+    shape: tuple[int, int] = (0, 0)  # height and width of that input, 1 to 4096
+    features: int = 0  # numbers in the network's output ``features``, >= 1
+    sha256: str = ""  # of the network's file; empty: whatever it is when the pipeline is read
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.type == "numeric":
-            self._check_numeric()
-        else:
-            self._check_categorical()
+        checks = {"numeric": self._check_numeric, "categorical": self._check_categorical, "image": self._check_image}
+        checks[self.type]()
+        if self.type != "image" and (self.backbone, self.shape, self.features, self.sha256) != ("", (0, 0), 0, ""):
+            raise ValueError('backbone, shape, features and sha256 are for type = "image"')
 
     def _check_numeric(self) -> None:
         if self.size < 1:
@@ -55,9 +61,19 @@ class Field:
         elif self.max or len(set(self.categories)) < len(self.categories):
             raise ValueError("categories: a list of names must have no name twice, and no max beside it")
 
+    def _check_image(self) -> None:
+        if self.size != 1 or self.missing != "reject" or self.categories or self.max:
+            raise ValueError('size, missing, categories and max are not for type = "image"')
+        if not (all(1 <= side <= TALLEST for side in self.shape) and self.features >= 1):
+            raise ValueError(f"shape = {list(self.shape)}, features = {self.features}: an image needs both, from 1 on")
+        if not (0 < self.scale <= LARGEST and abs(self.center) <= LARGEST):
+            raise ValueError(f"center = {self.center}, scale = {self.scale}: must be finite, scale above 0")
+
     @property
     def width(self) -> int:
         """Columns of x that this field takes."""
+        if self.type == "image":
+            return self.features
         if self.type == "numeric":
             return self.size + (self.missing == "indicator")
         slots = {"grow": self.max + 1, "hash": self.max}  # the one more is "other"
@@ -107,8 +123,12 @@ class Schema:
 
     @property
     def declared(self) -> bytes:
-        """The declaration as JSON; its hash stands in every fork."""
-        return msgspec.json.encode(self, order="sorted")
+        """The declaration as JSON; its hash stands in every fork. A network is named by its sha256, wherever it lies."""
+        declared = msgspec.to_builtins(self)
+        for field in declared["fields"]:
+            for key in ("backbone",) if field["type"] == "image" else IMAGE_KEYS:
+                del field[key]
+        return msgspec.json.encode(declared, order="sorted")
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.streams.codec import Codec, RecordError, Refused, Rows, has_label, label_value, refusal, unique
+from millrace.streams.contents import Contents
 from millrace.streams.records import Event, split_tp
 from millrace.streams.schema import LARGEST, Schema
 
@@ -112,8 +113,9 @@ def hashes64(texts: Sequence[str]) -> NDArray[np.int64]:
 class ServedCodec:
     """Decodes events as ``Codec`` does, and the records of one more topic."""
 
-    def __init__(self, schema: Schema, max_bytes: int, topic: str) -> None:
+    def __init__(self, schema: Schema, max_bytes: int, topic: str, events: Codec | Contents | None = None) -> None:
         self._rows = Codec(schema, max_bytes)
+        self._events = events or self._rows  # of the topics of events
         self._label = schema.label
         self._topic = topic
         self._max_bytes = max_bytes
@@ -123,13 +125,13 @@ class ServedCodec:
     def without_limit(self) -> ServedCodec:
         """This codec for records that were let in when they were first read: the limit may have been lowered since."""
         other = copy(self)
-        other._max_bytes, other._rows = sys.maxsize, self._rows.without_limit
+        other._max_bytes, other._rows, other._events = sys.maxsize, self._rows.without_limit, self._events.without_limit
         return other
 
     def decode(self, events: Sequence[Event], tp: str) -> tuple[Rows | Served, list[Refused]]:
         """Columns of the events that can be read, in order, and the events that cannot."""
         if split_tp(tp)[0] != self._topic:
-            return self._rows.decode(events)
+            return self._events.decode(events, tp)
         good, refused = list(events), list[Refused]()
         try:
             records = self._records(good)

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from millrace.streams.branch import save_checkpoint
+from millrace.streams.chronicle import Cut
 from millrace.streams.store import Manifest, Store
 
 
@@ -33,11 +34,13 @@ class Snapshots:
         """Whether one is on its way."""
         return self._coming is not None
 
-    def begin(self, seq: int, parts: Mapping[str, Mapping[str, object]], version: str | None) -> None:
-        """Store a copy of the state after entry ``seq``."""
+    def begin(self, seq: int, parts: Mapping[str, Mapping[str, object]], cut: Cut | None) -> None:
+        """Store a copy of the state after entry ``seq``; as a version where journal entries are ``cut`` for it."""
 
         def save() -> Snapshot:
-            return Snapshot(*save_checkpoint(self._store, self._branch, seq, parts), version)
+            segment = None if cut is None else cut.segment(self._store)
+            version = None if cut is None else f"{self._branch}.{seq}"
+            return Snapshot(*save_checkpoint(self._store, self._branch, seq, parts, segment), version)
 
         self._coming = self._thread.submit(save)
 

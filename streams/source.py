@@ -65,6 +65,19 @@ class Producer(Protocol):
         """The value appended last to ``topic``, or None."""
 
 
+class Log(Producer, Protocol):
+    """What a pipeline appends to, and what can be asked of it beside reading."""
+
+    def create_topic(self, name: str, partitions: int = 1) -> Topic:
+        """The topic, made now unless it is there."""
+
+    def bounds(self, tp: str) -> tuple[int, int]:
+        """First offset still there, and the next to be written."""
+
+    def expire(self, tp: str, older_than_ms: int) -> None:
+        """Retention by time, where the log has no process of its own that sees to it."""
+
+
 class CrashError(Exception):
     """Raised by ``ListSource`` at a ``Crash()``: the process is to be taken for dead."""
 

@@ -19,10 +19,12 @@ from crc32c import crc32c
 
 from millrace.learners.errors import BadInputError, DamageError, OffsetsGoneError
 from millrace.streams.records import Event, Read, Record, checksum, frame, split_tp, tp_name
+from millrace.streams.sharding import WHOLE, Shard
 from millrace.streams.source import Position, Topic
 from millrace.streams.sqlite import Connection, connect, storage_errors, transaction
 
 READ_BYTES = 64 << 20  # a read closes past this many bytes of values, however few records they are
+LARGE_VALUE = 1 << 18  # bytes of a value at which it does too: such a message holds many rows
 MAX_VALUE_BYTES = 512 << 20  # SQLite's own limit is 1 GB
 
 SCHEMA = """
@@ -178,8 +180,9 @@ class SqliteLog:
             for offset, timestamp_ms, key, headers, value, crc in cursor:
                 events.append(Event(offset, timestamp_ms, key, headers, value))
                 expected.append(crc)
-                size += len(value) if isinstance(value, bytes) else 0
-                if size >= READ_BYTES:
+                length = len(value) if isinstance(value, bytes) else 0
+                size += length
+                if size >= READ_BYTES or length >= LARGE_VALUE:
                     break
             cursor.close(True)
         if events and events[-1].offset - events[0].offset != len(events) - 1:
@@ -223,8 +226,9 @@ def _partition(connection: Connection, tp: str) -> tuple[str, int, int]:
 class SqliteSource:
     """Reads topics of a ``SqliteLog`` from a position of its own."""
 
-    def __init__(self, log: SqliteLog, topics: Sequence[str]) -> None:
+    def __init__(self, log: SqliteLog, topics: Sequence[str], shard: Shard = WHOLE) -> None:
         self._log = log
+        self._shard = shard
         self._topics = {name: log.create_topic(name) if (t := log.topic(name)) is None else t for name in topics}
         self._position = {tp: low for tp, (low, _) in self.bounds().items()}
 
@@ -240,7 +244,7 @@ class SqliteSource:
     def bounds(self) -> dict[str, tuple[int, int]]:
         """First offset still there and the next to be written, by partition."""
         names = [tp_name(name, number) for name, topic in self._topics.items() for number in range(topic.partitions)]
-        return {tp: self._log.bounds(tp) for tp in names}
+        return {tp: self._log.bounds(tp) for tp in names if self._shard.has(tp)}
 
     def seek(self, position: Position) -> None:
         """Read on from ``position``."""

@@ -11,13 +11,14 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from millrace.learners.errors import DamageError, MissingPartError, StorageError
-from millrace.streams.entries import Mark
+from millrace.streams.entries import Fork, Host, Mark
 from millrace.streams.parts import sha256
+from millrace.streams.source import Position
 
 log = logging.getLogger("millrace")
 
@@ -32,7 +33,56 @@ class Part(msgspec.Struct, frozen=True):
     truth: bool  # whether it is hashed into the state's hash
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Run(msgspec.Struct, frozen=True):
+    """Journal entries that follow one another, dead ones too, packed into one blob; and what counts at their end."""
+
+    sha256: str
+    first: int  # offset
+    stop: int  # the offset after the last
+    seq: int  # of the last entry that counts
+    epoch: int
+    host: Host  # of the writer at the end
+    level: int = 0  # 0: of one version; above: gathered from those of several
+
+    @property
+    def count(self) -> int:
+        """How many entries."""
+        return self.stop - self.first
+
+
+class VersionName(msgspec.Struct, frozen=True):
+    """A version by its id and its state."""
+
+    version: str
+    state_sha256: str
+
+
+class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a version says of the journal: the entries since its parent, where those before are, and what they come to.
+
+    Where the journal has deleted its beginning, the segments of any later version give it back to the byte.
+    """
+
+    parent: VersionName | None  # None: the fork
+    cause: str  # why the version was made
+    entries: Run  # since the parent
+    before: list[Run]  # from offset 0 to there
+    fork: Fork
+    marks: list[Mark]  # of the checkpoints that were kept then, oldest first
+    began: Position  # where the entries began to read
+    position: Position  # the next offset of every partition
+    records: int
+    learned: int  # rows
+    scores: dict[str, dict[str, Any]]  # totals of answers given before their rows were learned: "scores", "served_scores"
+    included: list[int] = []  # exclusions of the fork that acts have ended, by their place
+
+    @property
+    def runs(self) -> list[Run]:
+        """Everything from offset 0 to the version's state."""
+        return [*self.before, self.entries]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a checkpoint is made of."""
 
     format: int
@@ -40,6 +90,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_seq: int
     state_sha256: str
     parts: dict[str, Part]
+    segment: Segment | None = None  # of a version; the oldest have none
+
+    @property
+    def blobs(self) -> set[str]:
+        """The names of everything it lists."""
+        runs = [] if self.segment is None else self.segment.runs
+        return {part.sha256 for part in self.parts.values()} | {run.sha256 for run in runs}
 
 
 def state_sha256(parts: Mapping[str, Part]) -> str:
@@ -151,7 +208,7 @@ def sweep(store: Store, branch: str, marks: Sequence[Mark], owned_s: float, also
         for mark in marks:
             if mark.checkpoint is not None:
                 names.add(mark.checkpoint)
-                names |= {part.sha256 for part in read_manifest(store, branch, mark.checkpoint).parts.values()}
+                names |= read_manifest(store, branch, mark.checkpoint).blobs
     except DamageError as error:
         log.warning("Nothing was swept from branch %s: %s", branch, error)
         return 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from millrace.learners.errors import DamageError
+from millrace.learners.errors import DamageError, PrunedError
 from millrace.streams.sqlite import connect, storage_errors
 
 UNKNOWN = -1  # an acknowledgement that does not say where the value lies
@@ -22,13 +22,22 @@ class Ack(Protocol):
 
 
 class Stream(Protocol):
-    """Append and read; several writers may append, everybody reads the same order."""
+    """Append and read; several writers may append, everybody reads the same order. An offset is never given twice."""
 
     def send(self, value: bytes) -> Ack:
         """Start appending ``value``."""
 
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """Offsets and values from ``start`` to the present end."""
+        """Offsets and values from ``start`` to the present end.
+
+        Raises: PrunedError where values from there on were deleted, before or while they are read.
+        """
+
+    def first(self) -> int:
+        """The offset of the oldest value that is there; 0 where none was ever deleted."""
+
+    def delete_before(self, offset: int) -> None:
+        """Delete the values before ``offset``, but never the newest one; offsets stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +55,33 @@ class ListStream:
     """A stream in memory, for tests and for looking at one branch without a disk."""
 
     def __init__(self) -> None:
-        self.values: list[bytes] = []
+        self.values: list[bytes] = []  # from offset ``deleted`` on
+        self.deleted = 0
 
     def send(self, value: bytes) -> Stored:
         """Append at the end."""
         self.values.append(value)
-        return Stored(len(self.values) - 1)
+        return Stored(self.deleted + len(self.values) - 1)
 
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """Everything from ``start``."""
-        yield from list(enumerate(self.values))[start:]
+        """Everything from ``start``. Raises: PrunedError."""
+        if start < self.deleted:
+            raise pruned("This stream", start, self.deleted)
+        yield from list(enumerate(self.values, self.deleted))[start - self.deleted :]
+
+    def first(self) -> int:
+        """How many were deleted."""
+        return self.deleted
+
+    def delete_before(self, offset: int) -> None:
+        """Forget the oldest."""
+        gone = max(0, min(offset - self.deleted, len(self.values) - 1))
+        self.values, self.deleted = self.values[gone:], self.deleted + gone
+
+
+def pruned(what: str, start: int, first: int) -> PrunedError:
+    """What a stream says of an offset that it had and has no longer."""
+    return PrunedError(f"{what}: entries {start} to {first - 1} are not there any more; it begins at offset {first}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +125,7 @@ class SqliteStream:
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """Everything from ``start`` to the end, what this object has sent included.
 
-        Raises: DamageError where an offset is missing.
+        Raises: DamageError where an offset is missing; PrunedError where every one before the next that is there is.
         """
         if self._newest is not None:
             wait([self._newest])
@@ -107,6 +133,8 @@ class SqliteStream:
         while True:
             with storage_errors(self.path):
                 rows: list[Any] = self._connection.execute(query, (start, self.CHUNK)).fetchall()
+            if rows and rows[0][0] > start and self.first() >= rows[0][0]:
+                raise pruned(str(self.path), start, self.first())
             for offset, value in rows:
                 if offset != start or not isinstance(value, bytes):
                     raise DamageError(f"{self.path}: entry {start} is missing or not bytes. Restore the file from a copy.")
@@ -114,6 +142,18 @@ class SqliteStream:
                 start += 1
             if len(rows) < self.CHUNK:
                 return
+
+    def first(self) -> int:
+        """The lowest offset."""
+        with storage_errors(self.path):
+            rows: list[Any] = self._connection.execute("select coalesce(min(offset), 0) from entries").fetchall()
+        return int(rows[0][0])
+
+    def delete_before(self, offset: int) -> None:
+        """In one transaction; the newest stays, since the next offset follows from it."""
+        delete = "delete from entries where offset < ? and offset < (select max(offset) from entries)"
+        with storage_errors(self.path):
+            self._connection.execute(delete, (offset,)).fetchall()
 
     def close(self) -> None:
         """Close the file."""

@@ -12,14 +12,25 @@ import numpy as np
 
 from millrace.learners.errors import DamageError, MillraceError, MissingPartError, OffsetsGoneError, TooSlowError
 from millrace.learners.protocol import Value
-from millrace.streams.branch import Doors, Recipe, check_start, load_checkpoint, refold, start, state_hash
+from millrace.streams.branch import (
+    Doors,
+    Recipe,
+    carried,
+    check_start,
+    load_checkpoint,
+    manifest_of,
+    refold,
+    start,
+    state_hash,
+)
 from millrace.streams.entries import Entry, Fork, Host, Mark, Open, decode_entry
 from millrace.streams.fold import Fold, is_truth
 from millrace.streams.host import same_numerics, this_host, use_threads
-from millrace.streams.journal import Cursor, Summary, counted, summarise, take_in
+from millrace.streams.journal import Cursor, Summary, begun, counted, place_before, summarise, take_in
 from millrace.streams.outputs import check_end, last_output
 from millrace.streams.parts import pack
-from millrace.streams.store import kept_marks
+from millrace.streams.segments import Journal, entries_of
+from millrace.streams.store import Run, kept_marks
 
 DERIVED_TOLERANCE = 1e-6  # relative; what follows from the record of truth is compared by value, not by bits
 
@@ -50,6 +61,7 @@ class Report:
     state_sha256: str = ""
     proved: list[Mark] = field(default_factory=list)  # by folding
     unproved: list[Mark] = field(default_factory=list)  # nothing is left to compare them with
+    lost: int = 0  # seq up to which entries cannot be read: they were deleted from the journal, and their segment is not whole
     difference: float = 0.0  # the largest relative one; 0 where every state was compared bit for bit
     findings: list[Finding] = field(default_factory=list)
 
@@ -63,6 +75,7 @@ def verify(recipe: Recipe, doors: Doors, branch: str, keep: int) -> Report:
     output = last_output(doors.producer, recipe.name, branch)
     summary = _readable(doors, branch, report)
     report.findings += _damaged_checkpoints(doors, summary, keep)
+    report.findings += _damaged_segments(doors, summary, {finding.what for finding in report.findings})
     try:
         check_end(output, branch, summary.end.seq)
         if summary.fork is None:
@@ -121,7 +134,11 @@ def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
 
 def _span(run: _Run, after: int, stop: int, hosts: list[Host]) -> Iterator[Entry]:
     """The counted entries after seq ``after`` up to ``stop``, with this process's threads as the live ones were."""
-    for entry in _up_to(run, run.summary.end):
+    place = place_before(run.doors.journal, after)
+    if place is not None:
+        hosts.append(place.host)
+        use_threads(place.host.threads)
+    for entry in _up_to(run, after):
         if entry.seq > stop:
             return
         if isinstance(entry, Open):
@@ -132,18 +149,38 @@ def _span(run: _Run, after: int, stop: int, hosts: list[Host]) -> Iterator[Entry
 
 
 def _readable(doors: Doors, branch: str, report: Report) -> Summary:
-    """The branch as far as its entries are sound; a damaged one is a finding."""
+    """The branch as far as its entries are sound; a damaged one is a finding, and so is a segment that cannot be read."""
     summary = Summary()
     try:
+        summary = _after_lost(doors, branch, report)
         take_in(summary, doors.journal, branch)
     except DamageError as error:
         report.findings.append(Finding(str(error), _next_mark(doors, branch, summary.end.offset + 1)))
     return summary
 
 
+def _after_lost(doors: Doors, branch: str, report: Report) -> Summary:
+    """A summary to go on with from the last segment that cannot be read, or from the fork where all can.
+
+    Raises: DamageError where the journal was deleted from and no version says what was there.
+    """
+    known = begun(doors.journal)
+    summary, seq = Summary(), 0
+    for run in doors.journal.runs() if isinstance(doors.journal, Journal) else []:
+        try:
+            entries_of(doors.store, branch, run)
+        except DamageError as error:
+            inside = [mark for mark in known.marks if seq < mark.state_seq <= run.seq]
+            report.findings.append(Finding(str(error), inside[0] if inside else None))
+            report.lost = run.seq
+            summary = Summary(known.fork, [mark for mark in known.marks if mark.seq <= run.seq], Cursor.after(run))
+        seq = run.seq
+    return summary
+
+
 def _next_mark(doors: Doors, branch: str, start: int) -> Mark | None:
     """The first sound mark in the stream from ``start``."""
-    for offset, raw in doors.journal.read(start):
+    for offset, raw in doors.journal.read(max(start, doors.journal.first())):
         try:
             entry = decode_entry(raw, f"Branch {branch}: the journal entry at offset {offset}")
         except DamageError:
@@ -168,14 +205,39 @@ def _damaged_checkpoints(doors: Doors, summary: Summary, keep: int) -> list[Find
     return findings
 
 
+def _damaged_segments(doors: Doors, summary: Summary, known: set[str]) -> list[Finding]:
+    """Journal entries that kept versions say they have and have not, beyond what is ``known``."""
+    findings, sound = [], set[str]()
+    released = () if doors.retention is None else doors.retention.released()
+    for mark in summary.marks:
+        for run in _runs_of(doors, mark) if mark.version is not None and mark.version not in released else []:
+            try:
+                sound |= {run.sha256} if run.sha256 in sound or entries_of(doors.store, mark.branch, run) else set()
+            except DamageError as error:
+                findings += [] if str(error) in known else [Finding(str(error), mark)]
+                known.add(str(error))
+    return findings
+
+
+def _runs_of(doors: Doors, mark: Mark) -> list[Run]:
+    try:
+        segment = manifest_of(doors.store, mark).segment
+    except DamageError:
+        return []  # a finding of its own
+    return [] if segment is None else segment.runs
+
+
 def _earliest(recipe: Recipe, doors: Doors, summary: Summary, report: Report) -> tuple[Fold, Mark | None]:
     """The fork's start, or the oldest checkpoint whose next records the log still has."""
     assert summary.fork is not None
     fold = recipe.fold(summary.fork)
     bounds = doors.source.bounds()
-    if all(bounds[tp][0] <= at for tp, at in fold.position.items()):
+    if not report.lost and all(bounds[tp][0] <= at for tp, at in fold.position.items()):
         return _begun(recipe, doors, summary, report), None
     for mark in summary.marks:
+        if mark.state_seq < report.lost:
+            report.unproved.append(mark)
+            continue
         try:
             fold.load(load_checkpoint(doors.store, mark))
         except DamageError:
@@ -194,6 +256,11 @@ def _begun(recipe: Recipe, doors: Doors, summary: Summary, report: Report) -> Fo
     if fork.parent is None:
         return recipe.fold(fork)
     report.base = f"version {fork.parent.branch}.{fork.parent.seq}"
+    if fork.learner_from != fork.join_from:  # two states became one, which is done again
+        try:
+            return start(recipe, doors.store, fork)
+        except DamageError:
+            report.base = "its own copy of the start"
     for mark in [mark for mark in summary.marks if mark.state_seq == 1]:
         try:
             fold = recipe.fold(fork)
@@ -225,7 +292,7 @@ def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
     marks: dict[int, list[Mark]] = {}
     for mark in run.summary.marks:
         marks.setdefault(mark.state_seq, []).append(mark)
-    sound = (entry for entry in _up_to(run, run.summary.end) if entry.seq > begin)
+    sound = (entry for entry in _up_to(run, begin) if entry.seq > begin)
     host: Host | None = None
     report.state_seq = begin
     for entry in refold(fold, _threaded(sound), run.doors.source, run.recipe.reader_of(run.fork)):
@@ -238,12 +305,13 @@ def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
     report.state_sha256 = state_hash(fold.parts())
 
 
-def _up_to(run: _Run, end: Cursor) -> Iterator[Entry]:
-    """The counted entries before the place ``end``: those that could be read."""
-    cursor = Cursor()
+def _up_to(run: _Run, after: int) -> Iterator[Entry]:
+    """The counted entries that could be read: from the fork, or from a place before seq ``after`` that is known."""
+    place = place_before(run.doors.journal, after)
+    cursor = Cursor.after(place) if place else Cursor()
     for entry in counted(run.doors.journal, run.report.branch, cursor):
         yield entry
-        if cursor.offset >= end.offset:
+        if cursor.offset >= run.summary.end.offset:
             return
 
 
@@ -270,10 +338,10 @@ def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
     if not exact and stored is None:
         run.report.unproved.append(mark)  # another kind of host, and nothing to compare with within a tolerance
         return
-    names = {name for name in parts if not (exact and is_truth(name))} - (set() if exact else {"detectors"})  # of ties, too
+    compared = carried(run.fork, parts) if mark.state_seq == 1 else parts
+    of_ties = set() if exact else {"detectors", "held_out"}  # which another kind of host may break otherwise
+    names = {name for name in compared if not (exact and is_truth(name))} - of_ties
     tolerance = DERIVED_TOLERANCE if exact else max(fold.learner.tolerance, DERIVED_TOLERANCE)
-    if stored is not None and "detectors" not in stored:  # the start of a replay: its detectors are fresh ones
-        names -= {"detectors"}
     far = {name: difference(parts[name], stored.get(name, {})) for name in sorted(names)} if stored is not None else {}
     if beyond := [name for name, distance in far.items() if distance > tolerance]:
         run.report.findings.append(Finding(f"Folding the log again gives another {', '.join(beyond)} part.", mark))

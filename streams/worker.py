@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from millrace.learners.errors import TooManyRejectedError
-from millrace.streams.branch import Doors, Recipe, begin, check_retention, entries_after, refold, restore, warn_of_retention
+from millrace.streams.branch import Doors, Recipe, begin, check_retention, in_force, refold, restore, warn_of_retention
+from millrace.streams.chronicle import Chronicle
 from millrace.streams.codec import Refused, Rows
 from millrace.streams.entries import Act, Host, Mark, StateName, Step
-from millrace.streams.journal import Pending, Writer, newest_version, summarise
+from millrace.streams.journal import Pending, Writer, entries_after, newest_version, summarise
 from millrace.streams.outputs import (
     check_end,
     contradictions,
@@ -25,11 +24,11 @@ from millrace.streams.outputs import (
 from millrace.streams.records import Read
 from millrace.streams.served import Served
 from millrace.streams.snapshots import Snapshot, Snapshots
-from millrace.streams.store import kept_marks, sweep
+from millrace.streams.wall import Wall
 
 PAUSE_S = 0.005  # between two looks at a source that had nothing
 NEVER = 1 << 62  # a seq that no entry has
-DISCOUNT = 0.1  # the weight that past rows keep when an alarm leads to ``discount``
+LARGE_BYTES = 1 << 19  # of values, at which a step closes too
 CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch: about a second
 
 
@@ -45,6 +44,7 @@ class WorkerConfig:
     checkpoint_rows: int = 50_000  # records between two checkpoints, >= 1; more loses more time after a crash
     version_rows: int = 0  # records between two versions; 0: only at the end of a run
     keep: int = 3  # newest checkpoints kept beside those of versions, >= 2
+    journal_keep_entries: int = 0  # newest that stay in the journal when older ones go, which versions hold; 0: none goes
     max_ahead_ms: int = 60_000  # a timestamp further past the wall clock is rejected, >= 0
     stop_share: float = 0.1  # of rejected records that stops the worker, above 0, up to 1
     window_rows: int = 1000  # records over which that share is taken, >= 1
@@ -52,27 +52,11 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         least = {"step_rows": 1, "step_ms": 0, "checkpoint_rows": 1, "version_rows": 0, "keep": 2, "max_ahead_ms": 0}
-        for name, low in (least | {"window_rows": 1}).items():
+        for name, low in (least | {"window_rows": 1, "journal_keep_entries": 0}).items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
         if not 0.0 < self.stop_share <= 1.0:
             raise ValueError(f"stop_share = {self.stop_share}: must be above 0 and at most 1")
-
-
-class Wall:
-    """The wall clock. It decides when to look again and what is ahead of its time; it never reaches a learner."""
-
-    def now_ms(self) -> int:
-        """Milliseconds since 1970."""
-        return time.time_ns() // 1_000_000
-
-    def elapsed_ms(self) -> int:
-        """Milliseconds since some moment; nobody sets this clock back."""
-        return time.monotonic_ns() // 1_000_000
-
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
-        time.sleep(seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +66,11 @@ class Checked:
     reads: list[Read]
     rows: list[Rows | Served]
     refused: list[tuple[str, Refused]]  # partition, and what was wrong
+
+    @property
+    def rows_read(self) -> int:
+        """Rows, those left out and those refused included."""
+        return sum(len(piece) + piece.left_out for piece in self.rows) + len(self.refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +124,8 @@ class Worker:
         check_retention(restored.fold, self._doors.source)
         warn_of_retention(self._doors.source, self._doors.store, summary.marks[-self._config.keep :])
         self.fold = restored.fold
-        self._marks = summary.marks
-        self._declared = {fork.config_sha256, fork.features_sha256}  # what the branch was begun with, kept to compare
+        self._chronicle = Chronicle(self._doors, fork, host, self._config.keep, self._config.journal_keep_entries)
+        self._chronicle.marks += summary.marks
         self._marked_records = self.fold.records if restored.mark else 0
         self._unversioned = restored.mark is None or restored.mark.version is None  # whether the state has no version yet
         self._writer = Writer(self._doors.journal, self.branch, summary.end)
@@ -148,6 +137,7 @@ class Worker:
         self._decide()
         self._doors.source.seek(self.fold.position)
         self._snapshots = Snapshots(self._doors.store, self.branch)
+        self._chronicle.resume()
 
     def _fold_on(self, seq: int) -> None:
         """Fold what was journaled after ``seq``; what a crash kept from leaving leaves now."""
@@ -164,8 +154,10 @@ class Worker:
                 self._undecided = entry if self.fold.drift is not None and self.fold.drift.worse else None
                 if entry.seq > emitted:
                     self._emit(entry)
-            elif isinstance(entry, Mark) and entry not in self._marks:  # of an owner that wrote on while this one opened
-                self._marks.append(entry)
+            elif (
+                isinstance(entry, Mark) and entry not in self._chronicle.marks
+            ):  # of an owner that wrote on while this one opened
+                self._chronicle.marks.append(entry)
         self._acted = acted != NEVER
 
     @property
@@ -176,7 +168,7 @@ class Worker:
     @property
     def newest_version(self) -> str | None:
         """The id of the branch's newest version."""
-        return newest_version(self._marks)
+        return newest_version(self._chronicle.marks)
 
     # Running
 
@@ -187,6 +179,7 @@ class Worker:
         """
         pauses = 0
         while not enough(self):
+            self.heed()
             phases = sum(1 for _ in self.step())
             self.mark_when_due()
             if not phases:
@@ -195,6 +188,13 @@ class Worker:
                 if pauses % CHECK_PAUSES == 0:
                     self._writer.check()  # an idle worker hears of its successor too
         self.close()
+
+    def heed(self) -> None:
+        """Journal and apply what operators have decided for this branch: exclusions that end. Between two steps."""
+        lifted = set() if self._doors.retention is None else self._doors.retention.included(self.branch)
+        for place in sorted(lifted - set(self.fold.included.get(self.branch, ()))):
+            self.fold.act(self._writer.include(place))
+            self._unversioned = True
 
     def caught_up(self) -> bool:
         """Whether the log has nothing more and no row waits for its batch."""
@@ -231,15 +231,15 @@ class Worker:
             self._undecided = pending.entry
             self._decide()
             yield "acted"
-        self._stop_if_too_many_rejected(_records(reads), checked.refused)
+        self._stop_if_too_many_rejected(checked.rows_read, checked.refused)
 
     def _read(self) -> list[Read]:
-        """What is there, for at most ``step_ms`` after the first of it."""
+        """What is there, for at most ``step_ms`` after the first of it, or until it is large."""
         reads = self._doors.source.next_batch(self._config.step_rows)
         self._pass_time(bool(reads))
         closes_ms = self._wall.elapsed_ms() + self._config.step_ms
         left = self._config.step_rows - _records(reads)
-        while reads and left > 0 and self._wall.elapsed_ms() < closes_ms:
+        while reads and left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.elapsed_ms() < closes_ms:
             self._wall.sleep(PAUSE_S)
             reads += self._doors.source.next_batch(left)
             left = self._config.step_rows - _records(reads)
@@ -263,7 +263,7 @@ class Worker:
         for read in reads:
             ahead = [event for event in read.events if event.timestamp_ms > horizon_ms]
             timely = [event for event in read.events if event.timestamp_ms <= horizon_ms] if ahead else read.events
-            decoded, bad = self._reader.decode(timely, read.tp)
+            decoded, bad = in_force(self._reader, self.fold).decode(timely, read.tp)
             bad += [Refused(event, "ahead-of-time", f"its timestamp is past {horizon_ms} ms") for event in ahead]
             rows.append(decoded)
             refused += [(read.tp, one) for one in sorted(bad, key=lambda one: one.event.offset)]
@@ -283,7 +283,7 @@ class Worker:
             epoch=self.epoch,
             reads=[(read.tp, read.start, read.stop, len(read.events), read.crc32c) for read in checked.reads],
             clock_ms=max([self.fold.clock_ms + self._idle_ms, *newest_ms]),
-            rejected=[(tp, one.event.offset, None, one.reason) for tp, one in checked.refused],
+            rejected=[(tp, one.event.offset, one.row, one.reason) for tp, one in checked.refused],
         )
         self._idle_ms = 0
         return Sent(entry, self._writer.send(entry))
@@ -293,20 +293,20 @@ class Worker:
             self._bury(conflicts)
         self._doors.producer.flush()  # the step before this one: what is not delivered is an error
         if self._emits:
-            self._doors.producer.post(scores_topic(self._recipe.name), [output_record(step, self.fold)])
+            self._doors.producer.post(scores_topic(self._recipe.name, self.branch), [output_record(step, self.fold)])
 
     def _decide(self) -> None:
         """Journal what the newest step's alarms lead to, and do it. After a crash between the two steps it is made up for."""
         step, drift = self._undecided, self.fold.drift
         if step is None or drift is None:
             return
-        op: Any = drift.config.act
+        held = 0 if self.fold.window is None else self.fold.window.held
         act = Act(
             branch=self.branch,
             seq=self._writer.next_seq,
             epoch=self.epoch,
-            op=op,
-            args={"keep": DISCOUNT} if op == "discount" else {},
+            op=drift.config.act,
+            args=drift.follow_up(self.fold.counts.learned, held),
             cause="detector",
             evidence=f"{self.branch}.{step.seq}",
         )
@@ -346,10 +346,15 @@ class Worker:
         return bool(every) and self.fold.records // every > self._marked_records // every
 
     def _begin_snapshot(self, version: bool) -> None:
+        cut = None
+        if version:
+            rows, due = self._config.version_rows, self._due(self._config.version_rows)
+            why = f"worker.version_rows = {rows}" if due else "run ended"
+            cut = self._chronicle.cut(self._writer.cursor, self.fold, why)
         self._marked_records = self.fold.records
         self._unversioned &= not version
         self._acted &= not version
-        self._snapshots.begin(self.seq, self.fold.parts(), f"{self.branch}.{self.seq}" if version else None)
+        self._snapshots.begin(self.seq, self.fold.parts(), cut)
 
     def _mark(self, snapshot: Snapshot | None) -> None:
         """Append a ``mark`` for a stored snapshot; from then on it counts."""
@@ -367,11 +372,9 @@ class Worker:
             version=snapshot.version,
         )
         self._writer.append(mark)
-        self._marks.append(mark)
-        retention = self._doors.retention
-        released = set[str]() if retention is None else retention.release(self._marks)
-        kept = kept_marks(self._marks, self._config.keep, released)
-        sweep(self._doors.store, self.branch, kept, asked_s, self._declared)
+        if self._doors.marked is not None:
+            self._doors.marked(self.fold.position)
+        self._chronicle.marked(mark, snapshot.manifest.segment, asked_s)
 
     def close(self) -> None:
         """Mark the present state as a version, unless the newest mark already does.
@@ -385,6 +388,11 @@ class Worker:
             self._mark(self._snapshots.finished(wait=True))
         self._doors.producer.flush()
         self._snapshots.close()
+
+    def end(self, cause: str, successor: str) -> None:
+        """Close; the branch goes no further: nothing counts between its last version and its end. Raises: ReplacedError."""
+        self.close()
+        self._writer.end(cause, successor)
 
 
 def _records(reads: Sequence[Read]) -> int:

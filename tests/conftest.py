@@ -1,11 +1,17 @@
 """What every test may ask for."""
 
 import os
+import shutil
 import signal
+import uuid
 from pathlib import Path
 
+import either_log
 import pytest
 from hypothesis import settings
+
+from millrace.learners.errors import StorageError
+from millrace.services.broker import Broker
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -26,3 +32,36 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is not a folder; MILLRACE_DATA names another")
     return folder
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory):
+    """A real Kafka broker of this session's own, which a test may kill and must start again."""
+    home = os.environ.get("KAFKA_HOME")
+    folder = tmp_path_factory.mktemp("kafka")
+    try:
+        one = Broker(folder, Path(home) / "libs" if home else ROOT / ".kafka" / "jars")
+    except StorageError as error:
+        pytest.skip(f"no Kafka: {error}")
+    one.start()
+    with either_log.swept():
+        yield one
+    one.stop()
+    shutil.rmtree(folder)  # its files are large, and pytest would keep them
+
+
+@pytest.fixture
+def either(request, tmp_path):
+    """A log of the kind that ``request.param`` says, with names of its own."""
+    if request.param == "sqlite":
+        yield either_log.on_sqlite(tmp_path)
+    else:
+        with either_log.swept():
+            yield from either_log.on_kafka(request.getfixturevalue("broker").bootstrap, f"t{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture
+def on_kafka(broker):
+    """A log on the broker, with names of its own."""
+    with either_log.swept():
+        yield from either_log.on_kafka(broker.bootstrap, f"t{uuid.uuid4().hex[:8]}")

@@ -54,6 +54,8 @@ BROKEN_TWINS = [
     ("learners have no base class", "learners/a.py", "class Ridge(Linear): pass"),
     ("learners have no base class", "learners/a.py", "class Ridge(Protocol): pass"),
     ("learners have no base class", "learners/protocol.py", "class Learner(ABC): pass"),
+    ("torch is for learners", "services/a.py", "import torch"),
+    ("torch is for learners", "streams/a.py", "def f():\n    from torch.nn import functional"),
     ("is None decides on labels", "streams/a.py", "if not y: f()"),
     ("is None decides on labels", "streams/a.py", "if batch.y: f()"),
     ("is None decides on labels", "streams/a.py", "z = label or default"),
@@ -87,6 +89,7 @@ SOUND_TWINS = [
         "def f(rng: np.random.Generator) -> None: pass",
     ),
     ("learners have no base class", "learners/protocol.py", "class Learner(Protocol): pass"),
+    ("torch is for learners", "learners/a.py", "import torch"),
     ("is None decides on labels", "streams/a.py", "if y is None or label == '': f(not found)"),
 ]
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("learners", "streams", "services")
 LOCKS = sorted((ROOT / "deploy" / "requirements").glob("*.txt"))
-HEAVY = ("ray", "mlflow", "torch", "river", "vllm", "onnxruntime", "matplotlib", "sklearn", "pandas")
+HEAVY = ("ray", "kafka", "mlflow", "torch", "river", "vllm", "onnxruntime", "matplotlib", "sklearn", "pandas")
 MODULES = sorted(
     "millrace." + file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
     for room in ROOMS

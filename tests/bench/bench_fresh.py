@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from endpoint import served
 from results import compared, machine, say
-from standing import standing
 
 from millrace.services.config import load_pipeline
 from millrace.services.instance import Instance
@@ -96,7 +96,7 @@ def ours(folder: Path, classes: int) -> list[float]:
     (folder / "digits.toml").write_text(PIPELINE, encoding="utf-8")
     instance = Instance(load_pipeline(folder / "digits.toml"), folder / ".millrace" / "digits")
     send(instance.log(), "digits", 1)  # there is something to answer from
-    with standing(folder) as up, asking(up.port) as heard:
+    with served(folder) as up, asking(up.port) as heard:
         committed = send(instance.log(), "digits", classes)
         time.sleep(SETTLE_S)
     return [after(heard, number) - at_s for number, at_s in committed.items() if number]

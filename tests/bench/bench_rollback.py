@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
-from endpoint import Load, Up, load, until
+from endpoint import Load, Up, load, served, until
 from results import compared, machine, say
 from rooms import PIPELINE, json_lines, millrace, pipeline_in
-from standing import standing
 
 from millrace.services.follower import LOOK_S
 
@@ -96,7 +95,7 @@ def results(folder: Path, repeats: int) -> Iterator[dict[str, object]]:
     pipeline_in(folder, rows=300, text=PIPELINE + "version_rows = 100\n")
     for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
         assert millrace(*words, cwd=folder).returncode == 0
-    with standing(folder) as up, load(up) as callers:
+    with served(folder) as up, load(up) as callers:
         until(lambda: len(callers.answers) > 200)
         pairs = measured(up, callers, repeats)
     counted = {"answers": len(callers.answers), "failed": len(callers.failed) + callers.cut, "reconnected": callers.closed}

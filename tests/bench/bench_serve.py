@@ -18,10 +18,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-from endpoint import Up, free_port, until
+from endpoint import Up, free_port, is_ready, served, until
 from results import compared, machine, say
 from rooms import MILLRACE, clean_environment, millrace
-from standing import is_ready, standing
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parents[1] / ".venv-peers" / "bin" / "python"
@@ -144,10 +143,10 @@ def results(folder: Path, rounds: int, seconds: float) -> Iterator[dict[str, obj
     with ExitStack() as stack:
         peers = start_peers(stack)
         yield from ceiling(peers["ceiling"]["echo"], request["http"], seconds)
-        up = stack.enter_context(standing(folder))
+        up = stack.enter_context(served(folder))
         for way, ports in ours_too(up, peers).items():
             yield from measured(ports, way, request[way], (rounds, seconds))
-    with standing(folder, NO_HAPROXY) as up, ExitStack() as stack:
+    with served(folder, millrace=NO_HAPROXY) as up, ExitStack() as stack:
         peers = start_peers(stack)
         for way, ports in ours_too(up, peers).items():
             bare = {who: port for who, port in ports.items() if who != "MLServer"}

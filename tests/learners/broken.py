@@ -228,3 +228,134 @@ TWINS: tuple[type[Any], ...] = (
     ServesLive,
     LearnsThenRefuses,
 )
+
+
+class Fades(Means):
+    """Can let what it has learned count less; sound."""
+
+    def discount(self, keep: float) -> None:
+        """Count less; the means, and so the answers, stay."""
+        self.counts *= keep
+
+
+class FadesInMemory(Fades):
+    """Knows of a discount only until it is restored."""
+
+    breaks = "a_discount_is_kept"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep = 1.0
+
+    def discount(self, keep: float) -> None:
+        """Remember it until the next lesson."""
+        self.keep *= keep
+
+    def learn_many(self, batch: Batch) -> None:
+        """Now it is time."""
+        self.counts *= self.keep
+        self.keep = 1.0
+        super().learn_many(batch)
+
+
+class AnswersLater(Fades):
+    """Answers from whole lessons of more than a row only, until it is told to settle; a discount does not tell it."""
+
+    breaks = "after_a_discount_every_row_is_answered_from"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = super().servable()
+
+    def learn_many(self, batch: Batch) -> None:
+        """Answer from now on by the means, where that pays."""
+        super().learn_many(batch)
+        if len(batch) > 1 or len(self.answers.classes) < len(self.classes):
+            self.answers = super().servable()
+
+    def load_state_dict(self, state: State) -> None:
+        """Answer by what came."""
+        super().load_state_dict(state)
+        self.answers = super().servable()
+
+    def servable(self) -> MeansServable:
+        """The last picture."""
+        return self.answers
+
+    def predict_many(self, batch: Batch) -> Floats:
+        """Scores (n, C)."""
+        return self.answers.predict_many(batch)
+
+
+class Steps(Means):
+    """Moves a class's mean by a constant share of the way to each row, which can be raised; sound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.left = 1.0, 0
+
+    def raise_rate(self, factor: float, rows: int) -> None:
+        """For so many rows."""
+        self.factor, self.left = factor, rows
+
+    def learn_one(self, x: Floats, name: str) -> None:
+        """One row (d,), by 2 % of the way."""
+        at = self.classes.index(name) if name in self.classes else len(self.classes)
+        before = self.means[at].copy() if at < len(self.classes) else x
+        super().learn_one(x, name)
+        self.means[at] = before + 0.02 * (self.factor if self.left > 0 else 1.0) * (x - before)
+        self.left -= 1
+
+    def state_dict(self) -> State:
+        """What is left of it, too."""
+        state = super().state_dict()
+        return replace(state, truth={**state.truth, "factor": self.factor, "left": self.left})
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from ``state``."""
+        super().load_state_dict(state)
+        self.factor, self.left = state.truth["factor"], state.truth["left"]
+
+
+class StepsBack(Steps):
+    """Takes smaller steps when it is to take larger ones."""
+
+    breaks = "a_raised_rate_moves_answers_farther"
+
+    def raise_rate(self, factor: float, rows: int) -> None:
+        """The wrong way round."""
+        super().raise_rate(1.0 / factor, rows)
+
+
+class StepsInMemory(Steps):
+    """Knows what is left only until it is restored."""
+
+    breaks = "a_raised_rate_is_kept"
+
+    def state_dict(self) -> State:
+        """Nothing of it."""
+        state = super().state_dict()
+        return replace(state, truth={**state.truth, "left": 0})
+
+
+class StepsForEver(Steps):
+    """Never comes to rest."""
+
+    breaks = "a_raised_rate_ends_after_its_rows"
+
+    def raise_rate(self, factor: float, rows: int) -> None:
+        """As long as there is anything."""
+        super().raise_rate(factor, 1 << 40)
+
+
+class StepsOnSteps(Steps):
+    """Raises what is raised."""
+
+    breaks = "a_rate_raised_again_is_not_raised_twice"
+
+    def raise_rate(self, factor: float, rows: int) -> None:
+        """By as much again."""
+        super().raise_rate(factor * (self.factor if self.left > 0 else 1.0), rows)
+
+
+ABLE_TWINS: tuple[type[Any], ...] = (FadesInMemory, AnswersLater, StepsBack, StepsInMemory, StepsForEver, StepsOnSteps)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from millrace.learners.errors import BadInputError, LearnerError, MillraceError
-from millrace.learners.linear import LinearServable, to_onnx
+from millrace.learners.linear import LinearServable, softmax, to_onnx
 from millrace.learners.protocol import Batch
 from millrace.learners.ridge import Ridge, RidgeConfig
 
@@ -23,12 +24,14 @@ def taught(**config: object) -> Ridge:
     return ridge
 
 
-@pytest.mark.parametrize("config", [{}, {"expand": 25}, {"task": "regress"}, {"task": "regress", "expand": 25}])
+@pytest.mark.parametrize(
+    "config", [{}, {"expand": 25}, {"task": "regress"}, {"task": "regress", "expand": 25}, {"softmax": True}]
+)
 def test_the_onnx_model_answers_as_the_servable(config: dict[str, object]) -> None:
     """Scores to 1e-10 and the same labels, in another runtime, for any number of rows."""
     runtime = pytest.importorskip("onnxruntime", reason="the ONNX export is checked in onnxruntime, which is not here")
     pytest.importorskip("onnx", reason="the ONNX export is written by the package onnx, which is not here")
-    served = taught(**config).servable()
+    served = replace(taught().servable(), softmax=True) if "softmax" in config else taught(**config).servable()
     session = runtime.InferenceSession(to_onnx(served), providers=["CPUExecutionProvider"])
     for rows in (1, 50):
         x = np.random.default_rng(3).normal(size=(rows, 4))
@@ -61,6 +64,13 @@ def test_a_servable_refuses_rows_of_another_width() -> None:
         assert served.d == 4
         with pytest.raises(BadInputError, match=r"column x: expected numbers \(n, 4\)"):
             served.predict_many(Batch(np.ones((2, 25))))
+
+
+def test_a_softmax_is_the_share_of_powers_and_never_overflows() -> None:
+    """By hand; for scores whose powers no float holds; and of no class at all."""
+    shares = softmax(np.array([[0.0, np.log(3.0)], [1e300, -1e300], [-1e5, -1e5]]))
+    assert np.allclose(shares, [[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]], rtol=0.0, atol=1e-15)
+    assert softmax(np.zeros((3, 0))).shape == (3, 0) and softmax(np.zeros((0, 2))).shape == (0, 2)
 
 
 def test_changing_the_arrays_a_servable_came_from_does_not_change_it() -> None:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,31 +100,54 @@ def until(true: Callable[[], bool], seconds: float = 40.0) -> float:
     return time.monotonic() - start_s
 
 
-@contextmanager
-def served(folder: Path, *words: str) -> Iterator[Up]:
-    """`millrace up` with two replicas, from the first answer on; ended by Ctrl-C, with everything it started."""
-    port, grpc_port = free_port(), free_port()
-    with (folder / "up.log").open("wb") as log:
-        command = [*MILLRACE, "up", "digits.toml", "--port", str(port), "--grpc-port", str(grpc_port), *words]
-        process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
-    up = Up(folder, port, grpc_port, process)
+IN_A_ROW = 20  # ready answers: both replicas are among those who gave them
+
+
+def is_ready(port: int) -> bool:
+    """Whether one replica is."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        until(lambda: process.poll() is not None or b"Ctrl-C" in (folder / "up.log").read_bytes(), PATIENCE_S)
-        assert process.poll() is None, (folder / "up.log").read_text()
-        until(lambda: up.ask()["status"] == 200)
-        yield up
+        connection.request("GET", "/v2/health/ready")
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status == 200
+    except (OSError, http.client.HTTPException):
+        return False
     finally:
-        started = descendants(process.pid)
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        time.sleep(0.5)
-        left = [pid for pid in started if command_of(pid)]
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
+        connection.close()
+
+
+@contextmanager
+def served(folder: Path, *words: str, millrace: Sequence[str] = MILLRACE) -> Iterator[Up]:
+    """`millrace up digits.toml` with two replicas, from the moment both are ready; ended with everything it started.
+
+    ``millrace``: what is run for it.
+    """
+    port, grpc_port, said = free_port(), free_port(), folder / "up.log"
+    command = [*millrace, "up", "digits.toml", "--port", str(port), "--grpc-port", str(grpc_port), *words]
+    with said.open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
+    try:
+        until(lambda: process.poll() is not None or b"Ctrl-C" in said.read_bytes(), PATIENCE_S)
+        assert process.poll() is None, said.read_text()
+        until(lambda: all(is_ready(port) for _ in range(IN_A_ROW)), PATIENCE_S)
+        yield Up(folder, port, grpc_port, process)
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C, and kill -9 for what it leaves."""
+    started = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    time.sleep(0.5)
+    for pid in [pid for pid in started if command_of(pid)]:
+        os.kill(pid, signal.SIGKILL)
 
 
 @dataclass

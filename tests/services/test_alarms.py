@@ -5,7 +5,14 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from rooms import PIPELINE, encoded, facts, here, json_lines, pipeline_in
+from rooms import PIPELINE, encoded, facts, here, json_lines, millrace, pipeline_in
+
+from millrace.services.config import load_pipeline
+from millrace.services.follower import Archive
+from millrace.services.instance import Instance
+from millrace.services.lineage import Genealogy
+from millrace.streams.entries import Act, Mark
+from millrace.streams.journal import Cursor, counted, summarise
 
 WATCHED = PIPELINE + "version_rows = 150\n\n[drift]\nfalse_alarm_rows = 2000\nper_class = false\n"
 NAMES = ("rose", "tulip", "daisy")
@@ -29,6 +36,16 @@ def sent(folder: Path, *parts: list[bytes]) -> None:
         for words in (["send", "digits.toml", "part.jsonl"], ["run", "digits.toml"]):
             done = here(*words, cwd=folder)
             assert done.exit_code == 0, done.stderr
+
+
+def instance(folder: Path) -> Instance:
+    """The pipeline with its state beside it."""
+    return Instance(load_pipeline(folder / "digits.toml"), folder / ".millrace" / "digits")
+
+
+def marks(folder: Path) -> list[Mark]:
+    """Of its branch, oldest first."""
+    return summarise(instance(folder).journal("main"), "main").marks
 
 
 def versions(folder: Path) -> list[dict]:
@@ -57,6 +74,53 @@ def test_poison_raises_an_alarm_and_rollback_goes_to_the_newest_version_from_bef
     assert done.exit_code == 0 and facts(tmp_path)["serves_default"] == good[0]["version"]
 
 
+def test_an_alarm_that_leads_to_relearn_says_what_was_done_and_is_proved(tmp_path: Path) -> None:
+    """`status` and the tags of the version that follows name the act with its rows; `verify` folds it to the same bytes."""
+    pipeline_in(tmp_path, text=WATCHED + 'act = "relearn"\nrelearn_rows = 90\n')
+    sent(tmp_path, rows(800, 1, poison=False), rows(300, 2, poison=True))
+    (act,) = [entry for entry in counted(instance(tmp_path).journal("main"), "main", Cursor()) if isinstance(entry, Act)]
+    assert act.op == "relearn" and 1 <= act.args["rows"] <= 90
+    mark = next(mark for mark in marks(tmp_path) if mark.version is not None and mark.state_seq >= act.seq)
+    words = f"relearn (rows = {act.args['rows']})"
+    assert facts(tmp_path)["act"] == f"{words} at seq {act.seq}, after detector {act.evidence}; version: {mark.version}"
+    assert 90 * 6 * 8 < facts(tmp_path)["window_bytes"] < 3 * 90 * 6 * 8 + 20_000
+    tags = Genealogy(instance(tmp_path), Archive(instance(tmp_path))).tags(mark)
+    assert tags["millrace.cause"] == f"detector: {words}, {act.evidence}"
+    assert here("verify", "digits.toml", cwd=tmp_path).exit_code == 0
+
+
+def test_a_branch_keeps_to_the_act_it_was_begun_with(tmp_path: Path) -> None:
+    """A branch that kept no rows is not gone on with by a pipeline that relearns; a new branch is on offer."""
+    pipeline_in(tmp_path, text=WATCHED)
+    sent(tmp_path, rows(200, 1, poison=False))
+    pipeline_in(tmp_path, text=WATCHED + 'act = "relearn"\n')
+    done = here("run", "digits.toml", cwd=tmp_path)
+    assert done.exit_code != 0
+    assert "drift.act = 'relearn' (begun with 'version'), drift.relearn_rows = 2000 (begun with None)" in done.stderr
+    assert "Set it back, or begin a branch with --branch NEW." in done.stderr
+    assert here("run", "digits.toml", "--branch", "other", cwd=tmp_path).exit_code == 0
+
+
+def test_a_replay_may_begin_to_keep_rows_and_not_keep_another_number_of_them(tmp_path: Path) -> None:
+    """What the version keeps is in its state; what nobody kept begins empty, and the start is proved to be the version's."""
+    pipeline_in(tmp_path, text=WATCHED)
+    sent(tmp_path, rows(300, 1, poison=False), rows(200, 2, poison=False))
+    pipeline_in(tmp_path, text=WATCHED + 'act = "relearn"\n')
+    version = versions(tmp_path)[0]["version"]
+    words = ["replay", "plan", "digits.toml", "--from", version, "--reason", "test", "--output", "json"]
+    done = here(*words, cwd=tmp_path)
+    assert done.exit_code == 0, done.stderr
+    plan = next(str(line["value"]) for line in json_lines(done.stdout) if line["what"] == "plan")
+    done = millrace("replay", "run", "digits.toml", plan, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert here("verify", "digits.toml", "--branch", "replay-1", cwd=tmp_path).exit_code == 0
+    pipeline_in(tmp_path, text=WATCHED + 'act = "relearn"\nrelearn_rows = 7\n')
+    newest = [line["version"] for line in versions(tmp_path) if line["version"].startswith("replay-1.")][0]
+    words[words.index(version)] = newest
+    refused = here(*words, cwd=tmp_path)
+    assert refused.exit_code != 0 and "drift.relearn_rows = 7 (begun with 2000)" in refused.stderr, refused.stderr
+
+
 def test_a_quiet_stream_has_no_alarm_and_rollback_goes_one_version_back(tmp_path: Path) -> None:
     """Nothing is named last-good."""
     pipeline_in(tmp_path, text=WATCHED)
@@ -73,7 +137,7 @@ def test_a_watch_that_cannot_be_meant_is_refused_by_key_and_value(tmp_path: Path
     for line, says in (
         ('detector = "adwim"', "adwim"),
         ("false_alarm_rows = 900000000", "900000000"),
-        ('act = "relearn"', "relearn"),
+        ('act = "raise-rate"', "raise-rate"),
     ):
         key = line.partition(" ")[0]
         text = "\n".join(old for old in WATCHED.splitlines() if not old.startswith(key)) + f"\n{line}\n"

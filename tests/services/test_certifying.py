@@ -45,7 +45,10 @@ def forge(instance: Instance, mark: Mark) -> None:
     name, manifest = save_checkpoint(instance.store(), "main", mark.state_seq, parts)
     forged = msgspec.structs.replace(mark, state_sha256=manifest.state_sha256, checkpoint=name)
     offset = next(at for at, raw in instance.journal("main").read(0) if raw == seal(mark))
-    change(instance.journal_path("main"), f"update entries set value = x'{seal(forged).hex()}' where offset = {offset}")
+    change(
+        instance.folder / "journal" / "main.sqlite",
+        f"update entries set value = x'{seal(forged).hex()}' where offset = {offset}",
+    )
 
 
 def verified(folder: Path) -> dict[str, str]:
@@ -87,7 +90,9 @@ def test_a_version_that_differs_is_certified_so_never_promoted_and_passed_by_in_
         assert here("rollback", "digits.toml", "--reason", "r", "--yes", cwd=tmp_path).exit_code == 0
         assert learned.ledger().serving["default"].version == expected.version
     offset = next(at for at, raw in learned.journal("main").read(0) if f'"version":"{bad.version}"'.encode() in raw)
-    change(learned.journal_path("main"), f"update entries set value = x'{original.hex()}' where offset = {offset}")
+    change(
+        learned.folder / "journal" / "main.sqlite", f"update entries set value = x'{original.hex()}' where offset = {offset}"
+    )
     assert here("verify", "digits.toml", "--version", bad.version, cwd=tmp_path).exit_code == 0
     assert verified(tmp_path)[bad.version].startswith("equal")
 

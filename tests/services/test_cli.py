@@ -37,12 +37,12 @@ WORDS = {
     "serve": ["serve"],
     "up": ["up"],
     **{f"dead-letters {verb}": ["dead-letters", verb] for verb in ("list", "show", "redrive")},
-    **{f"replay {verb}": ["replay", verb] for verb in ("plan", "run", "resume", "diff", "take-over", "abort")},
+    **{f"replay {verb}": ["replay", verb] for verb in ("plan", "run", "resume", "diff", "take-over", "include", "abort")},
 }
 # In which the examples make sense; `up` and `mirror` go on until Ctrl-C, `replay resume` goes on with what was killed: all of
 # them have tests of their own.
 ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "export", "rollback", "serve"]
-ORDER += ["replay plan", "replay run", "replay diff", "replay take-over", "replay abort"]
+ORDER += ["replay plan", "replay run", "replay diff", "replay take-over", "replay include", "replay abort"]
 ORDER += ["dead-letters list", "dead-letters show", "dead-letters redrive"]
 MORE = {
     "dead-letters show": ["0"],
@@ -55,6 +55,7 @@ MORE = {
     "replay plan": ["--from", "VERSION", "--exclude-offsets", "digits:0:20-39", "--reason", "garbage"],
     "replay run": ["PLAN"],
     "replay take-over": ["--reason", "mended"],
+    "replay include": ["digits:0 offsets 20 to 39", "--branch", "replay-1", "--reason", "mended"],
     "replay abort": ["--reason", "mended"],
 }
 
@@ -204,6 +205,12 @@ MISUSED = [
     ["dead-letters", "redrive", "digits.toml", "--yes"],
     ["replay"],
     ["replay", "plan", "digits.toml", "--reason", "no version"],
+    ["replay", "plan", "digits.toml", "--from", "main.3", "--from-start", "--reason", "both"],
+    ["replay", "plan", "digits.toml", "--from-offsets", "digits=5", "--reason", "r"],
+    ["replay", "plan", "digits.toml", "--from-offsets", "digits:0=x", "--reason", "r"],
+    ["replay", "plan", "digits.toml", "--from-time", "yesterday", "--reason", "r"],
+    ["replay", "plan", "digits.toml", "--from-start", "--backfill", "nowhere.jsonl", "--reason", "r"],
+    ["run", "digits.toml", "--warm-start", "nowhere.jsonl"],
     *(
         ["replay", "plan", "digits.toml", "--from", "main.3", "--reason", "r", f"--exclude-{kind}", text]
         for kind, texts in {
@@ -214,6 +221,7 @@ MISUSED = [
         for text in texts
     ),
     ["replay", "run", "digits.toml"],
+    ["replay", "include", "digits.toml"],
     ["replay", "run", "digits.toml", "abcdef"],
     ["send", "digits.toml", "rows.jsonl", "--header", "till-7"],
     ["config"],
@@ -275,7 +283,7 @@ def test_a_send_that_stops_midway_says_how_much_is_in_the_log(tmp_path: Path) ->
     (tmp_path / "half.csv").write_text(good + "1,a,too many\n")
     done = millrace("send", "digits.toml", "half.csv", cwd=tmp_path)
     assert done.returncode == 2
-    assert "The first 2000 rows are in the log" in done.stderr
+    assert "The first 2000 records are in the log" in done.stderr
 
 
 def begun(tmp_path: Path, *more: str) -> subprocess.Popen[str]:

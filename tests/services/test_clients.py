@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from endpoint import Up
+from endpoint import Up, served
 from rooms import PIPELINE, clean_environment, millrace, pipeline_in
-from standing import standing
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # two cores serve one instance at a time
@@ -36,7 +35,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     pipeline_in(folder, rows=200, text=PIPELINE + "version_rows = 100\n")
     for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
         assert millrace(*words, cwd=folder).returncode == 0
-    with standing(folder) as running:
+    with served(folder) as running:
         yield running
 
 
@@ -49,7 +48,7 @@ def readme_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     (folder / "digits.toml").write_text(toml, encoding="utf-8")
     for words in (["send", "digits.toml", "--data", "digits"], ["run", "digits.toml"]):
         assert millrace(*words, cwd=folder).returncode == 0
-    with standing(folder) as running:
+    with served(folder) as running:
         yield running
 
 
@@ -61,7 +60,7 @@ def spam_up(tmp_path: Path) -> Iterator[Up]:
     (tmp_path / "rows.jsonl").write_text('{"links": 9, "spam": true}\n{"links": 0, "spam": false}\n')
     for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
         assert millrace(*words, cwd=tmp_path).returncode == 0
-    with standing(tmp_path) as running:
+    with served(tmp_path) as running:
         yield running
 
 

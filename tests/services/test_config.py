@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,18 @@ def test_a_value_that_is_no_toml_is_taken_as_text(tmp_path: Path) -> None:
         ('log.topic="digits.scores"', "log.topic = 'digits.scores'"),
         ('log.topic="digits.dead-letters"', "log.topic = 'digits.dead-letters'"),
         ("seed=99999999999999999999999", "seed = 99999999999999999999999"),
+        ("drift.act=relern", "drift.act = 'relern': Invalid enum value 'relern'. Did you mean relearn?"),
+        ("drift={act = 3}", "drift.act = 3: "),
+        ("drift={act = 'relearn', relearn_rows = 0}", "drift: relearn_rows = 0: must be a whole number from 1."),
+        ("drift.relearn_rows=2.5", "drift.relearn_rows = 2.5: Expected `int`, got `float`."),
+        ("drift.rate_factor=1", "drift: rate_factor = 1.0: must be a finite number above 1."),
+        ("drift.rate_factor=nan", "drift: rate_factor = nan: must be"),
+        ("drift.rate_rows=0", "drift: rate_rows = 0: must be a whole number from 1."),
+        (
+            "drift.act=raise-rate",
+            "drift.act = 'raise-rate': learner ridge cannot do that (raise_rate is none of its abilities). "
+            "With it there are: version, discount, reset, relearn.",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_naming_key_value_and_what_there_is(flag: str, says: str, tmp_path: Path) -> None:
@@ -213,9 +226,28 @@ def test_what_changes_learning_changes_the_hash_and_what_does_not_does_not(tmp_p
         assert loaded(tmp_path, PIPELINE, flag).pipeline.declared == hashes["seed=7"]
 
 
+def test_the_keys_of_an_act_are_declared_with_that_act_alone(tmp_path: Path) -> None:
+    """So a branch that was begun before there were such keys goes on, and the hash says what matters."""
+
+    def declared(*flags: str) -> dict[str, object]:
+        return json.loads(loaded(tmp_path, PIPELINE, *flags).pipeline.declared)["drift"]
+
+    first = {"act": "version", "detector": "adwin", "false_alarm_rows": 9000, "max_classes": 100, "per_class": True}
+    assert declared("drift.false_alarm_rows=9000", "drift.relearn_rows=7", "drift.rate_rows=7") == first
+    assert declared("drift.false_alarm_rows=9000", "drift.act=relearn") == first | {"act": "relearn", "relearn_rows": 2000}
+
+
 def test_the_state_folder_is_the_flags_else_the_environments_else_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the data folder is the environment's else the neighbour's."""
     assert (home_folder(None), data_folder()) == (Path(".millrace"), Path("../shared/data"))
     monkeypatch.setenv("MILLRACE_HOME", "/a")
     monkeypatch.setenv("MILLRACE_DATA", "/b")
     assert (home_folder(None), home_folder("/c"), data_folder()) == (Path("/a"), Path("/c"), Path("/b"))
+
+
+@pytest.mark.parametrize("record", ["after-reply", "before-reply"])
+def test_recording_answers_without_late_labels_is_refused(record: str, tmp_path: Path) -> None:
+    """It would silently record nothing; with the table, or where nothing is to be recorded, it is taken."""
+    assert "without a table [labels]" in refused(tmp_path, PIPELINE, f"serving.record={record}")
+    assert loaded(tmp_path, PIPELINE, f"serving.record={record}", "labels.horizon_ms=5").pipeline.serving.record == record
+    assert loaded(tmp_path, PIPELINE, "serving.record=off").pipeline.serving.record == "off"

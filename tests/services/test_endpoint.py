@@ -7,8 +7,9 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
-from calls import FakeCall
+from calls import FakeCall, asked, call, rows_of
 from served import NUMBERS, app, ask, infer, numbers_bundle, tensor
 
 from millrace.services import labels_pb2
@@ -17,7 +18,8 @@ from millrace.services.errors import MEANINGS
 from millrace.services.grpc import GrpcApp
 from millrace.services.http import HttpApp
 from millrace.services.recording import Recorder
-from millrace.streams.records import Event
+from millrace.streams.exclusions import Header
+from millrace.streams.records import Event, decode_headers
 from millrace.streams.served import LateLabel, Prediction, Served, ServedCodec
 from millrace.streams.sqlite_log import SqliteLog
 
@@ -110,10 +112,10 @@ def test_labels_that_are_nearly_right_are_taken_whole_or_refused_whole(tmp_path:
             raw = (
                 raw if chance.random() < 0.7 else bytes(byte ^ (chance.random() < 0.02) << chance.randrange(8) for byte in raw)
             )
-            call = FakeCall()
-            response = await rpc.answer("Label", raw, call)
-            assert call.code == "OK" or call.code in declared, (call.code, call.details)
-            if call.code == "OK":
+            context = FakeCall()
+            response = await rpc.answer("Label", raw, context)
+            assert context.code == "OK" or context.code in declared, (context.code, context.details)
+            if context.code == "OK":
                 accepted.extend(one.id for one in labels_pb2.LabelRequest.FromString(raw).labels)
                 assert response.accepted == len(response.offsets) > 0
 
@@ -169,3 +171,53 @@ def test_only_this_model_is_there(verb: str, tmp_path: Path) -> None:
     endpoint = recording(tmp_path / "log.sqlite")
     method = "POST" if verb == "labels" else "GET"
     assert ask(HttpApp(endpoint), method, f"/v2/models/other/{verb}", b'{"id": "a", "label": "up"}').status == 404
+
+
+@pytest.mark.parametrize("way", ["http", "grpc"])
+def test_what_a_caller_asked_and_labelled_is_found_again_by_its_name(way: str, tmp_path: Path) -> None:
+    """As `send --header producer=till-7` appends it, so that the exclusion of a replay names it, and nothing of the others."""
+    path = tmp_path / "log.sqlite"
+    endpoint = recording(path, before_reply=True)
+    for number, name in enumerate(["till-7", None, "till-8"]):
+        asked_as(endpoint, way, f"r{number}", name)
+    closed(endpoint)
+    events = opened(path).fetch(f"{TOPIC}:0", 0, None, 100)[0]
+    ids = [record.id for record in in_log(path)]
+    assert ids == ["r0/0", "r0/0", "r1/0", "r1/0", "r2/0", "r2/0"]
+    by_till_7 = [one for one, event in zip(ids, events, strict=True) if Header("producer", "till-7").names(event, f"{TOPIC}:0")]
+    assert by_till_7 == ["r0/0", "r0/0"]
+    assert [dict(decode_headers(event.headers)).get("producer") for event in events[2:]] == [None, None, b"till-8", b"till-8"]
+
+
+def asked_as(endpoint: Endpoint, way: str, request_id: str, name: str | None) -> None:
+    """One row asked about and labelled, in a producer's name or in none."""
+    if way == "http":
+        said = {} if name is None else {"Millrace-Producer": name}
+        row = {"id": request_id, "inputs": [tensor("x", "FP64", [1, 3], [1.0, 2.0, 3.0])]}
+        label = json.dumps({"id": f"{request_id}/0", "label": "up"}).encode()
+        assert infer(HttpApp(endpoint), row, **said).status == 200
+        assert ask(HttpApp(endpoint), "POST", LABELS, label, said).status == 202
+        return
+    metadata = () if name is None else (("millrace-producer", name),)
+    question = asked(rows_of(np.ones((1, 3))), id=request_id)
+    told = labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id=f"{request_id}/0", text="up")])
+    for rpc, request in (("ModelInfer", question), ("Label", told)):
+        context, _ = call(endpoint, rpc, request, FakeCall(metadata=metadata))
+        assert context.code == "OK", context.details
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 65, "till-7\n", "producer=till-7", "\u00fc"])
+def test_a_producers_name_that_cannot_be_one_is_refused_and_nothing_is_recorded(name: str, tmp_path: Path) -> None:
+    """400 and INVALID_ARGUMENT, for answers and for labels."""
+    endpoint = recording(tmp_path / "log.sqlite")
+    label = b'{"id": "r/0", "label": "up"}'
+    for heard in (
+        infer(HttpApp(endpoint), QUESTION, **{"Millrace-Producer": name}),
+        ask(HttpApp(endpoint), "POST", LABELS, label, {"Millrace-Producer": name}),
+    ):
+        assert heard.status == 400 and "Millrace-Producer" in heard.json["error"]
+    told = labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id="r/0", text="up")])
+    for rpc, request in (("ModelInfer", asked(rows_of(np.ones((1, 3))))), ("Label", told)):
+        context, _ = call(endpoint, rpc, request, FakeCall(metadata=(("millrace-producer", name),)))
+        assert context.code == "INVALID_ARGUMENT" and "Millrace-Producer" in context.details
+    assert closed(endpoint).counts.stored == 0

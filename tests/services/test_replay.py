@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -137,14 +138,20 @@ def test_a_replay_that_is_killed_at_any_moment_goes_on_with_resume(tmp_path: Pat
 def test_a_signal_stops_a_replay_with_the_way_on(tmp_path: Path) -> None:
     """SIGTERM lets the step finish; what is said names resume."""
     folder = begin(tmp_path / "there", with_poison=True, later=6000)
-    process = started(folder, "run", planned(folder))
-    while process.poll() is None and not (folder / ".millrace/digits/journal/replay-1.sqlite").exists():
-        time.sleep(0.01)
-    time.sleep(0.2)
+    process = under_way(folder)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "`millrace replay resume` goes on" in err and "Traceback" not in err
     assert replay(folder, "resume").returncode == 0 and operation(folder) == "done"
+
+
+def under_way(folder: Path) -> subprocess.Popen[str]:
+    """A replay that has begun its branch."""
+    process = started(folder, "run", planned(folder))
+    while process.poll() is None and not instance(folder).has_branch("replay-1"):
+        time.sleep(0.01)
+    time.sleep(0.2)
+    return process
 
 
 def refused(folder: Path, *words: str) -> str:
@@ -248,10 +255,7 @@ def begin_nothing(folder: Path) -> Path:
 def test_an_abort_stops_a_live_replay_and_is_refused_while_the_endpoint_follows_it(tmp_path: Path) -> None:
     """The process that writes the branch stops by the fence."""
     folder = begin(tmp_path / "there", with_poison=True, later=6000)
-    process = started(folder, "run", planned(folder))
-    while process.poll() is None and not (folder / ".millrace/digits/journal/replay-1.sqlite").exists():
-        time.sleep(0.01)
-    time.sleep(0.2)
+    process = under_way(folder)
     assert here("serve", "digits.toml", "--follow", "replay-1", "--reason", "early", "--yes", cwd=folder).exit_code == 0
     assert "The endpoint follows replay-1" in refused(folder, "abort", "--reason", "wrong", "--yes")
     assert here("serve", "digits.toml", "--follow", "main", "--reason", "back", "--yes", cwd=folder).exit_code == 0

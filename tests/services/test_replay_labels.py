@@ -9,7 +9,7 @@ import pytest
 from millrace.services import replay, running
 from millrace.services.config import load_pipeline
 from millrace.services.instance import Instance
-from millrace.services.replay_plan import fork_of, load_plan, make_plan
+from millrace.services.replay_plan import Origin, load_plan, make_plan
 from millrace.streams.branch import load_checkpoint
 from millrace.streams.exclusions import Header
 from millrace.streams.journal import summarise
@@ -78,14 +78,15 @@ def record(said: Prediction | LateLabel, at_ms: int, producer: str) -> Record:
     return Record(encode(said), said.id.encode(), headers, at_ms)
 
 
-def replayed(there: Instance) -> tuple[dict, dict]:
+def replayed(there: Instance, file: Path | None = None) -> tuple[dict, dict]:
     """The learner's state and the join's counts of a replay from the last version before the poison."""
     marks = [mark for mark in summarise(there.journal("main"), "main").marks if mark.version]
     version = marks[POISON_FROM - 1].version
-    plan_sha256, _, extent, _ = make_plan(there, str(version), [Header("producer", "till-7")])
+    origin = Origin(str(version), file=file)
+    plan_sha256, _, extent, _ = make_plan(there, origin, [Header("producer", "till-7")])
     assert extent.excluded == (POISON_TO - POISON_FROM) * EACH
     _, plan = load_plan(there, plan_sha256)
-    replay._caught_up(there, fork_of(there, plan))
+    replay._caught_up(there, plan)
     doors = there.doors(plan.branch)
     assert verify(there.recipe, doors, plan.branch, 3).findings == []
     return state(there, plan.branch)
@@ -121,3 +122,25 @@ def test_a_replay_on_a_path_of_its_own_loses_labels(tmp_path: Path, monkeypatch:
     there = shop(tmp_path / "poisoned", "", poison=True)
     _, counts = replayed(there)
     assert counts["joined"] < JOINED
+
+
+def old_rows(folder: Path) -> Path:
+    """A file of labelled rows."""
+    path = folder / "old.jsonl"
+    path.write_bytes(b"".join(b'{"x": [%d, %d], "kind": "%b"}\n' % (at % 7, at % 3, b"ab"[at % 2 :][:1]) for at in range(40)))
+    return path
+
+
+def test_a_back_fill_ends_no_horizon_of_what_waits(tmp_path: Path) -> None:
+    """Every label meets its prediction as if no file had been read; the learner has learned the file."""
+    learned, counts = replayed(shop(tmp_path / "there", "", poison=True), old_rows(tmp_path))
+    plain, plain_counts = replayed(shop(tmp_path / "plain", "", poison=True))
+    assert counts == plain_counts and counts["joined"] == JOINED
+    assert difference(learned, plain) > 1e-3
+
+
+def test_a_back_fill_that_is_dated_today_loses_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken twin: rows that move the clock past every horizon."""
+    monkeypatch.setattr("millrace.services.backfill._next_times", lambda source, position: iter(()))
+    _, counts = replayed(shop(tmp_path / "there", "", poison=True), old_rows(tmp_path))
+    assert counts["joined"] != JOINED

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -20,11 +21,16 @@ from millrace.services.config import load_pipeline
 from millrace.services.datasets import held_out
 from millrace.services.errors import exit_code
 from millrace.services.evidence import Evidence, account, gather
+from millrace.services.follower import Archive
 from millrace.services.instance import BRANCH, Instance
 from millrace.services.looking import journal_lines
-from millrace.services.night import said
+from millrace.services.night import POISON_ROWS, PRODUCER, said
+from millrace.services.repaired import learned_by, learned_without, producers_told
+from millrace.services.stage import FIRST_ROWS, HONEST
 from millrace.services.story import Plan, Played, Stage, conclude, prepare, prove
+from millrace.streams.branch import load_part
 from millrace.streams.sqlite import connect
+from millrace.streams.verify import difference
 
 for package in ("sklearn", "matplotlib", "plotext", "ray"):
     pytest.importorskip(package, reason=f"{package} (the extra demo) is not installed")
@@ -52,7 +58,9 @@ def stage_in(home) -> Stage:
     stream = folder / "stream.jsonl"
     instance = Instance(load_pipeline(folder / "pipeline.toml"), folder)
     rows = len(stream.read_bytes().splitlines())
-    return Stage(Plan("digits", 0, SECONDS, 0, home), folder / "pipeline.toml", stream, rows, 0, instance, instance.log())
+    return Stage(
+        Plan("digits", 0, SECONDS, 0, home), folder / "pipeline.toml", stream, rows, 0, instance, instance.doors(BRANCH)
+    )
 
 
 def outputs_in(home) -> list[dict]:
@@ -106,7 +114,10 @@ def test_the_story_is_proved_and_ends_well(played) -> None:
     """The digits are learned through two kills, verified, and every row is accounted for."""
     assert played.code == 0, played.err
     assert "VERIFY   proved: " in played.out
-    assert "COUNTED  1,442 records in the log = 1,442 learned, 0 passed, 0 rejected, 0 waiting" in played.out
+    assert (
+        "COUNTED  2,820 records in the log = 1,442 learned, 0 passed, 0 rejected, 1,378 labels that met their rows, 0 waiting"
+        in (played.out)
+    )
 
 
 @pytest.mark.slow
@@ -122,33 +133,48 @@ def test_two_trainers_were_really_killed(played) -> None:
 
 @pytest.mark.slow
 def test_callers_were_answered_over_both_protocols_while_it_learned(played) -> None:
-    """None failed through both kills, and the answers became better."""
+    """None failed through both kills; how good they became is the night's to say, where no trainer is killed at this pace."""
     said = re.search(
         r"^ANSWERED (\d+) requests over HTTP and (\d+) over gRPC, 0 failed; (\d+)% right in the first tenth, (\d+)% ",
         played.out,
         re.MULTILINE,
     )
-    by_http, by_grpc, first, last = map(int, said.groups())
-    assert by_http > 20 < by_grpc and first < 90 < last
+    by_http, by_grpc, first, _ = map(int, said.groups())
+    assert by_http > 20 < by_grpc and first < 90
 
 
 @pytest.mark.slow
 def test_the_report_says_what_the_log_says(played) -> None:
     """Whole-stream scores equal those computed here from the raw outputs, the baselines those from the raw labels."""
-    outputs = outputs_in(played.home)
-    last = outputs[-1]["scores"]
+    last = outputs_in(played.home)[-1]
+    own, late = last["scores"], last["served_scores"]
     for line, total in (("millrace", "correct"), ("last label", "correct_last"), ("majority", "correct_majority")):
-        assert number(played, line, 0) == round(last[total] / last["rows"], 3)
+        assert number(played, line, 0) == round((own[total] + late[total]) / 1442, 3)
     labels = [msgspec.json.decode(row)["digit"] for row in (played.home / NAME / "stream.jsonl").read_bytes().splitlines()]
-    same = sum(a == b for a, b in zip(labels, labels[1:], strict=False))
-    assert last["correct_last"] == same
-    assert last["rows"] == len(labels) == 1442
+    for scores, part in ((own, labels[:FIRST_ROWS]), (late, labels[FIRST_ROWS:])):
+        assert scores["correct_last"] == sum(a == b for a, b in pairwise(part))
+        assert scores["rows"] == len(part)
+    assert len(labels) == 1442
+
+
+@pytest.mark.slow
+def test_an_alarm_that_goes_with_a_class_never_seen_says_so(played, evidence) -> None:
+    """It is told with the class and its first row, which is where the stream has it, and the version that followed is there."""
+    (told,) = [one for one in evidence.raised if one.alarm.direction == "worse"][:1]
+    joined = {label: one.row for one in evidence.joined for label in one.labels}
+    named = re.findall(r"class (\d) had never been seen before row ([\d,]+)", played.out)
+    assert [name for name, _ in named] == [*told.alarm.new_classes] and "so it is no fault" in played.out
+    labels = [str(msgspec.json.decode(row)["digit"]) for row in (played.home / NAME / "stream.jsonl").read_bytes().splitlines()]
+    assert all(int(row.replace(",", "")) == joined[name] == labels.index(name) for name, row in named)
+    assert told.version in {version.name for version in evidence.versions}
+    assert f"version {told.version} marked" in played.out
 
 
 @pytest.mark.slow
 def test_the_windowed_scores_are_differences_of_the_totals(played) -> None:
     """The last window of the table is what was counted between two outputs about a hundred rows apart."""
-    totals = [output["scores"] for output in outputs_in(played.home)]
+    parts = [(output["scores"], output["served_scores"]) for output in outputs_in(played.home)]
+    totals = [{name: own[name] + late[name] for name in ("rows", "correct")} for own, late in parts]
     end = totals[-1]
     start = [total for total in totals if total["rows"] <= end["rows"] - 100][-1]
     share = (end["correct"] - start["correct"]) / (end["rows"] - start["rows"])
@@ -157,8 +183,8 @@ def test_the_windowed_scores_are_differences_of_the_totals(played) -> None:
 
 @pytest.mark.slow
 def test_the_model_beats_its_baselines(played) -> None:
-    """Real learning: far above both baselines over the whole stream, and well on rows it never saw."""
-    assert number(played, "millrace", 0) > 0.9 > 0.3 > number(played, "last label", 0) > number(played, "majority", 0)
+    """Real learning: far above both baselines though every label comes late, and well on rows it never saw."""
+    assert number(played, "millrace", 0) > 0.7 > 0.3 > number(played, "last label", 0) > number(played, "majority", 0)
     assert number(played, "millrace", 2) > 0.95
 
 
@@ -173,10 +199,10 @@ def test_held_out_accuracy_grows_with_the_versions(evidence) -> None:
 @pytest.mark.slow
 def test_a_lost_step_is_noticed(played, evidence) -> None:
     """The accounts hold for the outputs as they are, and not once one of them is missing."""
-    assert account(evidence, 1442) == []
+    assert account(evidence, 2820) == []
     del (outputs := list(evidence.outputs))[5]
-    assert "exactly once" in account(replace(evidence, outputs=outputs), 1442)[0]
-    assert "were sent" in account(evidence, 1443)[0]
+    assert "exactly once" in account(replace(evidence, outputs=outputs), 2820)[0]
+    assert "were sent" in account(evidence, 2821)[0]
 
 
 @pytest.mark.slow
@@ -207,8 +233,8 @@ def test_one_changed_byte_in_the_log_is_named(played, tmp_path) -> None:
     home = tmp_path / "copy"
     shutil.copytree(played.home, home)
     assert prove(stage_in(home))["findings"] == 0
-    change_one_byte(home, 700)
-    with pytest.raises(NotProvedError, match=rf"{NAME}:0 offset 700 is not what was appended.*First bad mark: seq") as failed:
+    change_one_byte(home, 30)
+    with pytest.raises(NotProvedError, match=rf"{NAME}:0 offset 30 is not what was appended.*First bad mark: seq") as failed:
         conclude(stage_in(home), Played([], Asked()))
     assert exit_code(failed.value) == 1
 
@@ -244,23 +270,64 @@ def test_a_regression_is_told_in_its_unit(data_dir, tmp_path, monkeypatch) -> No
     assert (tmp_path / "story-metro_traffic" / "accuracy.png").stat().st_size > 20_000
 
 
+@pytest.fixture(scope="module")
+def night(tmp_path_factory) -> Told:
+    """The whole story, the night call with it."""
+    home = tmp_path_factory.mktemp("night")
+    command = [*STORY, "--seconds", "8", "--home", str(home)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    return Told(home, done.returncode, done.stdout, done.stderr)
+
+
 @pytest.mark.slow
-def test_the_night_call_is_put_right_and_what_came_out_equals_what_was_there_before(tmp_path) -> None:
+def test_the_night_call_is_put_right_and_the_model_is_as_if_the_poison_had_never_been(night) -> None:
     """Alarm, rollback, replay without the producer, take-over: in this order, no request fails, both branches are proved."""
-    done = subprocess.run(
-        [*STORY, "--seconds", "5", "--home", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    assert night.code == 0, night.err
+    said = night.out[night.out.index("THE NIGHT CALL") :]
+    wrong, onset, truth = re.search(r"after (\d+) wrong labels: .* about row ([\d,]+) \(in truth ([\d,]+)\)", said).groups()
+    assert int(wrong) < 100 and abs(int(onset.replace(",", "")) - int(truth.replace(",", ""))) < 40
+    happened = ["begins to label", "ALARM of the pipeline", "rollback: every answer is main.", "replay without", "take-over: "]
+    assert [said.index(what) for what in happened] == sorted(said.index(what) for what in happened)
+    assert re.search(r"ANSWERED (\d+) honest requests, 0 failed", said)
+    right = {when: int(share) for share, when in re.findall(r"(\d+)% (before|poisoned|rolled back|repaired)", said)}
+    assert len(right) == 4 and min(right["before"], right["rolled back"], right["repaired"]) > 60
+    repaired, poisoned = re.search(r"REPAIRED (\S+) of its sums .* one (\S+)$", said, re.MULTILINE).groups()
+    assert float(repaired) <= 1e-8 < 0.01 < float(poisoned)
+    rows, poisoned_8, repaired_8 = map(
+        int, re.search(r"of the (\d+) digits 3 .* calls (\d+) an 8, .* one (\d+)$", said, re.M).groups()
     )
-    assert done.returncode == 0, done.stderr
-    night = done.stdout[done.stdout.index("THE NIGHT CALL") :]
-    rows, onset = re.search(r"alarm (\d+) rows later: worse since about row ([\d,]+) \(in truth 1,442\)", night).groups()
-    assert int(rows) < 150 and abs(int(onset.replace(",", "")) - 1442) < 40
-    assert re.search(r"rollback: every answer is main\.\d+'s", night) and "every answer is replay-1's" in night
-    assert "0 requests failed" in night
-    assert float(re.search(r"differs from the one before the wrong labels by (\S+) of its sums", night)[1]) <= 1e-8
-    stage = stage_in(tmp_path)
+    assert rows == 36 and poisoned_8 >= 5 > 1 >= repaired_8
+    assert re.search(r"rollback [\d.]+ s to the last replica; replay .* records/s; .* take-over [\d.]+ s", said)
+    assert re.search(r"^TOTAL +\d+ s$", night.out, re.MULTILINE)
+    stage = stage_in(night.home)
     assert stage.instance.ledger().serving["default"].follow == "replay-1"
     for branch in ("main", "replay-1"):
         assert prove_branch(stage, branch)["findings"] == 0
+
+
+@pytest.mark.slow
+def test_the_replay_left_out_exactly_what_the_producer_asked_and_labelled(night) -> None:
+    """300 answers and 300 labels carry its header; what the new branch has learned is every other label in the log."""
+    instance = stage_in(night.home).instance
+    told = producers_told(instance)
+    assert told.count(PRODUCER) == POISON_ROWS and set(told) == {HONEST, PRODUCER}
+    counts = load_part(instance.store(), Archive(instance).marks("replay-1")[-1], "counts")["counts"]
+    assert counts == {"learned": len(told) - POISON_ROWS, "passed": POISON_ROWS * 2, "rejected": 0}
+    repaired = learned_by(instance, "replay-1")
+    assert difference(learned_without(instance, PRODUCER), repaired) <= 1e-8
+    assert difference(learned_without(instance, "nobody"), repaired) > 1e-8, "the twin that leaves nothing out"
+
+
+@pytest.mark.slow
+def test_the_nights_picture_shades_the_poisoned_stretch_between_both_curves(night) -> None:
+    """Pink lies behind it, the curve as served is blue and the repaired one green."""
+    from matplotlib.image import imread
+
+    pixels = (imread(night.home / NAME / "night.png")[:, :, :3] * 255).round().astype(int)
+    pink, blue, green = (np.abs(pixels - colour).max(axis=2) < 8 for colour in ((248, 227, 229), (31, 95, 191), (42, 143, 79)))
+    assert pink.sum() > 50_000 and blue.sum() > 2000 < green.sum()
+    plot = night.out[night.out.rindex("┌") : night.out.rindex("PICTURE")]
+    assert all(mark in plot for mark in ("*", "+", "┊", "║")) and max(map(len, plot.splitlines())) <= 120
 
 
 def prove_branch(stage, branch) -> dict:
@@ -284,7 +351,7 @@ def test_a_second_preparation_replaces_the_first(tmp_path) -> None:
     beside = tmp_path / "mine" / "log.sqlite"
     beside.parent.mkdir()
     beside.touch()
-    prepare(Plan("digits", 100, 1.0, 0, tmp_path)).log.append(NAME, [])
+    prepare(Plan("digits", 100, 1.0, 0, tmp_path)).doors.producer.append(NAME, [])
     (tmp_path / NAME / "left.over").touch()
     stage = prepare(Plan("digits", 0, 1.0, 0, tmp_path))
     assert (stage.rows, stage.left) == (1442, 0)

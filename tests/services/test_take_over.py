@@ -47,3 +47,25 @@ def test_a_replay_takes_over_under_load_and_learning_goes_on_with_it(tmp_path: P
         proof = millrace("verify", "digits.toml", "--branch", branch, cwd=folder)
         assert proof.returncode == 0, proof.stderr
     assert versions(folder) and instance(folder).ledger().operation is None
+
+
+def test_the_learner_goes_back_under_load_and_the_trainer_goes_on_with_it(tmp_path: Path) -> None:
+    """No request fails; what was learned is the version's, then what is sent afterwards; `up` starts there again."""
+    folder = begin(tmp_path / "there", with_poison=True)
+    good = versions(folder)[0]
+    with served(folder) as up:
+        with load(up) as callers:
+            until(lambda: len(callers.answers) > 50)
+            done = millrace("rollback", "digits.toml", good, "--learner", "--reason", "poison", "--yes", cwd=folder)
+            assert done.returncode == 0, done.stderr
+            until(lambda: {name.partition(".")[0] for _, name in callers.answers[-100:]} == {"rollback-1"})
+            send(folder, good_rows(3), "till-1")
+            until(lambda: facts(folder, "--branch", "rollback-1").get("records") == 3 * GOOD + BAD)
+            seq = int(str(facts(folder, "--branch", "rollback-1")["seq"]))
+            until(lambda: up.ask()["parameters"]["branch"] == "rollback-1" and up.ask()["parameters"]["seq"] >= seq - 1)
+        assert callers.failed == [] and callers.cut == 0
+    left = facts(folder, "--branch", "rollback-1")
+    assert left["learner_of"] == good and left["lag_rows"] == 0
+    for branch in ("main", "rollback-1"):
+        proof = millrace("verify", "digits.toml", "--branch", branch, cwd=folder)
+        assert proof.returncode == 0, proof.stderr

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from millrace.learners.protocol import Array, Batch, State, Value
 from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.learners.softmax import Softmax, SoftmaxConfig
 from millrace.streams.branch import Doors, Recipe
 from millrace.streams.codec import Codec
 from millrace.streams.entries import Host
 from millrace.streams.parts import pack
 from millrace.streams.records import Event
+from millrace.streams.retention import Retention
 from millrace.streams.schema import Field, Label, Schema
+from millrace.streams.segments import Journal
 from millrace.streams.source import ListProducer, ListSource
 from millrace.streams.store import ListStore
 from millrace.streams.stream import ListStream
@@ -123,7 +127,11 @@ def make_events(rows: int, seed: int = 0) -> list[Event]:
 
 def recipe(learner: str = "ridge", batch_rows: int = 7, batch_wait_ms: int = 200) -> Recipe:
     """How the small pipeline folds; batches of 7 fit neither steps of 5 nor checkpoints of 11."""
-    make = Chain if learner == "chain" else lambda: Ridge(RidgeConfig(solve_rows=9), SCHEMA.width, 0)
+    make = {
+        "chain": Chain,
+        "ridge": lambda: Ridge(RidgeConfig(solve_rows=9), SCHEMA.width, 0),
+        "softmax": lambda: Softmax(SoftmaxConfig(step_rows=10, warm_up_rows=100), SCHEMA.width, 0),
+    }[learner]
     return Recipe("small", SCHEMA, Codec(SCHEMA, 4096), learner, make, batch_rows, batch_wait_ms, 0, b"{}")
 
 
@@ -136,10 +144,16 @@ class Rooms:
     store: ListStore = field(default_factory=ListStore)
     producer: ListProducer = field(default_factory=ListProducer)
     read_rows: int = 5
+    retention: Retention | None = None
 
     def doors(self) -> Doors:
         """Doors of a new process: a source at its beginning, the rest as it was left."""
-        return Doors(ListSource(self.items, read_rows=self.read_rows), self.producer, self.journal, self.store)
+        source = ListSource(self.items, read_rows=self.read_rows)
+        return Doors(source, self.producer, self.whole_journal(), self.store, self.retention)
+
+    def whole_journal(self) -> Journal:
+        """The journal, and before it what segments have of it."""
+        return Journal(self.journal, self.store, "main")
 
     def worker(self, kind: type[Worker] = Worker, config: WorkerConfig = SMALL, how: Recipe | None = None) -> Worker:
         """A new process's worker on branch main."""
@@ -158,6 +172,15 @@ def mark_at_once(worker: Worker) -> None:
     """Begin a snapshot if one is due, wait for it, mark it."""
     worker.mark_when_due(wait=True)
     worker.mark_when_due(wait=True)
+
+
+def dies(worker: Worker, phases: Iterator[int], count: int) -> bool:
+    """One step and its mark; whether the process dies after so many phases (each mark is a phase too)."""
+    for _ in worker.step():
+        if next(phases) == count:
+            return True
+    mark_at_once(worker)
+    return next(phases) == count
 
 
 def everything(worker: Worker) -> dict[str, bytes]:

@@ -27,7 +27,8 @@ class WithoutRemainder(Worker):
 
 def main(pipeline: str, home: str, phases: int, kind: type[Worker]) -> None:
     """Run, and die where told."""
-    instance = Instance(load_pipeline(Path(pipeline)), Path(home) / "kills")
+    loaded = load_pipeline(Path(pipeline))
+    instance = Instance(loaded, Path(home) / loaded.pipeline.name)
     use_threads(1)
     worker = kind(instance.recipe, instance.doors("main"), instance.loaded.pipeline.worker, Opening("main", this_host(1)))
     while not worker.caught_up():

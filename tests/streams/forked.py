@@ -104,5 +104,5 @@ def truth(worker: Worker) -> dict[str, Value]:
     copy = worker.fold
     for batch in copy.batches.release(1 << 60):
         copy.learner.learn_many(batch)
-    copy.learner._solve()
+    copy.learner.solve_now()
     return copy.learner.state_dict().truth | {"weights": copy.learner.servable().weights}

@@ -6,7 +6,7 @@ import itertools
 import json
 
 import pytest
-from branches import SMALL, Rooms, everything, make_events, mark_at_once, recipe, run_to_end
+from branches import SMALL, Rooms, dies, everything, make_events, recipe, run_to_end
 
 from millrace.streams.branch import refold, restore
 from millrace.streams.entries import Step
@@ -82,7 +82,7 @@ def reference() -> tuple[dict[str, bytes], int, int]:
     worker = rooms.worker()
     phases = itertools.count(1)
     while sum(worker.fold.position.values()) < ROWS:
-        _dies(worker, phases, 0)
+        dies(worker, phases, 0)
     return everything(worker), next(phases) - 1, -rooms.store.left
 
 
@@ -109,20 +109,12 @@ def crash_after_phase(count: int, kind: type[Worker] = Worker) -> Rooms:
     rooms = Rooms(EVENTS)
     worker = rooms.worker(kind)
     phases = itertools.count(1)
-    while not _dies(worker, phases, count):
+    while not dies(worker, phases, count):
         assert sum(worker.fold.position.values()) < ROWS or kind is not Worker, "nobody died"
         if sum(worker.fold.position.values()) >= ROWS:
             break
     rooms.result = everything(survive(rooms, kind))
     return rooms
-
-
-def _dies(worker: Worker, phases, count: int) -> bool:
-    for _ in worker.step():
-        if next(phases) == count:
-            return True
-    mark_at_once(worker)
-    return next(phases) == count
 
 
 WHOLE, PHASES, BLOBS = reference()

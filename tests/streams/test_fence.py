@@ -18,18 +18,21 @@ from millrace.streams.entries import Mark, Open, Step
 from millrace.streams.journal import Cursor, Pending, Writer, counted
 from millrace.streams.parts import pack
 from millrace.streams.records import Event, decode_headers
+from millrace.streams.retention import Retention
 from millrace.streams.store import kept_marks
-from millrace.streams.stream import UNKNOWN
+from millrace.streams.stream import UNKNOWN, ListStream, pruned
 from millrace.streams.worker import Worker, WorkerConfig
 
 ROWS = 24
 EVENTS = make_events(ROWS, seed=3)
 HOW = recipe("chain", batch_rows=4)
 CONFIG = WorkerConfig(step_rows=3, step_ms=0, checkpoint_rows=7, version_rows=15, keep=2)
+PRUNING = replace(CONFIG, version_rows=4, journal_keep_entries=1)
 LATE = late_recipe("chain", replace(RULES, memory_rows=24, grace_ms=400))
 LATE_EVENTS = make_late_events(ROWS, seed=229)
 SCHEDULES = 5040
 LATE_SCHEDULES = 720
+PRUNING_SCHEDULES = 720
 SHARDS = 12  # so that two processes share the work
 WRITERS = 5
 TURNS = 90
@@ -40,8 +43,10 @@ class Delayed:
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
-        self.values: list[bytes] = []
+        self.values: list[bytes] = []  # all that ever landed
         self.flying: list[Flight] = []
+        self.deleted = 0
+        self.deleting: list[int] = []  # what was asked for and is done later
 
     def send(self, value: bytes) -> Flight:
         flight = Flight(self, value)
@@ -51,13 +56,26 @@ class Delayed:
 
     def read(self, start: int):
         self.land_some(0.2)
+        if start < self.deleted:
+            raise pruned("This stream", start, self.deleted)
         yield from list(enumerate(self.values))[start:]
+
+    def first(self) -> int:
+        return self.deleted
+
+    def delete_before(self, offset: int) -> None:
+        """Now, or much later, when its writer may have been replaced."""
+        self.deleting.append(offset)
+        self.land_some(0.3)
 
     def land_some(self, share: float) -> None:
         """What others have in flight may arrive at any moment, in any order."""
         for flight in self.chance.sample(self.flying, len(self.flying)):
             if self.chance.random() < share:
                 flight.land()
+        for offset in [one for one in self.deleting if self.chance.random() < share]:
+            self.deleting.remove(offset)
+            self.deleted = max(self.deleted, min(offset, len(self.values) - 1))
 
 
 class Flight:
@@ -103,11 +121,16 @@ class Trusted(Worker):
 class Schedule:
     """One seeded run of several writers on one branch, and what must hold after it."""
 
-    def __init__(self, seed: int, kind: type[Worker], how: Recipe = HOW, events: Sequence[Event] = EVENTS) -> None:
+    def __init__(
+        self, seed: int, kind: type[Worker], how: Recipe = HOW, events: Sequence[Event] = EVENTS, config: WorkerConfig = CONFIG
+    ) -> None:
+        self.config = config
         self.chance = random.Random(seed)
         self.kind = kind
         self.how = how
-        self.rooms = Rooms(events, journal=Delayed(self.chance), read_rows=3)
+        self.ledger = ListStream()
+        retention = Retention(self.ledger, 1) if config is PRUNING else None
+        self.rooms = Rooms(events, journal=Delayed(self.chance), read_rows=3, retention=retention)
         self.alive: list[tuple[Worker, object]] = []
         self.seen = Counter()
 
@@ -119,7 +142,7 @@ class Schedule:
         self.rooms.journal.chance = random.Random(0)
         self.rooms.journal.land_some = lambda share: None
         self.rooms.journal.send = lambda value: _landed(self.rooms.journal, value)
-        self.last = self.rooms.worker(Worker, CONFIG, self.how)
+        self.last = self.rooms.worker(Worker, self.config, self.how)
         while sum(self.last.fold.position.values()) < ROWS:
             list(self.last.step())
             mark_at_once(self.last)
@@ -136,7 +159,7 @@ class Schedule:
 
     def _start(self) -> None:
         try:
-            worker = self.rooms.worker(self.kind, CONFIG, self.how)
+            worker = self.rooms.worker(self.kind, self.config, self.how)
         except ReplacedError:
             self.seen["lost the race to open"] += 1
             return
@@ -158,7 +181,10 @@ class Schedule:
     def broken_promises(self) -> list[str]:
         """What does not hold; nothing, if the fence holds."""
         wrong = []
-        entries = list(counted(self.rooms.journal, "main", Cursor()))
+        entries = list(counted(self.rooms.whole_journal(), "main", Cursor()))
+        if list(self.rooms.whole_journal().read(0)) != list(enumerate(self.rooms.journal.values)):
+            wrong.append("segments and journal are not what was appended")
+        self.seen["deleted entries"] += self.rooms.journal.deleted
         steps = {entry.seq: entry for entry in entries if isinstance(entry, Step)}
         self.seen["epochs"] += sum(isinstance(entry, Open) for entry in entries)
         self.seen["dead entries"] += len(self.rooms.journal.values) - len(entries)
@@ -186,7 +212,8 @@ class Schedule:
             buried |= {event.offset for _, event in fold.conflicts} if isinstance(entry, Step) else set()
             if entry.seq in marks and state_hash(fold.parts()) != marks[entry.seq].state_sha256:
                 wrong.append(f"the mark of seq {entry.seq} is of another state")
-        for mark in kept_marks(list(marks.values()), CONFIG.keep):
+        released = set() if self.rooms.retention is None else self.rooms.retention.released()
+        for mark in kept_marks(list(marks.values()), self.config.keep, released):
             try:
                 load_checkpoint(self.rooms.store, mark)
             except DamageError as error:
@@ -220,6 +247,20 @@ def test_whatever_writers_do_only_what_counts_is_let_out(shard):
         assert schedule.broken_promises() == [], f"schedule {seed}"
         seen += schedule.seen
     assert min(seen[name] for name in ("crash", "fenced off", "dead entries", "released", "lost the race to open")) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_whatever_writers_do_deleting_what_versions_hold_changes_nothing(shard):
+    """Journal entries are deleted at any moment, by writers that were replaced meanwhile too; segments have every one of them,
+    nothing dead leaves, and the offsets of appends stay what they were."""
+    seen = Counter()
+    for seed in range(shard, PRUNING_SCHEDULES, SHARDS):
+        schedule = Schedule(seed, Worker, config=PRUNING)
+        schedule.run()
+        assert schedule.broken_promises() == [], f"schedule {seed}"
+        seen += schedule.seen
+    assert min(seen[name] for name in ("crash", "fenced off", "dead entries", "released", "deleted entries")) > 10
 
 
 @pytest.mark.slow

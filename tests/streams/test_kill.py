@@ -20,7 +20,7 @@ from millrace.services.instance import Instance
 from millrace.streams.branch import load_checkpoint
 from millrace.streams.entries import Step
 from millrace.streams.journal import Cursor, counted, summarise
-from millrace.streams.records import Record
+from millrace.streams.records import Record, tp_name
 
 pytestmark = pytest.mark.slow
 
@@ -64,14 +64,21 @@ def pipeline(tmp_path):
     return path
 
 
+def instance_of(pipeline: Path) -> Instance:
+    """The pipeline, to look at."""
+    loaded = load_pipeline(pipeline)
+    return Instance(loaded, pipeline.parent / loaded.pipeline.name)
+
+
 def append(pipeline: Path, pieces: int, pause_s: float) -> None:
     """Every row into the log, in so many pieces."""
-    log = Instance(load_pipeline(pipeline), pipeline.parent / "kills").log()
+    instance = instance_of(pipeline)
+    log, topic = instance.log(), instance.loaded.pipeline.topic
     x, y = rows()
     values = [json.dumps({"x": a.tolist(), "y": int(b)}).encode() for a, b in zip(x, y, strict=True)]
     records = [Record(value, str(at).encode(), timestamp_ms=1 + at) for at, value in enumerate(values)]
     for at in range(0, ROWS, ROWS // pieces):
-        log.append("kills", records[at : at + ROWS // pieces])
+        log.append(topic, records[at : at + ROWS // pieces])
         time.sleep(pause_s)
 
 
@@ -106,11 +113,13 @@ def verify(pipeline: Path) -> subprocess.CompletedProcess:
 
 def what_was_learned(pipeline: Path) -> dict[str, object]:
     """Facts that hold if and only if every row was learned once, from the journal, the log and the newest version."""
-    instance = Instance(load_pipeline(pipeline), pipeline.parent / "kills")
+    instance = instance_of(pipeline)
     doors = instance.doors("main")
     steps = [entry for entry in counted(doors.journal, "main", Cursor()) if isinstance(entry, Step)]
     ranges = [(start, stop) for step in steps for _, start, stop, _, _ in step.reads]
-    read = [event.key for a, b in ranges for event in doors.source.read("kills:0", a, b).events]
+    read = [
+        event.key for a, b in ranges for event in doors.source.read(tp_name(instance.loaded.pipeline.topic, 0), a, b).events
+    ]
     state = load_checkpoint(doors.store, summarise(doors.journal, "main").marks[-1])
     x, _ = rows()
     batch_gram = np.concatenate([(x.T @ x)[at:, at] for at in range(D)]).astype(float)  # packed as LAPACK does
@@ -152,10 +161,30 @@ def test_twenty_deaths_at_any_moment_lose_nothing_and_learn_nothing_twice(pipeli
     producer.join()
     die_at_phase(pipeline, 0)
     assert what_was_learned(pipeline) == ALL_HOLDS
-    epochs = summarise(Instance(load_pipeline(pipeline), pipeline.parent / "kills").journal("main"), "main").end.epoch
+    epochs = summarise(instance_of(pipeline).journal("main"), "main").end.epoch
     assert epochs > 8, "too few of the processes came as far as taking the branch before they died"
     proof = verify(pipeline)
     assert proof.returncode == 0, proof.stderr
+
+
+def test_ten_deaths_while_versions_take_the_journal_over_lose_no_entry(pipeline):
+    """Appends, segments and deletions are cut off anywhere: what is left of the journal and segments are all of it."""
+    often = PIPELINE.replace("version_rows = 2000", "version_rows = 320\nkeep = 2\njournal_keep_entries = 2")
+    pipeline.write_text(often.replace("checkpoint_rows = 500", "checkpoint_rows = 200") + "[versions]\nkeep = 2\n")
+    append(pipeline, 1, 0.0)
+    chance, firsts = random.Random(13), []
+    instance = Instance(load_pipeline(pipeline), pipeline.parent / "kills")
+    for _ in range(10):
+        die_at_phase(pipeline, chance.randint(20, 75))
+        firsts.append(instance.journal("main").first())
+    die_at_phase(pipeline, 0)
+    assert what_was_learned(pipeline) == ALL_HOLDS
+    journal = instance.journal("main")
+    assert firsts == sorted(firsts) and journal.first() > firsts[-1] > 0
+    assert [offset for offset, _ in journal.read(0)] == list(range(len(list(journal.read(0)))))
+    proof = verify(pipeline)
+    assert proof.returncode == 0, proof.stderr
+    assert (json.loads(proof.stdout)["records"], json.loads(proof.stdout)["base"]) == (ROWS, "fork")
 
 
 def test_a_worker_that_forgets_its_waiting_rows_is_caught(pipeline):

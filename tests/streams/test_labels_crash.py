@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from branches import SMALL, Rooms, everything, mark_at_once, run_to_end
+from branches import SMALL, Rooms, dies, everything, run_to_end
 from late import late_recipe, make_late_events
 from test_crash import DyingStore
 
@@ -81,18 +81,10 @@ def crash_after_phase(count: int, kind: type[Worker] = Worker) -> Rooms:
     """Run to the end, dying once after so many phases of steps (each mark is a phase too)."""
     rooms = Rooms(EVENTS)
     worker, phases = rooms.worker(kind, how=late_recipe()), itertools.count(1)
-    while sum(worker.fold.position.values()) < ROWS and not _dies(worker, phases, count):
+    while sum(worker.fold.position.values()) < ROWS and not dies(worker, phases, count):
         pass
     rooms.result = everything(survive(rooms, kind))
     return rooms
-
-
-def _dies(worker: Worker, phases, count: int) -> bool:
-    for _ in worker.step():
-        if next(phases) == count:
-            return True
-    mark_at_once(worker)
-    return next(phases) == count
 
 
 @pytest.mark.parametrize("event", range(ROWS + 1))

@@ -139,7 +139,7 @@ def test_a_worker_keeps_the_newest_versions_and_verify_misses_none_of_the_others
     mark_at_once(worker)
     ledger = Ledger("ledger")
     ledger.follow(stream)
-    versions = [mark.version for mark in worker._marks if mark.version]
+    versions = [mark.version for mark in worker._chronicle.marks if mark.version]
     assert len(versions) >= 9 and ledger.released == (set(versions[:-keep]) if keep else set())
     assert verify(recipe(), doors, "main", config.keep).findings == []
 
@@ -151,7 +151,7 @@ def test_one_version_is_folded_again_from_its_parent_or_the_nearest_checkpoint()
     worker = rooms.worker(config=config, how=recipe())
     run_to_end(worker, 200)
     worker.close()
-    versions = [mark for mark in worker._marks if mark.version]
+    versions = [mark for mark in worker._chronicle.marks if mark.version]
     for base, mark in zip([None, *versions], versions, strict=False):
         report = verify_version(recipe(), rooms.doors(), str(mark.version), False, lambda: False)
         assert report.base == (f"version {base.version}" if base else "fork") and not report.findings

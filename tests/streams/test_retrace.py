@@ -6,10 +6,12 @@ import random
 
 import pytest
 
-from millrace.streams.entries import Step
+from millrace.streams.entries import End, Fork, Parent, Step
 from millrace.streams.records import Event, Read, make_read
-from millrace.streams.retrace import Retraced, path_of
+from millrace.streams.retrace import Retraced, future, onward, past, path_of
+from millrace.streams.sealed import seal
 from millrace.streams.source import ListSource, Topic
+from millrace.streams.stream import ListStream
 
 
 class TwoLists:
@@ -80,3 +82,71 @@ def test_rows_come_in_the_order_in_which_they_came_and_a_second_process_goes_on_
     second.seek(first.position)
     seen += rows(second, chance)
     assert seen[: len(lived)] == lived and sorted(seen) == sorted(whole)
+
+
+def test_large_messages_are_read_a_few_at_a_time():
+    """One may hold many rows, and a replay of a thousand of them must not hold them all."""
+    events = [Event(at, at, None, b"", b"x" * 1_000_000) for at in range(70)]
+    source, sizes = Retraced(ListSource(events, "a"), [("a:0", 0, 70)]), []
+    while reads := source.next_batch(4096):
+        sizes += [len(read.events) for read in reads]
+    assert sizes[0] == 64 and set(sizes[1:]) <= {1, 2, 4} and sum(sizes) == 70
+
+
+def journal(branch: str, reads: list[list[tuple[str, int, int]]], parent: Parent | None, successor: str | None) -> ListStream:
+    """A branch that began at a parent, read so, and ended in favour of another where one is named."""
+    stream, fields = ListStream(), {"learner": "ridge", "learner_revision": 1, "config_sha256": "", "features_sha256": ""}
+    entries = [Fork(branch=branch, seq=1, epoch=0, parent=parent, positions={}, topics={}, seed=0, **fields)]
+    for step in reads:
+        lines = [(*read, read[2] - read[1], 0) for read in step]
+        entries.append(Step(branch=branch, seq=len(entries) + 1, epoch=0, reads=lines, clock_ms=0))
+    if successor is not None:
+        entries.append(End(branch=branch, seq=len(entries) + 1, epoch=0, cause="replay", successor=successor))
+    for entry in entries:
+        stream.send(seal(entry))
+    return stream
+
+
+MAIN = [[("a:0", 0, 2)], [("b:0", 0, 3)], [("a:0", 2, 5)], [("b:0", 3, 4)]]
+FIRST = [[("a:0", 2, 5)], [("b:0", 3, 4)], [("b:0", 4, 6)], [("a:0", 5, 6)]]  # from main's seq 3 on, and further
+SECOND = [[("b:0", 6, 7)], [("a:0", 6, 9)]]
+CHAIN = {
+    "main": journal("main", MAIN, None, "first"),
+    "first": journal("first", FIRST, Parent("main", 3, ""), "second"),
+    "second": journal("second", SECOND, Parent("first", 5, ""), None),
+}
+
+
+def test_a_replay_of_an_old_version_goes_the_way_of_its_branch_and_then_of_those_that_took_its_place():
+    """Each offset once, in the order in which it was met first; what a successor had read again is passed."""
+    path = onward(future(CHAIN.__getitem__, "main", 2), {"a:0": 2, "b:0": 0})
+    assert path == [
+        ("b:0", 0, 3),
+        ("a:0", 2, 5),
+        ("b:0", 3, 4),
+        ("b:0", 4, 6),
+        ("a:0", 5, 6),
+        ("b:0", 6, 7),
+        ("a:0", 6, 9),
+    ]
+
+
+def test_a_branch_from_nothing_goes_the_way_that_led_to_the_live_one():
+    """Its parents' reads up to where each was left, then its own; where it begins before any of them, none is left out."""
+    path = onward(past(CHAIN.__getitem__, "second"), {"a:0": 0, "b:0": 1})
+    assert path == [
+        ("a:0", 0, 2),
+        ("b:0", 1, 3),
+        ("a:0", 2, 5),
+        ("b:0", 3, 6),
+        ("a:0", 5, 6),
+        ("b:0", 6, 7),
+        ("a:0", 6, 9),
+    ]
+    assert onward([("a:0", 5, 8)], {"a:0": 2}) == [("a:0", 2, 8)] and onward([("c:0", 0, 4)], {"a:0": 0}) == []
+
+
+def test_a_third_branch_that_looked_at_its_own_parent_alone_would_go_another_way():
+    """The broken twin: the order of the first branch is lost where the second began."""
+    own = onward(path_of([], 0), {"a:0": 0, "b:0": 1})
+    assert own != onward(past(CHAIN.__getitem__, "second"), {"a:0": 0, "b:0": 1})

@@ -214,7 +214,7 @@ def test_the_hash_of_a_state_covers_its_record_of_truth_only() -> None:
     renamed = {"learner": truth["features"], "features": truth["learner"]}
     assert state_sha256(renamed) != state_sha256(truth)
     assert set(msgspec.structs.asdict(Manifest(1, "main", 10, "", listed))) == {
-        *("format", "branch", "state_seq", "state_sha256", "parts")
+        *("format", "branch", "state_seq", "state_sha256", "parts", "segment")
     }
 
 

@@ -4,59 +4,98 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import apsw_rows
 import pytest
+from either_log import LOGS, EitherLog
 from rooms import PATIENCE_S, fill, make_read_only, small_disk
 
-from millrace.learners.errors import DamageError, StorageError
+from millrace.learners.errors import DamageError, PrunedError, StorageError
 from millrace.streams.stream import ListStream, SqliteStream, Stream
 
-KINDS: list[Callable[[Path], Stream]] = [lambda _: ListStream(), SqliteStream]
 
-
-@pytest.mark.parametrize("make", KINDS)
-def test_values_are_read_in_order_from_any_offset(make: Callable[[Path], Stream], tmp_path: Path) -> None:
-    """An acknowledgement says where the value lies, and it lies there."""
-    stream = make(tmp_path / "s.sqlite")
+@pytest.mark.parametrize("either", LOGS, indirect=True)
+@pytest.mark.parametrize("kind", ["memory", "log"])
+def test_values_are_read_in_order_from_any_offset(either: EitherLog, kind: str) -> None:
+    """An acknowledgement says where the value lies, and it lies there; the first is at offset 0."""
+    stream: Stream = ListStream() if kind == "memory" else either.stream("s")
+    assert list(stream.read(0)) == []
     values = [b"%d" % at for at in range(1100)]
     assert [stream.send(value).offset() for value in values] == list(range(1100))
     for start in (0, 1, 1023, 1024, 1025, 1099, 1100, 9999):
         assert list(stream.read(start)) == list(enumerate(values))[start:]
 
 
-@pytest.mark.parametrize("make", KINDS)
-def test_two_streams_are_two(make: Callable[[Path], Stream], tmp_path: Path) -> None:
+@pytest.mark.parametrize("either", LOGS, indirect=True)
+@pytest.mark.parametrize("kind", ["memory", "log"])
+def test_what_was_deleted_is_refused_and_every_offset_stays(either: EitherLog, kind: str) -> None:
+    """However often and far back it is asked for; the newest value is never deleted, so no offset is given twice."""
+    stream: Stream = ListStream() if kind == "memory" else either.stream("s")
+    stream.delete_before(5)
+    assert stream.first() == 0 and list(stream.read(0)) == []
+    values = [(stream.send(b"%d" % at).offset(), b"%d" % at) for at in range(1100)]
+    for asked, first in ((3, 3), (1, 3), (1050, 1050), (1050, 1050), (9999, 1099)):
+        stream.delete_before(asked)
+        assert stream.first() == first and list(stream.read(first)) == values[first:]
+        with pytest.raises(PrunedError, match=rf"entries {first - 1} to {first - 1} are not there .* begins at offset {first}"):
+            next(stream.read(first - 1))
+    assert stream.send(b"next").offset() == 1100 and stream.first() == 1099
+
+
+def test_a_reader_that_is_overtaken_by_a_deletion_is_told(tmp_path: Path) -> None:
+    """What it was given before stands; it is not taken for damage."""
+    stream, other = SqliteStream(tmp_path / "s.sqlite"), SqliteStream(tmp_path / "s.sqlite")
+    for at in range(2100):
+        sent = stream.send(b"%d" % at)
+    sent.offset()
+    entries = stream.read(0)
+    assert [next(entries)[0] for _ in range(1000)] == list(range(1000))
+    other.delete_before(2050)
+    with pytest.raises(PrunedError, match="entries 1024 to 2049"):
+        list(entries)
+
+
+@pytest.mark.parametrize("either", LOGS, indirect=True)
+def test_two_streams_are_two(either: EitherLog) -> None:
     """Nothing is shared by name or class."""
-    one, other = make(tmp_path / "a.sqlite"), make(tmp_path / "b.sqlite")
-    one.send(b"x").offset()
-    assert list(other.read(0)) == [] and other.send(b"y").offset() == 0
+    for one, other in ((ListStream(), ListStream()), (either.stream("a"), either.stream("b"))):
+        one.send(b"x").offset()
+        assert list(other.read(0)) == [] and other.send(b"y").offset() == 0
 
 
-def test_a_stream_reads_what_it_has_itself_sent_acknowledged_or_not(tmp_path: Path) -> None:
-    """In the order of sending, and closing waits for what is on its way."""
-    stream = SqliteStream(tmp_path / "s.sqlite")
+@pytest.mark.parametrize("either", LOGS, indirect=True)
+def test_a_stream_reads_what_it_has_itself_sent_acknowledged_or_not(either: EitherLog) -> None:
+    """In the order of sending."""
+    stream = either.stream("s")
     for at in range(20):
         stream.send(b"%d" % at)
         assert [value for _, value in stream.read(0)] == [b"%d" % one for one in range(at + 1)]
+
+
+def test_closing_waits_for_what_is_on_its_way(tmp_path: Path) -> None:
+    """So that nothing that was sent is lost."""
+    stream = SqliteStream(tmp_path / "s.sqlite")
     coming = stream.send(b"last")
     stream.close()
-    assert coming.offset() == 20 and [value for _, value in SqliteStream(tmp_path / "s.sqlite").read(20)] == [b"last"]
+    assert coming.offset() == 0 and [value for _, value in SqliteStream(tmp_path / "s.sqlite").read(0)] == [b"last"]
 
 
-def test_an_acknowledged_value_is_seen_by_another_connection_at_once(tmp_path: Path) -> None:
-    """A reader in another process sees what a writer was told is stored."""
-    one, other = SqliteStream(tmp_path / "s.sqlite"), SqliteStream(tmp_path / "s.sqlite")
+@pytest.mark.parametrize("either", LOGS, indirect=True)
+def test_an_acknowledged_value_is_seen_by_another_connection_at_once(either: EitherLog) -> None:
+    """A reader in another process sees what a writer was told is stored; offsets count what all writers append."""
+    one, other = either.stream("s"), either.stream("s")
     assert [one.send(b"a").offset(), other.send(b"b").offset(), one.send(b"c").offset()] == [0, 1, 2]
     assert [value for _, value in other.read(0)] == [b"a", b"b", b"c"]
+    half = other.read(1)
+    assert next(half) == (1, b"b")
+    assert [value for _, value in one.read(0)] == [b"a", b"b", b"c"] and list(half) == [(2, b"c")]
 
 
 NUMBERED = "with recursive n(i) as (select 0 union all select i + 1 from n where i < 1599) "
 
 
-@pytest.mark.parametrize("gap", [0, 3, 1024, 1500])
+@pytest.mark.parametrize("gap", [1, 3, 1024, 1500])
 def test_a_missing_entry_is_damage_named_by_its_offset(gap: int, tmp_path: Path) -> None:
     """The entries before it are still read."""
     path = tmp_path / "s.sqlite"
@@ -148,3 +187,16 @@ def test_two_processes_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
     assert [process.returncode for process in running] == [0, 0] and sorted(said[0] + said[1]) == list(range(300))
     for name, offsets in zip("ab", said, strict=True):
         assert [stored[offset] for offset in offsets] == [[name, str(at)] for at in range(150)]
+
+
+@pytest.mark.slow
+def test_a_process_that_appends_while_another_deletes_keeps_its_offsets(tmp_path: Path) -> None:
+    """Every acknowledgement is the next offset, whatever was deleted meanwhile; what is there is what was sent."""
+    path = tmp_path / "s.sqlite"
+    stream = SqliteStream(path)
+    appending = subprocess.Popen([sys.executable, "-c", APPENDER, str(path), "a", "300"], stdout=subprocess.PIPE, text=True)
+    while appending.poll() is None:
+        stream.delete_before(max((offset for offset, _ in stream.read(stream.first())), default=0) - 3)
+    said = [int(line) for line in appending.communicate(timeout=PATIENCE_S)[0].split()]
+    assert said == list(range(300)) and stream.first() > 100
+    assert list(stream.read(stream.first())) == [(at, b"a %d" % at) for at in range(stream.first(), 300)]

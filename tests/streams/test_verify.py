@@ -141,7 +141,7 @@ def test_one_flipped_bit_of_a_record_is_named_with_the_first_bad_mark(copy, seed
 def test_one_flipped_bit_of_a_journal_entry_is_named_with_the_first_bad_mark(copy, seed):
     """The entry's offset is in the message; what was counted before it is still proved."""
     chance = random.Random(seed)
-    path = instance(copy).journal_path("main")
+    path = instance(copy).folder / "journal" / "main.sqlite"
     entries = list(SqliteStream(path).read(0))
     offset, _ = chance.choice(entries[2:])
     flip_in_table(path, "entries", offset, chance)
@@ -243,7 +243,7 @@ def test_the_difference_of_parts_is_relative_and_sees_shapes_and_names():
 
 def change_journal(folder: Path, statements: str) -> None:
     """What somebody does to the journal behind our back."""
-    apsw_rows.change(instance(folder).journal_path("main"), statements)
+    apsw_rows.change(instance(folder).folder / "journal" / "main.sqlite", statements)
 
 
 def test_an_entry_that_is_gone_from_the_middle_is_a_finding_although_the_offsets_were_closed_up(copy):
@@ -268,7 +268,7 @@ def test_a_journal_that_lost_its_end_is_a_finding_and_nobody_goes_on(copy, kept)
 
 def test_a_journal_of_another_branch_or_with_a_forged_version_is_a_finding(copy):
     """Entries say whose they are, and a version is named by its state."""
-    path = instance(copy).journal_path("main")
+    path = instance(copy).folder / "journal" / "main.sqlite"
     shutil.copy(path, path.with_name("other.sqlite"))
     with pytest.raises(NotProvedError, match="is of branch main"):
         looking.prove(instance(copy), "other")
@@ -293,7 +293,7 @@ def test_a_checkpoint_that_was_swept_is_no_finding_however_many_are_said_to_be_k
 def test_on_another_kind_of_host_only_what_can_be_compared_is_proved(copy):
     """Within a tolerance, whose use is in the certificate; a mark whose checkpoint is gone is not claimed to be proved."""
     there = instance(copy)
-    path = there.journal_path("main")
+    path = there.folder / "journal" / "main.sqlite"
     for offset, raw in list(SqliteStream(path).read(0)):
         entry = unseal(raw, msgspec.json.Decoder(Entry), "here")
         if isinstance(entry, Open):

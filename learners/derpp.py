@@ -1,0 +1,61 @@
+"""DER++: stored rows are to get the label they had and the logits that they were given when they came.
+
+Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple Baseline", NeurIPS 2020, arXiv 2004.07211,
+equation 6.
+
+Differs from the paper: the head grows, so logits are compared in the columns that were there when they were stored (``known``);
+their squared distance is the mean over columns, as in public code, which alpha is tuned for.
+
+| symbol | name | shape |
+|---|---|---|
+| h(x) | ``logits`` | (n, C) |
+| z | stored ``logits`` | (n, C) |
+| alpha, beta | ``alpha``, ``beta`` | () |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from millrace.learners.losses import cross_entropy, known_distance
+from millrace.learners.network_config import Head, ReplayConfig, number
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from millrace.learners.lesson import Lesson
+
+
+@dataclass(frozen=True, slots=True)
+class DerppConfig(ReplayConfig):
+    """What DER++ is told once."""
+
+    alpha: float = number(0.2, 0.0)  # >= 0; more holds on to the logits of old
+    beta: float = number(1.0, 0.0)  # >= 0; more holds on to the labels of old
+
+
+class Derpp:
+    """L = CE(incoming) + alpha ||h(x') - z'||^2 + beta CE(x'', y''), with two independent draws.
+
+    >>> DerppConfig().alpha, DerppConfig().beta
+    (0.2, 1.0)
+    """
+
+    head = Head()
+
+    def __init__(self, config: DerppConfig) -> None:
+        self.config = config
+
+    def loss(self, lesson: Lesson) -> Tensor | None:
+        """Equation 6. The buffer keeps the logits of this step's own pass."""
+        incoming, one, other = lesson.view(lesson.incoming), lesson.drawn(), lesson.drawn()
+        drawn = [] if one is None or other is None else [lesson.view(one), lesson.view(other)]
+        z = lesson.features(incoming, *drawn)
+        logits = lesson.logits(z[0])
+        lesson.keep("logits", logits)
+        loss = cross_entropy(logits, incoming.y, incoming.weight)
+        if one is not None and other is not None:
+            loss = loss + self.config.alpha * known_distance(lesson.logits(z[1]), one.stored["logits"], one.stored["known"])
+            loss = loss + self.config.beta * cross_entropy(lesson.logits(z[2]), other.y, other.weight)
+        return loss

@@ -1,0 +1,42 @@
+"""Class priors: what share of the rows that will be asked about each class is taken to have."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from millrace.learners.errors import BadInputError
+from millrace.learners.protocol import Floats
+
+AS_SEEN, UNIFORM = "as-seen", "uniform"
+Prior = str | dict[str, float]  # "as-seen", "uniform", or class -> share; those not named divide the rest as they were seen
+
+
+def check_prior(prior: Prior) -> str | None:
+    """What is wrong with a prior, or None."""
+    if isinstance(prior, str):
+        return None if prior in (AS_SEEN, UNIFORM) else f'must be "{AS_SEEN}", "{UNIFORM}" or a table of class = share'
+    fits = all(0.0 <= share <= 1.0 for share in prior.values()) and 0.0 < sum(prior.values()) <= 1.0 + 1e-12
+    return None if fits else "the shares of a prior must be numbers from 0 to 1 that add up to more than 0 and at most 1"
+
+
+def shares(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
+    """Share (C,) of each class, adding up to 1; 0 for a class without rows. ``weight`` (C,): n_c, the rows of each class.
+
+    Raises: BadInputError where the prior leaves nothing to the classes that were seen.
+    """
+    wrong = check_prior(prior)
+    if wrong is not None:
+        raise BadInputError(f"prior = {prior!r}: {wrong}")
+    seen = np.maximum(weight, 0.0)
+    if prior == UNIFORM:
+        share = (seen > 0.0).astype(np.float64)
+    elif isinstance(prior, str):
+        share = seen
+    else:
+        given = np.array([prior.get(name, np.nan) for name in names])
+        rest = np.where(np.isnan(given), seen, 0.0)
+        left = max(0.0, 1.0 - sum(prior.values()))
+        share = np.where(np.isnan(given), rest * (left / rest.sum() if rest.sum() > 0.0 else 0.0), given) * (seen > 0.0)
+    if share.size and seen.any() and share.sum() <= 0.0:
+        raise BadInputError(f"prior = {prior!r}: leaves no share to any class that was seen: {list(names)}")
+    return np.asarray(share / share.sum() if share.sum() > 0.0 else share, dtype=np.float64)

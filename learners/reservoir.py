@@ -1,0 +1,113 @@
+"""A uniform sample of everything seen, in bounded memory: Algorithm R, item by item.
+
+Vitter, "Random Sampling with a Reservoir", ACM TOMS 11(1), 1985, Algorithm R.
+
+Differs from the paper: items are deleted. A deleted item's slot stays empty until an item draws it, and what was seen stays
+counted, so that every item that was not deleted is in the reservoir with the same probability M / n. (Public replay buffers
+draw for a whole batch with the count before it, and let an item of the batch overwrite another: not uniform.)
+
+| symbol | name | |
+|---|---|---|
+| M | ``size`` | slots |
+| n | ``seen`` | items offered so far |
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from millrace.learners.protocol import Array, Value
+
+Slots = NDArray[np.int64]
+
+
+class Reservoir:
+    """Rows in slots, one tensor a column; the columns begin with the first rows.
+
+    >>> draws = np.random.Generator(np.random.PCG64(0))
+    >>> reservoir = Reservoir(2)
+    >>> for at in range(5):
+    ...     _ = reservoir.add({"x": torch.tensor([[at]])}, None, draws)
+    >>> reservoir.seen, len(reservoir)
+    (5, 2)
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size  # M, >= 1
+        self.seen = 0  # n
+        self.columns: dict[str, Tensor] = {}  # name -> (M, ...)
+        self.keys = np.full(size, None, dtype=object)  # (M,) bytes | None, the records' keys
+        self.full = np.zeros(size, dtype=bool)  # (M,) slots that hold a row
+
+    def __len__(self) -> int:
+        return int(self.full.sum())
+
+    def add(self, rows: dict[str, Tensor], keys: Array | None, draws: np.random.Generator) -> Slots:
+        """Offer rows in order; the slot of each, or -1 where it was not kept or a later one of them took its place."""
+        count = len(next(iter(rows.values())))
+        place = np.arange(self.seen, self.seen + count)
+        slots: Slots = np.where(place < self.size, place, draws.integers(0, place + 1))
+        slots[slots >= self.size] = -1
+        later = slots[:, None] == slots[None, :]
+        slots[np.triu(later, 1).any(axis=1)] = -1
+        self.seen += count
+        kept = np.flatnonzero(slots >= 0)
+        if len(kept):
+            self._write(slots[kept], {name: rows[name][kept] for name in rows}, None if keys is None else keys[kept])
+        return slots
+
+    def _write(self, slots: Slots, rows: dict[str, Tensor], keys: Array | None) -> None:
+        for name, values in rows.items():
+            if name not in self.columns:
+                self.columns[name] = values.new_zeros((self.size, *values.shape[1:]))
+            self.columns[name][slots] = values
+        self.keys[slots] = keys
+        self.full[slots] = True
+
+    def draw(self, count: int, draws: np.random.Generator) -> dict[str, Tensor]:
+        """Up to ``count`` different rows, uniformly; no columns where there are no rows."""
+        slots = np.flatnonzero(self.full) if len(self) < min(self.seen, self.size) else np.arange(len(self))
+        if not len(slots):
+            return {}
+        chosen = slots[draws.choice(len(slots), min(count, len(slots)), replace=False)]
+        return {name: column[chosen] for name, column in self.columns.items()}
+
+    def remove(self, slots: NDArray[np.bool_]) -> int:
+        """Empty the slots of a mask (M,), overwriting what they held; how many held a row."""
+        gone = slots & self.full
+        for column in self.columns.values():
+            column[gone] = 0
+        self.keys[gone] = None
+        self.full[gone] = False
+        return int(gone.sum())
+
+    def widen(self, name: str, width: int) -> None:
+        """Let a column of vectors be at least ``width`` wide, with zeros where rows are older."""
+        column = self.columns.get(name)
+        if column is not None and column.shape[1] < width:
+            self.columns[name] = torch.cat([column, column.new_zeros(self.size, width - column.shape[1])], 1)
+
+    def state(self) -> dict[str, Value]:
+        """A copy of everything up to the last slot ever used."""
+        used = min(self.seen, self.size)
+        columns = {f"buffer.{name}": column[:used].cpu().numpy().copy() for name, column in self.columns.items()}
+        return columns | {
+            "buffer.keys": self.keys[:used].copy(),
+            "buffer.full": self.full[:used].copy(),
+            "buffer.seen": self.seen,
+        }
+
+    def load(self, state: dict[str, Value], device: str = "cpu") -> None:
+        """Become the reservoir that gave ``state``."""
+        self.seen, used = state["buffer.seen"], len(state["buffer.full"])
+        self.keys, self.full, self.columns = np.full(self.size, None, dtype=object), np.zeros(self.size, dtype=bool), {}
+        self.keys[:used], self.full[:used] = state["buffer.keys"], state["buffer.full"]
+        for key in sorted(set(state) - {"buffer.seen", "buffer.keys", "buffer.full"}):
+            if key.startswith("buffer."):
+                stored = torch.tensor(state[key])
+                column = stored.new_zeros((self.size, *stored.shape[1:]))
+                column[:used] = stored
+                self.columns[key.removeprefix("buffer.")] = column.to(device)

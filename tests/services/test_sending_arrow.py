@@ -1,0 +1,85 @@
+"""`millrace send --format arrow`: the same file, many rows a message, and the model that single rows lead to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rooms import facts, here, json_lines, pipeline_in
+
+from millrace.learners.errors import BadInputError
+from millrace.services.config import load_pipeline
+from millrace.services.instance import Instance
+from millrace.services.sending import messages_of
+from millrace.streams.arrow import stream_bytes
+from millrace.streams.records import Record
+
+
+def learned(folder: Path, *words: str) -> tuple[int, dict[str, object]]:
+    """Messages sent, and what `status` says once they are learned."""
+    folder.mkdir()
+    pipeline_in(folder)
+    sent = here("send", "digits.toml", *words, "--output", "json", cwd=folder)
+    assert sent.exit_code == 0, sent.output
+    assert here("run", "digits.toml", cwd=folder).exit_code == 0
+    return int(str(json_lines(sent.stdout)[0]["sent"])), facts(folder)
+
+
+def test_rows_sent_as_batches_are_learned_as_rows_are(tmp_path) -> None:
+    """200 rows in 7 messages: the same counts and scores; `verify` proves them."""
+    plain, one = learned(tmp_path / "rows", "rows.jsonl")
+    batches, other = learned(tmp_path / "batches", "rows.jsonl", "--format", "arrow", "--rows-per-message", "30")
+    assert (plain, batches) == (200, 7)
+    for what in ("learned", "passed", "rejected", "waiting", "accuracy"):
+        assert one[what] == other[what], what
+    assert here("verify", "digits.toml", cwd=tmp_path / "batches").exit_code == 0
+
+
+def test_a_parquet_file_can_be_sent_as_batches(tmp_path) -> None:
+    """With an array a row."""
+    pipeline_in(tmp_path, rows=1)
+    rows = {"x": [[1.0, 2.0, 3.0, 4.0]] * 5, "site": ["north"] * 5, "label": ["a", "b", "a", "b", "a"]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    done = here("send", "digits.toml", "rows.parquet", "--format", "arrow", "--rows-per-message", "2", cwd=tmp_path)
+    assert done.exit_code == 0
+    assert here("run", "digits.toml", cwd=tmp_path).exit_code == 0 and facts(tmp_path)["learned"] == 5
+
+
+def test_what_cannot_be_a_column_is_said_with_its_rows(tmp_path) -> None:
+    """Before anything of that message is sent."""
+    schema = load_pipeline(pipeline_in(tmp_path, rows=1)).pipeline.schema
+    good = b'{"x": [1, 2, 3, 4], "site": "north", "label": "a"}'
+    for bad, why in ((b"[1]", "Expected `object`"), (b'{"z": 1}', "z: no field"), (b'{"x": ["a"]}', "x: a value is not")):
+        messages = messages_of([good, good, good, bad], schema, 2)
+        next(messages)
+        with pytest.raises(BadInputError, match=f"Among rows 3 to 4: .*{why}"):
+            next(messages)
+
+
+def test_served_records_are_not_sent_as_batches(tmp_path) -> None:
+    """They are told apart record by record."""
+    pipeline_in(tmp_path)
+    done = here("send", "digits.toml", "rows.jsonl", "--served", "--format", "arrow", cwd=tmp_path)
+    assert done.exit_code == 2 and "leave out --format arrow" in done.stderr
+
+
+def test_each_bad_row_of_a_message_is_a_dead_letter_of_its_own_and_is_sent_again_alone(tmp_path) -> None:
+    """Shown by its row; two rows of one message are not taken for a repetition of one."""
+    path = pipeline_in(tmp_path, rows=1)
+    columns = {"x": [[float("nan")] * 4, [1.0] * 4, [2.0] * 4], "site": ["north", "north", "moon"], "label": ["a", "b", "c"]}
+    arrays = columns | {"x": pa.array(columns["x"], pa.list_(pa.float64()))}
+    instance = Instance(load_pipeline(path), tmp_path / ".millrace" / "digits")
+    instance.log().append("digits", [Record(stream_bytes(pa.record_batch(arrays)), timestamp_ms=1)])
+    assert here("run", "digits.toml", "--set", "worker.stop_share=1.0", cwd=tmp_path).exit_code == 0
+    shown = json_lines(here("dead-letters", "list", "digits.toml", "--output", "json", cwd=tmp_path).stdout)
+    assert [(one["record"], one["reason"]) for one in shown] == [
+        ("digits:0 offset 0 row 0", "not-finite"),
+        ("digits:0 offset 0 row 2", "unknown-category"),
+    ]
+    done = here("dead-letters", "redrive", "digits.toml", "1", "--reason", "mended", "--yes", cwd=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert json.loads(instance.log().fetch("digits:0", 1, None, 9)[0][0].value)["site"] == "moon"
+    assert facts(tmp_path)["learned"] == 1

@@ -1,0 +1,323 @@
+"""What a Kafka broker can do to readers and writers, on a real one: markers, lost topics, flipped bytes, silence, death."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from either_log import KAFKA, EitherLog, read_all, records, swept, values_of
+from kafka import KafkaProducer
+
+from millrace.learners.errors import BadInputError, ConfigError, DamageError, MillraceError, PrunedError, StorageError
+from millrace.streams.cluster import Cluster, Secrets
+from millrace.streams.kafka import Link
+from millrace.streams.kafka_log import KafkaLog, KafkaSource
+from millrace.streams.kafka_stream import FOREVER, KafkaStream, Readers
+from millrace.streams.records import Record
+from millrace.streams.source import Topic
+
+pytestmark = KAFKA
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing():
+    """Also where a test has connections of its own."""
+    with swept():
+        yield
+
+
+def topic_of(on_kafka: EitherLog, partitions: int = 1) -> str:
+    """A topic of the test's own."""
+    name = f"{on_kafka.name}.events"
+    on_kafka.log.create_topic(name, partitions)
+    return name
+
+
+def transactions(broker, topic: str, ends: str) -> None:
+    """One transaction of three records for each letter: c is committed, a is aborted."""
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap, transactional_id=f"tx-{topic}", metrics_enabled=False)
+    producer.init_transactions()
+    for at, end in enumerate(ends):
+        producer.begin_transaction()
+        for number in range(3):
+            producer.send(topic, b"%s%d.%d" % (end.encode(), at, number), timestamp_ms=1000 + at)
+        producer.flush()
+        producer.commit_transaction() if end == "c" else producer.abort_transaction()
+    producer.close()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+def test_markers_and_aborted_records_are_gaps_that_a_read_names(on_kafka: EitherLog, broker, limit: int) -> None:
+    """Committed records alone are read, reads touch, the last one ends at the log's end, and reading again gives the same."""
+    topic = topic_of(on_kafka)
+    transactions(broker, topic, "cacca")
+    source, reads = on_kafka.source([topic]), []
+    low, high = source.bounds()[f"{topic}:0"]
+    until_s = time.monotonic() + 20
+    while source.position[f"{topic}:0"] < high and time.monotonic() < until_s:
+        reads += source.next_batch(limit)
+    assert [read.start for read in reads] == [low, *(read.stop for read in reads[:-1])] and reads[-1].stop == high == 20
+    wanted = [b"c%d.%d" % (at, number) for at in (0, 2, 3) for number in range(3)]
+    assert values_of(reads) == {f"{topic}:0": wanted} and max(len(read.events) for read in reads) <= limit
+    for again in (source, on_kafka.source([topic])):
+        assert [again.read(read.tp, read.start, read.stop) for read in reads] == reads
+        assert again.read(f"{topic}:0", 0, 20).crc32c == again.read(f"{topic}:0", 0, 19).crc32c
+    assert source.next_batch(10) == [] and on_kafka.log.last(topic) == b"c3.2"
+
+
+def test_what_an_open_transaction_holds_is_not_read_and_not_counted_as_there(on_kafka: EitherLog, broker) -> None:
+    """The end is where everything is settled, so a reader at it has caught up."""
+    topic = topic_of(on_kafka)
+    on_kafka.log.append(topic, records(2))
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap, transactional_id=f"open-{topic}", metrics_enabled=False)
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.send(topic, b"x").get(10)
+    source = on_kafka.source([topic])
+    assert len(read_all(source, 2)[0].events) == 2
+    assert source.bounds() == {f"{topic}:0": (0, 2)} and source.next_batch(9) == []
+    producer.commit_transaction()
+    producer.close()
+    assert values_of(read_all(source, 1)) == {f"{topic}:0": [b"x"]}
+
+
+def test_a_topic_that_was_made_anew_stops_its_reader(on_kafka: EitherLog) -> None:
+    """It has another id, whatever its name and its offsets are; so does one that is gone."""
+    topic = topic_of(on_kafka)
+    on_kafka.log.append(topic, records(5))
+    source = on_kafka.source([topic])
+    read_all(source, 5)
+    link = on_kafka.log.link
+    before = source.topics()[topic]
+    link.delete([topic])
+    with pytest.raises(DamageError, match=f"Topic {topic} was deleted. Restore the log"):
+        wait_for_error(source)
+    until_s = time.monotonic() + 20
+    while topic in link.topics([topic]) and time.monotonic() < until_s:
+        time.sleep(0.1)
+    on_kafka.log.create_topic(topic)
+    on_kafka.log.append(topic, records(9))
+    with pytest.raises(DamageError, match=f"Topic {topic} was deleted and made anew"):
+        wait_for_error(source)
+    assert on_kafka.source([topic]).topics()[topic] not in (before, None)
+
+
+def wait_for_error(source: KafkaSource) -> None:
+    """Read for a while; whatever comes is not looked at."""
+    until_s = time.monotonic() + 10
+    while time.monotonic() < until_s:
+        source.next_batch(10)
+        time.sleep(0.05)
+
+
+def test_partitions_that_are_added_are_read_from_their_beginning(on_kafka: EitherLog) -> None:
+    """By a reader that was there before, and by one that goes on from a position without them."""
+    topic = topic_of(on_kafka)
+    on_kafka.log.append(topic, records(5))
+    source = on_kafka.source([topic])
+    read_all(source, 5)
+    on_kafka.log.link._admin.create_partitions({topic: 3})
+    later = KafkaLog(Link(Cluster(on_kafka.log.link.cluster.bootstrap), Secrets(), 1 << 20))
+    until_s = time.monotonic() + 20
+    while later.link.topics([topic])[topic].partitions < 3 and time.monotonic() < until_s:
+        time.sleep(0.1)
+    placed = later.append(topic, records(60))
+    later.link.close()
+    assert {number for number, _ in placed} > {0}
+    for one in (source, on_kafka.source([topic])):
+        one.seek({f"{topic}:0": 5})
+        reads = read_all(one, 60)
+        assert {read.tp: read.start for read in reversed(reads)} == {
+            tp: 5 if tp == f"{topic}:0" else 0 for tp in {read.tp for read in reads}
+        }
+        assert sum(len(read.events) for read in reads) == 60 and set(one.position) == {f"{topic}:{n}" for n in range(3)}
+        assert one.topics()[topic].partitions == 3
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lz4", "snappy", "zstd"])
+def test_every_compression_that_is_offered_is_read_back(on_kafka: EitherLog, broker, compression: str) -> None:
+    """Also from the middle of a compressed batch."""
+    topic = topic_of(on_kafka)
+    log = KafkaLog(Link(Cluster(broker.bootstrap, compression=compression), Secrets(), 1 << 20))
+    log.append(topic, records(500))
+    log.link.close()
+    assert values_of(read_all(on_kafka.source([topic]), 500)) == {f"{topic}:0": [b"%d" % at for at in range(500)]}
+    assert [event.offset for event in on_kafka.source([topic]).read(f"{topic}:0", 77, 81).events] == [77, 78, 79, 80]
+
+
+def test_a_flipped_byte_is_damage_and_other_partitions_are_read_on(on_kafka: EitherLog, broker) -> None:
+    """The broker hands out what its file has; the reader that met it is given up, and every new one says the same."""
+    topic, intact = topic_of(on_kafka), f"{on_kafka.name}.intact"
+    on_kafka.log.create_topic(intact)
+    on_kafka.log.append(topic, [Record(b"before")])
+    on_kafka.log.append(topic, [Record(b"payload of the second")])
+    on_kafka.log.append(intact, [Record(b"whole")])
+    (segment,) = (broker.folder / "data" / f"{topic}-0").glob("*.log")
+    raw = segment.read_bytes()
+    with segment.open("r+b") as file:
+        file.seek(raw.index(b"payload"))
+        file.write(b"X")
+    source = on_kafka.source([topic])
+    assert values_of(read_all(source, 1)) == {f"{topic}:0": [b"before"]}
+    for _ in range(2):
+        with pytest.raises(DamageError, match=f"{topic}:0 from offset 1: .*failed crc check"):
+            read_all(source, 1)
+        with pytest.raises(DamageError, match="failed crc check"):
+            source.read(f"{topic}:0", 1, 2)
+    assert source.position == {f"{topic}:0": 1}
+    assert values_of(read_all(on_kafka.source([intact]), 1)) == {f"{intact}:0": [b"whole"]}
+
+
+def test_a_partition_that_gives_nothing_is_asked_anew_and_then_by_another_reader(on_kafka: EitherLog, caplog) -> None:
+    """A silent client is what several trackers report; here one is made silent, and nothing is lost or read twice."""
+    topic = topic_of(on_kafka)
+    source = on_kafka.source([topic])  # its patience is a second
+    on_kafka.log.append(topic, records(3))
+    read_all(source, 3)
+    reader = source._live
+    reader._consumer.pause(*reader._consumer.assignment())
+    on_kafka.log.append(topic, records(4, 3))
+    with caplog.at_level(logging.WARNING, logger="millrace"):
+        assert values_of(read_all(source, 4)) == {f"{topic}:0": [b"3", b"4", b"5", b"6"]}
+    assert source._live is not reader
+    said = [record.message for record in caplog.records]
+    assert any("it is asked anew" in line for line in said) and any("another reader takes over" in line for line in said)
+
+
+def test_a_record_that_is_too_large_is_the_senders_error_and_others_go_on(on_kafka: EitherLog) -> None:
+    """Too large for any topic of ours, or for this one."""
+    topic, small = topic_of(on_kafka), f"{on_kafka.name}.small"
+    on_kafka.log.link.create(small, 1, {"max.message.bytes": "2000"})
+    with pytest.raises(BadInputError, match="larger than the 33554432 bytes"):
+        on_kafka.log.append(topic, [Record(b"x" * (33 << 20))])
+    with pytest.raises(BadInputError, match="raise its max.message.bytes"):
+        on_kafka.log.append(small, [Record(b"x" * 5000)])
+    assert on_kafka.log.append(topic, [Record(b"fits")]) == [(0, 0)] and on_kafka.log.append(small, [Record(b"y")]) == [(0, 0)]
+    large = b"z" * (3 << 20)  # three times what is fetched at once
+    on_kafka.log.append(topic, [Record(large), Record(b"after")])
+    assert values_of(read_all(on_kafka.source([topic]), 3)) == {f"{topic}:0": [b"fits", large, b"after"]}
+
+
+def test_a_journal_topic_that_would_lose_entries_is_refused(on_kafka: EitherLog) -> None:
+    """Named with what is wrong and what is right; one that has lost its beginning is damage."""
+    link = on_kafka.log.link
+    for name, partitions, settings in (
+        ("a", 1, {"cleanup.policy": "compact"}),
+        ("b", 1, {"retention.ms": "1000"}),
+        ("c", 2, {}),
+    ):
+        link.create(f"{on_kafka.name}.{name}", partitions, FOREVER | settings)
+        for act in (lambda stream: stream.send(b"x"), lambda stream: list(stream.read(0))):
+            with pytest.raises(ConfigError, match="or entries are lost. Change its settings"):
+                act(on_kafka.stream(name))
+    stream = on_kafka.stream("d")
+    for at in range(5):
+        stream.send(b"%d" % at).offset()
+    on_kafka.log.delete_before(f"{on_kafka.name}.d:0", 2)
+    with pytest.raises(PrunedError, match="entries 0 to 1 are not there"):
+        list(stream.read(0))
+    assert [value for _, value in stream.read(3)] == [b"3", b"4"]
+
+
+def test_a_marker_in_a_journal_is_damage(on_kafka: EitherLog, broker) -> None:
+    """Offsets of a journal have no gap, so a hand that writes transactions into it is found."""
+    stream = on_kafka.stream("j")
+    stream.send(b"one").offset()
+    transactions(broker, f"{on_kafka.name}.j", "c")
+    with pytest.raises(DamageError, match="entry 4 is missing"):
+        list(stream.read(0))
+
+
+def test_settings_that_make_promises_untrue_are_said_at_the_start(on_kafka: EitherLog, caplog) -> None:
+    """Records must outlast labels; a compacted topic cannot be verified."""
+    link, name = on_kafka.log.link, f"{on_kafka.name}.compacted"
+    link.create(name, 1, {"cleanup.policy": "compact"})
+    short = f"{on_kafka.name}.short"
+    link.create(short, 1, {"retention.ms": "60000"})
+    with caplog.at_level(logging.WARNING, logger="millrace"):
+        on_kafka.log.check([name], 3_600_000)
+    assert f"Topic {name} is compacted" in caplog.text
+    on_kafka.log.check([short], 60_000)
+    with pytest.raises(ConfigError, match=f"Topic {short} keeps records for 60000 ms .* after 60001. Raise it"):
+        on_kafka.log.check([short], 60_001)
+
+
+def test_offsets_for_lag_tools_are_committed_under_a_groups_name(on_kafka: EitherLog, broker) -> None:
+    """Anyone's lag tool reads them; nothing of ours does."""
+    from kafka import KafkaAdminClient, TopicPartition
+
+    topic = topic_of(on_kafka)
+    on_kafka.log.append(topic, records(9))
+    for at in (4, 9):
+        on_kafka.log.link.commit(f"{on_kafka.name}.main", {f"{topic}:0": at})
+        admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+        found = admin.list_group_offsets([f"{on_kafka.name}.main"])
+        admin.close()
+        assert found[f"{on_kafka.name}.main"][TopicPartition(topic, 0)].offset == at
+
+
+def test_a_broker_that_dies_costs_time_and_nothing_else(on_kafka: EitherLog, broker) -> None:
+    """What was acknowledged is there, the same objects go on once it is back, and what it was asked meanwhile waits."""
+    topic = topic_of(on_kafka)
+    stream, source = on_kafka.stream("j"), on_kafka.source([topic])
+    on_kafka.log.append(topic, records(5))
+    assert stream.send(b"one").offset() == 0 and len(read_all(source, 5)[0].events) == 5
+    broker.kill()
+    waiting = [stream.send(b"two")]
+    on_kafka.log.post(topic, records(5, 5))
+    assert source.next_batch(5) == []
+    broker.start()
+    on_kafka.log.flush()
+    assert waiting[0].offset() == 1 and list(stream.read(0)) == [(0, b"one"), (1, b"two")]
+    assert values_of(read_all(source, 5)) == {f"{topic}:0": [b"%d" % at for at in range(5, 10)]}
+
+
+def test_a_broker_that_stays_away_is_one_sentence_with_what_to_do(broker, tmp_path: Path) -> None:
+    """For every kind of call, within the patience that was set; and afterwards the same objects go on."""
+    link = Link(Cluster(broker.bootstrap, patience_s=1.0), Secrets(), 1 << 20)
+    log, readers = KafkaLog(link), Readers(link)
+    name = f"t{time.monotonic_ns()}"
+    log.create_topic(name)
+    log.append(name, records(3))
+    source, stream = KafkaSource(link, [name]), KafkaStream(readers, f"{name}.j")
+    stream.send(b"one").offset()
+    read_all(source, 3)
+    calls = {
+        "append": lambda: log.append(name, records(1)),
+        "bounds": source.bounds,
+        "read": lambda: list(stream.read(0)),
+        "send": lambda: stream.send(b"two").offset(),
+        "make": lambda: log.create_topic(f"{name}.more"),
+        "look": lambda: wait_for_error(source),
+        "new": lambda: Link(link.cluster, Secrets(), 1 << 20).reader(),
+    }
+    broker.kill()
+    try:
+        for what, call in calls.items():
+            begin_s = time.monotonic()
+            with pytest.raises(StorageError, match=f"Kafka at {broker.bootstrap} does not answer or refuses"):
+                call()
+            assert time.monotonic() - begin_s < 15, what
+    finally:
+        broker.start()
+    stored = patiently(lambda: log.append(name, [Record(b"back")]))
+    assert stored[0][0] == 0 and patiently(lambda: stream.send(b"three").offset()) > 0
+    values = [value for _, value in patiently(lambda: list(stream.read(0)))]
+    assert values[0] == b"one" and values[-1] == b"three"
+    assert source.topics()[name] == Topic(link.topics([name])[name].id, 1)
+    source.close()
+    readers.close()
+    link.close()
+
+
+def patiently(call):
+    """What a trainer does: again, until the broker is back."""
+    until_s = time.monotonic() + 20
+    while True:
+        try:
+            return call()
+        except MillraceError:
+            if time.monotonic() > until_s:
+                raise
