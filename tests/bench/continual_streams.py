@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 TASKS = 5  # of two classes each
 HELD_OUT = 500  # test images that every evaluation looks at, as many of each class
 CIFAR_ROWS = 10_000  # training images that are used
+BACKBONE = "mobilenet_v1_0.25_128_quant_dequant.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +24,10 @@ class SplitStream:
     """Images in the order in which they are learned, once each, and the images that are held out."""
 
     name: str
-    x: NDArray[np.uint8]  # (n, C, H, W), 0..255
+    x: NDArray[Any]  # (n, C, H, W), 0..255; or features (n, d)
     y: NDArray[np.int64]  # (n,) classes
     task: NDArray[np.int64]  # (n,) of each row, never decreasing; no learner is told
-    held_x: NDArray[np.uint8]  # (m, C, H, W)
+    held_x: NDArray[Any]  # (m, ...)
     held_y: NDArray[np.int64]  # (m,)
     held_task: NDArray[np.int64]  # (m,)
 
@@ -50,6 +52,39 @@ def split_cifar(data: Path, seed: int, rows: int = CIFAR_ROWS) -> SplitStream:
     return _split("split CIFAR-10", pictures, (names["y_train"][:rows], names["y_test"][held]), seed)
 
 
+def cifar_features(data: Path, seed: int, rows: int = CIFAR_ROWS, cache: Path | None = None) -> SplitStream:
+    """The same rows in the same order as features (n, 256) of the frozen MobileNet, through the product's own door."""
+    with np.load(data / "cifar10" / "cifar10_jpeg.npz") as file:
+        names = {name: file[name] for name in file.files}
+    held = _held_out(names["y_test"])
+    place = None if cache is None else cache / f"backbone-{rows}.npz"
+    if place is not None and place.exists():
+        with np.load(place) as file:
+            pictures = (file["train"], file["held"])
+    else:
+        train = _features(data, names["jpeg_train"], names["off_train"], np.arange(rows))
+        pictures = (train, _features(data, names["jpeg_test"], names["off_test"], held))
+        if place is not None:
+            np.savez(place, train=pictures[0], held=pictures[1])
+    return _split("CIFAR-10 features", pictures, (names["y_train"][:rows], names["y_test"][held]), seed)
+
+
+def stream_named(name: str, data: Path, seed: int, rows: int) -> SplitStream:
+    """The stream that a request names."""
+    return (split_mnist if name == "mnist" else split_cifar)(data, seed, rows)
+
+
+def _features(data: Path, blob: NDArray[np.uint8], offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of JPEG files, (n, 256)."""
+    from millrace.streams.backbone import backbone
+    from millrace.streams.schema import Field
+
+    path = str(data / "vision_backbones" / BACKBONE)
+    field = Field("picture", "image", center=128.0, scale=128.0, backbone=path, shape=(128, 128), features=256)
+    files = [blob[offsets[at] : offsets[at + 1]].tobytes() for at in chosen]
+    return backbone(field).features(np.array(files, dtype=object))
+
+
 def _decoded(blob: NDArray[np.uint8], offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Images (n, 3, 32, 32)."""
     from PIL import Image
@@ -66,7 +101,7 @@ def _held_out(y: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _split(
     name: str,
-    pictures: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    pictures: tuple[NDArray[Any], NDArray[Any]],
     labels: tuple[NDArray[np.int64], NDArray[np.int64]],
     seed: int,
 ) -> SplitStream:
