@@ -1,6 +1,6 @@
 """mammoth's ER, ER-ACE and DER++ over a stream of ours; run by bench-continual in the environment `.venv-continual`.
 
-    python tests/bench/peer_mammoth.py CHECKOUT < request.json > result.json
+    python tests/bench/peer_mammoth.py CHECKOUT < requests.jsonl > results.jsonl
 
 CHECKOUT is a clone of aimagelab/mammoth (MIT; it is on no package index). Its models and its buffer are used as they are; the
 loop around them is its own online one: one pass, one `observe` a batch.
@@ -67,13 +67,20 @@ def _whole_batches(augment: torch.nn.Module | None) -> torch.nn.Module | None:
     """The same, as the kind of transform that mammoth gives all rows at once and not one by one."""
     from utils.kornia_utils import KorniaAugNoGrad
 
-    if augment is None:
-        return None
-    wrapped = KorniaAugNoGrad.__new__(KorniaAugNoGrad)
-    torch.nn.Module.__init__(wrapped)
-    wrapped.transforms = augment
-    wrapped._device = torch.device("cpu")
-    return wrapped
+    class WholeBatches(KorniaAugNoGrad):
+        """Ours in its place."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            """Images (n, C, H, W)."""
+            return augment(images)
+
+    return None if augment is None else WholeBatches()
+
+
+def absent(name: str) -> None:
+    """Whatever of mammoth's data sets is imported by name and used by none of the methods here."""
+    if name.startswith("__"):
+        raise AttributeError(name)
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +104,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(sys.argv[1])))
-    sys.modules["open_clip"] = types.ModuleType("open_clip")  # two data sets of mammoth's import it; none of them is used here
+    datasets = types.ModuleType("datasets")  # its own imports every data set there, and what each of them needs
+    vars(datasets).update(__path__=[str(Path(sys.argv[1]) / "datasets")], __getattr__=absent)
+    sys.modules["datasets"] = datasets
     torch.set_num_threads(1)
-    print(json.dumps(run(json.load(sys.stdin))))
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)
