@@ -11,7 +11,7 @@ JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-labels bench-drift bench-analytic calibrate lock proto clean kafka faults
+.PHONY: bench-labels bench-drift bench-analytic bench-continual calibrate lock proto clean kafka faults
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -99,6 +99,9 @@ bench-drift: .venv-test/.installed  ## false alarms against their budgets, detec
 
 bench-analytic: .venv-test/.installed  ## the analytic family on imbalanced digits beside a plain ridge; what balancing costs
 	$(TEST)/python tests/bench/bench_analytic.py
+
+bench-continual: .venv-test/.installed $(if $(MAMMOTH),.venv-continual/.ready)  ## every learner on split MNIST and CIFAR-10; goes on where it was stopped (QUICK=1; MAMMOTH=clone of aimagelab/mammoth)
+	$(TEST)/python tests/bench/bench_continual.py $(if $(QUICK),--quick) $(if $(MAMMOTH),--mammoth $(MAMMOTH))
 
 calibrate: .venv-test/.installed  ## measure the table of learners/calibration.py anew (half an hour)
 	$(TEST)/python tests/bench/calibrate_drift.py

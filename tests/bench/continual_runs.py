@@ -150,7 +150,9 @@ def peer(python: str, checkout: str) -> subprocess.Popen[str]:
 def peer_run(request: Request, data: Path, python: str, checkout: str) -> dict[str, Any]:
     """The same by mammoth, in an environment and a process of its own."""
     shape = NETWORK[request.stream]
-    spec = {"d": int(np.prod(shape["image"])), "hidden": [], "channels": 0} | {key: shape[key] for key in shape if key != "augment"}
+    spec = {"d": int(np.prod(shape["image"])), "hidden": [], "channels": 0} | {
+        key: shape[key] for key in shape if key != "augment"
+    }
     asked = request.plain() | {"network": spec, "augment": shape["augment"], "method": request.kind, "data": str(data)}
     asked |= {"rate": request.config["rate"], "replay_rows": STEP_ROWS, "step_rows": STEP_ROWS}
     process = peer(python, checkout)
@@ -228,7 +230,9 @@ def asked_for(size: Size, rates: Rates) -> list[Request]:
             rest = (seed, size.rows[stream], size.every[stream])
             found += _analytic(stream, rest)
             if stream == "cifar":
-                backbone = Request("ours", "features", "mobilenet + ridge", "ridge", *rest, 0, {"gamma": 1.0, "solve_rows": 1000})
+                backbone = Request(
+                    "ours", "features", "mobilenet + ridge", "ridge", *rest, 0, {"gamma": 1.0, "solve_rows": 1000}
+                )
                 found += [backbone]
             for side, of, kind in rates:
                 if of == stream:

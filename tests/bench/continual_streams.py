@@ -74,7 +74,9 @@ def stream_named(name: str, data: Path, seed: int, rows: int) -> SplitStream:
     return (split_mnist if name == "mnist" else split_cifar)(data, seed, rows)
 
 
-def _features(data: Path, blob: NDArray[np.uint8], offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+def _features(
+    data: Path, blob: NDArray[np.uint8], offsets: NDArray[np.int64], chosen: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Of JPEG files, (n, 256)."""
     from millrace.streams.backbone import backbone
     from millrace.streams.schema import Field
@@ -112,6 +114,4 @@ def _split(
     y, held_y = (one.astype(np.int64) for one in labels)
     order = rng.permutation(len(y))
     order = order[np.argsort(task_of[y[order]], kind="stable")]
-    return SplitStream(
-        name, pictures[0][order], y[order], task_of[y[order]], pictures[1], held_y, task_of[held_y]
-    )
+    return SplitStream(name, pictures[0][order], y[order], task_of[y[order]], pictures[1], held_y, task_of[held_y])
