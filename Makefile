@@ -11,7 +11,7 @@ JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-pipeline bench-labels bench-drift bench-analytic calibrate lock proto clean kafka faults
+.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual calibrate lock proto clean kafka faults
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -103,6 +103,9 @@ bench-drift: .venv-test/.installed  ## false alarms against their budgets, detec
 bench-analytic: .venv-test/.installed  ## the analytic family on imbalanced digits beside a plain ridge; what balancing costs
 	$(TEST)/python tests/bench/bench_analytic.py
 
+bench-continual: .venv-test/.installed $(if $(MAMMOTH),.venv-continual/.ready)  ## every learner on split MNIST and CIFAR-10; goes on where it was stopped (QUICK=1; MAMMOTH=clone of aimagelab/mammoth)
+	$(TEST)/python tests/bench/bench_continual.py $(if $(QUICK),--quick) $(if $(MAMMOTH),--mammoth $(MAMMOTH))
+
 calibrate: .venv-test/.installed  ## measure the table of learners/calibration.py anew (half an hour)
 	$(TEST)/python tests/bench/calibrate_drift.py
 
@@ -113,9 +116,11 @@ lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) --extra demo --extra serve -c $(LOCKS)/test.txt -o $(LOCKS)/serve.txt pyproject.toml
 	$(RESOLVE) -o $(LOCKS)/clients.txt $(LOCKS)/clients.in
 	$(RESOLVE) -o $(LOCKS)/peers.txt $(LOCKS)/peers.in
+	$(RESOLVE) --override $(LOCKS)/continual.override.txt -o $(LOCKS)/continual.txt $(LOCKS)/continual.in
 
 clean:  ## remove the environments and everything built
-	rm -rf .tools .venv .venv-test .venv-clients .venv-peers .kafka build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .tools .venv .venv-test .venv-clients .venv-peers .venv-continual .kafka build dist *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(ROOMS) tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(UV): $(LOCKS)/uv.txt
@@ -152,7 +157,7 @@ $(UV): $(LOCKS)/uv.txt
 	@touch $@
 
 # These ask for an older protobuf than Ray does, and none of them is ever in a process of ours.
-.venv-clients/.ready .venv-peers/.ready: .venv-%/.ready: $(UV) $(LOCKS)/%.txt
+.venv-clients/.ready .venv-peers/.ready .venv-continual/.ready: .venv-%/.ready: $(UV) $(LOCKS)/%.txt
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv-$*
 	$(SYNC) .venv-$* $(LOCKS)/$*.txt
 	@touch $@

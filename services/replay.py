@@ -24,11 +24,11 @@ from millrace.services.operations import advance, planned_operation, refuse_othe
 from millrace.services.processes import COMMAND
 from millrace.services.replay_plan import SHORTEST, Plan, check_plan, fork_of, live_branch, load_plan
 from millrace.services.running import heir_of, successor_of
-from millrace.streams.branch import Doors, start
+from millrace.streams.branch import Doors, restore
 from millrace.streams.entries import Fork
 from millrace.streams.forks import begin_fork, end_branch
 from millrace.streams.host import this_host, use_threads
-from millrace.streams.journal import summarise
+from millrace.streams.journal import Summary, summarise
 from millrace.streams.ledger import Operation, Stage, Target
 from millrace.streams.records import tp_name
 from millrace.streams.retrace import Piece, Retraced, future, onward, past
@@ -132,7 +132,8 @@ def _caught_up(instance: Instance, plan: Plan) -> tuple[Worker, int]:
     worker.run(progress)
     if progress.stopped:
         raise MillraceError(f"Stopped at seq {worker.seq}; nothing is lost. `millrace replay resume` goes on.")
-    return worker, start(recipe, doors.store, fork).records
+    begun = Summary(fork, [mark for mark in summarise(doors.journal, fork.branch).marks if mark.state_seq == 1])
+    return worker, restore(recipe, doors, begun).fold.records  # from its own copy: its parent's may be let go meanwhile
 
 
 def _begun(instance: Instance, plan: Plan) -> Fork:

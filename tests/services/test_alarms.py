@@ -8,7 +8,6 @@ from pathlib import Path
 from rooms import PIPELINE, encoded, facts, here, json_lines, millrace, pipeline_in
 
 from millrace.services.config import load_pipeline
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.lineage import Genealogy
 from millrace.streams.entries import Act, Mark
@@ -84,7 +83,7 @@ def test_an_alarm_that_leads_to_relearn_says_what_was_done_and_is_proved(tmp_pat
     words = f"relearn (rows = {act.args['rows']})"
     assert facts(tmp_path)["act"] == f"{words} at seq {act.seq}, after detector {act.evidence}; version: {mark.version}"
     assert 90 * 6 * 8 < facts(tmp_path)["window_bytes"] < 3 * 90 * 6 * 8 + 20_000
-    tags = Genealogy(instance(tmp_path), Archive(instance(tmp_path))).tags(mark)
+    tags = Genealogy(instance(tmp_path)).tags(mark)
     assert tags["millrace.cause"] == f"detector: {words}, {act.evidence}"
     assert here("verify", "digits.toml", cwd=tmp_path).exit_code == 0
 

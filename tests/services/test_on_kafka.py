@@ -170,7 +170,7 @@ def test_it_serves_records_learns_late_labels_and_rolls_back(tables: str, broker
     with served(tmp_path) as up, load(up) as callers:
         ids = [f"first/{at}" for at in range(40)]
         assert post(up.port, "infer", question(ids))[0] == 200
-        until(lambda: facts(tmp_path).get("labels_awaited", 0) >= 40 or facts(tmp_path)["records"] >= 240)
+        until(lambda: facts(tmp_path).get("labels_awaited", 0) >= 40 or facts(tmp_path).get("records", 0) >= 240)
         if death == "broker":
             broker.kill()
             assert post(up.port, "infer", question(["meanwhile"]))[0] == 200

