@@ -11,7 +11,7 @@ from scene import Ground, Scene, Told, no_lag, until
 
 def kill_worker(ground: Ground, scene: Scene) -> Told:
     """kill -9 of the worker at any moment, again and again, while rows keep coming."""
-    chance, times = random.Random(11), 3 if ground.quick else 20
+    chance, times = random.Random(11), 2 if ground.quick else 10
     rows = scene.sending(times * 400, times * 4, 0.2)
     for _ in range(times):
         worker = scene.worker()
@@ -29,7 +29,7 @@ def kill_worker(ground: Ground, scene: Scene) -> Told:
 
 def kill_broker(ground: Ground, scene: Scene) -> Told:
     """kill -9 of the broker and its restart; one worker lives through all of them."""
-    chance, times = random.Random(13), 2 if ground.quick else 20
+    chance, times = random.Random(13), 1 if ground.quick else 10
     worker = scene.worker()
     rows = scene.sending(times * 600, times * 6, 0.5)
     for _ in range(times):
@@ -72,7 +72,7 @@ def freeze_worker(ground: Ground, scene: Scene) -> Told:
 
 def break_network(ground: Ground, scene: Scene) -> Told:
     """Delay, little bandwidth, silence and hang-ups between the worker and its broker."""
-    short = 2.0 if ground.quick else 20.0
+    short = 1.0 if ground.quick else 10.0
     worker, proxy = scene.worker(*scene.proxied), ground.proxy
     rows = scene.sending(3000, 60, short / 15)
     scene.wait_read(50)
