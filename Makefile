@@ -52,8 +52,9 @@ test: lint  ## test the installed package: lint, types, doctests, all tests
 test-fast: .venv-test/.installed  ## the unit tests alone
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup -m "not slow" tests
 
-faults: .venv-test/.installed .kafka/.ready  ## the long forms of tests that kill things: twenty seeded points each
+faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, then every fault on a real broker with what was seen of each invariant
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -m faults tests
+	PYTHONPATH=tests/faults:tests/services:tests/streams $(TEST)/python tests/faults/faults.py
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
 	$(TEST)/ruff check $(ROOMS) tests

@@ -31,7 +31,8 @@ def _play(scene: Scene, told: Told, disk) -> None:
     scene.send(2000)
     code = scene.learn()
     said = scene.last_words()
-    told.shown = [("I8", code == 1 and "Error" in said, f"exit {code}: {said[:160]}")]
+    full = code == 1 and "No space left" in said
+    told.shown = [("I8", full, f"stopped: ...{said.rpartition('/')[2] if full else said}")]
     (disk / "ballast").unlink()
     code = scene.learn()
     told.shown += [*scene.proofs(), ("I9", code == 0, "lag 0 once there was room")]

@@ -95,7 +95,7 @@ def compact(ground: Ground, scene: Scene) -> Told:
     admin = KafkaAdminClient(bootstrap_servers=ground.broker.bootstrap)
     admin.alter_configs([ConfigResource("topic", scene.name, settings)])
     admin.close()
-    for at in range(10):  # a hundred of these rows are written again under their key, which removes the older ones
+    for _ in range(10):  # each of the torn rows removes the one before it
         scene.send(100)
         scene.log.append(scene.name, [Record(b"{torn", b"again", timestamp_ms=1)])
         time.sleep(0.15)
@@ -176,7 +176,7 @@ def bomb(kind: str, ground: Ground, scene: Scene) -> Told:
 
 def _blow_up(ground: Ground, topic: str, kind: str) -> int:
     """Append it; what it weighs on the broker, in KiB."""
-    large = {"max_request_size": 1 << 30, "buffer_memory": 1 << 30}
+    large = {"max_request_size": 1 << 30}
     producer = KafkaProducer(bootstrap_servers=ground.broker.bootstrap, compression_type=kind, metrics_enabled=False, **large)
     producer.send(topic, bytes(BOMB_MIB << 20), b"bomb").get(60)
     producer.close()

@@ -15,7 +15,7 @@ from millrace.services.processes import COMMAND
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HEADINGS = ["The rooms", "Two commands", "What you see", "A pipeline of your own", "Answers while it learns", "The tree"]
-HEADINGS += ["Numbers", "Status"]
+HEADINGS += ["Numbers", "Reliability", "Status"]
 
 
 def blocks(kind) -> list[str]:
