@@ -82,11 +82,11 @@ bench-labels: .venv-test/.installed  ## a served prediction and its late label a
 bench-pipeline: .venv-test/.installed $(if $(KAFKA_HOME),,.kafka/.ready)  ## the whole worker on Kafka against kafka-python, a parser and a matrix
 	$(TEST)/python tests/bench/bench_pipeline.py --jars $(JARS)
 
-bench-serve: .venv-test/.installed .venv-peers/.ready  ## requests/s and latency against MLServer, bare FastAPI and bare grpc.aio
-	$(SHARED) $(TEST)/python tests/bench/bench_serve.py
+bench-serve: .venv-test/.installed .venv-peers/.ready  ## requests/s and latency against MLServer, bare FastAPI and bare grpc.aio (LOG=kafka: on Kafka beside SQLite)
+	$(SHARED) $(TEST)/python tests/bench/bench_serve.py $(if $(LOG),--log $(LOG) --jars $(JARS))
 
-bench-fresh: .venv-test/.installed  ## from an event's append to answers that know it, while 1,000 rows/s are learned
-	$(SHARED) $(TEST)/python tests/bench/bench_fresh.py
+bench-fresh: .venv-test/.installed  ## from an event's append to answers that know it, while 1,000 rows/s are learned (LOG=kafka: there too)
+	$(SHARED) $(TEST)/python tests/bench/bench_fresh.py $(if $(LOG),--log $(LOG) --jars $(JARS))
 
 bench-rollback: .venv-test/.installed  ## from the rollback command to the last replica that has gone back, under load
 	$(SHARED) $(TEST)/python tests/bench/bench_rollback.py

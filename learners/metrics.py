@@ -71,9 +71,11 @@ class PrequentialClasses:
         """
         if scores.shape != (len(y), len(classes)):
             raise BadInputError(f"column scores: expected {(len(y), len(classes))}, got {scores.shape}")
-        label = _columns(classes, y)
+        places = self._places_of(y)
+        columns = {name: column for column, name in enumerate(classes)}
+        label = np.array([columns.get(name, -1) for name in self._places], dtype=np.int64)[places]
         hits = scores.argmax(axis=1) == label if classes else np.zeros(len(y), dtype=bool)
-        last, majority = self._count(y, hits)
+        last, majority = self._count(places, hits)
         squared, log_loss = _squared_errors(scores, label), _log_losses(scores, label)
         declared, before = self.totals.log_loss is not None, self.totals
         batch = ClassScores(
@@ -116,16 +118,20 @@ class PrequentialClasses:
         self._label_rows, self._label_hits = list(state["label_rows"]), list(state["label_hits"])
         self._last, self._majority = state["last"], state["majority"]
 
-    def _count(self, y: Array, hits: Array) -> tuple[int, int]:
-        """Count labels and hits row by row; how often the last and the commonest label were right."""
-        if not len(y):
-            return 0, 0
+    def _places_of(self, y: Array) -> Array:
+        """Where each label (n,) stands in the lists; new ones are appended."""
         names = y.tolist()
-        found = map(self._places.get, names)  # one at a time: a new label has its place for the next row
-        places = [self._place(name) if at is None else at for at, name in zip(found, names, strict=True)]
-        at = np.array(places)  # (n,)
-        last = int((at[1:] == at[:-1]).sum()) + (places[0] == self._last)
-        self._last = places[-1]
+        found = list(map(self._places.get, names))
+        if None in found:
+            found = list(map(self._place, names))
+        return np.array(found, dtype=np.int64)
+
+    def _count(self, at: Array, hits: Array) -> tuple[int, int]:
+        """Count labels by their places (n,), and hits; how often the last and the commonest label were right."""
+        if not len(at):
+            return 0, 0
+        last = int((at[1:] == at[:-1]).sum()) + (int(at[0]) == self._last)
+        self._last = int(at[-1])
         for place, count in enumerate(np.bincount(at[hits], minlength=1).tolist()):
             self._label_hits[place] += count
         return last, self._count_majority(at)

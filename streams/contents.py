@@ -104,9 +104,12 @@ class Contents:
             return pieces[0]
         none = _rows_of(self._rows, [])[0][0]
         pieces = [piece for piece in pieces if len(piece)] or [none]
-        columns = tuple(np.concatenate(parts) for parts in zip(*(piece.columns for piece in pieces), strict=True))
         y, weight, key, t = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("y", "weight", "key", "t"))
         plain = np.concatenate([piece.plain for piece in pieces if piece.plain is not None]) if self._schema.plain else None
+        if plain is None:
+            columns = tuple(np.concatenate(parts) for parts in zip(*(piece.columns for piece in pieces), strict=True))
+        else:
+            columns = tuple(plain[:, at : at + 1] for at in range(plain.shape[1]))
         offset = np.concatenate([piece.offset for piece in pieces if piece.offset is not None])
         return Rows(columns, y, weight, key, t, plain, offset=offset)
 

@@ -2,7 +2,8 @@
 
 make bench-fresh. Every so often a row brings a class that was never seen, and callers ask until no answer lacks its column. All
 rows are learned in batches of 100, each with its solve, so such a row waits as long as any other. The peer reads the same
-rows from the same kind of log at the same pace and is one process that learns and copies, with nobody to tell.
+rows from an SQLite log at the same pace and is one process that learns and copies, with nobody to tell. With ``--log kafka``
+the same pipeline is measured once more in the same run, on a Kafka broker of its own.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ import numpy as np
 from endpoint import served
 from results import compared, machine, say
 
+from millrace.services.broker import JARS, running, tables
 from millrace.services.config import load_pipeline
 from millrace.services.instance import Instance
 from millrace.streams.host import use_threads
 from millrace.streams.records import Record
+from millrace.streams.source import Log
 from millrace.streams.sqlite_log import SqliteLog
 
 HERE = Path(__file__).resolve().parent
@@ -49,7 +52,7 @@ def pool() -> list[bytes]:
     return [json.dumps({"x": x})[:-1].encode() for x in rng.normal(size=(300, D)).round(4).tolist()]
 
 
-def send(log: SqliteLog, topic: str, classes: int) -> dict[int, float]:
+def send(log: Log, topic: str, classes: int) -> dict[int, float]:
     """Append at the pace; when the first row of each class was committed. Class 0 is there from the start."""
     rows, committed, start_s = pool(), {}, time.monotonic()
     for at in range(0, classes * MARK, CHUNK):
@@ -91,9 +94,12 @@ def ask(port: int, heard: list[tuple[float, int]], stop: threading.Event) -> Non
     connection.close()
 
 
-def ours(folder: Path, classes: int) -> list[float]:
-    """Seconds from the commit to the first answer after the last that did not know it, one for each class but the first."""
-    (folder / "digits.toml").write_text(PIPELINE, encoding="utf-8")
+def ours(folder: Path, classes: int, where: str = "") -> list[float]:
+    """Seconds from the commit to the first answer after the last that did not know it, one for each class but the first.
+
+    ``where``: the tables that say where the log lies.
+    """
+    (folder / "digits.toml").write_text(PIPELINE + where, encoding="utf-8")
     instance = Instance(load_pipeline(folder / "digits.toml"), folder / ".millrace" / "digits")
     send(instance.log(), "digits", 1)  # there is something to answer from
     with served(folder) as up, asking(up.port) as heard:
@@ -129,10 +135,23 @@ def lines(mine: list[float], theirs: list[float]) -> Iterator[dict[str, object]]
     yield compared("fresh", "p99, vs the aim", "ms", [(p99, AIM_MS)], ("500 ms", 1.0)) | {"events": len(mine)}
 
 
+def on_kafka(jars: Path, classes: int, mine: list[float]) -> Iterator[dict[str, object]]:
+    """The same on Kafka, against the aim and against ``mine`` on SQLite."""
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "broker", jars) as broker:
+        there = ours(Path(folder), classes, tables(broker))
+    for name, q in (("p50", 0.5), ("p99", 0.99)):
+        pair = (float(np.quantile(there, q)) * 1000, float(np.quantile(mine, q)) * 1000)
+        yield compared("fresh", f"{name}, on Kafka, vs on SQLite", "ms", [pair], ("the same on SQLite", None))
+    p99 = float(np.quantile(there, 0.99)) * 1000
+    yield compared("fresh", "p99, on Kafka, vs the aim", "ms", [(p99, AIM_MS)], ("500 ms", 1.0)) | {"events": len(there)}
+
+
 def main() -> None:
     """Print one JSON line a case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=150, help="events that are timed, five a second")
+    parser.add_argument("--log", choices=("sqlite", "kafka"), default="sqlite", help="kafka: there too")
+    parser.add_argument("--jars", type=Path, default=Path(JARS))
     arguments = parser.parse_args()
     use_threads(1)
     say(machine("fresh"))
@@ -142,6 +161,9 @@ def main() -> None:
         theirs = bare(Path(folder), arguments.classes)
     for line in lines(mine, theirs):
         say(line)
+    if arguments.log == "kafka":
+        for line in on_kafka(arguments.jars, arguments.classes, mine):
+            say(line)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 make bench-serve. One row of 100 numbers to 10 scores and a label: `millrace up` with two replicas behind HAProxy, against bare
 FastAPI, bare grpc.aio and MLServer, each with the same linear model and one process; then against itself behind Serve's proxy.
-Everybody is up at the same time and is asked in turn. JSON numbers over HTTP, raw tensors over gRPC, as clients send them.
+Everybody is up at the same time and is asked in turn. JSON numbers over HTTP, raw tensors over gRPC, as clients send them. With
+``--log kafka`` only the same pipeline with its log on a Kafka broker of its own is asked, beside itself on SQLite.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ import numpy as np
 from endpoint import Up, free_port, is_ready, served, until
 from results import compared, machine, say
 from rooms import MILLRACE, clean_environment, millrace
+
+from millrace.services.broker import JARS, tables
+from millrace.services.broker import running as running_broker
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parents[1] / ".venv-peers" / "bin" / "python"
@@ -50,12 +54,13 @@ def running(*command: object) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(30)
 
 
-def learned(folder: Path) -> None:
-    """A linear model of 100 numbers and 10 classes."""
+def learned(folder: Path, where: str = "") -> None:
+    """A linear model of 100 numbers and 10 classes; ``where``: the tables that say where the log lies."""
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(ROWS, D)).round(6)
     y = (x @ rng.normal(size=(D, CLASSES))).argmax(axis=1)
-    (folder / "digits.toml").write_text(PIPELINE, encoding="utf-8")
+    (folder / "digits.toml").write_text(PIPELINE + where, encoding="utf-8")
     rows = (json.dumps({"x": a, "y": b}) for a, b in zip(x.tolist(), y.tolist(), strict=True))
     (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
@@ -65,13 +70,18 @@ def learned(folder: Path) -> None:
 
 def requests(folder: Path) -> dict[str, Path]:
     """The bytes of a request, by way."""
-    x = np.linspace(-1, 1, D).round(6).tolist()
-    tensor = {"name": "x", "datatype": "FP64", "shape": [1, D], "data": x}
-    files = {way: folder / f"request.{way}" for way in PATHS}
-    files["http"].write_text(json.dumps({"inputs": [tensor]}), encoding="utf-8")
+    files = {"http": http_request(folder), "grpc": folder / "request.grpc"}
     made = subprocess.run([PEERS, HERE / "bare_grpc.py", "request"], capture_output=True, check=True)
     files["grpc"].write_bytes(made.stdout)
     return files
+
+
+def http_request(folder: Path) -> Path:
+    """The bytes of a request over HTTP."""
+    x, file = np.linspace(-1, 1, D).round(6).tolist(), folder / "request.http"
+    tensor = {"name": "x", "datatype": "FP64", "shape": [1, D], "data": x}
+    file.write_text(json.dumps({"inputs": [tensor]}), encoding="utf-8")
+    return file
 
 
 def start_peers(stack: ExitStack) -> Ports:
@@ -154,16 +164,32 @@ def results(folder: Path, rounds: int, seconds: float) -> Iterator[dict[str, obj
                 yield line | {"case": f"{line['case']}, Serve's own proxy", "goal": None}
 
 
+def on_kafka(folder: Path, jars: Path, rounds: int, seconds: float) -> Iterator[dict[str, object]]:
+    """Ours on Kafka beside ours on SQLite, over HTTP."""
+    with running_broker(folder / "broker", jars) as broker, ExitStack() as stack:
+        ups = dict[str, Up]()
+        for who, where in (("ours", tables(broker)), ("on SQLite", "")):
+            learned(folder / who.split()[-1], where)
+            ups[who] = stack.enter_context(served(folder / who.split()[-1]))
+        ports = {who: up.port for who, up in ups.items()}
+        for line in measured(ports, "http", http_request(folder), (rounds, seconds)):
+            yield line | {"case": str(line["case"]).replace(", vs", ", on Kafka, vs")}
+
+
 def main() -> None:
     """Print one JSON line a case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement, after its warm-up")
+    parser.add_argument("--log", choices=("sqlite", "kafka"), default="sqlite", help="kafka: ours there beside ours on SQLite")
+    parser.add_argument("--jars", type=Path, default=Path(JARS))
     arguments = parser.parse_args()
     say(machine("serve"))
     start_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for line in results(Path(folder), arguments.rounds, arguments.seconds):
+        plan = arguments.rounds, arguments.seconds
+        kafka = arguments.log == "kafka"
+        for line in on_kafka(Path(folder), arguments.jars, *plan) if kafka else results(Path(folder), *plan):
             say(line)
     print(f"{time.monotonic() - start_s:.0f} s", file=sys.stderr)
 
