@@ -82,6 +82,14 @@ def test_a_branch_named_as_a_shard_is_refused_with_one_shard_too(tmp_path) -> No
     assert instance_in(tmp_path).branches() == []
 
 
+def test_an_act_that_one_shard_would_do_alone_is_refused(tmp_path) -> None:
+    """When the file is read: what is merged would be discounted or forgotten by one shard's share."""
+    pipeline_in(tmp_path, 1, SHARDED + DRIFT + 'act = "reset"\n')
+    done = here("status", "digits.toml", cwd=tmp_path)
+    assert done.exit_code == 2
+    assert "drift.act = 'reset' would be done to one shard of what is merged; use \"version\"" in done.stderr
+
+
 def test_merges_of_versions_that_were_let_go_are_said_to_be_unproved(there) -> None:
     """What is kept is merged again and proved; of the rest `verify` says that nothing is left to merge."""
     instance = instance_in(there)
