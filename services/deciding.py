@@ -113,7 +113,7 @@ def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
 
 def refuse_part(instance: Instance, branch: str) -> None:
     """Raises: BadInputError where a branch is one of several shards, which no endpoint and no alias is for."""
-    if instance.loaded.pipeline.shards > 1 and shard_of(branch) != WHOLE:
+    if shard_of(branch) != WHOLE:
         raise BadInputError(
             f"Branch {branch} is a shard and has learned a part of the log. Name {merging_branch(branch)}, or a version of it."
         )

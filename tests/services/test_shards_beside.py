@@ -59,6 +59,7 @@ def instance_in(folder) -> Instance:
         ("run digits.toml --branch main-0of3", "the pipeline has shards = 3"),
         ("up digits.toml --branch main-1of3", "main-1of3 is a shard and has learned a part of the log. Name main"),
         ("serve digits.toml --follow main-1of3 --reason x --yes", "main-1of3 is a shard"),
+        ("serve digits.toml --set shards=1 --follow main-1of3 --reason x --yes", "main-1of3 is a shard"),
         ("promote digits.toml main-1of3.9 --reason x --yes", "main-1of3 is a shard"),
         ("rollback digits.toml main-2of3.9 --reason x --yes", "main-2of3 is a shard"),
     ],
