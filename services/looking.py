@@ -77,6 +77,7 @@ def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
         facts = {"parent": f"{fork.parent.branch}.{fork.parent.seq}"}
         if fork.learner_from != fork.join_from:
             facts["learner_of"] = str(learner_of(instance.store(), fork))
+    if fork is not None and (fork.parent is not None or fork.exclude):
         left = excluded(instance.store(), summary)
         facts["excludes"] = "; ".join(map(words, left)) or "nothing"
         if again := [words(one) for one in fork.exclude if one not in left]:
