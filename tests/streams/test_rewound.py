@@ -60,7 +60,7 @@ class Rewound:
         if summarise(self.parent.journal, "main").end.ended is None:
             worker = self.parent.worker(how=self.how)
             worker.close()
-            fork = rewound_fork(self.how, doors, "back", worker._marks[-1], version, [])
+            fork = rewound_fork(self.how, doors, "back", worker._chronicle.marks[-1], version, [])
             compose(self.how, doors.store, fork, "main")
             worker.end("rollback", "back")
         newest = [mark for mark in summarise(self.parent.journal, "main").marks if mark.version][-1]
