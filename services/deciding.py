@@ -18,6 +18,8 @@ from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance, require_branch
 from millrace.services.last_good import LAST_GOOD, last_good_of
 from millrace.services.versions import NEWEST, resolved
+from millrace.streams.forks import learner_of
+from millrace.streams.journal import summarise
 from millrace.streams.ledger import Alias, Ledger, Serve, Target, append_decision, words
 from millrace.streams.sharding import WHOLE, merging_branch, shard_of
 
@@ -111,7 +113,7 @@ def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
 
 def refuse_part(instance: Instance, branch: str) -> None:
     """Raises: BadInputError where a branch is one of several shards, which no endpoint and no alias is for."""
-    if instance.loaded.pipeline.shards > 1 and shard_of(branch) != WHOLE:
+    if shard_of(branch) != WHOLE:
         raise BadInputError(
             f"Branch {branch} is a shard and has learned a part of the log. Name {merging_branch(branch)}, or a version of it."
         )
@@ -139,6 +141,9 @@ def _version_before(instance: Instance) -> str:
         return good
     earlier = versions[: versions.index(now.version)] if now.version in versions else versions
     belied = {version for version, certificate in ledger.certificates.items() if not certificate.holds}
+    fork = summarise(instance.journal(branch), branch).fork
+    begun_with = None if fork is None or versions else learner_of(instance.store(), fork)
+    earlier = earlier or ([] if begun_with is None else [begun_with])
     sound = [version for version in earlier if version not in ledger.released | belied]
     if not sound:
         raise MillraceError(

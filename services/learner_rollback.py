@@ -157,6 +157,7 @@ def _ended(instance: Instance, plan: LearnerPlan, version: Mark) -> Mark:
         worker = Worker(
             instance.recipe, instance.doors(plan.ends), instance.loaded.pipeline.worker, opening_of(instance, plan.ends)
         )
+        worker.heed()  # what was decided for this branch holds for the one in its place
         worker.close()
         _gate(instance, plan, Archive(instance).mark(str(worker.newest_version)), version)
         worker.end("rollback", plan.branch)

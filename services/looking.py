@@ -17,7 +17,7 @@ from millrace.services.instance import Instance, require_branch
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark, decode_entry
 from millrace.streams.exclusions import words
-from millrace.streams.forks import excluded
+from millrace.streams.forks import excluded, learner_of
 from millrace.streams.host import this_host
 from millrace.streams.journal import Cursor, Summary, summarise, take_in
 from millrace.streams.ledger import Certificate, append_decision
@@ -76,8 +76,8 @@ def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
     if fork is not None and fork.parent is not None:
         facts = {"parent": f"{fork.parent.branch}.{fork.parent.seq}"}
         if fork.learner_from != fork.join_from:
-            learner = read_manifest(instance.store(), fork.branch, str(fork.learner_from))
-            facts["learner_of"] = f"{learner.branch}.{learner.state_seq}"
+            facts["learner_of"] = str(learner_of(instance.store(), fork))
+    if fork is not None and (fork.parent is not None or fork.exclude):
         left = excluded(instance.store(), summary)
         facts["excludes"] = "; ".join(map(words, left)) or "nothing"
         if again := [words(one) for one in fork.exclude if one not in left]:

@@ -81,6 +81,14 @@ def rewound_fork(recipe: Recipe, doors: Doors, branch: str, newest: Mark, versio
     )
 
 
+def learner_of(store: Store, fork: Fork) -> str | None:
+    """The version whose learner a branch began with; None: it began with nothing. Raises: DamageError."""
+    if fork.parent is None or fork.learner_from == fork.join_from:
+        return None if fork.parent is None else f"{fork.parent.branch}.{fork.parent.seq}"
+    learner = read_manifest(store, fork.branch, str(fork.learner_from))
+    return f"{learner.branch}.{learner.state_seq}"
+
+
 def begin_fork(recipe: Recipe, doors: Doors, fork: Fork, version: str | None = None) -> None:
     """Copy the version's parts, append the fork, mark its start; whatever of that has been done before is not done again.
 

@@ -6,6 +6,7 @@ Of the newest state: the label join, positions, the clock, detectors, scores, an
 between the two are not learned again. Those that waited for their batch are passed: a batch never has rows from before and
 after. A prediction that waits for its label waits on; its row is put as the version's tables put it, and its answer becomes
 that of the version, since what the learner that was taken back had answered says nothing about this one.
+Rows that are held out are put as the version puts them, too.
 
 Source: journal.md, rule 9.
 """
@@ -37,6 +38,9 @@ def rewound(schema: Schema, make_learner: Callable[[], Learner], version: Parts,
     counts["passed"] += len(newest["batches"].get("x", ()))
     parts["counts"]["counts"] = counts
     parts["batches"] = {"deadline_ms": 0}
+    for name in [one for one in ("x", "pending") if "held_out" in parts and len(parts["held_out"][one])]:
+        rows, slots = parts["held_out"][name], (newest["features"]["slots"], version["features"]["slots"])
+        parts["held_out"][name] = moved(schema, rows, *slots)
     if "join" in parts:
         parts["join"]["given"] = []
         if "x" in parts["join"]:

@@ -104,3 +104,32 @@ def test_a_live_writer_hears_of_it_within_seconds(there: Path) -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+def test_what_was_included_and_not_yet_heeded_holds_for_the_branch_of_a_rollback(there: Path) -> None:
+    """No writer is live between the decision and the rollback of the learner: the branch in its place leaves nothing out."""
+    send(there, good_rows(3, 40), "till-7")
+    learn(there, "replay-1")
+    assert include(there, "--yes")[0] == 0
+    done = here("rollback", "digits.toml", "--learner", "--reason", "r", "--yes", cwd=there)
+    assert done.exit_code == 0, done.stderr
+    assert facts(there, "rollback-1")["excludes"] == "nothing"
+    send(there, good_rows(4, 40), "till-7")
+    learned = facts(there, "replay-1")["learned"]
+    learn(there, "rollback-1")
+    assert facts(there, "rollback-1")["learned"] == learned + 40
+    assert here("verify", "digits.toml", "--branch", "rollback-1", cwd=there).exit_code == 0
+
+
+def test_what_a_branch_that_began_with_nothing_leaves_out_is_shown_and_can_be_included(tmp_path: Path) -> None:
+    """`include` takes the words of `millrace status`, wherever the branch begins."""
+    folder = begin(tmp_path / "there", with_poison=True)
+    words = ["--from-start", "--exclude-header", "producer=till-7", "--reason", "r", "--output", "json"]
+    done = here("replay", "plan", "digits.toml", *words, cwd=folder)
+    assert replay(folder, "run", str(json_lines(done.stdout)[0]["value"])).returncode == 0
+    assert facts(folder, "replay-1")["excludes"] == TILL_7
+    assert include(folder, "--branch", "replay-1", "--yes", exclusion=str(facts(folder, "replay-1")["excludes"]))[0] == 0
+    send(folder, good_rows(3, 40), "till-7")
+    learn(folder, "replay-1")
+    assert facts(folder, "replay-1")["excludes"] == "nothing"
+    assert facts(folder, "replay-1")["included_again"] == TILL_7

@@ -247,3 +247,14 @@ def test_a_live_trainer_goes_on_with_its_branch_where_the_rollback_is_given_up(t
     soon(lambda: trainer.state().records == 3 * GOOD + BAD and trainer.state().epoch > taken.epoch)
     assert trainer.stop(SOON_S).branch == "main"
     sound(there, "main")
+
+
+def test_rollback_goes_to_the_learners_version_while_the_new_branch_has_none(there: Path) -> None:
+    """It is what answers there, so a plain `rollback` finds it at night without being told a name."""
+    version = versions(there)[0]
+    assert here("rollback", "digits.toml", version, *BACK[2:], cwd=there).exit_code == 0
+    (row,) = lines(there, "rollback", "--reason", "x")
+    assert (row["from"], row["to"]) == ("the newest of rollback-1", f"version {version}")
+    assert millrace("run", "digits.toml", "--branch", "rollback-1", cwd=there).returncode == 0
+    (row,) = lines(there, "rollback", "--reason", "x")
+    assert row["to"] == f"version {versions(there)[-1]}" != f"version {version}"

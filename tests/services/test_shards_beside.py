@@ -59,6 +59,7 @@ def instance_in(folder) -> Instance:
         ("run digits.toml --branch main-0of3", "the pipeline has shards = 3"),
         ("up digits.toml --branch main-1of3", "main-1of3 is a shard and has learned a part of the log. Name main"),
         ("serve digits.toml --follow main-1of3 --reason x --yes", "main-1of3 is a shard"),
+        ("serve digits.toml --set shards=1 --follow main-1of3 --reason x --yes", "main-1of3 is a shard"),
         ("promote digits.toml main-1of3.9 --reason x --yes", "main-1of3 is a shard"),
         ("rollback digits.toml main-2of3.9 --reason x --yes", "main-2of3 is a shard"),
     ],
@@ -80,6 +81,14 @@ def test_a_branch_named_as_a_shard_is_refused_with_one_shard_too(tmp_path) -> No
     assert done.exit_code == 2
     assert "the pipeline has shards = 1: main" in done.stderr
     assert instance_in(tmp_path).branches() == []
+
+
+def test_an_act_that_one_shard_would_do_alone_is_refused(tmp_path) -> None:
+    """When the file is read: what is merged would be discounted or forgotten by one shard's share."""
+    pipeline_in(tmp_path, 1, SHARDED + DRIFT + 'act = "reset"\n')
+    done = here("status", "digits.toml", cwd=tmp_path)
+    assert done.exit_code == 2
+    assert "drift.act = 'reset' would be done to one shard of what is merged; use \"version\"" in done.stderr
 
 
 def test_merges_of_versions_that_were_let_go_are_said_to_be_unproved(there) -> None:
