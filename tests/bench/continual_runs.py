@@ -58,7 +58,7 @@ class Size:
 
 
 FULL = Size({"mnist": 20_000, "cifar": 10_000}, {"mnist": 200, "cifar": 100}, (0, 1, 2), (200, 1000))
-QUICK = Size({"mnist": 5_000, "cifar": 2_000}, {"mnist": 100, "cifar": 100}, (0,), (200,))
+QUICK = Size({"mnist": 3_000, "cifar": 2_000}, {"mnist": 100, "cifar": 100}, (0,), (200,))
 
 
 @dataclass(frozen=True, slots=True)
