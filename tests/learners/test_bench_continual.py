@@ -106,13 +106,13 @@ def test_a_run_that_is_there_is_read_and_one_of_other_settings_is_run(tmp_path: 
 
 
 def test_every_learner_of_the_issue_is_asked_for_at_the_best_rate_of_its_search(tmp_path: Path) -> None:
-    """A search of which 0.1 is the best; each method then runs with it on each stream, and mammoth's beside ours."""
+    """A search in which the nearest to 0.1 is the best; each method then runs with it on each stream, mammoth's beside ours."""
     found = [
         {"request": one.plain(), "accuracy": 1.0 - abs(one.config["rate"] - 0.1)}
         for one in searched(QUICK, ("ours", "mammoth"))
     ]
     rates = best_rates(found)
-    assert rates["ours", "mnist", "er"] == rates["mammoth", "cifar", "derpp"] == 0.1
+    assert (rates["ours", "mnist", "er"], rates["mammoth", "cifar", "derpp"]) == (0.1, 0.03)
     wanted = asked_for(QUICK, rates)
     kinds = {"er", "er-ace", "derpp", "uer", "pcr", "hpcr", "onpro", "pec", "ridge", "slda", "ncm", "air"}
     for stream in ("mnist", "cifar"):
