@@ -117,7 +117,7 @@ lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) --extra demo --extra serve -c $(LOCKS)/test.txt -o $(LOCKS)/serve.txt pyproject.toml
 	$(RESOLVE) -o $(LOCKS)/clients.txt $(LOCKS)/clients.in
 	$(RESOLVE) -o $(LOCKS)/peers.txt $(LOCKS)/peers.in
-	$(RESOLVE) --override $(LOCKS)/continual.override.txt -o $(LOCKS)/continual.txt $(LOCKS)/continual.in
+	$(RESOLVE) --override $(LOCKS)/continual-override.in -o $(LOCKS)/continual.txt $(LOCKS)/continual.in
 
 clean:  ## remove the environments and everything built
 	rm -rf .tools .venv .venv-test .venv-clients .venv-peers .venv-continual .kafka build dist *.egg-info

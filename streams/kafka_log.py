@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 
 from millrace.learners.errors import BadInputError, ConfigError, DamageError, OffsetsGoneError, StorageError
-from millrace.streams.kafka import Link, Piece, Reader, Sent, names_of
+from millrace.streams.kafka import Link, Sent, names_of
+from millrace.streams.kafka_reader import Piece, Reader
 from millrace.streams.records import Event, Read, Record, make_read, tp_name
 from millrace.streams.sharding import WHOLE, Shard
 from millrace.streams.source import Position, Topic

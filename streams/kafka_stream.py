@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from millrace.learners.errors import ConfigError, DamageError, OffsetsGoneError, StorageError
-from millrace.streams.kafka import Link, Reader, Sent
+from millrace.streams.kafka import Link, Sent
+from millrace.streams.kafka_reader import Reader
 from millrace.streams.records import Record, tp_name
 from millrace.streams.stream import pruned
 

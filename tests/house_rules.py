@@ -24,7 +24,7 @@ DOORS: Mapping[str, str | tuple[str, ...] | None] = {
     "sqlite3": "streams/sqlite.py",
     "fastavro": "streams/avro.py",
     "grpc": "services/grpc.py",
-    "kafka": "streams/kafka.py",
+    "kafka": ("streams/kafka.py", "streams/kafka_reader.py"),  # what is asked and appended, and what is read
     "mlflow": "services/tracking.py",
     "PIL": "streams/images.py",
     "onnxruntime": "streams/backbone.py",
@@ -46,7 +46,10 @@ BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("services/http.py", "HttpApp.__call__"): "a request that fails unforeseen gets its 500 and harms no other",
     ("services/http.py", "HttpApp._infer"): "every failed request is counted, and its error raised again",
     ("services/grpc.py", "GrpcApp.answer"): "a call that fails unforeseen gets its INTERNAL and harms no other",
-    ("streams/kafka.py", "Reader._failing"): "four decompressors and a parser raise what they like; the reader is given up",
+    (
+        "streams/kafka_reader.py",
+        "Reader._failing",
+    ): "decompressors and a parser raise what they like; the reader is given up",
     ("services/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
 }
 

@@ -130,7 +130,7 @@ def test_the_locks_agree_with_each_other() -> None:
         set(re.findall(r"^[\w.-]+==\S+", (ROOT / "deploy" / "requirements" / f"{name}.txt").read_text(), re.MULTILINE))
         for name in ("run", "serve", "test")
     )
-    assert [lock.stem for lock in LOCKS] == ["clients", "peers", "run", "serve", "test", "uv"]
+    assert [lock.stem for lock in LOCKS] == ["clients", "continual", "peers", "run", "serve", "test", "uv"]
     assert run < serve < test
 
 
