@@ -62,7 +62,7 @@ def freeze_worker(ground: Ground, scene: Scene) -> Told:
     until(lambda: zombie.poll() is not None, "the zombie ends")
     said = scene.last_words()
     rows.join()
-    # What the first had let out before it froze arrives now, behind what the heir has let out since, and `millrace status` shows
+    # What the first had let out before it froze arrives now, behind what the heir has let out, and `millrace status` shows
     # those older totals until the next step; so there is one.
     scene.send(100)
     scene.wait_read(len(scene.sent))
