@@ -95,7 +95,7 @@ def break_network(ground: Ground, scene: Scene) -> Told:
     lag = no_lag(time.monotonic() - begin_s, "the last fault")
     code = scene.end(worker)
     did = (
-        f"100 ms and 64 kB/s for {2 * short:.0f} s, black hole for {2 * short:.0f} s, {proxy.resets - resets} connections reset"
+        f"100 ms and 64 kB/s for {2 * short:.0f} s, black hole for {2 * short:.0f} s, {(proxy.resets - resets) // 2} connections reset"
     )
     told = Told("network broken", did)
     told.shown = [*scene.proofs(), lag, ("I6", code == 0, "one worker lived through it")]
