@@ -105,7 +105,8 @@ class Broker:
         text = PROPERTIES.format(port=self.port, controller=free_port(), data=data, **places)
         self._properties.write_text(text, encoding="utf-8")
         if not (data / "meta.properties").exists():
-            cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+            number = uuid.uuid4().int >> 1  # a first character "-" would be taken for an option
+            cluster = urlsafe_b64encode(number.to_bytes(16, "big")).rstrip(b"=").decode()
             words = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)]
             ran = subprocess.run(self._command(*words), capture_output=True, text=True, check=False)
             if ran.returncode:

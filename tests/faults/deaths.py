@@ -62,7 +62,7 @@ def freeze_worker(ground: Ground, scene: Scene) -> Told:
     until(lambda: zombie.poll() is not None, "the zombie ends")
     said = scene.last_words()
     rows.join()
-    # What the first had let out before it froze arrives now, behind what the heir has let out since; `millrace status` shows
+    # What the first had let out before it froze arrives now, behind what the heir has let out, and `millrace status` shows
     # those older totals until the next step; so there is one.
     scene.send(100)
     scene.wait_read(len(scene.sent))
@@ -93,10 +93,8 @@ def break_network(ground: Ground, scene: Scene) -> Told:
     rows.join()
     scene.wait_read(len(scene.sent))
     lag = no_lag(time.monotonic() - begin_s, "the last fault")
-    code = scene.end(worker)
-    did = (
-        f"100 ms and 64 kB/s for {2 * short:.0f} s, black hole for {2 * short:.0f} s, {proxy.resets - resets} connections reset"
-    )
+    code, hung_up = scene.end(worker), (proxy.resets - resets) // 2
+    did = f"100 ms and 64 kB/s for {2 * short:.0f} s, black hole for {2 * short:.0f} s, {hung_up} connections reset"
     told = Told("network broken", did)
     told.shown = [*scene.proofs(), lag, ("I6", code == 0, "one worker lived through it")]
     return told

@@ -37,7 +37,7 @@ INVARIANTS = {
     "I2": "no acknowledged label is lost",
     "I3": "no request fails because of a fault or a swap",
     "I4": "the version on an answer exists and verifies",
-    "I5": "no session goes back to an older state",
+    "I5": "no replica goes back to an older state",
     "I6": "one writer; whoever was replaced is fenced",
     "I7": "every record has one fate; rejected ones are dead letters with their reason",
     "I8": "memory and disk stay under their limits",
