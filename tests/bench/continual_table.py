@@ -138,6 +138,7 @@ def drawn(found: Runs, place: Path) -> None:
                 at = (of(runs, "bytes") / 1024, 100 * of(runs, "accuracy"))
                 axis.plot(*at, "o")
                 axis.annotate(f"{label} {buffer_rows or ''}", at, fontsize=7)
+        axis.margins(x=0.2)
         axis.set(title=title, xlabel="memory, KiB", ylabel="final accuracy, %", xscale="log")
     figure.tight_layout()
     figure.savefig(place, dpi=120)
