@@ -62,18 +62,17 @@ class KafkaLog:
         for one in posted:
             one.place()
 
-    def last(self, topic: str) -> bytes | None:
-        """The value appended last to a topic of one partition, or None."""
+    def tail(self, topic: str, count: int) -> list[bytes]:
+        """The newest values of a topic of one partition, at most ``count``, in their order."""
         if topic not in self.link.topics([topic]):
-            return None
+            return []
         tp = tp_name(topic, 0)
         low, high = self._ranges.bounds([tp])[tp]
-        start, step = high, 1
-        while start > low:  # the newest offsets may hold markers and no record
+        start, step, values = high, count, list[bytes]()
+        while start > low and not values:  # the newest offsets may hold markers and no record
             start, step = max(low, start - step), step * 16
-            if events := self._ranges.read(tp, start, high).events:
-                return events[-1].value
-        return None
+            values = [event.value for event in self._ranges.read(tp, start, high).events if event.value is not None]
+        return values[-count:]
 
     def bounds(self, tp: str) -> tuple[int, int]:
         """First offset still there, and the next to be written."""

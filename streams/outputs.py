@@ -38,6 +38,9 @@ class Output(msgspec.Struct, frozen=True):
     labels: dict[str, int] | None = None  # what came of served predictions and labels, and what waits
 
 
+OVERTAKEN = 4  # outputs among which the newest is: a writer has one under way at a time
+
+
 def scores_topic(pipeline: str, branch: str) -> str:
     """Where the outputs of a branch's steps go; each shard has a topic of its own, whose last record is its last output."""
     return f"{pipeline}.scores{branch.removeprefix(merging_branch(branch))}"
@@ -82,16 +85,18 @@ def plain_totals(totals: ClassScores | ValueScores) -> dict[str, Value]:
 
 
 def last_output(producer: Producer, pipeline: str, branch: str) -> Output | None:
-    """The newest output, if it is this branch's. Raises: DamageError where it is not an output of ours."""
+    """The newest output, if the last one is this branch's. Raises: DamageError where it is not an output of ours.
+
+    A writer that was frozen may let its last one out after its heir's newer ones, so the newest is looked for among a few.
+    """
     topic = scores_topic(pipeline, branch)
-    raw = producer.last(topic)
-    if raw is None:
-        return None
     try:
-        output = msgspec.json.decode(raw, type=Output)
+        outputs = [msgspec.json.decode(raw, type=Output) for raw in producer.tail(topic, OVERTAKEN)]
     except msgspec.DecodeError as error:
         raise DamageError(f"The last record of topic {topic} is no output of ours ({error}).") from error
-    return output if output.branch == branch else None
+    if not outputs or outputs[-1].branch != branch:
+        return None
+    return max((output for output in outputs if output.branch == branch), key=lambda output: output.seq)
 
 
 def check_end(output: Output | None, branch: str, seq: int) -> None:

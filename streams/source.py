@@ -61,8 +61,8 @@ class Producer(Protocol):
     def flush(self) -> None:
         """Wait until everything posted is stored. Raises: StorageError where something was not."""
 
-    def last(self, topic: str) -> bytes | None:
-        """The value appended last to ``topic``, or None."""
+    def tail(self, topic: str, count: int) -> list[bytes]:
+        """The newest values of a topic of one partition, at most ``count``, in their order; none without the topic."""
 
 
 class Log(Producer, Protocol):
@@ -168,7 +168,6 @@ class ListProducer:
     def flush(self) -> None:
         """Nothing is on its way."""
 
-    def last(self, topic: str) -> bytes | None:
-        """The newest value."""
-        stored = self.records.get(topic, [])
-        return stored[-1].value if stored else None
+    def tail(self, topic: str, count: int) -> list[bytes]:
+        """The newest values."""
+        return [record.value for record in self.records.get(topic, [])[-count:] if record.value is not None]

@@ -134,13 +134,13 @@ class SqliteLog:
             self._writes.execute("update partitions set next_offset = ? where tp = ?", moved)
         return stored
 
-    def last(self, topic: str) -> bytes | None:
-        """The value appended last to a topic of one partition, or None. Raises: DamageError as ``fetch``."""
+    def tail(self, topic: str, count: int) -> list[bytes]:
+        """The newest values of a topic of one partition, at most ``count``, in order. Raises: DamageError as ``fetch``."""
         if self.topic(topic) is None:
-            return None
+            return []
         start, end = self.bounds(tp_name(topic, 0))
-        events, _ = self.fetch(tp_name(topic, 0), max(start, end - 1), end, 1)
-        return events[0].value if events else None
+        events, _ = self.fetch(tp_name(topic, 0), max(start, end - count), end, count)
+        return [event.value for event in events if event.value is not None]
 
     def bounds(self, tp: str) -> tuple[int, int]:
         """First offset still there, and the next to be written."""

@@ -255,7 +255,7 @@ def test_a_live_run_whose_position_is_taken_by_retention_stops_and_says_so(left:
         command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     log = SqliteLog(tmp_path / ".millrace/digits/log.sqlite")
-    while log.last("digits.scores") is None:
+    while not log.tail("digits.scores", 1):
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGSTOP)  # stopped, so that it cannot read what comes and goes meanwhile
     log.append("digits", [Record(row) for row in flower_rows(20)])

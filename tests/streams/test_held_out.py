@@ -231,7 +231,7 @@ def test_outputs_carry_the_figures() -> None:
         rooms = Rooms(make_events(ROWS))
         worker = rooms.worker(how=how)
         run_to_end(worker, ROWS)
-        raw = rooms.producer.last(scores_topic("small", "main"))
+        (raw,) = rooms.producer.tail(scores_topic("small", "main"), 1)
         assert raw is not None
         said = json.loads(raw)["held_out"]
         assert (said is not None) == there
