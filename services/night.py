@@ -108,7 +108,7 @@ def play(stage: Stage) -> Night:
         with labelling(where(stage), fresh, schema, Late(HONEST, "night", HONEST_PER_SECOND, LABEL_AFTER_S)) as asked:
             call = _Call(stage, processes, asked)
             called = call.answer()
-        processes.wait_until(lambda: learned(stage, called.replayed["branch"]))
+        processes.wait_until(lambda: learned(stage, called.replayed["branch"], POISON_ROWS))
         finish(server)
     if asked.failed:
         raise NotProvedError(f"{len(asked.failed)} requests failed in the night, the first with {asked.failed[0]}.")

@@ -312,7 +312,8 @@ def test_the_replay_left_out_exactly_what_the_producer_asked_and_labelled(night)
     told = producers_told(instance)
     assert told.count(PRODUCER) == POISON_ROWS and set(told) == {HONEST, PRODUCER}
     counts = load_part(instance.store(), Archive(instance).marks("replay-1")[-1], "counts")["counts"]
-    assert counts == {"learned": len(told) - POISON_ROWS, "passed": POISON_ROWS * 2, "rejected": 0}
+    assert (counts["learned"], counts["rejected"]) == (len(told) - POISON_ROWS, 0)
+    assert POISON_ROWS < counts["passed"] <= POISON_ROWS * 2  # answers from before the version wait for other labels
     repaired = learned_by(instance, "replay-1")
     assert difference(learned_without(instance, PRODUCER), repaired) <= 1e-8
     assert difference(learned_without(instance, "nobody"), repaired) > 1e-8, "the twin that leaves nothing out"
