@@ -27,7 +27,7 @@ from millrace.learners.class_statistics import ClassMoments
 from millrace.learners.head import Head, Known
 from millrace.learners.linear import expanded
 from millrace.learners.normal_equations import Solution, Sums, solve
-from millrace.learners.priors import Prior, check_prior, shares
+from millrace.learners.priors import Prior, refuse_unfit, shares
 from millrace.learners.protocol import Floats
 from millrace.learners.ridge import Ridge, RidgeConfig
 
@@ -51,9 +51,7 @@ class AefOclConfig:
     expand: int = 0
 
     def __post_init__(self) -> None:
-        wrong = check_prior(self.prior)
-        if self.task != "classify" or wrong is not None:
-            raise ValueError(f"prior = {self.prior!r}: {wrong}" if wrong else "task: aef-ocl names classes; use kind ridge")
+        refuse_unfit("aef-ocl", self.task, self.prior)
         if not (isinstance(self.pseudo_rows, int) and self.pseudo_rows >= 1 and 0.0 <= self.noise < np.inf):
             raise ValueError(f"pseudo_rows = {self.pseudo_rows}, noise = {self.noise}: must be from 1 and from 0")
         self.ridge()

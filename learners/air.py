@@ -25,7 +25,7 @@ from millrace.learners.class_statistics import ClassGrams
 from millrace.learners.errors import ConfigError
 from millrace.learners.head import Head, Known
 from millrace.learners.normal_equations import Solution, Sums, solve
-from millrace.learners.priors import Prior, check_prior, shares
+from millrace.learners.priors import Prior, refuse_unfit, shares
 from millrace.learners.protocol import Floats
 from millrace.learners.ridge import Ridge, RidgeConfig
 
@@ -51,11 +51,7 @@ class AirConfig:
     expand: int = 0
 
     def __post_init__(self) -> None:
-        wrong = check_prior(self.prior)
-        if self.task != "classify" or wrong is not None:
-            raise ValueError(
-                f"prior = {self.prior!r}: {wrong}" if wrong else "task: air names classes; use kind ridge for numbers"
-            )
+        refuse_unfit("air", self.task, self.prior)
         if not (isinstance(self.most_classes, int) and self.most_classes >= 1 and self.limit_mib > 0.0):
             raise ValueError(f"most_classes = {self.most_classes}, limit_mib = {self.limit_mib}: must be from 1 and above 0")
         self.ridge()

@@ -19,6 +19,15 @@ def check_prior(prior: Prior) -> str | None:
     return None if fits else "the shares of a prior must be numbers from 0 to 1 that add up to more than 0 and at most 1"
 
 
+def refuse_unfit(kind: str, task: str, prior: Prior) -> None:
+    """Raises: ValueError where a learner of a kind that names classes by a prior is told another task, or a wrong prior."""
+    wrong = check_prior(prior)
+    if wrong is not None:
+        raise ValueError(f"prior = {prior!r}: {wrong}")
+    if task != "classify":
+        raise ValueError(f"task: {kind} names classes; use kind ridge for numbers")
+
+
 def shares(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
     """Share (C,) of each class, adding up to 1; 0 for a class without rows. ``weight`` (C,): n_c, the rows of each class.
 

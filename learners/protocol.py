@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.learners.errors import LearnerError
+
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Value = Any  # an array, or what JSON can say: bool, int, float, str, None, lists and string-keyed dicts of these
@@ -54,6 +56,16 @@ class State:
 
     truth: dict[str, Value] = field(default_factory=dict)
     derived: dict[str, Value] = field(default_factory=dict)
+
+    def truth_of(self, ours: dict[str, Value]) -> dict[str, Value]:
+        """``truth``, where it agrees with all that a learner says of itself in ``ours``.
+
+        Raises: LearnerError where the state is another learner's or another shape's.
+        """
+        theirs = {key: self.truth.get(key) for key in ours}
+        if theirs != ours:
+            raise LearnerError(f"this state is of {theirs} and this learner is {ours}; restore it into one like it")
+        return self.truth
 
 
 class Servable(Protocol):

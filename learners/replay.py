@@ -138,10 +138,7 @@ class Replay:
 
         Raises: LearnerError where the state is another learner's or another shape's.
         """
-        truth, ours = state.truth, self._shape()
-        theirs = {key: truth.get(key) for key in ours}
-        if theirs != ours:
-            raise LearnerError(f"this state is of {theirs} and this learner is {ours}; restore it into one like it")
+        truth = state.truth_of(self._shape())
         self.columns = {name: at for at, name in enumerate(truth["classes"])}
         self.seen, self._raised = np.array(truth["seen"]), dict(truth["raised"])
         self.draws.bit_generator.state = truth["draws"]

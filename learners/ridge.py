@@ -167,10 +167,7 @@ class Ridge:
 
         Raises: LearnerError where the state is another learner's or another shape's.
         """
-        truth, derived, ours = state.truth, state.derived, self._shape()
-        theirs = {key: truth.get(key) for key in ours}
-        if theirs != ours:
-            raise LearnerError(f"this state is of {theirs} and this learner is {ours}; restore it into one like it")
+        truth, derived = state.truth_of(self._shape()), state.derived
         copied: dict[str, Any] = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in truth.items()}
         gram = lapack.dtpttr(self.config.expand or self.d, copied["gram"], uplo="L")[0]
         sums = (copied[key] for key in ("cross", "features", "targets", "squares", "weight"))

@@ -316,10 +316,7 @@ class River:
 
     def load_state_dict(self, state: State) -> None:
         """Become the model that gave ``state``. Raises: LearnerError where it is another's."""
-        truth, ours = state.truth, self._shape()
-        theirs = {key: truth.get(key) for key in ours}
-        if theirs != ours:
-            raise LearnerError(f"this state is of {theirs} and this learner is {ours}; restore it into one like it")
+        truth = state.truth_of(self._shape())
         self._models = restored(self.config, truth["trees"], truth["floats"])
         self._classes = {name: column for column, name in enumerate(truth["classes"])}
         self.rows = truth["rows"]

@@ -25,7 +25,7 @@ from scipy.linalg import blas
 
 from millrace.learners.head import Head, Known
 from millrace.learners.normal_equations import Solution, Sums, System, system_of
-from millrace.learners.priors import UNIFORM, Prior, check_prior, shares
+from millrace.learners.priors import UNIFORM, Prior, refuse_unfit, shares
 from millrace.learners.protocol import Floats
 from millrace.learners.ridge import Ridge, RidgeConfig
 
@@ -48,9 +48,7 @@ class SldaConfig:
     expand: int = 0
 
     def __post_init__(self) -> None:
-        wrong = check_prior(self.prior)
-        if self.task != "classify" or wrong is not None:
-            raise ValueError(f"prior = {self.prior!r}: {wrong}" if wrong else "task: slda names classes; use kind ridge")
+        refuse_unfit("slda", self.task, self.prior)
         if not 0.0 < self.shrink <= 1.0:
             raise ValueError(f"shrink = {self.shrink!r}: must be a number above 0 and up to 1")
         self.ridge()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from millrace.learners.errors import BadInputError, LearnerError
+from millrace.learners.errors import BadInputError
 from millrace.learners.linear import LinearServable, finite, softmax
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
 from millrace.learners.scale import Scale
@@ -148,10 +148,7 @@ class Softmax:
 
         Raises: LearnerError where the state is another learner's or another shape's.
         """
-        truth, ours = state.truth, self._shape()
-        theirs = {key: truth.get(key) for key in ours}
-        if theirs != ours:
-            raise LearnerError(f"this state is of {theirs} and this learner is {ours}; restore it into one like it")
+        truth = state.truth_of(self._shape())
         self._weights, self._intercept = np.array(truth["weights"], order="C"), np.array(truth["intercept"])
         self._waiting = (np.array(truth["waiting_x"]), np.array(truth["waiting_y"]), np.array(truth["waiting_weight"]))
         self._classes = {name: column for column, name in enumerate(truth["classes"])}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace.services.night import Night
-from millrace.services.plots import COLOURS, HEIGHT, KILL, figure_of, no_extra, ruled
+from millrace.services.plots import COLOURS, KILL, colourless, figure_of, ruled
 from millrace.services.repaired import WINDOW_ROWS
 
 BEFORE_ROWS = 100  # shown before the first wrong label
@@ -33,15 +33,7 @@ def terminal(night: Night, width: int) -> str:
 
     Raises: BadInputError where plotext is missing.
     """
-    try:
-        import plotext
-    except ImportError as error:
-        raise no_extra("plotext") from error
-    figure = plotext.figure
-    figure.clear()
-    plotext.terminal.limit(False, False)
-    figure.plot_size(width, HEIGHT)
-    figure.theme("colorless")
+    figure = colourless(width)
     for row in night.poison:
         figure.line(row, "vertical", style="dotted")
     for _, row in _marks(night):

@@ -23,17 +23,8 @@ def terminal(told: Told, width: int) -> str:
 
     Raises: BadInputError where plotext is missing.
     """
-    try:
-        import plotext
-    except ImportError as error:
-        raise no_extra("plotext") from error
-    evidence = told.evidence
+    figure, evidence = colourless(width), told.evidence
     curves = windows(evidence.totals, told.window)
-    figure = plotext.figure
-    figure.clear()
-    plotext.terminal.limit(False, False)
-    figure.plot_size(width, HEIGHT)
-    figure.theme("colorless")
     for joined in evidence.joined[1:]:
         figure.line(joined.row, "vertical", style="dotted")
     for resumed in evidence.resumed:
@@ -47,6 +38,20 @@ def terminal(told: Told, width: int) -> str:
     figure.label("rows", "x")
     figure.title(_title(told))
     return str(figure.build().string(colorless=True)) + "\n" + _legend(evidence, bool(tested))
+
+
+def colourless(width: int) -> Any:
+    """An empty terminal plot. Raises: BadInputError where plotext is missing."""
+    try:
+        import plotext
+    except ImportError as error:
+        raise no_extra("plotext") from error
+    figure = plotext.figure
+    figure.clear()
+    plotext.terminal.limit(False, False)
+    figure.plot_size(width, HEIGHT)
+    figure.theme("colorless")
+    return figure
 
 
 def ruled(figure: Any, x: tuple[float, float], y: tuple[float, float]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
-from millrace.learners.errors import BadInputError, MillraceError, NotProvedError
+from millrace.learners.errors import BadInputError, MillraceError, NotProvedError, ReplacedError
 from millrace.services.backfill import filled, topic_of
 from millrace.services.deciding import Change, decide
 from millrace.services.instance import ENDPOINT, Instance
@@ -106,7 +106,11 @@ def _replay(instance: Instance, operation: Operation, plan: Plan, again: Sequenc
     """Begin the branch, catch up with the log, mark a version, let another process prove it; then it is done."""
     start_s = time.monotonic()
     with instance.hold(plan.branch, take_over=False):
-        worker, begun = _caught_up(instance, plan)
+        try:
+            worker, begun = _caught_up(instance, plan)
+        except ReplacedError as error:
+            _refuse_given_up(instance, plan.branch, error)
+            raise
         verdict = _proved_elsewhere(plan.branch, again)
         advance(instance, operation, "done", operation.why)
     return Replayed(
@@ -117,6 +121,13 @@ def _replay(instance: Instance, operation: Operation, plan: Plan, again: Sequenc
         round(time.monotonic() - start_s, 3),
         verdict,
     )
+
+
+def _refuse_given_up(instance: Instance, branch: str, error: MillraceError) -> None:
+    """Raises: MillraceError naming who gave a replay up, where ``error`` is what that looks like to its writer."""
+    operation = instance.ledger().operations[branch]
+    if operation.state == "aborted":
+        raise MillraceError(f"{standing(operation)}. Nothing goes on from it; `millrace replay plan` plans another.") from error
 
 
 def _caught_up(instance: Instance, plan: Plan) -> tuple[Worker, int]:

@@ -117,6 +117,11 @@ def merge_pieces(recipe: Recipe, merge: MergeLearners, entry: Merge, pieces: Seq
     """
     if named(pieces) != entry.of:
         raise DamageError(f"Merge {entry.branch}.{entry.seq} is of other states than these of its shards. Restore their store.")
+    return _merged(recipe, merge, entry, pieces)
+
+
+def _merged(recipe: Recipe, merge: MergeLearners, entry: Merge, pieces: Sequence[Piece]) -> Merged:
+    """The state of an entry that was made from these pieces."""
     features = Features(recipe.schema).state()
     if any(pack(piece.features) != pack(features) for piece in pieces):
         raise DamageError(f"Merge {entry.branch}.{entry.seq}: the shards' feature tables differ. Restore their store.")
@@ -148,7 +153,8 @@ class Merging:
         self.marks = summary.marks
         self._writer = Writer(doors.journal, branch, summary.end)
         self.epoch = self._writer.open(host, None)
-        self.newest: Merged | None = None
+        last = newest_version(self.marks)
+        self._marked = [] if last is None else merge_of(doors.journal, branch, last).of  # what the newest version merges
 
     @property
     def seq(self) -> int:
@@ -160,15 +166,9 @@ class Merging:
 
         Raises: ReplacedError where the branch has another writer; what ``merge_pieces`` raises.
         """
-        entry = Merge(
-            branch=self.branch,
-            seq=self._writer.next_seq,
-            epoch=self.epoch,
-            of=named(pieces),
-        )
-        merged = merge_pieces(self._recipe, self._merge, entry, pieces)
+        entry = Merge(branch=self.branch, seq=self._writer.next_seq, epoch=self.epoch, of=named(pieces))
+        merged = _merged(self._recipe, self._merge, entry, pieces)
         self._writer.append(entry)
-        self.newest = merged
         return merged
 
     def mark(self, merged: Merged) -> str:
@@ -190,6 +190,7 @@ class Merging:
         )
         self._writer.append(mark)
         self.marks.append(mark)
+        self._marked = merged.entry.of
         retention, declared = self._doors.retention, {sha256(self._recipe.config), sha256(self._recipe.schema.declared)}
         released = set[str]() if retention is None else retention.release(self.marks)
         sweep(self._doors.store, self.branch, kept_marks(self.marks, NEWEST, released), asked_s, declared)
@@ -202,9 +203,7 @@ class Merging:
         """
         pieces = [piece_of(self._doors.store, mark) for mark in marks]
         last = newest_version(self.marks)
-        if last is not None and merge_of(self._doors.journal, self.branch, last).of == named(pieces):
-            return last
-        return self.mark(self.merge(pieces))
+        return last if last is not None and self._marked == named(pieces) else self.mark(self.merge(pieces))
 
 
 def merge_of(journal: Stream, branch: str, version: str) -> Merge:

@@ -21,6 +21,7 @@ from millrace.services import logs
 from millrace.services.broker import Broker
 from millrace.services.config import load_pipeline
 from millrace.services.dead_letters import letters
+from millrace.services.evidence import outputs_of
 from millrace.services.instance import Instance
 from millrace.streams.branch import load_checkpoint
 from millrace.streams.entries import Step
@@ -263,11 +264,17 @@ class Scene:
         return [("I10", same, sha), ("I4", mark.version in proved, f"{len(proved)} marks proved, {mark.version} the newest")]
 
     def one_writer(self) -> Shown:
-        """Whatever others appended is dead for every reader."""
-        cursor, dead = Cursor(), 0
+        """Whatever others appended is dead for every reader, and of it no scores were let out."""
+        cursor, dead, reads = Cursor(), 0, dict[tuple[int, int], list[tuple[str, int, int]]]()
         for offset, raw in self.instance.journal("main").read(0):
-            dead += not cursor.take(checked_entry(raw, "main", offset, cursor))
-        return "I6", True, f"epochs {cursor.epoch}, dead entries {dead}"
+            entry = checked_entry(raw, "main", offset, cursor)
+            counts = cursor.take(entry)
+            dead += not counts
+            if counts and isinstance(entry, Step):
+                reads[entry.epoch, entry.seq] = [(tp, start, stop) for tp, start, stop, _, _ in entry.reads]
+        outputs, _ = outputs_of(self.instance, "main")
+        owned = bool(outputs) and all(reads.get((one.epoch, one.seq)) == one.reads for one in outputs)
+        return "I6", owned, f"epochs {cursor.epoch}, dead entries {dead}; scores of {len(outputs)} steps, each of a counted one"
 
     def accounted(self, status: dict[str, object]) -> Shown:
         """Learned + passed + rejected + waiting = read; what was rejected is a dead letter with its reason."""
