@@ -73,8 +73,6 @@ class Pipeline:
         if self.shards == 1:
             return
         refuse_unmergeable(schema, self.log.partitions, self.shards)
-        if self.labels is not None:
-            raise ValueError(f"shards = {self.shards}: late labels may lie in another shard than their prediction; use 1 shard")
         if self.drift is not None and self.drift.act != "version":
             said = f"shards = {self.shards}: drift.act = {self.drift.act!r} would be done to one shard of what is merged"
             raise ValueError(f'{said}; use "version"')

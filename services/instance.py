@@ -74,6 +74,7 @@ class Instance:
             drift=pipeline.drift,
             held_out=pipeline.evaluate,
             labels=pipeline.labels,
+            partitioner=None if pipeline.shards == 1 else self._logs.partitioner,
             served=None
             if pipeline.labels is None
             else ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic, contents),

@@ -16,7 +16,7 @@ from millrace.learners.errors import ConfigError, StorageError
 from millrace.services.config import Pipeline, kafka_secrets
 from millrace.streams.cluster import Cluster
 from millrace.streams.outputs import dead_letter_topic, scores_topic
-from millrace.streams.sharding import WHOLE, Shard, shard_branches
+from millrace.streams.sharding import WHOLE, Partitioner, Shard, by_crc32, by_murmur2, shard_branches
 from millrace.streams.source import Log, Position, Source
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
 from millrace.streams.stream import SqliteStream, Stream
@@ -40,6 +40,10 @@ class Logs(Protocol):
 
     def source(self, topics: Sequence[str], shard: Shard = WHOLE) -> Source:
         """A reader of topics that are there, or of a shard's partitions of them."""
+
+    @property
+    def partitioner(self) -> Partitioner:
+        """By which it deals records with a key out to partitions."""
 
     def journal(self, branch: str) -> Stream:
         """The journal of a branch."""
@@ -75,6 +79,11 @@ class InFiles:
     def source(self, topics: Sequence[str], shard: Shard = WHOLE) -> SqliteSource:
         """On the embedded log."""
         return SqliteSource(self.log(), topics, shard)
+
+    @property
+    def partitioner(self) -> Partitioner:
+        """The embedded log's own."""
+        return by_crc32
 
     def journal(self, branch: str) -> SqliteStream:
         """A file of its own."""
@@ -123,6 +132,11 @@ class OnKafka:
         outlast_ms = 0 if labels is None else labels.horizon_ms + labels.grace_ms
         self.log().check([name for name in topics if name in self.pipeline.topics], outlast_ms)
         return KafkaSource(self._readers.link, topics, shard)
+
+    @property
+    def partitioner(self) -> Partitioner:
+        """That of Kafka's own clients."""
+        return by_murmur2
 
     def journal(self, branch: str) -> Stream:
         """A topic of its own."""

@@ -65,7 +65,8 @@ def _merged(instance: Instance, branch: str) -> dict[str, Any]:
     if not shards:
         return {}
     each = [status(instance, shard) for shard in shards]
-    facts = {name: sum(one.get(name, 0) for one in each) for name in ("lag_rows", "records", *COUNTED, "waiting")}
+    labels = [name for name in each[0] if name.startswith("labels_")]
+    facts = {name: sum(one.get(name, 0) for one in each) for name in ("lag_rows", "records", *COUNTED, "waiting", *labels)}
     return facts | {f"shard_{one['branch']}": f"seq {one['seq']}, {one.get('records', 0):,} records" for one in each}
 
 

@@ -27,6 +27,7 @@ from millrace.streams.retention import Retention
 from millrace.streams.rewound import is_learned, rewound
 from millrace.streams.schema import Schema, leaves
 from millrace.streams.served import Served, ServedCodec
+from millrace.streams.sharding import Partitioner, merging_branch
 from millrace.streams.source import Position, Producer, Source
 from millrace.streams.store import Manifest, Part, Segment, Store, read_manifest, state_sha256
 from millrace.streams.stream import Stream
@@ -66,6 +67,7 @@ class Recipe:
     labels: LabelRules | None = None  # of labels that come late; None: they stand in the rows alone
     held_out: HeldOutConfig | None = None  # of rows that are kept back and asked about; None: all are learned
     served: ServedCodec | None = None  # reads late labels too; there if and only if ``labels`` is
+    partitioner: Partitioner | None = None  # of a log that is dealt out to shards; None: one shard, and any will do
 
     @property
     def reader(self) -> Codec | Contents | ServedCodec:
@@ -73,8 +75,11 @@ class Recipe:
         return self.served or self.codec
 
     def reader_of(self, fork: Fork) -> Reader:
-        """What decodes the log for a branch: what its fork excludes is left out."""
-        return Excluding(self.reader, tuple(fork.exclude)) if fork.exclude else self.reader
+        """What decodes the log for a branch: what its fork excludes is left out, and a shard refuses what lies astray."""
+        reader = self.reader
+        if self.served is not None and self.partitioner is not None:
+            reader = self.served.placed_by(self.partitioner(fork.topics[self.served.topic].partitions))
+        return Excluding(reader, tuple(fork.exclude)) if fork.exclude else reader
 
     def fold(self, fork: Fork) -> Fold:
         """The state of a branch that begins with nothing, after the fork and before any step; ``start`` gives any branch's.
@@ -88,7 +93,7 @@ class Recipe:
                 f"revision {learner.revision}, which would learn the same rows differently. Use the release that wrote it."
             )
         fold = Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), self.make_learner, fork.positions)
-        fold.branch = fork.branch
+        fold.branch, fold.answers_of = fork.branch, merging_branch(fork.branch)
         if self.drift is not None:
             fold.drift = Drift(self.drift, self.seed)
             fold.window = Window(self.drift.relearn_rows) if self.drift.act == "relearn" else None

@@ -64,7 +64,8 @@ class Fold:
         self.drift: Drift | None = None  # None: nothing is watched
         self.window: Window | None = None  # None: no alarm leads to ``relearn``
         self.held_out: HeldOut | None = None  # None: every labelled row is learned
-        self.branch = ""  # whose state this is: answers of another branch are made again by this one
+        self.branch = ""  # whose state this is
+        self.answers_of = ""  # whose answers are its own: the branch's, or those of what its shard is merged into
         self._given: list[float] = []  # of the rows in ``batches``: the loss as served; NaN where the own answer is scored
         self.included: dict[str, list[int]] = {}  # exclusions that acts have ended: places in a fork's list, by branch
         self.position = dict(position)
@@ -151,7 +152,7 @@ class Fold:
         So this branch's own answer is that of the state which all records before it led to, however they were read.
         """
         assert self.labels is not None
-        if not any(isinstance(record, Prediction) and record.branch != self.branch for record in served.records):
+        if not any(isinstance(record, Prediction) and record.branch != self.answers_of for record in served.records):
             yield served
             return
         asked = np.array([isinstance(record, Prediction) for record in served.records], dtype=bool)
@@ -168,7 +169,7 @@ class Fold:
         """What another branch answered says nothing about this one, so here the row is answered as this state would."""
         assert self.labels is not None
         by = [record.branch for record in served.records if isinstance(record, Prediction)]
-        foreign = np.array([by[row] != self.branch for row in taken.fresh], dtype=bool)
+        foreign = np.array([by[row] != self.answers_of for row in taken.fresh], dtype=bool)
         if foreign.any():
             servable = self.learner.servable()
             rows = [servable.predict_many(Batch(row[None])) for row in x[foreign]]  # one by one: BLAS rounds by their number

@@ -183,6 +183,8 @@ class KafkaSource:
         self._live: Reader | None = None
         self._stalls = Stalls(stall_s)
         self._looked_s = time.monotonic()
+        if not self._names():
+            raise BadInputError(f"{', '.join(topics)}: fewer partitions than the pipeline has shards. Add some, or use fewer.")
         bounds = self.bounds()
         self._position = {tp: low for tp, (low, _) in bounds.items()}
         self._ends = {tp: high for tp, (_, high) in bounds.items()}  # as they were when last looked at

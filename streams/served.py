@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -23,10 +23,12 @@ from millrace.streams.codec import Codec, RecordError, Refused, Rows, has_label,
 from millrace.streams.contents import Contents
 from millrace.streams.records import Event, split_tp
 from millrace.streams.schema import LARGEST, Schema
+from millrace.streams.sharding import Placing
 
 REASONS = (  # beside those of the rows' codec
     "wrong-key",  # not the record's id
     "conflicting-label",  # another value for an id and revision that has one; only folding finds it
+    "other-partition",  # of a pipeline with several shards: not where its key belongs, so a label may miss its prediction
 )
 
 LONGEST_ID = 512  # characters
@@ -117,7 +119,8 @@ class ServedCodec:
         self._rows = Codec(schema, max_bytes)
         self._events = events or self._rows  # of the topics of events
         self._label = schema.label
-        self._topic = topic
+        self.topic = topic
+        self._place: Placing | None = None
         self._max_bytes = max_bytes
         self._decode: Callable[[bytes], Prediction | LateLabel] = msgspec.json.Decoder(Prediction | LateLabel).decode
 
@@ -128,16 +131,24 @@ class ServedCodec:
         other._max_bytes, other._rows, other._events = sys.maxsize, self._rows.without_limit, self._events.without_limit
         return other
 
+    def placed_by(self, place: Placing) -> ServedCodec:
+        """This codec for a topic that is dealt out to shards, where ``place`` says in which partitions keys belong."""
+        other = copy(self)
+        other._place = place
+        return other
+
     def decode(self, events: Sequence[Event], tp: str) -> tuple[Rows | Served, list[Refused]]:
         """Columns of the events that can be read, in order, and the events that cannot."""
-        if split_tp(tp)[0] != self._topic:
+        topic, partition = split_tp(tp)
+        if topic != self.topic:
             return self._events.decode(events, tp)
-        good, refused = list(events), list[Refused]()
+        refused = list(self._misplaced(events, partition))
+        good = [event for event in events if event not in {one.event for one in refused}] if refused else list(events)
         try:
             records = self._records(good)
         except UNREADABLE:
-            good, refused = self._sorted_out(events)
-            records = self._records(good)
+            good, unreadable = self._sorted_out(good)
+            records, refused = self._records(good), refused + unreadable
         rows, bad = self._rows_of(good, records)
         if bad:
             left_out = {one.event.offset for one in bad}
@@ -145,6 +156,16 @@ class ServedCodec:
             good, records = [good[at] for at in kept], [records[at] for at in kept]
         t = np.array([event.timestamp_ms for event in good], dtype=np.int64)
         return Served(tp, good, records, hashes64([record.id for record in records]), rows, t), refused + bad
+
+    def _misplaced(self, events: Sequence[Event], partition: int) -> Iterator[Refused]:
+        """Those that lie where no shard would look for what belongs with them."""
+        if self._place is None:
+            return
+        keyless = np.array([event.key is None for event in events], dtype=bool)
+        right = self._place([event.key or b"" for event in events])
+        for at in np.flatnonzero(keyless | (right != partition)).tolist():
+            where = f"its key belongs in {right[at]}" if not keyless[at] else "it has no key to say where it belongs"
+            yield Refused(events[at], "other-partition", f"it lies in partition {partition}, and {where}; send it by its id")
 
     def _sorted_out(self, events: Sequence[Event]) -> tuple[list[Event], list[Refused]]:
         good, refused = [], []

@@ -8,13 +8,21 @@ Source: journal.md, rule 15.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
 
 from millrace.learners.errors import BadInputError
 from millrace.streams.records import split_tp
 from millrace.streams.schema import Schema
 
 NAME = re.compile(r"(.+)-(\d+)of(\d+)")
+
+Placing = Callable[[Sequence[bytes]], NDArray[np.int64]]  # keys (n,) -> the partition (n,) in which each belongs
+Partitioner = Callable[[int], Placing]  # of a topic with so many partitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +95,49 @@ def refuse_unmergeable(schema: Schema, partitions: int, shards: int) -> None:
             f"shards = {shards}: field {own[0]} has a table that grows with the rows, and each shard would have its own; "
             'declare its categories, use categories = "hash", or another missing than "mean"'
         )
+
+
+def by_crc32(partitions: int) -> Placing:
+    """As the embedded log places records.
+
+    >>> by_crc32(4)([b"customer 7", b"customer 8"])
+    array([1, 0])
+    """
+    return lambda keys: np.array([crc32(key) for key in keys], dtype=np.int64) % partitions
+
+
+def by_murmur2(partitions: int) -> Placing:
+    """As Kafka's own clients place records, whatever language they are in.
+
+    >>> by_murmur2(4)([b"customer 7", b"customer 8"])
+    array([2, 1])
+    """
+    return lambda keys: (murmur2(keys) & np.uint32(0x7FFFFFFF)).astype(np.int64) % partitions
+
+
+def murmur2(keys: Sequence[bytes]) -> NDArray[np.uint32]:
+    """The hash (n,) of each key; kafka-python's takes fifty times as long, one by one.
+
+    Source: murmur2 of org.apache.kafka.common.utils.Utils.
+    """
+    lengths, hashes = np.array(list(map(len, keys)), dtype=np.int64), np.zeros(len(keys), dtype=np.uint32)
+    for length in np.unique(lengths).tolist():
+        alike = np.flatnonzero(lengths == length)
+        octets = np.frombuffer(b"".join([keys[at] for at in alike.tolist()]), dtype=np.uint8).reshape(len(alike), length)
+        hashes[alike] = _of_one_length(octets)
+    return hashes
+
+
+def _of_one_length(octets: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """The hashes of keys (n, length); products wrap round, as they are meant to."""
+    factor, whole = np.uint32(0x5BD1E995), octets.shape[1] // 4 * 4
+    found = np.full(len(octets), 0x9747B28C ^ octets.shape[1], dtype=np.uint32)
+    for word in np.ascontiguousarray(octets[:, :whole]).view("<u4").T:
+        mixed = word * factor
+        found = found * factor ^ (mixed ^ mixed >> np.uint32(24)) * factor
+    if octets.shape[1] > whole:
+        for place, column in enumerate(octets[:, whole:].T):
+            found ^= column.astype(np.uint32) << np.uint32(8 * place)
+        found *= factor
+    found = (found ^ found >> np.uint32(13)) * factor
+    return found ^ found >> np.uint32(15)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import subprocess
 import sys
 import time
@@ -12,16 +10,20 @@ from pathlib import Path
 
 import pytest
 from either_log import KAFKA, swept
-from endpoint import load, served, until
+from endpoint import load, post, question, served, until
 from poisoned import BAD, GOOD, TEXT, begin, good_rows, instance, lines, planned, replay, send, versions
-from rooms import PIPELINE, facts, here, json_lines, millrace, pipeline_in
+from rooms import PIPELINE, facts, here, json_lines, late_rows, millrace, pipeline_in
 
 from millrace.learners.errors import ConfigError
 from millrace.services import logs
 from millrace.services.config import kafka_secrets, load_pipeline
 from millrace.streams.cluster import Cluster, Secrets, security
 from millrace.streams.kafka import Link
+from millrace.streams.records import Record
+from millrace.streams.served import LateLabel, encode
+from millrace.streams.sharding import by_murmur2
 
+SHARDED = PIPELINE.replace("seed = 7", "seed = 7\nshards = 2").replace("gamma = 0.5", "gamma = 0.5, solve_rows = 20")
 LATE = "\n[labels]\nhorizon_ms = 600000\ngrace_ms = 60000\n"
 
 
@@ -139,27 +141,6 @@ def test_passwords_come_from_the_environment_and_are_shown_nowhere(tmp_path: Pat
     assert cluster.brokers == ["a:1", "b:2"]
 
 
-def post(port: int, verb: str, body: object) -> tuple[int, dict]:
-    """Status and answer of one call."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("POST", f"/v2/models/digits/{verb}", json.dumps(body))
-    answer = connection.getresponse()
-    said = answer.status, json.loads(answer.read())
-    connection.close()
-    return said
-
-
-def question(ids: list[str]) -> dict:
-    """Rows of a kind that nobody has named yet."""
-    return {
-        "inputs": [
-            {"name": "x", "datatype": "FP64", "shape": [len(ids), 4], "data": [[21.0, 24.0, 28.0, 30.0]] * len(ids)},
-            {"name": "site", "datatype": "BYTES", "shape": [len(ids)], "data": ["north"] * len(ids)},
-            {"name": "id", "datatype": "BYTES", "shape": [len(ids)], "data": ids},
-        ]
-    }
-
-
 @pytest.mark.parametrize("death", [pytest.param("trainer", marks=KAFKA), pytest.param("broker", marks=KAFKA)])
 def test_it_serves_records_learns_late_labels_and_rolls_back(tables: str, broker, tmp_path: Path, death: str) -> None:
     """While callers ask all the time the trainer, or the broker itself, is killed: no request fails, and no label is lost."""
@@ -194,3 +175,30 @@ def test_it_serves_records_learns_late_labels_and_rolls_back(tables: str, broker
         proof = millrace("verify", "digits.toml", "--output", "json", cwd=tmp_path)
         assert proof.returncode == 0, proof.stderr
     assert json_lines(proof.stdout)[0]["records"] >= 281
+
+
+@pytest.mark.parametrize("partitions", [pytest.param(4, marks=KAFKA)])
+@pytest.mark.slow
+def test_shards_find_late_labels_by_kafkas_partitioner_and_refuse_what_another_has_placed(
+    tables: str, tmp_path: Path, partitions: int
+) -> None:
+    """Both are keyed by id, so both lie in one shard; a record elsewhere is a dead letter that says where it belongs."""
+    text = SHARDED + LATE + tables.replace("[log]\n", f"[log]\npartitions = {partitions}\n")
+    pipeline_in(tmp_path, rows=1, text=text)
+    asked = late_rows(120)
+    (tmp_path / "served.jsonl").write_bytes(b"\n".join(asked) + b"\n")
+    assert millrace("send", "digits.toml", "served.jsonl", "--served", cwd=tmp_path).returncode == 0
+    assert millrace("run", "digits.toml", cwd=tmp_path).returncode == 0
+    found = facts(tmp_path)
+    assert (found["learned"], found["labels_joined"], found["labels_awaited"]) == (120, 120, 0)
+    told, right = LateLabel("request 7", "rose", 1), by_murmur2(partitions)([b"request 7"])[0]
+    link = logs.OnKafka(load_pipeline(tmp_path / "digits.toml").pipeline)._readers.link
+    link.send("digits.served", Record(encode(told), told.id.encode()), int(right + 1) % partitions).place()
+    assert millrace("run", "digits.toml", cwd=tmp_path).returncode == 0
+    (letter,) = lines(tmp_path, "dead-letters", "list")
+    assert letter["reason"] == "other-partition"
+    shown = here("dead-letters", "show", "digits.toml", str(letter["letter"]), cwd=tmp_path).output
+    assert f"its key belongs in {right}" in shown
+    assert (facts(tmp_path)["learned"], facts(tmp_path)["rejected"]) == (120, 1)
+    proof = millrace("verify", "digits.toml", cwd=tmp_path)
+    assert proof.returncode == 0, proof.stderr

@@ -119,6 +119,18 @@ def flower_rows(count: int, seed: int = 3) -> list[bytes]:
     ]
 
 
+def late_rows(count: int) -> list[bytes]:
+    """Predictions of ``main`` for flower rows and, after forty others, the label of each: lines for `send --served`."""
+    told = []
+    for at, line in enumerate(flower_rows(count)):
+        row = json.loads(line)
+        label = row.pop("label")
+        asked = {"kind": "prediction", "id": f"request {at}", "row": row, "branch": "main", "epoch": 1, "seq": 2}
+        told.append((at, json.dumps(asked | {"classes": ["rose", "tulip"], "scores": [0.5, 0.5]})))
+        told.append((at + 40, json.dumps({"kind": "label", "id": f"request {at}", "label": label})))
+    return [line.encode() for _, line in sorted(told)]
+
+
 def pipeline_in(folder: Path, rows: int = 200, text: str = PIPELINE) -> Path:
     """A pipeline file ``digits.toml`` with ``rows.jsonl`` beside it."""
     (folder / "digits.toml").write_text(text, encoding="utf-8")

@@ -1,0 +1,34 @@
+"""Where a key belongs: the same place that whoever appended it chose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millrace.streams.sharding import by_crc32, by_murmur2, murmur2
+from millrace.streams.sqlite_log import choose_partition
+
+KEYS = st.lists(st.binary(max_size=40), max_size=30)
+
+
+@given(KEYS, st.integers(1, 9))
+def test_the_embedded_logs_keys_are_where_it_puts_them(keys, partitions) -> None:
+    """Key by key."""
+    assert by_crc32(partitions)(keys).tolist() == [choose_partition(key, partitions, 0) for key in keys]
+
+
+@given(KEYS, st.integers(1, 9))
+def test_kafkas_keys_are_where_its_clients_put_them(keys, partitions) -> None:
+    """By kafka-python's own partitioner, which is Java's."""
+    partitioner = pytest.importorskip("kafka.partitioner", reason="kafka-python is not installed")
+    right = [(partitioner.murmur2(key) & 0x7FFFFFFF) % partitions for key in keys]
+    assert by_murmur2(partitions)(keys).tolist() == right
+
+
+def test_hashes_are_those_of_kafkas_own_tests() -> None:
+    """As its Java tests have them, in UtilsTest."""
+    known = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536}
+    known |= {b"a-little-bit-longer-string": -1486304829, b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971}
+    assert murmur2(list(known)).view(np.int32).tolist() == list(known.values())
