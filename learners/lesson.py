@@ -127,7 +127,7 @@ class Lesson:
         if not self.augments:
             return rows
         assert isinstance(self.config, ReplayConfig)
-        return Rows(augmented(rows.x, self.config.augment == "crop-flip", self.draws), rows.y, rows.weight, rows.stored)
+        return Rows(augmented(rows.x, self.config.augment, self.draws), rows.y, rows.weight, rows.stored)
 
     def both(self, rows: Rows) -> Rows:
         """The rows, followed by their second views where these differ."""

@@ -126,7 +126,7 @@ class ReplayConfig(NetworkConfig):
     channels: int = number(20, 1)  # >= 1, of the first convolution (nf); more is finer, its square slower
     buffer_rows: int = number(1000, 1)  # >= 1, rows kept; more forgets less and takes more memory
     replay_rows: int = number(10, 1)  # >= 1, stored rows of one gradient step; more forgets less and is slower
-    augment: str = word("crop-flip", "crop", "none")  # of images: what is done to the second view of a row
+    augment: str = word("crop-flip", "crop", "colour", "none")  # of images: what is done to the second view of a row
 
 
 def spec_of(config: NetworkConfig, head: Head, d: int) -> Spec:
@@ -139,6 +139,8 @@ def spec_of(config: NetworkConfig, head: Head, d: int) -> Spec:
         raise ValueError(f"image = {list(config.image)} makes {height} numbers, and the fields make {d} columns")
     if not isinstance(config, ReplayConfig):
         return Spec(d, image=config.image, pixels=config.pixels, head=head)
+    if config.augment == "colour" and config.image and not config.pixels:
+        raise ValueError('augment = "colour" changes colours, which only pixels = true has')
     if config.network != "mlp" and not config.image:
         raise ValueError(f'network = "{config.network}" needs image = [channels, height, width]')
     return Spec(d, config.network, config.hidden, config.channels, config.image, config.pixels, head)

@@ -181,9 +181,9 @@ def test_crops_are_windows_of_the_padded_image_and_flips_mirror_them() -> None:
     padded = functional.pad(image, (1, 1, 1, 1))[0, 0]
     windows = {tuple(padded[i : i + 8, j : j + 8].flatten().tolist()) for i in range(3) for j in range(3)}
     mirrored = {tuple(padded[i : i + 8, j : j + 8].flip(1).flatten().tolist()) for i in range(3) for j in range(3)}
-    found = augmented(image.expand(300, 1, 8, 8), True, np.random.default_rng(0))
+    found = augmented(image.expand(300, 1, 8, 8), "crop-flip", np.random.default_rng(0))
     assert {tuple(view.flatten().tolist()) for view in found} == windows | mirrored
-    unflipped = augmented(image.expand(100, 1, 8, 8), False, np.random.default_rng(0))
+    unflipped = augmented(image.expand(100, 1, 8, 8), "crop", np.random.default_rng(0))
     assert {tuple(view.flatten().tolist()) for view in unflipped} == windows
 
 
