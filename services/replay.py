@@ -134,9 +134,10 @@ def _caught_up(instance: Instance, plan: Plan) -> tuple[Worker, int]:
     """A worker of the branch that has read to the log's end and marked a version; and the records of its start."""
     pipeline, recipe = instance.loaded.pipeline, instance.recipe
     use_threads(pipeline.threads)
+    progress = Progress()  # from here on a signal stops it between two steps
     fork = _begun(instance, plan)
     doors = instance.doors(fork.branch)  # with all the topics that the fork states
-    progress = Progress(doors, fork)
+    progress.of(doors, fork)
     doors = replace(doors, source=Retraced(doors.source, _path(instance, fork, plan)))
     opening = Opening(fork.branch, this_host(pipeline.threads), emits=False)
     worker = Worker(recipe, doors, pipeline.worker, opening)
@@ -176,13 +177,16 @@ def _path(instance: Instance, fork: Fork, plan: Plan) -> list[Piece]:
 class Progress:
     """Says on stderr how far a replay is; enough when the log has nothing more, or at the first SIGINT or SIGTERM."""
 
-    def __init__(self, doors: Doors, fork: Fork) -> None:
+    def __init__(self) -> None:
         self.stopped = False
-        self._doors, self._start = doors, sum(fork.positions.values())
         self._begun: tuple[float, int] | None = None  # when, and after how many records
         self._told_s = 0.0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
+
+    def of(self, doors: Doors, fork: Fork) -> None:
+        """What it is the progress of, before it is first asked."""
+        self._doors, self._start = doors, sum(fork.positions.values())
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.stopped = True
