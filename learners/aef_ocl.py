@@ -18,7 +18,9 @@ class, which then weigh k_c together; towards any prior. A feature that is const
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -49,6 +51,7 @@ class AefOclConfig:
     solve_rows: int = 1024  # a solve draws anew: half a second for ten classes of 1,000 features, so take more rows there
     decay: float = 1.0
     expand: int = 0
+    solve_behind: bool = False  # solve beside learning and answer by it solve_rows later; for hundreds of features or more
 
     def __post_init__(self) -> None:
         refuse_unfit("aef-ocl", self.task, self.prior)
@@ -63,20 +66,26 @@ class AefOclConfig:
 
 def aef_ocl(config: AefOclConfig, d: int, seed: int) -> Ridge:
     """An untaught AEF-OCL over ``d`` features; ``seed`` draws the projection and the pseudo-features."""
-    return Ridge(config.ridge(), d, seed, Head("aef-ocl", config, answer, partial(ClassMoments, d)))
+    behind = begun if config.solve_behind else None
+    return Ridge(config.ridge(), d, seed, Head("aef-ocl", config, answer, partial(ClassMoments, d), behind))
 
 
 def answer(config: AefOclConfig, known: Known) -> Solution:
     """The ridge solution of the real rows and the pseudo-features together."""
-    return solve(balanced(config, known), config.gamma, config.intercept, config.standardise)
+    return solve(balanced(config, known), config.gamma, config.intercept, config.standardise, config.solve_behind)
+
+
+def begun(config: AefOclConfig, known: Known) -> Callable[[], Solution]:
+    """The same with the statistics copied as they are now; what is left is to draw and to solve."""
+    own = replace(known, sums=deepcopy(known.sums), per_class=deepcopy(known.per_class))
+    return partial(answer, config, own)
 
 
 def balanced(config: AefOclConfig, known: Known) -> Sums:
     """Sums of their own: the real rows' and, for each rare class, pseudo-features that make up what it lacks."""
     moments, sums = known.per_class, known.sums
     assert isinstance(moments, ClassMoments)
-    outputs = len(sums.targets)
-    pseudo = Sums(sums.gram.copy(order="F"), sums.cross.copy(), sums.features, sums.targets, sums.squares, sums.weight)
+    pseudo = deepcopy(sums)
     deviation = moments.deviation()
     prior = config.prior if known.prior is None else known.prior
     for column, k in enumerate(missing(prior, known.names, moments.weight)):
@@ -84,9 +93,13 @@ def balanced(config: AefOclConfig, known: Known) -> Sums:
         if rows > 0:
             eps = _generator(known, column).standard_normal((rows, moments.mean.shape[1]))
             z = moments.mean[column] + config.noise * deviation[column] * eps
-            y = np.zeros((rows, outputs), order="F")
-            y[:, column] = 1.0
-            pseudo.add(expanded(z, known.projection), y, None if k == rows else np.full(rows, k / rows), 1.0)
+            phi = expanded(z, known.projection)
+            if config.solve_behind:
+                pseudo.add_apart(phi, column, k / rows)
+            else:
+                y = np.zeros((rows, len(sums.targets)), order="F")
+                y[:, column] = 1.0
+                pseudo.add(phi, y, None if k == rows else np.full(rows, k / rows), 1.0)
     return pseudo
 
 

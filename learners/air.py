@@ -16,6 +16,7 @@ Memory, and every checkpoint, is C d_phi (d_phi + 1) / 2 doubles (382 MiB for 10
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,6 +50,7 @@ class AirConfig:
     solve_rows: int = 1024
     decay: float = 1.0
     expand: int = 0
+    solve_behind: bool = False  # solve beside learning and answer by it solve_rows later; for a thousand features or more
 
     def __post_init__(self) -> None:
         refuse_unfit("air", self.task, self.prior)
@@ -74,14 +76,30 @@ def air(config: AirConfig, d: int, seed: int) -> Ridge:
             f"({need / 2**20:.0f} MiB), more than limit_mib = {config.limit_mib:g}; use fewer, or kind aef-ocl"
         )
     statistics = partial(ClassGrams, d_phi, config.most_classes)
-    return Ridge(config.ridge(), d, seed, Head("air", config, answer, statistics))
+    return Ridge(config.ridge(), d, seed, Head("air", config, answer, statistics, begun if config.solve_behind else None))
 
 
 def answer(config: AirConfig, known: Known) -> Solution:
     """W = (sum_c pi_c A_c + gamma I)^-1 C diag(pi), in the ridge's centred and scaled form."""
-    assert isinstance(known.per_class, ClassGrams)
-    pi = weights(config.prior if known.prior is None else known.prior, known.names, known.sums.targets)
-    return solve(reweighted(known.sums, known.per_class, pi), config.gamma, config.intercept, config.standardise)
+    return begun(config, known)()
+
+
+def begun(config: AirConfig, known: Known) -> Callable[[], Solution]:
+    """The same with the statistics taken as they are now; what is left is to solve.
+
+    The sums are those that would be if every row of class c had weighed pi_c of what it did.
+    """
+    sums, grams = known.sums, known.per_class
+    assert isinstance(grams, ClassGrams)
+    pi = weights(config.prior if known.prior is None else known.prior, known.names, sums.targets)
+    packed, cross = grams.weighed(pi), sums.cross[: len(pi)] * pi[:, None]
+    targets, squares = sums.targets * pi, sums.squares * pi
+
+    def rest() -> Solution:
+        balanced = Sums(grams.whole(packed), cross, cross.sum(axis=0), targets, squares, float(targets.sum()))
+        return solve(balanced, config.gamma, config.intercept, config.standardise, config.solve_behind)
+
+    return rest
 
 
 def weights(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
@@ -92,10 +110,3 @@ def weights(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
     share = shares(prior, names, weight)
     pi = share / np.maximum(weight, ONE_ROW)
     return pi / pi[share > 0.0].mean() if share.any() else pi
-
-
-def reweighted(sums: Sums, grams: ClassGrams, pi: Floats) -> Sums:
-    """The sums that would be if every row of class c had weighed pi_c of what it did."""
-    cross = sums.cross[: len(pi)] * pi[:, None]
-    targets = sums.targets * pi
-    return Sums(grams.weighed(pi), cross, cross.sum(axis=0), targets, sums.squares * pi, float(targets.sum()))

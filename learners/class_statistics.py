@@ -123,11 +123,11 @@ class ClassGrams:
             self.packed[column][:] = 0.0
 
     def weighed(self, shares: Floats) -> Floats:
-        """sum_c shares_c A_c (d_phi, d_phi), Fortran order, lower triangle."""
+        """sum_c shares_c A_c, packed as each is; an array of its own."""
         total = np.zeros(self.d_phi * (self.d_phi + 1) // 2)
         for share, packed in zip(shares, self.packed, strict=True):
             total += share * packed
-        return self._whole(total)
+        return total
 
     def state(self) -> dict[str, Value]:
         """A copy, one row a class."""
@@ -140,9 +140,10 @@ class ClassGrams:
 
     def gram(self, column: int) -> Floats:
         """A_c (d_phi, d_phi), Fortran order, lower triangle."""
-        return self._whole(self.packed[column])
+        return self.whole(self.packed[column])
 
-    def _whole(self, packed: Floats) -> Floats:
+    def whole(self, packed: Floats) -> Floats:
+        """What is packed as (d_phi, d_phi), Fortran order, lower triangle."""
         whole: Floats = np.asfortranarray(np.tril(lapack.dtfttr(self.d_phi, packed, uplo="L")[0]))
         return whole
 

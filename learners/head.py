@@ -33,3 +33,4 @@ class Head:
     config: Any  # what it was told
     answer: Callable[[Any, Known], Solution]  # (config, statistics), pure
     per_class: Callable[[], ClassStatistics] | None = None  # makes empty ones, where more than the sums is to be kept
+    begin: Callable[[Any, Known], Callable[[], Solution]] | None = None  # see behind.py; None: learning waits for a solve

@@ -79,6 +79,18 @@ class Sums:
         self.squares = keep * self.squares + np.einsum("ij,ij->j", rooted, rooted)
         self.weight = keep * self.weight + float(root @ root)
 
+    def add_apart(self, phi: Floats, column: int, weight: float) -> None:
+        """Add rows phi (n, d) of one class, each of this weight, by NumPy: in a matrix more, while other threads run."""
+        total, features = weight * len(phi), weight * phi.sum(axis=0)
+        product = (phi.T @ phi).T  # the same again, in the order of G; nobody reads what comes above the diagonal
+        product *= weight
+        self.gram += product
+        self.cross[column] += features
+        self.features += features
+        self.targets[column] += total
+        self.squares[column] += total
+        self.weight += total
+
     def combine(self, other: Sums, columns: list[int], sign: float) -> None:
         """Add (``sign`` 1) or take out (-1) the rows of ``other``, whose output i is column ``columns[i]`` here."""
         self.gram += sign * other.gram
@@ -122,6 +134,7 @@ class System:
     scale: Floats  # the diagonal of D, (d,); 0 for a constant feature
     mean: Floats  # s / n, (d,); 0 without an intercept
     gamma: float  # > 0, more is flatter
+    apart: bool = False  # factored by NumPy, which lets other threads run meanwhile but needs two matrices more
 
     def matrix(self) -> Floats:
         """A, lower triangle, in an array of its own: the only (d, d) one besides G."""
@@ -184,16 +197,17 @@ class System:
         return Solution(v, np.zeros(v.shape[1]), residual, system.gamma, float(np.sqrt(missed)) / system.gamma)
 
 
-def solve(sums: Sums, gamma: float, intercept: bool, standardise: bool) -> Solution:
+def solve(sums: Sums, gamma: float, intercept: bool, standardise: bool, apart: bool = False) -> Solution:
     """The ridge solution: least squares with penalty gamma |D^-1 W|^2, the intercept not penalised.
 
     A constant feature gets weight exactly 0; gamma is raised where it is too small for float64 (see the guards above).
+    ``apart``: for a thread beside learning, see System.
     Raises: LearnerError where the sums are not finite.
     """
     d, outputs = len(sums.features), len(sums.targets)
     if sums.weight <= 0.0:
         return Solution(np.zeros((d, outputs), order="F"), np.zeros(outputs), 0.0, gamma)
-    system = system_of(sums, gamma, intercept, standardise)
+    system = replace(system_of(sums, gamma, intercept, standardise), apart=apart)
     solution = system.solved()
     b = sums.targets / sums.weight - system.mean @ solution.weights if intercept else np.zeros(outputs)
     if not np.isfinite(b).all():
@@ -227,8 +241,22 @@ def _factored(system: System) -> tuple[System, Floats]:
     Raises: LearnerError where A is not finite.
     """
     while np.isfinite(system.gamma):
-        factor, info = lapack.dpotrf(system.matrix(), lower=1, clean=0, overwrite_a=1)
-        if info == 0:
+        factor = _cholesky_apart(system.matrix()) if system.apart else _cholesky(system.matrix())
+        if factor is not None:
             return system, factor
-        system = System(system.sums, system.scale, system.mean, GAMMA_STEP * system.gamma)
+        system = replace(system, gamma=GAMMA_STEP * system.gamma)
     raise LearnerError("the ridge's matrix has no Cholesky factor for any gamma; roll back to an earlier version")
+
+
+def _cholesky(a: Floats) -> Floats | None:
+    """The Cholesky factor of ``a`` (lower triangles), in its place; None where there is none."""
+    factor, info = lapack.dpotrf(a, lower=1, clean=0, overwrite_a=1)
+    return None if info else cast(Floats, factor)
+
+
+def _cholesky_apart(a: Floats) -> Floats | None:
+    """The same in an array of its own, without Python's lock; still in Fortran order, so that nothing is copied later."""
+    try:
+        return cast(Floats, np.linalg.cholesky(a.T, upper=True).T)
+    except np.linalg.LinAlgError:
+        return None

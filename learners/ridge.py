@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import lapack
 
+from millrace.learners.behind import Behind, derived, restored
 from millrace.learners.class_statistics import ClassGrams
 from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.head import Head, Known
@@ -66,7 +67,8 @@ class Ridge:
     """Ridge regression that learns online, to class names (one-hot) or to numbers.
 
     Solves after every ``solve_rows`` learned rows, and after a batch that brings a class (or the first numbers); never
-    because it was asked.
+    because it was asked. Where its head lets the solution follow behind (behind.py), that of ``solve_rows`` learned rows
+    answers ``solve_rows`` later; a class is still answered from the batch that brings it, for which learning waits.
 
     >>> ridge = Ridge(RidgeConfig(gamma=0.1), d=1, seed=0)
     >>> names = np.array(["low", "low", "high", "high"], dtype=object)
@@ -97,6 +99,7 @@ class Ridge:
         self._sums = Sums.empty(config.expand or d)
         self._classes: dict[str, int] = {}  # name -> column, in order of first appearance
         self._counts = np.zeros(0, dtype=np.int64)  # (C,) learned rows of each class
+        self._behind = Behind()
         columns = 0 if config.task == "classify" else 1
         self._keep(Solution(np.zeros((config.expand or d, columns), order="F"), np.zeros(columns), 0.0, config.gamma))
 
@@ -115,14 +118,13 @@ class Ridge:
         x, y, weight = self._checked(batch)
         known = len(self._sums.targets)
         targets = self._targets(y)
-        due = len(x) - (self.rows + len(x)) % self.config.solve_rows  # rows up to the last multiple of solve_rows
-        grown = targets.shape[1] > known
-        cut = due if due > 0 and not grown else len(x)
-        self._add(x[:cut], targets[:cut], None if weight is None else weight[:cut])
-        if due > 0 or grown:
-            self.solve_now()
-        if cut < len(x):
-            self._add(x[cut:], targets[cut:], None if weight is None else weight[cut:])
+        grown, start = targets.shape[1] > known, 0
+        for stop in [len(x)] if grown else self._due(len(x)):
+            self._add(x[start:stop], targets[start:stop], None if weight is None else weight[start:stop])
+            self._solve_due(grown)
+            start = stop
+        if start < len(x):
+            self._add(x[start:], targets[start:], None if weight is None else weight[start:])
 
     def predict_many(self, batch: Batch) -> Floats:
         """Scores (n, C) in the order of ``servable().classes``, or values (n, k); 0 before the first lesson.
@@ -136,8 +138,11 @@ class Ridge:
         return self._servable
 
     def state_dict(self) -> State:
-        """A copy of everything, G as its packed lower triangle."""
-        sums, solution, columns = self._sums, self._solution, len(self._sums.targets)
+        """A copy of everything, G as its packed lower triangle; a solution that is under way is waited for.
+
+        Raises: LearnerError where that could not be solved.
+        """
+        sums, columns = self._sums, len(self._sums.targets)
         packed = lapack.dtrttp(sums.gram, uplo="L")[0]
         truth = {
             **self._shape(),
@@ -153,21 +158,14 @@ class Ridge:
             "projection": None if self._projection is None else self._projection.copy(),
             **({} if self._per_class is None else self._per_class.state()),
         }
-        derived: dict[str, Value] = {
-            "weights": solution.weights.copy(order="F"),
-            "intercept": solution.intercept.copy(),
-            "residual": solution.residual,
-            "gamma": solution.gamma,
-            "solved_rows": self.solved_rows,
-        }
-        return State(truth, derived)
+        return State(truth, derived(self._solution, self.solved_rows, "") | self._behind.derived())
 
     def load_state_dict(self, state: State) -> None:
         """Become the ridge that gave ``state``, on copies of its arrays.
 
         Raises: LearnerError where the state is another learner's or another shape's.
         """
-        truth, derived = state.truth_of(self._shape()), state.derived
+        truth = state.truth_of(self._shape())
         copied: dict[str, Any] = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in truth.items()}
         gram = lapack.dtpttr(self.config.expand or self.d, copied["gram"], uplo="L")[0]
         sums = (copied[key] for key in ("cross", "features", "targets", "squares", "weight"))
@@ -176,9 +174,9 @@ class Ridge:
         self._counts, self._projection, self.rows = copied["counts"], copied["projection"], copied["rows"]
         if self._per_class is not None:
             self._per_class.load(copied)
-        weights = np.array(derived["weights"], order="F")
-        self._keep(Solution(weights, np.array(derived["intercept"]), derived["residual"], derived["gamma"]))
-        self.solved_rows = derived["solved_rows"]
+        solution, self.solved_rows = restored(state.derived, "")
+        self._keep(solution)
+        self._behind.load(state.derived)
 
     @property
     def class_rows(self) -> dict[str, int]:
@@ -348,8 +346,25 @@ class Ridge:
 
     def solve_now(self) -> None:
         """Answer from now on by the sums as they are."""
+        self._behind.drop()
         self._keep(self.head.answer(self.head.config, self.known()))
         self.solved_rows = self.rows
+
+    def _due(self, n: int) -> list[int]:
+        """After which of the next ``n`` rows to solve: the last due one, and the one before where its solution answers then."""
+        period = self.config.solve_rows
+        last = n - (self.rows + n) % period
+        return [stop for stop in ((last,) if self.head.begin is None else (last - period, last)) if stop > 0]
+
+    def _solve_due(self, grown: bool) -> None:
+        """Answer by the sums as they are, or by what was begun a period ago, and begin anew."""
+        if self.head.begin is None or grown:
+            self.solve_now()
+            return
+        if (taken := self._behind.take()) is not None:
+            solution, self.solved_rows = taken
+            self._keep(solution)
+        self._behind.begin(self.head.begin(self.head.config, self.known()), self.rows)
 
     def _keep(self, solution: Solution) -> None:
         """Answer from now on by ``solution``."""

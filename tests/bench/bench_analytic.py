@@ -3,7 +3,8 @@
 python tests/bench/bench_analytic.py [--seeds 3]
 
 MNIST from $MILLRACE_DATA or ../shared/data: ten classes of 5,000 rows down to 50, each 0.6 of the one before, in random order;
-scored by mean-class accuracy on all 10,000 test rows.
+scored by mean-class accuracy on all 10,000 test rows. A solve holds learning up by the longest batch from one due row to the
+next, both included: learning never pauses here, so a solve behind that took longer than the rows between would show.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import argparse
 import os
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from results import compared, machine, say
@@ -26,6 +29,9 @@ from millrace.learners.table import LEARNERS
 KINDS = ("aef-ocl", "air", "slda", "ncm")
 D, BATCH, NEVER = 1000, 500, 10**9
 COUNTS = (5000 * 0.6 ** np.arange(10)).astype(int)
+PERIOD = 40 * BATCH  # rows from one due row to the next where a solve is to hold learning up
+IN_PLACE: dict[str, Any] = {"solve_rows": PERIOD}
+BEHIND, NEITHER = IN_PLACE | {"solve_behind": True}, IN_PLACE | {"solve_rows": NEVER}
 REFRESH_S = 1.0  # the aim for one solve at d = 1000 and ten classes
 DS_AL_WEIGHT = 0.6  # of the compensation stream, the paper's for CIFAR-100
 
@@ -50,17 +56,17 @@ def imbalanced(rows: Rows, seed: int) -> Rows:
     return x[chosen], y[chosen]
 
 
-def made(kind: str, seed: int) -> Ridge:
+def made(kind: str, seed: int, **config: Any) -> Ridge:
     """An untaught learner that solves when it is asked."""
-    learner = LEARNERS[kind].learner(LEARNERS[kind].config(solve_rows=NEVER, expand=D), 784, seed)
+    learner = LEARNERS[kind].learner(LEARNERS[kind].config(**{"solve_rows": NEVER, "expand": D, **config}), 784, seed)
     assert isinstance(learner, Ridge)
     return learner
 
 
-def taught(kind: str, rows: Rows, seed: int) -> tuple[Ridge, float, float]:
+def taught(kind: str, rows: Rows, seed: int, **config: Any) -> tuple[Ridge, float, float]:
     """A learner of those rows; rows learned a second, and seconds of its solve, both of the processor."""
     x, y = rows
-    learner, names = made(kind, seed), np.array([str(one) for one in y], dtype=object)
+    learner, names = made(kind, seed, **config), np.array([str(one) for one in y], dtype=object)
     start_s = time.process_time()
     for at in range(0, len(x), BATCH):
         learner.learn_many(Batch(x[at : at + BATCH], names[at : at + BATCH]))
@@ -100,6 +106,35 @@ def family(train: Rows, test: Rows, seeds: int) -> Iterator[dict[str, object]]:
         yield compared("analytic", f"{kind}: solve", "s", [(run[2], REFRESH_S) for run in runs[kind]], ("the aim", 1.0))
 
 
+def longest_s(kind: str, rows: Rows, seed: int, **config: Any) -> Floats:
+    """Seconds of the longest batch from the first due row to the second, both included: of the learning thread, on the wall."""
+    x, y = rows
+    learner, names = made(kind, seed, **config), np.array([str(one) for one in y], dtype=object)
+    took_s = []
+    for start in range(0, 2 * PERIOD, BATCH):
+        at = np.arange(start, start + BATCH) % len(x)
+        batch = Batch(x[at], names[at])
+        begun_s = np.array([time.thread_time(), time.perf_counter()])
+        learner.learn_many(batch)
+        took_s.append(np.array([time.thread_time(), time.perf_counter()]) - begun_s)
+    return np.array(took_s[PERIOD // BATCH - 1 :]).max(axis=0)
+
+
+def behind(train: Rows, seeds: int) -> Iterator[dict[str, object]]:
+    """The time of a solve behind, and what it holds learning up by beside one in its place, and beside none."""
+    for kind in ("aef-ocl", "air"):
+        solved = [taught(kind, imbalanced(train, seed), seed, solve_behind=True)[2] for seed in range(seeds)]
+        yield compared("analytic", f"{kind}: solve, behind", "s", [(one, REFRESH_S) for one in solved], ("the aim", 1.0))
+        runs = [
+            [longest_s(kind, imbalanced(train, seed), seed, **how) for how in (BEHIND, IN_PLACE, NEITHER)]
+            for seed in range(seeds)
+        ]
+        for clock, name in enumerate(("processor of the learning thread", "wall")):
+            for peer, against in ((1, "solved in its place"), (2, "not solved")):
+                pairs = [(run[0][clock], run[peer][clock]) for run in runs]
+                yield compared("analytic", f"{kind}: longest batch, solved behind, {name}", "s", pairs, (against, None))
+
+
 def ds_al(train: Rows, test: Rows, seed: int) -> tuple[float, float]:
     """Mean-class accuracy of a ridge of half the features with DS-AL's compensation stream, and of one as large in memory.
 
@@ -131,7 +166,7 @@ def main() -> None:
     with threadpool_limits(1):
         say(machine("analytic"))
         train, test = digits()
-        for line in family(train, test, seeds):
+        for line in chain(family(train, test, seeds), behind(train, seeds)):
             say(line)
         pairs = [ds_al(train, test, seed) for seed in range(seeds)]
         why = ("ridge of the same bytes", None)

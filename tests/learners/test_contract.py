@@ -94,6 +94,8 @@ CASES: dict[str, tuple[Make, Lessons]] = {
     "aef-ocl, expanded, forgetting, towards a prior": (ridge("aef-ocl", expand=20, decay=0.99, prior={"a": 0.7}), classes),
     "air": (ridge("air"), classes),
     "air, expanded, forgetting, towards a prior": (ridge("air", expand=20, decay=0.99, prior={"a": 0.7}), classes),
+    "aef-ocl, solved behind": (ridge("aef-ocl", solve_behind=True, expand=20, decay=0.99), classes),
+    "air, solved behind": (ridge("air", solve_behind=True, expand=20, decay=0.99), classes),
     "slda": (ridge("slda"), classes),
     "slda, expanded, forgetting": (ridge("slda", expand=20, decay=0.99, prior="as-seen"), classes),
     "ncm": (ridge("ncm"), classes),

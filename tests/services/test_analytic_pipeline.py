@@ -66,8 +66,15 @@ def learning(kind: str, **config: Any) -> Recipe:
 
 @pytest.mark.parametrize(
     "how",
-    [learning("aef-ocl"), learning("air", prior={"d": 0.5}), learning("slda"), learning("ncm", expand=20)],
-    ids=["aef-ocl", "air", "slda", "ncm"],
+    [
+        learning("aef-ocl"),
+        learning("aef-ocl", solve_behind=True),
+        learning("air", prior={"d": 0.5}),
+        learning("air", solve_behind=True),
+        learning("slda"),
+        learning("ncm", expand=20),
+    ],
+    ids=["aef-ocl", "aef-ocl, solved behind", "air", "air, solved behind", "slda", "ncm"],
 )
 def test_a_restart_in_the_middle_and_a_refold_give_the_same_bits(how: Recipe) -> None:
     """All parts, derived ones too: the balanced answers follow from the state alone; every mark is proved."""
