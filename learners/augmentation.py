@@ -31,13 +31,13 @@ def cropped(images: Tensor, flips: bool, draws: np.random.Generator) -> Tensor:
     """Each image moved by up to a border of zeros, and perhaps flipped."""
     count, _, height, width = images.shape
     border = max(1, height // BORDER)
-    offsets = torch.from_numpy(draws.integers(0, 2 * border + 1, (2, count, 1)))
-    down, across = torch.arange(height) + offsets[0], torch.arange(width)
-    flipped = torch.from_numpy(draws.random((count, 1)) < 0.5) if flips else torch.zeros(count, 1, dtype=torch.bool)
-    across = torch.where(flipped, width - 1 - across, across) + offsets[1]
-    padded = functional.pad(images, (border, border, border, border))
-    at = torch.arange(count)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[at, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    down, across = draws.integers(0, 2 * border + 1, (2, count)).tolist()
+    flipped = (draws.random(count) < 0.5).tolist() if flips else [False] * count
+    padded, found = functional.pad(images, (border, border, border, border)), torch.empty_like(images)
+    for image, row, column, turned, view in zip(padded, down, across, flipped, found, strict=True):
+        crop = image[:, row : row + height, column : column + width]
+        view.copy_(crop.flip(2) if turned else crop)
+    return found
 
 
 def resized(images: Tensor, draws: np.random.Generator) -> Tensor:

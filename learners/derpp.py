@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from millrace.learners.losses import cross_entropy, known_distance
+from millrace.learners.losses import cross_entropy, known_distance, summed_cross_entropy
 from millrace.learners.network_config import Head, ReplayConfig, number
 
 if TYPE_CHECKING:
@@ -50,12 +50,14 @@ class Derpp:
     def loss(self, lesson: Lesson) -> Tensor | None:
         """Equation 6. The buffer keeps the logits of this step's own pass."""
         incoming, one, other = lesson.view(lesson.incoming), lesson.drawn(), lesson.drawn()
-        drawn = [] if one is None or other is None else [lesson.view(one), lesson.view(other)]
-        z = lesson.features(incoming, *drawn)
-        logits = lesson.logits(z[0])
-        lesson.keep("logits", logits)
-        loss = cross_entropy(logits, incoming.y, incoming.weight)
-        if one is not None and other is not None:
-            loss = loss + self.config.alpha * known_distance(lesson.logits(z[1]), one.stored["logits"], one.stored["known"])
-            loss = loss + self.config.beta * cross_entropy(lesson.logits(z[2]), other.y, other.weight)
-        return loss
+        if one is None or other is None:
+            logits = lesson.logits(lesson.together(incoming)[1])
+            lesson.keep("logits", logits)
+            return cross_entropy(logits, incoming.y, incoming.weight)
+        other.weight *= self.config.beta  # drawn rows are copies
+        one, other = lesson.view(one), lesson.view(other)
+        rows, z = lesson.together(incoming, other, one)
+        logits, labelled = lesson.logits(z), len(incoming) + len(other)
+        lesson.keep("logits", logits[: len(incoming)])
+        labels = summed_cross_entropy(logits[:labelled], rows.y[:labelled], lesson.shares(incoming, other))
+        return labels + self.config.alpha * known_distance(logits[labelled:], one.stored["logits"], one.stored["known"])

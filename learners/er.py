@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from millrace.learners.losses import cross_entropy
+from millrace.learners.losses import summed_cross_entropy
 from millrace.learners.network_config import Head, ReplayConfig
 
 if TYPE_CHECKING:
@@ -52,9 +52,6 @@ class Er:
     def loss(self, lesson: Lesson) -> Tensor | None:
         """Algorithm 1; before the buffer holds a row, of the incoming rows alone."""
         incoming, drawn = lesson.view(lesson.incoming), lesson.drawn()
-        if drawn is None:
-            (z,) = lesson.features(incoming)
-            return cross_entropy(lesson.logits(z), incoming.y, incoming.weight)
-        z, z_drawn = lesson.features(incoming, lesson.view(drawn))
-        new = cross_entropy(lesson.logits(z), incoming.y, incoming.weight)
-        return new + cross_entropy(lesson.logits(z_drawn), drawn.y, drawn.weight)
+        parts = [incoming] if drawn is None else [incoming, lesson.view(drawn)]
+        rows, z = lesson.together(*parts)
+        return summed_cross_entropy(lesson.logits(z), rows.y, lesson.shares(*parts))

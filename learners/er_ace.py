@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from millrace.learners.losses import cross_entropy
+from millrace.learners.losses import summed_cross_entropy
 from millrace.learners.network_config import Head, ReplayConfig, number
 
 if TYPE_CHECKING:
@@ -48,16 +48,15 @@ class ErAce:
 
     @staticmethod
     def masked(logits: Tensor, y: Tensor, seen: Tensor) -> Tensor:
-        """Logits (n, C) with the columns of classes seen before, and absent from this batch y (n,), left out."""
-        present = y.bincount(minlength=len(seen)) > 0
-        return logits.masked_fill(seen & ~present, float("-inf"))
+        """Logits (N, C), whose first rows are the incoming y (n,), without their columns of classes seen before and absent."""
+        left_out = seen.new_zeros(logits.shape)
+        left_out[: len(y)] = seen & (y.bincount(minlength=len(seen)) == 0)
+        return logits.masked_fill(left_out, float("-inf"))
 
     def loss(self, lesson: Lesson) -> Tensor | None:
         """Section 4, equation 4; before the buffer holds a row, of the incoming rows alone."""
         incoming, drawn = lesson.view(lesson.incoming), lesson.drawn()
         parts = [incoming] if drawn is None else [incoming, lesson.view(drawn)]
-        z = lesson.features(*parts)
-        new = cross_entropy(self.masked(lesson.logits(z[0]), incoming.y, lesson.seen), incoming.y, incoming.weight)
-        if drawn is None:
-            return new
-        return new + cross_entropy(lesson.logits(z[1]), drawn.y, drawn.weight)
+        rows, z = lesson.together(*parts)
+        logits = self.masked(lesson.logits(z), incoming.y, lesson.seen)
+        return summed_cross_entropy(logits, rows.y, lesson.shares(*parts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -42,6 +41,8 @@ class Rows:
 
 def joined(*parts: Rows) -> Rows:
     """The rows of several, in order, without what was kept beside them."""
+    if len(parts) == 1:
+        return Rows(parts[0].x, parts[0].y, parts[0].weight)
     x, y, weight = zip(*((part.x, part.y, part.weight) for part in parts), strict=True)
     return Rows(torch.cat(x), torch.cat(y), torch.cat(weight))
 
@@ -73,6 +74,10 @@ class Network:
     def tensors(self) -> Tensors:
         """Weights and running statistics."""
         return {**self.weights, **self.statistics}
+
+    def features(self, x: Tensor) -> Tensor:
+        """z (n, p) of rows that are learned; images with their channels last, which is a third faster in a convolution."""
+        return run(self.layers, self.tensors, x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x, True)
 
     @property
     def classes(self) -> int:
@@ -134,17 +139,19 @@ class Lesson:
         return joined(rows, self.view(rows)) if self.augments else rows
 
     def features(self, *parts: Rows) -> list[Tensor]:
-        """z (n, p) of each; where batches are normalised, each by its own statistics."""
-        network = self.network
-        if len(parts) > 1 and any(name.endswith(".norm.mean") for name in network.statistics):
-            return [run(network.layers, network.tensors, part.x, True) for part in parts]
-        z = run(network.layers, network.tensors, torch.cat([part.x for part in parts]), True)
-        ends = list(accumulate((len(part) for part in parts), initial=0))
-        return [z[start:stop] for start, stop in pairwise(ends)]
+        """z (n, p) of each."""
+        return list(self.together(*parts)[1].split_with_sizes([len(part) for part in parts]))
 
     def together(self, *parts: Rows) -> tuple[Rows, Tensor]:
-        """All rows and their features (N, p), in order."""
-        return joined(*parts), torch.cat(self.features(*parts))
+        """All rows and their features (N, p), in order; where batches are normalised, each part by its own statistics."""
+        rows = joined(*parts)
+        normed = any(name.endswith(".norm.mean") for name in self.network.statistics)
+        return rows, torch.cat([self.network.features(part.x) for part in parts]) if normed else self.network.features(rows.x)
+
+    @staticmethod
+    def shares(*parts: Rows) -> Tensor:
+        """(N,) each row's weight over the number of rows of its part: a sum with these is the sum of the parts' means."""
+        return torch.cat([part.weight / len(part) for part in parts])
 
     def keep(self, name: str, values: Tensor) -> None:
         """Let the buffer keep a value (n, ...) beside each incoming row; beside logits, how many classes they were for."""

@@ -18,7 +18,14 @@ def unit(vectors: Tensor) -> Tensor:
 
 def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """Mean over rows of weight times -log softmax(logits)_y; logits (n, C), y (n,), weight (n,)."""
-    return -(weight * logits.log_softmax(1).gather(1, y[:, None])[:, 0]).mean()
+    return summed_cross_entropy(logits, y, weight / len(y))
+
+
+def summed_cross_entropy(logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
+    """Sum over rows of share times -log softmax(logits)_y; logits (n, C), y (n,), share (n,)."""
+    from torch.nn import functional
+
+    return functional.cross_entropy(logits, y, reduction="none").dot(share.to(logits.dtype))
 
 
 def known_distance(logits: Tensor, stored: Tensor, known: Tensor) -> Tensor:
@@ -26,9 +33,8 @@ def known_distance(logits: Tensor, stored: Tensor, known: Tensor) -> Tensor:
 
     ``logits`` (n, C); ``stored`` (n, C or fewer); ``known`` (n,) >= 1.
     """
-    distance = (logits[:, : stored.shape[1]] - stored).square()
     there = logits.new_ones(stored.shape[1]).cumsum(0)[None] <= known[:, None]
-    return ((distance * there).sum(1) / known).mean()
+    return ((logits[:, : stored.shape[1]] - stored).square() * (there / known[:, None])).sum() / len(known)
 
 
 def proxy_contrast(cosines: Tensor, y: Tensor, weight: Tensor, temperature: float) -> Tensor:

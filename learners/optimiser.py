@@ -45,14 +45,13 @@ class Optimiser:
             weight[rows] = moved
 
     def _move(self, name: str, weight: Tensor, gradient: Tensor, rate: float, rows: Tensor | None = None) -> None:
+        step = gradient
         if self.kind == "adam":
-            weight -= rate * self._adam(name, gradient, rows)
+            step = self._adam(name, gradient, rows)
         elif self.momentum:
-            first = self._moment(f"first.{name}", gradient, rows).mul_(self.momentum).add_(gradient)
-            self._put(f"first.{name}", first, rows)
-            weight -= rate * first
-        else:
-            weight -= rate * gradient
+            step = self._moment(f"first.{name}", gradient, rows).mul_(self.momentum).add_(gradient)
+            self._put(f"first.{name}", step, rows)
+        weight.sub_(step, alpha=rate)
 
     def _adam(self, name: str, gradient: Tensor, rows: Tensor | None) -> Tensor:
         """m^ / (sqrt(v^) + epsilon)."""

@@ -12,6 +12,7 @@ et al., "Improving Online Continual Learning Performance and Stability with Temp
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,7 +48,7 @@ class Replay:
     For examples see the algorithms: er.py, er_ace.py, derpp.py, uer.py, pcr.py, hpcr.py, onpro.py, pec.py.
     """
 
-    revision: int = 1
+    revision: int = 2  # 2: a step adds in another order (losses of joined rows, convolutions with channels last)
     tolerance: float = 0.1  # training amplifies another host's rounding: the same to the eye, not to the digit
 
     def __init__(self, method: Method, config: NetworkConfig, d: int, seed: int) -> None:
@@ -178,7 +179,8 @@ class Replay:
         if len(weight) != len(x) or weight.min() < 0.0:
             raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {weight.min()}")
         if self.spec.pixels:
-            x = np.clip(np.rint(x), 0.0, 255.0).astype(np.uint8)
+            x = np.rint(x)
+            x = np.clip(x, 0.0, 255.0, out=x).astype(np.uint8)
         key = np.full(len(x), None, dtype=object) if batch.key is None else batch.key
         names: list[str] = batch.y.tolist()
         if not self.config.classes:
@@ -225,7 +227,7 @@ class Replay:
         weights = self.network.weights
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         gradients = {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
-        if not torch.nn.utils.get_total_norm(list(gradients.values())).isfinite():
+        if not all(map(math.isfinite, torch._foreach_norm(list(gradients.values())))):
             self.skipped += 1
             return False
         raised = self._raised["factor"] if self._raised["rows"] else 1.0

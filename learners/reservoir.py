@@ -30,7 +30,7 @@ class Reservoir:
     >>> draws = np.random.Generator(np.random.PCG64(0))
     >>> reservoir = Reservoir(2)
     >>> for at in range(5):
-    ...     _ = reservoir.add({"x": torch.tensor([[at]])}, None, draws)
+    ...     reservoir.add({"x": torch.tensor([[at]])}, None, draws)
     >>> reservoir.seen, len(reservoir)
     (5, 2)
     """
@@ -43,37 +43,38 @@ class Reservoir:
         self.full = np.zeros(size, dtype=bool)  # (M,) slots that hold a row
 
     def __len__(self) -> int:
-        return int(self.full.sum())
+        return int(np.count_nonzero(self.full))
 
-    def add(self, rows: dict[str, Tensor], keys: Array | None, draws: np.random.Generator) -> Slots:
-        """Offer rows in order; the slot of each, or -1 where it was not kept or a later one of them took its place."""
-        count = len(next(iter(rows.values())))
-        place = np.arange(self.seen, self.seen + count)
-        slots: Slots = np.where(place < self.size, place, draws.integers(0, place + 1))
-        slots[slots >= self.size] = -1
-        later = slots[:, None] == slots[None, :]
-        slots[np.triu(later, 1).any(axis=1)] = -1
-        self.seen += count
-        kept = np.flatnonzero(slots >= 0)
-        if len(kept):
-            self._write(slots[kept], {name: rows[name][kept] for name in rows}, None if keys is None else keys[kept])
-        return slots
+    def add(self, rows: dict[str, Tensor], keys: Array | None, draws: np.random.Generator) -> None:
+        """Offer rows in order; of several that draw one slot the last stays."""
+        place = np.arange(self.seen, self.seen + len(next(iter(rows.values()))))
+        slots = draws.integers(0, place + 1)
+        if self.seen < self.size:
+            slots = np.where(place < self.size, place, slots)
+        kept = {slot: at for at, slot in enumerate(slots.tolist()) if slot < self.size}
+        self.seen += len(place)
+        if kept:
+            self._write(np.array(list(kept)), rows, keys, np.array(list(kept.values())))
 
-    def _write(self, slots: Slots, rows: dict[str, Tensor], keys: Array | None) -> None:
+    def _write(self, slots: Slots, rows: dict[str, Tensor], keys: Array | None, kept: Slots) -> None:
+        device = next(iter(rows.values())).device
+        to, of = torch.from_numpy(slots).to(device), torch.from_numpy(kept).to(device)
         for name, values in rows.items():
             if name not in self.columns:
                 self.columns[name] = values.new_zeros((self.size, *values.shape[1:]))
-            self.columns[name][slots] = values
-        self.keys[slots] = keys
+            self.columns[name].index_copy_(0, to, values.index_select(0, of))
+        self.keys[slots] = None if keys is None else keys[kept]
         self.full[slots] = True
 
     def draw(self, count: int, draws: np.random.Generator) -> dict[str, Tensor]:
         """Up to ``count`` different rows, uniformly; no columns where there are no rows."""
-        slots = np.flatnonzero(self.full) if len(self) < min(self.seen, self.size) else np.arange(len(self))
-        if not len(slots):
+        held = len(self)
+        if not held:
             return {}
-        chosen = slots[draws.choice(len(slots), min(count, len(slots)), replace=False)]
-        return {name: column[chosen] for name, column in self.columns.items()}
+        slots = held if held == min(self.seen, self.size) else np.flatnonzero(self.full)
+        chosen = torch.from_numpy(draws.choice(slots, min(count, held), replace=False))
+        chosen = chosen.to(next(iter(self.columns.values())).device)
+        return {name: column.index_select(0, chosen) for name, column in self.columns.items()}
 
     def remove(self, slots: NDArray[np.bool_]) -> int:
         """Empty the slots of a mask (M,), overwriting what they held; how many held a row."""

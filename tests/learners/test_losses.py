@@ -15,7 +15,7 @@ from millrace.learners import losses
 from millrace.learners.augmentation import augmented, partners
 from millrace.learners.er_ace import ErAce
 from millrace.learners.hpcr import Hpcr, HpcrConfig
-from millrace.learners.lesson import Rows
+from millrace.learners.lesson import Lesson, Rows
 from millrace.learners.onpro import Onpro
 from millrace.learners.uer import Uer, UerConfig
 
@@ -105,6 +105,23 @@ def test_the_mask_of_er_ace_is_the_set_of_its_definition(case: tuple[list[bool],
     masked = ErAce.masked(torch.zeros(len(y), len(before)), torch.tensor(y), seen)
     assert {int(at) for at in torch.isfinite(masked[0]).nonzero()[:, 0]} == left_in
     assert torch.equal(masked, masked[:1].expand(len(y), -1))
+
+
+def test_the_mask_of_er_ace_is_not_for_drawn_rows() -> None:
+    """Which stand after the incoming ones."""
+    seen = torch.tensor([True, True, True, False])
+    masked = ErAce.masked(torch.zeros(3, 4), torch.tensor([2]), seen)
+    assert torch.isfinite(masked).tolist() == [[False, False, True, True], [True] * 4, [True] * 4]
+
+
+def test_rows_weigh_by_their_weights_in_their_own_part() -> None:
+    """A sum with shares is the sum of the parts' weighted means."""
+    rng = np.random.default_rng(0)
+    logits, y = torch.from_numpy(rng.normal(size=(7, 3))), torch.tensor([0, 1, 2, 0, 1, 1, 0])
+    weight = torch.from_numpy(rng.random(7))
+    parts = [Rows(logits[at], y[at], weight[at]) for at in (slice(0, 5), slice(5, 7))]
+    slow = sum(losses.cross_entropy(part.x, part.y, part.weight) for part in parts)
+    assert torch.allclose(losses.summed_cross_entropy(logits, y, Lesson.shares(*parts)), slow, rtol=0, atol=1e-12)
 
 
 @given(st.integers(0, 10_000))
@@ -201,17 +218,20 @@ def by_hand(kind: str, **config: object) -> tuple[Tensor, list[Rows], dict[str, 
     return loss.detach(), parts, weights, bodies
 
 
-def test_er_is_the_sum_of_two_cross_entropies() -> None:
-    """CE(incoming) + CE(drawn)."""
-    loss, (new, old, _), w, (z, z_old, _) = by_hand("er")
+@pytest.mark.parametrize("replay_rows", [10, 4])
+def test_er_is_the_sum_of_two_cross_entropies(replay_rows: int) -> None:
+    """CE(incoming) + CE(drawn), each a mean over its own rows, however many they are."""
+    loss, (new, old, _), w, (z, z_old, _) = by_hand("er", replay_rows=replay_rows)
+    assert len(old) == replay_rows
     logits = [side @ w["head.weight"].T + w["head.bias"] for side in (z, z_old)]
     slow = functional.cross_entropy(logits[0], new.y) + functional.cross_entropy(logits[1], old.y)
     assert torch.allclose(loss, slow, atol=1e-6)
 
 
-def test_derpp_is_equation_6() -> None:
+@pytest.mark.parametrize("replay_rows", [10, 4])
+def test_derpp_is_equation_6(replay_rows: int) -> None:
     """CE(incoming) + alpha MSE to stored logits + beta CE, with two independent draws."""
-    loss, (new, one, other), w, z = by_hand("derpp", alpha=0.3, beta=0.7)
+    loss, (new, one, other), w, z = by_hand("derpp", alpha=0.3, beta=0.7, replay_rows=replay_rows)
     logits = [side @ w["head.weight"].T + w["head.bias"] for side in z]
     slow = functional.cross_entropy(logits[0], new.y) + 0.7 * functional.cross_entropy(logits[2], other.y)
     slow = slow + 0.3 * functional.mse_loss(logits[1], one.stored["logits"])
