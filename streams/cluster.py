@@ -15,7 +15,7 @@ class Cluster:
     """Where it is, and how it is gone about. Passwords are not in here: see ``Secrets``."""
 
     bootstrap: str = ""  # one or more brokers as host:port, with commas between
-    replication: int = 0  # of topics that are made here; 0: the cluster's own default
+    replication: int = 0  # of topics made here; above 1 journals and ledger must keep to it; 0: the cluster's own default
     patience_s: float = 30.0  # that a broker may not answer before it is an error, above 0
     compression: Compression = "none"  # of what is appended
     security_protocol: Protocol = "PLAINTEXT"

@@ -87,13 +87,14 @@ class Link:
         return names
 
     def replicas(self, name: str) -> int:
-        """Of a topic's first partition."""
+        """Of the partition of a topic that has the fewest."""
         found = self._ask(lambda admin: admin.describe_topics([name]), f"topic {name}")
-        return len(found[0]["partitions"][0]["replica_nodes"])
+        return min(len(one["replica_nodes"]) for one in found[0]["partitions"])
 
     def create(self, name: str, partitions: int, settings: Mapping[str, str]) -> None:
-        """Make a topic, unless it is there by now."""
-        configs = {"max.message.bytes": str(MESSAGE_BYTES)} | dict(settings)
+        """Make a topic, unless it is there by now; of three replicas or more two acknowledge what is appended."""
+        insync = {"min.insync.replicas": "2"} if self.cluster.replication >= 3 else {}
+        configs = {"max.message.bytes": str(MESSAGE_BYTES)} | insync | dict(settings)
         asked = {"num_partitions": partitions, "replication_factor": self.cluster.replication or -1, "configs": configs}
         with suppress(TopicAlreadyExistsError):  # another process may have been faster
             self._ask(lambda admin: admin.create_topics({name: asked}, self._patience_ms), f"topic {name}, which is to be made")
