@@ -10,7 +10,6 @@ What is known of the client and guarded here (3.0.12; shared/specs/setting-up.md
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,13 +32,12 @@ from kafka.structs import OffsetAndMetadata
 
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.streams.cluster import Cluster, Secrets, security
+from millrace.streams.connecting import listen
 from millrace.streams.decoders import DECODERS
 from millrace.streams.kafka_reader import Reader, partition_of, refused
 from millrace.streams.records import Record, decode_headers, tp_name
 from millrace.streams.source import Position, Topic
 from millrace.streams.stream import UNKNOWN
-
-log = logging.getLogger("millrace")
 
 MESSAGE_BYTES = 32 << 20  # of one record, at most, in topics that are made here
 FETCH_BYTES = 16 << 20  # of a fetch, about: what a consumer holds that nobody has asked for yet
@@ -55,8 +53,12 @@ class Link:
     """A process's connection to a cluster: one administrator, one producer, and readers; any thread may use it."""
 
     def __init__(self, cluster: Cluster, secrets: Secrets, partition_bytes: int) -> None:
-        """``partition_bytes``: of one partition in a fetch, about. Nothing is connected before it is needed."""
-        logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it is raised, in our words
+        """``partition_bytes``: of one partition in a fetch, about. Nothing is connected before it is needed.
+
+        Raises: ConfigError where a file of certificates is not there.
+        """
+        cluster.check_files()
+        listen()
         _bound_decoders()
         self.cluster = cluster
         self._partition_bytes = partition_bytes

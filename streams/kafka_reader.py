@@ -24,6 +24,7 @@ from kafka.errors import (
 
 from millrace.learners.errors import DamageError, MillraceError, OffsetsGoneError, StorageError
 from millrace.streams.cluster import Cluster
+from millrace.streams.connecting import explained
 from millrace.streams.records import Event, encode_headers, split_tp, tp_name
 from millrace.streams.source import Position
 
@@ -154,12 +155,12 @@ class Reader:
 
 def refused(cluster: Cluster, what: str, error: Exception) -> MillraceError:
     """What the client said, as one of our errors with what to do."""
-    said = f"{type(error).__name__}: {error}".strip()
+    said, look = explained(f"{type(error).__name__}: {error}".strip())
     if isinstance(error, AuthorizationError):
         return StorageError(f"Kafka at {cluster.bootstrap} does not let this user do that ({said}). Ask for access to {what}.")
     return StorageError(
         f"Kafka at {cluster.bootstrap} does not answer or refuses ({what}: {said}). Nothing acknowledged was lost; what was "
-        "under way goes on once the brokers are back. Look at log.kafka in the pipeline file."
+        f"under way goes on once the brokers are back. {look}"
     )
 
 
