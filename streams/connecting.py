@@ -1,64 +1,51 @@
-"""Why a cluster cannot be reached. The client says so in its log alone: what it raises is that it was in vain.
-
-Of a wrong password not even its log says more than that the broker hung up: kafka-python 3.0.12 drops what came with the end of
-a connection, and that is the broker's answer.
-"""
+"""Why a cluster cannot be reached. Of all that may be wrong the client raises no more than that it was in vain."""
 
 from __future__ import annotations
 
-import logging
+import socket
+import ssl
 
-CLIENT = "kafka.net.manager"  # who says it
-LATE = ("Timeout", "timed out")  # of an attempt that was cut short, which says the least
-HINTS = (
-    ("CERTIFICATE", "Let log.kafka.ssl_cafile name the certificates that its brokers are trusted by."),
-    ("[SSL] PEM lib", "Look at log.kafka.ssl_certfile, ssl_keyfile and the password in MILLRACE_KAFKA_SSL_PASSWORD."),
-    ("Handshake failed", "Look at log.kafka.security_protocol and ssl_certfile."),
-    ("Sasl", "Look at log.kafka.sasl_username, sasl_mechanism and the password in MILLRACE_KAFKA_PASSWORD."),
-    (
-        "socket disconnected",
-        "It may have gone down, or not like how it is spoken to: look at log.kafka.security_protocol, sasl_mechanism, "
-        "sasl_username and the password in MILLRACE_KAFKA_PASSWORD.",
-    ),
-)
+from millrace.streams.cluster import Cluster
+
+PROBE_S = 2.0  # for one look
 
 
-class LastWords(logging.Handler):
-    """What the client said of the newest connection that failed, since one of this process succeeded."""
+def look_at(cluster: Cluster) -> str:
+    """Connect to its first broker, without a word of Kafka's own: what was seen, and what to look at in the pipeline file.
 
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.said = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
-        head, failed, rest = record.getMessage().partition(" failed: ")
-        said = rest.rpartition(" (backoff")[0]
-        if head.startswith("Bootstrap complete"):
-            self.said = ""
-        elif failed and head.startswith("Bootstrap ") and not (self.said and any(word in said for word in LATE)):
-            self.said = said
-
-
-_WORDS = LastWords()
-
-
-def listen() -> None:
-    """Hear the client out, and let nothing of it through to anyone else: what matters is raised, in our words."""
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    client = logging.getLogger(CLIENT)
-    client.setLevel(logging.INFO)
-    client.propagate = False
-    client.addHandler(_WORDS)  # once, however often
-
-
-def explained(said: str) -> tuple[str, str]:
-    """What the client raised, with the cause where that is known, and what to look at.
-
-    >>> explained("KafkaConnectionError: Handshake failed: [SSL: CERTIFICATE_VERIFY_FAILED]")[1]
-    'Let log.kafka.ssl_cafile name the certificates that its brokers are trusted by.'
+    A broker that does not take a password hangs up, as one does that is spoken to in another protocol: kafka-python 3.0.12
+    drops what came with the end of a connection, and that is the broker's answer.
     """
-    if "Unable to bootstrap" in said and _WORDS.said:
-        said = f"{said}, {_WORDS.said}"
-    hints = (hint for word, hint in HINTS if word in said)
-    return said, next(hints, "Look at log.kafka in the pipeline file.")
+    place, _, port = cluster.brokers[0].rpartition(":")
+    host = place.strip("[]")
+    try:
+        with socket.create_connection((host, int(port)), PROBE_S) as plain:
+            if cluster.security_protocol.endswith("SSL"):
+                _trusting(cluster).wrap_socket(plain, server_hostname=host).close()
+    except ssl.SSLCertVerificationError as error:
+        return f"It is not trusted ({error.verify_message}): look at log.kafka.ssl_cafile and ssl_check_hostname."
+    except ssl.SSLError as error:
+        return f"It does not speak TLS with us ({error.reason}): look at log.kafka.security_protocol and ssl_cafile."
+    except OSError as error:
+        return f"{error.strerror or error}: look at its brokers, and at log.kafka.bootstrap."
+    return f"It listens, and does not let us in: look at {_words(cluster)}."
+
+
+def _trusting(cluster: Cluster) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=cluster.ssl_cafile or None)
+    context.check_hostname = cluster.ssl_check_hostname
+    return context
+
+
+def _words(cluster: Cluster) -> str:
+    """What a client shows of itself, as it is set.
+
+    >>> _words(Cluster(security_protocol="SASL_SSL"))
+    'log.kafka.security_protocol, sasl_mechanism, sasl_username and the password in MILLRACE_KAFKA_PASSWORD'
+    """
+    said = "log.kafka.security_protocol"
+    if cluster.ssl_keyfile:
+        said += ", ssl_certfile, ssl_keyfile and the password in MILLRACE_KAFKA_SSL_PASSWORD"
+    if cluster.security_protocol.startswith("SASL"):
+        said += ", sasl_mechanism, sasl_username and the password in MILLRACE_KAFKA_PASSWORD"
+    return said

@@ -10,6 +10,7 @@ What is known of the client and guarded here (3.0.12; shared/specs/setting-up.md
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,6 @@ from kafka.structs import OffsetAndMetadata
 
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.streams.cluster import Cluster, Secrets, security
-from millrace.streams.connecting import listen
 from millrace.streams.decoders import DECODERS
 from millrace.streams.kafka_reader import Reader, partition_of, refused
 from millrace.streams.records import Record, decode_headers, tp_name
@@ -58,7 +58,7 @@ class Link:
         Raises: ConfigError where a file of certificates is not there.
         """
         cluster.check_files()
-        listen()
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it is raised, in our words
         _bound_decoders()
         self.cluster = cluster
         self._partition_bytes = partition_bytes
