@@ -236,16 +236,20 @@ class Scene:
         steps = [entry for entry in counted(doors.journal, "main", Cursor()) if isinstance(entry, Step)]
         ids = self.ids([(tp, start, stop) for step in steps for tp, start, stop, _, _ in step.reads])
         lie = self.ids([(tp, low, high) for tp, (low, high) in doors.source.bounds().items()])
-        waiting = int(str(status["waiting"]))  # for the rest of their batch: the newest
-        state = load_checkpoint(doors.store, self.summary().marks[-1])["learner"]
+        once = sorted(ids) == sorted(lie) == sorted(numbers)
+        name, holds, said = self.gram_of(ids, status)
+        return name, once and holds, f"sent {len(numbers)}, in the log {len(lie)}, each read once; {said}"
+
+    def gram_of(self, ids: Sequence[int], status: dict[str, object]) -> Shown:
+        """The learner's sums are those of these rows, in the order they were read, but for the newest that wait."""
+        waiting = int(str(status["waiting"]))  # for the rest of their batch
+        state = load_checkpoint(self.instance.doors("main").store, self.summary().marks[-1])["learner"]
         x = np.array([row(number)[0] for number in ids[: len(ids) - waiting]], dtype=np.int64).reshape(-1, D)
         gram = np.concatenate([(x.T @ x)[at:, at] for at in range(D)]).astype(float)  # packed as LAPACK does
         apart = float(np.abs(state["gram"] - gram).max()) / max(1.0, float(np.abs(gram).max()))
         learned = status["learned"]
-        once = sorted(ids) == sorted(lie) == sorted(numbers)
-        holds = once and state["rows"] == learned == len(ids) - waiting and apart <= 1e-10
-        sent = f"sent {len(numbers)}, in the log {len(lie)} = learned {learned} + waiting {waiting}"
-        return "I1", holds, f"{sent}; each read once; G against the batch Gram: {apart:.0e}"
+        holds = state["rows"] == learned == len(ids) - waiting and apart <= 1e-10
+        return "I1", holds, f"{len(ids)} = learned {learned} + waiting {waiting}; G against the batch Gram: {apart:.0e}"
 
     def ids(self, ranges: Sequence[tuple[str, int, int]]) -> list[int]:
         """The numbers of the good rows there, in order."""
@@ -284,7 +288,7 @@ class Scene:
         return (
             "I7",
             whole,
-            f"read {status['records']} = {said}" + (f", letters {', '.join(sorted(reasons))}" if reasons else ""),
+            f"read {status['records']} = {said}" + (f", letters {', '.join(sorted(set(reasons)))}" if reasons else ""),
         )
 
 
