@@ -5,6 +5,7 @@ What is known of the client and guarded here (3.0.12; shared/specs/setting-up.md
 * After an exception a ``poll`` of the same consumer may never return, so a reader that has failed is never polled again.
 * An acknowledgement may name no offset: a duplicate of an append that was tried again counts as stored.
 * It decodes a compressed batch whole, whatever it becomes, so its decoders are replaced by bounded ones of ours.
+* A client that cannot be made leaves a thread and four file descriptors behind.
 * Reconnecting backs off to half a minute unless told otherwise, and a topic without metadata blocks a producer for a minute.
 """
 
@@ -134,7 +135,7 @@ class Link:
         while True:
             try:
                 with self._lock:
-                    self._admin = self._admin or KafkaAdminClient(**self._clients)
+                    self._admin = self._admin or self._made(KafkaAdminClient, {})
                     admin = self._admin
                 return ask(admin)
             except (UnknownTopicOrPartitionError, TopicAlreadyExistsError):
@@ -145,6 +146,17 @@ class Link:
                 time.sleep(RETRY_S)
             except KafkaError as error:
                 raise self._refused(what, error) from error
+
+    def _made(self, kind: Any, own: Mapping[str, Any]) -> Any:
+        """A client of a kind; where it cannot be made, the thread and sockets that it has begun with are ended too."""
+        made = kind.__new__(kind)
+        try:
+            made.__init__(**self._clients, **own)
+        except (KafkaError, OSError):
+            if (begun := getattr(made, "_client", None)) is not None:
+                begun.close()
+            raise
+        return made
 
     def _refused(self, what: str, error: Exception) -> MillraceError:
         return refused(self.cluster, what, error)
@@ -179,7 +191,7 @@ class Link:
                 "metrics_enabled": False,
             }
             try:
-                self._producer = KafkaProducer(**self._clients, **own)
+                self._producer = self._made(KafkaProducer, own)
             except (KafkaError, OSError) as error:
                 raise self._refused("the cluster", error) from error
         return self._producer
@@ -206,7 +218,7 @@ class Link:
             "metrics_enabled": False,
         }
         try:
-            reader = Reader(self.cluster, KafkaConsumer(**self._clients, **own))
+            reader = Reader(self.cluster, self._made(KafkaConsumer, own))
         except (KafkaError, OSError) as error:
             raise self._refused("the cluster", error) from error
         self._readers.add(reader)

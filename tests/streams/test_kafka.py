@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -242,6 +243,19 @@ def test_settings_that_make_promises_untrue_are_said_at_the_start(on_kafka: Eith
     on_kafka.log.check([short], 60_000)
     with pytest.raises(ConfigError, match=f"Topic {short} keeps records for 60000 ms .* after 60001. Raise it"):
         on_kafka.log.check([short], 60_001)
+
+
+def test_a_cluster_that_cannot_be_reached_leaves_no_thread_behind() -> None:
+    """However often it is asked; a trainer asks until its brokers are back."""
+    link, before = Link(Cluster("127.0.0.1:1", patience_s=0.3), Secrets(), 1 << 20), set(threading.enumerate())
+    for ask in (link.reader, link.names, lambda: link.send("t", Record(b"x"))):
+        with pytest.raises(StorageError, match="Connection refused: look at its brokers"):
+            ask()
+    until_s = time.monotonic() + 20
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < until_s:
+        time.sleep(0.05)
+    assert not left
+    link.close()
 
 
 UNCLEAN = {"unclean.leader.election.enable": "true", "min.insync.replicas": "2"}
