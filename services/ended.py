@@ -74,7 +74,7 @@ def _left(instance: Instance, ledger: Ledger, branches: dict[str, Summary], name
     else:
         room = max(0, keep - sum(len(_versions(branches[heir])) for heir in _heirs(branches, name)))
     versions = _versions(branches[name])
-    asked = ledger.named | ledger.released | set(_begun_at(branches)) | set(_planned(instance, ledger)) | set(versions[-1:])
+    asked = ledger.named | ledger.released | set(_begun_at(branches)) | set(versions[-1:])
     return [version for version in versions[: len(versions) - room] if version not in asked]
 
 
@@ -95,20 +95,6 @@ def _begun_at(branches: dict[str, Summary]) -> Iterator[str]:
         if found.fork is not None and found.fork.parent is not None:
             yield f"{found.fork.parent.branch}.{found.fork.parent.seq}"
         yield from (mark.version for mark in found.marks if mark.version is not None and mark.checkpoint in used)
-
-
-def _planned(instance: Instance, ledger: Ledger) -> Iterator[str]:
-    """Versions that a plan begins at which may yet be run."""
-    from millrace.services.replay_plan import load_plan
-
-    for one in ledger.operations.values():
-        if one.state == "planned":
-            try:
-                version = load_plan(instance, one.plan_sha256)[1].version
-            except MillraceError:
-                continue  # a rollback of the learner that was never begun; it looks for its version itself
-            if version is not None:
-                yield version
 
 
 def _release(instance: Instance, versions: list[str]) -> None:

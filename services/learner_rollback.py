@@ -138,9 +138,13 @@ def roll_back(instance: Instance, rewinding: Rewinding, why: str) -> str:
 
 def _begun(instance: Instance, plan: LearnerPlan, why: str) -> Operation:
     sha256 = plans(instance).put(ROLLBACKS, msgspec.json.encode(plan))
-    planned = planned_operation(plan.branch, sha256, why)
+    planned = planned_operation(plan.branch, sha256, plan.version, why)
     step(instance, planned)
-    return advance(instance, planned, "running", why)
+    try:
+        return advance(instance, planned, "running", why)
+    except BusyError as error:  # another was faster
+        advance(instance, planned, "aborted", str(error))
+        raise
 
 
 def _fork(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) -> Fork:

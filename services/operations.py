@@ -11,9 +11,11 @@ from millrace.services.instance import Instance
 from millrace.streams.ledger import Ledger, Operation, Stage, append_decision
 
 
-def planned_operation(branch: str, plan_sha256: str, why: str) -> Operation:
-    """The first stage of an operation that is to make ``branch``."""
-    return Operation(**_said(why), id=branch, before=None, state="planned", plan_sha256=plan_sha256, branch=branch)
+def planned_operation(branch: str, plan_sha256: str, version: str | None, why: str) -> Operation:
+    """The first stage of an operation that is to make ``branch`` from ``version``, which is kept until it does."""
+    return Operation(
+        **_said(why), id=branch, before=None, state="planned", plan_sha256=plan_sha256, branch=branch, version=version
+    )
 
 
 def new_branch(instance: Instance, kind: str) -> str:

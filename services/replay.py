@@ -41,7 +41,7 @@ PROGRESS_S = 1.0
 
 def record_plan(instance: Instance, plan_sha256: str, plan: Plan, why: str) -> None:
     """Say in the ledger that there is a plan."""
-    step(instance, planned_operation(plan.branch, plan_sha256, why))
+    step(instance, planned_operation(plan.branch, plan_sha256, plan.version, why))
 
 
 def under_way(instance: Instance, *states: Stage) -> Operation:

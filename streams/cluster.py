@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from millrace.learners.errors import ConfigError
 
 Compression = Literal["none", "gzip", "lz4", "snappy", "zstd"]
 Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 
@@ -15,7 +19,7 @@ class Cluster:
     """Where it is, and how it is gone about. Passwords are not in here: see ``Secrets``."""
 
     bootstrap: str = ""  # one or more brokers as host:port, with commas between
-    replication: int = 0  # of topics that are made here; 0: the cluster's own default
+    replication: int = 0  # of topics made here; above 1 journals and ledger must keep to it; 0: the cluster's own default
     patience_s: float = 30.0  # that a broker may not answer before it is an error, above 0
     compression: Compression = "none"  # of what is appended
     security_protocol: Protocol = "PLAINTEXT"
@@ -40,6 +44,12 @@ class Cluster:
         """Those to ask first."""
         return [place.strip() for place in self.bootstrap.split(",")] if self.bootstrap else []
 
+    def check_files(self) -> None:
+        """Raises: ConfigError for one that is not there, of which the client says no more than that something is not."""
+        for name in FILES:
+            if (path := getattr(self, name)) and not Path(path).is_file():
+                raise ConfigError(f"log.kafka.{name} = {path!r}: there is no such file.")
+
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
@@ -50,15 +60,16 @@ class Secrets:
 
 
 def security(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
-    """The security settings in the client's words; those that are not said are left to it.
+    """The security settings in the client's words; those that are not said are left to it. A key's password is always said, or
+    OpenSSL would ask the terminal for it.
 
     >>> security(Cluster("a:9092"), Secrets())
     {'security_protocol': 'PLAINTEXT'}
     """
     said: dict[str, Any] = {"security_protocol": cluster.security_protocol}
     if cluster.security_protocol.endswith("SSL"):
-        files = {name: getattr(cluster, name) or None for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")}
-        said |= files | {"ssl_check_hostname": cluster.ssl_check_hostname, "ssl_password": secrets.ssl_password or None}
+        files = {name: getattr(cluster, name) or None for name in FILES}
+        said |= files | {"ssl_check_hostname": cluster.ssl_check_hostname, "ssl_password": secrets.ssl_password}
     if cluster.security_protocol.startswith("SASL"):
         said |= {"sasl_mechanism": cluster.sasl_mechanism, "sasl_plain_username": cluster.sasl_username}
         said |= {"sasl_plain_password": secrets.sasl_password}

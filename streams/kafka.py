@@ -5,6 +5,7 @@ What is known of the client and guarded here (3.0.12; shared/specs/setting-up.md
 * After an exception a ``poll`` of the same consumer may never return, so a reader that has failed is never polled again.
 * An acknowledgement may name no offset: a duplicate of an append that was tried again counts as stored.
 * It decodes a compressed batch whole, whatever it becomes, so its decoders are replaced by bounded ones of ours.
+* A client that cannot be made leaves a thread and four file descriptors behind.
 * Reconnecting backs off to half a minute unless told otherwise, and a topic without metadata blocks a producer for a minute.
 """
 
@@ -39,8 +40,6 @@ from millrace.streams.records import Record, decode_headers, tp_name
 from millrace.streams.source import Position, Topic
 from millrace.streams.stream import UNKNOWN
 
-log = logging.getLogger("millrace")
-
 MESSAGE_BYTES = 32 << 20  # of one record, at most, in topics that are made here
 FETCH_BYTES = 16 << 20  # of a fetch, about: what a consumer holds that nobody has asked for yet
 FRAME_BYTES = 200  # that a record and its batch have beside key, headers and value, at most
@@ -55,7 +54,11 @@ class Link:
     """A process's connection to a cluster: one administrator, one producer, and readers; any thread may use it."""
 
     def __init__(self, cluster: Cluster, secrets: Secrets, partition_bytes: int) -> None:
-        """``partition_bytes``: of one partition in a fetch, about. Nothing is connected before it is needed."""
+        """``partition_bytes``: of one partition in a fetch, about. Nothing is connected before it is needed.
+
+        Raises: ConfigError where a file of certificates is not there.
+        """
+        cluster.check_files()
         logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it is raised, in our words
         _bound_decoders()
         self.cluster = cluster
@@ -87,13 +90,14 @@ class Link:
         return names
 
     def replicas(self, name: str) -> int:
-        """Of a topic's first partition."""
+        """Of the partition of a topic that has the fewest."""
         found = self._ask(lambda admin: admin.describe_topics([name]), f"topic {name}")
-        return len(found[0]["partitions"][0]["replica_nodes"])
+        return min(len(one["replica_nodes"]) for one in found[0]["partitions"])
 
     def create(self, name: str, partitions: int, settings: Mapping[str, str]) -> None:
-        """Make a topic, unless it is there by now."""
-        configs = {"max.message.bytes": str(MESSAGE_BYTES)} | dict(settings)
+        """Make a topic, unless it is there by now; of three replicas or more two acknowledge what is appended."""
+        insync = {"min.insync.replicas": "2"} if self.cluster.replication >= 3 else {}
+        configs = {"max.message.bytes": str(MESSAGE_BYTES)} | insync | dict(settings)
         asked = {"num_partitions": partitions, "replication_factor": self.cluster.replication or -1, "configs": configs}
         with suppress(TopicAlreadyExistsError):  # another process may have been faster
             self._ask(lambda admin: admin.create_topics({name: asked}, self._patience_ms), f"topic {name}, which is to be made")
@@ -131,7 +135,7 @@ class Link:
         while True:
             try:
                 with self._lock:
-                    self._admin = self._admin or KafkaAdminClient(**self._clients)
+                    self._admin = self._admin or self._made(KafkaAdminClient, {})
                     admin = self._admin
                 return ask(admin)
             except (UnknownTopicOrPartitionError, TopicAlreadyExistsError):
@@ -142,6 +146,17 @@ class Link:
                 time.sleep(RETRY_S)
             except KafkaError as error:
                 raise self._refused(what, error) from error
+
+    def _made(self, kind: Any, own: Mapping[str, Any]) -> Any:
+        """A client of a kind; where it cannot be made, the thread and sockets that it has begun with are ended too."""
+        made = kind.__new__(kind)
+        try:
+            made.__init__(**self._clients, **own)
+        except (KafkaError, OSError):
+            if (begun := getattr(made, "_client", None)) is not None:
+                begun.close()
+            raise
+        return made
 
     def _refused(self, what: str, error: Exception) -> MillraceError:
         return refused(self.cluster, what, error)
@@ -176,7 +191,7 @@ class Link:
                 "metrics_enabled": False,
             }
             try:
-                self._producer = KafkaProducer(**self._clients, **own)
+                self._producer = self._made(KafkaProducer, own)
             except (KafkaError, OSError) as error:
                 raise self._refused("the cluster", error) from error
         return self._producer
@@ -203,7 +218,7 @@ class Link:
             "metrics_enabled": False,
         }
         try:
-            reader = Reader(self.cluster, KafkaConsumer(**self._clients, **own))
+            reader = Reader(self.cluster, self._made(KafkaConsumer, own))
         except (KafkaError, OSError) as error:
             raise self._refused("the cluster", error) from error
         self._readers.add(reader)

@@ -13,6 +13,7 @@ from millrace.learners.errors import BadInputError, ConfigError, DamageError, Of
 from millrace.streams.kafka import Link, Sent, names_of
 from millrace.streams.kafka_reader import Piece, Reader
 from millrace.streams.records import Event, Read, Record, make_read, tp_name
+from millrace.streams.replication import check_replication
 from millrace.streams.sharding import WHOLE, Shard
 from millrace.streams.source import Position, Topic
 from millrace.streams.sqlite_log import gone
@@ -100,8 +101,7 @@ class KafkaLog:
                 )
             if "compact" in said["cleanup.policy"]:
                 log.warning("Topic %s is compacted: what it has learned from it cannot be verified later.", name)
-            if said.get("unclean.leader.election.enable") == "true":
-                log.warning("Topic %s may lose what it acknowledged (unclean.leader.election.enable).", name)
+            check_replication(self.link, name, said, must=False)
 
     def close(self) -> None:
         """Let go of the readers; the link stays."""

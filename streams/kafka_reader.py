@@ -24,6 +24,7 @@ from kafka.errors import (
 
 from millrace.learners.errors import DamageError, MillraceError, OffsetsGoneError, StorageError
 from millrace.streams.cluster import Cluster
+from millrace.streams.connecting import look_at
 from millrace.streams.records import Event, encode_headers, split_tp, tp_name
 from millrace.streams.source import Position
 
@@ -157,9 +158,10 @@ def refused(cluster: Cluster, what: str, error: Exception) -> MillraceError:
     said = f"{type(error).__name__}: {error}".strip()
     if isinstance(error, AuthorizationError):
         return StorageError(f"Kafka at {cluster.bootstrap} does not let this user do that ({said}). Ask for access to {what}.")
+    look = look_at(cluster) if "Unable to bootstrap" in said else "Look at log.kafka in the pipeline file."
     return StorageError(
         f"Kafka at {cluster.bootstrap} does not answer or refuses ({what}: {said}). Nothing acknowledged was lost; what was "
-        "under way goes on once the brokers are back. Look at log.kafka in the pipeline file."
+        f"under way goes on once the brokers are back. {look}"
     )
 
 

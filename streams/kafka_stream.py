@@ -14,6 +14,7 @@ from millrace.learners.errors import ConfigError, DamageError, OffsetsGoneError,
 from millrace.streams.kafka import Link, Sent
 from millrace.streams.kafka_reader import Reader
 from millrace.streams.records import Record, tp_name
+from millrace.streams.replication import check_replication
 from millrace.streams.stream import pruned
 
 CHUNK = 1024  # entries a poll
@@ -68,7 +69,8 @@ class KafkaStream:
         return self._newest
 
     def _exists(self) -> bool:
-        """Whether there is such a topic. Raises: ConfigError where it would lose entries, or has several partitions."""
+        """Whether there is such a topic. Raises: ConfigError where it would lose entries, or has several partitions; where the
+        pipeline file asks for replicas, also where one that was acknowledged could be lost with a broker."""
         if not self._there and (topic := self._link.topics([self.topic]).get(self.topic)) is not None:
             said = self._link.settings(self.topic)
             wrong = [f"{name} = {said[name]}" for name, right in FOREVER.items() if said[name] != right]
@@ -78,6 +80,7 @@ class KafkaStream:
                     f"Topic {self.topic} has {topic.partitions} partitions{''.join(f', {one}' for one in wrong)}. It must have "
                     f"one, and {right}, or entries are lost. Change its settings."
                 )
+            check_replication(self._link, self.topic, said, must=True)
             self._there = True
         return self._there
 

@@ -100,6 +100,7 @@ class Operation(_Decision, frozen=True, kw_only=True):
     state: Stage
     plan_sha256: str
     branch: str  # that it makes
+    version: str | None = None  # that it begins at, kept until then: of a plan alone, as what has begun has parts of its own
 
 
 class Redrive(_Decision, frozen=True, kw_only=True):
@@ -138,8 +139,9 @@ class Ledger:
 
     @property
     def named(self) -> set[str]:
-        """Versions that an alias names or an endpoint serves, or did last, so that an undo finds them."""
+        """Versions that an alias names or an endpoint serves, or did last, so that an undo finds them; and those of plans."""
         now = [*self.aliases.values(), *(target.version for target in self.serving.values()), *self._left.values()]
+        now += [one.version for one in self.operations.values()]
         return {version for version in now if version is not None}
 
     def follow(self, stream: Stream) -> None:

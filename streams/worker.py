@@ -178,8 +178,8 @@ class Worker:
         Raises: what ``step`` raises. Nothing is lost: the next start goes on from the journal's end.
         """
         pauses = 0
+        self.heed()  # also where there is nothing to read
         while not enough(self):
-            self.heed()
             phases = sum(1 for _ in self.step())
             self.mark_when_due()
             if not phases:
@@ -187,6 +187,7 @@ class Worker:
                 pauses += 1
                 if pauses % CHECK_PAUSES == 0:
                     self._writer.check()  # an idle worker hears of its successor too
+            self.heed()
         self.close()
 
     def heed(self) -> None:

@@ -59,6 +59,7 @@ FAULTS: dict[str, Fault] = {
     "byte-flipped": damage.flip,
     **{f"bomb-{kind}": partial(damage.bomb, kind) for kind in damage.KINDS},
     "disk-full": disks.fill_up,
+    "broker-disk-full": disks.fill_broker_up,
 }
 SERVING = "serving"  # two faults that share one `millrace up`
 SHORT = {"worker-killed", "broker-killed", "worker-frozen", "network-broken", "records-expired", "byte-flipped", "bomb-zstd"}

@@ -56,6 +56,8 @@ def test_the_next_writer_reads_again_what_was_left_out(there: Path) -> None:
     assert include(there, "--yes")[0] == 0
     code, said = include(there, "--yes")
     assert code == 2 and "It leaves out: nothing" in said
+    learn(there, "replay-1")  # there is nothing to read
+    assert facts(there, "replay-1")["excludes"] == "nothing"
     send(there, good_rows(4, 40), "till-7")
     learn(there, "replay-1")
     now = facts(there, "replay-1")

@@ -16,10 +16,11 @@ from poisoned import BAD, GOOD, begin, good_rows, instance, lines, newest, opera
 from rooms import MILLRACE, clean_environment, here, json_lines, millrace
 from test_trainer import SOON_S, Shelf, soon
 
-from millrace.learners.errors import MillraceError, NotCountedError
+from millrace.learners.errors import BusyError, MillraceError, NotCountedError
 from millrace.services import learner_rollback
 from millrace.services.deciding import Change, decide
 from millrace.services.ended import sweep_ended
+from millrace.services.operations import advance, planned_operation, step
 from millrace.services.running import heir_of, opening_of
 from millrace.services.trainer import Trainer
 from millrace.streams.branch import load_checkpoint
@@ -180,6 +181,21 @@ def test_killed_at_any_moment_the_same_command_goes_on(there: Path) -> None:
     heir = heir_of(instance(there), "main")
     assert heir.startswith("rollback-") and same_learner(there, heir, good)
     sound(there, "main", heir)
+
+
+def test_of_two_at_once_the_one_that_was_slower_is_given_up(there: Path) -> None:
+    """No plan of it is left that would keep a version or a name; the other goes on."""
+    one = instance(there)
+    winner, version = learner_rollback.plan_learner(one, versions(there)[0]), versions(there)[1]
+    first = planned_operation(winner.plan.branch, "a", winner.plan.version, "first")
+    step(one, first)
+    loser = learner_rollback.plan_learner(one, version)
+    advance(one, first, "running", "first")
+    with pytest.raises(BusyError, match="rollback-1 of .* is running"):
+        learner_rollback.roll_back(one, loser, "second")
+    ledger = one.ledger()
+    assert (operation(there, "rollback-1"), operation(there, "rollback-2")) == ("running", "aborted")
+    assert "rollback-1 of " in ledger.operations["rollback-2"].why and version not in ledger.named
 
 
 def test_it_waits_for_a_replay_and_refuses_what_cannot_go_on(there: Path) -> None:

@@ -33,6 +33,16 @@ def test_a_replay_is_finished_although_its_parents_version_is_gone(tmp_path: Pat
     assert here("verify", "digits.toml", "--branch", "replay-1", cwd=folder).exit_code == 0
 
 
+def test_a_plan_that_waits_is_run_although_its_version_is_past_what_is_kept(tmp_path: Path) -> None:
+    """The live writer marks on, and lets go of others; the plan's goes once it has begun."""
+    folder = poisoned.begin(tmp_path, True, TEXT)
+    plan = planned(folder)
+    version = learn_on(folder)
+    assert version not in (released := poisoned.instance(folder).ledger().released) and released
+    done = here("replay", "run", "digits.toml", plan, cwd=folder)
+    assert done.exit_code == 0, done.stderr
+
+
 def planned(folder: Path) -> str:
     """A plan from the oldest version that is kept; an alias names it, and `newest` or an alias may name it there."""
     oldest = next(line["version"] for line in poisoned.lines(folder, "versions") if line["parts"] == "whole")
@@ -46,7 +56,14 @@ def planned(folder: Path) -> str:
 
 
 def let_go(folder: Path) -> str:
-    """Learn on until the version is no longer kept, an hour later; which one it is."""
+    """Learn on until the version is no longer kept; which one it is."""
+    version = learn_on(folder)
+    assert version in poisoned.instance(folder).ledger().released
+    return version
+
+
+def learn_on(folder: Path) -> str:
+    """Until only a plan would keep its version, an hour later; which one it is."""
     instance = poisoned.instance(folder)
     _, plan = replaying.load_plan(instance, instance.ledger().operations["replay-1"].plan_sha256)
     for name in ("newest", "none"):  # what an alias has just left is kept too
@@ -56,7 +73,6 @@ def let_go(folder: Path) -> str:
             os.utime(path, (time.time() - 8000,) * 2)
         poisoned.send(folder, poisoned.good_rows(part), "till-1")
         assert here("run", "digits.toml", cwd=folder).exit_code == 0
-    assert plan.version in instance.ledger().released
     return str(plan.version)
 
 

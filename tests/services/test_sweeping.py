@@ -76,14 +76,18 @@ def test_a_branch_that_was_given_up_keeps_its_newest_alone(tmp_path: Path) -> No
     assert [whole(folder, branch) for branch in ("main", "replay-1")] == before
 
 
-def test_a_plan_whose_version_was_let_go_says_so_and_names_those_that_are_there(tmp_path: Path) -> None:
+def test_a_plan_keeps_its_version_and_of_one_that_was_let_go_it_is_said_which_are_there(tmp_path: Path) -> None:
     """Between plan and run the live writer's retention has passed."""
     folder = begin(tmp_path / "there", with_poison=True)
-    plan, (_, last) = planned(folder), versions(folder)
+    plan, (first, last) = planned(folder), versions(folder)
     with (folder / "digits.toml").open("a") as file:
         file.write("\n[versions]\nkeep = 1\n")
     send(folder, good_rows(3, 40), "till-1")
     assert millrace("run", "digits.toml", cwd=folder).returncode == 0
+    assert instance(folder).ledger().released == {last}
+    done = replay(folder, "plan", "--from", last, "--exclude-header", "producer=till-7", "--reason", "r")
+    assert done.returncode == 1 and f"{last} has been let go" in done.stderr
+    assert first in done.stderr and versions(folder)[-1] in done.stderr
     done = replay(folder, "run", plan)
-    assert done.returncode == 1 and "has been let go" in done.stderr and versions(folder)[-1] in done.stderr
-    assert last not in instance(folder).ledger().named
+    assert done.returncode == 0, done.stderr
+    assert first not in instance(folder).ledger().named, "it is not kept for what has begun"

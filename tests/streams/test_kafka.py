@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -242,6 +243,46 @@ def test_settings_that_make_promises_untrue_are_said_at_the_start(on_kafka: Eith
     on_kafka.log.check([short], 60_000)
     with pytest.raises(ConfigError, match=f"Topic {short} keeps records for 60000 ms .* after 60001. Raise it"):
         on_kafka.log.check([short], 60_001)
+
+
+def test_a_cluster_that_cannot_be_reached_leaves_no_thread_behind() -> None:
+    """However often it is asked; a trainer asks until its brokers are back."""
+    link, before = Link(Cluster("127.0.0.1:1", patience_s=0.3), Secrets(), 1 << 20), set(threading.enumerate())
+    for ask in (link.reader, link.names, lambda: link.send("t", Record(b"x"))):
+        with pytest.raises(StorageError, match="Connection refused: look at its brokers"):
+            ask()
+    until_s = time.monotonic() + 20
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < until_s:
+        time.sleep(0.05)
+    assert not left
+    link.close()
+
+
+UNCLEAN = {"unclean.leader.election.enable": "true", "min.insync.replicas": "2"}
+
+
+@pytest.mark.parametrize("asked", [0, 2])
+def test_a_topic_that_may_lose_what_it_acknowledged_is_said_or_refused(on_kafka: EitherLog, broker, caplog, asked: int) -> None:
+    """A journal is refused where the pipeline file asks for replicas, before an entry is written; else it is said, once."""
+    name = f"{on_kafka.name}.weak"
+    on_kafka.log.link.create(name, 1, FOREVER | UNCLEAN)
+    readers = Readers(Link(Cluster(broker.bootstrap, replication=asked), Secrets(), 1 << 20))
+    wrong = "min.insync.replicas = 2 with replicas = 1, unclean.leader.election.enable = true. Give it replicas"
+    with caplog.at_level(logging.WARNING, logger="millrace"):
+        for _ in range(2):
+            stream = KafkaStream(readers, name)
+            if not asked:
+                stream.send(b"x").offset()
+                continue
+            for act in (lambda one: one.send(b"x"), lambda one: list(one.read(0))):
+                with pytest.raises(ConfigError, match=f"Topic {name} may lose .*: 1 of the 2 replicas .*, {wrong}.*ask for"):
+                    act(stream)
+        assert caplog.text.count(wrong) == (0 if asked else 1)
+        KafkaLog(readers.link).check([name], 0)
+    assert caplog.text.count(wrong) == 1
+    assert on_kafka.log.bounds(f"{name}:0") == (0, 0 if asked else 2)
+    readers.close()
+    readers.link.close()
 
 
 def test_offsets_for_lag_tools_are_committed_under_a_groups_name(on_kafka: EitherLog, broker) -> None:

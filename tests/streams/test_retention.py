@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from millrace.learners.errors import DamageError, TooSlowError
 from millrace.streams.branch import load_checkpoint, save_checkpoint
 from millrace.streams.entries import Mark
-from millrace.streams.ledger import Alias, Ledger, Release, Serve, Target, append_decision
+from millrace.streams.ledger import Alias, Ledger, Operation, Release, Serve, Stage, Target, append_decision
 from millrace.streams.retention import Retention
 from millrace.streams.store import ListStore, kept_marks, sweep
 from millrace.streams.stream import ListStream
@@ -126,6 +126,19 @@ def test_a_release_counts_for_what_nothing_names() -> None:
     ledger = Ledger("ledger")
     ledger.follow(stream)
     assert ledger.released == {"main.5"} and [type(one) for one in ledger.counted] == [Alias, Release]
+
+
+@pytest.mark.parametrize("then", ["running", "aborted"])
+def test_a_plan_keeps_the_version_that_it_begins_at_until_it_has_begun_or_is_given_up(then: Stage) -> None:
+    """The writer's marks come and go meanwhile."""
+    town, plan = Town(keep=1), {"id": "replay-1", "plan_sha256": "a", "branch": "replay-1"} | WHO
+    append_decision(town.stream, Operation(before=None, state="planned", version="main.3", **plan))
+    for _ in range(3):
+        town.mark(version=True)
+    assert town.ledger().released == {"main.5"} and "main.3" in town.readable()
+    append_decision(town.stream, Operation(before="planned", state=then, **plan))
+    town.mark(version=True)
+    assert town.ledger().released == {"main.3", "main.5", "main.7"} and "main.3" not in town.readable()
 
 
 @pytest.mark.parametrize("keep", [0, 2])
