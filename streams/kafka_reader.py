@@ -21,6 +21,7 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
     UnsupportedCodecError,
 )
+from kafka.net import KafkaConnectionManager, KafkaNetClient, NetworkSelector
 
 from millrace.learners.errors import DamageError, MillraceError, OffsetsGoneError, StorageError
 from millrace.streams.cluster import Cluster
@@ -29,6 +30,7 @@ from millrace.streams.source import Position
 
 HELD_RECORDS = 16_384  # taken from the client at a time, at most
 CLOSE_MS = 1000
+RECEIVE_BYTES = 1 << 20  # taken from a socket at a time, at most
 
 Piece = tuple[str, int, int, list[Event]]  # partition, from, to, what lies between: everything the partition has there
 
@@ -150,6 +152,38 @@ class Reader:
         """Let go of the connection."""
         with suppress(KafkaError, OSError):
             self._consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
+
+
+class WideSocket:
+    """A socket that gives all it has, however little it is asked for.
+
+    The client asks for 4 KiB at a time, in a thread that afterwards waits for Python's lock as often: while another thread
+    learns, a fetch of 2 MiB would hardly come in.
+    """
+
+    def __init__(self, narrow: Any) -> None:
+        self._narrow = narrow
+
+    def recv(self, size: int) -> bytes:
+        """What has come, at least ``size`` bytes of it where there are so many."""
+        received: bytes = self._narrow.recv(max(size, RECEIVE_BYTES))
+        return received
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._narrow, name)
+
+
+class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # the client has no types
+    async def _build_transport(self, *where: Any, **until: Any) -> Any:
+        transport = await super()._build_transport(*where, **until)
+        transport._sock = WideSocket(transport._sock)
+        return transport
+
+
+def wide_client(**configs: Any) -> Any:
+    """The part of a consumer that has its connections, with wide sockets."""
+    net = NetworkSelector(**configs)
+    return KafkaNetClient(net, _Connections(net, **configs), **configs)
 
 
 def refused(cluster: Cluster, what: str, error: Exception) -> MillraceError:
