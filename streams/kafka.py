@@ -34,7 +34,7 @@ from kafka.structs import OffsetAndMetadata
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.streams.cluster import Cluster, Secrets, security
 from millrace.streams.decoders import DECODERS
-from millrace.streams.kafka_reader import Reader, partition_of, refused, wide_client
+from millrace.streams.kafka_reader import Reader, partition_of, refused, widened
 from millrace.streams.records import Record, decode_headers, tp_name
 from millrace.streams.source import Position, Topic
 from millrace.streams.stream import UNKNOWN
@@ -201,10 +201,9 @@ class Link:
             "fetch_max_bytes": max(FETCH_BYTES, self._partition_bytes),
             "max_partition_fetch_bytes": self._partition_bytes,
             "metrics_enabled": False,
-            "kafka_client": wide_client,
         }
         try:
-            reader = Reader(self.cluster, KafkaConsumer(**self._clients, **own))
+            reader = Reader(self.cluster, widened(KafkaConsumer(**self._clients, **own)))
         except (KafkaError, OSError) as error:
             raise self._refused("the cluster", error) from error
         self._readers.add(reader)

@@ -21,7 +21,6 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
     UnsupportedCodecError,
 )
-from kafka.net import KafkaConnectionManager, KafkaNetClient, NetworkSelector
 
 from millrace.learners.errors import DamageError, MillraceError, OffsetsGoneError, StorageError
 from millrace.streams.cluster import Cluster
@@ -173,17 +172,18 @@ class WideSocket:
         return getattr(self._narrow, name)
 
 
-class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # the client has no types
-    async def _build_transport(self, *where: Any, **until: Any) -> Any:
-        transport = await super()._build_transport(*where, **until)
+def widened(consumer: Any) -> Any:
+    """The same consumer, whose connections from now on have wide sockets."""
+    connections = consumer._client._manager
+    connect = connections._build_transport
+
+    async def build(node: Any, timeout_at: float | None = None) -> Any:
+        transport = await connect(node, timeout_at=timeout_at)
         transport._sock = WideSocket(transport._sock)
         return transport
 
-
-def wide_client(**configs: Any) -> Any:
-    """The part of a consumer that has its connections, with wide sockets."""
-    net = NetworkSelector(**configs)
-    return KafkaNetClient(net, _Connections(net, **configs), **configs)
+    connections._build_transport = build
+    return consumer
 
 
 def refused(cluster: Cluster, what: str, error: Exception) -> MillraceError:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from itertools import chain
 
 import msgspec
 from crc32c import crc32c
 
 _FRAME = struct.Struct("<iiqi")  # key bytes, headers bytes, timestamp in ms, value bytes; -1 for an absent key or value
-LARGE_BYTES = 1 << 16  # of a value, which is then not copied to be summed up
 _LENGTH = struct.Struct("<i")
 
 Headers = tuple[tuple[str, bytes], ...]
@@ -58,15 +55,10 @@ def frame(event: Event | Record) -> bytes:
     key, headers, value = event.key, event.headers, event.value
     if key is None and not headers and value is not None:  # most records, and every one of them passes here
         return _FRAME.pack(-1, 0, event.timestamp_ms, len(value)) + value
-    return b"".join(_framed(event))
-
-
-def _framed(event: Event | Record) -> tuple[bytes, bytes, bytes, bytes]:
-    key, headers, value = event.key, event.headers, event.value
     lengths = _FRAME.pack(
         -1 if key is None else len(key), len(headers), event.timestamp_ms, -1 if value is None else len(value)
     )
-    return lengths, key or b"", headers, value or b""
+    return b"".join((lengths, key or b"", headers, value or b""))
 
 
 def checksum(frames: Sequence[bytes]) -> int:
@@ -75,10 +67,7 @@ def checksum(frames: Sequence[bytes]) -> int:
 
 
 def make_read(tp: str, start: int, stop: int, events: Sequence[Event]) -> Read:
-    """A ``Read`` with its checksum; large events, such as batches, are not copied for it."""
-    if events and len(events[0].value or b"") >= LARGE_BYTES:
-        crc = reduce(lambda sum_, part: crc32c(part, sum_), chain.from_iterable(map(_framed, events)), 0)
-        return Read(tp, start, stop, events, crc)
+    """A ``Read`` with its checksum."""
     return Read(tp, start, stop, events, checksum([frame(event) for event in events]))
 
 
