@@ -111,9 +111,9 @@ class KafkaLog:
 
 
 def _apart(piece: Piece) -> Iterable[Piece]:
-    """Large events each for itself: decoded one by one their rows need not be joined, and stay near the processor."""
+    """Events that are all large each for itself: decoded one by one their rows need not be joined."""
     tp, start, stop, events = piece
-    if not events or len(events[0].value or b"") < LARGE_BYTES:
+    if not events or any(len(event.value or b"") < LARGE_BYTES for event in events):
         return [piece]
     ends = [*(event.offset for event in events[1:]), stop]
     return zip(repeat(tp), [start, *ends], ends, ([event] for event in events), strict=False)

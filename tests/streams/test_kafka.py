@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from millrace.streams.kafka import Link
 from millrace.streams.kafka_log import LARGE_BYTES, KafkaLog, KafkaSource
 from millrace.streams.kafka_reader import WideSocket
 from millrace.streams.kafka_stream import FOREVER, KafkaStream, Readers
-from millrace.streams.records import Record
-from millrace.streams.source import Topic
+from millrace.streams.records import Read, Record
+from millrace.streams.source import Source, Topic
 
 pytestmark = KAFKA
 
@@ -74,14 +75,21 @@ def test_large_events_are_reads_of_their_own_that_touch(on_kafka: EitherLog) -> 
     topic = topic_of(on_kafka)
     values = [b"%d" % at * LARGE_BYTES for at in range(5)]
     on_kafka.log.append(topic, [Record(value, timestamp_ms=7) for value in values])
-    source, reads = on_kafka.source([topic]), []
-    until_s = time.monotonic() + 20
-    while source.position[f"{topic}:0"] < 5 and time.monotonic() < until_s:
-        reads += source.next_batch(3)
+    source = on_kafka.source([topic])
+    reads = list(until(source, 5, limit=3))
     assert [(read.start, read.stop, [event.value for event in read.events]) for read in reads] == [
         (at, at + 1, [value]) for at, value in enumerate(values)
     ]
     assert [source.read(read.tp, read.start, read.stop) for read in reads] == reads
+    on_kafka.log.append(topic, [Record(values[0]), *records(9), Record(values[1])])
+    assert max(len(read.events) for read in until(source, 16, limit=20)) > 1
+
+
+def until(source: Source, stop: int, limit: int) -> Iterator[Read]:
+    """What comes until the one partition's offset is there."""
+    until_s = time.monotonic() + 20
+    while list(source.position.values()) != [stop] and time.monotonic() < until_s:
+        yield from source.next_batch(limit)
 
 
 def test_a_reader_takes_all_that_its_sockets_have(on_kafka: EitherLog) -> None:
