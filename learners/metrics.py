@@ -16,7 +16,6 @@ import numpy as np
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Floats, Value
 
-CHUNK_ROWS = 512  # counted at a time
 SMALLEST_PROBABILITY = 1e-15  # keeps the log loss of a label that was given probability 0 finite (34.5 nats)
 
 
@@ -76,10 +75,10 @@ class PrequentialClasses:
         label = np.array([columns.get(name, -1) for name in self._places], dtype=np.int64)[places]
         hits = scores.argmax(axis=1) == label if classes else np.zeros(len(y), dtype=bool)
         last, majority = self._count(places, hits)
-        squared, log_loss = _squared_errors(scores, label), _log_losses(scores, label)
-        declared, before = self.totals.log_loss is not None, self.totals
+        before, squared = self.totals, _squared_errors(scores, label)
+        log_loss = None if before.log_loss is None else _log_losses(scores, label)
         batch = ClassScores(
-            len(y), int(hits.sum()), last, majority, _sum(0.0, squared), _sum(0.0, log_loss) if declared else None
+            len(y), int(hits.sum()), last, majority, _sum(0.0, squared), None if log_loss is None else _sum(0.0, log_loss)
         )
         self.totals = ClassScores(
             before.rows + batch.rows,
@@ -87,7 +86,7 @@ class PrequentialClasses:
             before.correct_last + batch.correct_last,
             before.correct_majority + batch.correct_majority,
             _sum(before.squared_error, squared),
-            None if before.log_loss is None else _sum(before.log_loss, log_loss),
+            None if before.log_loss is None or log_loss is None else _sum(before.log_loss, log_loss),
         )
         return batch
 
@@ -120,11 +119,10 @@ class PrequentialClasses:
 
     def _places_of(self, y: Array) -> Array:
         """Where each label (n,) stands in the lists; new ones are appended."""
-        names = y.tolist()
-        found = list(map(self._places.get, names))
-        if None in found:
-            found = list(map(self._place, names))
-        return np.array(found, dtype=np.int64)
+        try:
+            return np.fromiter(map(self._places.__getitem__, y.tolist()), np.int64, len(y))
+        except KeyError:
+            return np.fromiter(map(self._place, y.tolist()), np.int64, len(y))
 
     def _count(self, at: Array, hits: Array) -> tuple[int, int]:
         """Count labels by their places (n,), and hits; how often the last and the commonest label were right."""
@@ -137,18 +135,21 @@ class PrequentialClasses:
         return last, self._count_majority(at)
 
     def _count_majority(self, places: Array) -> int:
-        """Count labels by their places (n,); how often the commonest one before a row was the row's."""
-        right = 0
-        for start in range(0, len(places), CHUNK_ROWS):
-            at = places[start : start + CHUNK_ROWS]
-            rows = np.array(self._label_rows)
-            after = rows + np.bincount(at, minlength=len(rows))
-            near = np.flatnonzero(after >= rows.max())  # no other can be the commonest at any of these rows
-            counts = rows[near] + np.cumsum(at[:, None] == near, axis=0)  # (n, k) after each row
-            best = near[counts.argmax(axis=1)]  # of equal ones the one seen first
-            right += int((best[:-1] == at[1:]).sum()) + (int(at[0]) == self._majority)
-            self._majority, self._label_rows = int(best[-1]), after.tolist()
-        return right
+        """Count labels by their places (n,); how often the commonest one before a row was the row's.
+
+        A label's rows only grow, so the commonest so far is the one whose row was the highest so far: by its label's rows up to
+        there, and among equal ones by the label seen first.
+        """
+        rows, counts = np.array(self._label_rows), np.bincount(places, minlength=len(self._label_rows))
+        order, first = np.argsort(places, kind="stable"), np.cumsum(counts) - counts
+        height = np.empty_like(places)  # (n,) rows of the row's label up to it
+        height[order] = np.arange(1, len(places) + 1) + (rows - first)[places[order]]
+        if self._majority >= 0:
+            places, height = np.append(self._majority, places), np.append(rows[self._majority], height)
+        highest = np.maximum.accumulate(height * len(rows) - places)
+        best = -highest % len(rows)
+        self._majority, self._label_rows = int(best[-1]), (rows + counts).tolist()
+        return int((best[:-1] == places[1:]).sum())
 
     def _place(self, name: str) -> int:
         """Where the label stands in the lists; a new one is appended."""

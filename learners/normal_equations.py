@@ -69,7 +69,7 @@ class Sums:
         One dsyrk and one dgemm, both in place: for many rows this is all the time it takes.
         """
         root = np.ones(len(phi)) if weight is None else np.sqrt(weight)
-        rooted = y * root[:, None]
+        rooted = y if weight is None else y * root[:, None]
         phi = phi if weight is None else phi * root[:, None]
         blas.dsyrk(1.0, phi.T, beta=keep, c=self.gram, lower=1, overwrite_c=1)
         cross = self.cross[: y.shape[1]].T

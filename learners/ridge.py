@@ -214,7 +214,7 @@ class Ridge:
         if weight is not None and (len(weight) != len(x) or weight.min() < 0.0):
             least = weight.min(initial=0.0)
             raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {least}")
-        return x, y, weight
+        return x, y, None if weight is None or (weight == 1.0).all() else weight
 
     def _names(self, y: Array) -> Array:
         """Class names (n,), each a str, and room for those that are new. Raises: BadInputError."""
@@ -237,10 +237,11 @@ class Ridge:
         if self.config.task == "regress":
             self._sums.grow(y.shape[1])
             return y
-        known = list(map(self._classes.get, names := y.tolist()))
-        new = None in known
-        columns = np.array([self._classes.setdefault(str(name), len(self._classes)) for name in names] if new else known)
-        self._grow()
+        try:
+            columns = np.fromiter(map(self._classes.__getitem__, y.tolist()), np.int64, len(y))
+        except KeyError:
+            columns = np.array([self._classes.setdefault(str(name), len(self._classes)) for name in y.tolist()])
+            self._grow()
         self._counts += np.bincount(columns, minlength=len(self._classes))
         one_hot = np.zeros((len(y), len(self._classes)), order="F")
         one_hot[np.arange(len(y)), columns] = 1.0

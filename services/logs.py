@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("millrace")
 
+FETCH_BYTES = 4 << 20  # of one partition at a time, at least: what is there at once becomes one step
+
 
 class Logs(Protocol):
     """What an instance asks for."""
@@ -114,7 +116,7 @@ class OnKafka:
 
     @property
     def _readers(self) -> Readers:
-        return _connected(self.pipeline.log.kafka, max(1 << 20, 2 * self.pipeline.log.max_bytes))
+        return _connected(self.pipeline.log.kafka, max(FETCH_BYTES, 2 * self.pipeline.log.max_bytes))
 
     def log(self) -> KafkaLog:
         """Its topics."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.learners.linear import within
 from millrace.learners.protocol import Array, Floats
 from millrace.streams.arrow import BATCH_BYTES, Batch, kind_of, milliseconds, read_batches
 from millrace.streams.codec import RecordError, Refused, Rows, checked_images, number_range
@@ -139,7 +141,7 @@ def _plain_numbers(column: Any, name: str, faults: Faults) -> Array:
 def _within(block: Floats, bounds: tuple[float, float], name: str, faults: Faults, absent: Array | None = None) -> Floats:
     """Refuse rows of ``block`` (n, k) with a number out of bounds; those ``absent`` (n,) have none. NaN is in no bounds."""
     low, high = bounds
-    if block.size and not (low <= block.min() and block.max() <= high):
+    if not within(block, low, high):
         wrong = np.asarray(~((low <= block) & (block <= high)).all(axis=1))
         faults.say(wrong if absent is None else wrong & ~absent, "not-finite", f"{name} is not within {low:g} to {high:g}")
     return block
@@ -207,11 +209,17 @@ def _mask(chosen: NDArray[np.bool_]) -> list[bool]:
 
 
 def _texts(column: Any, name: str) -> Array:
-    """A column's texts and None (n,); each different text is made once."""
+    """A column's texts and None (n,)."""
     if kind_of(column.type) != "text":
         raise RecordError("wrong-type", f"{name} is {column.type}, not text")
+    return _coded(column, lambda text: text)
+
+
+def _coded(column: Any, text: Callable[[Any], str]) -> Array:
+    """Each cell's text (n,), made once of each different value; of null None."""
     coded = column if hasattr(column, "dictionary") else column.dictionary_encode()
-    names = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
+    different = [None if value is None else text(value) for value in coded.dictionary.to_pylist()]
+    names = np.array([*different, None], dtype=object)
     at = coded.indices.fill_null(len(names) - 1) if coded.indices.null_count else coded.indices
     texts: Array = names[at.to_numpy(zero_copy_only=False).astype(np.int64)]
     return texts
@@ -240,12 +248,7 @@ def _labels(label: Label, column: Any, rows: int, faults: Faults) -> Array:
         return values
     if label.type == "string":
         return _texts(column, label.name)
-    cells = column.fill_null(0 if kind == "integer" else False) if column.null_count else column
-    different, at = np.unique(cells.to_numpy(zero_copy_only=False), return_inverse=True)
-    names = np.array([str(value).lower() for value in different.tolist()], dtype=object)
-    y: Array = names[at]
-    y[absent] = None
-    return y
+    return _coded(column, lambda value: str(value).lower())
 
 
 def _weights(column: Any, rows: int, faults: Faults) -> Floats:

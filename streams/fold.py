@@ -7,7 +7,7 @@ in the step and only applied here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from millrace.learners.errors import LearnerError
 from millrace.learners.metrics import PrequentialClasses, PrequentialValues
-from millrace.learners.protocol import Batch, Discounts, Floats, Learner, RaisesRate, State, Value
+from millrace.learners.protocol import Array, Batch, Discounts, Floats, Learner, RaisesRate, State, Value
 from millrace.streams.codec import Rows, has_label
 from millrace.streams.drifting import Drift
 from millrace.streams.entries import Act, Step
@@ -31,6 +31,7 @@ from millrace.streams.window import Window
 
 TRUTH = ("batches", "counts", "features", "learner", "join", "window")  # the parts hashed into the state's hash
 
+COUNT_ROWS = 4096  # scored in a step before they are counted, at most about
 GATHER_MS = 250  # by which a step for horizons alone comes late, so that one lets many end; records go by their own time
 
 
@@ -66,6 +67,7 @@ class Fold:
         self.held_out: HeldOut | None = None  # None: every labelled row is learned
         self.branch = ""  # whose state this is
         self.answers_of = ""  # whose answers are its own: the branch's, or those of what its shard is merged into
+        self._scored: list[tuple[tuple[str, ...], Floats, Array]] = []  # batches of this step that ``scores`` has not counted
         self._given: list[float] = []  # of the rows in ``batches``: the loss as served; NaN where the own answer is scored
         self.included: dict[str, list[int]] = {}  # exclusions that acts have ended: places in a fork's list, by branch
         self.position = dict(position)
@@ -105,6 +107,7 @@ class Fold:
         self._expire(step, self.clock_ms)
         for batch in self.batches.release(self.clock_ms):
             self._lesson(batch)
+        self._count_scored()
         self.position.update({tp: stop for tp, _, stop, _, _ in step.reads})
         self.counts.rejected += len(step.rejected)
 
@@ -221,8 +224,11 @@ class Fold:
         if scored.y is not None and len(scored):
             scores = servable.predict_many(scored)
             if self.drift is not None:
+                self._count_scored()
                 losses[own] = self.scores.losses(scores, servable.classes, scored.y)
-            self.scores.update(scores, servable.classes, scored.y)
+            self._scored.append((servable.classes, scores, scored.y))
+            if sum(len(y) for _, _, y in self._scored) >= COUNT_ROWS:
+                self._count_scored()
         if self.drift is not None:
             self.drift.feed(losses, batch.y if batch.y.dtype == object else None, self.counts.learned)
         self.learner.learn_many(batch)
@@ -231,6 +237,13 @@ class Fold:
         self.counts.learned += len(batch)
         if self.held_out is not None:
             self.held_out.look(self.learner.servable(), self.counts.learned)
+
+    def _count_scored(self) -> None:
+        """Count scored batches, those with the same columns at once: bit for bit what they would count one by one."""
+        scored, self._scored = self._scored, []
+        for (classes, _), same in groupby(scored, key=lambda one: (one[0], one[1].shape[1])):
+            _, scores, y = zip(*same, strict=True)
+            self.scores.update(np.concatenate(scores), classes, np.concatenate(y))
 
     def act(self, act: Act) -> None:
         """Apply what a live writer decided.

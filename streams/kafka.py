@@ -35,7 +35,7 @@ from kafka.structs import OffsetAndMetadata
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.streams.cluster import Cluster, Secrets, security
 from millrace.streams.decoders import DECODERS
-from millrace.streams.kafka_reader import Reader, partition_of, refused
+from millrace.streams.kafka_reader import Reader, partition_of, refused, widened
 from millrace.streams.records import Record, decode_headers, tp_name
 from millrace.streams.source import Position, Topic
 from millrace.streams.stream import UNKNOWN
@@ -218,7 +218,7 @@ class Link:
             "metrics_enabled": False,
         }
         try:
-            reader = Reader(self.cluster, self._made(KafkaConsumer, own))
+            reader = Reader(self.cluster, widened(self._made(KafkaConsumer, own)))
         except (KafkaError, OSError) as error:
             raise self._refused("the cluster", error) from error
         self._readers.add(reader)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 from millrace.learners.errors import BadInputError, ConfigError, DamageError, OffsetsGoneError, StorageError
 from millrace.streams.kafka import Link, Sent, names_of
@@ -24,6 +25,7 @@ log = logging.getLogger("millrace")
 LOOK_S = 1.0  # between two looks at topics and ends
 WAIT_MS = 500  # for records that are known to be there
 STALL_S = 10.0
+LARGE_BYTES = 1 << 16  # of an event, which is then a read of its own
 HOUR_MS = 3_600_000
 
 
@@ -106,6 +108,15 @@ class KafkaLog:
     def close(self) -> None:
         """Let go of the readers; the link stays."""
         self._ranges.close()
+
+
+def _apart(piece: Piece) -> Iterable[Piece]:
+    """Events that are all large each for itself: decoded one by one their rows need not be joined."""
+    tp, start, stop, events = piece
+    if not events or any(len(event.value or b"") < LARGE_BYTES for event in events):
+        return [piece]
+    ends = [*(event.offset for event in events[1:]), stop]
+    return zip(repeat(tp), [start, *ends], ends, ([event] for event in events), strict=False)
 
 
 class Ranges:
@@ -226,7 +237,7 @@ class KafkaSource:
             pieces = self._poll(limit, WAIT_MS)
         if looks:
             self._mend(self._ends)
-        return [make_read(*piece) for piece in pieces]
+        return [make_read(*part) for piece in pieces for part in _apart(piece)]
 
     def _poll(self, limit: int, wait_ms: int) -> list[Piece]:
         try:

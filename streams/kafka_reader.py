@@ -30,6 +30,7 @@ from millrace.streams.source import Position
 
 HELD_RECORDS = 16_384  # taken from the client at a time, at most
 CLOSE_MS = 1000
+RECEIVE_BYTES = 1 << 20  # taken from a socket at a time, at most
 
 Piece = tuple[str, int, int, list[Event]]  # partition, from, to, what lies between: everything the partition has there
 
@@ -151,6 +152,39 @@ class Reader:
         """Let go of the connection."""
         with suppress(KafkaError, OSError):
             self._consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
+
+
+class WideSocket:
+    """A socket that gives all it has, however little it is asked for.
+
+    The client asks for 4 KiB at a time, in a thread that afterwards waits for Python's lock as often: while another thread
+    learns, a fetch of 2 MiB would hardly come in.
+    """
+
+    def __init__(self, narrow: Any) -> None:
+        self._narrow = narrow
+
+    def recv(self, size: int) -> bytes:
+        """What has come, at least ``size`` bytes of it where there are so many."""
+        received: bytes = self._narrow.recv(max(size, RECEIVE_BYTES))
+        return received
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._narrow, name)
+
+
+def widened(consumer: Any) -> Any:
+    """The same consumer, whose connections from now on have wide sockets."""
+    connections = consumer._client._manager
+    connect = connections._build_transport
+
+    async def build(node: Any, timeout_at: float | None = None) -> Any:
+        transport = await connect(node, timeout_at=timeout_at)
+        transport._sock = WideSocket(transport._sock)
+        return transport
+
+    connections._build_transport = build
+    return consumer
 
 
 def refused(cluster: Cluster, what: str, error: Exception) -> MillraceError:

@@ -76,7 +76,7 @@ class Peer:
             bootstrap_servers=self._broker.bootstrap,
             enable_auto_commit=False,
             fetch_max_bytes=16 << 20,
-            max_partition_fetch_bytes=2 << 20,
+            max_partition_fetch_bytes=4 << 20,
             metrics_enabled=False,
         )
         consumer.assign(places := [TopicPartition(topic, 0) for topic in self._topics])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,11 @@ from kafka import KafkaProducer
 from millrace.learners.errors import BadInputError, ConfigError, DamageError, MillraceError, PrunedError, StorageError
 from millrace.streams.cluster import Cluster, Secrets
 from millrace.streams.kafka import Link
-from millrace.streams.kafka_log import KafkaLog, KafkaSource
+from millrace.streams.kafka_log import LARGE_BYTES, KafkaLog, KafkaSource
+from millrace.streams.kafka_reader import WideSocket
 from millrace.streams.kafka_stream import FOREVER, KafkaStream, Readers
-from millrace.streams.records import Record
-from millrace.streams.source import Topic
+from millrace.streams.records import Read, Record
+from millrace.streams.source import Source, Topic
 
 pytestmark = KAFKA
 
@@ -66,6 +69,44 @@ def test_markers_and_aborted_records_are_gaps_that_a_read_names(on_kafka: Either
         assert [again.read(read.tp, read.start, read.stop) for read in reads] == reads
         assert again.read(f"{topic}:0", 0, 20).crc32c == again.read(f"{topic}:0", 0, 19).crc32c
     assert source.next_batch(10) == [] and on_kafka.log.tail(topic, 1) == [b"c3.2"]
+
+
+def test_large_events_are_reads_of_their_own_that_touch(on_kafka: EitherLog) -> None:
+    """Each batch of rows is decoded for itself, and together they are all that the partition has."""
+    topic = topic_of(on_kafka)
+    values = [b"%d" % at * LARGE_BYTES for at in range(5)]
+    on_kafka.log.append(topic, [Record(value, timestamp_ms=7) for value in values])
+    source = on_kafka.source([topic])
+    reads = list(until(source, 5, limit=3))
+    assert [(read.start, read.stop, [event.value for event in read.events]) for read in reads] == [
+        (at, at + 1, [value]) for at, value in enumerate(values)
+    ]
+    assert [source.read(read.tp, read.start, read.stop) for read in reads] == reads
+    on_kafka.log.append(topic, [Record(values[0]), *records(9), Record(values[1])])
+    assert max(len(read.events) for read in until(source, 16, limit=20)) > 1
+
+
+def until(source: Source, stop: int, limit: int) -> Iterator[Read]:
+    """What comes until the one partition's offset is there."""
+    until_s = time.monotonic() + 20
+    while list(source.position.values()) != [stop] and time.monotonic() < until_s:
+        yield from source.next_batch(limit)
+
+
+def test_a_reader_takes_all_that_its_sockets_have(on_kafka: EitherLog) -> None:
+    """However little its client asks for."""
+    near, far = socket.socketpair()
+    with near, far:
+        near.sendall(bytes(50_000))
+        assert len(WideSocket(far).recv(4096)) == 50_000
+    topic = topic_of(on_kafka)
+    on_kafka.log.append(topic, records(1))
+    reader = on_kafka.log.link.reader()
+    reader.go_to({f"{topic}:0": 0})
+    assert reader.poll(1, 10_000)
+    connections = reader._consumer._client._manager._conns.values()
+    assert {type(one.transport._sock) for one in connections if one.connected} == {WideSocket}
+    reader.close()
 
 
 def test_what_an_open_transaction_holds_is_not_read_and_not_counted_as_there(on_kafka: EitherLog, broker) -> None:

@@ -76,7 +76,8 @@ def append(pipeline: Path, pieces: int, pause_s: float) -> None:
     log, topic = instance.log(), instance.loaded.pipeline.topic
     x, y = rows()
     values = [json.dumps({"x": a.tolist(), "y": int(b)}).encode() for a, b in zip(x, y, strict=True)]
-    records = [Record(value, str(at).encode(), timestamp_ms=1 + at) for at, value in enumerate(values)]
+    first_ms = time.time_ns() // 1_000_000 - ROWS  # a killed broker forgets producers of old records, and takes a retry twice
+    records = [Record(value, str(at).encode(), timestamp_ms=first_ms + at) for at, value in enumerate(values)]
     for at in range(0, ROWS, ROWS // pieces):
         log.append(topic, records[at : at + ROWS // pieces])
         time.sleep(pause_s)
