@@ -28,7 +28,7 @@ def _offsets(text: str) -> Exclusion:
 
     tp, _, offsets = text.rpartition(":")
     first, dash, last = offsets.partition("-")
-    if not (tp and ":" in tp and dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+    if not (tp and ":" in tp and dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
         raise click.BadParameter(f"{text!r}: write TOPIC:PARTITION:FIRST-LAST, such as digits:0:600-899")
     return Range(tp, int(first), int(last) + 1)
 
@@ -48,7 +48,7 @@ def _time(text: str) -> Exclusion:
 
 def _milliseconds(text: str) -> int:
     """Since 1970, or a date and time, which are this machine's where they name no zone."""
-    return int(text) if text.isdigit() else round(datetime.fromisoformat(text).timestamp() * 1000)
+    return int(text) if text.isdecimal() else round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
 def _header(text: str) -> Exclusion:
@@ -80,7 +80,7 @@ many: dict[str, Any] = {"multiple": True, "callback": _excluded, "expose_value":
 
 def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> None:
     pairs = [one.rpartition("=") for one in text.split(",")] if text else []
-    if bad := [one for one in pairs if ":" not in one[0] or not one[2].isdigit()]:
+    if bad := [one for one in pairs if ":" not in one[0] or not one[2].isdecimal()]:
         raise click.BadParameter(
             f"{''.join(bad[0])!r}: write TOPIC:PARTITION=OFFSET, such as digits:0=600, commas between them"
         )

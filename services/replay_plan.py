@@ -22,7 +22,7 @@ from millrace.services.running import heir_of
 from millrace.services.versions import resolved
 from millrace.streams.branch import Doors, changed, start
 from millrace.streams.entries import Fork, Mark, Rejected, Step
-from millrace.streams.exclusions import Exclusion, left_out, words
+from millrace.streams.exclusions import Exclusion, Range, left_out, words
 from millrace.streams.forks import empty_fork, excluded, replay_fork
 from millrace.streams.host import use_threads
 from millrace.streams.journal import summarise
@@ -102,7 +102,8 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
     """The plan, stored, with its sha256; how much there is to do; what of the configuration differs from what was.
 
     Raises: MillraceError where there is no such version; ConfigError where its state is no longer this pipeline's;
-    OffsetsGoneError where the log no longer has what is to be read; BadInputError for offsets or a file that cannot be.
+    OffsetsGoneError where the log no longer has what is to be read; BadInputError for offsets, exclusions or a file that
+    cannot be.
     """
     instance.refuse_shards("A replay")
     use_threads(instance.loaded.pipeline.threads)
@@ -117,10 +118,18 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
         fork = replay_fork(instance.recipe, doors, branch, mark, exclude)
         differs = changed_state(instance, doors, mark)
         _refuse_gone(instance, doors, fork, origin.version)
+    _refuse_absent(_source(instance, fork), exclude)
     backfill = None if origin.file is None else described(instance, origin.file, fork.positions)
     plan = planned(instance, fork, backfill)
     extent = _extent(instance, fork, backfill)
     return plans(instance).put(PLANS, msgspec.json.encode(plan)), plan, extent, differs
+
+
+def _refuse_absent(source: Source, exclude: Sequence[Exclusion]) -> None:
+    """Raises: BadInputError for offsets of a partition that is not there, which would leave out nothing."""
+    there = sorted(source.bounds())
+    if wrong := sorted({one.tp for one in exclude if isinstance(one, Range)} - set(there)):
+        raise BadInputError(f"The log has no {', '.join(wrong)} to leave out. There are: {', '.join(there)}.")
 
 
 def _inherited(instance: Instance, origin: Origin) -> list[Exclusion]:

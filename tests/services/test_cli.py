@@ -208,6 +208,7 @@ MISUSED = [
     ["replay", "plan", "digits.toml", "--from", "main.3", "--from-start", "--reason", "both"],
     ["replay", "plan", "digits.toml", "--from-offsets", "digits=5", "--reason", "r"],
     ["replay", "plan", "digits.toml", "--from-offsets", "digits:0=x", "--reason", "r"],
+    ["replay", "plan", "digits.toml", "--from-offsets", "digits:0=\u00b2", "--reason", "r"],
     ["replay", "plan", "digits.toml", "--from-time", "yesterday", "--reason", "r"],
     ["replay", "plan", "digits.toml", "--from-start", "--backfill", "nowhere.jsonl", "--reason", "r"],
     ["run", "digits.toml", "--warm-start", "nowhere.jsonl"],
@@ -215,7 +216,7 @@ MISUSED = [
         ["replay", "plan", "digits.toml", "--from", "main.3", "--reason", "r", f"--exclude-{kind}", text]
         for kind, texts in {
             "header": ["till-7", "=till-7"],
-            "offsets": ["digits:0", "digits:0:9-3", "0:3-9", "digits:0:a-b"],
+            "offsets": ["digits:0", "digits:0:9-3", "0:3-9", "digits:0:a-b", "digits:0:0-\u00b2"],
             "time": ["yesterday..today", "2026-11-21T03:00..2026-11-21T02:00", "5"],
         }.items()
         for text in texts

@@ -213,6 +213,10 @@ def test_a_plan_counts_what_it_leaves_out_and_keeps_no_key_in_clear(there: Path)
         assert facts["records"] == BAD + GOOD and facts["bytes"] > 0 and facts["rows_per_s"] > 0
     assert found == [20, BAD + GOOD, 0]
     assert not [path for path in there.rglob("*") if path.is_file() and b"4711" in path.read_bytes()]
+    for tp in ("digts:0", "digits:1"):  # a typing error would leave out nothing
+        words = ["--from", version, "--exclude-offsets", f"{tp}:0-9", "--reason", "r"]
+        done = here("replay", "plan", "digits.toml", *words, cwd=there)
+        assert done.exit_code == 2 and f"The log has no {tp} to leave out" in done.stderr
     for change in ("learner.gamma=2", "seed=8", "fields=[{name='x'}]", "labels.horizon_ms=5"):
         done = here("replay", "plan", "digits.toml", "--from", version, "--reason", "r", "--set", change, cwd=there)
         assert done.exit_code in (1, 2) and not done.stdout, change
