@@ -285,6 +285,10 @@ def test_a_send_that_stops_midway_says_how_much_is_in_the_log(tmp_path: Path) ->
     done = millrace("send", "digits.toml", "half.csv", cwd=tmp_path)
     assert done.returncode == 2
     assert "The first 2000 records are in the log" in done.stderr
+    (tmp_path / "half.jsonl").write_bytes(b"\n".join([*flower_rows(2500), b"{"]))
+    arrow = here("send", "digits.toml", "half.jsonl", "--format", "arrow", "--rows-per-message", "2")
+    assert "The first 1000 records of 2 rows each are in the log" in arrow.stderr
+    assert "Nothing was sent" in here("send", "digits.toml", "nowhere.csv").stderr
 
 
 def begun(tmp_path: Path, *more: str) -> subprocess.Popen[str]:
