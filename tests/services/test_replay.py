@@ -145,6 +145,18 @@ def test_a_signal_stops_a_replay_with_the_way_on(tmp_path: Path) -> None:
     assert replay(folder, "resume").returncode == 0 and operation(folder) == "done"
 
 
+def test_a_proof_that_was_killed_is_said_to_be_and_is_done_again_by_resume(there: Path) -> None:
+    """By lack of memory, say: then it has said nothing itself."""
+    process = started(there, "run", planned(there))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and not (proving := children.read_text(encoding="utf-8").split()):
+        time.sleep(0.01)
+    os.kill(int(proving[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "not proved: the process ended with -9; `millrace replay resume` tries again" in err
+    assert replay(there, "resume").returncode == 0 and operation(there) == "done"
+
+
 def under_way(folder: Path) -> subprocess.Popen[str]:
     """A replay that has begun its branch."""
     process = started(folder, "run", planned(folder))
