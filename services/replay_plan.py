@@ -227,15 +227,20 @@ def fork_of(instance: Instance, plan: Plan) -> Fork:
 
 def _kept(instance: Instance, version: str) -> Mark:
     """The mark of a version whose parts are still there. Raises: OutdatedError naming those that are."""
-    ledger, archive = instance.ledger(), Archive(instance)
-    mark = archive.mark(version)
-    if version in ledger.released:
-        kept = [one.version for one in archive.marks(mark.branch) if one.version and one.version not in ledger.released]
+    mark = Archive(instance).mark(version)
+    if version in instance.ledger().released:
+        kept = [one.version for one in _versions(instance, mark.branch)]
         raise OutdatedError(
             f"Version {version} has been let go; versions.keep says how many are kept, and what an alias names always is. "
             f"Plan from one that is there: {', '.join(map(str, kept[-5:])) or 'none of this branch'}."
         )
     return mark
+
+
+def _versions(instance: Instance, branch: str) -> list[Mark]:
+    """The marks of a branch's versions that are kept, oldest first."""
+    released = instance.ledger().released
+    return [mark for mark in Archive(instance).marks(branch) if mark.version is not None and mark.version not in released]
 
 
 def check_plan(instance: Instance, plan: Plan) -> Fork:
@@ -293,11 +298,9 @@ def _refuse_gone(instance: Instance, doors: Doors, fork: Fork, version: str) -> 
     gone = {tp: bounds[tp][0] - at for tp, at in fork.positions.items() if bounds[tp][0] > at}
     if not gone:
         return
-    archive = Archive(instance)
-    marks = [mark for mark in archive.marks(version.rpartition(".")[0]) if mark.version is not None]
     possible = [
         str(mark.version)
-        for mark in marks
+        for mark in _versions(instance, version.rpartition(".")[0])
         if all(bounds[tp][0] <= at for tp, at in replay_fork(instance.recipe, doors, "x", mark, []).positions.items())
     ]
     taken = ", ".join(f"{count} records of {tp}" for tp, count in gone.items())

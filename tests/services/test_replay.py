@@ -209,6 +209,20 @@ def test_a_plan_says_what_retention_has_taken_and_from_where_a_replay_is_possibl
     words = ["--from", versions(there)[0], "--reason", "r"]
     said = refused(there, "plan", *words)
     assert "Retention has taken 30 records of digits:0" in said and f"possible from: {versions(there)[1]}" in said
+    proof = here("verify", "digits.toml", "--version", versions(there)[0], cwd=there)
+    assert proof.exit_code == 1 and "cannot be folded again. Verify versions while it has" in proof.stderr
+
+
+def test_what_a_plan_offers_instead_is_there(there: Path) -> None:
+    """Not a version that was let go, which it would refuse in its turn."""
+    send(there, good_rows(3), "till-1")
+    kept, alias = ["--set", "versions.keep=1"], ["--alias", "first", "--reason", "r", "--yes"]
+    assert here("promote", "digits.toml", versions(there)[0], *alias, cwd=there).exit_code == 0
+    assert millrace("run", "digits.toml", *kept, cwd=there).returncode == 0
+    instance(there).log().delete_before("digits:0", GOOD + 30)
+    first, gone, last = versions(there)
+    said = refused(there, "plan", "--from", first, "--reason", "r")
+    assert f"possible from: {last}." in said and gone not in said
 
 
 def test_a_plan_counts_what_it_leaves_out_and_keeps_no_key_in_clear(there: Path) -> None:
