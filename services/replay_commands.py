@@ -117,7 +117,7 @@ file: dict[str, Any] = once | {"type": click.Path(exists=True, dir_okay=False, p
 @click.option("--from-offsets", help="With nothing, from these offsets on.", **places)
 @click.option("--from-time", help="With nothing, from the first record on that is not older than TIME.", **since)
 @click.option("--backfill", help="Learn the rows of a file first (.jsonl, .csv, .parquet).", **file)
-@click.option("--include", multiple=True, metavar="EXCLUSION", help="Read what the branch before leaves out.", **once)
+@click.option("--include", multiple=True, metavar="EXCLUSION", help="Read what the live branch leaves out.", **once)
 @click.option("--exclude-header", metavar="NAME=VALUE", help="Leave out records with this header.", **many)
 @click.option("--exclude-offsets", metavar="TP:FIRST-LAST", help="Leave out these offsets, last included.", **many)
 @click.option("--exclude-time", metavar="FROM..TO", help="Leave out timestamps from FROM on, before TO.", **many)
@@ -130,7 +130,7 @@ def plan(instance: Instance, reason: str) -> None:
     Example: millrace replay plan digits.toml --from VERSION --exclude-header from=till-7 --reason garbage
 
     It begins at a version, or with nothing: another learner over the same log, a warm start. What is left out is said by
-    --exclude-..., each as often as needed; what the branch before leaves out stays so but for --include, which takes the words
+    --exclude-..., each as often as needed; what the live branch leaves out stays so but for --include, which takes the words
     of `millrace status`.
     """
     from millrace.services import replay as replaying

@@ -133,17 +133,24 @@ def _refuse_absent(source: Source, exclude: Sequence[Exclusion]) -> None:
 
 
 def _inherited(instance: Instance, origin: Origin) -> list[Exclusion]:
-    """What the version's branch, or else the live one, leaves out lasts, unless it is said that it does not.
+    """What the live branch and the version's own leave out lasts, unless it is said that it does not.
 
     Raises: BadInputError where it is said of something else.
     """
     mark = None if origin.version is None else _kept(instance, origin.version)
-    branch = live_branch(instance) if mark is None else mark.branch
-    there = [] if branch is None else excluded(instance.store(), summarise(instance.journal(branch), branch), mark)
+    branch = live_branch(instance)
+    there = [] if mark is None else _left_out(instance, mark.branch, mark)
+    if branch is not None and (mark is None or branch != mark.branch):
+        there += [one for one in _left_out(instance, branch) if one not in there]
     if wrong := set(origin.include) - set(map(words, there)):
         listed = "; ".join(words(one) for one in there) or "nothing"
         raise BadInputError(f"{', '.join(sorted(wrong))} is not left out by branch {branch}. It leaves out: {listed}.")
     return [one for one in there if words(one) not in origin.include]
+
+
+def _left_out(instance: Instance, branch: str, at: Mark | None = None) -> list[Exclusion]:
+    """What a branch leaves out, as of a mark or now."""
+    return excluded(instance.store(), summarise(instance.journal(branch), branch), at)
 
 
 def _empty(instance: Instance, branch: str, origin: Origin, exclude: Sequence[Exclusion]) -> Fork:

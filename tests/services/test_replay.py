@@ -325,6 +325,9 @@ def test_a_second_replay_begins_where_the_first_has_taken_over(there: Path) -> N
         line["what"]: line["value"] for line in json_lines(here("replay", "plan", "digits.toml", *words, cwd=there).stdout)
     }
     assert (facts["branch"], facts["excluded"]) == ("replay-2", GOOD)
+    older = here("replay", "plan", "digits.toml", "--from", versions(there)[0], *words[2:], cwd=there)
+    said = {line["what"]: line["value"] for line in json_lines(older.stdout)}
+    assert said["excludes"] == "header producer=till-7; header producer=till-9", "from before it too: what was poison stays out"
     assert replay(there, "run", facts["plan"]).returncode == 0
     begin_nothing(there)
     assert "--branch replay-2" in millrace("run", "digits.toml", "--branch", "replay-1", cwd=there).stderr
