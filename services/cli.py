@@ -183,11 +183,12 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
     elif data is not None and file is None:
         values = datasets.values(data)
     else:
-        raise click.UsageError("Name a file, or a data set with --data.")
+        raise click.UsageError("Name a file, or a data set with --data, and not both.")
     meta = click.get_current_context().meta
+    rows = meta["rows_per_message"] if meta["format"] == "arrow" else 1
     if meta["format"] == "arrow":
-        values, rows_per_second = sending.as_arrow(instance, values, rows_per_second, served, meta["rows_per_message"])
-    sent = sending.send(instance, values, rows_per_second, served, meta["header"])
+        values, rows_per_second = sending.as_arrow(instance, values, rows_per_second, served, rows)
+    sent = sending.send(instance, values, rows_per_second, served, meta["header"], rows)
     show([{"topic": sending.topic_of(instance, served), "sent": sent}])
 
 

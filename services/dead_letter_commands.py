@@ -63,4 +63,6 @@ def redrive(instance: Instance, letter: tuple[int, ...], because: str | None, ag
     if yes:
         letters.redrive(instance, sent, reason, again)
     show(one.row | {"redriven": yes} for one in sent)
+    if letter and (before := len(set(letter)) - len(sent)):
+        click.echo(f"Sent already: {before} of those that you named; --again sends them too.", err=True)
     click.echo(f"{len(sent)} sent." if yes else "Nothing was changed. Give --yes to do it.", err=True)

@@ -88,14 +88,14 @@ def letter(instance: Instance, offset: int) -> Letter:
 
 
 def chosen(instance: Instance, offsets: Sequence[int], reason: str | None, again: bool) -> list[Letter]:
-    """Those to be sent: the ones named, or all of a reason; without ``again`` those that have not been.
+    """Those to be sent, each once: the ones named, or all of a reason; without ``again`` those that have not been.
 
     Raises: BadInputError where a named one is not there.
     """
     there = {one.offset: one for one in letters(instance, reason)}
     if missing := [offset for offset in offsets if offset not in there]:
         raise BadInputError(f"There is no dead letter {missing[0]}; `millrace dead-letters list` shows those there are.")
-    return [there[offset] for offset in offsets or there if again or not there[offset].redriven]
+    return [there[offset] for offset in dict.fromkeys(offsets or there) if again or not there[offset].redriven]
 
 
 def redrive(instance: Instance, sent: Sequence[Letter], why: str, again: bool) -> None:

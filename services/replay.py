@@ -216,7 +216,8 @@ def _proved_elsewhere(branch: str, again: Sequence[str]) -> str:
     command = [*COMMAND, "verify", *again, "--branch", branch, "--output", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise NotProvedError(f"Branch {branch} was replayed and is not proved: {done.stderr.strip()}")
+        said = done.stderr.strip() or f"the process ended with {done.returncode}; `millrace replay resume` tries again."
+        raise NotProvedError(f"Branch {branch} was replayed and is not proved: {said}")
     return "proved in another process"
 
 

@@ -28,7 +28,7 @@ def _offsets(text: str) -> Exclusion:
 
     tp, _, offsets = text.rpartition(":")
     first, dash, last = offsets.partition("-")
-    if not (tp and ":" in tp and dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+    if not (tp and ":" in tp and dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
         raise click.BadParameter(f"{text!r}: write TOPIC:PARTITION:FIRST-LAST, such as digits:0:600-899")
     return Range(tp, int(first), int(last) + 1)
 
@@ -48,7 +48,7 @@ def _time(text: str) -> Exclusion:
 
 def _milliseconds(text: str) -> int:
     """Since 1970, or a date and time, which are this machine's where they name no zone."""
-    return int(text) if text.isdigit() else round(datetime.fromisoformat(text).timestamp() * 1000)
+    return int(text) if text.isdecimal() else round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
 def _header(text: str) -> Exclusion:
@@ -80,7 +80,7 @@ many: dict[str, Any] = {"multiple": True, "callback": _excluded, "expose_value":
 
 def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> None:
     pairs = [one.rpartition("=") for one in text.split(",")] if text else []
-    if bad := [one for one in pairs if ":" not in one[0] or not one[2].isdigit()]:
+    if bad := [one for one in pairs if ":" not in one[0] or not one[2].isdecimal()]:
         raise click.BadParameter(
             f"{''.join(bad[0])!r}: write TOPIC:PARTITION=OFFSET, such as digits:0=600, commas between them"
         )
@@ -117,7 +117,7 @@ file: dict[str, Any] = once | {"type": click.Path(exists=True, dir_okay=False, p
 @click.option("--from-offsets", help="With nothing, from these offsets on.", **places)
 @click.option("--from-time", help="With nothing, from the first record on that is not older than TIME.", **since)
 @click.option("--backfill", help="Learn the rows of a file first (.jsonl, .csv, .parquet).", **file)
-@click.option("--include", multiple=True, metavar="EXCLUSION", help="Read what the branch before leaves out.", **once)
+@click.option("--include", multiple=True, metavar="EXCLUSION", help="Read what the live branch leaves out.", **once)
 @click.option("--exclude-header", metavar="NAME=VALUE", help="Leave out records with this header.", **many)
 @click.option("--exclude-offsets", metavar="TP:FIRST-LAST", help="Leave out these offsets, last included.", **many)
 @click.option("--exclude-time", metavar="FROM..TO", help="Leave out timestamps from FROM on, before TO.", **many)
@@ -130,7 +130,7 @@ def plan(instance: Instance, reason: str) -> None:
     Example: millrace replay plan digits.toml --from VERSION --exclude-header from=till-7 --reason garbage
 
     It begins at a version, or with nothing: another learner over the same log, a warm start. What is left out is said by
-    --exclude-..., each as often as needed; what the branch before leaves out stays so but for --include, which takes the words
+    --exclude-..., each as often as needed; what the live branch leaves out stays so but for --include, which takes the words
     of `millrace status`.
     """
     from millrace.services import replay as replaying

@@ -22,7 +22,7 @@ from millrace.services.running import heir_of
 from millrace.services.versions import resolved
 from millrace.streams.branch import Doors, changed, start
 from millrace.streams.entries import Fork, Mark, Rejected, Step
-from millrace.streams.exclusions import Exclusion, left_out, words
+from millrace.streams.exclusions import Exclusion, Range, left_out, words
 from millrace.streams.forks import empty_fork, excluded, replay_fork
 from millrace.streams.host import use_threads
 from millrace.streams.journal import summarise
@@ -102,7 +102,8 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
     """The plan, stored, with its sha256; how much there is to do; what of the configuration differs from what was.
 
     Raises: MillraceError where there is no such version; ConfigError where its state is no longer this pipeline's;
-    OffsetsGoneError where the log no longer has what is to be read; BadInputError for offsets or a file that cannot be.
+    OffsetsGoneError where the log no longer has what is to be read; BadInputError for offsets, exclusions or a file that
+    cannot be.
     """
     instance.refuse_shards("A replay")
     use_threads(instance.loaded.pipeline.threads)
@@ -117,24 +118,39 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
         fork = replay_fork(instance.recipe, doors, branch, mark, exclude)
         differs = changed_state(instance, doors, mark)
         _refuse_gone(instance, doors, fork, origin.version)
+    _refuse_absent(_source(instance, fork), exclude)
     backfill = None if origin.file is None else described(instance, origin.file, fork.positions)
     plan = planned(instance, fork, backfill)
     extent = _extent(instance, fork, backfill)
     return plans(instance).put(PLANS, msgspec.json.encode(plan)), plan, extent, differs
 
 
+def _refuse_absent(source: Source, exclude: Sequence[Exclusion]) -> None:
+    """Raises: BadInputError for offsets of a partition that is not there, which would leave out nothing."""
+    there = sorted(source.bounds())
+    if wrong := sorted({one.tp for one in exclude if isinstance(one, Range)} - set(there)):
+        raise BadInputError(f"The log has no {', '.join(wrong)} to leave out. There are: {', '.join(there)}.")
+
+
 def _inherited(instance: Instance, origin: Origin) -> list[Exclusion]:
-    """What the version's branch, or else the live one, leaves out lasts, unless it is said that it does not.
+    """What the live branch and the version's own leave out lasts, unless it is said that it does not.
 
     Raises: BadInputError where it is said of something else.
     """
     mark = None if origin.version is None else _kept(instance, origin.version)
-    branch = live_branch(instance) if mark is None else mark.branch
-    there = [] if branch is None else excluded(instance.store(), summarise(instance.journal(branch), branch), mark)
+    branch = live_branch(instance)
+    there = [] if mark is None else _left_out(instance, mark.branch, mark)
+    if branch is not None and (mark is None or branch != mark.branch):
+        there += [one for one in _left_out(instance, branch) if one not in there]
     if wrong := set(origin.include) - set(map(words, there)):
         listed = "; ".join(words(one) for one in there) or "nothing"
         raise BadInputError(f"{', '.join(sorted(wrong))} is not left out by branch {branch}. It leaves out: {listed}.")
     return [one for one in there if words(one) not in origin.include]
+
+
+def _left_out(instance: Instance, branch: str, at: Mark | None = None) -> list[Exclusion]:
+    """What a branch leaves out, as of a mark or now."""
+    return excluded(instance.store(), summarise(instance.journal(branch), branch), at)
 
 
 def _empty(instance: Instance, branch: str, origin: Origin, exclude: Sequence[Exclusion]) -> Fork:
@@ -218,15 +234,20 @@ def fork_of(instance: Instance, plan: Plan) -> Fork:
 
 def _kept(instance: Instance, version: str) -> Mark:
     """The mark of a version whose parts are still there. Raises: OutdatedError naming those that are."""
-    ledger, archive = instance.ledger(), Archive(instance)
-    mark = archive.mark(version)
-    if version in ledger.released:
-        kept = [one.version for one in archive.marks(mark.branch) if one.version and one.version not in ledger.released]
+    mark = Archive(instance).mark(version)
+    if version in instance.ledger().released:
+        kept = [one.version for one in _versions(instance, mark.branch)]
         raise OutdatedError(
             f"Version {version} has been let go; versions.keep says how many are kept, and what an alias names always is. "
             f"Plan from one that is there: {', '.join(map(str, kept[-5:])) or 'none of this branch'}."
         )
     return mark
+
+
+def _versions(instance: Instance, branch: str) -> list[Mark]:
+    """The marks of a branch's versions that are kept, oldest first."""
+    released = instance.ledger().released
+    return [mark for mark in Archive(instance).marks(branch) if mark.version is not None and mark.version not in released]
 
 
 def check_plan(instance: Instance, plan: Plan) -> Fork:
@@ -284,11 +305,9 @@ def _refuse_gone(instance: Instance, doors: Doors, fork: Fork, version: str) -> 
     gone = {tp: bounds[tp][0] - at for tp, at in fork.positions.items() if bounds[tp][0] > at}
     if not gone:
         return
-    archive = Archive(instance)
-    marks = [mark for mark in archive.marks(version.rpartition(".")[0]) if mark.version is not None]
     possible = [
         str(mark.version)
-        for mark in marks
+        for mark in _versions(instance, version.rpartition(".")[0])
         if all(bounds[tp][0] <= at for tp, at in replay_fork(instance.recipe, doors, "x", mark, []).positions.items())
     ]
     taken = ", ".join(f"{count} records of {tp}" for tp, count in gone.items())

@@ -31,11 +31,18 @@ class _Keyed(msgspec.Struct):
     id: str
 
 
-def send(instance: Instance, values: Iterable[bytes], rows_per_s: float, served: bool = False, headers: Headers = ()) -> int:
+def send(
+    instance: Instance,
+    values: Iterable[bytes],
+    rows_per_s: float,
+    served: bool = False,
+    headers: Headers = (),
+    rows_each: int = 1,
+) -> int:
     """Append each value as a record; returns how many. ``rows_per_s`` 0: as fast as the log takes them.
 
     ``served``: the values are served predictions and labels, and go to their own topic under their ids. Every record carries
-    the ``headers``.
+    the ``headers``. ``rows_each``: of the file, in a record.
 
     Raises: StorageError, BadInputError where the log refuses or the values cannot be read; what was appended before stays,
     and the message says how much that is.
@@ -51,9 +58,17 @@ def send(instance: Instance, values: Iterable[bytes], rows_per_s: float, served:
             if rows_per_s:
                 time.sleep(max(0.0, start_s + sent / rows_per_s - time.monotonic()))
     except MillraceError as error:
-        raise type(error)(f"{error} The first {sent} records are in the log; leave them out when you send the rest.") from error
+        raise type(error)(f"{error} {_in_the_log(sent, rows_each)}") from error
     _retain(instance)
     return sent
+
+
+def _in_the_log(sent: int, rows_each: int) -> str:
+    """How much of a file that could not be sent whole has been."""
+    if not sent:
+        return "Nothing was sent."
+    each = "" if rows_each == 1 else f" of {rows_each} rows each"
+    return f"The first {sent} records{each} are in the log; leave them out when you send the rest."
 
 
 def topic_of(instance: Instance, served: bool) -> str:
@@ -156,5 +171,5 @@ def messages_of(values: Iterable[bytes], schema: Schema, rows: int) -> Iterator[
             decoded = [msgspec.json.decode(value, type=dict[str, Any]) for value in chunk]
             yield encode_rows(decoded, schema)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadInputError) as error:
-            raise BadInputError(f"Among rows {sent + 1} to {sent + len(chunk)}: {error}") from error
+            raise BadInputError(f"Among rows {sent + 1} to {sent + len(chunk)}: {str(error).rstrip('.')}.") from error
         sent += len(chunk)

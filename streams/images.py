@@ -46,7 +46,7 @@ def pixels(raw: bytes, field: Field) -> NDArray[np.float32]:
 def _opened(raw: bytes) -> Any:
     """The picture, decoded, as RGB."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise BadInputError("A field of images needs Pillow; pip install 'millrace[backbone]'.") from error
     broken = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
@@ -58,5 +58,7 @@ def _opened(raw: bytes) -> Any:
             return picture.convert("RGB")
     except bombs as error:
         raise UnreadableImageError(f"it is over {MOST_PIXELS} pixels") from error
+    except UnidentifiedImageError as error:  # whose own words name an object of ours
+        raise UnreadableImageError(f"it begins as no {' or '.join(FORMATS)} picture does") from error
     except broken as error:
         raise UnreadableImageError(f"it is no whole {' or '.join(FORMATS)} picture: {error}") from error

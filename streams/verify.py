@@ -129,7 +129,10 @@ def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
     fold = _begun(run.recipe, run.doors, run.summary, run.report)
     if all(low[tp] <= at for tp, at in fold.position.items()):
         return fold, 0
-    raise OffsetsGoneError(f"The log no longer has what a state before version {mark.version} goes on with.")
+    raise OffsetsGoneError(
+        f"The log no longer has what a state before version {mark.version} goes on with, so it cannot be folded again. Verify "
+        "versions while it has: `millrace run --verify`, or beside `millrace up`."
+    )
 
 
 def _span(run: _Run, after: int, stop: int, hosts: list[Host]) -> Iterator[Entry]:

@@ -208,6 +208,7 @@ MISUSED = [
     ["replay", "plan", "digits.toml", "--from", "main.3", "--from-start", "--reason", "both"],
     ["replay", "plan", "digits.toml", "--from-offsets", "digits=5", "--reason", "r"],
     ["replay", "plan", "digits.toml", "--from-offsets", "digits:0=x", "--reason", "r"],
+    ["replay", "plan", "digits.toml", "--from-offsets", "digits:0=\u00b2", "--reason", "r"],
     ["replay", "plan", "digits.toml", "--from-time", "yesterday", "--reason", "r"],
     ["replay", "plan", "digits.toml", "--from-start", "--backfill", "nowhere.jsonl", "--reason", "r"],
     ["run", "digits.toml", "--warm-start", "nowhere.jsonl"],
@@ -215,7 +216,7 @@ MISUSED = [
         ["replay", "plan", "digits.toml", "--from", "main.3", "--reason", "r", f"--exclude-{kind}", text]
         for kind, texts in {
             "header": ["till-7", "=till-7"],
-            "offsets": ["digits:0", "digits:0:9-3", "0:3-9", "digits:0:a-b"],
+            "offsets": ["digits:0", "digits:0:9-3", "0:3-9", "digits:0:a-b", "digits:0:0-\u00b2"],
             "time": ["yesterday..today", "2026-11-21T03:00..2026-11-21T02:00", "5"],
         }.items()
         for text in texts
@@ -284,6 +285,10 @@ def test_a_send_that_stops_midway_says_how_much_is_in_the_log(tmp_path: Path) ->
     done = millrace("send", "digits.toml", "half.csv", cwd=tmp_path)
     assert done.returncode == 2
     assert "The first 2000 records are in the log" in done.stderr
+    (tmp_path / "half.jsonl").write_bytes(b"\n".join([*flower_rows(2500), b"{"]))
+    arrow = here("send", "digits.toml", "half.jsonl", "--format", "arrow", "--rows-per-message", "2")
+    assert "The first 1000 records of 2 rows each are in the log" in arrow.stderr
+    assert "Nothing was sent" in here("send", "digits.toml", "nowhere.csv").stderr
 
 
 def begun(tmp_path: Path, *more: str) -> subprocess.Popen[str]:

@@ -81,3 +81,11 @@ def test_a_letter_is_sent_once_more_with_its_own_headers_and_by_one_hand(there: 
     mended = instance(there, "fields=[{name='x', size=4}, {name='site', type='categorical', categories='hash', max=4}]")
     letters = dead_letters.chosen(mended, [3], None, again=False)
     assert letters[0].headers == (("producer", b"till-7"),), "none of ours stays"
+
+
+def test_a_letter_that_is_named_twice_is_sent_once_and_one_that_was_sent_is_said_to_be(there: Path) -> None:
+    """Else its row would be learned twice; and "0 sent" alone would leave the reader to guess."""
+    assert [one["letter"] for one in lines(there, "redrive", "2", "1", "2", "--reason", "mended", "--yes")] == [2, 1]
+    assert len(instance(there).log().fetch("digits:0", 43, None, 10)[0]) == 2
+    done = here("dead-letters", "redrive", "digits.toml", "0", "1", "--reason", "mended", "--yes", cwd=there)
+    assert "Sent already: 1 of those that you named; --again" in done.stderr and "1 sent." in done.stderr

@@ -145,6 +145,18 @@ def test_a_signal_stops_a_replay_with_the_way_on(tmp_path: Path) -> None:
     assert replay(folder, "resume").returncode == 0 and operation(folder) == "done"
 
 
+def test_a_proof_that_was_killed_is_said_to_be_and_is_done_again_by_resume(there: Path) -> None:
+    """By lack of memory, say: then it has said nothing itself."""
+    process = started(there, "run", planned(there))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and not (proving := children.read_text(encoding="utf-8").split()):
+        time.sleep(0.01)
+    os.kill(int(proving[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "not proved: the process ended with -9; `millrace replay resume` tries again" in err
+    assert replay(there, "resume").returncode == 0 and operation(there) == "done"
+
+
 def under_way(folder: Path) -> subprocess.Popen[str]:
     """A replay that has begun its branch."""
     process = started(folder, "run", planned(folder))
@@ -197,6 +209,20 @@ def test_a_plan_says_what_retention_has_taken_and_from_where_a_replay_is_possibl
     words = ["--from", versions(there)[0], "--reason", "r"]
     said = refused(there, "plan", *words)
     assert "Retention has taken 30 records of digits:0" in said and f"possible from: {versions(there)[1]}" in said
+    proof = here("verify", "digits.toml", "--version", versions(there)[0], cwd=there)
+    assert proof.exit_code == 1 and "cannot be folded again. Verify versions while it has" in proof.stderr
+
+
+def test_what_a_plan_offers_instead_is_there(there: Path) -> None:
+    """Not a version that was let go, which it would refuse in its turn."""
+    send(there, good_rows(3), "till-1")
+    kept, alias = ["--set", "versions.keep=1"], ["--alias", "first", "--reason", "r", "--yes"]
+    assert here("promote", "digits.toml", versions(there)[0], *alias, cwd=there).exit_code == 0
+    assert millrace("run", "digits.toml", *kept, cwd=there).returncode == 0
+    instance(there).log().delete_before("digits:0", GOOD + 30)
+    first, gone, last = versions(there)
+    said = refused(there, "plan", "--from", first, "--reason", "r")
+    assert f"possible from: {last}." in said and gone not in said
 
 
 def test_a_plan_counts_what_it_leaves_out_and_keeps_no_key_in_clear(there: Path) -> None:
@@ -213,6 +239,10 @@ def test_a_plan_counts_what_it_leaves_out_and_keeps_no_key_in_clear(there: Path)
         assert facts["records"] == BAD + GOOD and facts["bytes"] > 0 and facts["rows_per_s"] > 0
     assert found == [20, BAD + GOOD, 0]
     assert not [path for path in there.rglob("*") if path.is_file() and b"4711" in path.read_bytes()]
+    for tp in ("digts:0", "digits:1"):  # a typing error would leave out nothing
+        words = ["--from", version, "--exclude-offsets", f"{tp}:0-9", "--reason", "r"]
+        done = here("replay", "plan", "digits.toml", *words, cwd=there)
+        assert done.exit_code == 2 and f"The log has no {tp} to leave out" in done.stderr
     for change in ("learner.gamma=2", "seed=8", "fields=[{name='x'}]", "labels.horizon_ms=5"):
         done = here("replay", "plan", "digits.toml", "--from", version, "--reason", "r", "--set", change, cwd=there)
         assert done.exit_code in (1, 2) and not done.stdout, change
@@ -295,6 +325,9 @@ def test_a_second_replay_begins_where_the_first_has_taken_over(there: Path) -> N
         line["what"]: line["value"] for line in json_lines(here("replay", "plan", "digits.toml", *words, cwd=there).stdout)
     }
     assert (facts["branch"], facts["excluded"]) == ("replay-2", GOOD)
+    older = here("replay", "plan", "digits.toml", "--from", versions(there)[0], *words[2:], cwd=there)
+    said = {line["what"]: line["value"] for line in json_lines(older.stdout)}
+    assert said["excludes"] == "header producer=till-7; header producer=till-9", "from before it too: what was poison stays out"
     assert replay(there, "run", facts["plan"]).returncode == 0
     begin_nothing(there)
     assert "--branch replay-2" in millrace("run", "digits.toml", "--branch", "replay-1", cwd=there).stderr

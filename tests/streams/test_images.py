@@ -72,8 +72,9 @@ def test_what_is_no_whole_picture_is_refused() -> None:
             with pytest.raises(UnreadableImageError):
                 check(raw[:cut])
     for raw in (b"", b"GIF89a", drawn((4, 4), kind="BMP"), drawn((4, 4), kind="TIFF"), b"\x89PNG\r\n\x1a\n", b"<svg/>"):
-        with pytest.raises(UnreadableImageError):
+        with pytest.raises(UnreadableImageError) as refused:
             check(raw)
+        assert "object at 0x" not in str(refused.value), "nobody can act on where our memory is"
 
 
 @pytest.mark.parametrize("side", [4097, 11_000, 30_000, 1 << 30])
