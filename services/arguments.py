@@ -47,7 +47,14 @@ def _branch_name(_ctx: click.Context, _param: click.Parameter, name: str) -> str
 branch_help = "Which history of the pipeline."
 branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=_branch_name, help=branch_help)
 
-reason_option = click.option("--reason", required=True, help="Why; kept in the ledger.")
+
+def _reason(_ctx: click.Context, _param: click.Parameter, why: str) -> str:
+    if not why.strip():  # whoever reads the ledger would be told nothing
+        raise click.BadParameter("say why in a few words")
+    return why
+
+
+reason_option = click.option("--reason", required=True, callback=_reason, help="Why; kept in the ledger.")
 yes_option = click.option("--yes", is_flag=True, help="Do it; without, the plan is shown and nothing changes.")
 
 

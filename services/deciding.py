@@ -67,6 +67,7 @@ def plan(instance: Instance, to: Target) -> Change:
     else:
         require_branch(instance, str(to.follow))
         refuse_part(instance, str(to.follow))
+        _refuse_given_up(instance, str(to.follow))
     return Change(ledger.serving.get(ENDPOINT), to)
 
 
@@ -124,6 +125,14 @@ def _refuse_released(ledger: Ledger, version: str) -> None:
         raise MillraceError(
             f"Version {version} is no longer kept: it was older than the newest that versions.keep says, and nothing named it. "
             "`millrace versions` lists those that are."
+        )
+
+
+def _refuse_given_up(instance: Instance, branch: str) -> None:
+    end = summarise(instance.journal(branch), branch).end.ended
+    if end is not None and end.successor is None:
+        raise MillraceError(
+            f"Branch {branch} has ended ({end.cause}), and nothing goes on from it. Follow another, or serve a version of it."
         )
 
 

@@ -19,7 +19,15 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import BusyError, MillraceError, NotCountedError, NotProvedError, OutdatedError
+from millrace.learners.errors import (
+    BusyError,
+    EndedError,
+    MillraceError,
+    NotCountedError,
+    NotProvedError,
+    OutdatedError,
+    ReplacedError,
+)
 from millrace.services.deciding import Change, decide, described, learner_version
 from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance
@@ -128,7 +136,13 @@ def roll_back(instance: Instance, rewinding: Rewinding, why: str) -> str:
     if mark.state_sha256 != plan.state_sha256:
         raise OutdatedError(f"Version {plan.version} is not the one that was planned with. Restore the journal from a copy.")
     with instance.hold(plan.ends, take_over=True):
-        newest = _ended(instance, plan, mark)
+        try:
+            newest = _ended(instance, plan, mark)
+        except EndedError:
+            raise
+        except ReplacedError as error:
+            said = f"Another process took branch {plan.ends} meanwhile. Give the same command again; it goes on."
+            raise ReplacedError(said) from error
         begin_fork(instance.recipe, instance.doors(plan.branch), _fork(instance, plan, newest, mark), mark.branch)
     decide(instance, Change(instance.ledger().serving.get(ENDPOINT), Target(follow=plan.branch)), why)
     while (state := NEXT.get(operation.state)) is not None:

@@ -19,6 +19,7 @@ from millrace.streams.schema import Field
 
 MOST_PIXELS = 1 << 24  # of a picture, before it is resized
 FORMATS = ("JPEG", "PNG")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's names for pixels that fit 8 bits a colour
 
 
 class UnreadableImageError(Exception):
@@ -55,6 +56,8 @@ def _opened(raw: bytes) -> Any:
         with Image.open(BytesIO(raw), formats=FORMATS) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise UnreadableImageError(f"{picture.width} x {picture.height} is over {MOST_PIXELS} pixels")
+            if picture.mode not in MODES:  # converting 16 bits of grey would make nearly all of it white
+                raise UnreadableImageError(f"its pixels ({picture.mode}) are of more than 8 bits a colour")
             return picture.convert("RGB")
     except bombs as error:
         raise UnreadableImageError(f"it is over {MOST_PIXELS} pixels") from error

@@ -188,6 +188,7 @@ MISUSED = [
     ["log"],
     ["verify", "digits.toml", "more"],
     ["rollback", "digits.toml"],
+    ["rollback", "digits.toml", "--reason", " "],
     ["promote", "digits.toml", "main.3"],
     ["export", "digits.toml", "main.3", "digits.toml"],
     ["mirror", "digits.toml", "--once"],

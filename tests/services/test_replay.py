@@ -84,6 +84,8 @@ def test_the_replayed_model_is_the_one_that_never_saw_the_poison_and_takes_over(
     for nearest in (True, False):
         proved = prove_version(instance(there), said["version"], nearest).proved
         assert [mark.version for mark in proved] == [said["version"]], "by itself, as `millrace up` does it"
+    before = {line["what"]: line["value"] for line in json_lines(status(there, "replay-1"))}
+    assert (before["learned"], before["passed"], before["rejected"]) == (2 * GOOD, BAD, 0), "though it lets nothing out"
     compared = {line["what"]: line for line in lines(there, "replay", "diff")}
     assert compared["prequential_rows"] == {"what": "prequential_rows", "served": BAD + GOOD, "replayed": GOOD}
     assert compared["prequential_accuracy"]["replayed"] > compared["prequential_accuracy"]["served"]
@@ -293,6 +295,8 @@ def test_an_abort_stops_a_live_replay_and_is_refused_while_the_endpoint_follows_
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "replay-1 of " in err and "is aborted since 2" in err and "(wrong)" in err
     assert operation(folder) == "aborted"
+    late = here("serve", "digits.toml", "--follow", "replay-1", "--reason", "late", "--yes", cwd=folder)
+    assert late.exit_code == 1 and "has ended (aborted), and nothing goes on from it" in late.stderr
 
 
 def test_a_take_over_that_died_half_way_is_done_again_and_one_that_came_second_ends_nothing(there: Path) -> None:

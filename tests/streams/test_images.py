@@ -56,6 +56,14 @@ def test_pictures_of_every_mode_become_three_channels(mode) -> None:
     assert made.shape == (1, 3, 5, 7) and made.dtype == np.float32 and -1.0 <= made.min() <= made.max() < 1.0
 
 
+def test_grey_of_sixteen_bits_is_refused() -> None:
+    """As eight bits nearly all of it would be white."""
+    sink = BytesIO()
+    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(sink, "PNG")
+    with pytest.raises(UnreadableImageError, match="more than 8 bits a colour"):
+        check(sink.getvalue())
+
+
 def test_pixels_are_the_pictures_own() -> None:
     """Where nothing is resized: (value - center) / scale of each."""
     raw = drawn((4, 3))
