@@ -23,6 +23,7 @@ BLOCK = 100  # rows of one learn_many
 STEP_ROWS = 10  # incoming rows of one gradient step
 BUFFERED = ("er", "er-ace", "derpp", "uer", "pcr", "hpcr", "onpro")
 PEERS = ("er", "er-ace", "derpp")  # of mammoth
+COLOURED = ("pcr", "hpcr", "onpro")  # by their papers, images in other sizes and colours; else cropped and flipped
 SEARCH_SEED = 100
 GRIDS: dict[str, tuple[float, ...]] = {  # rates tried on SEARCH_SEED, three for each method
     **dict.fromkeys(BUFFERED, (0.03, 0.1, 0.3)),
@@ -195,7 +196,8 @@ def network_config(stream: str, kind: str, buffer_rows: int, rate: float) -> dic
         return shape
     replay = {"buffer_rows": buffer_rows, "replay_rows": STEP_ROWS, "step_rows": STEP_ROWS}
     distil = {"alpha": 0.01} if kind == "hpcr" and stream == "cifar" else {}
-    return shape | NETWORK[stream] | replay | distil
+    views = {"augment": "colour"} if kind in COLOURED and stream == "cifar" else {}
+    return shape | NETWORK[stream] | views | replay | distil
 
 
 def searched(size: Size, sides: tuple[str, ...]) -> list[Request]:

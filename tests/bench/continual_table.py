@@ -16,9 +16,10 @@ STREAMS = {"mnist": "split MNIST", "cifar": "split CIFAR-10 (JPEG copy)"}
 ROUNDING = 1e-9  # of means of shares
 SETTINGS = (
     "Five tasks of two classes, in an order that the seed draws; one pass; nobody is told where a task ends. "
-    "Networks: an mlp of 100 and 100 units on pixels (MNIST), a convnet of 10 and 20 channels and 80 units with crop "
-    "and flip (CIFAR-10); 10 rows and 10 replayed ones a step, one step each, SGD (OnPro and PEC: Adam; PEC: a row a "
-    "step). Rates: the best of three on up to 5,000 rows of seed 100, which is in no table, with buffer 200, for "
+    "Networks: an mlp of 100 and 100 units on pixels (MNIST), a convnet of 10 and 20 channels and 80 units (CIFAR-10), "
+    "there with crop and flip, or as their papers do with changes of size and colour (PCR, HPCR, OnPro); 10 rows and 10 "
+    "replayed ones a step, one step each, SGD (OnPro and PEC: Adam; PEC: a row a step). Rates: the best of three on up "
+    "to 5,000 rows of seed 100, which is in no table, with buffer 200, for "
     "every method and for mammoth's; OnPro on CIFAR-10 has its paper's. Memory is the packed state. rows/s are of "
     "processor time on one thread, evaluation left out; the mobilenet's are of the head alone, its features take "
     "about 1 ms a picture. Figures are means over seeds in percent, ± the deviation."
