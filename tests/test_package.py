@@ -137,3 +137,9 @@ def test_the_locks_agree_with_each_other() -> None:
 def test_no_lock_that_records_addresses_is_here() -> None:
     """`uv.lock` would record where packages were downloaded from."""
     assert not (ROOT / "uv.lock").exists()
+
+
+@pytest.mark.xdist_group("package")
+def test_a_group_of_tests_stays_in_one_worker(request) -> None:
+    """Several tests serve, or play a story once for all of them; releases of pytest and pytest-xdist must fit each other."""
+    assert request.node.nodeid.endswith("@package") == bool(request.config.getoption("loadgroup", False))

@@ -13,12 +13,12 @@ import pytest
 from either_log import KAFKA, EitherLog, read_all, records, swept, values_of
 from kafka import KafkaProducer
 
-from millrace.learners.errors import BadInputError, ConfigError, DamageError, MillraceError, PrunedError, StorageError
+from millrace.learners.errors import BadInputError, DamageError, MillraceError, StorageError
 from millrace.streams.cluster import Cluster, Secrets
 from millrace.streams.kafka import Link
 from millrace.streams.kafka_log import LARGE_BYTES, KafkaLog, KafkaSource
 from millrace.streams.kafka_reader import WideSocket
-from millrace.streams.kafka_stream import FOREVER, KafkaStream, Readers
+from millrace.streams.kafka_stream import KafkaStream, Readers
 from millrace.streams.records import Read, Record
 from millrace.streams.source import Source, Topic
 
@@ -242,27 +242,6 @@ def test_a_record_that_is_too_large_is_the_senders_error_and_others_go_on(on_kaf
     assert values_of(read_all(on_kafka.source([topic]), 3)) == {f"{topic}:0": [b"fits", large, b"after"]}
 
 
-def test_a_journal_topic_that_would_lose_entries_is_refused(on_kafka: EitherLog) -> None:
-    """Named with what is wrong and what is right; one that has lost its beginning is damage."""
-    link = on_kafka.log.link
-    for name, partitions, settings in (
-        ("a", 1, {"cleanup.policy": "compact"}),
-        ("b", 1, {"retention.ms": "1000"}),
-        ("c", 2, {}),
-    ):
-        link.create(f"{on_kafka.name}.{name}", partitions, FOREVER | settings)
-        for act in (lambda stream: stream.send(b"x"), lambda stream: list(stream.read(0))):
-            with pytest.raises(ConfigError, match="or entries are lost. Change its settings"):
-                act(on_kafka.stream(name))
-    stream = on_kafka.stream("d")
-    for at in range(5):
-        stream.send(b"%d" % at).offset()
-    on_kafka.log.delete_before(f"{on_kafka.name}.d:0", 2)
-    with pytest.raises(PrunedError, match="entries 0 to 1 are not there"):
-        list(stream.read(0))
-    assert [value for _, value in stream.read(3)] == [b"3", b"4"]
-
-
 def test_a_marker_in_a_journal_is_damage(on_kafka: EitherLog, broker) -> None:
     """Offsets of a journal have no gap, so a hand that writes transactions into it is found."""
     stream = on_kafka.stream("j")
@@ -270,20 +249,6 @@ def test_a_marker_in_a_journal_is_damage(on_kafka: EitherLog, broker) -> None:
     transactions(broker, f"{on_kafka.name}.j", "c")
     with pytest.raises(DamageError, match="entry 4 is missing"):
         list(stream.read(0))
-
-
-def test_settings_that_make_promises_untrue_are_said_at_the_start(on_kafka: EitherLog, caplog) -> None:
-    """Records must outlast labels; a compacted topic cannot be verified."""
-    link, name = on_kafka.log.link, f"{on_kafka.name}.compacted"
-    link.create(name, 1, {"cleanup.policy": "compact"})
-    short = f"{on_kafka.name}.short"
-    link.create(short, 1, {"retention.ms": "60000"})
-    with caplog.at_level(logging.WARNING, logger="millrace"):
-        on_kafka.log.check([name], 3_600_000)
-    assert f"Topic {name} is compacted" in caplog.text
-    on_kafka.log.check([short], 60_000)
-    with pytest.raises(ConfigError, match=f"Topic {short} keeps records for 60000 ms .* after 60001. Raise it"):
-        on_kafka.log.check([short], 60_001)
 
 
 def test_a_cluster_that_cannot_be_reached_leaves_no_thread_behind() -> None:
@@ -297,33 +262,6 @@ def test_a_cluster_that_cannot_be_reached_leaves_no_thread_behind() -> None:
         time.sleep(0.05)
     assert not left
     link.close()
-
-
-UNCLEAN = {"unclean.leader.election.enable": "true", "min.insync.replicas": "2"}
-
-
-@pytest.mark.parametrize("asked", [0, 2])
-def test_a_topic_that_may_lose_what_it_acknowledged_is_said_or_refused(on_kafka: EitherLog, broker, caplog, asked: int) -> None:
-    """A journal is refused where the pipeline file asks for replicas, before an entry is written; else it is said, once."""
-    name = f"{on_kafka.name}.weak"
-    on_kafka.log.link.create(name, 1, FOREVER | UNCLEAN)
-    readers = Readers(Link(Cluster(broker.bootstrap, replication=asked), Secrets(), 1 << 20))
-    wrong = "min.insync.replicas = 2 with replicas = 1, unclean.leader.election.enable = true. Give it replicas"
-    with caplog.at_level(logging.WARNING, logger="millrace"):
-        for _ in range(2):
-            stream = KafkaStream(readers, name)
-            if not asked:
-                stream.send(b"x").offset()
-                continue
-            for act in (lambda one: one.send(b"x"), lambda one: list(one.read(0))):
-                with pytest.raises(ConfigError, match=f"Topic {name} may lose .*: 1 of the 2 replicas .*, {wrong}.*ask for"):
-                    act(stream)
-        assert caplog.text.count(wrong) == (0 if asked else 1)
-        KafkaLog(readers.link).check([name], 0)
-    assert caplog.text.count(wrong) == 1
-    assert on_kafka.log.bounds(f"{name}:0") == (0, 0 if asked else 2)
-    readers.close()
-    readers.link.close()
 
 
 def test_offsets_for_lag_tools_are_committed_under_a_groups_name(on_kafka: EitherLog, broker) -> None:
