@@ -68,7 +68,7 @@ def _play_broker(scene: Scene, told: Told, disk: Path) -> None:
     fill(disk)
     sender = _refused(scene)
     until(lambda: worker.poll() is not None, "the worker ends")
-    clear = "does not answer or refuses" in sender and "Look at" in scene.last_words()
+    clear = "does not answer or refuses" in sender and "look at" in scene.last_words().lower()
     told.shown = [("I8", clear, f"the sender was told: {sender[:120]}"), ("I8", worker.returncode == 1, scene.last_words())]
     acknowledged = set(scene.sent)
     (disk / "ballast").unlink()
