@@ -39,6 +39,7 @@ ANALYTIC: dict[str, tuple[str, dict[str, Any]]] = {
     "ridge": ("ridge", {"gamma": 1.0}),
     "ridge, expand 1000": ("ridge", {"gamma": 1.0, "expand": 1000}),
     "air, expand 1000": ("air", {"gamma": 1.0, "expand": 1000}),
+    "aef-ocl, expand 1000": ("aef-ocl", {"gamma": 1.0, "expand": 1000}),
     "slda": ("slda", {}),
     "ncm": ("ncm", {}),
 }
