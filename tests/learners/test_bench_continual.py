@@ -114,7 +114,7 @@ def test_every_learner_of_the_issue_is_asked_for_at_the_best_rate_of_its_search(
     rates = best_rates(found)
     assert (rates["ours", "mnist", "er"], rates["mammoth", "cifar", "derpp"]) == (0.1, 0.03)
     wanted = asked_for(QUICK, rates)
-    kinds = {"er", "er-ace", "derpp", "uer", "pcr", "hpcr", "onpro", "pec", "ridge", "slda", "ncm", "air"}
+    kinds = {"er", "er-ace", "derpp", "uer", "pcr", "hpcr", "onpro", "pec", "ridge", "slda", "ncm", "air", "aef-ocl"}
     for stream in ("mnist", "cifar"):
         assert {one.kind for one in wanted if one.side == "ours" and one.stream == stream} == kinds
         assert {one.kind for one in wanted if one.side == "mammoth" and one.stream == stream} == {"er", "er-ace", "derpp"}
