@@ -16,9 +16,9 @@ from millrace.learners.errors import ConfigError, StorageError
 from millrace.services.config import Pipeline, kafka_secrets
 from millrace.streams.cluster import Cluster
 from millrace.streams.outputs import dead_letter_topic, scores_topic
-from millrace.streams.sharding import WHOLE, Partitioner, Shard, by_crc32, by_murmur2, shard_branches
+from millrace.streams.sharding import WHOLE, Partitioner, Shard, by_murmur2, shard_branches
 from millrace.streams.source import Log, Position, Source
-from millrace.streams.sqlite_log import SqliteLog, SqliteSource
+from millrace.streams.sqlite_log import SqliteLog, SqliteSource, by_crc32
 from millrace.streams.stream import SqliteStream, Stream
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("millrace")
 
-FETCH_BYTES = 4 << 20  # of one partition at a time, at least: what is there at once becomes one step
+PARTITION_BYTES = 4 << 20  # of one partition at a time, at least: what is there at once becomes one step
 
 
 class Logs(Protocol):
@@ -116,7 +116,7 @@ class OnKafka:
 
     @property
     def _readers(self) -> Readers:
-        return _connected(self.pipeline.log.kafka, max(FETCH_BYTES, 2 * self.pipeline.log.max_bytes))
+        return _connected(self.pipeline.log.kafka, max(PARTITION_BYTES, 2 * self.pipeline.log.max_bytes))
 
     def log(self) -> KafkaLog:
         """Its topics."""

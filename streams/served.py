@@ -143,7 +143,8 @@ class ServedCodec:
         if topic != self.topic:
             return self._events.decode(events, tp)
         refused = list(self._misplaced(events, partition))
-        good = [event for event in events if event not in {one.event for one in refused}] if refused else list(events)
+        astray = {one.event.offset for one in refused}
+        good = [event for event in events if event.offset not in astray]
         try:
             records = self._records(good)
         except UNREADABLE:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,15 +94,6 @@ def refuse_unmergeable(schema: Schema, partitions: int, shards: int) -> None:
             f"shards = {shards}: field {own[0]} has a table that grows with the rows, and each shard would have its own; "
             'declare its categories, use categories = "hash", or another missing than "mean"'
         )
-
-
-def by_crc32(partitions: int) -> Placing:
-    """As the embedded log places records.
-
-    >>> by_crc32(4)([b"customer 7", b"customer 8"])
-    array([1, 0])
-    """
-    return lambda keys: np.array([crc32(key) for key in keys], dtype=np.int64) % partitions
 
 
 def by_murmur2(partitions: int) -> Placing:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 from crc32c import crc32c
 
 from millrace.learners.errors import BadInputError, DamageError, OffsetsGoneError
 from millrace.streams.records import Event, Read, Record, checksum, frame, split_tp, tp_name
-from millrace.streams.sharding import WHOLE, Shard
+from millrace.streams.sharding import WHOLE, Placing, Shard
 from millrace.streams.source import Position, Topic
 from millrace.streams.sqlite import Connection, connect, storage_errors, transaction
 
@@ -294,6 +295,15 @@ def choose_partition(key: bytes | None, partitions: int, turn: int) -> int:
     True
     """
     return (turn if key is None else crc32(key)) % partitions
+
+
+def by_crc32(partitions: int) -> Placing:
+    """As this log places records that have a key.
+
+    >>> by_crc32(4)([b"customer 7", b"customer 8"])
+    array([1, 0])
+    """
+    return lambda keys: np.array([choose_partition(key, partitions, 0) for key in keys], dtype=np.int64)
 
 
 def gone(tp: str, start: int, stop: int, bounds: tuple[int, int]) -> OffsetsGoneError:

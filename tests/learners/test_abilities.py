@@ -60,9 +60,9 @@ def after_a_discount_every_row_is_answered_from(make: Make, lessons: Lessons) ->
 def a_raised_rate_moves_answers_farther(make: Make, lessons: Lessons) -> None:
     """By the next lesson; nothing before it."""
     before, after = asked(history(make, lessons, 0, 1, 2)), asked(history(make, lessons, 0, 1, 2, 3))
-    assert np.array_equal(asked(history(make, lessons, 0, 1, 2, (4.0, LONG))), before)
-    raised = asked(history(make, lessons, 0, 1, 2, (4.0, LONG), 3))
-    assert np.linalg.norm(raised - before) > 1.2 * np.linalg.norm(after - before)
+    assert np.array_equal(asked(history(make, lessons, 0, 1, 2, (10.0, LONG))), before)
+    raised = asked(history(make, lessons, 0, 1, 2, (10.0, LONG), 3))
+    assert np.linalg.norm(raised - before) > 1.5 * np.linalg.norm(after - before)
 
 
 def a_raised_rate_is_kept(make: Make, lessons: Lessons) -> None:

@@ -45,16 +45,20 @@ def weights(instance: Instance) -> tuple[dict[str, np.ndarray], dict]:
     return {name: columns[:, at] for at, name in enumerate(serve["classes"])}, serve
 
 
+def assert_answers_alike(three: Instance, one: Instance) -> None:
+    """The newest merge has the weights of one learner, to rounding."""
+    (merged, _), (whole, _) = weights(three), weights(one)
+    assert set(merged) == set(whole)
+    for name in whole:
+        np.testing.assert_allclose(merged[name], whole[name], rtol=0, atol=1e-10)
+
+
 def test_three_shards_learn_what_one_learns(tmp_path) -> None:
     """The merge is exact: its answers are those of one learner over all partitions, to rounding."""
     for name in ("one", "three"):
         (tmp_path / name).mkdir()
-    one, _ = weights(learned(tmp_path / "one", PARTED))
     three = learned(tmp_path / "three", SHARDED)
-    merged, _ = weights(three)
-    assert set(merged) == set(one)
-    for name in one:
-        np.testing.assert_allclose(merged[name], one[name], rtol=0, atol=1e-10)
+    assert_answers_alike(three, learned(tmp_path / "one", PARTED))
     assert three.branches() == ["main", "main-1of3", "main-2of3", "main-3of3"]
 
 
@@ -121,12 +125,8 @@ def learned_late(folder, text, rows=300) -> Instance:
 
 def test_three_shards_learn_from_late_labels_what_one_learns(tmp_path) -> None:
     """A label lies in its prediction's shard, by the key that both have; nothing is lost, and all of it is proved."""
-    one, _ = weights(learned_late(tmp_path / "one", PARTED))
     three = learned_late(tmp_path / "three", SHARDED)
-    merged, _ = weights(three)
-    assert set(merged) == set(one)
-    for name in one:
-        np.testing.assert_allclose(merged[name], one[name], rtol=0, atol=1e-10)
+    assert_answers_alike(three, learned_late(tmp_path / "one", PARTED))
     found = facts(tmp_path / "three")
     assert (found["learned"], found["labels_joined"], found["labels_awaited"], found["labels_unmatched"]) == (300, 300, 0, 0)
     each = [facts(tmp_path / "three", "--branch", shard) for shard in three.shards("main")]

@@ -7,16 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.streams.sharding import by_crc32, by_murmur2, murmur2
-from millrace.streams.sqlite_log import choose_partition
+from millrace.streams.records import Record
+from millrace.streams.sharding import by_murmur2, murmur2
+from millrace.streams.sqlite_log import SqliteLog, by_crc32
 
 KEYS = st.lists(st.binary(max_size=40), max_size=30)
 
 
-@given(KEYS, st.integers(1, 9))
-def test_the_embedded_logs_keys_are_where_it_puts_them(keys, partitions) -> None:
-    """Key by key."""
-    assert by_crc32(partitions)(keys).tolist() == [choose_partition(key, partitions, 0) for key in keys]
+@pytest.mark.parametrize("partitions", [1, 2, 7])
+def test_the_embedded_logs_keys_are_where_it_puts_them(tmp_path, partitions) -> None:
+    """Key by key, whatever was appended before them."""
+    log, keys = SqliteLog(tmp_path / "log.sqlite"), [b"", *(f"request {at}/0".encode() for at in range(50))]
+    log.create_topic("t", partitions)
+    log.append("t", [Record(b"without a key")] * 3)
+    placed = [partition for partition, _ in log.append("t", [Record(b"x", key) for key in keys])]
+    assert by_crc32(partitions)(keys).tolist() == placed
 
 
 @given(KEYS, st.integers(1, 9))
