@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from millrace.learners.errors import BadInputError, LearnerError, MillraceError
-from millrace.learners.protocol import Array, Batch, Floats, Value
+from millrace.learners.protocol import Array, Batch, Floats, Value, within
 
 LARGEST = 1e100  # features beyond it are refused: their squares, summed and weighted, could overflow float64
 OPSET = 18  # of ONNX operators: has Relu, MatMul and ArgMax in float64, and older runtimes know it too
@@ -98,18 +98,6 @@ def finite(column: str, values: Array, row: tuple[int, ...]) -> Floats:
             f"column {column}: expected finite numbers up to {LARGEST:g}, got {numbers[place]} at {list(place)}"
         )
     return numbers
-
-
-def within(numbers: Floats, low: float, high: float) -> bool:
-    """Whether each of the numbers is within its bounds; NaN is in none.
-
-    Their sum of squares, one pass over them, says so nearly always; the least and the largest only where it does not, or where
-    half the bound, which leaves its rounding room, is passed.
-    """
-    near = max(0.0, min(-low, high)) / 2.0
-    if not numbers.size or np.vdot(numbers, numbers) <= near * near:
-        return True
-    return bool(low <= numbers.min() and numbers.max() <= high)
 
 
 def to_onnx(servable: LinearServable) -> bytes:

@@ -74,7 +74,7 @@ def answer(config: SldaConfig, known: Known) -> Solution:
     mu = class_means(sums) - around.mean  # (C, d_phi)
     mu[sums.targets <= 0.0] = 0.0
     solution = System(
-        within(sums, mu, around.mean, config.shrink), around.scale, np.zeros_like(around.mean), config.shrink
+        scatter_within(sums, mu, around.mean, config.shrink), around.scale, np.zeros_like(around.mean), config.shrink
     ).solved()
     w = solution.weights
     share = shares(config.prior if known.prior is None else known.prior, known.names, sums.targets)
@@ -89,7 +89,7 @@ def class_means(sums: Sums) -> Floats:
     return np.divide(cross, n, out=np.zeros_like(cross), where=n > 0.0)
 
 
-def within(sums: Sums, mu: Floats, mean: Floats, shrink: float) -> Sums:
+def scatter_within(sums: Sums, mu: Floats, mean: Floats, shrink: float) -> Sums:
     """(1 - shrink) Sigma as the second moment, and the centred class means ``mu`` as what is to be solved for."""
     scatter = sums.gram.copy(order="F")
     blas.dsyr(-sums.weight, mean, a=scatter, lower=1, overwrite_a=1)

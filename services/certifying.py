@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterable
 
 from millrace.learners.errors import MillraceError, NotProvedError, TooSlowError
+from millrace.services.archive import Archive
 from millrace.services.ended import sweep_ended
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance, require_branch
-from millrace.services.looking import certify, prove, proven
-from millrace.services.sharded import is_merged, merge_again, merged_from
+from millrace.services.merges import is_merged, merge_again, merged_from
+from millrace.services.proving import certify, prove, proven
 from millrace.services.versions import verified
 from millrace.streams.entries import Mark
 from millrace.streams.ledger import DIFFERS

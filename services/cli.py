@@ -121,10 +121,10 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 
     Example: millrace run digits.toml
     """
-    from millrace.services import companion, ended, running, sharded
+    from millrace.services import companion, ended, merges, running, sharded
 
     warmed(instance, branch)
-    learn = sharded.run_shards if sharded.is_merged(instance, branch) else running.run
+    learn = sharded.run_shards if merges.is_merged(instance, branch) else running.run
     done = learn(instance, branch, running.Bounds(follow, rows), take_over)
     show([asdict(done)])
     ended.sweep_ended(instance)

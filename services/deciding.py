@@ -13,8 +13,8 @@ import time
 from dataclasses import dataclass
 
 from millrace.learners.errors import BadInputError, MillraceError, NotCountedError, NotProvedError
+from millrace.services.archive import Archive
 from millrace.services.config import NAME_CHARACTERS
-from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance, require_branch
 from millrace.services.last_good import LAST_GOOD, last_good_of
 from millrace.services.versions import NEWEST, resolved

@@ -25,8 +25,8 @@ import msgspec
 
 from millrace.learners.errors import BadInputError, ConfigError, DamageError, LearnerError, StorageError
 from millrace.learners.table import LEARNERS
+from millrace.services.archive import Archive
 from millrace.services.bundle import Bundle, Identity, Parts, bundle_bytes, open_bundle
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.lineage import parent, parent_sha256
 from millrace.services.versions import resolved

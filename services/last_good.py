@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from millrace.learners.errors import DamageError
-from millrace.services.follower import Archive
+from millrace.services.archive import Archive
 from millrace.services.instance import Instance
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark, Merge

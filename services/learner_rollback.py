@@ -28,12 +28,13 @@ from millrace.learners.errors import (
     OutdatedError,
     ReplacedError,
 )
+from millrace.services.archive import Archive
 from millrace.services.deciding import Change, decide, described, learner_version
-from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance
 from millrace.services.operations import advance, new_branch, planned_operation, refuse_other, standing, step
 from millrace.services.replay_plan import changed_state, live_branch, plans
-from millrace.services.running import heir_of, opening_of
+from millrace.services.running import opening_of
+from millrace.services.succession import heir_of
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Fork, Mark
 from millrace.streams.forks import begin_fork, compose, excluded, rewound_fork

@@ -14,7 +14,7 @@ from millrace.learners.errors import DamageError
 from millrace.learners.protocol import Value
 from millrace.services.instance import Instance
 from millrace.services.looking import shares
-from millrace.services.sharded import is_merged, merged_from
+from millrace.services.merges import is_merged, merged_from
 from millrace.services.versions import verified
 from millrace.streams.branch import load_part, manifest_of
 from millrace.streams.entries import Fork, Mark

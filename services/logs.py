@@ -19,7 +19,8 @@ from millrace.streams.outputs import dead_letter_topic, scores_topic
 from millrace.streams.sharding import WHOLE, Partitioner, Shard, by_murmur2, shard_branches
 from millrace.streams.source import Log, Position, Source
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource, by_crc32
-from millrace.streams.stream import SqliteStream, Stream
+from millrace.streams.sqlite_stream import SqliteStream
+from millrace.streams.stream import Stream
 
 if TYPE_CHECKING:
     from millrace.streams.kafka_log import KafkaLog

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from millrace.learners.errors import BusyError, DamageError, MillraceError, ReplacedError, StorageError
+from millrace.services.archive import Archive
 from millrace.services.bundle import Identity, Parts, identity_of
 from millrace.services.current import Blob, Publication
 from millrace.services.deciding import name_last_good
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.sharded import merging, newest_versions
 from millrace.services.trainer import BEAT_S, OFFER_S, RETRY_S, Publish, Published, State, packed

@@ -16,9 +16,9 @@ from typing import Protocol
 import msgspec
 
 from millrace.learners.errors import DamageError, MillraceError, StorageError
+from millrace.services.archive import Archive
 from millrace.services.deciding import Naming, decide, plan_promotion
 from millrace.services.export import write
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.lineage import PREFIX, Genealogy, Listed, metrics, standing
 from millrace.streams.entries import Mark

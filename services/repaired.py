@@ -10,8 +10,8 @@ import numpy as np
 
 from millrace.learners.errors import DamageError
 from millrace.learners.protocol import Array, Batch, Floats, Value
+from millrace.services.archive import Archive
 from millrace.services.evidence import READ_ROWS, Labelled, labels_told, outputs_of, totals_of, windows
-from millrace.services.follower import Archive
 from millrace.services.instance import BRANCH, Instance
 from millrace.services.labelling import PRODUCER_HEADER
 from millrace.streams.branch import load_part, refold, start

@@ -23,7 +23,7 @@ from millrace.services.learner_rollback import is_rollback
 from millrace.services.operations import advance, planned_operation, refuse_other, standing, step
 from millrace.services.processes import COMMAND
 from millrace.services.replay_plan import SHORTEST, Plan, check_plan, fork_of, live_branch, load_plan
-from millrace.services.running import heir_of, successor_of
+from millrace.services.succession import heir_of, successor_of
 from millrace.streams.branch import Doors, restore
 from millrace.streams.entries import Fork
 from millrace.streams.forks import begin_fork, end_branch

@@ -14,15 +14,15 @@ import numpy as np
 
 from millrace.learners.errors import DamageError, MillraceError, NotReadyError
 from millrace.learners.protocol import Array
+from millrace.services.archive import Archive
 from millrace.services.bundle import Bundle
-from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance
 from millrace.services.looking import shares
 from millrace.services.replay_plan import load_plan
 from millrace.streams.branch import load_part
 from millrace.streams.codec import Rows, has_label
 from millrace.streams.entries import Mark
-from millrace.streams.exclusions import Excluding
+from millrace.streams.exclusion_reader import Excluding
 from millrace.streams.ledger import words
 from millrace.streams.served import LateLabel, Prediction, Served
 

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 
 from millrace.learners.errors import BadInputError, ConfigError, MillraceError, OffsetsGoneError, OutdatedError
+from millrace.services.archive import Archive
 from millrace.services.backfill import Backfill, described
-from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance
 from millrace.services.operations import new_branch
-from millrace.services.running import heir_of
+from millrace.services.succession import heir_of
 from millrace.services.versions import resolved
 from millrace.streams.branch import Doors, changed, start
 from millrace.streams.entries import Fork, Mark, Rejected, Step

@@ -13,7 +13,7 @@ from millrace.services.deciding import name_last_good
 from millrace.services.instance import ENDPOINT, Instance
 from millrace.streams.entries import Fork
 from millrace.streams.host import this_host, use_threads
-from millrace.streams.journal import Cursor, counted, summarise
+from millrace.streams.journal import Cursor, counted
 from millrace.streams.ledger import Serve, Target, append_decision
 from millrace.streams.sharding import merging_branch
 from millrace.streams.worker import Opening, Worker
@@ -106,26 +106,6 @@ def opening_of(instance: Instance, branch: str) -> Opening:
 def _followed(instance: Instance, branch: str) -> bool:
     decisions = instance.ledger().counted
     return any(isinstance(decision, Serve) and decision.to.follow == branch for decision in decisions)
-
-
-def heir_of(instance: Instance, branch: str) -> str:
-    """The branch that goes on in a branch's place; itself where it has not ended, or where that one has not begun yet."""
-    while (heir := successor_of(instance, branch)) is not None and _begun(instance, heir):
-        branch = heir
-    return branch
-
-
-def successor_of(instance: Instance, branch: str) -> str | None:
-    """The branch that a branch which has ended names."""
-    if not instance.has_branch(branch):
-        return None
-    ended = summarise(instance.journal(branch), branch).end.ended
-    return None if ended is None else ended.successor
-
-
-def _begun(instance: Instance, branch: str) -> bool:
-    there = instance.has_branch(branch)
-    return there and next(iter(counted(instance.journal(branch), branch, Cursor())), None) is not None
 
 
 def serve_first(instance: Instance, branch: str) -> None:

@@ -22,7 +22,8 @@ from millrace.services.bundle import Identity, Parts, bundle_bytes
 from millrace.services.current import Blob, Publication
 from millrace.services.deciding import name_last_good
 from millrace.services.instance import Instance
-from millrace.services.running import heir_of, opening_of, serve_first
+from millrace.services.running import opening_of, serve_first
+from millrace.services.succession import heir_of
 from millrace.streams.branch import Doors
 from millrace.streams.host import use_threads
 from millrace.streams.merging import Piece, piece_bytes

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from millrace.learners.errors import DamageError, MillraceError
-from millrace.services.follower import Archive
+from millrace.services.archive import Archive
 from millrace.services.instance import BRANCH, ENDPOINT, Instance
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Mark

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.linear import within
-from millrace.learners.protocol import Array, Floats
+from millrace.learners.protocol import Array, Floats, within
 from millrace.streams.arrow import BATCH_BYTES, Batch, kind_of, milliseconds, read_batches
 from millrace.streams.codec import RecordError, Refused, Rows, checked_images, number_range
 from millrace.streams.envelope import without_content_type

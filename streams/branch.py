@@ -16,7 +16,7 @@ from millrace.streams.codec import Codec, Rows
 from millrace.streams.contents import Contents
 from millrace.streams.drifting import Drift
 from millrace.streams.entries import Act, Entry, Fork, Mark, Step
-from millrace.streams.exclusions import Excluding, Reader
+from millrace.streams.exclusion_reader import Excluding, Reader
 from millrace.streams.fold import Fold, is_truth
 from millrace.streams.held_out import HeldOut, HeldOutConfig
 from millrace.streams.journal import Cursor, Summary, Writer

@@ -11,7 +11,6 @@ from typing import Literal
 
 import msgspec
 
-from millrace.learners.detectors import FollowUp
 from millrace.streams.exclusions import Exclusion
 from millrace.streams.sealed import unseal
 from millrace.streams.source import Position, Topic
@@ -89,8 +88,9 @@ class Step(_Entry, frozen=True, kw_only=True):
 class Act(_Entry, frozen=True, kw_only=True):
     """The live writer decided something that changes what follows. Folding applies it and decides nothing."""
 
-    op: FollowUp | Literal["include"]  # version: nothing but a mark; include: ends an exclusion, by its place in the fork's
-    # list; the others change the learner, then a mark
+    # version: nothing but a mark; include: ends an exclusion, by its place in the fork's list; the others change the learner,
+    # then a mark
+    op: Literal["version", "discount", "reset", "relearn", "raise-rate", "include"]
     args: dict[str, int | float] = {}
     cause: Literal["detector", "operator"]
     evidence: str  # BRANCH.SEQ of the step whose output has the alarms, or what the operator gave as a reason

@@ -16,8 +16,7 @@ from millrace.streams.kafka_reader import Piece, Reader
 from millrace.streams.records import Event, Read, Record, make_read, tp_name
 from millrace.streams.replication import check_replication
 from millrace.streams.sharding import WHOLE, Shard
-from millrace.streams.source import Position, Topic
-from millrace.streams.sqlite_log import gone
+from millrace.streams.source import Position, Topic, gone
 from millrace.streams.stalls import Stalls
 
 log = logging.getLogger("millrace")

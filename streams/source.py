@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from millrace.learners.errors import OffsetsGoneError
-from millrace.streams.records import Event, Read, Record, make_read, tp_name
+from millrace.streams.records import Event, Read, Record, make_read, split_tp, tp_name
 
 Position = dict[str, int]  # "topic:partition" -> the next offset
 
@@ -171,3 +171,13 @@ class ListProducer:
     def tail(self, topic: str, count: int) -> list[bytes]:
         """The newest values."""
         return [record.value for record in self.records.get(topic, [])[-count:] if record.value is not None]
+
+
+def gone(tp: str, start: int, stop: int, bounds: tuple[int, int]) -> OffsetsGoneError:
+    """The error for records that the log does not have."""
+    topic, partition = split_tp(tp)
+    there = f"{bounds[0]} to {bounds[1] - 1}" if bounds[0] < bounds[1] else f"none before {bounds[1]}"
+    return OffsetsGoneError(
+        f"Topic {topic} partition {partition} no longer has offsets {start} to {stop - 1}: it holds {there}. "
+        "Restore the log, or start a new branch from what is there with --branch NEW."
+    )

@@ -18,10 +18,10 @@ from zlib import crc32
 import numpy as np
 from crc32c import crc32c
 
-from millrace.learners.errors import BadInputError, DamageError, OffsetsGoneError
-from millrace.streams.records import Event, Read, Record, checksum, frame, split_tp, tp_name
+from millrace.learners.errors import BadInputError, DamageError
+from millrace.streams.records import Event, Read, Record, checksum, frame, tp_name
 from millrace.streams.sharding import WHOLE, Placing, Shard
-from millrace.streams.source import Position, Topic
+from millrace.streams.source import Position, Topic, gone
 from millrace.streams.sqlite import Connection, connect, storage_errors, transaction
 
 READ_BYTES = 64 << 20  # a read closes past this many bytes of values, however few records they are
@@ -304,13 +304,3 @@ def by_crc32(partitions: int) -> Placing:
     array([1, 0])
     """
     return lambda keys: np.array([choose_partition(key, partitions, 0) for key in keys], dtype=np.int64)
-
-
-def gone(tp: str, start: int, stop: int, bounds: tuple[int, int]) -> OffsetsGoneError:
-    """The error for records that the log does not have."""
-    topic, partition = split_tp(tp)
-    there = f"{bounds[0]} to {bounds[1] - 1}" if bounds[0] < bounds[1] else f"none before {bounds[1]}"
-    return OffsetsGoneError(
-        f"Topic {topic} partition {partition} no longer has offsets {start} to {stop - 1}: it holds {there}. "
-        "Restore the log, or start a new branch from what is there with --branch NEW."
-    )

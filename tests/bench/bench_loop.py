@@ -29,8 +29,9 @@ from millrace.streams.host import this_host, use_threads
 from millrace.streams.records import Record
 from millrace.streams.schema import Field, Label, Schema
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
+from millrace.streams.sqlite_stream import SqliteStream
 from millrace.streams.store import FolderStore
-from millrace.streams.stream import SqliteStream, Stored
+from millrace.streams.stream import Stored
 from millrace.streams.worker import Opening, Worker, WorkerConfig
 
 D = 64

@@ -15,11 +15,11 @@ from rooms import clean_environment, event, flower_rows, json_lines, millrace
 from millrace.learners.errors import ConfigError, DamageError
 from millrace.learners.protocol import Batch
 from millrace.learners.table import LEARNERS
-from millrace.services import deciding, export, looking, running
+from millrace.services import deciding, export, proving, running
+from millrace.services.archive import Archive
 from millrace.services.bundle import bundle_bytes, open_bundle
 from millrace.services.certifying import prove_version
 from millrace.services.config import load_pipeline
-from millrace.services.follower import Archive
 from millrace.services.instance import ENDPOINT, Instance
 from millrace.streams.entries import Open
 from millrace.streams.journal import Cursor, counted
@@ -83,7 +83,7 @@ def test_a_network_learns_is_served_is_a_version_is_rolled_back_and_is_verified(
     change = deciding.plan_rollback(there, None)
     deciding.decide(there, change, "it looks wrong")
     assert there.ledger().serving[ENDPOINT] == Target(version=versions[-1]) != change.before
-    report = looking.prove(there, "main")
+    report = proving.prove(there, "main")
     assert len(report.proved) > len(versions) and not report.unproved and report.difference == 0.0
     assert prove_version(there, str(versions[1]), nearest=False).proved
     export.export(there, str(done.version), tmp_path / "out")

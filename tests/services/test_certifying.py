@@ -13,9 +13,9 @@ from apsw_rows import change
 from rooms import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, facts, here, json_lines, millrace, pipeline_in
 
 from millrace.learners.errors import TooSlowError
+from millrace.services.archive import Archive
 from millrace.services.certifying import newest, prove_version
 from millrace.services.config import load_pipeline
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.streams.branch import load_checkpoint, save_checkpoint
 from millrace.streams.entries import Mark

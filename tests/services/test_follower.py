@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from rooms import PIPELINE, here, millrace, pipeline_in
 
+from millrace.services.archive import Archive
 from millrace.services.bundle import Bundle, Identity, Parts, bundle_bytes
 from millrace.services.config import load_pipeline
 from millrace.services.current import Blob, Current, Publication
 from millrace.services.deciding import decide, plan
-from millrace.services.follower import Archive, Fetched, Follower
+from millrace.services.follower import Fetched, Follower
 from millrace.services.instance import Instance
 from millrace.streams.ledger import Target
 from millrace.streams.parts import sha256, unpack

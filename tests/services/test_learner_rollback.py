@@ -21,7 +21,8 @@ from millrace.services import learner_rollback
 from millrace.services.deciding import Change, decide
 from millrace.services.ended import sweep_ended
 from millrace.services.operations import advance, planned_operation, step
-from millrace.services.running import heir_of, opening_of
+from millrace.services.running import opening_of
+from millrace.services.succession import heir_of
 from millrace.services.trainer import Trainer
 from millrace.streams.branch import load_checkpoint
 from millrace.streams.forks import begin_fork

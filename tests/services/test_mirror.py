@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from rooms import PIPELINE, here, json_lines, pipeline_in
 
 from millrace.learners.errors import MirrorError
+from millrace.services.archive import Archive
 from millrace.services.config import load_pipeline
 from millrace.services.deciding import Naming, decide
 from millrace.services.export import opened
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.lineage import VERSION, Listed
 from millrace.services.mirror import Mirror, record

@@ -21,9 +21,9 @@ import pytest
 from endpoint import command_of, descendants, served
 from rooms import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, flower_rows, json_lines, millrace, pipeline_in
 
+from millrace.services.archive import Archive
 from millrace.services.config import load_pipeline
 from millrace.services.export import opened
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.ports import free_port
 

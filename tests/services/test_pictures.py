@@ -15,10 +15,10 @@ from served import HttpApp, endpoint_of, infer, tensor
 
 from millrace.learners.errors import DamageError
 from millrace.learners.protocol import Batch
+from millrace.services.archive import Archive
 from millrace.services.bundle import open_parts
 from millrace.services.config import load_pipeline
 from millrace.services.export import export, opened
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.pyfunc import _load_pyfunc
 from millrace.services.tensors import binary_texts

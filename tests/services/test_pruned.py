@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from rooms import PIPELINE, here, json_lines, pipeline_in
 
+from millrace.services.archive import Archive
 from millrace.services.config import load_pipeline
 from millrace.services.export import export
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.lineage import Genealogy, metrics
 from millrace.services.looking import status

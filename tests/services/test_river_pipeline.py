@@ -7,9 +7,9 @@ import json
 from rooms import PIPELINE, facts, here, pipeline_in
 from served import HttpApp, endpoint_of, infer, tensor
 
+from millrace.services.archive import Archive
 from millrace.services.bundle import open_parts
 from millrace.services.config import load_pipeline
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.versions import resolved
 

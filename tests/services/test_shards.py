@@ -9,8 +9,8 @@ import pytest
 from endpoint import post, question, served, until
 from rooms import PIPELINE, facts, flower_rows, here, json_lines, late_rows, millrace, pipeline_in
 
+from millrace.services.archive import Archive
 from millrace.services.config import load_pipeline
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.streams.branch import load_part
 from millrace.streams.entries import Merge

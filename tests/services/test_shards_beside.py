@@ -6,8 +6,8 @@ import pytest
 from rooms import PIPELINE, flower_rows, here, json_lines, pipeline_in
 from test_mirror import ListRegistry
 
+from millrace.services.archive import Archive
 from millrace.services.config import load_pipeline
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.mirror import Mirror
 

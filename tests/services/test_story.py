@@ -16,12 +16,12 @@ import pytest
 from endpoint import command_of, descendants, until
 
 from millrace.learners.errors import MillraceError, NotProvedError
+from millrace.services.archive import Archive
 from millrace.services.callers import Asked
 from millrace.services.config import load_pipeline
 from millrace.services.datasets import held_out
 from millrace.services.errors import exit_code
 from millrace.services.evidence import Evidence, account, gather
-from millrace.services.follower import Archive
 from millrace.services.instance import BRANCH, Instance
 from millrace.services.looking import journal_lines
 from millrace.services.night import POISON_ROWS, PRODUCER, said

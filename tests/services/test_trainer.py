@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from rooms import PIPELINE, facts, here, json_lines, pipeline_in
 
+from millrace.services.archive import Archive
 from millrace.services.bundle import Bundle, open_bundle
 from millrace.services.config import load_pipeline
 from millrace.services.current import Blob, Publication
-from millrace.services.follower import Archive
 from millrace.services.instance import Instance
 from millrace.services.trainer import Trainer
 from millrace.streams.served import LateLabel, Prediction, encode, encode_row

@@ -16,7 +16,8 @@ from millrace.streams.cluster import Cluster, Secrets
 from millrace.streams.records import Read, Record, make_read
 from millrace.streams.source import Log, Source
 from millrace.streams.sqlite_log import SqliteLog, SqliteSource
-from millrace.streams.stream import SqliteStream, Stream
+from millrace.streams.sqlite_stream import SqliteStream
+from millrace.streams.stream import Stream
 
 KAFKA = [
     pytest.mark.slow,

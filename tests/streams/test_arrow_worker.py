@@ -30,7 +30,8 @@ from millrace.learners.errors import DamageError, TooManyRejectedError
 from millrace.streams.branch import reread
 from millrace.streams.contents import Contents
 from millrace.streams.entries import Step
-from millrace.streams.exclusions import Excluding, Header
+from millrace.streams.exclusion_reader import Excluding
+from millrace.streams.exclusions import Header
 from millrace.streams.journal import Cursor, counted
 from millrace.streams.records import Event, decode_headers
 from millrace.streams.source import Crash, CrashError

@@ -18,7 +18,8 @@ from test_crash import DyingStore
 from millrace.learners.errors import DamageError, EndedError, ReplacedError
 from millrace.streams.branch import Recipe, refold, restore
 from millrace.streams.entries import End, Step
-from millrace.streams.exclusions import Excluding, Key, Range, Time, left_out, words
+from millrace.streams.exclusion_reader import Excluding
+from millrace.streams.exclusions import Key, Range, Time, left_out, words
 from millrace.streams.forks import begin_fork, end_branch
 from millrace.streams.journal import Cursor, Writer, counted, summarise
 from millrace.streams.parts import pack, sha256

@@ -16,7 +16,8 @@ from millrace.learners.errors import DamageError
 from millrace.streams.entries import Host
 from millrace.streams.ledger import NEXT, Certificate, Ledger, Operation, Serve, Stage, Target, append_decision
 from millrace.streams.sealed import seal
-from millrace.streams.stream import ListStream, SqliteStream, Stream
+from millrace.streams.sqlite_stream import SqliteStream
+from millrace.streams.stream import ListStream, Stream
 
 TARGETS = [None, Target(follow="main"), Target(version="main.3"), Target(version="main.9")]
 
@@ -155,7 +156,7 @@ HAND = """
 import sys
 from pathlib import Path
 from millrace.streams.ledger import Ledger, Serve, Target, append_decision
-from millrace.streams.stream import SqliteStream
+from millrace.streams.sqlite_stream import SqliteStream
 stream, ledger, name = SqliteStream(Path(sys.argv[1])), Ledger("ledger"), sys.argv[2]
 for at in range(60):
     ledger.follow(stream)

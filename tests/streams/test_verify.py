@@ -16,7 +16,7 @@ import pytest
 from rooms import make_read_only, small_disk
 
 from millrace.learners.errors import DamageError, NotProvedError
-from millrace.services import looking, running
+from millrace.services import looking, proving, running
 from millrace.services.config import load_pipeline
 from millrace.services.instance import Instance
 from millrace.streams.branch import load_checkpoint, save_checkpoint
@@ -24,8 +24,8 @@ from millrace.streams.entries import Entry, Mark, Open, Step
 from millrace.streams.journal import Cursor, counted, summarise
 from millrace.streams.records import Record
 from millrace.streams.sealed import seal, unseal
+from millrace.streams.sqlite_stream import SqliteStream
 from millrace.streams.store import read_manifest
-from millrace.streams.stream import SqliteStream
 from millrace.streams.verify import difference
 
 PIPELINE = """
@@ -98,7 +98,7 @@ def flip_in_table(path: Path, table: str, offset: int, chance: random.Random) ->
 def findings(folder: Path) -> str:
     """What verify says of damage."""
     with pytest.raises(NotProvedError) as error:
-        looking.prove(instance(folder), "main")
+        proving.prove(instance(folder), "main")
     return str(error.value)
 
 
@@ -109,13 +109,13 @@ def marks(folder: Path) -> list[Mark]:
 
 def test_a_run_is_proved_from_the_log_and_its_versions_are_certified(copy):
     """Every mark is folded again from the fork; the ledger then holds one certificate for each version."""
-    report = looking.prove(instance(copy), "main")
+    report = proving.prove(instance(copy), "main")
     assert (report.base, report.records, report.unproved) == ("fork", ROWS, [])
     assert report.proved == marks(copy)
     versions = {mark.version for mark in marks(copy) if mark.version}
     assert set(instance(copy).ledger().certificates) == versions
     assert len(versions) >= 3
-    looking.prove(instance(copy), "main")
+    proving.prove(instance(copy), "main")
     assert len(instance(copy).ledger().counted) == 1 + len(versions), "a version is certified once"
 
 
@@ -214,7 +214,7 @@ def test_where_retention_has_passed_verify_begins_at_a_checkpoint_and_says_so(co
     version = next(mark for mark in marks(copy) if mark.version)
     position = load_checkpoint(there.store(), version)["counts"]["position"]["proof:0"]
     there.log().delete_before("proof:0", position)
-    report = looking.prove(there, "main")
+    report = proving.prove(there, "main")
     assert report.base == f"checkpoint of seq {version.state_seq}"
     assert report.proved[-1] == marks(copy)[-1]
     assert len(report.unproved) < len(marks(copy))
@@ -257,7 +257,7 @@ def test_an_entry_that_is_gone_from_the_middle_is_a_finding_although_the_offsets
 @pytest.mark.parametrize("kept", [0, 3, 14])
 def test_a_journal_that_lost_its_end_is_a_finding_and_nobody_goes_on(copy, kept):
     """Scores that were let out and certificates say that there was more."""
-    looking.prove(instance(copy), "main")
+    proving.prove(instance(copy), "main")
     change_journal(copy, f"delete from entries where offset >= {kept}")
     said = findings(copy)
     assert "its end is gone" in said
@@ -271,7 +271,7 @@ def test_a_journal_of_another_branch_or_with_a_forged_version_is_a_finding(copy)
     path = instance(copy).folder / "journal" / "main.sqlite"
     shutil.copy(path, path.with_name("other.sqlite"))
     with pytest.raises(NotProvedError, match="is of branch main"):
-        looking.prove(instance(copy), "other")
+        proving.prove(instance(copy), "other")
     entries = [unseal(raw, msgspec.json.Decoder(Entry), "here") for _, raw in SqliteStream(path).read(0)]
     offset, mark = [(at, entry) for at, entry in enumerate(entries) if isinstance(entry, Mark) and entry.version][-1]
     forged = seal(msgspec.structs.replace(mark, version="main.999"))
@@ -284,7 +284,7 @@ def test_a_checkpoint_that_was_swept_is_no_finding_however_many_are_said_to_be_k
     there = instance(copy)
     plain = [mark for mark in marks(copy) if not mark.version]
     there.store().path("main", plain[0].checkpoint).unlink()
-    assert looking.prove(there, "main").proved == marks(copy)
+    assert proving.prove(there, "main").proved == marks(copy)
     version = next(mark for mark in marks(copy) if mark.version)
     there.store().path("main", version.checkpoint).unlink()
     assert f"First bad mark: seq {version.state_seq}" in findings(copy)
@@ -301,7 +301,7 @@ def test_on_another_kind_of_host_only_what_can_be_compared_is_proved(copy):
             apsw_rows.change(path, f"update entries set value = cast('{seal(other).decode()}' as blob) where offset = {offset}")
     plain = next(mark for mark in marks(copy) if not mark.version)
     there.store().path("main", plain.checkpoint).unlink()
-    report = looking.prove(there, "main")
+    report = proving.prove(there, "main")
     assert report.unproved == [plain]
     assert report.proved == [mark for mark in marks(copy) if mark != plain]
 
@@ -315,7 +315,7 @@ def test_a_read_only_copy_is_proved_and_looked_at(copy, tmp_path, closed):
     with small_disk(tmp_path / "disk", 32768) as disk:
         there = shutil.copytree(copy, disk / "copy")
         make_read_only(disk)
-        assert looking.prove(instance(there), "main").proved == marks(copy)
+        assert proving.prove(instance(there), "main").proved == marks(copy)
         assert looking.status(instance(there), "main")["records"] == ROWS
         assert list(looking.journal_lines(instance(there), "main"))
         assert instance(there).ledger().certificates == {}
