@@ -2,8 +2,8 @@
 
 Where a solve falls due, what it follows from is copied and learning goes on; where the next one falls due, the solution takes
 effect, and learning waits for it if it is not there yet. Threads of BLAS are a setting of the whole process, so it has as many
-here as in learning (streams/host.py). SciPy's LAPACK keeps Python's lock while it computes and NumPy's does not, so what takes
-long must be NumPy's, or learning stands still all the same: ``apart`` in normal_equations.py.
+here as in learning (streams/host.py). SciPy's LAPACK keeps Python's lock while it computes and NumPy's does not.
+So what takes long must be NumPy's, or learning stands still all the same: ``apart`` in normal_equations.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Drift of a branch: its detectors, fed in the order in which rows are learned, and what they raised.
 
-Folding only takes alarms down. A live worker decides what follows and journals it as an ``act``; see ``streams/worker.py``.
+Folding only takes alarms down. A live worker decides what follows and journals it as an ``act``: ``streams/worker.py``.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ LABELS = {"y", "label", "labels"}
 # Where catching everything is right: (file, function) -> why. The only way to catch everything anywhere else is here.
 BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("streams/sqlite.py", "transaction"): "whatever happened is rolled back and raised again",
-    ("learners/drift.py", "_set"): "a Rust panic derives from BaseException and its class cannot be imported; all else goes on",
+    ("learners/drift.py", "_set"): "a Rust panic has no class that can be imported; all else goes on",
     ("services/http.py", "HttpApp.__call__"): "a request that fails unforeseen gets its 500 and harms no other",
     ("services/http.py", "HttpApp._infer"): "every failed request is counted, and its error raised again",
     ("services/grpc.py", "GrpcApp.answer"): "a call that fails unforeseen gets its INTERNAL and harms no other",

@@ -1,4 +1,4 @@
-"""How often each detector alarms on stationary Bernoulli losses, threshold by threshold: the table of learners/calibration.py.
+"""How often each detector alarms on stationary Bernoulli losses, by threshold: the table of learners/calibration.py.
 
 python tests/bench/calibrate_drift.py [--kinds adwin,kswin] [--seed 1]
 
