@@ -8,7 +8,7 @@
 Rows can be taken out again as they were added. Differs from the reference code: the spread is a sum of squared distances to
 the running mean (Chan, Golub, LeVeque 1979), which rounding cannot make negative, and not E[x^2] - E[x]^2, which it does.
 
-Source: shared/specs/continual-learning.md, 1.3 and 1.4.
+Source: docs/design/learners.md#class-statistics.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ FHDDM is fed 1 - loss: river's docs say 1 = error, its code looks for a falling 
 
 At a budget of 10,000 rows HDDM_W and KSWIN (30 losses against 30) miss a change of the error rate from 0.1 to 0.3.
 
-Source: river 0.26, drift/; shared/specs/memory-liquid-drift.md, 4.1 to 4.3.
+Source: river 0.26, drift/; docs/design/learners.md#drift-detectors.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ learner that never knew the rows, to rounding. Rows are given again by the calle
 | forget a class | A_c, Q_c, n_c taken out, without the rows (air only: it keeps A_c) |
 | relabel | Q, t, y2 alone: G and s stay as they are, bit for bit |
 
-Source: shared/specs/continual-learning.md, 6.3, 6.6 and 6.7; features that only the forgotten rows had are set to 0.
+Source: docs/design/learners.md#exact-operations; features that only the forgotten rows had are set to 0.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def proxy_contrast(cosines: Tensor, y: Tensor, weight: Tensor, temperature: floa
     """L_PCR: mean over rows of -s_{i,y_i} + log sum_c n_c exp(s_ic), with s = cosines / temperature.
 
     ``cosines`` (n, C) between rows and class proxies; n_c counts the rows of class c, so that absent classes take no part.
-    Source: PCR, CVPR 2023, in the short form of shared/specs/continual-learning.md, 3.1.
+    Source: PCR, CVPR 2023, in the short form of docs/design/learners.md#pcr.
     """
     s = cosines / temperature
     counts = y.bincount(minlength=s.shape[1]).to(s.dtype)
@@ -53,7 +53,7 @@ def proxy_and_row_contrast(z: Tensor, proxies: Tensor, y: Tensor, temperature: f
 
     Row i's positives are the n_{y_i} copies of its proxy and the n_{y_i} - 1 other rows of its class; its denominator is
     sum_c n_c exp(s_ic) + sum_{j != i} exp(z_i z_j / tau). ``z`` (n, p) and ``proxies`` (C, p) have length 1.
-    Source: HPCR, TNNLS 2025, in the form of shared/specs/continual-learning.md, 3.2; a mean per row (n,).
+    Source: HPCR, TNNLS 2025, in the form of docs/design/learners.md#hpcr; a mean per row (n,).
     """
     s, pairs = z @ proxies.T / temperature, z @ z.T / temperature
     counts = y.bincount(minlength=len(proxies)).to(s.dtype)

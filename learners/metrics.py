@@ -3,7 +3,7 @@
 The baselines answer with the last label and with the commonest label (of numbers: the running mean) of the rows before.
 Rows count equally whatever they weigh. The same rows give the same totals, bit for bit, however they are cut.
 
-Source: Dawid, prequential analysis, JRSS A 1984; shared/specs/continual-learning.md, 5.2.
+Source: Dawid, prequential analysis, JRSS A 1984; docs/design/learners.md#prequential-scores.
 """
 
 from __future__ import annotations

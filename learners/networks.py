@@ -10,7 +10,7 @@ uniform in +-1 / sqrt(fan in), from a generator that is an argument.
 | W, b | ``head.weight``, ``head.bias`` | (C, p), (C,) |
 
 Source: He et al., CVPR 2016; Lopez-Paz & Ranzato, NeurIPS 2017 (the reduced form);
-shared/specs/continual-learning.md, 3.3 and 5.1.
+docs/design/learners.md#networks.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def settle() -> None:
     """One thread, in which every operator of the processor adds in one order: the same rows give the same bits.
 
     (``torch.use_deterministic_algorithms`` adds nothing to that here, and takes four seconds to import its compiler.)
-    Source: journal.md, rule 14.
+    Source: docs/design/journal.md, rule 14.
     """
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)

@@ -12,7 +12,7 @@
 | B | D (Q^T - s t^T / n) | (d, C) |
 | W, b | weights D A^-1 B and intercept t / n - W^T s / n | (d, C), (C,) |
 
-Source: Zhuang et al., ACIL, arXiv 2205.14922; shared/specs/continual-learning.md, 6.1 and 6.2.
+Source: Zhuang et al., ACIL, arXiv 2205.14922; docs/design/learners.md#normal-equations.
 """
 
 from __future__ import annotations

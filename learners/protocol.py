@@ -19,7 +19,7 @@ Value = Any  # an array, or what JSON can say: bool, int, float, str, None, list
 class Batch:
     """Rows to learn or to predict, one column a concern; nobody writes to a batch after it is made.
 
-    Source: design.md, section 4.
+    Source: docs/design/overview.md#learner.
     """
 
     x: Floats  # (n, d) features, finite

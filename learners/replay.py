@@ -6,7 +6,7 @@ the incoming rows are offered to the reservoir. Where rows are not pixels, the f
 before the scale (mean and deviation of each feature) has been taken from them and frozen. A step whose gradient is not
 finite is left out and counted.
 
-Source: shared/specs/continual-learning.md, 4.1 and 6.10; serving averages of weights and running statistics: Soutif-Cormerais
+Source: docs/design/learners.md#replay; serving averages of weights and running statistics: Soutif-Cormerais
 et al., "Improving Online Continual Learning Performance and Stability with Temporal Ensembles", CoLLAs 2023.
 """
 

@@ -5,7 +5,7 @@ classes may come back and batches may mix old and new ones as in G-ACIL, NeurIPS
 
 Differs from the paper: keeps the sums G and Q and solves them from time to time instead of running the recursion on the
 inverse R = (G + gamma I)^-1 (faster from about ten rows a batch, and more accurate on class-ordered streams:
-shared/specs/continual-learning.md, 6.1); has an intercept, scales features, weighs rows, forgets, and does regression.
+docs/design/learners.md#ridge); has an intercept, scales features, weighs rows, forgets, and does regression.
 
 The same sums answer in other ways too: a ``Head`` says how, and what must be kept of each class besides (aef_ocl.py, air.py,
 slda.py, ncm.py). Taking rows out again, giving them other labels and merging workers stand in exact.py.

@@ -3,7 +3,7 @@
 Lin et al., "UER: A Heuristic Bias Addressing Approach for Online Continual Learning", ACM MM 2023, arXiv 2309.04081.
 
 Differs from the paper: no code of its authors is to be had, so the two losses are put together from its text
-(shared/specs/continual-learning.md, section 2). Open there and chosen here: ``temperature``; classes never seen take no part;
+(docs/design/learners.md#uer). Open there and chosen here: ``temperature``; classes never seen take no part;
 both losses weigh the same; images go in as they are and augmented, as in the author's later work.
 
 Gradients of z are about 1 / (tau |z|) in L_in and |w| in L_re: where features are short, which nothing prevents in a network

@@ -1,8 +1,8 @@
 """The data sets that `millrace send --data` and `make run` know: one record each, and the rows as JSON.
 
 ``digits`` comes with scikit-learn (the extra ``demo``); the others lie in the shared data folder
-(``MILLRACE_DATA``, else ``../shared/data``) and are for development only: its README.md says where each is from and
-under which licence.
+(``MILLRACE_DATA``, else ``../shared/data``) and are for development only: a file in that folder says where each is
+from and under which licence.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`millrace rollback --learner`: learning itself goes on from an earlier version; nothing between is learned again or lost.
 
 The branch that is live ends, and another goes on in its place: the version's learner on the newest join, positions, clock and
-detectors (journal.md, rule 9). The steps, each of which is done once however often the command is killed and given again:
+detectors (docs/design/journal.md, rule 9). The steps, each of which is done once however often the command is killed and
+given again:
 
 1. ledger: the operation is planned, then running
 2. the live branch is opened as its next writer, which stops the live one; its end is marked as a version

@@ -4,7 +4,7 @@ One thread and one queue, so that whatever gathers while a commit runs is the ne
 given; while the log takes nothing such records wait, bounded, and what is over the bound is dropped and counted. A label's
 caller waits until the log has it, and hears at once where the log refuses.
 
-Source: shared/design.md, section 4, "Served predictions" and "Late labels".
+Source: docs/design/overview.md#served-predictions and docs/design/overview.md#late-labels.
 """
 
 from __future__ import annotations

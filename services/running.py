@@ -90,7 +90,7 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
 
 
 def opening_of(instance: Instance, branch: str) -> Opening:
-    """How a worker opens a branch: a fork lets nothing out before an endpoint has followed it (journal.md, rule 9).
+    """How a worker opens a branch: a fork lets nothing out before an endpoint has followed it (docs/design/journal.md, rule 9).
 
     Raises: MillraceError where an operation is to begin the branch and has not: an empty one would stand in its way.
     """

@@ -1,6 +1,6 @@
 """A pipeline of several shards as one: learned shard by shard, merged, proved.
 
-With one shard nothing here is used. Source: journal.md, rule 15.
+With one shard nothing here is used. Source: docs/design/journal.md, rule 15.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
 def carried(fork: Fork, parts: Mapping[str, Carried]) -> dict[str, Carried]:
     """Those parts of a version that a fork begins with: all but its detectors, unless the fork says whose go on.
 
-    A replay's are fresh ones: they are to judge what it learns now, not what its parent did (journal.md, rule 9).
+    A replay's are fresh ones: they are to judge what it learns now, not what its parent did (docs/design/journal.md, rule 9).
     """
     fresh = {"detectors"} if fork.parent is not None and fork.detector_from is None else set()
     return {name: part for name, part in parts.items() if name not in fresh}
@@ -378,7 +378,7 @@ def check_retention(fold: Fold, source: Source) -> None:
 
 
 def warn_of_retention(source: Source, store: Store, marks: Sequence[Mark]) -> None:
-    """Say which kept checkpoint can no longer be gone on from, should a newer one be damaged (journal.md, rule 17)."""
+    """Warn about a kept checkpoint whose following records the log no longer has (docs/design/journal.md, rule 17)."""
     bounds = source.bounds()
     for mark in marks:
         try:

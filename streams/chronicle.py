@@ -1,6 +1,6 @@
 """What a branch's writer keeps: its marks, the journal entries that each version packs, and what may go once one has them.
 
-Source: journal.md, rules 11, 12 and 17.
+Source: docs/design/journal.md, rules 11, 12 and 17.
 """
 
 from __future__ import annotations

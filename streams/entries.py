@@ -1,8 +1,9 @@
 """What a journal says: the entries of one branch, as JSON that carries the checksum of its own bytes.
 
-The rules are journal.md's 2 to 4. Two fields are ours: ``Mark.state_seq``, because a snapshot is written off the learning
-thread and steps go on meanwhile, so a mark stands later in the stream than the state it names; and ``Open.writer``, because
-two processes that start in the same instant would otherwise write the same bytes and each take the other's for its own.
+The rules are docs/design/journal.md, rules 2 to 4. Two fields are ours. ``Mark.state_seq``, because a snapshot is written off
+the learning thread and steps go on meanwhile, so a mark stands later in the stream than the state it names; and
+``Open.writer``, because two processes that start in the same instant would otherwise write the same bytes and each take the
+other's for its own.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Mark(_Entry, frozen=True, kw_only=True):
 
 
 class Merge(_Entry, frozen=True, kw_only=True):
-    """The state after this entry is the exact merge of these states of the shards (journal.md, rule 15)."""
+    """The state after this entry is the exact merge of these states of the shards (docs/design/journal.md, rule 15)."""
 
     of: list[tuple[str, int, str]]  # in shard order: branch, seq, sha256 of its learner part, which is what is merged
 

@@ -1,6 +1,6 @@
 """Which records a fork leaves out.
 
-Source: journal.md, rules 2, 9 and 18.
+Source: docs/design/journal.md, rules 2, 9 and 18.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How a branch begins at a version of another, and how a branch ends. Nothing ever moves a branch back: all that is a fork.
 
-Source: journal.md, rules 2 and 9.
+Source: docs/design/journal.md, rules 2 and 9.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Identities lie in segments by the time they were settled. Only the newest is hel
 array and a checkpoint part that never changes; where it is large, it is spilled to a file that the kernel may drop from memory.
 Closed segments of one time are merged, so that there are few of them, and a Bloom filter stands in front of each.
 
-Source: shared/specs/serving.md, E 4. Bloom, "Space/Time Trade-offs in Hash Coding with Allowable Errors", CACM 13 (7), 1970.
+Source: docs/design/overview.md#late-labels. Bloom, "Space/Time Trade-offs in Hash Coding with Allowable Errors", CACM 13 (7),
+1970.
 """
 
 from __future__ import annotations

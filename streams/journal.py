@@ -1,6 +1,6 @@
 """Which entries of a branch count, and the fence by which a writer learns that it still owns the branch.
 
-Source: journal.md, rules 3 and 4. Nothing here knows where the stream lies.
+Source: docs/design/journal.md, rules 3 and 4. Nothing here knows where the stream lies.
 """
 
 from __future__ import annotations

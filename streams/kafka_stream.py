@@ -1,7 +1,7 @@
 """Journals and the ledger on Kafka: a topic of one partition each, that forgets nothing.
 
-Source: journal.md, rules 1 and 4. An acknowledgement's offset is what the fence goes by, so nothing here hides that one is
-unknown, and there are no transactions.
+Source: docs/design/journal.md, rules 1 and 4. An acknowledgement's offset is what the fence goes by, so nothing here hides
+that one is unknown, and there are no transactions.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ By the journal's clock and record by record, so that no result depends on how re
 
 Labels come at least once, the log holds them at least once, they are learned exactly once within the horizon.
 
-Source: journal.md, rules 6 and 7; shared/specs/serving.md, E.
+Source: docs/design/journal.md, rules 6 and 7; docs/design/overview.md#late-labels.
 """
 
 from __future__ import annotations

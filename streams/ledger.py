@@ -1,7 +1,7 @@
 """What operators and gates decided for a pipeline: one small stream with many writers.
 
 An entry counts only if what it says it changes *from* is what is true there, so of two hands that reach for the same
-endpoint one is told. Source: journal.md, rule 10.
+endpoint one is told. Source: docs/design/journal.md, rule 10.
 """
 
 from __future__ import annotations

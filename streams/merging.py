@@ -3,7 +3,7 @@
 A merge adds up what the shards' learners know, so nothing is lost, and no row is learned twice. What is live is merged as the
 shards go on; a version is merged from marks of the shards, so that verifying those and merging again proves it.
 
-Source: journal.md, rules 12 and 15.
+Source: docs/design/journal.md, rules 12 and 15.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training batches, cut by rows and never by reads. Source: journal.md, rule 7."""
+"""Training batches, cut by rows and never by reads. Source: docs/design/journal.md, rule 7."""
 
 from __future__ import annotations
 

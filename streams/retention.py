@@ -1,7 +1,7 @@
 """Which versions are kept: the newest of each branch, what the ledger names, and nothing else.
 
 A version goes in two steps: a ``release`` in the ledger, which counts only for what nothing names there, then its parts. So
-whoever names a version either comes first, and keeps it, or is told. Source: journal.md, rules 10 and 11.
+whoever names a version either comes first, and keeps it, or is told. Source: docs/design/journal.md, rules 10 and 11.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ after. A prediction that waits for its label waits on; its row is put as the ver
 that of the version, since what the learner that was taken back had answered says nothing about this one.
 Rows that are held out are put as the version puts them, too.
 
-Source: journal.md, rule 9.
+Source: docs/design/journal.md, rule 9.
 """
 
 from __future__ import annotations

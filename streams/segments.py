@@ -1,8 +1,9 @@
 """A journal is segments and a tail: what its stream has deleted comes back, to the byte, from its versions.
 
 Every version names the packed entries since its parent, and the runs before them back to offset 0 (``store.Segment``). So any
-version whose mark is in the stream and whose manifest can be read gives back everything that was deleted. Source: journal.md,
-rules 12 and 17.
+version whose mark is in the stream and whose manifest can be read gives back everything that was deleted.
+
+Source: docs/design/journal.md, rules 12 and 17.
 """
 
 from __future__ import annotations

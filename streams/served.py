@@ -2,7 +2,7 @@
 
 Strict, as the rows of events are. ``row`` is what an event's value would be, without the label.
 
-Source: shared/specs/serving.md, E 1 to 3.
+Source: docs/design/overview.md#served-predictions and docs/design/overview.md#late-labels.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A shard is a branch like any other, named ``BRANCH-1of4``; ``BRANCH`` itself then has no steps, only merges (merging.py).
 
-Source: journal.md, rule 15.
+Source: docs/design/journal.md, rule 15.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """The one door to SQLite: safe settings, and its errors in our words.
 
 SQLite older than 3.51.3 can corrupt a write-ahead log that several processes reset at once, so those use the rollback
-journal instead. The ``apsw`` wheel brings its own, newer SQLite; Python's ``sqlite3`` is not used. Source: journal.md rule 1.
+journal instead. The ``apsw`` wheel brings its own, newer SQLite; Python's ``sqlite3`` is not used.
+
+Source: docs/design/journal.md, rule 1; docs/decisions/0003-sqlite-through-apsw.md.
 """
 
 from __future__ import annotations

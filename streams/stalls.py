@@ -1,6 +1,6 @@
 """Which partitions give nothing though the log has something: clients of every kind have gone silent on one of many.
 
-Known cases are in shared/specs/platform.md, section 2.6. A client is mended in two steps: it is sent to the position once more,
+Known cases are in docs/decisions/0004-kafka-python.md. A client is mended in two steps: it is sent to the position once more,
 and if that does not help another client takes its place.
 """
 

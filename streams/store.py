@@ -1,7 +1,7 @@
 """Checkpoints as files: parts named by their sha256, and manifests that list them.
 
 A checkpoint counts when a counted ``mark`` names its manifest. Parts lie under their branch; unchanged parts are not written
-again. Source: journal.md, rule 11.
+again. Source: docs/design/journal.md, rule 11.
 """
 
 from __future__ import annotations

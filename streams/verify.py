@@ -1,6 +1,6 @@
 """Proof that what a branch knows is what the log says: its journal is folded again and every mark is compared.
 
-Source: journal.md, rules 12 and 14.
+Source: docs/design/journal.md, rules 12 and 14.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ class Worker:
         return ends == self._doors.source.position and not self.fold.batches.waiting
 
     def step(self) -> Iterator[str]:
-        """One step, phase by phase (journal.md rule 5); nothing at all when there is nothing to do.
+        """One step, phase by phase (docs/design/journal.md, rule 5); nothing at all when there is nothing to do.
 
         1. read
         2. check, reject, confirm the dead letters

@@ -1,4 +1,4 @@
-"""The rules of house-style.md that a machine can check: each is a function from parsed files to what breaks it."""
+"""The rules of style in CONTRIBUTING.md that a machine can check: each is a function from parsed files to what breaks it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 6
 BANNED_WORDS = {"manager", "helper", "util", "common", "misc", "processor", "wrapper", "base"}
-STEP = ["read", "checked", "appended", "learned", "acknowledged", "emitted", "acted"]  # journal.md, rules 5 and 8
+STEP = ["read", "checked", "appended", "learned", "acknowledged", "emitted", "acted"]  # docs/design/journal.md, rules 5 and 8
 
 # Which file may import an outside system, or two that are told why; None where the first that needs it becomes its only door.
 DOORS: Mapping[str, str | tuple[str, ...] | None] = {
@@ -139,7 +139,7 @@ def parameters(function: Function) -> list[ast.arg]:
 
 
 def arrows_turned(module: Module) -> Iterator[str]:
-    """learners <- streams <- services (rule 1), and never by a bare folder name."""
+    """learners <- streams <- services (style 1), and never by a bare folder name."""
     allowed = ROOMS[: ROOMS.index(module.room) + 1]
     for node, name in imports(module):
         parts = name.split(".")
@@ -150,7 +150,7 @@ def arrows_turned(module: Module) -> Iterator[str]:
 
 
 def unpicklers_used(module: Module) -> Iterator[str]:
-    """Nothing is unpickled (rule 19)."""
+    """Nothing is unpickled (style 19)."""
     for node, name in imports(module):
         if name.split(".")[0] in UNPICKLERS:
             yield module.at(node, f"imports {name}")
@@ -185,14 +185,14 @@ def broad_excepts(module: Module) -> Iterator[tuple[ast.AST, str]]:
 
 
 def broad_excepts_unexplained(module: Module) -> Iterator[str]:
-    """Everything is caught only where BROAD_EXCEPTS says why (rule 14)."""
+    """Everything is caught only where BROAD_EXCEPTS says why (style 14)."""
     for node, function in broad_excepts(module):
         if (module.path, function) not in BROAD_EXCEPTS:
             yield module.at(node, f"catches everything in {function or 'the module'}")
 
 
 def environment_read(module: Module) -> Iterator[str]:
-    """Only services/config.py reads the environment (rule 20)."""
+    """Only services/config.py reads the environment (style 20)."""
     if module.path == "services/config.py":
         return
     outside = ("os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv")
@@ -212,7 +212,7 @@ def open_keywords(module: Module) -> Iterator[str]:
 
 
 def too_large(module: Module) -> Iterator[str]:
-    """Files, functions and parameter lists are small (rule 25)."""
+    """Files, functions and parameter lists are small (style 25)."""
     lines = len(module.source.splitlines())
     if lines > MAX_FILE_LINES:
         yield f"{module.path}:1 has {lines} lines"
@@ -225,7 +225,7 @@ def too_large(module: Module) -> Iterator[str]:
 
 
 def empty_names(module: Module) -> Iterator[str]:
-    """Files and classes are named for what is in them (rule 24)."""
+    """Files and classes are named for what is in them (style 24)."""
     classes = [node for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)]
     for node, name in [(module.tree, module.path.removesuffix(".py")), *((node, node.name) for node in classes)]:
         for word in words(name):
@@ -234,7 +234,7 @@ def empty_names(module: Module) -> Iterator[str]:
 
 
 def untyped(module: Module) -> Iterator[str]:
-    """Every function says the type of what it takes and gives (rule 25)."""
+    """Every function says the type of what it takes and gives (style 25)."""
     for function in functions(module.tree):
         missing = [arg.arg for arg in parameters(function) if arg.annotation is None]
         if missing or function.returns is None:
@@ -242,7 +242,7 @@ def untyped(module: Module) -> Iterator[str]:
 
 
 def clocks_and_chance(module: Module) -> Iterator[str]:
-    """A learner has no clock and no global generator: both are arguments (rule 7)."""
+    """A learner has no clock and no global generator: both are arguments (style 7)."""
     if module.room != "learners":
         return
     for node, name in imports(module):
@@ -258,7 +258,7 @@ def clocks_and_chance(module: Module) -> Iterator[str]:
 
 
 def inherited_learners(module: Module) -> Iterator[str]:
-    """Learners have no base class (rule 4); protocols stand in protocol.py, exceptions in errors.py.
+    """Learners have no base class (style 4); protocols stand in protocol.py, exceptions in errors.py.
 
     Records of keys may inherit keys: the [learner] table is flat, and 18 keys written eight times over would drift apart.
     """
@@ -280,7 +280,7 @@ def torch_outside_learners(module: Module) -> Iterator[str]:
 
 
 def labels_as_truth(module: Module) -> Iterator[str]:
-    """`is None` decides on labels, since 0, 0.0, False and () are data (rule 15)."""
+    """`is None` decides on labels, since 0, 0.0, False and () are data (style 15)."""
     for node in ast.walk(module.tree):
         asked: list[ast.expr] = []
         if isinstance(node, ast.If | ast.While | ast.IfExp | ast.Assert):
@@ -299,7 +299,7 @@ def labels_as_truth(module: Module) -> Iterator[str]:
 
 
 def mocks(module: Module) -> Iterator[str]:
-    """Fakes are public classes; our own code is never mocked (rule 27)."""
+    """Fakes are public classes; our own code is never mocked (style 27)."""
     for node, name in imports(module):
         if within(name, "unittest.mock") or within(name, "mock") or within(name, "pytest_mock"):
             yield module.at(node, f"imports {name}")
@@ -309,7 +309,7 @@ def mocks(module: Module) -> Iterator[str]:
 
 
 def doors_passed(tree: Iterable[Module]) -> Iterator[str]:
-    """Each outside system is imported by one file (rule 2)."""
+    """Each outside system is imported by one file (style 2)."""
     found = [(module, node, name) for module in tree for node, name in imports(module)]
     for system, door in DOORS.items():
         users = [(module, node) for module, node, name in found if within(name, system)]
@@ -365,13 +365,13 @@ def methods_of(module: Module, name: str) -> set[str]:
 
 
 def unexplained_targets(makefile: str) -> list[str]:
-    """Targets that people call and that carry no `##` comment (rule 28)."""
+    """Targets that people call and that carry no `##` comment (style 28)."""
     rules = re.findall(r"^([a-zA-Z][\w-]*)\s*:(?!=)(.*)$", makefile, re.MULTILINE)
     return [target for target, rest in rules if "## " not in rest]
 
 
 def other_than_make(script: str) -> list[str]:
-    """Lines of CI's script that do something themselves instead of calling a target (rule 28)."""
+    """Lines of CI's script that do something themselves instead of calling a target (style 28)."""
     harmless = re.compile(r"\s*(#.*)?$|set -euo pipefail$|cd \"\$\(dirname \"\$0\"\)/\.\.\"$|(exec )?make( [\w-]+)+$")
     return [line for line in script.splitlines() if not harmless.match(line)]
 

@@ -1,4 +1,4 @@
-"""The rules of house-style.md marked [T], over our own files; and each of them failing on a file made to break it."""
+"""The rules of style in CONTRIBUTING.md marked [T], over our own files; and each of them failing on a file made to break it."""
 
 import click
 import house_rules as house
@@ -175,7 +175,7 @@ def test_files_that_tests_share_have_names_of_their_own() -> None:
 
 
 def test_the_worker_steps_in_the_order_of_the_journal() -> None:
-    """The worker's step is the numbered list of journal.md rule 5, in that order."""
+    """The worker's step is the numbered list of docs/design/journal.md, rule 5, in that order."""
     worker = ROOT / "streams" / "worker.py"
     if not worker.exists():
         pytest.skip("streams/worker.py is not written yet")

@@ -26,7 +26,7 @@ NAMES = np.array([f"class {column:02d}" for column in range(C)], dtype=object)
 
 
 class Textbook:
-    """The papers' update of R = (G + gamma I)^-1 and W step by step; gain by Cholesky (continual-learning.md, 1.1)."""
+    """The papers' update of R = (G + gamma I)^-1 and W step by step; gain by Cholesky (docs/design/learners.md#ridge)."""
 
     def __init__(self) -> None:
         self.r = np.eye(D)  # (d, d), gamma = 1

@@ -1,6 +1,6 @@
 """Split MNIST and split CIFAR-10 as one-pass streams: two classes a task, in an order that the seed draws.
 
-Data: shared/data/README.md. CIFAR-10 is a JPEG copy there, so its figures compare methods with each other and nothing else.
+Data: as in services/data/datasets.py. CIFAR-10 is a JPEG copy there, so its figures compare methods with each other only.
 """
 
 from __future__ import annotations

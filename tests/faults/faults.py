@@ -5,7 +5,7 @@
 One line a fault and one for each thing that was seen; at the end a table of the invariants I1 to I10, with the faults that
 showed each. Exit status 1 where anything is red.
 
-Source: the invariants are those of shared/specs/platform.md, section 6.2; the faults are of 6.4.
+Source: the invariants and the faults are those of docs/reliability.md.
 """
 
 from __future__ import annotations

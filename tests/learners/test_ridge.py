@@ -187,7 +187,7 @@ def test_a_constant_feature_weighs_exactly_nothing() -> None:
 
 @pytest.mark.parametrize("by_class", [False, True])
 def test_a_condition_of_ten_million_keeps_eight_digits(by_class: bool) -> None:
-    """Near copies of features, mixed and class-ordered (the hard case of specs/continual-learning.md, 6.1)."""
+    """Near copies of features, mixed and class-ordered (the hard case of docs/design/learners.md#ridge)."""
     rng = np.random.default_rng(9)
     n = 20_000
     columns = rng.integers(0, 5, n)

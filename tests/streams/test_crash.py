@@ -1,4 +1,4 @@
-"""journal.md, test kind 1: crash before every event and between every two steps, and nothing is different afterwards."""
+"""docs/design/journal.md, test 1: crash before every event and between every two steps, and nothing is different afterwards."""
 
 from __future__ import annotations
 

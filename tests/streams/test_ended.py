@@ -1,4 +1,4 @@
-"""journal.md, test kind 3, for the end of a branch: whatever its writers do, nothing counts after it and nothing leaves."""
+"""docs/design/journal.md, test 3, for the end of a branch: whatever its writers do, nothing counts or leaves after it."""
 
 from __future__ import annotations
 

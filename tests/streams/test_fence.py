@@ -1,4 +1,4 @@
-"""journal.md, test kind 3: seeded schedules of several writers with delays, lost acknowledgements, crashes and zombies."""
+"""docs/design/journal.md, test 3: seeded schedules of writers with delays, lost acknowledgements, crashes and zombies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""journal.md, test kind 2, on Kafka: real kill -9 of the worker and of the broker, and a writer frozen and replaced."""
+"""docs/design/journal.md, test 2, on Kafka: real kill -9 of the worker and of the broker, and a writer frozen and replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""journal.md, test kind 2, on SQLite: real processes, real kill -9, and a fresh process that folds what survived."""
+"""docs/design/journal.md, test 2, on SQLite: real processes, real kill -9, and a fresh process that folds what survived."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""journal.md, test kind 4: recorded streams and their final hashes; a change that folds them differently must say so.
+"""docs/design/journal.md, test 4: recorded streams and their final hashes; a change that folds them differently must say so.
 
 Features are small integers and weights 1 or 4 (rows are scaled by their root), so that every sum is exact and the hashes are
 the same on any processor. To record a new
