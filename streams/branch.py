@@ -17,7 +17,7 @@ from millrace.streams.contents import Contents
 from millrace.streams.drifting import Drift
 from millrace.streams.entries import Act, Entry, Fork, Mark, Step
 from millrace.streams.exclusion_reader import Excluding, Reader
-from millrace.streams.fold import Fold, is_truth
+from millrace.streams.fold import Fold, Owner, Stages, is_truth
 from millrace.streams.held_out import HeldOut, HeldOutConfig
 from millrace.streams.journal import Cursor, Summary, Writer
 from millrace.streams.labels import LabelJoin, LabelRules
@@ -92,16 +92,19 @@ class Recipe:
                 f"Branch {fork.branch} was learned by revision {fork.learner_revision} of {fork.learner}; this release has "
                 f"revision {learner.revision}, which would learn the same rows differently. Use the release that wrote it."
             )
-        fold = Fold(self.schema, MicroBatches(self.batch_rows, self.batch_wait_ms), self.make_learner, fork.positions)
-        fold.branch, fold.answers_of = fork.branch, merging_branch(fork.branch)
-        if self.drift is not None:
-            fold.drift = Drift(self.drift, self.seed)
-            fold.window = Window(self.drift.relearn_rows) if self.drift.act == "relearn" else None
-        if self.held_out is not None:
-            fold.held_out = HeldOut(self.held_out, self.seed)
-        if self.labels is not None:
-            fold.labels = LabelJoin(self.labels, self.schema.label, sha256(self.schema.declared))
-        return fold
+        owner = Owner(fork.branch, merging_branch(fork.branch))
+        return Fold(self.schema, self.make_learner, self.stages(), fork.positions, owner)
+
+    def stages(self) -> Stages:
+        """New ones, that no row has passed."""
+        drift, label = self.drift, self.schema.label
+        return Stages(
+            MicroBatches(self.batch_rows, self.batch_wait_ms),
+            None if self.labels is None else LabelJoin(self.labels, label, sha256(self.schema.declared)),
+            None if drift is None else Drift(drift, self.seed),
+            Window(drift.relearn_rows) if drift is not None and drift.act == "relearn" else None,
+            None if self.held_out is None else HeldOut(self.held_out, self.seed),
+        )
 
     def new_fork(self, branch: str, source: Source) -> Fork:
         """The first entry of a branch that reads everything the log has."""

@@ -7,7 +7,9 @@ in the step and only applied here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -48,25 +50,45 @@ class Counts(msgspec.Struct):
     rejected: int = 0
 
 
-class Fold:
-    """The state of one branch."""
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What rows pass on their way to the learner, each new and the fold's own; those that are None are left out."""
 
-    def __init__(self, schema: Schema, batches: MicroBatches, make_learner: Callable[[], Learner], position: Position) -> None:
-        self._schema = schema
-        self.make_learner = make_learner
-        self.features = Features(schema)
-        self.batches = batches
+    batches: MicroBatches
+    labels: LabelJoin | None = None  # None: labels come in the rows alone
+    drift: Drift | None = None  # None: nothing is watched
+    window: Window | None = None  # None: no alarm leads to ``relearn``
+    held_out: HeldOut | None = None  # None: every labelled row is learned
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose state a fold is."""
+
+    branch: str
+    answers_of: str  # whose answers are its own: the branch's, or those of what its shard is merged into
+
+
+class Fold:
+    """The state of one branch. What it is made of is given when it is made; from then on only its own methods change it."""
+
+    def __init__(
+        self, schema: Schema, make_learner: Callable[[], Learner], stages: Stages, position: Position, owner: Owner
+    ) -> None:
+        self.make_learner: Final = make_learner
+        self.features: Final = Features(schema)
+        self.batches: Final = stages.batches
+        self.labels: Final = stages.labels
+        self.drift: Final = stages.drift
+        self.window: Final = stages.window
+        self.held_out: Final = stages.held_out
+        self.branch: Final = owner.branch
+        self.answers_of: Final = owner.answers_of
         self.learner = make_learner()
         classify = schema.label.task == "classify"
         self.scores = PrequentialClasses(self.learner.probabilities) if classify else PrequentialValues()
         self.served_scores = PrequentialClasses(self.learner.probabilities) if classify else PrequentialValues()  # as answered
-        self.labels: LabelJoin | None = None  # None: labels come in the rows alone
         self.conflicts: list[tuple[str, Event]] = []  # labels of the newest step that contradict another
-        self.drift: Drift | None = None  # None: nothing is watched
-        self.window: Window | None = None  # None: no alarm leads to ``relearn``
-        self.held_out: HeldOut | None = None  # None: every labelled row is learned
-        self.branch = ""  # whose state this is
-        self.answers_of = ""  # whose answers are its own: the branch's, or those of what its shard is merged into
         self._scored: list[tuple[tuple[str, ...], Floats, Array]] = []  # batches of this step that ``scores`` has not counted
         self._given: list[float] = []  # of the rows in ``batches``: the loss as served; NaN where the own answer is scored
         self.included: dict[str, list[int]] = {}  # exclusions that acts have ended: places in a fork's list, by branch

@@ -17,7 +17,7 @@ import numpy as np
 from millrace.learners.ridge import Ridge, RidgeConfig
 from millrace.streams.codec import Codec, Refused, Rows
 from millrace.streams.entries import Step
-from millrace.streams.fold import Fold
+from millrace.streams.fold import Fold, Owner, Stages
 from millrace.streams.host import this_host, use_threads
 from millrace.streams.labels import LabelJoin, LabelRules
 from millrace.streams.microbatch import MicroBatches
@@ -42,9 +42,8 @@ def schema_of(width: int) -> Schema:
 def fold_of(schema: Schema, late: bool) -> Fold:
     """A ridge that has seen nothing."""
     learner = Ridge(RidgeConfig(solve_rows=1024), schema.width, 0)
-    fold = Fold(schema, MicroBatches(256, 1000), lambda: learner, {})
-    fold.labels = LabelJoin(LabelRules(), schema.label, sha256(schema.declared)) if late else None
-    return fold
+    join = LabelJoin(LabelRules(), schema.label, sha256(schema.declared)) if late else None
+    return Fold(schema, lambda: learner, Stages(MicroBatches(256, 1000), join), {}, Owner("main", "main"))
 
 
 def numbers(width: int) -> list[list[float]]:

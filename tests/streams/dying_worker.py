@@ -10,19 +10,12 @@ import signal
 import sys
 from pathlib import Path
 
+from lossy import WithoutRemainder
+
 from millrace.services.config import load_pipeline
 from millrace.services.instance import Instance
 from millrace.streams.host import this_host, use_threads
 from millrace.streams.worker import Opening, Worker
-
-
-class WithoutRemainder(Worker):
-    """Broken: its checkpoints forget the rows that wait for their batch."""
-
-    def _begin_snapshot(self, version: bool) -> None:
-        whole, self.fold.parts = self.fold.parts, lambda: whole() | {"batches": {"deadline_ms": 0}}
-        super()._begin_snapshot(version)
-        self.fold.parts = whole
 
 
 def main(pipeline: str, home: str, phases: int, kind: type[Worker]) -> None:

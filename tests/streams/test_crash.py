@@ -7,6 +7,7 @@ import json
 
 import pytest
 from branches import SMALL, Rooms, dies, everything, make_events, recipe, run_to_end
+from lossy import WithoutRemainder
 
 from millrace.streams.branch import refold, restore
 from millrace.streams.entries import Step
@@ -40,15 +41,6 @@ class Forgetful(Worker):
 
     def _fold_on(self, seq: int) -> None:
         pass
-
-
-class WithoutRemainder(Worker):
-    """Broken: its checkpoints forget the rows that wait for their batch."""
-
-    def _begin_snapshot(self, version: bool) -> None:
-        whole, self.fold.parts = self.fold.parts, lambda: whole() | {"batches": {"deadline_ms": 0}}
-        super()._begin_snapshot(version)
-        self.fold.parts = whole
 
 
 def outputs(rooms: Rooms) -> dict[int, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import msgspec
 import pytest
 from branches import HOST, SMALL, SteppedWall, everything, mark_at_once
 from forked import Forked, forked
@@ -118,11 +119,12 @@ def test_a_fork_of_the_branch_has_exclusions_of_its_own():
     """The parent's act says nothing about them, though it is in the state that the fork begins with."""
     there = forked()
     worker = finish(Heeding(there, told()), there.parent.items[-1].offset + 1)
-    worker.fold.branch = "another"
-    reader = there.how.reader_of(there.fork())
-    assert in_force(reader, worker.fold) is reader
-    worker.fold.branch = "mended"
-    assert in_force(reader, worker.fold) is there.how.reader
+    reader, fork = there.how.reader_of(there.fork()), there.fork()
+    another, same = there.how.fold(msgspec.structs.replace(fork, branch="another")), there.how.fold(fork)
+    for fold in (another, same):
+        fold.load(worker.fold.parts())
+    assert in_force(reader, another) is reader
+    assert in_force(reader, same) is there.how.reader
 
 
 def test_a_ledger_that_cannot_be_read_ends_no_exclusion(caplog):

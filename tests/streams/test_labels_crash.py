@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from branches import SMALL, Rooms, dies, everything, run_to_end
 from late import late_recipe, make_late_events
+from lossy import LossyWorker
 from test_crash import DyingStore
 
 from millrace.streams.branch import refold
@@ -22,32 +23,24 @@ ROWS = 60
 EVENTS = make_late_events(ROWS, seed=3)
 
 
-class WithoutJoin(Worker):
+class WithoutJoin(LossyWorker):
     """Broken: its checkpoints forget who waits."""
 
-    def _begin_snapshot(self, version: bool) -> None:
-        whole, self.fold.parts = self.fold.parts, lambda: _emptied(whole())
-        super()._begin_snapshot(version)
-        self.fold.parts = whole
+    @staticmethod
+    def lose(parts):
+        """All but them."""
+        kept = {name: value for name, value in parts["join"].items() if name != "x"}
+        return parts | {"join": kept | {"pending": []}}
 
 
-def _emptied(parts):
-    kept = {name: value for name, value in parts["join"].items() if name != "x"}
-    return parts | {"join": kept | {"pending": []}}
-
-
-class WithoutIdentities(Worker):
+class WithoutIdentities(LossyWorker):
     """Broken: its checkpoints forget who was settled."""
 
-    def _begin_snapshot(self, version: bool) -> None:
-        whole, self.fold.parts = self.fold.parts, lambda: _forgotten(whole())
-        super()._begin_snapshot(version)
-        self.fold.parts = whole
-
-
-def _forgotten(parts):
-    nobody = {"known_open": np.zeros((3, 0), dtype=np.int64), "known_closed": []}
-    return parts | {"join": parts["join"] | nobody}
+    @staticmethod
+    def lose(parts):
+        """All but them."""
+        nobody = {"known_open": np.zeros((3, 0), dtype=np.int64), "known_closed": []}
+        return parts | {"join": parts["join"] | nobody}
 
 
 def survive(rooms: Rooms, kind: type[Worker] = Worker) -> Worker:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from branches import HOST, SMALL, Rooms, SteppedWall, dies, everything, mark_at_once, run_to_end
 from late import late_recipe
+from lossy import LossyWorker
 from test_drifting import FLIP, ROWS, STEPS, alarms, entries, flipped, rooms, watching, worker_in
 
 from millrace.learners.detectors import DriftConfig
@@ -17,13 +17,14 @@ from millrace.learners.errors import LearnerError
 from millrace.learners.protocol import Batch
 from millrace.learners.ridge import Ridge, RidgeConfig
 from millrace.streams.branch import refold
-from millrace.streams.entries import Act, Mark
+from millrace.streams.entries import Act, Mark, decode_entry
 from millrace.streams.host import this_host
 from millrace.streams.journal import Cursor, counted, summarise
 from millrace.streams.records import Event
 from millrace.streams.served import LateLabel, Prediction, encode, encode_row
 from millrace.streams.source import CrashError
 from millrace.streams.store import read_manifest
+from millrace.streams.stream import ListStream, Stored
 from millrace.streams.verify import verify
 from millrace.streams.worker import Opening, Worker
 
@@ -126,27 +127,24 @@ def test_a_crash_in_every_phase_about_the_act_changes_no_byte(act: str) -> None:
         assert everything(worker) == expected, f"after phase {count}, the act is in phase {at}"
 
 
-class DiesActing(Worker):
-    """A worker whose process dies when its act is in the journal and nothing of it is done."""
+class DiesActing(ListStream):
+    """A journal whose process dies when its act is there and nothing of it is done."""
 
-    def step(self) -> Iterator[str]:
-        whole = self.fold.act
-
-        def die(act: Act) -> None:
-            self.fold.act = whole
+    def send(self, value: bytes) -> Stored:
+        """Append; die after an act."""
+        stored = super().send(value)
+        if isinstance(decode_entry(value, "the journal"), Act):
             raise CrashError
-
-        self.fold.act = die
-        yield from super().step()
+        return stored
 
 
 @pytest.mark.parametrize("act", ["relearn", "raise-rate"])
 def test_a_crash_between_the_journal_and_the_act_changes_no_byte(act: str) -> None:
     """The act counts once it is journaled, and is done by whoever comes next."""
     _, expected = acted_at(act)
-    found = rooms()
+    found = replace(rooms(), journal=DiesActing())
     with pytest.raises(CrashError):
-        run_to_end(found.worker(DiesActing, STEPS, watching(act)), ROWS)
+        run_to_end(worker_in(found, act), ROWS)
     assert len(entries(found, Act)) == 1
     worker = worker_in(found, act)
     run_to_end(worker, ROWS)
@@ -195,14 +193,13 @@ def test_an_unchanged_segment_is_one_blob_of_many_checkpoints() -> None:
     assert len(shared) >= 3 and older["window"] != newer["window"]
 
 
-class WithoutWindow(Worker):
+class WithoutWindow(LossyWorker):
     """Broken: its checkpoints forget the rows to be learned again."""
 
-    def _begin_snapshot(self, version: bool) -> None:
-        whole = self.fold.parts
-        self.fold.parts = lambda: {name: part for name, part in whole().items() if not name.startswith("window")}
-        super()._begin_snapshot(version)
-        self.fold.parts = whole
+    @staticmethod
+    def lose(parts):
+        """All but them."""
+        return {name: part for name, part in parts.items() if not name.startswith("window")}
 
 
 def test_a_worker_whose_checkpoints_lose_the_window_is_caught() -> None:
