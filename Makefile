@@ -25,7 +25,7 @@ SYNC := $(UV) pip sync --quiet --require-hashes --compile-bytecode --python
 RESOLVE := $(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command 'make lock' --python-version 3.11
 TEST := .venv-test/bin
-SHARED := PYTHONPATH=tests/services:tests/streams # what tests and benchmarks share
+SHARED := PYTHONPATH=tests/services/support:tests/streams/support # what tests and benchmarks share
 MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.6.0:copy-dependencies
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 ROOMS := learners streams services
@@ -38,7 +38,7 @@ help:  ## print this list
 setup: .venv/.ready  ## make the environment that `make run` needs (.venv, editable)
 
 run: .venv/.serve $(if $(DATA),.venv/.parquet) $(if $(LOG),.venv/.kafka $(if $(KAFKA_HOME),,.kafka/.ready))  ## watch a model learn and answer, be killed, resume and prove it (DATA=name for another stream, LOG=kafka)
-	.venv/bin/python -m millrace.services.story $(if $(DATA),--data $(DATA)) $(if $(LOG),--kafka $(JARS))
+	.venv/bin/python -m millrace.services.demo.story $(if $(DATA),--data $(DATA)) $(if $(LOG),--kafka $(JARS))
 
 up: .venv/.serve  ## learn and answer over HTTP and gRPC until Ctrl-C (PIPELINE=file.toml)
 	.venv/bin/millrace up $(PIPELINE)
@@ -54,7 +54,7 @@ test-fast: .venv-test/.installed  ## the unit tests alone
 
 faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, then every fault on a real broker with what was seen of each invariant
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -m faults tests
-	PYTHONPATH=tests/faults:tests/services:tests/streams $(TEST)/python tests/faults/faults.py
+	PYTHONPATH=tests/faults:tests/services/support:tests/streams/support:tests/services/serving $(TEST)/python tests/faults/faults.py
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
 	$(TEST)/ruff check $(ROOMS) tests
@@ -68,7 +68,7 @@ format: .venv-test/.ready  ## let ruff lay out the code and mend what it can
 clients: .venv-clients/.ready $(if $(shell command -v go),.tools/bin/grpcurl)  ## make what the tests call us with: other people's clients
 
 kafka: .venv/.kafka $(if $(KAFKA_HOME),,.kafka/.ready)  ## run a Kafka broker of one's own until Ctrl-C (KAFKA_HOME=folder of one that is there)
-	.venv/bin/python -m millrace.services.broker --jars $(JARS)
+	.venv/bin/python -m millrace.services.demo.broker --jars $(JARS)
 
 bench-ridge: .venv-test/.installed  ## ridge against the machine's own dsyrk and the textbook recursion
 	$(TEST)/python tests/bench/bench_ridge.py
@@ -92,11 +92,11 @@ bench-rollback: .venv-test/.installed  ## from the rollback command to the last 
 	$(SHARED) $(TEST)/python tests/bench/bench_rollback.py
 
 # The folder is the package to protoc too, so that the files import each other by the name they have once installed.
-proto: .venv-test/.ready  ## make the message classes from services/*.proto
+proto: .venv-test/.ready  ## make the message classes from services/protocol/*.proto
 	rm -rf build/proto && mkdir -p build/proto
-	$(TEST)/python -m grpc_tools.protoc -Imillrace/services=services --python_out=build/proto --pyi_out=build/proto \
-		$(addprefix millrace/,$(wildcard services/*.proto))
-	mv build/proto/millrace/services/* services/
+	$(TEST)/python -m grpc_tools.protoc -Imillrace/services/protocol=services/protocol --python_out=build/proto --pyi_out=build/proto \
+		$(addprefix millrace/,$(wildcard services/protocol/*.proto))
+	mv build/proto/millrace/services/protocol/* services/protocol/
 
 bench-drift: .venv-test/.installed  ## false alarms against their budgets, detection delays, cost of a row beside bare river
 	$(TEST)/python tests/bench/bench_drift.py
@@ -107,7 +107,7 @@ bench-analytic: .venv-test/.installed  ## the analytic family on imbalanced digi
 bench-continual: .venv-test/.installed $(if $(MAMMOTH),.venv-continual/.ready)  ## every learner on split MNIST and CIFAR-10; goes on where it was stopped (QUICK=1; MAMMOTH=clone of aimagelab/mammoth)
 	$(TEST)/python tests/bench/bench_continual.py $(if $(QUICK),--quick) $(if $(MAMMOTH),--mammoth $(MAMMOTH))
 
-calibrate: .venv-test/.installed  ## measure the table of learners/calibration.py anew (half an hour)
+calibrate: .venv-test/.installed  ## measure the table of learners/drift/calibration.py anew (half an hour)
 	$(TEST)/python tests/bench/calibrate_drift.py
 
 lock: $(UV)  ## resolve the requirements anew

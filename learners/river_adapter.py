@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from millrace.learners.errors import BadInputError, LearnerError
-from millrace.learners.linear import finite
+from millrace.learners.linear.servable import finite
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
 
 MODELS: dict[str, Literal["one", "all", "number"]] = {  # what a model tells: one class from the rest, all classes, a number

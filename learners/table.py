@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from millrace.learners.aef_ocl import AefOclConfig, aef_ocl
-from millrace.learners.air import AirConfig, air
-from millrace.learners.derpp import Derpp, DerppConfig
-from millrace.learners.er import Er, ErConfig
-from millrace.learners.er_ace import ErAce, ErAceConfig
+from millrace.learners.analytic.aef_ocl import AefOclConfig, aef_ocl
+from millrace.learners.analytic.air import AirConfig, air
+from millrace.learners.analytic.exact import merge_disjoint
+from millrace.learners.analytic.ncm import NcmConfig, ncm
+from millrace.learners.analytic.ridge import Ridge, RidgeConfig
+from millrace.learners.analytic.slda import SldaConfig, slda
 from millrace.learners.errors import MillraceError
-from millrace.learners.exact import merge_disjoint
-from millrace.learners.hpcr import Hpcr, HpcrConfig
-from millrace.learners.linear import LinearServable, to_onnx
-from millrace.learners.ncm import NcmConfig, ncm
-from millrace.learners.onpro import Onpro, OnproConfig
-from millrace.learners.pcr import Pcr, PcrConfig
-from millrace.learners.pec import Pec, PecConfig
+from millrace.learners.linear.servable import LinearServable, to_onnx
+from millrace.learners.linear.softmax import Softmax, SoftmaxConfig
 from millrace.learners.protocol import Learner, Servable, Value
-from millrace.learners.ridge import Ridge, RidgeConfig
+from millrace.learners.replay.derpp import Derpp, DerppConfig
+from millrace.learners.replay.er import Er, ErConfig
+from millrace.learners.replay.er_ace import ErAce, ErAceConfig
+from millrace.learners.replay.hpcr import Hpcr, HpcrConfig
+from millrace.learners.replay.onpro import Onpro, OnproConfig
+from millrace.learners.replay.pcr import Pcr, PcrConfig
+from millrace.learners.replay.pec import Pec, PecConfig
+from millrace.learners.replay.uer import Uer, UerConfig
 from millrace.learners.river_adapter import River, RiverConfig, RiverServable
-from millrace.learners.slda import SldaConfig, slda
-from millrace.learners.softmax import Softmax, SoftmaxConfig
-from millrace.learners.uer import Uer, UerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +64,19 @@ def _network(config: type[Any], method: Callable[[Any], Any]) -> Algorithm:
     """An algorithm of the replay family: what it adds to the machinery they share."""
 
     def learner(config: Any, d: int, seed: int) -> Learner:
-        made: Learner = _imported("millrace.learners.replay", "torch").Replay(method(config), config, d, seed)
+        made: Learner = _imported("millrace.learners.replay.learner", "torch").Replay(method(config), config, d, seed)
         return made
 
     return Algorithm(config, learner, _network_servable, _network_onnx, 1e-4, "torch", ("raise_rate",))
 
 
 def _network_servable(arrays: dict[str, Value]) -> Servable:
-    made: Servable = _imported("millrace.learners.network_servable", "torch").NetworkServable.from_arrays(arrays)
+    made: Servable = _imported("millrace.learners.replay.servable", "torch").NetworkServable.from_arrays(arrays)
     return made
 
 
 def _network_onnx(servable: Any) -> bytes:
-    written: bytes = _imported("millrace.learners.network_onnx", "torch").to_onnx(servable)
+    written: bytes = _imported("millrace.learners.replay.onnx", "torch").to_onnx(servable)
     return written
 
 

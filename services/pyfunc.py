@@ -16,9 +16,9 @@ import numpy as np
 
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
-from millrace.services.bundle import Bundle
-from millrace.services.export import opened
-from millrace.services.tensors import PACKED, Tensor, binary_texts, question
+from millrace.services.pipeline.bundle import Bundle
+from millrace.services.protocol.tensors import PACKED, Tensor, binary_texts, question
+from millrace.services.registry.export import opened
 from millrace.streams.schema import Field, Schema
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from millrace.learners.errors import StorageError
-from millrace.services.broker import Broker
+from millrace.services.demo.broker import Broker
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

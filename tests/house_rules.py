@@ -20,17 +20,17 @@ STEP = ["read", "checked", "appended", "learned", "acknowledged", "emitted", "ac
 
 # Which file may import an outside system, or two that are told why; None where the first that needs it becomes its only door.
 DOORS: Mapping[str, str | tuple[str, ...] | None] = {
-    "apsw": "streams/sqlite.py",
-    "sqlite3": "streams/sqlite.py",
-    "fastavro": "streams/avro.py",
-    "grpc": "services/grpc.py",
-    "kafka": ("streams/kafka.py", "streams/kafka_reader.py"),  # what is asked and appended, and what is read
-    "mlflow": "services/tracking.py",
-    "PIL": "streams/images.py",
-    "onnxruntime": "streams/backbone.py",
-    "pyarrow": "streams/arrow.py",
-    "ray.serve": "services/predictor.py",
-    "river": ("learners/drift.py", "learners/river_adapter.py"),  # its detectors, and its models
+    "apsw": "streams/sqlite/database.py",
+    "sqlite3": "streams/sqlite/database.py",
+    "fastavro": "streams/formats/avro.py",
+    "grpc": "services/endpoint/grpc.py",
+    "kafka": ("streams/kafka/client.py", "streams/kafka/reader.py"),  # what is asked and appended, and what is read
+    "mlflow": "services/registry/mlflow.py",
+    "PIL": "streams/formats/images.py",
+    "onnxruntime": "streams/features/backbone.py",
+    "pyarrow": "streams/formats/arrow.py",
+    "ray.serve": "services/serving/replica.py",
+    "river": ("learners/drift/detectors.py", "learners/river_adapter.py"),  # its detectors, and its models
     "vllm": None,
 }
 UNPICKLERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -41,16 +41,16 @@ LABELS = {"y", "label", "labels"}
 
 # Where catching everything is right: (file, function) -> why. The only way to catch everything anywhere else is here.
 BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
-    ("streams/sqlite.py", "transaction"): "whatever happened is rolled back and raised again",
-    ("learners/drift.py", "_set"): "a Rust panic has no class that can be imported; all else goes on",
-    ("services/http.py", "HttpApp.__call__"): "a request that fails unforeseen gets its 500 and harms no other",
-    ("services/http.py", "HttpApp._infer"): "every failed request is counted, and its error raised again",
-    ("services/grpc.py", "GrpcApp.answer"): "a call that fails unforeseen gets its INTERNAL and harms no other",
+    ("streams/sqlite/database.py", "transaction"): "whatever happened is rolled back and raised again",
+    ("learners/drift/detectors.py", "_set"): "a Rust panic has no class that can be imported; all else goes on",
+    ("services/endpoint/http.py", "HttpApp.__call__"): "a request that fails unforeseen gets its 500 and harms no other",
+    ("services/endpoint/http.py", "HttpApp._infer"): "every failed request is counted, and its error raised again",
+    ("services/endpoint/grpc.py", "GrpcApp.answer"): "a call that fails unforeseen gets its INTERNAL and harms no other",
     (
-        "streams/kafka_reader.py",
+        "streams/kafka/reader.py",
         "Reader._failing",
     ): "decompressors and a parser raise what they like; the reader is given up",
-    ("services/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
+    ("services/endpoint/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -192,8 +192,8 @@ def broad_excepts_unexplained(module: Module) -> Iterator[str]:
 
 
 def environment_read(module: Module) -> Iterator[str]:
-    """Only services/config.py reads the environment (style 20)."""
-    if module.path == "services/config.py":
+    """Only services/config/config.py reads the environment (style 20)."""
+    if module.path == "services/config/config.py":
         return
     outside = ("os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv")
     for node, name in imports(module):
@@ -265,7 +265,7 @@ def inherited_learners(module: Module) -> Iterator[str]:
     if module.room != "learners" or module.path == "learners/errors.py":
         return
     allowed = {"NetworkConfig", "ReplayConfig"}
-    if module.path in ("learners/protocol.py", "learners/replay.py"):  # what a learner is; what one adds to the replay family
+    if module.path in ("learners/protocol.py", "learners/replay/learner.py"):  # what a learner is; what replay adds
         allowed = {"Protocol"}
     for node in ast.walk(module.tree):
         bases = [ast.unparse(kind) for kind in getattr(node, "bases", [])]

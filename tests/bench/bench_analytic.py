@@ -21,9 +21,9 @@ import numpy as np
 from results import compared, machine, say
 from threadpoolctl import threadpool_limits
 
-from millrace.learners.linear import expanded
+from millrace.learners.analytic.ridge import Ridge
+from millrace.learners.linear.servable import expanded
 from millrace.learners.protocol import Array, Batch, Floats
-from millrace.learners.ridge import Ridge
 from millrace.learners.table import LEARNERS
 
 KINDS = ("aef-ocl", "air", "slda", "ncm")

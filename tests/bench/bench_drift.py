@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from river import drift as river
 
-from millrace.learners.detectors import Detectors, DriftConfig
+from millrace.learners.drift.alarms import Detectors, DriftConfig
 from millrace.learners.protocol import Array, Floats
 
 BUDGETS = (2_000, 20_000, 200_000)  # rows

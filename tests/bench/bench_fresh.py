@@ -21,16 +21,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from endpoint import served
 from results import compared, machine, say
+from served_pipeline import served
 
-from millrace.services.broker import JARS, running, tables
-from millrace.services.config import load_pipeline
-from millrace.services.instance import Instance
-from millrace.streams.host import use_threads
+from millrace.services.config.config import load_pipeline
+from millrace.services.demo.broker import JARS, running, tables
+from millrace.services.pipeline.instance import Instance
+from millrace.streams.branch.host import use_threads
 from millrace.streams.records import Record
 from millrace.streams.source import Log
-from millrace.streams.sqlite_log import SqliteLog
+from millrace.streams.sqlite.log import SqliteLog
 
 HERE = Path(__file__).resolve().parent
 D, RATE = 1000, 1000  # rows/s

@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from millrace.learners.ridge import Ridge, RidgeConfig
-from millrace.streams.codec import Codec, Refused, Rows
-from millrace.streams.entries import Step
-from millrace.streams.fold import Fold, Owner, Stages
-from millrace.streams.host import this_host, use_threads
-from millrace.streams.labels import LabelJoin, LabelRules
-from millrace.streams.microbatch import MicroBatches
+from millrace.learners.analytic.ridge import Ridge, RidgeConfig
+from millrace.streams.branch.host import this_host, use_threads
+from millrace.streams.formats.json_rows import Codec, Refused, Rows
+from millrace.streams.journal.entries import Step
+from millrace.streams.labels.join import LabelJoin, LabelRules
+from millrace.streams.labels.served import LateLabel, Prediction, Served, ServedCodec, encode, encode_row
 from millrace.streams.parts import sha256
 from millrace.streams.records import Event
 from millrace.streams.schema import Field, Label, Schema
-from millrace.streams.served import LateLabel, Prediction, Served, ServedCodec, encode, encode_row
+from millrace.streams.state.fold import Fold, Owner, Stages
+from millrace.streams.state.microbatch import MicroBatches
 
 STEP_ROWS = 4096
 DELAY_ROWS = 4000  # after so many others comes a row's label

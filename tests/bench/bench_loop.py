@@ -21,18 +21,18 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from millrace.learners.ridge import Ridge, RidgeConfig
-from millrace.streams.arrow import stream_bytes
-from millrace.streams.branch import Doors, Recipe
-from millrace.streams.contents import Contents
-from millrace.streams.host import this_host, use_threads
+from millrace.learners.analytic.ridge import Ridge, RidgeConfig
+from millrace.streams.branch.branch import Doors, Recipe
+from millrace.streams.branch.host import this_host, use_threads
+from millrace.streams.formats.arrow import stream_bytes
+from millrace.streams.formats.contents import Contents
+from millrace.streams.journal.store import FolderStore
 from millrace.streams.records import Record
 from millrace.streams.schema import Field, Label, Schema
-from millrace.streams.sqlite_log import SqliteLog, SqliteSource
-from millrace.streams.sqlite_stream import SqliteStream
-from millrace.streams.store import FolderStore
+from millrace.streams.sqlite.log import SqliteLog, SqliteSource
+from millrace.streams.sqlite.stream import SqliteStream
 from millrace.streams.stream import Stored
-from millrace.streams.worker import Opening, Worker, WorkerConfig
+from millrace.streams.worker.worker import Opening, Worker, WorkerConfig
 
 D = 64
 STEP_ROWS = 4096

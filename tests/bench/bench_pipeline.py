@@ -22,15 +22,15 @@ import pyarrow as pa
 from kafka import KafkaConsumer, TopicPartition
 from results import Pairs, compared, machine, say
 
-from millrace.services.broker import JARS, Broker, running, tables
-from millrace.services.config import load_pipeline
-from millrace.services.instance import Instance
-from millrace.services.running import opening_of
-from millrace.streams.arrow import stream_bytes
-from millrace.streams.host import use_threads
+from millrace.services.config.config import load_pipeline
+from millrace.services.demo.broker import JARS, Broker, running, tables
+from millrace.services.pipeline.instance import Instance
+from millrace.services.training.run import opening_of
+from millrace.streams.branch.host import use_threads
+from millrace.streams.formats.arrow import stream_bytes
+from millrace.streams.labels.served import LateLabel, Prediction, ServedCodec, encode, encode_row
 from millrace.streams.records import Record
-from millrace.streams.served import LateLabel, Prediction, ServedCodec, encode, encode_row
-from millrace.streams.worker import Worker
+from millrace.streams.worker.worker import Worker
 
 D = 64
 CLASSES = tuple(map(str, range(10)))

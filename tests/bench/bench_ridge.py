@@ -17,8 +17,8 @@ import numpy as np
 from scipy.linalg import blas, lapack
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.protocol import Array, Batch, Floats
-from millrace.learners.ridge import Ridge, RidgeConfig
 
 D, C, BLOCK, SMALL = 1000, 100, 256, 10
 NEVER = 10**12  # solve_rows that no run reaches

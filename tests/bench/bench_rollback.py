@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
-from endpoint import Load, Up, load, served, until
+from pipelines import PIPELINE, json_lines, millrace, pipeline_in
 from results import compared, machine, say
-from rooms import PIPELINE, json_lines, millrace, pipeline_in
+from served_pipeline import Load, Up, load, served, until
 
-from millrace.services.follower import LOOK_S
+from millrace.services.serving.follower import LOOK_S
 
 AIM_S = 1.0
 ROW = "pragma synchronous=full; insert into decisions values (1)"

@@ -19,12 +19,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-from endpoint import Up, free_port, is_ready, served, until
+from pipelines import MILLRACE, clean_environment, millrace
 from results import compared, machine, say
-from rooms import MILLRACE, clean_environment, millrace
+from served_pipeline import Up, free_port, is_ready, served, until
 
-from millrace.services.broker import JARS, tables
-from millrace.services.broker import running as running_broker
+from millrace.services.demo.broker import JARS, tables
+from millrace.services.demo.broker import running as running_broker
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parents[1] / ".venv-peers" / "bin" / "python"

@@ -1,4 +1,4 @@
-"""How often each detector alarms on stationary Bernoulli losses, by threshold: the table of learners/calibration.py.
+"""How often each detector alarms on stationary Bernoulli losses, by threshold: the table of learners/drift/calibration.py.
 
 python tests/bench/calibrate_drift.py [--kinds adwin,kswin] [--seed 1]
 
@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 from scipy import stats
 
-from millrace.learners.drift import SENSORS
+from millrace.learners.drift.detectors import SENSORS
 
 ERROR_RATES = (0.02, 0.1, 0.3, 0.5, 0.8)
 STREAM_ROWS = (1024, 100_000)

@@ -14,11 +14,11 @@ from continual_streams import SplitStream, stream_named
 from torch import Tensor, nn
 from torch.nn import functional
 
-BORDER = 8  # as in learners/augmentation.py
+BORDER = 8  # as in learners/replay/augmentation.py
 
 
 class Network(nn.Module):
-    """The mlp or the convnet of learners/networks.py, begun as PyTorch begins layers, with a head of ten classes."""
+    """The mlp or the convnet of learners/replay/networks.py, begun as PyTorch begins layers, with a head of ten classes."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from continual_streams import SplitStream, cifar_features, stream_named
 
-from millrace.learners import continual_metrics as metrics
+from millrace.learners.evaluation import continual as metrics
 from millrace.learners.protocol import Batch, Floats, Learner
 from millrace.learners.table import LEARNERS
 from millrace.streams.parts import pack

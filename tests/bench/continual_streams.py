@@ -78,7 +78,7 @@ def _features(
     data: Path, blob: NDArray[np.uint8], offsets: NDArray[np.int64], chosen: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Of JPEG files, (n, 256)."""
-    from millrace.streams.backbone import backbone
+    from millrace.streams.features.backbone import backbone
     from millrace.streams.schema import Field
 
     path = str(data / "vision_backbones" / BACKBONE)

@@ -7,7 +7,7 @@ import os
 import statistics
 from collections.abc import Sequence
 
-from millrace.streams.host import this_host
+from millrace.streams.branch.host import this_host
 
 Pairs = Sequence[tuple[float, float]]  # ours and the peer's, measured one after the other
 

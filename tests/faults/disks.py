@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rooms import fill, small_disk
+from pipelines import fill, small_disk
 from scene import Ground, Scene, Told, patiently, until
 
 from millrace.learners.errors import StorageError
-from millrace.services.broker import Broker
-from millrace.services.config import load_pipeline
-from millrace.services.instance import Instance
+from millrace.services.config.config import load_pipeline
+from millrace.services.demo.broker import Broker
+from millrace.services.pipeline.instance import Instance
 
 
 def fill_up(ground: Ground, scene: Scene) -> Told:

@@ -29,7 +29,7 @@ from fault_proxy import proxy
 from scene import Ground, Scene, Told
 
 from millrace.learners.errors import MillraceError
-from millrace.services.broker import Broker
+from millrace.services.demo.broker import Broker
 
 ROOT = Path(__file__).resolve().parents[2]
 INVARIANTS = {

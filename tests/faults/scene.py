@@ -14,19 +14,19 @@ from pathlib import Path
 
 import numpy as np
 from fault_proxy import FaultProxy
-from rooms import clean_environment
+from pipelines import clean_environment
 
 from millrace.learners.errors import StorageError
-from millrace.services import logs
-from millrace.services.broker import Broker
-from millrace.services.config import load_pipeline
-from millrace.services.dead_letters import letters
-from millrace.services.evidence import outputs_of
-from millrace.services.instance import Instance
-from millrace.streams.branch import load_checkpoint
-from millrace.streams.entries import Step
-from millrace.streams.journal import Cursor, checked_entry, counted, summarise
-from millrace.streams.kafka import Link
+from millrace.services.config.config import load_pipeline
+from millrace.services.data.dead_letters import letters
+from millrace.services.demo.broker import Broker
+from millrace.services.demo.evidence import outputs_of
+from millrace.services.pipeline import backends as logs
+from millrace.services.pipeline.instance import Instance
+from millrace.streams.branch.branch import load_checkpoint
+from millrace.streams.journal.entries import Step
+from millrace.streams.journal.journal import Cursor, checked_entry, counted, summarise
+from millrace.streams.kafka.client import Link
 from millrace.streams.records import Record
 
 D = 5

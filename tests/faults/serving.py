@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from endpoint import Load, Up, load, served
-from rooms import PIPELINE, facts, millrace, pipeline_in
+from pipelines import PIPELINE, facts, millrace, pipeline_in
 from scene import Ground, Shown, Told, until
+from served_pipeline import Load, Up, load, served
 from test_on_kafka import post, question
 
 LATE = "\n[labels]\nhorizon_ms = 3600000\ngrace_ms = 60000\n"

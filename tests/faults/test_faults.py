@@ -13,7 +13,7 @@ from scene import Told
 from serving import of_two_that_go_forward
 
 from millrace.learners.errors import StorageError
-from millrace.services.broker import Broker
+from millrace.services.demo.broker import Broker
 
 PATIENCE_S = 300
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.learners.continual_metrics import (
+from millrace.learners.evaluation.continual import (
     ContinualScores,
     area_under_accuracy,
     average_anytime_accuracy,

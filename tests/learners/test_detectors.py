@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.learners.calibration import FIGURES, reach, threshold_for
-from millrace.learners.detectors import Alarm, Detectors, DriftConfig, Trail
-from millrace.learners.drift import Side
+from millrace.learners.drift.alarms import Alarm, Detectors, DriftConfig, Trail
+from millrace.learners.drift.calibration import FIGURES, reach, threshold_for
+from millrace.learners.drift.detectors import Side
 from millrace.learners.errors import BadInputError, ConfigError, DamageError, LearnerError
 from millrace.learners.protocol import Array, Floats
 from millrace.streams.parts import pack, unpack

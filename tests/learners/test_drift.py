@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import drift as river
 
-from millrace.learners.drift import SENSORS, Adwin, Sensor, Side
+from millrace.learners.drift.detectors import SENSORS, Adwin, Sensor, Side
 from millrace.learners.errors import DamageError
 
 THRESHOLDS = {"adwin": 0.1, "page-hinkley": 60.0, "kswin": 0.001, "hddm-a": 1e-3, "hddm-w": 1e-3, "fhddm": 1e-6}

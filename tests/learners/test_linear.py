@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.errors import BadInputError, LearnerError, MillraceError
-from millrace.learners.linear import LinearServable, softmax, to_onnx
+from millrace.learners.linear.servable import LinearServable, softmax, to_onnx
 from millrace.learners.protocol import Batch
-from millrace.learners.ridge import Ridge, RidgeConfig
 
 
 def taught(**config: object) -> Ridge:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.learners.errors import BadInputError
-from millrace.learners.metrics import PrequentialClasses, PrequentialValues
+from millrace.learners.evaluation.prequential import PrequentialClasses, PrequentialValues
 from millrace.learners.protocol import Array, Floats
 
 NAMES = ("a", "b", "c", "d")

@@ -12,9 +12,9 @@ from scipy.optimize import minimize
 
 from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.linear import softmax
+from millrace.learners.linear.scale import Scale
+from millrace.learners.linear.softmax import Softmax, SoftmaxConfig, gradient
 from millrace.learners.protocol import Batch, Floats
-from millrace.learners.scale import Scale
-from millrace.learners.softmax import Softmax, SoftmaxConfig, gradient
 
 NAMES = np.array(["a", "b", "c"], dtype=object)
 

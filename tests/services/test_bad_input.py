@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from rooms import (
+from pipelines import (
     MILLRACE,
     PATIENCE_S,
     PIPELINE,
@@ -28,7 +28,7 @@ from rooms import (
 )
 
 from millrace.streams.records import Event, Record, decode_headers
-from millrace.streams.sqlite_log import SqliteLog, SqliteSource
+from millrace.streams.sqlite.log import SqliteLog, SqliteSource
 
 pytestmark = pytest.mark.slow
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rooms import MIXED, encoded, events, mixed_rows
-from served import NUMBERS, mixed_parts, numbers_parts
+from pipelines import MIXED, encoded, events, mixed_rows
+from served_bundles import NUMBERS, mixed_parts, numbers_parts
 
 from millrace.learners.errors import DamageError, NotReadyError
-from millrace.learners.linear import LinearServable
+from millrace.learners.linear.servable import LinearServable
 from millrace.learners.protocol import Batch
-from millrace.services.bundle import bundle_bytes, open_bundle, open_parts
-from millrace.streams.codec import Codec
-from millrace.streams.features import Features
+from millrace.services.pipeline.bundle import bundle_bytes, open_bundle, open_parts
+from millrace.streams.features.columns import Features
+from millrace.streams.formats.json_rows import Codec
 from millrace.streams.parts import sha256
 
 

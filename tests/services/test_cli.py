@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import pipelines
 import pytest
-import rooms
 from click.testing import Result
-from rooms import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, facts, flower_rows, json_lines, millrace, pipeline_in
+from pipelines import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, facts, flower_rows, json_lines, millrace, pipeline_in
 
-from millrace.services import datasets
 from millrace.services.cli import main
+from millrace.services.data import datasets
 
 WORDS = {
     "run": ["run"],
@@ -80,7 +80,7 @@ def placed(folder: Path, words: list[str]) -> list[str]:
 
 def here(*words: str | Path) -> Result:
     """A command in this process and this folder; standard output and error apart."""
-    return rooms.here(*words, cwd=Path.cwd())
+    return pipelines.here(*words, cwd=Path.cwd())
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +264,7 @@ def test_the_same_pipeline_with_another_number_of_partitions_is_refused(tmp_path
 
 def test_csv_cells_become_what_the_schema_takes_them_for(tmp_path: Path) -> None:
     """JSON numbers stay numbers, empty cells are null, columns declared as text stay text, and nothing is guessed."""
-    from millrace.services.sending import values_of
+    from millrace.services.data.send import values_of
     from millrace.streams.schema import Field, Label, Schema
 
     path = tmp_path / "rows.csv"

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from rooms import PIPELINE, pipeline_in
+from pipelines import PIPELINE, pipeline_in
 
 from millrace.learners.errors import ConfigError
-from millrace.services.config import Loaded, data_folder, home_folder, load_pipeline, settings
+from millrace.services.config.config import Loaded, data_folder, home_folder, load_pipeline, settings
 
 
 @pytest.fixture(autouse=True)

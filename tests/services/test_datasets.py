@@ -11,12 +11,12 @@ from click.testing import CliRunner
 
 from millrace.learners.errors import BadInputError
 from millrace.services.cli import main
-from millrace.services.config import load_pipeline
-from millrace.services.datasets import DATA_SETS, data_set, held_out, pipeline_toml, values
-from millrace.services.instance import Instance
-from millrace.services.tables import digits
-from millrace.streams.codec import has_label
-from millrace.streams.features import Features
+from millrace.services.config.config import load_pipeline
+from millrace.services.data.datasets import DATA_SETS, data_set, held_out, pipeline_toml, values
+from millrace.services.data.files import digits
+from millrace.services.pipeline.instance import Instance
+from millrace.streams.features.columns import Features
+from millrace.streams.formats.json_rows import has_label
 from millrace.streams.records import Event
 
 pytest.importorskip("sklearn", reason="scikit-learn, which brings the digits, is not installed")

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from rooms import PIPELINE, facts, flower_rows, here, json_lines, pipeline_in
+from pipelines import PIPELINE, facts, flower_rows, here, json_lines, pipeline_in
 
 from millrace.learners.errors import NotCountedError
-from millrace.services import dead_letters
-from millrace.services.config import load_pipeline
-from millrace.services.instance import Instance
+from millrace.services.config.config import load_pipeline
+from millrace.services.data import dead_letters
+from millrace.services.pipeline.instance import Instance
 from millrace.streams.records import decode_headers
 
 EAST = json.dumps({"x": [1, 2, 3, 4], "site": "east", "label": "rose"}).encode()

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rooms import PIPELINE, here, json_lines, pipeline_in
+from pipelines import PIPELINE, here, json_lines, pipeline_in
 
 from millrace.learners.errors import MirrorError
-from millrace.services.archive import Archive
-from millrace.services.config import load_pipeline
-from millrace.services.deciding import Naming, decide
-from millrace.services.export import opened
-from millrace.services.instance import Instance
-from millrace.services.lineage import VERSION, Listed
-from millrace.services.mirror import Mirror, record
-from millrace.streams.store import read_manifest
+from millrace.services.config.config import load_pipeline
+from millrace.services.decisions.decide import Naming, decide
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.instance import Instance
+from millrace.services.registry.export import opened
+from millrace.services.registry.lineage import VERSION, Listed
+from millrace.services.registry.mirror import Mirror, record
+from millrace.streams.journal.store import read_manifest
 
 
 @dataclass

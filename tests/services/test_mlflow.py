@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from endpoint import command_of, descendants, served
-from rooms import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, flower_rows, json_lines, millrace, pipeline_in
+from pipelines import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, flower_rows, json_lines, millrace, pipeline_in
+from served_pipeline import command_of, descendants, served
 
-from millrace.services.archive import Archive
-from millrace.services.config import load_pipeline
-from millrace.services.export import opened
-from millrace.services.instance import Instance
-from millrace.services.ports import free_port
+from millrace.services.config.config import load_pipeline
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.instance import Instance
+from millrace.services.registry.export import opened
+from millrace.services.serving.ports import free_port
 
 pytest.importorskip("sqlalchemy", reason="the server needs MLflow with all that belongs to it: uv pip install mlflow")
 pytest.importorskip("mlflow.version", reason="MLflow is not installed, the extra `mlflow`")

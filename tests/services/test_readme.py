@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace.services.config import load_pipeline
+from millrace.services.config.config import load_pipeline
 from millrace.services.processes import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]

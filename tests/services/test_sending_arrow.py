@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rooms import facts, here, json_lines, pipeline_in
+from pipelines import facts, here, json_lines, pipeline_in
 
 from millrace.learners.errors import BadInputError
-from millrace.services.config import load_pipeline
-from millrace.services.instance import Instance
-from millrace.services.sending import messages_of
-from millrace.streams.arrow import stream_bytes
+from millrace.services.config.config import load_pipeline
+from millrace.services.data.send import messages_of
+from millrace.services.pipeline.instance import Instance
+from millrace.streams.formats.arrow import stream_bytes
 from millrace.streams.records import Record
 
 

@@ -13,31 +13,31 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from endpoint import command_of, descendants, until
+from served_pipeline import command_of, descendants, until
 
 from millrace.learners.errors import MillraceError, NotProvedError
-from millrace.services.archive import Archive
-from millrace.services.callers import Asked
-from millrace.services.config import load_pipeline
-from millrace.services.datasets import held_out
+from millrace.services.config.config import load_pipeline
+from millrace.services.data.datasets import held_out
+from millrace.services.decisions.status import journal_lines
+from millrace.services.demo.callers import Asked
+from millrace.services.demo.evidence import Evidence, account, gather
+from millrace.services.demo.night import POISON_ROWS, PRODUCER, said
+from millrace.services.demo.repaired import learned_by, learned_without, producers_told
+from millrace.services.demo.stage import FIRST_ROWS, HONEST, newest_output
+from millrace.services.demo.story import Plan, Played, Stage, conclude, prepare, prove
 from millrace.services.errors import exit_code
-from millrace.services.evidence import Evidence, account, gather
-from millrace.services.instance import BRANCH, Instance
-from millrace.services.looking import journal_lines
-from millrace.services.night import POISON_ROWS, PRODUCER, said
-from millrace.services.repaired import learned_by, learned_without, producers_told
-from millrace.services.stage import FIRST_ROWS, HONEST, newest_output
-from millrace.services.story import Plan, Played, Stage, conclude, prepare, prove
-from millrace.streams.branch import load_part
-from millrace.streams.sqlite import connect
-from millrace.streams.verify import difference
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.instance import BRANCH, Instance
+from millrace.streams.branch.branch import load_part
+from millrace.streams.branch.verify import difference
+from millrace.streams.sqlite.database import connect
 
 for package in ("sklearn", "matplotlib", "plotext", "ray"):
     pytest.importorskip(package, reason=f"{package} (the extra demo) is not installed")
 
 pytestmark = pytest.mark.xdist_group("story")  # one worker plays it once
 
-STORY = [sys.executable, "-P", "-W", "error", "-m", "millrace.services.story"]
+STORY = [sys.executable, "-P", "-W", "error", "-m", "millrace.services.demo.story"]
 NAME = "story-digits"
 SECONDS = 8.0  # of the stream; `make run` takes longer over it
 

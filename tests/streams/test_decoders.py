@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from millrace.learners.errors import DamageError
-from millrace.streams import decoders
+from millrace.streams.kafka import decompression as decoders
 
 snappy = pytest.importorskip("snappy", reason="the codecs of Kafka are not installed")
 codec = pytest.importorskip("kafka.codec", reason="the client of Kafka is not installed")
@@ -19,7 +19,7 @@ BOMB = """
 import resource, sys
 from kafka import codec
 from millrace.learners.errors import DamageError
-from millrace.streams import decoders
+from millrace.streams.kafka import decompression as decoders
 with open(sys.argv[2], "rb") as file:
     small = file.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

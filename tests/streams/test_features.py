@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rooms import MIXED, encoded, events, mixed_rows
+from pipelines import MIXED, encoded, events, mixed_rows
 
 from millrace.learners.protocol import Floats
-from millrace.streams.codec import Codec, Rows
-from millrace.streams.features import Features
+from millrace.streams.features.columns import Features
+from millrace.streams.formats.json_rows import Codec, Rows
 from millrace.streams.schema import Field, Label, Schema
 
 CODEC = Codec(MIXED, max_bytes=4096)

@@ -14,11 +14,11 @@ from either_log import KAFKA, EitherLog, read_all, records, swept, values_of
 from kafka import KafkaProducer
 
 from millrace.learners.errors import BadInputError, DamageError, MillraceError, StorageError
-from millrace.streams.cluster import Cluster, Secrets
-from millrace.streams.kafka import Link
-from millrace.streams.kafka_log import LARGE_BYTES, KafkaLog, KafkaSource
-from millrace.streams.kafka_reader import WideSocket
-from millrace.streams.kafka_stream import KafkaStream, Readers
+from millrace.streams.kafka.client import Link
+from millrace.streams.kafka.cluster import Cluster, Secrets
+from millrace.streams.kafka.log import LARGE_BYTES, KafkaLog, KafkaSource
+from millrace.streams.kafka.reader import WideSocket
+from millrace.streams.kafka.stream import KafkaStream, Readers
 from millrace.streams.records import Read, Record
 from millrace.streams.source import Source, Topic
 

@@ -25,10 +25,10 @@ from test_kill import (
     what_was_learned,
 )
 
-from millrace.services import logs
-from millrace.services.config import load_pipeline
-from millrace.streams.entries import Step
-from millrace.streams.journal import Cursor, checked_entry, summarise
+from millrace.services.config.config import load_pipeline
+from millrace.services.pipeline import backends as logs
+from millrace.streams.journal.entries import Step
+from millrace.streams.journal.journal import Cursor, checked_entry, summarise
 
 pytestmark = KAFKA
 

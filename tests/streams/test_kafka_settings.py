@@ -8,10 +8,10 @@ import pytest
 from either_log import KAFKA, EitherLog, swept
 
 from millrace.learners.errors import ConfigError, PrunedError
-from millrace.streams.cluster import Cluster, Secrets
-from millrace.streams.kafka import Link
-from millrace.streams.kafka_log import KafkaLog
-from millrace.streams.kafka_stream import FOREVER, KafkaStream, Readers
+from millrace.streams.kafka.client import Link
+from millrace.streams.kafka.cluster import Cluster, Secrets
+from millrace.streams.kafka.log import KafkaLog
+from millrace.streams.kafka.stream import FOREVER, KafkaStream, Readers
 
 pytestmark = KAFKA
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from millrace.streams.records import Record
 from millrace.streams.sharding import by_murmur2, murmur2
-from millrace.streams.sqlite_log import SqliteLog, by_crc32
+from millrace.streams.sqlite.log import SqliteLog, by_crc32
 
 KEYS = st.lists(st.binary(max_size=40), max_size=30)
 

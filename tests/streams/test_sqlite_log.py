@@ -16,13 +16,13 @@ import apsw_rows
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rooms import PATIENCE_S, fill, make_read_only, small_disk
+from pipelines import PATIENCE_S, fill, make_read_only, small_disk
 
 from millrace.learners.errors import BadInputError, DamageError, OffsetsGoneError, StorageError
-from millrace.streams import sqlite_log
 from millrace.streams.records import Record, checksum, encode_headers, frame
-from millrace.streams.sqlite import journal_mode
-from millrace.streams.sqlite_log import READ_BYTES, SqliteLog, SqliteSource, choose_partition
+from millrace.streams.sqlite import log as sqlite_log
+from millrace.streams.sqlite.database import journal_mode
+from millrace.streams.sqlite.log import READ_BYTES, SqliteLog, SqliteSource, choose_partition
 
 
 def filled(path: Path, values: Sequence[bytes], partitions: int = 1) -> SqliteLog:
@@ -308,7 +308,7 @@ APPENDER = """
 import json, sys
 from pathlib import Path
 from millrace.streams.records import Record
-from millrace.streams.sqlite_log import SqliteLog
+from millrace.streams.sqlite.log import SqliteLog
 log, name, count = SqliteLog(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
 log.create_topic("t", 2)
 print("ready", flush=True)

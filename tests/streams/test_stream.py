@@ -9,10 +9,10 @@ from pathlib import Path
 import apsw_rows
 import pytest
 from either_log import LOGS, EitherLog
-from rooms import PATIENCE_S, fill, make_read_only, small_disk
+from pipelines import PATIENCE_S, fill, make_read_only, small_disk
 
 from millrace.learners.errors import DamageError, PrunedError, StorageError
-from millrace.streams.sqlite_stream import SqliteStream
+from millrace.streams.sqlite.stream import SqliteStream
 from millrace.streams.stream import ListStream, Stream
 
 
@@ -169,7 +169,7 @@ def test_a_read_only_folder_is_one_sentence_with_the_choices(tmp_path: Path) -> 
 APPENDER = """
 import sys
 from pathlib import Path
-from millrace.streams.sqlite_stream import SqliteStream
+from millrace.streams.sqlite.stream import SqliteStream
 stream = SqliteStream(Path(sys.argv[1]))
 for at in range(int(sys.argv[3])):
     print(stream.send(f"{sys.argv[2]} {at}".encode()).offset())

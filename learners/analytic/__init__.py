@@ -1,0 +1,1 @@
+"""Learners solved from running sums: ridge regression and its relatives."""

@@ -1,0 +1,117 @@
+"""AEF-OCL: ridge regression balanced by pseudo-features of the rarer classes, drawn from what is known of each.
+
+Fang et al., "AEF-OCL: Analytic Exemplar-Free Online Continual Learning on Large-scale Imbalanced Dataset", IEEE TVT 2024,
+arXiv 2405.17779.
+
+| symbol | name | shape |
+|---|---|---|
+| n_c, mean_c, std_c | weight, mean and deviation of class c in the space of x | (C,), (C, d), (C, d) |
+| eps | noise, N(0, I) | (rows, d) |
+| z | mean_c + noise std_c eps, a pseudo-feature | (rows, d) |
+| k_c | ``missing``, max_c n_c - n_c | (C,) |
+
+Differs from the paper: drawn at every solve, by (seed, class, learned rows), so the same rows give the same answers; into sums
+of their own, so there is nothing to restore and the clean sums stay those of a ridge on real data; at most ``pseudo_rows`` a
+class, which then weigh k_c together; towards any prior. A feature that is constant, or a class of one row, deviates by 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from millrace.learners.analytic.class_statistics import ClassMoments
+from millrace.learners.analytic.normal_equations import Solution, Sums, solve
+from millrace.learners.analytic.priors import Prior, refuse_unfit, shares
+from millrace.learners.analytic.ridge import Ridge, RidgeConfig
+from millrace.learners.analytic.solver import Head, Known
+from millrace.learners.linear.servable import expanded
+from millrace.learners.protocol import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class AefOclConfig:
+    """What an AEF-OCL is told once; the keys of a ridge mean the same (ridge.py).
+
+    Raises: ValueError naming key, value and what is allowed.
+    """
+
+    task: str = "classify"  # numbers have no classes to balance
+    prior: Prior = "uniform"  # "uniform" as in the paper, "as-seen" (a plain ridge), or class -> share in [0, 1]
+    noise: float = 1.0  # >= 0, deviations that pseudo-features scatter by; more is more diverse and less typical
+    pseudo_rows: int = 1024  # >= 1, drawn for a class at most; more is nearer to the expectation and costs their time
+    gamma: float = 1.0
+    intercept: bool = True
+    standardise: bool = True
+    solve_rows: int = 1024  # a solve draws anew: half a second for ten classes of 1,000 features, so take more rows there
+    decay: float = 1.0
+    expand: int = 0
+    solve_behind: bool = False  # solve beside learning and answer by it solve_rows later; for hundreds of features or more
+
+    def __post_init__(self) -> None:
+        refuse_unfit("aef-ocl", self.task, self.prior)
+        if not (isinstance(self.pseudo_rows, int) and self.pseudo_rows >= 1 and 0.0 <= self.noise < np.inf):
+            raise ValueError(f"pseudo_rows = {self.pseudo_rows}, noise = {self.noise}: must be from 1 and from 0")
+        self.ridge()
+
+    def ridge(self) -> RidgeConfig:
+        """The part that is a ridge's."""
+        return RidgeConfig(self.task, self.gamma, self.intercept, self.standardise, self.solve_rows, self.decay, self.expand)
+
+
+def aef_ocl(config: AefOclConfig, d: int, seed: int) -> Ridge:
+    """An untaught AEF-OCL over ``d`` features; ``seed`` draws the projection and the pseudo-features."""
+    behind = begun if config.solve_behind else None
+    return Ridge(config.ridge(), d, seed, Head("aef-ocl", config, answer, partial(ClassMoments, d), behind))
+
+
+def answer(config: AefOclConfig, known: Known) -> Solution:
+    """The ridge solution of the real rows and the pseudo-features together."""
+    return solve(balanced(config, known), config.gamma, config.intercept, config.standardise, config.solve_behind)
+
+
+def begun(config: AefOclConfig, known: Known) -> Callable[[], Solution]:
+    """The same with the statistics copied as they are now; what is left is to draw and to solve."""
+    own = replace(known, sums=deepcopy(known.sums), per_class=deepcopy(known.per_class))
+    return partial(answer, config, own)
+
+
+def balanced(config: AefOclConfig, known: Known) -> Sums:
+    """Sums of their own: the real rows' and, for each rare class, pseudo-features that make up what it lacks."""
+    moments, sums = known.per_class, known.sums
+    assert isinstance(moments, ClassMoments)
+    pseudo = deepcopy(sums)
+    deviation = moments.deviation()
+    prior = config.prior if known.prior is None else known.prior
+    for column, k in enumerate(missing(prior, known.names, moments.weight)):
+        rows = min(round(k), config.pseudo_rows)
+        if rows > 0:
+            eps = _generator(known, column).standard_normal((rows, moments.mean.shape[1]))
+            z = moments.mean[column] + config.noise * deviation[column] * eps
+            phi = expanded(z, known.projection)
+            if config.solve_behind:
+                pseudo.add_apart(phi, column, k / rows)
+            else:
+                y = np.zeros((rows, len(sums.targets)), order="F")
+                y[:, column] = 1.0
+                pseudo.add(phi, y, None if k == rows else np.full(rows, k / rows), 1.0)
+    return pseudo
+
+
+def missing(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
+    """k (C,): what each class lacks of its share when no row may be left out; max_c n_c - n_c for a uniform prior."""
+    share = shares(prior, names, weight)
+    whole = np.divide(weight, share, out=np.zeros_like(share), where=share > 0.0).max(initial=0.0)
+    lacking: Floats = np.maximum(share * whole - weight, 0.0)
+    return lacking
+
+
+def _generator(known: Known, column: int) -> np.random.Generator:
+    """Draws by (seed, class, learned rows), the class by name, so that its column does not matter."""
+    name = int.from_bytes(hashlib.sha256(known.names[column].encode()).digest()[:8], "big")
+    return np.random.Generator(np.random.PCG64([known.seed, name, known.rows]))

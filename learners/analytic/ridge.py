@@ -1,0 +1,386 @@
+"""Analytic ridge: after any stream, exactly the ridge regression of everything seen so far.
+
+Zhuang et al., "ACIL: Analytic Class-Incremental Learning with Absolute Memorization", NeurIPS 2022, arXiv 2205.14922;
+classes may come back and batches may mix old and new ones as in G-ACIL, NeurIPS 2024, arXiv 2403.15706.
+
+Differs from the paper: keeps the sums G and Q and solves them from time to time instead of running the recursion on the
+inverse R = (G + gamma I)^-1 (faster from about ten rows a batch, and more accurate on class-ordered streams:
+docs/design/learners.md#ridge); has an intercept, scales features, weighs rows, forgets, and does regression.
+
+The same sums answer in other ways too: a ``Head`` says how, and what must be kept of each class besides (aef_ocl.py, air.py,
+slda.py, ncm.py). Taking rows out again, giving them other labels and merging workers stand in exact.py.
+
+| symbol | name | shape |
+|---|---|---|
+| phi | features, x or relu(x A^T) | (n, d_phi) |
+| A | ``projection``, uniform in +-1 / sqrt(d) | (expand, d) |
+| G, Q, s, t, n, y2 | ``sums``, see normal_equations.py | |
+| W, b | ``weights``, ``intercept`` | (d_phi, C), (C,) |
+| gamma, lambda | ``gamma``, ``decay`` | () |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.linalg import lapack
+
+from millrace.learners.analytic.background import Behind, derived, restored
+from millrace.learners.analytic.class_statistics import ClassGrams
+from millrace.learners.analytic.normal_equations import Solution, Sums, solve
+from millrace.learners.analytic.solver import Head, Known
+from millrace.learners.errors import BadInputError, LearnerError
+from millrace.learners.linear.servable import LinearServable, expanded, finite
+from millrace.learners.protocol import Array, Batch, Floats, State, Value
+
+
+@dataclass(frozen=True, slots=True)
+class RidgeConfig:
+    """What a ridge is told once.
+
+    Raises: ValueError naming key, value and what is allowed.
+    """
+
+    task: str = "classify"  # "classify": y are class names; "regress": y are numbers (n,) or (n, k)
+    gamma: float = 1.0  # > 0, penalty in rows (with standardise); more is flatter and safer, less follows the data
+    intercept: bool = True  # answers may have a mean of their own, which gamma does not pull to 0
+    standardise: bool = True  # every feature counts the same whatever its unit, by the exact deviation at solve time
+    solve_rows: int = 1024  # >= 1, learned rows from one solve to the next; more is cheaper and staler
+    decay: float = 1.0  # in (0, 1], weight kept per learned row; less forgets faster (window 1 / (1 - decay) rows)
+    expand: int = 0  # >= 0, random ReLU features in place of x; more is finer and costs its square; 0: x itself
+
+    def __post_init__(self) -> None:
+        for key, allowed, fits in (
+            ("task", '"classify" or "regress"', self.task in ("classify", "regress")),
+            ("gamma", "a finite number above 0", 0.0 < self.gamma < np.inf),
+            ("solve_rows", "a whole number from 1", isinstance(self.solve_rows, int) and self.solve_rows >= 1),
+            ("decay", "a number above 0 and up to 1", 0.0 < self.decay <= 1.0),
+            ("expand", "a whole number from 0", isinstance(self.expand, int) and self.expand >= 0),
+        ):
+            if not fits:
+                raise ValueError(f"{key} = {getattr(self, key)!r}: must be {allowed}")
+
+
+class Ridge:
+    """Ridge regression that learns online, to class names (one-hot) or to numbers.
+
+    Solves after every ``solve_rows`` learned rows, and after a batch that brings a class (or the first numbers); never
+    because it was asked. Where its head lets the solution follow behind (behind.py), that of ``solve_rows`` learned rows
+    answers ``solve_rows`` later; a class is still answered from the batch that brings it, for which learning waits.
+
+    >>> ridge = Ridge(RidgeConfig(gamma=0.1), d=1, seed=0)
+    >>> names = np.array(["low", "low", "high", "high"], dtype=object)
+    >>> ridge.learn_many(Batch(np.array([[0.0], [1.0], [4.0], [5.0]]), names))
+    >>> ridge.servable().classes
+    ('low', 'high')
+    >>> ridge.predict_many(Batch(np.array([[0.5], [4.5]]))).argmax(axis=1)
+    array([0, 1])
+    """
+
+    revision: int = 1
+    tolerance: float = 1e-8
+    probabilities: bool = False
+
+    def __init__(self, config: RidgeConfig, d: int, seed: int, head: Head | None = None) -> None:
+        """An untaught ridge over ``d`` >= 1 features; ``seed`` draws the projection, if there is one.
+
+        ``head``: another way to answer than by ridge regression.
+        """
+        self.config = config
+        self.d = d
+        self.seed = seed
+        self.head = head if head is not None else Head("ridge", config, _regression)
+        self._per_class = None if self.head.per_class is None else self.head.per_class()
+        self.rows = 0  # learned, whatever they weighed
+        self.solved_rows = 0  # value of ``rows`` at the last solve
+        self._projection = _projection(config.expand, d, seed) if config.expand else None
+        self._sums = Sums.empty(config.expand or d)
+        self._classes: dict[str, int] = {}  # name -> column, in order of first appearance
+        self._counts = np.zeros(0, dtype=np.int64)  # (C,) learned rows of each class
+        self._behind = Behind()
+        columns = 0 if config.task == "classify" else 1
+        self._keep(Solution(np.zeros((config.expand or d, columns), order="F"), np.zeros(columns), 0.0, config.gamma))
+
+    @property
+    def residual(self) -> float:
+        """||A V - B|| / ||B|| of the last solve; above 1e-8 the answers are not to be trusted."""
+        return self._solution.residual
+
+    def learn_many(self, batch: Batch) -> None:
+        """Learn labelled rows; a batch of none is allowed and does nothing.
+
+        Raises: BadInputError where columns do not fit (nothing is learned then); LearnerError where solving fails.
+        """
+        if not len(batch):
+            return
+        x, y, weight = self._checked(batch)
+        known = len(self._sums.targets)
+        targets = self._targets(y)
+        grown, start = targets.shape[1] > known, 0
+        for stop in [len(x)] if grown else self._due(len(x)):
+            self._add(x[start:stop], targets[start:stop], None if weight is None else weight[start:stop])
+            self._solve_due(grown)
+            start = stop
+        if start < len(x):
+            self._add(x[start:], targets[start:], None if weight is None else weight[start:])
+
+    def predict_many(self, batch: Batch) -> Floats:
+        """Scores (n, C) in the order of ``servable().classes``, or values (n, k); 0 before the first lesson.
+
+        Raises: BadInputError where ``batch.x`` is not finite numbers (n, d).
+        """
+        return self._servable.predict_many(batch)
+
+    def servable(self) -> LinearServable:
+        """The last solution, immutable."""
+        return self._servable
+
+    def state_dict(self) -> State:
+        """A copy of everything, G as its packed lower triangle; a solution that is under way is waited for.
+
+        Raises: LearnerError where that could not be solved.
+        """
+        sums, columns = self._sums, len(self._sums.targets)
+        packed = lapack.dtrttp(sums.gram, uplo="L")[0]
+        truth = {
+            **self._shape(),
+            "gram": packed,  # (d_phi (d_phi + 1) / 2,), LAPACK order
+            "cross": sums.cross[:columns].copy(),
+            "features": sums.features.copy(),
+            "targets": sums.targets.copy(),
+            "squares": sums.squares.copy(),
+            "weight": sums.weight,
+            "rows": self.rows,
+            "classes": list(self._classes),
+            "counts": self._counts.copy(),
+            "projection": None if self._projection is None else self._projection.copy(),
+            **({} if self._per_class is None else self._per_class.state()),
+        }
+        return State(truth, derived(self._solution, self.solved_rows, "") | self._behind.derived())
+
+    def load_state_dict(self, state: State) -> None:
+        """Become the ridge that gave ``state``, on copies of its arrays.
+
+        Raises: LearnerError where the state is another learner's or another shape's.
+        """
+        truth = state.truth_of(self._shape())
+        copied: dict[str, Any] = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in truth.items()}
+        gram = lapack.dtpttr(self.config.expand or self.d, copied["gram"], uplo="L")[0]
+        sums = (copied[key] for key in ("cross", "features", "targets", "squares", "weight"))
+        self._sums = Sums(gram, *sums)
+        self._classes = {name: column for column, name in enumerate(copied["classes"])}
+        self._counts, self._projection, self.rows = copied["counts"], copied["projection"], copied["rows"]
+        if self._per_class is not None:
+            self._per_class.load(copied)
+        solution, self.solved_rows = restored(state.derived, "")
+        self._keep(solution)
+        self._behind.load(state.derived)
+
+    @property
+    def class_rows(self) -> dict[str, int]:
+        """Learned rows of each class, in the order of the score columns."""
+        return dict(zip(self._classes, self._counts.tolist(), strict=True))
+
+    @property
+    def error(self) -> float:
+        """How far the last solution can be from the exact one of its sums; 0 where it was restored and not solved here.
+
+        See normal_equations.Solution.
+        """
+        return self._solution.error
+
+    def known(self) -> Known:
+        """The statistics as they are; a view, so nothing may be written to it."""
+        names = tuple(self._classes)
+        return Known(self._sums, self._per_class, names, self.rows, self._projection, self.seed)
+
+    def _shape(self) -> dict[str, Value]:
+        """What a state must agree on with its learner."""
+        shape = {"kind": self.head.kind, "task": self.config.task, "d": self.d, "expand": self.config.expand}
+        return shape if self.head.kind == "ridge" else shape | {"seed": self.seed}  # pseudo-features are drawn by it
+
+    def _checked(self, batch: Batch) -> tuple[Floats, Array, Floats | None]:
+        """x (n, d), y (n,) or (n, k), and weight (n,) with the decay in it, or None where all are 1.
+
+        Raises: BadInputError naming the column, what was expected and what came.
+        """
+        x = finite("x", batch.x, (self.d,))
+        if batch.y is None or batch.y.shape[:1] != x.shape[:1]:
+            raise BadInputError(f"column y: expected {len(x)} labels, got {None if batch.y is None else batch.y.shape}")
+        y = self._names(batch.y) if self.config.task == "classify" else self._numbers(batch.y)
+        weight = None if batch.weight is None else finite("weight", batch.weight, ())
+        if weight is not None and (len(weight) != len(x) or weight.min() < 0.0):
+            least = weight.min(initial=0.0)
+            raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {least}")
+        return x, y, None if weight is None or (weight == 1.0).all() else weight
+
+    def _names(self, y: Array) -> Array:
+        """Class names (n,), each a str, and room for those that are new. Raises: BadInputError."""
+        names = y.ravel().tolist()
+        strange = [] if set(map(type, names)) <= {str} else [name for name in names if not isinstance(name, str)]
+        if y.ndim != 1 or strange:
+            raise BadInputError(f"column y: expected class names (n,), got {y.shape} with {strange[:1]}")
+        most = None if self._per_class is None else self._per_class.most
+        if most is not None and len(known := self._classes.keys() | set(names)) > most:
+            raise BadInputError(f"column y: {len(known)} classes; there is room for most_classes = {most}; raise it, or fork")
+        return y
+
+    def _numbers(self, y: Array) -> Floats:
+        """Regression targets (n, k), k as learned before."""
+        k = len(self._sums.targets) or (1 if y.ndim == 1 else max(1, y.shape[-1]))
+        return finite("y", y[:, None] if y.ndim == 1 else y, (k,))
+
+    def _targets(self, y: Array) -> Floats:
+        """Target columns (n, C), one-hot for classes, with room made for those that are new."""
+        if self.config.task == "regress":
+            self._sums.grow(y.shape[1])
+            return y
+        try:
+            columns = np.fromiter(map(self._classes.__getitem__, y.tolist()), np.int64, len(y))
+        except KeyError:
+            columns = np.array([self._classes.setdefault(str(name), len(self._classes)) for name in y.tolist()])
+            self._grow()
+        self._counts += np.bincount(columns, minlength=len(self._classes))
+        one_hot = np.zeros((len(y), len(self._classes)), order="F")
+        one_hot[np.arange(len(y)), columns] = 1.0
+        return one_hot
+
+    def discount(self, keep: float) -> None:
+        """Let everything learned so far weigh ``keep`` of what it did, in (0, 1]; the answers follow at once.
+
+        Raises: LearnerError where solving fails.
+        """
+        if not 0.0 < keep <= 1.0:
+            raise BadInputError(f"keep = {keep}: must be above 0 and up to 1")
+        width = len(self._sums.features)
+        self._sums.add(np.zeros((0, width)), np.zeros((0, len(self._sums.targets))), None, keep)
+        if self._per_class is not None:
+            self._per_class.add(np.zeros((0, self.d)), np.zeros((0, width)), np.zeros(0), np.zeros(0), keep)
+        if len(self._sums.targets):
+            self.solve_now()
+
+    def _add(self, x: Floats, targets: Floats, weight: Floats | None) -> None:
+        """Sum up rows: row i of n weighs decay^(n - 1 - i), and what was there before decay^n."""
+        decay = self.config.decay
+        if decay < 1.0:
+            faded: Floats = np.power(decay, np.arange(len(x) - 1, -1, -1, dtype=np.float64))
+            weight = faded if weight is None else weight * faded
+        phi, keep = expanded(x, self._projection), decay ** len(x)
+        self._sums.add(phi, targets, weight, keep)
+        if self._per_class is not None:
+            self._per_class.add(x, phi, targets.argmax(axis=1), np.ones(len(x)) if weight is None else weight, keep)
+        self.rows += len(x)
+
+    def _grow(self) -> None:
+        """Make room for all classes there are."""
+        self._sums.grow(max(len(self._classes), len(self._sums.targets)))
+        self._counts = np.concatenate([self._counts, np.zeros(len(self._classes) - len(self._counts), dtype=np.int64)])
+        if self._per_class is not None:
+            self._per_class.grow(len(self._classes))
+
+    def blank(self) -> Ridge:
+        """An untaught one of the same make."""
+        other = Ridge(self.config, self.d, self.seed, self.head)
+        other._projection = self._projection
+        return other
+
+    def gathered(self, batch: Batch) -> Ridge:
+        """One of the same make that holds the statistics of these rows alone, and has solved nothing.
+
+        Raises: BadInputError as in learning.
+        """
+        other = self.blank()
+        x, y, weight = other._checked(batch)
+        other._add(x, other._targets(y), weight)
+        return other
+
+    def only_class(self, name: str) -> Ridge:
+        """One of the same make that holds the statistics of one class alone; for learners that keep class grams."""
+        other, at = self.blank(), self._classes[name]
+        assert isinstance(self._per_class, ClassGrams)
+        assert isinstance(other._per_class, ClassGrams)
+        other._classes[name] = 0
+        other._grow()
+        row, weight = self._sums.cross[at].copy(), self._sums.targets[at : at + 1].copy()
+        squares = self._sums.squares[at : at + 1].copy()
+        other._sums = Sums(self._per_class.gram(at), row[None], row, weight, squares, float(weight[0]))
+        other._per_class.packed[0] += self._per_class.packed[at]
+        other._counts, other.rows = self._counts[at : at + 1].copy(), int(self._counts[at])
+        return other
+
+    def combine(self, other: Ridge, sign: int) -> None:
+        """Add (``sign`` 1) or take out (-1) all rows of ``other``, which is of the same make; solves nothing yet.
+
+        Raises: LearnerError where they have more classes together than there is room for, or another number of outputs.
+        """
+        self._refuse_misfit(other)
+        columns = [self._classes.setdefault(name, len(self._classes)) for name in other._classes]
+        columns = columns or list(range(len(other._sums.targets)))
+        self._sums.grow(max(len(columns), len(self._sums.targets)))
+        self._grow()
+        self._sums.combine(other._sums, columns, sign)
+        self._counts[columns[: len(other._counts)]] += sign * other._counts
+        self.rows += sign * other.rows
+        if self._per_class is not None:
+            self._per_class.combine(other._per_class, columns, sign)  # type: ignore[arg-type]  # of the same make
+
+    def _refuse_misfit(self, other: Ridge) -> None:
+        most = None if self._per_class is None else self._per_class.most
+        if most is not None and len(union := self._classes.keys() | other._classes.keys()) > most:
+            raise LearnerError(f"{len(union)} classes together; there is room for most_classes = {most}")
+        ours, theirs = len(self._sums.targets), len(other._sums.targets)
+        if self.config.task == "regress" and self.rows and other.rows and ours != theirs:
+            raise LearnerError(f"one has {ours} outputs and the other {theirs}, so they are not of the same rows")
+
+    def settle(self, squares: Floats) -> None:
+        """After rows were taken out: set to 0 what only rounding is left of, and answer by the rest.
+
+        ``squares`` (d_phi,): the features' sums of squares before.
+        """
+        empty = np.flatnonzero(self._counts == 0)
+        self._sums.clean(squares if self.rows else np.full(len(squares), np.inf), empty)
+        if self._per_class is not None:
+            self._per_class.clear(empty)
+        self.solve_now()
+
+    def solve_now(self) -> None:
+        """Answer from now on by the sums as they are."""
+        self._behind.drop()
+        self._keep(self.head.answer(self.head.config, self.known()))
+        self.solved_rows = self.rows
+
+    def _due(self, n: int) -> list[int]:
+        """After which of the next ``n`` rows to solve: the last due one, and the one before where its solution answers then."""
+        period = self.config.solve_rows
+        last = n - (self.rows + n) % period
+        return [stop for stop in ((last,) if self.head.begin is None else (last - period, last)) if stop > 0]
+
+    def _solve_due(self, grown: bool) -> None:
+        """Answer by the sums as they are, or by what was begun a period ago, and begin anew."""
+        if self.head.begin is None or grown:
+            self.solve_now()
+            return
+        if (taken := self._behind.take()) is not None:
+            solution, self.solved_rows = taken
+            self._keep(solution)
+        self._behind.begin(self.head.begin(self.head.config, self.known()), self.rows)
+
+    def _keep(self, solution: Solution) -> None:
+        """Answer from now on by ``solution``."""
+        self._solution = solution
+        self._servable = LinearServable(tuple(self._classes), solution.weights, solution.intercept, self._projection)
+
+
+def _regression(config: RidgeConfig, known: Known) -> Solution:
+    """The answers of a ridge."""
+    if known.prior is not None:
+        raise LearnerError("a ridge keeps nothing of each class, so it has the prior it saw; use kind air or aef-ocl")
+    return solve(known.sums, config.gamma, config.intercept, config.standardise)
+
+
+def _projection(features: int, d: int, seed: int) -> Floats:
+    """A (features, d), uniform in +-1 / sqrt(d), the reference code's initialisation. Source: ACIL, Buffer.py."""
+    bound = 1.0 / np.sqrt(d)
+    return np.random.Generator(np.random.PCG64(seed)).uniform(-bound, bound, (features, d))

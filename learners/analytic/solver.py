@@ -1,0 +1,36 @@
+"""How answers follow from the statistics of a ridge: what a head is given, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from millrace.learners.analytic.class_statistics import ClassStatistics
+from millrace.learners.analytic.normal_equations import Solution, Sums
+from millrace.learners.analytic.priors import Prior
+from millrace.learners.protocol import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What answers may follow from, and nothing else; nobody writes to it."""
+
+    sums: Sums
+    per_class: ClassStatistics | None  # what the head asked to be kept besides
+    names: tuple[str, ...]  # (C,) classes
+    rows: int  # learned
+    projection: Floats | None  # A
+    seed: int
+    prior: Prior | None = None  # None: the one of the configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A way to answer from the sums."""
+
+    kind: str  # the learner's word in the table
+    config: Any  # what it was told
+    answer: Callable[[Any, Known], Solution]  # (config, statistics), pure
+    per_class: Callable[[], ClassStatistics] | None = None  # makes empty ones, where more than the sums is to be kept
+    begin: Callable[[Any, Known], Callable[[], Solution]] | None = None  # see behind.py; None: learning waits for a solve

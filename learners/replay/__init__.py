@@ -1,0 +1,1 @@
+"""Networks that learn by gradient steps, with a buffer of stored rows or without one."""

@@ -1,0 +1,63 @@
+"""DER++: stored rows are to get the label they had and the logits that they were given when they came.
+
+Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple Baseline", NeurIPS 2020, arXiv 2004.07211,
+equation 6.
+
+Differs from the paper: the head grows, so logits are compared in the columns that were there when they were stored (``known``);
+their squared distance is the mean over columns, as in public code, which alpha is tuned for.
+
+| symbol | name | shape |
+|---|---|---|
+| h(x) | ``logits`` | (n, C) |
+| z | stored ``logits`` | (n, C) |
+| alpha, beta | ``alpha``, ``beta`` | () |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from millrace.learners.replay.config import Head, ReplayConfig, number
+from millrace.learners.replay.losses import cross_entropy, known_distance, summed_cross_entropy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from millrace.learners.replay.step import Lesson
+
+
+@dataclass(frozen=True, slots=True)
+class DerppConfig(ReplayConfig):
+    """What DER++ is told once."""
+
+    alpha: float = number(0.2, 0.0)  # >= 0; more holds on to the logits of old
+    beta: float = number(1.0, 0.0)  # >= 0; more holds on to the labels of old
+
+
+class Derpp:
+    """L = CE(incoming) + alpha ||h(x') - z'||^2 + beta CE(x'', y''), with two independent draws.
+
+    >>> DerppConfig().alpha, DerppConfig().beta
+    (0.2, 1.0)
+    """
+
+    head = Head()
+
+    def __init__(self, config: DerppConfig) -> None:
+        self.config = config
+
+    def loss(self, lesson: Lesson) -> Tensor | None:
+        """Equation 6. The buffer keeps the logits of this step's own pass."""
+        incoming, one, other = lesson.view(lesson.incoming), lesson.drawn(), lesson.drawn()
+        if one is None or other is None:
+            logits = lesson.logits(lesson.together(incoming)[1])
+            lesson.keep("logits", logits)
+            return cross_entropy(logits, incoming.y, incoming.weight)
+        other.weight *= self.config.beta  # drawn rows are copies
+        one, other = lesson.view(one), lesson.view(other)
+        rows, z = lesson.together(incoming, other, one)
+        logits, labelled = lesson.logits(z), len(incoming) + len(other)
+        lesson.keep("logits", logits[: len(incoming)])
+        labels = summed_cross_entropy(logits[:labelled], rows.y[:labelled], lesson.shares(incoming, other))
+        return labels + self.config.alpha * known_distance(logits[labelled:], one.stored["logits"], one.stored["known"])

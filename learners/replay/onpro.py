@@ -1,0 +1,97 @@
+"""OnPro: prototypes made of the rows at hand repel each other, and classes that stand close are mixed more often.
+
+Wei et al., "Online Prototype Learning for Online Continual Learning", ICCV 2023, arXiv 2308.00301; the instance loss is that of
+Guo et al., "Online Continual Learning through Mutual Information Maximization", ICML 2022 (OCM).
+
+Differs from the paper: knows no task boundaries, so there is one form of the step and not a first task's and the others';
+rows are mixed within the drawn ones and by this step's prototypes; the instance loss compares projections, without a slice of
+the features; images that are not square are not rotated. Rows that are no images have one view.
+
+| symbol | name | shape |
+|---|---|---|
+| z | directions of ``projected`` features | (n, projection) |
+| p_k | mean direction of class k's rows, in each of two views | (K, projection) |
+| tau, tau' | ``prototype_temperature``, ``instance_temperature`` | () |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from millrace.learners.replay.config import Head, ReplayConfig, number, word
+from millrace.learners.replay.losses import cross_entropy, prototype_contrast, prototypes, supervised_contrast, unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from millrace.learners.replay.step import Lesson, Rows
+
+NEAREST = 1e-3  # a smaller distance counts as this one, so that equal prototypes have a finite chance to be mixed
+
+
+@dataclass(frozen=True, slots=True)
+class OnproConfig(ReplayConfig):
+    """What OnPro is told once."""
+
+    prototype_temperature: float = number(0.5, 0.0, ends="(]")  # > 0; more is softer
+    instance_temperature: float = number(0.07, 0.0, ends="(]")  # > 0; more is softer
+    projection: int = number(128, 1)  # >= 1, units; more is finer
+    feedback: float = number(0.25, 0.0, 1.0)  # in [0, 1], share of drawn rows that are mixed by closeness of prototypes
+    mixing: float = number(0.4, 0.0, ends="(]")  # > 0, of Beta(mixing, mixing); more mixes more evenly
+    replay_rows: int = number(64, 1)  # >= 1, the paper's
+    optimiser: str = word("adam", "sgd")
+    rate: float = number(5e-4, 0.0, ends="(]")  # > 0
+    weight_decay: float = number(1e-4, 0.0)  # >= 0
+
+
+class Onpro:
+    """L = CE(drawn rows, some mixed) + L_INS + L_OPE, the last two for incoming and for drawn rows.
+
+    >>> OnproConfig().optimiser, OnproConfig().rate
+    ('adam', 0.0005)
+    """
+
+    def __init__(self, config: OnproConfig) -> None:
+        self.config = config
+        self.head = Head(projection=config.projection)
+
+    def loss(self, lesson: Lesson) -> Tensor | None:
+        """Equation 9; while the buffer is empty, the cross entropy is of the incoming rows."""
+        drawn = lesson.drawn()
+        loss, _, _ = self._contrasts(lesson, lesson.incoming)
+        if drawn is None:
+            (z,) = lesson.features(lesson.view(lesson.incoming))
+            return loss + cross_entropy(lesson.logits(z), lesson.incoming.y, lesson.incoming.weight)
+        more, centres, labels = self._contrasts(lesson, drawn)
+        mixed, other, share = self._mixed(lesson, drawn, centres.detach(), labels)
+        (z,) = lesson.features(lesson.view(mixed))
+        logits = lesson.logits(z)
+        first = cross_entropy(logits, mixed.y, mixed.weight * (1.0 - share))
+        return loss + more + first + cross_entropy(logits, other, mixed.weight * share)
+
+    def _contrasts(self, lesson: Lesson, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """L_INS + L_OPE of rows, their prototypes (K, projection), and whose these are (K,)."""
+        turned, parts = lesson.turned(rows)
+        both = lesson.both(turned)
+        z = unit(lesson.projected(lesson.features(both)[0]))
+        count = len(turned)
+        pseudo = (turned.y * 4 + parts).repeat(len(both) // count)
+        raw, view = z[: len(rows)], z[len(both) - count :][: len(rows)]
+        labels, one = prototypes(raw, rows.y)
+        other = prototypes(view, rows.y)[1]
+        loss = supervised_contrast(z, pseudo, self.config.instance_temperature)
+        return loss + prototype_contrast(one, other, self.config.prototype_temperature), (one + other) / 2.0, labels
+
+    def _mixed(self, lesson: Lesson, drawn: Rows, centres: Tensor, labels: Tensor) -> tuple[Rows, Tensor, Tensor]:
+        """Rows with a share (m,) of others in them, whose labels are (m,); the last ones by closeness of prototypes."""
+        by_closeness = round(self.config.feedback * len(drawn)) if len(labels) > 1 else 0
+        return lesson.mixed(drawn, self.closeness(centres), labels, by_closeness, self.config.mixing)
+
+    @staticmethod
+    def closeness(centres: Tensor) -> Tensor:
+        """P(i, j) (K, K), i < j: softmax over pairs of 1 / distance of their prototypes; 0 elsewhere. Equation 7."""
+        count = len(centres)
+        above = centres.new_ones(count, count).triu(1) > 0.0
+        distance: Tensor = (centres[:, None] - centres[None]).norm(dim=2).clamp(min=NEAREST)
+        return (1.0 / distance).masked_fill(~above, -1e9).flatten().softmax(0).view(count, count) * above

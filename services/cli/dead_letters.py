@@ -1,0 +1,68 @@
+"""The commands of `millrace dead-letters`: parse, call, print."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import click
+
+from millrace.services.cli.options import on_pipeline, reason_option, show, yes_option
+from millrace.services.pipeline.instance import Instance
+
+
+@click.group(name="dead-letters")
+def dead_letters() -> None:
+    """Records that could not be read: which, why, and how they are sent once more."""
+
+
+because_option = click.option("--because", metavar="REASON", help="Only those of this reason, such as unreadable.")
+
+
+@dead_letters.command(name="list")
+@on_pipeline
+@because_option
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="So many at most, oldest first.")
+def list_letters(instance: Instance, because: str | None, limit: int) -> None:
+    """Each record's letter once, with why it could not be read.
+
+    Example: millrace dead-letters list digits.toml
+    """
+    from millrace.services.data import dead_letters as letters
+
+    show(one.row for one in islice(letters.letters(instance, because), limit))
+
+
+@dead_letters.command(name="show")
+@on_pipeline
+@click.argument("letter", type=click.IntRange(0))
+def show_letter(instance: Instance, letter: int) -> None:
+    """All of one: the record as it was, its headers, and why it could not be read.
+
+    Example: millrace dead-letters show digits.toml 0
+    """
+    from millrace.services.data import dead_letters as letters
+
+    show(letters.letter(instance, letter).content)
+
+
+@dead_letters.command()
+@on_pipeline
+@click.argument("letter", nargs=-1, type=click.IntRange(0))
+@because_option
+@click.option("--again", is_flag=True, help="Those that have been sent once more already, too.")
+@reason_option
+@yes_option
+def redrive(instance: Instance, letter: tuple[int, ...], because: str | None, again: bool, reason: str, yes: bool) -> None:
+    """Send LETTERs once more, or all that have not been: new events at the log's end, with their original key and value.
+
+    Example: millrace dead-letters redrive digits.toml --reason mended
+    """
+    from millrace.services.data import dead_letters as letters
+
+    sent = letters.chosen(instance, letter, because, again)
+    if yes:
+        letters.redrive(instance, sent, reason, again)
+    show(one.row | {"redriven": yes} for one in sent)
+    if letter and (before := len(set(letter)) - len(sent)):
+        click.echo(f"Sent already: {before} of those that you named; --again sends them too.", err=True)
+    click.echo(f"{len(sent)} sent." if yes else "Nothing was changed. Give --yes to do it.", err=True)

@@ -1,0 +1,118 @@
+"""The commands about versions: what there is, what names what, and what leaves for other places."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from millrace.services.cli.options import on_pipeline, reason_option, show, yes_option
+from millrace.services.pipeline.instance import Instance
+
+if TYPE_CHECKING:
+    from millrace.services.decisions.decide import Change, Naming
+
+
+def settle(instance: Instance, change: Change | Naming, reason: str, yes: bool) -> None:
+    """Show a change, make it where ``yes``, and say last how to undo it."""
+    from millrace.services.decisions import decide as deciding
+
+    if yes:
+        deciding.decide(instance, change, reason)
+    settle_words(change, yes, {})
+
+
+def settle_words(change: Change | Naming, yes: bool, more: dict[str, Any]) -> None:
+    """Show a change, with ``more`` about it, and say last how to undo it."""
+    from millrace.services.decisions import decide as deciding
+
+    meta = click.get_current_context().meta
+    show([more | {"from": deciding.described(change.before), "to": deciding.described(change.to), "done": yes}])
+    back = deciding.undo(change, str(meta["path"]), meta["home"])
+    if not yes:
+        click.echo("Nothing was changed. Give --yes to do it.", err=True)
+    elif back is not None:
+        click.echo(f"undo: {back}", err=True)
+
+
+def settle_learner(instance: Instance, version: str | None, reason: str, yes: bool) -> None:
+    """Show a rollback of the learner, do it where ``yes``, and say last how to undo it."""
+    from millrace.services.replay import learner_rollback
+
+    meta = click.get_current_context().meta
+    rewinding = learner_rollback.plan_learner(instance, version)
+    newest = learner_rollback.roll_back(instance, rewinding, reason) if yes else None
+    show([rewinding.rows | learner_rollback.endpoint_words(rewinding) | {"done": yes}])
+    if newest is None:
+        click.echo("Nothing was changed. Give --yes to do it.", err=True)
+    else:
+        home = [] if meta["home"] is None else ["--home", meta["home"]]
+        back = ["millrace", "rollback", str(meta["path"]), newest, "--learner", *home, "--reason", "undo", "--yes"]
+        click.echo(f"undo: {shlex.join(back)}", err=True)
+
+
+@click.command()
+@on_pipeline
+@click.argument("version")
+@click.option("--alias", default="champion", show_default=True, help="Which name: champion, challenger, last-good or another.")
+@reason_option
+@yes_option
+def promote(instance: Instance, version: str, alias: str, reason: str, yes: bool) -> None:
+    """Let an alias name VERSION; `none` takes the alias away. What an alias names is kept, whatever its age.
+
+    The endpoint goes on with what it serves.
+
+    Example: millrace promote digits.toml newest --reason "best so far"
+    """
+    from millrace.services.decisions import decide as deciding
+
+    settle(instance, deciding.plan_promotion(instance, alias, version), reason, yes)
+
+
+@click.command()
+@on_pipeline
+def versions(instance: Instance) -> None:
+    """Every version, what it weighs, whether it was verified, what names it and which endpoint serves it.
+
+    Example: millrace versions digits.toml
+    """
+    from millrace.services.decisions import versions
+
+    show(versions.versions(instance))
+    click.echo(versions.weight(instance), err=True)
+
+
+@click.command()
+@on_pipeline
+@click.argument("version")
+@click.argument("folder", type=click.Path(path_type=Path))
+def export(instance: Instance, version: str, folder: Path) -> None:
+    """Write VERSION into a new FOLDER that stands for itself: mlflow.pyfunc.load_model(FOLDER), its head as ONNX.
+
+    Example: millrace export digits.toml newest exported
+    """
+    from millrace.services.registry.export import export
+
+    manifest = export(instance, version, folder)
+    show([{"version": manifest.identity.name, "folder": str(folder), "weights_sha256": manifest.weights_sha256}])
+
+
+@click.command()
+@on_pipeline
+@click.option("--once", is_flag=True, help="Look once; exit 1 where MLflow cannot be reached.")
+@click.option("--parent", default=0, hidden=True, help="Go on for as long as this process lives.")
+def mirror(instance: Instance, once: bool, parent: int) -> None:
+    """Register every version in MLflow with its aliases and tags, and go on until SIGINT or SIGTERM.
+
+    The server is the pipeline's [mlflow] uri; a token for it is taken from the environment, as MLflow does.
+
+    Example: millrace mirror digits.toml --once --set mlflow.uri=http://127.0.0.1:5000
+    """
+    from millrace.services.registry.mirroring import mirror
+
+    show([mirror(instance, once, parent)])
+
+
+VERSION_COMMANDS = (promote, versions, export, mirror)

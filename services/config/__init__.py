@@ -1,0 +1,1 @@
+"""The pipeline file, the environment and flags, read once."""

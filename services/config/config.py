@@ -1,0 +1,339 @@
+"""One configuration record: the pipeline file, then the environment, then flags; parsed once and passed down.
+
+Environment: ``MILLRACE__LEARNER__GAMMA=2`` sets ``learner.gamma``; ``MILLRACE_HOME`` names the state folder. This is the only
+file that reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from millrace.learners.drift.alarms import ACTS, DriftConfig
+from millrace.learners.errors import ConfigError
+from millrace.learners.table import LEARNERS
+from millrace.services.config.sections import BatchConfig, LogConfig, MlflowConfig, ServingConfig, VersionsConfig
+from millrace.streams.features.backbone import located
+from millrace.streams.kafka.cluster import Secrets
+from millrace.streams.labels.join import LabelRules
+from millrace.streams.schema import Field, Label, Schema, leaves
+from millrace.streams.sharding import refuse_unmergeable
+from millrace.streams.state.held_out import HeldOutConfig
+from millrace.streams.worker.worker import WorkerConfig
+
+ENVIRONMENT = "MILLRACE__"
+NEEDS = {"discount": "discount", "raise-rate": "raise_rate"}  # drift.act -> the ability that its learner must have
+NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Everything a pipeline file can say."""
+
+    name: str  # letters, digits, - and _
+    fields: tuple[Field, ...]
+    label: Label
+    learner: dict[str, Any]  # kind, and that learner's own keys
+    weight: str | None = None  # the key of a row's weight
+    seed: int = 0  # >= 0
+    threads: int = 1  # of every BLAS in the worker, >= 1
+    shards: int = 1  # workers that learn at once, each its share of the partitions; merged exactly, served as one
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    drift: DriftConfig | None = None  # what is watched for drift; without it nothing is
+    evaluate: HeldOutConfig | None = None  # of rows that are never learned and asked about again and again; without it none
+    serving: ServingConfig = field(default_factory=ServingConfig)
+    versions: VersionsConfig = field(default_factory=VersionsConfig)
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
+    labels: LabelRules | None = None  # of labels that come after their prediction; without it they stand in the rows
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if not self.name or not set(self.name) <= NAME_CHARACTERS:
+            raise ValueError(f"name = {self.name!r}: must be letters, digits, - and _")
+        if self.seed < 0 or self.threads < 1:
+            raise ValueError(f"seed = {self.seed}, threads = {self.threads}: seed is at least 0, threads at least 1")
+        if self.topic in (f"{self.name}.scores", f"{self.name}.dead-letters", self.served_topic):
+            raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
+        self._check_shards(Schema(self.fields, self.label, self.weight))  # which refuses names that stand twice
+        self._check_labels()
+        if self.evaluate is not None and self.label.task != "classify":
+            raise ValueError("evaluate: what is held out is scored by class, and this label is a number; leave the table out")
+
+    def _check_shards(self, schema: Schema) -> None:
+        if self.shards == 1:
+            return
+        refuse_unmergeable(schema, self.log.partitions, self.shards)
+        if self.drift is not None and self.drift.act != "version":
+            said = f"shards = {self.shards}: drift.act = {self.drift.act!r} would be done to one shard of what is merged"
+            raise ValueError(f'{said}; use "version"')
+
+    def _check_labels(self) -> None:
+        if self.labels is None:
+            return
+        self.labels.default_of(self.label)
+        kept_ms = self.log.retention_hours * 3_600_000
+        if kept_ms and kept_ms < (needed := self.labels.horizon_ms + self.labels.grace_ms):
+            hours = self.log.retention_hours
+            raise ValueError(f"log.retention_hours = {hours}: must outlast the labels' horizon and grace, {needed} ms")
+
+    @property
+    def schema(self) -> Schema:
+        """Fields, label, weight."""
+        return Schema(self.fields, self.label, self.weight)
+
+    @property
+    def topic(self) -> str:
+        """The topic of events."""
+        return self.log.topic or self.name
+
+    @property
+    def served_topic(self) -> str:
+        """The topic of served predictions and late labels."""
+        return f"{self.name}.served"
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics that are read."""
+        return [self.topic] if self.labels is None else [self.topic, self.served_topic]
+
+    @property
+    def declared(self) -> bytes:
+        """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
+        drift = self.drift and self.drift.declared
+        given: dict[str, Any] = {"labels": self.labels, "drift": drift, "evaluate": self.evaluate}
+        more = {name: table for name, table in given.items() if table is not None}
+        more |= {} if self.shards == 1 else {"shards": self.shards}
+        return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed} | more, order="sorted")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A pipeline, its learner's config record, and where each value came from."""
+
+    pipeline: Pipeline
+    learner: Any  # the config record of the learner's kind
+    origin: dict[str, str]  # dotted key -> where it was set; defaults are not listed
+    path: Path = Path()  # the file
+    flags: tuple[str, ...] = ()
+
+
+def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
+    """The pipeline that the file, the environment and ``flags`` ("learner.gamma=2") say together.
+
+    Raises: ConfigError naming key, value and the nearest valid name.
+    """
+    flags = tuple(flags)
+    raw = _read_toml(path)
+    origin = dict.fromkeys(leaves(raw), path.name)
+    for key, text, where in [*_from_environment(), *_from_flags(flags)]:
+        value = _set(raw, key, text, where)
+        origin = {known: said for known, said in origin.items() if not known.startswith((f"{key}.", f"{key}["))}
+        origin |= dict.fromkeys(leaves({key: value}), where)
+    _refuse_large(raw, path)
+    pipeline: Pipeline = _convert(raw, Pipeline, "", path)
+    _refuse_unrecorded(raw, pipeline, path)
+    kind = pipeline.learner.get("kind")
+    if not isinstance(kind, str) or kind not in LEARNERS:
+        raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{_nearest(str(kind), LEARNERS)}")
+    task = {"task": pipeline.label.task}
+    own = {key: value for key, value in pipeline.learner.items() if key != "kind"}
+    if own.get("task", pipeline.label.task) != pipeline.label.task:
+        raise ConfigError(f"{path}: learner.task = {own['task']!r}, but the label's type says {pipeline.label.task!r}.")
+    learner = _convert(own | task, LEARNERS[kind].config, "learner", path)
+    _refuse_unable(pipeline.drift, kind, path)
+    if pipeline.shards > 1:
+        _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
+    fields = located(pipeline.fields, path.parent)
+    return Loaded(replace(pipeline, fields=fields, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
+
+
+def _refuse_unable(drift: DriftConfig | None, kind: str, path: Path) -> None:
+    """Raise where an alarm is to lead to what the learner cannot do."""
+    able = LEARNERS[kind].abilities
+    if drift is not None and (need := NEEDS.get(drift.act, "")) and need not in able:
+        offered = [act for act in ACTS if act not in NEEDS or NEEDS[act] in able]
+        raise ConfigError(
+            f"{path}: drift.act = {drift.act!r}: learner {kind} cannot do that ({need} is none of its abilities). "
+            f"With it there are: {', '.join(offered)}."
+        )
+
+
+def _refuse_unmergeable(kind: str, learner: Any, where: str) -> None:
+    if LEARNERS[kind].merge is None:
+        mergeable = ", ".join(name for name, algorithm in LEARNERS.items() if algorithm.merge is not None)
+        raise ConfigError(f"{where}: {kind} cannot be merged exactly; these can: {mergeable}.")
+    if getattr(learner, "decay", 1.0) < 1.0:
+        raise ConfigError(f"{where}: with learner.decay = {learner.decay} a row's weight depends on the rows of other shards.")
+
+
+def home_folder(flag: str | None) -> Path:
+    """The folder of all state: the flag, else ``MILLRACE_HOME``, else ``.millrace`` here."""
+    return Path(flag or os.environ.get("MILLRACE_HOME") or ".millrace")
+
+
+def data_folder() -> Path:
+    """Where development data lies: ``MILLRACE_DATA``, else ``../shared/data``."""
+    return Path(os.environ.get("MILLRACE_DATA") or "../shared/data")
+
+
+def endpoint_token() -> str | None:
+    """What callers of the endpoint must show: ``MILLRACE_TOKEN``; never a flag, which every user of the machine can read."""
+    return os.environ.get("MILLRACE_TOKEN") or None
+
+
+def kafka_secrets() -> Secrets:
+    """Passwords of a Kafka cluster: ``MILLRACE_KAFKA_PASSWORD`` (SASL), ``MILLRACE_KAFKA_SSL_PASSWORD`` (of the key's file)."""
+    names = ("MILLRACE_KAFKA_PASSWORD", "MILLRACE_KAFKA_SSL_PASSWORD")
+    return Secrets(*(os.environ.get(name) or "" for name in names))
+
+
+def set_environment(values: Mapping[str, str]) -> None:
+    """For what reads its settings from there when it is imported; what the user has set stays."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+
+
+def settings(loaded: Loaded) -> list[tuple[str, Any, str]]:
+    """Every key, its value and where it came from."""
+    values = leaves(msgspec.to_builtins(loaded.pipeline))
+    return [(key, value, loaded.origin.get(key, "default")) for key, value in values.items()]
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no pipeline file {path}. Name one, or write one after the README's example.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _from_environment() -> Iterable[tuple[str, str, str]]:
+    for name, text in sorted(os.environ.items()):
+        if name.startswith(ENVIRONMENT):
+            yield name.removeprefix(ENVIRONMENT).lower().replace("__", "."), text, f"environment {name}"
+
+
+def _from_flags(flags: Iterable[str]) -> Iterable[tuple[str, str, str]]:
+    for flag in flags:
+        key, equals, text = flag.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {flag}: write KEY=VALUE, such as learner.gamma=2.")
+        yield key.strip(), text, "flag --set"
+
+
+def _set(raw: dict[str, Any], key: str, text: str, where: str) -> Any:
+    """Set a dotted key to a TOML value, or to the text itself where it is none; the value."""
+    *path, last = key.split(".")
+    for name in path:
+        raw = raw.setdefault(name, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{where}: {key} does not name a single value; {name} is none or a list.")
+    try:
+        said = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        said = {}
+    raw[last] = said["value"] if set(said) == {"value"} else text
+    return raw[last]
+
+
+def _refuse_large(raw: dict[str, Any], path: Path) -> None:
+    """TOML's whole numbers have 64 bits, Python's have no end; hashes and journals could not write those down."""
+    for key, value in leaves(raw).items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ConfigError(f"{path}: {key} = {value}: a whole number must fit into 64 bits.")
+
+
+def _refuse_unrecorded(raw: dict[str, Any], pipeline: Pipeline, path: Path) -> None:
+    """Answers are recorded for labels that come later; who asks for the one without the other would wait in vain."""
+    record = raw.get("serving", {}).get("record", "off")
+    if pipeline.labels is None and record != "off":
+        raise ConfigError(
+            f"{path}: serving.record = {record!r}: nothing is recorded without a table [labels], which says how long an answer "
+            "waits for its label. Add the table, or take this key away."
+        )
+
+
+def _convert(raw: dict[str, Any], kind: type[Any], prefix: str, path: Path) -> Any:
+    """``raw`` as a checked record."""
+    _refuse_unknown(raw, kind, prefix, path)
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        text, _, where = str(error).partition(" - at `$")
+        key = (prefix + where.rstrip("`")).lstrip(".") or "the file"
+        at = _value_at(raw, where.rstrip("`"))
+        shown = "" if at is _ABSENT or isinstance(at, dict) else f" = {at!r}"
+        options = _options(kind, where.rstrip("`"))
+        hint = _nearest(str(at), options) if options else ""
+        raise ConfigError(f"{path}: {key}{shown}: {text.rstrip('.')}.{hint}") from error
+
+
+def _refuse_unknown(raw: Any, kind: Any, prefix: str, path: Path) -> None:
+    """Raise for a key that the record does not have, with the nearest one that it has."""
+    if get_origin(kind) is tuple and isinstance(raw, list):
+        for at, item in enumerate(raw):
+            _refuse_unknown(item, get_args(kind)[0], f"{prefix}[{at}]", path)
+    kind = _record(kind)
+    if not is_dataclass(kind) or not isinstance(raw, dict):
+        return
+    hints = get_type_hints(kind)
+    for key, value in raw.items():
+        name = f"{prefix}.{key}".lstrip(".")
+        if key not in hints:
+            raise ConfigError(f"{path}: {name} = {value!r}: there is no such key.{_nearest(key, hints)}")
+        _refuse_unknown(value, hints[key], name, path)
+
+
+def _record(kind: Any) -> Any:
+    """The record of a table that may be left out; else the kind itself."""
+    return next((choice for choice in get_args(kind) if is_dataclass(choice)), kind) if get_origin(kind) is UnionType else kind
+
+
+def _nearest(word: str, names: Iterable[str]) -> str:
+    names = list(names)
+    close = get_close_matches(word, names, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(names)}."
+
+
+_ABSENT = object()
+
+
+def _steps(where: str) -> list[str]:
+    """``.fields[0].type`` as its steps: fields, 0, type."""
+    return [step for step in where.replace("[", ".").replace("]", "").replace("`", "").split(".") if step]
+
+
+def _value_at(raw: Any, where: str) -> Any:
+    for step in _steps(where):
+        if isinstance(raw, list) and step.isdigit() and int(step) < len(raw):
+            raw = raw[int(step)]
+        elif isinstance(raw, dict):
+            raw = raw.get(step, _ABSENT)
+        else:
+            return _ABSENT
+    return raw
+
+
+def _options(kind: Any, where: str) -> tuple[str, ...]:
+    """The words that may stand at a place, where it takes one of several."""
+    for step in _steps(where):
+        kind = _record(kind)
+        if step.isdigit():
+            kind = get_args(kind)[0]
+        elif is_dataclass(kind):
+            kind = get_type_hints(kind).get(step)
+    choices = [kind, *(get_args(kind) if get_origin(kind) is UnionType else ())]
+    return next((get_args(choice) for choice in choices if get_origin(choice) is Literal), ())

@@ -1,0 +1,120 @@
+"""`millrace dead-letters`: what could not be read, why, and how it is sent once more.
+
+A letter may lie there more than once (after a crash); topic, partition and offset say which record it is of. To redrive is to
+append a new event with the original key and value, at the end of the topic it was in. The ledger says first that it is done, so
+of two operators only one sends a letter; where a process died in between, ``again`` sends what the ledger says was sent.
+"""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from millrace.learners.errors import BadInputError, NotCountedError
+from millrace.services.pipeline.instance import Instance
+from millrace.streams.branch.outputs import dead_letter_topic
+from millrace.streams.journal.ledger import Redrive, append_decision
+from millrace.streams.records import Event, Headers, Record, decode_headers, encode_headers, tp_name
+
+OURS = "millrace."  # how the headers begin that say why it is a dead letter
+REDRIVEN = "millrace.redriven"  # on the new event: the offset of its letter
+CHUNK = 1000  # records a read
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A record that could not be read, as the dead-letter topic has it."""
+
+    offset: int  # in the dead-letter topic
+    event: Event
+    headers: Headers  # the record's own
+    why: dict[str, str]  # reason, detail, topic, partition, offset, timestamp_ms; row, where it was one of several in a message
+    redriven: bool
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """As a line to show."""
+        where = f"{self.why.get('topic', '')}:{self.why.get('partition', '')} offset {self.why.get('offset', '')}"
+        where += f" row {self.why['row']}" if "row" in self.why else ""
+        return {
+            "letter": self.offset,
+            "record": where,
+            "reason": self.why.get("reason", ""),
+            "detail": self.why.get("detail", ""),
+            "redriven": self.redriven,
+        }
+
+    @property
+    def content(self) -> list[dict[str, Any]]:
+        """All of it, line by line; bytes that are no text are shown as such."""
+        facts: dict[str, Any] = self.row | {"timestamp_ms": self.why.get("timestamp_ms", "")}
+        facts["key"] = _text(self.event.key)
+        facts |= {f"header {name}": _text(value) for name, value in self.headers}
+        return [{"what": name, "value": value} for name, value in (facts | {"value": _text(self.event.value)}).items()]
+
+
+def _text(raw: bytes | None) -> str | None:
+    return None if raw is None else raw.decode(errors="backslashreplace")
+
+
+def letters(instance: Instance, reason: str | None = None) -> Iterator[Letter]:
+    """Each record's letter once, oldest first; of one reason, where one is named."""
+    topic = dead_letter_topic(instance.loaded.pipeline.name)
+    source, tp = instance.source([topic]), tp_name(topic, 0)
+    redriven, seen = instance.ledger().redriven, set[tuple[str | None, ...]]()
+    low, high = source.bounds()[tp]
+    for begin in range(low, high, CHUNK):
+        for event in source.read(tp, begin, min(begin + CHUNK, high)).events:
+            letter = _letter(event, redriven)
+            record = tuple(letter.why.get(name) for name in ("topic", "partition", "offset", "row"))
+            if record not in seen and reason in (None, letter.why.get("reason")):
+                seen.add(record)
+                yield letter
+
+
+def _letter(event: Event, redriven: set[int]) -> Letter:
+    headers = decode_headers(event.headers)
+    why = {name.removeprefix(OURS): value.decode() for name, value in headers if name.startswith(OURS)}
+    own = tuple((name, value) for name, value in headers if not name.startswith(OURS))
+    return Letter(event.offset, event, own, why, event.offset in redriven)
+
+
+def letter(instance: Instance, offset: int) -> Letter:
+    """One of them. Raises: BadInputError where there is none."""
+    return chosen(instance, [offset], None, again=True)[0]
+
+
+def chosen(instance: Instance, offsets: Sequence[int], reason: str | None, again: bool) -> list[Letter]:
+    """Those to be sent, each once: the ones named, or all of a reason; without ``again`` those that have not been.
+
+    Raises: BadInputError where a named one is not there.
+    """
+    there = {one.offset: one for one in letters(instance, reason)}
+    if missing := [offset for offset in offsets if offset not in there]:
+        raise BadInputError(f"There is no dead letter {missing[0]}; `millrace dead-letters list` shows those there are.")
+    return [there[offset] for offset in dict.fromkeys(offsets or there) if again or not there[offset].redriven]
+
+
+def redrive(instance: Instance, sent: Sequence[Letter], why: str, again: bool) -> None:
+    """Append each as a new event. Raises: NotCountedError where another hand has sent one of them meanwhile."""
+    if not sent:
+        return
+    who, when_ms = getpass.getuser(), time.time_ns() // 1_000_000
+    decision = Redrive(who=who, why=why, when_ms=when_ms, offsets=[one.offset for one in sent], again=again)
+    append_decision(instance.ledger_stream(), decision)
+    if decision not in instance.ledger().counted:
+        raise NotCountedError(
+            "This was written and does not count: another hand has sent one of these dead letters meanwhile. Look at "
+            "`millrace dead-letters list PIPELINE`."
+        )
+    log = instance.log()
+    for topic in dict.fromkeys(one.why["topic"] for one in sent):
+        log.append(topic, [_event(one) for one in sent if one.why["topic"] == topic])
+
+
+def _event(one: Letter) -> Record:
+    headers = encode_headers((*one.headers, (REDRIVEN, str(one.offset).encode())))
+    return Record(one.event.value, one.event.key, headers)

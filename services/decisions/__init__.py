@@ -1,0 +1,1 @@
+"""What operators and gates decide, and what they see before they do."""

@@ -1,0 +1,225 @@
+"""`millrace serve`, `rollback` and `promote`: one entry in the ledger, which every replica follows by itself.
+
+Neither Ray, nor the trainer, nor MLflow is needed to decide. A decision counts only if what it changes *from* is still true.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import re
+import shlex
+import time
+from dataclasses import dataclass
+
+from millrace.learners.errors import BadInputError, MillraceError, NotCountedError, NotProvedError
+from millrace.services.config.config import NAME_CHARACTERS
+from millrace.services.decisions.last_good import LAST_GOOD, last_good_of
+from millrace.services.decisions.versions import NEWEST, resolved
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.instance import ENDPOINT, Instance, require_branch
+from millrace.streams.branch.forks import learner_of
+from millrace.streams.journal.journal import summarise
+from millrace.streams.journal.ledger import Alias, Ledger, Serve, Target, append_decision, words
+from millrace.streams.sharding import WHOLE, merging_branch, shard_of
+
+log = logging.getLogger("millrace")
+
+NOTHING = "none"  # in place of a version: the alias is taken away
+TAKEN = f"{NEWEST}|{NOTHING}|latest|v[0-9]+"  # names that mean something else, the last two in MLflow
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the endpoint is to go from and to."""
+
+    before: Target | None
+    to: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Which version an alias is to go from and to; None: it names none."""
+
+    name: str
+    before: str | None
+    to: str | None
+
+
+def target(version: str | None, follow: str | None) -> Target:
+    """Of a version or of a branch. Raises: BadInputError where it is both or neither."""
+    if (version is None) == (follow is None):
+        raise BadInputError("Name a VERSION, or a branch with --follow; `millrace versions` and `millrace log` list them.")
+    return Target(version, follow)
+
+
+def plan(instance: Instance, to: Target) -> Change:
+    """The change, once what is to be served has been read from the store and, but for networks, opened.
+
+    Raises: MillraceError where it is not there, DamageError where its parts are not whole.
+    """
+    ledger = instance.ledger()
+    if to.version is not None:
+        to = Target(version=resolved(instance, to.version))
+        refuse_part(instance, str(to.version).rpartition(".")[0])
+        _refuse_released(ledger, str(to.version))
+        Archive(instance).check(str(to.version))
+    else:
+        require_branch(instance, str(to.follow))
+        refuse_part(instance, str(to.follow))
+        _refuse_given_up(instance, str(to.follow))
+    return Change(ledger.serving.get(ENDPOINT), to)
+
+
+def plan_rollback(instance: Instance, version: str | None) -> Change:
+    """To ``version``, else to the last good one before an alarm, else to the one before what is served or followed.
+
+    Versions that are not what their log says are passed by.
+    Raises: as ``plan``; MillraceError where there is none before.
+    """
+    return plan(instance, Target(version or _version_before(instance)))
+
+
+def learner_version(instance: Instance, version: str | None) -> str:
+    """Whose learner is to go on: ``version``, else the one that is served, else as ``plan_rollback``.
+
+    Raises: MillraceError where there is none, or it is no longer kept.
+    """
+    ledger = instance.ledger()
+    now = ledger.serving.get(ENDPOINT)
+    found = resolved(instance, version) if version else (now and now.version) or _version_before(instance)
+    _refuse_released(ledger, found)
+    return found
+
+
+def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
+    """To let an alias name ``version``, once that has been read from the store as for ``plan``; ``none`` takes the alias away.
+
+    Raises: as ``plan``; BadInputError for a name that cannot be one, NotProvedError for a version that differs from its log.
+    """
+    if not name or not set(name) <= NAME_CHARACTERS or re.fullmatch(TAKEN, name.lower()):
+        raise BadInputError(f"--alias {name!r}: must be letters, digits, - and _, and not latest, newest, none or v1, v2 ...")
+    ledger = instance.ledger()
+    if version == NOTHING:
+        return Naming(name, ledger.aliases.get(name), None)
+    version = resolved(instance, version)
+    refuse_part(instance, version.rpartition(".")[0])
+    _refuse_released(ledger, version)
+    Archive(instance).check(version)
+    certificate = ledger.certificates.get(version)
+    if certificate is not None and not certificate.holds:
+        raise NotProvedError(f"Version {version} {certificate.verdict}, says its certificate. It is not promoted.")
+    return Naming(name, ledger.aliases.get(name), version)
+
+
+def refuse_part(instance: Instance, branch: str) -> None:
+    """Raises: BadInputError where a branch is one of several shards, which no endpoint and no alias is for."""
+    if shard_of(branch) != WHOLE:
+        raise BadInputError(
+            f"Branch {branch} is a shard and has learned a part of the log. Name {merging_branch(branch)}, or a version of it."
+        )
+
+
+def _refuse_released(ledger: Ledger, version: str) -> None:
+    if version in ledger.released:
+        raise MillraceError(
+            f"Version {version} is no longer kept: it was older than the newest that versions.keep says, and nothing named it. "
+            "`millrace versions` lists those that are."
+        )
+
+
+def _refuse_given_up(instance: Instance, branch: str) -> None:
+    end = summarise(instance.journal(branch), branch).end.ended
+    if end is not None and end.successor is None:
+        raise MillraceError(
+            f"Branch {branch} has ended ({end.cause}), and nothing goes on from it. Follow another, or serve a version of it."
+        )
+
+
+def _version_before(instance: Instance) -> str:
+    ledger = instance.ledger()
+    now = ledger.serving.get(ENDPOINT)
+    if now is None:
+        raise MillraceError(f"Endpoint {ENDPOINT} has never served anything, so there is nothing to go back from.")
+    archive = Archive(instance)
+    branch = now.follow or str(now.version).rpartition(".")[0]
+    marks = archive.marks(branch)
+    versions = [mark.version for mark in marks if mark.version is not None]
+    good = last_good_of(instance, branch, ledger)
+    if good is not None and (now.version not in versions or versions.index(good) < versions.index(now.version)):
+        return good
+    earlier = versions[: versions.index(now.version)] if now.version in versions else versions
+    belied = {version for version, certificate in ledger.certificates.items() if not certificate.holds}
+    fork = summarise(instance.journal(branch), branch).fork
+    begun_with = None if fork is None or versions else learner_of(instance.store(), fork)
+    earlier = earlier or ([] if begun_with is None else [begun_with])
+    sound = [version for version in earlier if version not in ledger.released | belied]
+    if not sound:
+        raise MillraceError(
+            f"Branch {branch} has no version before {words(now)}. Name one with `millrace rollback ... VERSION`."
+        )
+    return sound[-1]
+
+
+def name_last_good(instance: Instance, branch: str) -> None:
+    """Let the alias last-good name it, where an alarm has been raised; another hand that was faster is left alone."""
+    try:
+        ledger = instance.ledger()
+        version, now = last_good_of(instance, branch, ledger), ledger.aliases.get(LAST_GOOD)
+        if version is not None and version != now:
+            decide(instance, Naming(LAST_GOOD, now, version), "drift alarm")
+    except MillraceError as error:
+        log.warning("The alias %s was not set: %s", LAST_GOOD, error)
+
+
+def decide(instance: Instance, change: Change | Naming, why: str) -> None:
+    """Write the decision, and see that it counts; where that is so already, nothing is written.
+
+    Raises: NotCountedError where another decision came first.
+    """
+    if change.before == change.to:
+        return
+    decision = _decision(change, getpass.getuser(), why)
+    append_decision(instance.ledger_stream(), decision)
+    ledger = instance.ledger()
+    if decision not in ledger.counted:
+        raise NotCountedError(
+            f"This decision was written and does not count: it starts from {described(change.before)}, and another has "
+            f"meanwhile {_instead(ledger, decision)}. Look at `millrace log PIPELINE --ledger`, then decide again."
+        )
+
+
+def _decision(change: Change | Naming, who: str, why: str) -> Serve | Alias:
+    when_ms = time.time_ns() // 1_000_000
+    if isinstance(change, Naming):
+        return Alias(who=who, why=why, when_ms=when_ms, name=change.name, before=change.before, to=change.to)
+    return Serve(who=who, why=why, when_ms=when_ms, endpoint=ENDPOINT, before=change.before, to=change.to)
+
+
+def _instead(ledger: Ledger, decision: Serve | Alias) -> str:
+    to = decision.to.version if isinstance(decision.to, Target) else decision.to
+    if to in ledger.released:
+        return f"let go of version {to}"
+    if isinstance(decision, Alias):
+        return f"made {decision.name} name {described(ledger.aliases.get(decision.name))}"
+    return f"made the endpoint serve {words(ledger.serving.get(decision.endpoint))}"
+
+
+def described(what: Target | str | None) -> str:
+    """A target or a version in words."""
+    return words(Target(version=what) if isinstance(what, str) else what)
+
+
+def undo(change: Change | Naming, pipeline: str, home: str | None) -> str | None:
+    """The command that goes back, or None where nothing was served before or nothing changed."""
+    if change.before == change.to:
+        return None
+    if isinstance(change, Naming):
+        back = ["promote", pipeline, change.before or NOTHING, "--alias", change.name]
+    elif change.before is None:
+        return None
+    else:
+        at = ["--follow", change.before.follow] if change.before.version is None else [change.before.version]
+        back = ["serve", pipeline, *map(str, at)]
+    where = [] if home is None else ["--home", home]
+    return shlex.join(["millrace", *back, *where, "--reason", "undo", "--yes"])

@@ -1,0 +1,180 @@
+"""What an operator sees: `millrace status` and `millrace log`. Nothing is written here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from millrace.learners.drift.alarms import Alarm
+from millrace.learners.errors import DamageError
+from millrace.services.pipeline.instance import Instance, require_branch
+from millrace.streams.branch.branch import load_part
+from millrace.streams.branch.forks import excluded, learner_of
+from millrace.streams.branch.outputs import Output, last_output
+from millrace.streams.journal.entries import Mark, decode_entry
+from millrace.streams.journal.exclusions import words
+from millrace.streams.journal.journal import Cursor, Summary, summarise
+from millrace.streams.journal.store import read_manifest
+
+COUNTED = ("learned", "passed", "rejected")
+LOWEST = 20  # labels whose recall is shown, at most: those with the lowest
+
+
+def status(instance: Instance, branch: str) -> dict[str, Any]:
+    """Where a branch is, how far it is behind, where every record went, what it scores.
+
+    Raises: MillraceError where there is no such branch.
+    """
+    require_branch(instance, branch)
+    doors = instance.doors(branch)
+    summary = summarise(doors.journal, branch)
+    ends = {tp: high for tp, (_, high) in doors.source.bounds().items()}
+    facts: dict[str, Any] = {"pipeline": instance.loaded.pipeline.name, "branch": branch}
+    facts |= {"epoch": summary.end.epoch, "seq": summary.end.seq, "version": summary.newest_version}
+    facts |= _origin(instance, summary)
+    facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
+    output = last_output(doors.producer, instance.loaded.pipeline.name, branch)
+    facts |= _merged(instance, branch)
+    if output is not None:
+        facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
+        facts |= _late(output) | _alarm(output.newest_alarm) | _held_out(output)
+    elif "records" not in facts and summary.marks:  # followed by nobody, it lets nothing out but its marks
+        facts |= {name: load_part(instance.store(), summary.marks[-1], "counts")["counts"][name] for name in COUNTED}
+    facts |= _acted(summary)
+    facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
+    ledger = instance.ledger()
+    facts |= {f"alias_{name}": version for name, version in sorted(ledger.aliases.items())}
+    facts |= {f"differs_{version}": one.verdict for version, one in ledger.certificates.items() if not one.holds}
+    facts |= {"store_bytes": instance.store().bytes_of(branch)} | _window(instance, summary.marks)
+    serves = ledger.serving.items()
+    return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
+
+
+def _merged(instance: Instance, branch: str) -> dict[str, Any]:
+    """What the shards of a merging branch add up to, and how far each is; nothing for any other branch."""
+    shards = [shard for shard in instance.shards(branch) if shard != branch and shard in instance.branches()]
+    if not shards:
+        return {}
+    each = [status(instance, shard) for shard in shards]
+    labels = [name for name in each[0] if name.startswith("labels_")]
+    facts = {name: sum(one.get(name, 0) for one in each) for name in ("lag_rows", "records", *COUNTED, "waiting", *labels)}
+    return facts | {f"shard_{one['branch']}": f"seq {one['seq']}, {one.get('records', 0):,} records" for one in each}
+
+
+def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
+    """Where a fork begins, and what it leaves out; whether the branch has ended."""
+    fork, ended = summary.fork, summary.end.ended
+    facts: dict[str, Any] = {}
+    if fork is not None and fork.parent is not None:
+        facts = {"parent": f"{fork.parent.branch}.{fork.parent.seq}"}
+        if fork.learner_from != fork.join_from:
+            facts["learner_of"] = str(learner_of(instance.store(), fork))
+    if fork is not None and (fork.parent is not None or fork.exclude):
+        left = excluded(instance.store(), summary)
+        facts["excludes"] = "; ".join(map(words, left)) or "nothing"
+        if again := [words(one) for one in fork.exclude if one not in left]:
+            facts["included_again"] = "; ".join(again)
+    return facts | ({} if ended is None else {"ended": ended.cause, "successor": ended.successor})
+
+
+def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
+    """By label, as of the newest checkpoint that can be read: the share of its rows that was answered right, by the worker just
+    before it learned them or as they were served.
+    """
+    names = ["scores"] if instance.loaded.pipeline.labels is None else ["scores", "served_scores"]
+    for mark in reversed(marks):
+        try:
+            parts = [load_part(instance.store(), mark, name) for name in names]
+        except (DamageError, KeyError):  # KeyError: the pipeline file has got its table [labels] since
+            continue
+        hits, rows = Counter[str](), Counter[str]()
+        for scores in parts:
+            hits.update(dict(zip(scores.get("labels", []), scores.get("label_hits", []), strict=True)))
+            rows.update(dict(zip(scores.get("labels", []), scores.get("label_rows", []), strict=True)))
+        shares_of = {label: hits[label] / count for label, count in rows.items()}
+        return dict(sorted(shares_of.items(), key=lambda one: one[1])[:LOWEST])
+    return {}
+
+
+def _alarm(alarm: Alarm | None) -> dict[str, Any]:
+    """The newest alarm that something got worse, in words."""
+    if alarm is None:
+        return {}
+    new = f"; classes first seen then: {', '.join(alarm.new_classes)}" if alarm.new_classes else ""
+    since = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
+    return {"alarm": f"{alarm.detector}: {since}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
+
+
+def _window(instance: Instance, marks: Sequence[Mark]) -> dict[str, int]:
+    """What the rows weigh that are kept to be learned again, in memory and in each checkpoint; nothing where none are."""
+    for mark in reversed(marks):
+        try:
+            parts = read_manifest(instance.store(), mark.branch, str(mark.checkpoint)).parts
+        except DamageError:
+            continue
+        weighs = sum(part.bytes for name, part in parts.items() if name.partition(".")[0] == "window")
+        return {"window_bytes": weighs} if weighs else {}
+    return {}
+
+
+def _acted(summary: Summary) -> dict[str, Any]:
+    """What the newest alarm that was acted on led to, in words."""
+    act = summary.act
+    if act is None:
+        return {}
+    version = next((mark.version for mark in summary.marks if mark.version is not None and mark.state_seq >= act.seq), None)
+    return {"act": f"{act.words} at seq {act.seq}, after {act.cause} {act.evidence}; version: {version or 'on its way'}"}
+
+
+def _held_out(output: Output) -> dict[str, Any]:
+    """What the learner kept and lost, by the rows that are never learned."""
+    figures = dict(output.held_out or {})
+    by_class = {f"held_out_recall_{label}": share for label, share in figures.pop("recall", {}).items()}
+    return {f"held_out_{name}": value for name, value in figures.items()} | by_class
+
+
+def _late(output: Output) -> dict[str, Any]:
+    """What late labels came to, and how good the answers were as they were served."""
+    if output.labels is None or output.served_scores is None:
+        return {}
+    rows = {"scored_by_worker": output.scores["rows"], "scored_as_served": output.served_scores["rows"]}
+    served = {f"served_{name}": value for name, value in shares(output.served_scores).items()}
+    return {f"labels_{name}": count for name, count in output.labels.items()} | rows | served
+
+
+def shares(scores: dict[str, Any]) -> dict[str, float | None]:
+    """Means of the totals in an output: shares of rows for classes, mean errors for numbers."""
+    rows = scores["rows"]
+    return {
+        name.replace("correct", "accuracy"): _mean(total, rows)
+        for name, total in scores.items()
+        if name != "rows" and total is not None
+    }
+
+
+def _mean(total: float | list[float], rows: int) -> float | None:
+    values = total if isinstance(total, list) else [total]
+    return sum(values) / (rows * len(values)) if rows and values else None
+
+
+def journal_lines(instance: Instance, branch: str) -> Iterator[dict[str, Any]]:
+    """Every entry of a branch's journal, dead ones too, each with whether it counts.
+
+    Raises: MillraceError where there is no such branch, DamageError where an entry is damaged.
+    """
+    require_branch(instance, branch)
+    cursor = Cursor()
+    for offset, raw in instance.journal(branch).read(0):
+        entry = decode_entry(raw, f"Branch {branch}: the journal entry at offset {offset}")
+        said = msgspec.to_builtins(entry)
+        shown = {name: said.pop(name) for name in ("kind", "seq", "epoch")}
+        yield {"offset": offset, "counts": cursor.take(entry), **shown, "said": said}
+
+
+def ledger_lines(instance: Instance) -> Iterator[dict[str, Any]]:
+    """Every decision of the ledger that counts."""
+    for decision in instance.ledger().counted:
+        yield msgspec.to_builtins(decision)

@@ -1,0 +1,1 @@
+"""`make run`: a story played with the shipped commands, and its report."""

@@ -1,0 +1,269 @@
+"""The night call of `make run`: a producer labels wrongly, an alarm says since when, and everything is put right.
+
+Callers ask about digits that the model has never seen, and one labels them later, rightly. Then another asks and labels every 3
+as an 8. Serving is rolled back, the log is learned again without that producer, the new branch takes over, and what came out is
+compared with a model that is fitted to the honest labels alone. Only the shipped commands are used.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import msgspec
+
+from millrace.learners.drift.alarms import Alarm
+from millrace.learners.errors import MillraceError, NotProvedError
+from millrace.learners.protocol import Value
+from millrace.services.data import datasets
+from millrace.services.demo.callers import Asked, Late, labelling
+from millrace.services.demo.repaired import (
+    Curve,
+    answers,
+    labelled_rows,
+    learned_by,
+    learned_without,
+    producers_told,
+    replayed_curve,
+    served_curve,
+)
+from millrace.services.demo.stage import (
+    HONEST,
+    PATIENCE_S,
+    Stage,
+    learned,
+    named,
+    newest_output,
+    say,
+    start_server,
+    where,
+)
+from millrace.services.pipeline.instance import BRANCH
+from millrace.services.processes import COMMAND, Processes, finish
+from millrace.streams.branch.verify import difference
+
+POISON_ROWS = 300
+PER_SECOND = 100.0  # of those
+HONEST_PER_SECOND = 16.0
+PRODUCER = "till-7"
+CALLED = (3, 8)  # what it is, and what it says
+LABEL_AFTER_S = 0.5  # from a row's answer to its label
+SETTLED = 12  # answers in a row that name the same, over both protocols and all replicas
+AFTERWARDS_S = 1.5  # in which the repaired branch goes on learning
+EQUAL = 1e-8  # relative, of the sums that a ridge is made of
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A command, in seconds since the first wrong label's row was asked about, and when every answer was its."""
+
+    begun_s: float
+    done_s: float
+    row: int  # labelled rows in the log when it was done
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.done_s - self.begun_s
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """What happened."""
+
+    alarm: Alarm
+    alarm_s: float
+    poison: tuple[int, int]  # the first wrong label and past the last, among the labelled rows of the log
+    bad_rows: int  # wrong labels that had been learned when the alarm was raised
+    version: str  # that was rolled back to
+    rollback: Span
+    plan: dict[str, Any]  # what `millrace replay plan` printed
+    replayed: dict[str, Any]  # what `millrace replay run` printed
+    replay: Span
+    take_over: Span
+    scores: dict[str, float]  # of the honest caller's answers, by phase
+    answers: int
+    asked_again: int  # rows of the class that was labelled wrongly, held out by day
+    miscalled: tuple[int, int]  # of those, by the poisoned and by the repaired model, as the wrong labels said
+    differences: tuple[float, float]  # of the repaired and the poisoned model to one fitted to the honest labels alone
+    proved: dict[str, int]  # journal entries, by branch
+    served: Curve
+    repaired: Curve
+
+
+def play(stage: Stage) -> Night:
+    """Serve the pipeline again, poison it, and put it right.
+
+    Raises: MillraceError where something fails or nothing moves on, NotProvedError where the repaired model is another.
+    """
+    schema, fresh = stage.instance.loaded.pipeline.schema, cycle(datasets.held_out(stage.plan.data, stage.plan.seed))
+    with Processes(stage.instance.folder, PATIENCE_S) as processes:
+        server = start_server(stage, processes)
+        say(f"{HONEST} asks about digits never seen, {HONEST_PER_SECOND:g} a second, and labels them later")
+        with labelling(where(stage), fresh, schema, Late(HONEST, "night", HONEST_PER_SECOND, LABEL_AFTER_S)) as asked:
+            call = _Call(stage, processes, asked)
+            called = call.answer()
+        processes.wait_until(lambda: learned(stage, called.replayed["branch"], POISON_ROWS))
+        finish(server)
+    if asked.failed:
+        raise NotProvedError(f"{len(asked.failed)} requests failed in the night, the first with {asked.failed[0]}.")
+    return _concluded(stage, called, asked)
+
+
+@dataclass(frozen=True, slots=True)
+class _Called:
+    """What was done, in seconds on the monotonic clock."""
+
+    start_s: float
+    alarm: Alarm
+    alarm_s: float
+    version: str
+    rollback: tuple[float, float]
+    plan: dict[str, Any]
+    replayed: dict[str, Any]
+    replay: tuple[float, float]
+    take_over: tuple[float, float]
+    rows: tuple[int, int, int]  # labelled in the log when each of the three was done
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The operator."""
+
+    stage: Stage
+    processes: Processes
+    asked: Asked  # by the honest caller
+
+    def answer(self) -> _Called:
+        """From the first wrong label to the repaired model's answers."""
+        stage = self.stage
+        self._settled(f"{BRANCH}.")
+        start_s = time.monotonic()
+        alarm, alarm_s = self._poisoned()
+        self._settled(f"{BRANCH}.")
+        begun_s = time.monotonic()
+        (change,) = said(stage, "rollback", ["--reason", f"wrong labels of {PRODUCER}", "--yes"])
+        version = change["to"].removeprefix("version ")
+        rollback = begun_s, self._settled(version)
+        rows = [labelled_rows(stage.instance)]
+        say(f"every answer is {version}'s {rollback[1] - rollback[0]:.1f} s after the command began")
+        begun_s = time.monotonic()
+        plan = {line["what"]: line["value"] for line in said(stage, "replay plan", _plan_words(version))}
+        (replayed,) = said(stage, "replay run", [plan["plan"]])
+        replay = begun_s, time.monotonic()
+        rows.append(labelled_rows(stage.instance))
+        say(f"branch {replayed['branch']}: {replayed['records']:,} records again without {plan['excluded']} of them; proved")
+        begun_s = time.monotonic()
+        said(stage, "replay take-over", ["--reason", "mended", "--yes"])
+        taken = begun_s, self._settled(f"{replayed['branch']}.")
+        rows.append(labelled_rows(stage.instance))
+        say(f"every answer is {replayed['branch']}'s {taken[1] - taken[0]:.1f} s after the command began")
+        time.sleep(AFTERWARDS_S)
+        return _Called(start_s, alarm, alarm_s, version, rollback, plan, replayed, replay, taken, (rows[0], rows[1], rows[2]))
+
+    def _poisoned(self) -> tuple[Alarm, float]:
+        """Let the other producer label, until the model has learned all of it; the alarm, and when it was raised."""
+        stage, processes = self.stage, self.processes
+        schema, output = stage.instance.loaded.pipeline.schema, newest_output(stage)
+        since = 0 if output is None else output.counts["learned"]
+        say(f"{PRODUCER} asks about {POISON_ROWS} digits, and labels every {CALLED[0]} as an {CALLED[1]}")
+        with labelling(where(stage), _poison(stage), schema, Late(PRODUCER, PRODUCER, PER_SECOND, LABEL_AFTER_S)) as bad:
+            processes.wait_until(lambda: _alarm(stage, since) is not None)
+            alarm, alarm_s = _alarm(stage, since), time.monotonic()
+            assert alarm is not None
+            say(f"alarm: worse since about row {alarm.onset_rows:,}")
+            processes.wait_until(lambda: bad.over)
+            ends = sum(stage.ends().values())
+            processes.wait_until(lambda: (now := newest_output(stage)) is not None and now.records >= ends)
+        self.asked.failed.extend(bad.failed)
+        return alarm, alarm_s
+
+    def _settled(self, name: str) -> float:
+        """Wait until every answer names a state that begins so; when the last other one came, on the monotonic clock."""
+        replies = self.asked.replies
+        self.processes.wait_until(
+            lambda: len(newest := replies[-SETTLED:]) == SETTLED and all(one.state.startswith(name) for one in newest)
+        )
+        others = [one.at_s for one in replies if not one.state.startswith(name)]
+        return max(others, default=replies[0].at_s)
+
+
+def said(stage: Stage, command: str, words: Sequence[str]) -> list[dict[str, Any]]:
+    """What a command prints as JSON lines. Raises: MillraceError with its own words."""
+    call = [*COMMAND, *command.split(), *named(stage), *words, "--output", "json"]
+    ran = subprocess.run(call, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    if ran.returncode:
+        raise MillraceError(f"millrace {command} failed with exit code {ran.returncode}. {ran.stderr.strip()}")
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def _plan_words(version: str) -> list[str]:
+    return ["--from", version, "--exclude-header", f"producer={PRODUCER}", "--reason", "wrong labels"]
+
+
+def _poison(stage: Stage) -> list[bytes]:
+    """Rows of one class that were learned already, again and again, with another class as their label."""
+    label = stage.instance.loaded.pipeline.label.name
+    rows = [row for row in map(msgspec.json.decode, stage.lines()) if row[label] == CALLED[0]]
+    return [msgspec.json.encode(row | {label: CALLED[1]}) for row in islice(cycle(rows), POISON_ROWS)]
+
+
+def _alarm(stage: Stage, since: int) -> Alarm | None:
+    """The newest alarm, if a row after ``since`` raised it."""
+    output = newest_output(stage)
+    alarm = None if output is None else output.newest_alarm
+    return alarm if alarm is not None and alarm.rows >= since else None
+
+
+def _sums(*states: dict[str, Value]) -> list[dict[str, Value]]:
+    """The numbers that rows are added up in, without how many they were."""
+    return [{name: state[name] for name in ("gram", "cross")} for state in states]
+
+
+def _concluded(stage: Stage, called: _Called, asked: Asked) -> Night:
+    """What came out, compared and proved. Raises: NotProvedError."""
+    instance, repaired = stage.instance, str(called.replayed["branch"])
+    never = learned_without(instance, PRODUCER)
+    differences = difference(learned_by(instance, repaired), never), difference(*_sums(learned_by(instance, BRANCH), never))
+    if differences[0] > EQUAL:
+        raise NotProvedError(f"The repaired model differs by {differences[0]:.1e} from one that never saw the poison.")
+    label, held_out = instance.loaded.pipeline.label.name, datasets.held_out(stage.plan.data, stage.plan.seed)
+    again = [value for value in held_out if msgspec.json.decode(value)[label] == CALLED[0]]
+    poisoned, mended = (answers(instance, branch, again).count(str(CALLED[1])) for branch in (BRANCH, repaired))
+    proved = {branch: int(said(stage, "verify", ["--branch", branch])[0]["entries"]) for branch in (BRANCH, repaired)}
+    told = producers_told(instance)
+    wrong = [row for row, producer in enumerate(told) if producer == PRODUCER]
+    spans = [
+        Span(begun_s - called.start_s, done_s - called.start_s, row)
+        for (begun_s, done_s), row in zip((called.rollback, called.replay, called.take_over), called.rows, strict=True)
+    ]
+    return Night(
+        alarm=called.alarm,
+        alarm_s=called.alarm_s - called.start_s,
+        poison=(wrong[0], wrong[-1] + 1),
+        bad_rows=sum(row <= called.alarm.rows for row in wrong),
+        version=called.version,
+        rollback=spans[0],
+        plan=called.plan,
+        replayed=called.replayed,
+        replay=spans[1],
+        take_over=spans[2],
+        scores={
+            "before": asked.mean(0.0, called.start_s),
+            "poisoned": asked.mean(called.alarm_s, called.rollback[0]),
+            "rolled back": asked.mean(called.rollback[1], called.take_over[0]),
+            "repaired": asked.mean(called.take_over[1], float("inf")),
+        },
+        answers=len(asked.replies),
+        asked_again=len(again),
+        miscalled=(poisoned, mended),
+        differences=differences,
+        proved=proved,
+        served=served_curve(instance, BRANCH),
+        repaired=replayed_curve(instance, repaired),
+    )

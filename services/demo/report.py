@@ -1,0 +1,198 @@
+"""The report of a story: text from numbers, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from millrace.services.demo.callers import Asked
+from millrace.services.demo.evidence import MEASURES, Evidence, Joined, Raised, Resumed, windows
+from millrace.services.demo.night import CALLED, POISON_ROWS, PRODUCER, Night
+
+FATES = {"labels": "labels that met their rows"}
+SPELLED_OUT = 12  # recalls, at most; of more classes the lowest
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """A trainer that was ended by SIGKILL, and the one that followed it."""
+
+    pid: int
+    at_ms: int  # since 1970
+    next_pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """All that a report is made of."""
+
+    title: str
+    evidence: Evidence
+    kills: list[Killed]
+    asked: Asked
+    verdict: dict[str, Any]  # what `millrace verify --output json` printed
+    window: int  # rows of the windowed scores
+
+
+def text(told: Told) -> str:
+    """What happened, what it scored, where every record went, and whether it was proved."""
+    evidence = told.evidence
+    parts = [
+        told.title,
+        "\n".join(_columns([("TIME", "ROW", "WHAT HAPPENED"), *_happened(told)], "rrl")),
+        "\n".join(_columns(_scored(told), "lrrr")),
+        *([_recalls(evidence.recall)] if evidence.recall else []),
+        f"ANSWERED {_answered(told)}\nCOUNTED  {_counted(evidence)}\nVERIFY   {_verified(told.verdict)}",
+    ]
+    return "\n\n".join(parts)
+
+
+def _answered(told: Told) -> str:
+    """What callers heard on the held-out rows while it learned."""
+    asked = told.asked
+    if not asked.replies:
+        return "nothing was asked: no rows are held out"
+    first, last = asked.tenth(last=False), asked.tenth(last=True)
+    share = told.evidence.task == "classify"
+    grown = (
+        f"{first:.0%} right in the first tenth, {last:.0%} in the last" if share else f"error {first:,.1f}, then {last:,.1f}"
+    )
+    return (
+        f"{asked.count('http'):,} requests over HTTP and {asked.count('grpc'):,} over gRPC, {len(asked.failed)} failed; "
+        f"{grown}; stale by {asked.staleness_ms:.0f} ms (median)"
+    )
+
+
+def _happened(told: Told) -> list[tuple[str, str, str]]:
+    """Time since the first record, row and event, in order of time."""
+    evidence = told.evidence
+    events = [(one.at_ms, one.row, f"{_listed(one.labels)} {_joins(one.labels)}") for one in evidence.joined]
+    for kill, resumed in zip(told.kills, evidence.resumed, strict=True):
+        what = f"kill -9 of trainer {kill.pid}; {kill.next_pid} goes on from {_from(resumed)}"
+        events.append((kill.at_ms, resumed.row, what))
+    events += [(one.at_ms, one.alarm.rows, _raised(one, evidence.joined)) for one in evidence.raised]
+    last = evidence.outputs[-1]
+    events.append((last.clock_ms, evidence.rows, f"the last row; {len(evidence.versions)} versions were marked on the way"))
+    return [(f"{(at_ms - evidence.started_ms) / 1000:.1f} s", f"{row:,}", what) for at_ms, row, what in sorted(events)]
+
+
+def _raised(raised: Raised, joined: Sequence[Joined]) -> str:
+    """An alarm in words: whose, since when, whether it goes with a class never seen, and what followed."""
+    alarm = raised.alarm
+    first = {label: one.row for one in joined for label in one.labels}
+    since = f"since about row {alarm.onset_rows:,}: loss {alarm.before:.2f}, then {alarm.after:.2f}"
+    said = f"{alarm.detector} {alarm.direction} {since}"
+    if alarm.direction != "worse":
+        return said
+    new = [f"class {name} had never been seen before row {first[name]:,}" for name in alarm.new_classes if name in first]
+    why = f"; {', '.join(new)}, so it is no fault" if new else "; no class is new, so look who sent that"
+    return f"ALARM: {said}{why}" + (f"; version {raised.version} marked" if raised.version else "")
+
+
+def night_text(night: Night) -> str:
+    """The night call: what was noticed when, what was done about it, how long it took, and what came out."""
+    alarm, replayed = night.alarm, night.replayed
+    new = f"; it goes with {', '.join(alarm.new_classes)}" if alarm.new_classes else "; it goes with no new class"
+    onset = f"worse since about row {alarm.onset_rows:,} (in truth {night.poison[0]:,}){new}"
+    wrong = f"{POISON_ROWS} served digits, every {CALLED[0]} as an {CALLED[1]}"
+    happened = [
+        (0.0, night.poison[0], f"producer {PRODUCER} begins to label {wrong}"),
+        (night.alarm_s, alarm.rows, f"ALARM of the {alarm.detector} after {night.bad_rows} wrong labels: {onset}"),
+        (night.rollback.done_s, night.rollback.row, f"rollback: every answer is {night.version}'s"),
+        (
+            night.replay.done_s,
+            night.replay.row,
+            f"replay without {PRODUCER} as {replayed['branch']}: {replayed['certificate']}",
+        ),
+        (night.take_over.done_s, night.take_over.row, f"take-over: every answer is {replayed['branch']}'s"),
+    ]
+    times = [("TIME", "ROW", "THE NIGHT CALL"), *((f"{at_s:.1f} s", f"{row:,}", what) for at_s, row, what in happened)]
+    scores = ", ".join(f"{share:.0%} {when}" for when, share in night.scores.items())
+    entries = " and ".join(f"{count} journal entries of {branch}" for branch, count in night.proved.items())
+    return "\n".join(_columns(times, "rrl")) + (
+        f"\n\nTIMINGS  {_timings(night)}"
+        f"\nANSWERED {night.answers} honest requests, 0 failed; right: {scores}"
+        f"\nPOISONED of the {night.asked_again} digits {CALLED[0]} that were held out by day, the poisoned model calls "
+        f"{night.miscalled[0]} an {CALLED[1]}, the repaired one {night.miscalled[1]}"
+        f"\nREPAIRED {night.differences[0]:.1e} of its sums from a model that learns the honest labels alone; the poisoned "
+        f"one {night.differences[1]:.1e}"
+        f"\nVERIFY   proved: {entries}"
+    )
+
+
+def _timings(night: Night) -> str:
+    """How long each command took until the last answer was its."""
+    replayed = night.replayed
+    rate = replayed["records"] / replayed["seconds"]
+    return (
+        f"rollback {night.rollback.seconds:.1f} s to the last replica; replay {night.replay.seconds:.1f} s with plan and proof "
+        f"({replayed['records']:,} records, {rate:,.0f} records/s; it learns {night.plan['rows_per_s']:,} rows/s); "
+        f"take-over {night.take_over.seconds:.1f} s"
+    )
+
+
+def _listed(labels: tuple[str, ...]) -> str:
+    return f"class{'es' if len(labels) > 1 else ''} {', '.join(labels)}"
+
+
+def _joins(labels: tuple[str, ...]) -> str:
+    return "join" if len(labels) > 1 else "joins"
+
+
+def _from(resumed: Resumed) -> str:
+    start = "the beginning" if resumed.checkpoint_seq is None else f"the checkpoint of seq {resumed.checkpoint_seq}"
+    return f"{start}, folding {resumed.refolded} step{'s' * (resumed.refolded != 1)} again"
+
+
+def _scored(told: Told) -> list[tuple[str, ...]]:
+    """The measures as rows: over the whole stream, over its last window, on the held-out rows."""
+    evidence, measures = told.evidence, MEASURES[told.evidence.task]
+    whole, late = evidence.totals[-1], windows(evidence.totals, told.window)[-1]
+    number = "{:.3f}" if whole[1] < 100 * whole[0] else "{:,.1f}"
+    tested = evidence.versions[-1].score if evidence.versions else None
+    head = "ACCURACY" if evidence.task == "classify" else "MEAN ABSOLUTE ERROR"
+    lines: list[tuple[str, ...]] = [
+        (head, "WHOLE STREAM", f"LAST {late[1]:,.0f} ROWS", f"HELD OUT ({evidence.held_out:,} ROWS)")
+    ]
+    for at, (_, name) in enumerate(measures, start=1):
+        held = number.format(tested) if at == 1 and tested is not None else "-"
+        lines.append((name, number.format(whole[at] / whole[0]), number.format(late[at + 1]), held))
+    return lines if evidence.held_out else [line[:3] for line in lines]
+
+
+def _recalls(recall: dict[str, float]) -> str:
+    shown, left = list(recall.items()), ""
+    if len(shown) > SPELLED_OUT:
+        shown = sorted(shown, key=lambda pair: pair[1])[:SPELLED_OUT]
+        left = f" (the lowest {SPELLED_OUT} of {len(recall)})"
+    return f"RECALL{left}  " + "  ".join(f"{label}: {share:.2f}" for label, share in shown)
+
+
+def _counted(evidence: Evidence) -> str:
+    last = evidence.outputs[-1]
+    fates = ", ".join(f"{count:,} {FATES.get(fate, fate)}" for fate, count in last.counts.items())
+    again = f"; {evidence.repeats} outputs came again after a kill and count once" if evidence.repeats else ""
+    return f"{evidence.sent:,} records in the log = {fates}, {last.waiting:,} waiting{again}"
+
+
+def _verified(verdict: dict[str, Any]) -> str:
+    return (
+        f"proved: {verdict['entries']:,} journal entries and {verdict['records']:,} records folded again from the log, "
+        f"{len(verdict['proved'])} marks came out the same; state {verdict['state_sha256'][:12]}"
+    )
+
+
+def _columns(rows: Iterable[tuple[str, ...]], sides: str) -> list[str]:
+    """Cells under each other, to the left or right as ``sides`` says.
+
+    >>> _columns([("a", "b"), ("long", "7")], "lr")
+    ['a     b', 'long  7']
+    """
+    lines = list(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cut = [
+        [cell.rjust(w) if side == "r" else cell.ljust(w) for cell, w, side in zip(line, widths, sides, strict=False)]
+        for line in lines
+    ]
+    return ["  ".join(cells).rstrip() for cells in cut]

@@ -1,0 +1,1 @@
+"""Requests answered over HTTP and gRPC from what a replica holds."""

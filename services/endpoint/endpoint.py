@@ -1,0 +1,113 @@
+"""What both protocols answer about: the model, what it answers from now, and who may ask.
+
+Requests are not gathered into batches: a ridge takes 7 us of the 500 us that a call costs its replica, so nothing is gained
+by letting one wait for others. A caller who has many rows sends them in one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from millrace.learners.errors import BadInputError, NotOfferedError, NotReadyError
+from millrace.services.endpoint.pool import Pool
+from millrace.services.endpoint.recording import Recorder
+from millrace.services.pipeline.bundle import Bundle
+from millrace.services.protocol.access import Access
+from millrace.services.protocol.inference import Answered
+from millrace.services.protocol.labels import checked_labels, label_records, places, prediction_records
+from millrace.services.protocol.statistics import Statistics
+from millrace.streams.labels.served import LONGEST_ID, LateLabel
+from millrace.streams.parts import sha256
+from millrace.streams.schema import Schema
+
+INLINE_BYTES = 1 << 16  # of a request that is answered on the event loop: a thread would cost more than the answer
+MAX_BYTES = 16 << 20  # of a request
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """How answers and labels come into the log."""
+
+    recorder: Recorder
+    features: str  # sha256 of the feature stage
+    before_reply: bool = False  # an answer is given only once the log has it
+    max_bytes: int = 1 << 20  # of a record; the worker would refuse a larger one
+
+
+async def _nothing() -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One replica's."""
+
+    name: str  # of the model: the pipeline's
+    schema: Schema
+    held: Callable[[], Bundle | None]  # what answers now
+    access: Access = field(default_factory=Access)
+    max_bytes: int = MAX_BYTES
+    pool: Pool = field(default_factory=Pool)
+    statistics: Statistics = field(default_factory=Statistics)
+    recording: Recording | None = None  # None: the pipeline takes labels from its rows alone
+    overview: Callable[[], Awaitable[dict[str, Any]]] = _nothing  # of the trainer and all replicas
+
+    @property
+    def inline_bytes(self) -> int:
+        """Of a request that is answered on the event loop; none where pictures go through a network."""
+        return 0 if any(one.type == "image" for one in self.schema.fields) else INLINE_BYTES
+
+    @property
+    def newest(self) -> str | None:
+        """The version that answers now, or None."""
+        bundle = self.held()
+        return None if bundle is None else bundle.identity.name
+
+    async def record(self, answered: Answered, headers: bytes = b"") -> None:
+        """Append what was answered, with ``headers``: soon, or at once where the pipeline wants it before the reply.
+
+        Raises: BadInputError for an id that no label could name, StorageError.
+        """
+        if self.recording is None:
+            return
+        for one in answered.ids:
+            if not 1 <= len(one) <= LONGEST_ID:
+                raise BadInputError(f"id: a row's id must have 1 to {LONGEST_ID} characters, so that its label can name it.")
+        longest = self.recording.max_bytes // 8
+        for column in answered.columns:
+            if column.dtype == object and any(text is not None and len(text) > longest for text in column):
+                raise BadInputError(f"A text has over {longest} characters, so its row could not be recorded.")
+        make = partial(prediction_records, answered, self.recording.features, headers)
+        if self.recording.before_reply:
+            await self.recording.recorder.now(make())
+        else:
+            self.recording.recorder.later(len(answered.ids), make)
+
+    async def label(self, labels: list[LateLabel], headers: bytes = b"") -> Sequence[str]:
+        """Append labels, all or none and each with ``headers``, and say where the log has each.
+
+        Raises: BadInputError, NotOfferedError, StorageError where the log does not take them.
+        """
+        if self.recording is None:
+            raise NotOfferedError("This pipeline takes labels from its rows; give it a table [labels] for late ones.")
+        recorder, records = self.recording.recorder, label_records(checked_labels(labels, self.schema.label), headers)
+        for at, record in enumerate(records):
+            if len(record.value or b"") > self.recording.max_bytes:
+                raise BadInputError(f"labels[{at}]: is over {self.recording.max_bytes} bytes, which the log does not take.")
+        stored = await recorder.now(records)
+        return places(recorder.topic, stored)
+
+
+def features_name(schema: Schema) -> str:
+    """The sha256 of a feature stage, as served records and forks have it."""
+    return sha256(schema.declared)
+
+
+def ready(bundle: Bundle | None) -> Bundle:
+    """The same, where there is one that can answer. Raises: NotReadyError."""
+    if bundle is None or not bundle.outputs:
+        raise NotReadyError("There is nothing to answer from yet: no version is served and no label was learned.")
+    return bundle

@@ -1,0 +1,300 @@
+"""The one door to gRPC: the Open Inference Protocol v2, the standard health service and labels, on one endpoint.
+
+Serve gives every replica a gRPC server of its own. Its way from there to us (routing, metrics, a queue) takes a quarter of the
+replica's time for a call, and stands between us and callers who leave. So in a replica our calls stand on the server itself;
+only in Serve's proxy do they take its way, by the methods of ``Calls``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from millrace.learners.errors import MillraceError, NotReadyError, NotServedError, TooLargeError
+from millrace.services.endpoint.endpoint import Endpoint, ready
+from millrace.services.errors import UNEXPECTED, meaning
+from millrace.services.protocol import inference_pb2 as pb
+from millrace.services.protocol import labels_pb2
+from millrace.services.protocol.access import FORWARDED, LABEL, PREDICT, is_loopback
+from millrace.services.protocol.inference import check_model, model_metadata, server_metadata
+from millrace.services.protocol.labels import PRODUCER, producer_headers
+from millrace.services.protocol.messages import Inferred, infer_message, labels_of, metadata_message, parsed, statistics_message
+
+log = logging.getLogger("millrace")
+
+LOOK_S = 1.0  # between two looks of a health watch
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+Context = Any  # of a call: gRPC's own, or what Serve makes of it; neither is typed
+
+
+def peer_is_local(peer: str) -> bool:
+    """Whether gRPC's name of a caller is this machine's loopback, or no network address at all.
+
+    >>> peer_is_local("ipv4:127.0.0.1:5"), peer_is_local("ipv6:%5B::1%5D:5"), peer_is_local("ipv4:10.0.0.9:5")
+    (True, True, False)
+    """
+    family, _, rest = unquote(peer).partition(":")
+    return family == "unix" or is_loopback(rest.rpartition(":")[0].strip("[]"))
+
+
+class GrpcApp:
+    """The calls on one endpoint. Each takes the request's bytes, so that a broken message is our error too."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def answer(self, name: str, raw: bytes, context: Context) -> Message:
+        """Answer one call; an error is set on its context, and the answer is then empty."""
+        rpc = RPCS[name]
+        try:
+            if rpc.scope is None:
+                return await rpc.call(self, raw)
+            said = self._checked_caller(context, rpc.scope)
+            return await (rpc.call(self, raw, producer_headers(said.get(PRODUCER))) if rpc.records else rpc.call(self, raw))
+        except MillraceError as error:
+            _refuse(context, meaning(error).grpc, str(error))
+        except Exception:
+            log.exception("%s failed", name)
+            _refuse(context, UNEXPECTED.grpc, "This request failed; the server's log says why.")
+        return rpc.response()
+
+    def _checked_caller(self, context: Context, scope: str) -> dict[bytes, bytes]:
+        """What a caller's metadata says, once it is found that the caller may call."""
+        metadata = context.invocation_metadata() or ()
+        said = {name.encode(): value.encode() if isinstance(value, str) else value for name, value in metadata}
+        local = peer_is_local(context.peer()) and not FORWARDED & said.keys()
+        self._endpoint.access.check(said.get(b"authorization", b""), local, scope)
+        return said
+
+    async def watch(self, raw: bytes, context: Context) -> AsyncIterator[Message]:
+        """The standard health watch: the state now, and again whenever it changes."""
+        try:
+            service = parsed(health_pb2.HealthCheckRequest, raw).service
+        except MillraceError as error:
+            _refuse(context, meaning(error).grpc, str(error))
+            return
+        said = None
+        while True:
+            now = self._status(service)
+            if now != said:
+                said = now
+                yield health_pb2.HealthCheckResponse(status=now)
+            await asyncio.sleep(LOOK_S)
+
+    def _status(self, service: str) -> int:
+        if service not in ("", self._endpoint.name, *SERVICES):
+            return int(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+        bundle = self._endpoint.held()
+        return int(SERVING if bundle is not None and bundle.outputs else NOT_SERVING)
+
+    async def check(self, raw: bytes) -> Message:
+        """The standard health check. Raises: NotServedError for a service that is not here."""
+        service = parsed(health_pb2.HealthCheckRequest, raw).service
+        status = self._status(service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            raise NotServedError(
+                f"There is no service {service} here. There are: {', '.join([self._endpoint.name, *SERVICES])}."
+            )
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def server_live(self, raw: bytes) -> Message:
+        """Always, where it answers at all."""
+        parsed(pb.ServerLiveRequest, raw)
+        return pb.ServerLiveResponse(live=True)
+
+    async def server_ready(self, raw: bytes) -> Message:
+        """Whether there is something to answer from."""
+        parsed(pb.ServerReadyRequest, raw)
+        return pb.ServerReadyResponse(ready=self._status("") == SERVING)
+
+    async def model_ready(self, raw: bytes) -> Message:
+        """The same, of a model. Raises: NotServedError for another one."""
+        asked = parsed(pb.ModelReadyRequest, raw)
+        check_model(asked.name, asked.version or None, self._endpoint.name, self._endpoint.held())
+        return pb.ModelReadyResponse(ready=self._status("") == SERVING)
+
+    async def server_metadata(self, raw: bytes) -> Message:
+        """Name, version, extensions."""
+        parsed(pb.ServerMetadataRequest, raw)
+        return pb.ServerMetadataResponse(**server_metadata(version("millrace")))
+
+    async def model_metadata(self, raw: bytes) -> Message:
+        """Inputs and outputs. Raises: NotServedError."""
+        asked, here = parsed(pb.ModelMetadataRequest, raw), self._endpoint
+        check_model(asked.name, asked.version or None, here.name, here.held())
+        return metadata_message(model_metadata(here.name, here.schema, here.newest))
+
+    async def model_statistics(self, raw: bytes) -> Message:
+        """Of this replica; no name means the one model there is. Raises: NotServedError."""
+        asked, here = parsed(pb.ModelStatisticsRequest, raw), self._endpoint
+        check_model(asked.name or here.name, asked.version or None, here.name, here.held())
+        return statistics_message(here.statistics.told(here.name, here.newest or ""))
+
+    async def label(self, raw: bytes, headers: bytes) -> Message:
+        """Once the log has every label. Raises: BadInputError, NotOfferedError, StorageError."""
+        request = parsed(labels_pb2.LabelRequest, raw)
+        stored = await self._endpoint.label(labels_of(request, self._endpoint.schema.label.type == "integer"), headers)
+        return labels_pb2.LabelResponse(accepted=len(stored), offsets=stored)
+
+    async def infer(self, raw: bytes, headers: bytes) -> Message:
+        """Scores. Raises: BadInputError, NotReadyError, NotServedError, OverloadedError."""
+        start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
+        try:
+            if len(raw) <= self._endpoint.inline_bytes:
+                inferred = self._inferred(raw)
+            else:
+                inferred = await self._endpoint.pool.run(len(raw), self._inferred, raw)
+            await self._endpoint.record(inferred.answered, headers)
+        except Exception:
+            statistics.failed(time.perf_counter_ns() - start_ns)
+            raise
+        statistics.answered(inferred.cost)
+        return inferred.response
+
+    def _inferred(self, raw: bytes) -> Inferred:
+        if len(raw) > self._endpoint.max_bytes:
+            raise TooLargeError(f"The request is over {self._endpoint.max_bytes} bytes; send fewer rows at a time.")
+        request = parsed(pb.ModelInferRequest, raw)
+        held = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
+        check_model(request.model_name, request.model_version or None, self._endpoint.name, held)
+        return infer_message(self._endpoint.name, ready(held), request, time.time_ns() // 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """One call: what answers it, what an empty answer is, and what a caller's token must be for."""
+
+    call: Callable[..., Awaitable[Message]]  # of a GrpcApp, with the request's bytes
+    response: type[Message]
+    scope: str | None = PREDICT  # None: open to all
+    records: bool = False  # it appends to the log, so it is also called with the headers of such records
+
+
+RPCS = {
+    "ServerLive": Rpc(GrpcApp.server_live, pb.ServerLiveResponse, None),
+    "ServerReady": Rpc(GrpcApp.server_ready, pb.ServerReadyResponse, None),
+    "ModelReady": Rpc(GrpcApp.model_ready, pb.ModelReadyResponse),
+    "ServerMetadata": Rpc(GrpcApp.server_metadata, pb.ServerMetadataResponse),
+    "ModelMetadata": Rpc(GrpcApp.model_metadata, pb.ModelMetadataResponse),
+    "ModelInfer": Rpc(GrpcApp.infer, pb.ModelInferResponse, records=True),
+    "ModelStatistics": Rpc(GrpcApp.model_statistics, pb.ModelStatisticsResponse),
+    "Label": Rpc(GrpcApp.label, labels_pb2.LabelResponse, LABEL, records=True),
+    "Check": Rpc(GrpcApp.check, health_pb2.HealthCheckResponse, None),
+}
+SERVICES = {
+    "inference.GRPCInferenceService": [name for name in RPCS if name not in ("Label", "Check")],
+    "millrace.v1.Labels": ["Label"],
+    "grpc.health.v1.Health": ["Check", "Watch"],
+}
+
+
+def _refuse(context: Context, code: str, details: str) -> None:
+    context.set_code(grpc.StatusCode[code])
+    context.set_details(details)
+
+
+Answering = Callable[[Any, bytes, Context], Awaitable[Message]]
+
+
+def _method(name: str) -> Answering:
+    async def call(self: Calls, request: bytes, grpc_context: Context) -> Message:  # Serve goes by these argument names
+        return await self.grpc_app.answer(name, request, grpc_context)
+
+    return call
+
+
+class Calls:
+    """The methods that Serve looks for, named as the calls are."""
+
+    grpc_app: GrpcApp
+
+    ServerLive = _method("ServerLive")
+    ServerReady = _method("ServerReady")
+    ModelReady = _method("ModelReady")
+    ServerMetadata = _method("ServerMetadata")
+    ModelMetadata = _method("ModelMetadata")
+    ModelInfer = _method("ModelInfer")
+    ModelStatistics = _method("ModelStatistics")
+    Label = _method("Label")
+    Check = _method("Check")
+
+    async def Watch(self, request: bytes, grpc_context: Context) -> AsyncIterator[Message]:  # noqa: N802 the call's name
+        """Of the health service."""
+        async for status in self.grpc_app.watch(request, grpc_context):
+            yield status
+
+
+_replica: Calls | None = None  # of this process; Serve knows what it calls by an import path, so it stands here
+
+
+def stand_in_replica(calls: Calls) -> None:
+    """From now on this process's gRPC servers answer by these calls themselves."""
+    global _replica
+    _replica = calls
+
+
+def add_services(servicer: Any, server: Any) -> None:
+    """Register every service with a server: what Serve calls once for each of its own, with a ``servicer`` to be replaced."""
+    for service, names in SERVICES.items():
+        if _replica is not None and hasattr(server, "add_passthrough_service"):
+            server.add_passthrough_service(service)
+            servicer = _replica
+        handlers = {name: _handler(getattr(servicer, name), name == "Watch") for name in names}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+
+def _handler(method: Any, streams: bool) -> Any:
+    make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+    return make(method, response_serializer=_bytes_of)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A caller's side. A call raises NotReadyError where nothing can answer yet, and OSError where it fails otherwise."""
+
+    channel: Any
+    metadata: tuple[tuple[str, str], ...]
+
+    def infer(self, request: pb.ModelInferRequest, timeout_s: float) -> pb.ModelInferResponse:
+        """Ask for scores."""
+        answer: pb.ModelInferResponse = self._call("/inference.GRPCInferenceService/ModelInfer", request, timeout_s)
+        return answer
+
+    def label(self, request: labels_pb2.LabelRequest, timeout_s: float) -> labels_pb2.LabelResponse:
+        """Say what was right."""
+        answer: labels_pb2.LabelResponse = self._call("/millrace.v1.Labels/Label", request, timeout_s)
+        return answer
+
+    def _call(self, path: str, request: Message, timeout_s: float) -> Any:
+        read = RPCS[path.rpartition("/")[2]].response.FromString
+        call = self.channel.unary_unary(path, request_serializer=_bytes_of, response_deserializer=read)
+        try:
+            return call(request, timeout=timeout_s, metadata=self.metadata)
+        except grpc.RpcError as error:
+            kind = NotReadyError if error.code() is grpc.StatusCode.UNAVAILABLE else OSError
+            raise kind(f"{error.code().name}: {error.details()}") from error
+
+
+@contextmanager
+def calling(address: str, producer: str = "") -> Iterator[Client]:
+    """A client of the endpoint at HOST:PORT; ``producer``: as whom it asks and labels."""
+    with grpc.insecure_channel(address) as channel:
+        yield Client(channel, ((PRODUCER.decode(), producer),) if producer else ())
+
+
+def _bytes_of(message: Message) -> bytes:
+    return bytes(message.SerializeToString())

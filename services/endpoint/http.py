@@ -1,0 +1,244 @@
+"""The Open Inference Protocol v2 over HTTP, as an ASGI application: routes, limits, the token, and errors as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from millrace.learners.errors import (
+    BadInputError,
+    MillraceError,
+    NotServedError,
+    OverloadedError,
+    TooLargeError,
+    TooSlowError,
+)
+from millrace.services.endpoint.endpoint import Endpoint, ready
+from millrace.services.errors import UNEXPECTED, meaning
+from millrace.services.protocol.access import FORWARDED, LABEL, PREDICT, is_loopback
+from millrace.services.protocol.inference import Asked, Reply, check_model, infer, model_metadata, server_metadata
+from millrace.services.protocol.labels import PRODUCER, producer_headers, read_labels
+
+log = logging.getLogger("millrace")
+
+JSON = b"application/json"
+BODY_S = 10.0  # a request's body has to be whole after so long
+ARRIVING_BYTES = 256 << 20  # of all bodies that are arriving
+PAGES = frozenset({b"origin", b"sec-fetch-site"})  # a web page asks, not this machine's user, whatever machine it is shown on
+LENGTH = b"inference-header-content-length"
+
+Scope = MutableMapping[str, Any]
+Address = tuple[str, int]  # of one end of a connection
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class HttpApp:
+    """One ASGI application on one endpoint. Answers name the state that gave them, and errors what to mend."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._bodies = Bodies(endpoint.max_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            return await _live(receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close"})
+        try:
+            reply = await self._answered(scope, receive)
+            status = reply.status
+        except MillraceError as error:
+            reply, status = Reply(msgspec.json.encode({"error": str(error)})), meaning(error).http
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            reply, status = Reply(b'{"error":"This request failed; the server\'s log says why."}'), UNEXPECTED.http
+        return await _send(send, reply, status)
+
+    async def _answered(self, scope: Scope, receive: Receive) -> Reply:
+        parts = [part for part in scope["path"].split("/") if part]
+        headers = dict(scope["headers"])
+        if parts[:1] != ["v2"]:
+            raise NotServedError(f"There is nothing at {scope['path']}. Everything is under /v2.")
+        if parts[1:2] == ["health"]:
+            return self._health(parts)
+        local = same_machine(scope.get("client"), scope.get("server")) and not (FORWARDED | PAGES) & headers.keys()
+        telling = scope["method"] == "POST" and parts[-1] == "labels"
+        self._endpoint.access.check(headers.get(b"authorization", b""), local, LABEL if telling else PREDICT)
+        if scope["method"] == "POST":
+            body = await self._bodies.read(receive)
+            return await (self._label(parts, headers, body) if telling else self._infer(parts, headers, body))
+        if parts[-1] == "status":
+            check_model(_model_path(parts).model, None, self._endpoint.name, None)
+            return _json(await self._endpoint.overview())
+        return self._described(parts)
+
+    def _health(self, parts: list[str]) -> Reply:
+        if parts == ["v2", "health", "live"]:
+            return Reply(b'{"live":true}')
+        if parts != ["v2", "health", "ready"]:
+            raise NotServedError("There are /v2/health/live and /v2/health/ready.")
+        ready(self._endpoint.held())
+        return Reply(b'{"ready":true}')
+
+    def _described(self, parts: list[str]) -> Reply:
+        if parts == ["v2"]:
+            return _json(server_metadata(version("millrace")))
+        named = _model_path(parts)
+        bundle = self._endpoint.held()
+        check_model(named.model, named.version, self._endpoint.name, bundle)
+        if named.verb == "ready":
+            ready(bundle)
+            return _json({"name": self._endpoint.name, "ready": True})
+        if named.verb == "stats":
+            return _json(self._endpoint.statistics.told(self._endpoint.name, self._endpoint.newest or ""))
+        if named.verb:
+            raise NotServedError("GET knows ready, stats and status here; infer and labels are a POST.")
+        return _json(model_metadata(self._endpoint.name, self._endpoint.schema, self._endpoint.newest))
+
+    async def _label(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> Reply:
+        """202 once the log has every label."""
+        check_model(_model_path(parts).model, None, self._endpoint.name, None)
+        stored = await self._endpoint.label(read_labels(body), producer_headers(headers.get(PRODUCER)))
+        return Reply(msgspec.json.encode({"accepted": len(stored), "offsets": stored}), status=202)
+
+    async def _infer(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> Reply:
+        named = _model_path(parts)
+        if named.verb != "infer":
+            raise NotServedError("POST knows /v2/models/NAME/infer and /v2/models/NAME/labels.")
+        start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
+        try:
+            said = producer_headers(headers.get(PRODUCER))
+            reply = await self._inferred(named, headers, body)
+            if reply.answered is not None:
+                await self._endpoint.record(reply.answered, said)
+        except Exception:
+            statistics.failed(time.perf_counter_ns() - start_ns)
+            raise
+        if reply.cost is not None:
+            statistics.answered(reply.cost)
+        return reply
+
+    async def _inferred(self, named: ModelPath, headers: dict[bytes, bytes], body: bytes) -> Reply:
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise BadInputError("Content-Encoding: compressed requests are not read; send the body as it is.")
+        held = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
+        check_model(named.model, named.version, self._endpoint.name, held)
+        bundle, asked = ready(held), Asked(body, _json_bytes(headers))
+        now_ms = time.time_ns() // 1_000_000
+        if len(body) <= self._endpoint.inline_bytes:
+            return infer(self._endpoint.name, bundle, asked, now_ms)
+        return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, asked, now_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPath:
+    """What a path under /v2/models names."""
+
+    model: str
+    version: str | None
+    verb: str
+
+
+def _model_path(parts: list[str]) -> ModelPath:
+    match parts:
+        case ["v2", "models", model]:
+            return ModelPath(model, None, "")
+        case ["v2", "models", model, "versions", number]:
+            return ModelPath(model, number, "")
+        case ["v2", "models", model, "versions", number, verb]:
+            return ModelPath(model, number, verb)
+        case ["v2", "models", model, verb]:
+            return ModelPath(model, None, verb)
+    raise NotServedError(f"There is nothing at /{'/'.join(parts)}. Models are at /v2/models/NAME.")
+
+
+def _json_bytes(headers: dict[bytes, bytes]) -> int | None:
+    said = headers.get(LENGTH)
+    if said is None:
+        return None
+    if not said.isdigit() or len(said) > 12:
+        raise BadInputError(f"Inference-Header-Content-Length: {said.decode(errors='replace')!r} is not a number of bytes.")
+    return int(said)
+
+
+class Bodies:
+    """Requests' bodies while they arrive: bounded each in bytes and time, and all together in bytes.
+
+    Only these bounds keep those who send slowly from holding up others, so Serve's own limit on requests at once is far away.
+    """
+
+    def __init__(self, max_bytes: int, seconds: float = BODY_S, together: int = ARRIVING_BYTES) -> None:
+        self.arrived = 0  # bytes, of bodies that are not whole
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+        self._together = together
+
+    async def read(self, receive: Receive) -> bytes:
+        """One body. Raises: TooLargeError, TooSlowError, OverloadedError, each as soon as it is so."""
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._seconds):
+                while await self._more(receive, chunks):
+                    pass
+        except TimeoutError as error:
+            raise TooSlowError(f"The request did not arrive whole within {self._seconds:g} s; send it again.") from error
+        finally:
+            self.arrived -= sum(map(len, chunks))
+        return b"".join(chunks)
+
+    async def _more(self, receive: Receive, chunks: list[bytes]) -> bool:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadInputError("The caller left before the request was whole.")
+        chunks.append(message.get("body", b""))
+        self.arrived += len(chunks[-1])
+        if sum(map(len, chunks)) > self._max_bytes:
+            raise TooLargeError(f"The request is over {self._max_bytes} bytes; send fewer rows at a time.")
+        if self.arrived > self._together:
+            raise OverloadedError("More requests arrive at once than there is room for. Ask again, or send smaller ones.")
+        return bool(message.get("more_body", False))
+
+
+def _json(value: dict[str, Any]) -> Reply:
+    return Reply(msgspec.json.encode(value))
+
+
+async def _send(send: Send, reply: Reply, status: int) -> None:
+    headers = [(b"content-length", str(len(reply.body)).encode())]
+    if reply.json_bytes is None:
+        headers.append((b"content-type", JSON))
+    else:
+        headers += [(b"content-type", b"application/octet-stream"), (LENGTH, str(reply.json_bytes).encode())]
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+def same_machine(client: Address | None, server: Address | None) -> bool:
+    """Whether a connection comes from the machine it goes to: by loopback, or from the very address it is made to.
+
+    >>> same_machine(("127.0.0.1", 5), ("127.0.0.1", 8000)), same_machine(("10.0.0.9", 5), ("10.0.0.1", 30000))
+    (True, False)
+    """
+    if client is None:
+        return True  # no network between
+    return client[0] == (server or ("", 0))[0] or is_loopback(client[0])
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """The lifespan protocol: nothing to start, nothing to stop."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,1 @@
+"""One pipeline on this machine, put together from its file."""

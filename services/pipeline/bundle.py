@@ -1,0 +1,167 @@
+"""What a replica answers from: an immutable bundle of a state's feature tables and what its learner serves, with its name.
+
+A bundle is made from bytes: those that the trainer publishes, or those packed here from a checkpoint's parts. Nothing is
+unpickled; a bundle whose bytes, numbers or golden rows are not what they should be is refused, and the one before goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+
+from millrace.learners.errors import BadInputError, DamageError, NotReadyError
+from millrace.learners.protocol import Array, Batch, Floats, Servable, Value
+from millrace.learners.table import LEARNERS
+from millrace.streams.features.columns import Features
+from millrace.streams.journal.entries import Mark
+from millrace.streams.parts import pack, sha256, unpack
+from millrace.streams.schema import Schema
+
+GOLDEN_ROWS = 4  # answered again before a bundle is used
+GOLDEN_SEED = 20261121
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Which state answered."""
+
+    branch: str
+    epoch: int
+    seq: int
+    version: str | None = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Its place within the branch; a replica that follows never goes to a lower one."""
+        return self.epoch, self.seq
+
+    @property
+    def name(self) -> str:
+        """The version, else ``branch.seq``."""
+        return self.version or f"{self.branch}.{self.seq}"
+
+
+def identity_of(mark: Mark) -> Identity:
+    """Of the state that a mark names."""
+    return Identity(mark.branch, mark.epoch, mark.state_seq, mark.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What answering needs of a state."""
+
+    identity: Identity
+    as_of_ms: int  # the state took in everything that the log had by then
+    kind: str  # of the learner
+    features: dict[str, Value]  # the tables of the feature stage
+    serve: dict[str, Value]  # the arrays of the learner's servable
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Scores of some rows."""
+
+    scores: Floats  # (n, C), or values (n, k) for regression
+    labels: tuple[str, ...]  # (n,) the class with the highest score; empty for regression
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bundle:
+    """An immutable state that answers; made by ``open_bundle``."""
+
+    identity: Identity
+    as_of_ms: int
+    sha256: str
+    schema: Schema
+    outputs: int  # score columns; 0: nothing has been learned yet
+    _features: Features
+    _servable: Servable
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """In the order of the score columns; empty for regression."""
+        return self._servable.classes
+
+    def predict(self, columns: Sequence[Array]) -> Answer:
+        """The answers to rows, one column a field, as the codec gives them. Pure.
+
+        Raises: NotReadyError while no row has been learned.
+        """
+        if not self.outputs:
+            raise NotReadyError(f"State {self.identity.name} has not learned a label yet. Ask again when it has.")
+        scores = self._servable.predict_many(Batch(self._features.answer(columns)))
+        if self.schema.label.task == "regress":
+            return Answer(scores, ())
+        return Answer(scores, tuple(self.classes[at] for at in scores.argmax(axis=1).tolist()))
+
+    def age_ms(self, now_ms: int) -> int:
+        """For how long, at most, the log has had something that is not in this state."""
+        return max(0, now_ms - self.as_of_ms)
+
+    def confirmed(self, as_of_ms: int) -> Bundle:
+        """The same bundle, known to have taken in everything that the log had by a later time."""
+        return replace(self, as_of_ms=max(self.as_of_ms, as_of_ms))
+
+
+def bundle_bytes(parts: Parts, schema: Schema) -> bytes:
+    """The bytes that ``open_bundle`` reads, golden rows with their answers included."""
+    rows = np.random.default_rng(GOLDEN_SEED).standard_normal((GOLDEN_ROWS, schema.width))
+    servable = LEARNERS[parts.kind].servable(dict(parts.serve))
+    state: dict[str, Value] = {
+        "identity": msgspec.to_builtins(parts.identity),
+        "as_of_ms": parts.as_of_ms,
+        "kind": parts.kind,
+        "schema": sha256(schema.declared),
+        "features": parts.features,
+        "golden.rows": rows,
+        "golden.scores": servable.predict_many(Batch(rows)),
+    }
+    return pack(state | {f"serve.{name}": value for name, value in parts.serve.items()})
+
+
+def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
+    """The bundle in ``blob``, whose sha256 must be ``expected``.
+
+    Raises: DamageError where bytes, numbers, fields or golden rows are not what they should be.
+    """
+    if sha256(blob) != expected:
+        raise DamageError(f"Published weights are not what was published: their sha256 is not {expected}.")
+    state = unpack(blob, "published weights")
+    try:
+        identity = msgspec.convert(state["identity"], Identity)
+        if state["schema"] != sha256(schema.declared):
+            raise DamageError(f"State {identity.name} was learned with other fields than this pipeline file has.")
+        features = Features(schema)
+        features.load(state["features"])
+        serve = {name.removeprefix("serve."): value for name, value in state.items() if name.startswith("serve.")}
+        _refuse_not_finite(serve, identity)
+        algorithm = LEARNERS[state["kind"]]
+        servable = algorithm.servable(serve)
+        _try_golden(servable, state["golden.rows"], state["golden.scores"], identity, algorithm.agreement)
+        outputs = state["golden.scores"].shape[1]
+        return Bundle(identity, int(state["as_of_ms"]), expected, schema, outputs, features, servable)
+    except (BadInputError, AttributeError, KeyError, RuntimeError, TypeError, ValueError, msgspec.ValidationError) as error:
+        raise DamageError(
+            f"Published weights cannot be read by this release ({error!r}). Use the one that wrote them."
+        ) from error
+
+
+def open_parts(parts: Parts, schema: Schema) -> Bundle:
+    """A bundle from a checkpoint's parts, checked as published bytes are. Raises: DamageError."""
+    blob = bundle_bytes(parts, schema)
+    return open_bundle(blob, sha256(blob), schema)
+
+
+def _refuse_not_finite(serve: dict[str, Value], identity: Identity) -> None:
+    for name, value in serve.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise DamageError(f"State {identity.name}: {name} holds a number that is not finite.")
+
+
+def _try_golden(servable: Servable, rows: Floats, scores: Floats, identity: Identity, agreement: float) -> None:
+    found = servable.predict_many(Batch(rows))
+    largest = float(np.abs(scores).max(initial=1.0))
+    if found.shape != scores.shape or not np.allclose(found, scores, rtol=0.0, atol=agreement * largest):
+        raise DamageError(f"State {identity.name} does not give its golden rows the answers that it was published with.")

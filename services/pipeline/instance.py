@@ -1,0 +1,213 @@
+"""One pipeline on this machine: its folder, its log, and the rooms put together over them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from millrace.learners.errors import BadInputError, BusyError, DamageError, MillraceError, StorageError
+from millrace.learners.table import LEARNERS
+from millrace.services.config.config import Loaded
+from millrace.services.pipeline.backends import Logs, logs_of
+from millrace.streams.branch.branch import Doors, Recipe
+from millrace.streams.branch.read_order import Retraced
+from millrace.streams.formats.avro import Registry
+from millrace.streams.formats.contents import Contents
+from millrace.streams.journal.entries import Fork
+from millrace.streams.journal.journal import Cursor, counted
+from millrace.streams.journal.ledger import Ledger
+from millrace.streams.journal.retention import Retention
+from millrace.streams.journal.segments import Journal
+from millrace.streams.journal.store import FolderStore
+from millrace.streams.labels.served import ServedCodec
+from millrace.streams.records import split_tp
+from millrace.streams.sharding import WHOLE, shard_branches, shard_of
+from millrace.streams.source import Log, Source
+from millrace.streams.stream import Stream
+
+BRANCH = "main"  # the branch a pipeline begins with
+ENDPOINT = "default"  # what answers callers
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A pipeline and the folder of its state: ``HOME/NAME``."""
+
+    loaded: Loaded
+    folder: Path
+
+    @property
+    def absolute(self) -> Instance:
+        """The same, for processes that stand in another folder."""
+        return Instance(replace(self.loaded, path=self.loaded.path.resolve()), self.folder.resolve())
+
+    def words(self, *verb: str) -> list[str]:
+        """The words of the command line that let another process do something with this pipeline, as it was given here."""
+        here = self.absolute
+        flags = [word for flag in here.loaded.flags for word in ("--set", flag)]
+        return [*verb, str(here.loaded.path), "--home", str(here.folder.parent), *flags]
+
+    @property
+    def recipe(self) -> Recipe:
+        """What its folds are made of."""
+        pipeline, config = self.loaded.pipeline, self.loaded.learner
+        schema = pipeline.schema
+        algorithm = LEARNERS[pipeline.learner["kind"]].ready()
+        registry = Registry(pipeline.log.registry, self.folder / "schemas") if pipeline.log.registry else None
+        contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes, registry)
+        return Recipe(
+            name=pipeline.name,
+            schema=schema,
+            codec=contents,
+            learner=pipeline.learner["kind"],
+            make_learner=lambda: algorithm.learner(config, schema.width, pipeline.seed),
+            batch_rows=pipeline.batch.rows,
+            batch_wait_ms=pipeline.batch.wait_ms,
+            seed=pipeline.seed,
+            config=pipeline.declared,
+            drift=pipeline.drift,
+            held_out=pipeline.evaluate,
+            labels=pipeline.labels,
+            partitioner=None if pipeline.shards == 1 else self._logs.partitioner,
+            served=None
+            if pipeline.labels is None
+            else ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic, contents),
+        )
+
+    def shards(self, branch: str) -> list[str]:
+        """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""
+        return shard_branches(branch, self.loaded.pipeline.shards if shard_of(branch) == WHOLE else 1)
+
+    def refuse_shards(self, what: str) -> None:
+        """Raises: BadInputError where the pipeline has several shards, for which ``what`` cannot be done."""
+        if (count := self.loaded.pipeline.shards) > 1:
+            raise BadInputError(
+                f"{what} is for pipelines of one shard, and this one has {count}. `millrace rollback` and `millrace serve` go "
+                "back to any version; to learn otherwise, run the pipeline with shards = 1 as --branch NEW."
+            )
+
+    @property
+    def _logs(self) -> Logs:
+        return logs_of(self.loaded.pipeline, self.folder)
+
+    def log(self) -> Log:
+        """The log, with this pipeline's topics."""
+        return self._logs.log()
+
+    def source(self, topics: Sequence[str]) -> Source:
+        """A reader of some of its topics, from their beginning."""
+        return self._logs.source(topics)
+
+    def doors(self, branch: str) -> Doors:
+        """Everything a branch reads and writes."""
+        log, first = self.log(), self.first_topics(branch)
+        source = self._logs.source([*self.loaded.pipeline.topics, *first], shard_of(branch))
+        if first:
+            source = Retraced(source, [(tp, *ends) for tp, ends in source.bounds().items() if split_tp(tp)[0] in first])
+        retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
+        return Doors(source, log, self.journal(branch), self.store(), retention, partial(self._logs.marked, branch))
+
+    def first_topics(self, branch: str) -> list[str]:
+        """What a branch reads to its end before the pipeline's topics: rows from a file, as its first entry states."""
+        if not self.has_branch(branch):
+            return []
+        try:
+            fork = next(iter(counted(self.journal(branch), branch, Cursor())), None)
+        except DamageError:
+            return []  # whoever reads the journal says so
+        return [name for name in fork.topics if name not in self.loaded.pipeline.topics] if isinstance(fork, Fork) else []
+
+    def journal(self, branch: str) -> Journal:
+        """The journal of a branch, whole: what its stream has deleted is read from the store."""
+        return Journal(self._logs.journal(branch), self.store(), branch)
+
+    def has_branch(self, branch: str) -> bool:
+        """Whether a branch has a journal."""
+        return branch in self.branches()
+
+    def branches(self) -> list[str]:
+        """Every branch that has a journal."""
+        return self._logs.branches()
+
+    def store(self) -> FolderStore:
+        """Checkpoints."""
+        return FolderStore(self.folder / "store")
+
+    def ledger_stream(self) -> Stream:
+        """What operators and gates decided."""
+        return self._logs.ledger()
+
+    @property
+    def ledger_name(self) -> str:
+        """What messages call the ledger."""
+        return self._logs.ledger_name
+
+    def ledger(self) -> Ledger:
+        """The ledger as it stands."""
+        ledger = Ledger(self.ledger_name)
+        ledger.follow(self.ledger_stream())
+        return ledger
+
+    @contextmanager
+    def hold(self, branch: str, take_over: bool) -> Iterator[None]:
+        """Be the one live process of a branch on this machine; the kernel lets go when the process ends, however it ends.
+
+        With ``take_over`` the other process's hold is passed by: the journal's fence will stop it.
+        Raises: BusyError naming the process that holds it.
+        """
+        path = self.folder / f"{branch}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = _own_lock(path) if take_over else _free_lock(path, branch)
+        except OSError as error:
+            raise StorageError(
+                f"{path}: {error.strerror}. Free space or make the folder writable, or name another with --home."
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+
+def _free_lock(path: Path, branch: str) -> int:
+    """The lock file, held; BusyError where a live process holds it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, _stamp(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+        os.close(handle)
+        raise BusyError(
+            f"Branch {branch} is being written by {holder} ({path}). Stop that process, or take the branch from it with "
+            "--take-over."
+        ) from error
+    return handle
+
+
+def _own_lock(path: Path) -> int:
+    """A new lock file, held, in the old one's place: whoever held that one holds nothing that others look at."""
+    draft = path.with_suffix(f".{os.getpid()}")
+    handle = os.open(draft, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    os.pwrite(handle, _stamp(), 0)
+    draft.replace(path)
+    return handle
+
+
+def _stamp() -> bytes:
+    return f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode()
+
+
+def require_branch(instance: Instance, branch: str) -> None:
+    """Raises: MillraceError where the pipeline has no such branch yet."""
+    if not instance.has_branch(branch):
+        there = ", ".join(instance.branches()) or "none yet; begin with `millrace run`"
+        raise MillraceError(f"{instance.folder} has no branch {branch}. There are: {there}.")

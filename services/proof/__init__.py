@@ -1,0 +1,1 @@
+"""Versions folded again and certified."""

@@ -1,0 +1,83 @@
+"""`millrace verify`: fold a branch again from the log, and certify in the ledger what came out the same."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import time
+from collections.abc import Sequence
+
+from millrace.learners.errors import DamageError, NotProvedError, StorageError
+from millrace.services.pipeline.instance import Instance, require_branch
+from millrace.streams.branch.host import this_host
+from millrace.streams.branch.verify import Report, verify
+from millrace.streams.journal.entries import Mark
+from millrace.streams.journal.journal import Summary, take_in
+from millrace.streams.journal.ledger import Certificate, append_decision
+
+log = logging.getLogger("millrace")
+
+
+def prove(instance: Instance, branch: str) -> Report:
+    """Fold the branch again from the log, and certify in the ledger the versions that came out the same.
+
+    Raises: NotProvedError naming each thing that does not hold and the first bad mark.
+    """
+    require_branch(instance, branch)
+    pipeline = instance.loaded.pipeline
+    report = verify(instance.recipe, instance.doors(branch), branch, pipeline.worker.keep)
+    known = instance.ledger().certificates
+    findings = [str(finding) for finding in report.findings] + _belied(known, branch, _marked(instance, branch))
+    if findings:
+        raise NotProvedError("\n".join(findings))
+    for mark in report.proved:
+        if mark.version is not None and (mark.version not in known or not known[mark.version].holds):
+            certify(instance, mark, report, proven(report))
+    return report
+
+
+def proven(report: Report) -> str:
+    """The verdict on what a report proved."""
+    return f"within {report.difference:.1e}" if report.difference else "equal"
+
+
+def _marked(instance: Instance, branch: str) -> list[Mark] | None:
+    """The branch's marks, or None where its journal is damaged, which is a finding of its own."""
+    summary = Summary()
+    try:
+        take_in(summary, instance.journal(branch), branch)
+        return summary.marks
+    except DamageError:
+        return None
+
+
+def _belied(known: dict[str, Certificate], branch: str, marked: Sequence[Mark] | None) -> list[str]:
+    """What certificates say of this branch's versions and the journal no longer does."""
+    if marked is None:
+        return []
+    marks = {mark.version: mark.state_sha256 for mark in marked if mark.version is not None}
+    return [
+        f"The ledger certifies version {version} with state {certificate.state_sha256}, and the journal "
+        + (f"has it with state {marks[version]}." if version in marks else "has no such version.")
+        + " Restore the journal from a copy."
+        for version, certificate in known.items()
+        if version.rpartition(".")[0] == branch and marks.get(version) != certificate.state_sha256
+    ]
+
+
+def certify(instance: Instance, mark: Mark, report: Report, verdict: str) -> None:
+    """Write the certificate of the version that ``mark`` names; where the ledger cannot be written, say so and go on."""
+    certificate = Certificate(
+        who=getpass.getuser(),
+        why="millrace verify",
+        when_ms=time.time_ns() // 1_000_000,
+        version=str(mark.version),
+        base=report.base,
+        state_sha256=mark.state_sha256,
+        verdict=verdict,
+        host=this_host(instance.loaded.pipeline.threads),
+    )
+    try:
+        append_decision(instance.ledger_stream(), certificate)
+    except StorageError as error:
+        log.warning("The certificate of version %s (%s) could not be written: %s", mark.version, verdict, error)

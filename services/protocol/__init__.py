@@ -1,0 +1,1 @@
+"""The Open Inference Protocol as messages: requests, answers, labels, tokens."""

@@ -1,0 +1,159 @@
+"""What an endpoint says about itself and answers, in the words of the Open Inference Protocol v2. Pure."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from millrace.learners.errors import BadInputError, NotServedError
+from millrace.learners.protocol import Array, Floats
+from millrace.services.pipeline.bundle import Answer, Bundle
+from millrace.services.protocol.statistics import Cost
+from millrace.services.protocol.tensors import (
+    IDS,
+    Inference,
+    Question,
+    Wanted,
+    binary_payloads,
+    output_tensor,
+    question,
+    read_request,
+)
+from millrace.streams.schema import Schema
+
+EXTENSIONS = ["binary_tensor_data", "statistics"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The bytes of an HTTP request."""
+
+    body: bytes
+    json_bytes: int | None = None  # of the body's JSON part, where binary tensors follow it
+
+
+Output = Floats | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """Rows, and what a state answers to them."""
+
+    bundle: Bundle
+    columns: Sequence[Array]  # one a field, as the codec gives them
+    ids: tuple[str, ...]  # (n,)
+    answer: Answer
+    at_ms: int  # since 1970
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        """Every output that there is."""
+        if self.bundle.schema.label.task == "regress":
+            return {"scores": self.answer.scores, IDS: self.ids}
+        return {"scores": self.answer.scores, "label": self.answer.labels, IDS: self.ids}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The bytes of an HTTP answer."""
+
+    body: bytes
+    json_bytes: int | None = None  # of the body's JSON part, where binary tensors follow it
+    cost: Cost | None = None  # of an inference
+    answered: Answered | None = None  # what an inference came to
+    status: int = 200
+
+
+def infer(name: str, bundle: Bundle, asked: Asked, now_ms: int) -> Reply:
+    """The answer to an HTTP request's body.
+
+    Raises: BadInputError naming what cannot be answered, NotReadyError.
+    """
+    start_ns = time.perf_counter_ns()
+    request, binary = read_request(asked.body, asked.json_bytes)
+    rows = question(request.inputs, binary_payloads(request.inputs, binary), bundle.schema)
+    read_ns = time.perf_counter_ns()
+    request_id = request.id or uuid.uuid4().hex
+    answered = answer_to(bundle, rows, request_id, now_ms)
+    values = answered.outputs
+    inferred_ns = time.perf_counter_ns()
+    tensors, payloads = [], []
+    for wanted in request.outputs or [Wanted(name) for name in values if name != IDS]:
+        check_wanted(wanted.name, wanted.parameters, values)
+        declared, payload = output_tensor(wanted.name, values[wanted.name], _is_binary(request, wanted))
+        tensors.append(declared)
+        payloads.append(payload)
+    head = {
+        "model_name": name,
+        "model_version": bundle.identity.name,
+        "id": request_id,
+        "parameters": parameters(bundle, now_ms),
+        "outputs": tensors,
+    }
+    text = msgspec.json.encode(head)
+    body, json_bytes = (text + b"".join(payloads), len(text)) if any(payloads) else (text, None)
+    done_ns = time.perf_counter_ns()
+    return Reply(body, json_bytes, Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns), answered)
+
+
+def answer_to(bundle: Bundle, rows: Question, request_id: str, now_ms: int) -> Answered:
+    """What a state answers to rows; those without an id of their own are named after the request. Raises: NotReadyError."""
+    ids = rows.ids or tuple(f"{request_id}/{row}" for row in range(rows.rows))
+    return Answered(bundle, rows.columns, ids, bundle.predict(rows.columns), now_ms)
+
+
+def parameters(bundle: Bundle, now_ms: int) -> dict[str, str | int]:
+    """Which state answered, and how old it is at most."""
+    identity = bundle.identity
+    named = {} if identity.version is None else {"version": identity.version}
+    place: dict[str, str | int] = {"branch": identity.branch, "epoch": identity.epoch, "seq": identity.seq}
+    return place | named | {"staleness_ms": bundle.age_ms(now_ms)}
+
+
+def check_wanted(name: str, asked: Container[str], values: Iterable[str]) -> None:
+    """Raises: BadInputError where there is no such output, or where ``asked`` has parameters that are not served."""
+    if name not in values:
+        raise BadInputError(f"{name}: this model has no such output. There are: {', '.join(values)}.")
+    if "classification" in asked:
+        raise BadInputError(f"{name}: the classification extension is not served; take the output label.")
+
+
+def _is_binary(request: Inference, wanted: Wanted) -> bool:
+    flag = wanted.parameters.get("binary_data", request.parameters.get("binary_data_output", False))
+    if not isinstance(flag, bool):
+        raise BadInputError(f"{wanted.name}: binary_data must be true or false, not {flag!r}.")
+    return flag
+
+
+def server_metadata(version: str) -> dict[str, Any]:
+    """GET /v2."""
+    return {"name": "millrace", "version": version, "extensions": EXTENSIONS}
+
+
+def model_metadata(name: str, schema: Schema, version: str | None) -> dict[str, Any]:
+    """GET /v2/models/NAME."""
+    inputs = [
+        {"name": field.name, "datatype": "FP64", "shape": [-1, field.size]}
+        if field.type == "numeric"
+        else {"name": field.name, "datatype": "BYTES", "shape": [-1]}
+        for field in schema.fields
+    ]
+    outputs: list[dict[str, Any]] = [{"name": "scores", "datatype": "FP64", "shape": [-1, -1]}]
+    if schema.label.task == "classify":
+        outputs.append({"name": "label", "datatype": "BYTES", "shape": [-1]})
+    versions = [] if version is None else [version]
+    return {"name": name, "versions": versions, "platform": "millrace", "inputs": inputs, "outputs": outputs}
+
+
+def check_model(name: str, version: str | None, served: str, bundle: Bundle | None) -> None:
+    """Raises: NotServedError where another model or version is asked for than the one that answers now."""
+    if name != served:
+        raise NotServedError(f"There is no model {name} here. There is: {served}.")
+    now = None if bundle is None else bundle.identity.name
+    if version is not None and version != now:
+        raise NotServedError(f"Version {version} of {name} is not what answers now; that is {now or 'none yet'}.")

@@ -1,0 +1,125 @@
+"""What a replica's recorder appends: labels as callers send them, answers as they were given. Pure.
+
+A request brings one label, ``{"id": ..., "label": ..., "revision": 0}``, or several as ``{"labels": [...]}``: all are taken or
+none.
+
+Whoever asks or labels may say who it is: an HTTP header ``Millrace-Producer``, over gRPC metadata ``millrace-producer``, of 1
+to 64 letters, digits, ``-``, ``_`` and ``.``. What is appended for that request then carries the record header ``producer``,
+as what `millrace send --header producer=NAME` appends does, so that a replay can leave exactly those records out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import msgspec
+
+from millrace.learners.errors import BadInputError
+from millrace.learners.protocol import Array
+from millrace.services.protocol.inference import Answered
+from millrace.streams.formats.json_rows import RecordError, label_value
+from millrace.streams.labels.served import LONGEST_ID, LateLabel, Prediction, encode
+from millrace.streams.records import Record, encode_headers, tp_name
+from millrace.streams.schema import Field, Label
+
+MOST_LABELS = 4096  # of a request
+PRODUCER = b"millrace-producer"  # the HTTP header and the gRPC metadata by which a caller says who it is
+PRODUCER_HEADER = "producer"  # of the records that are appended for it
+_PRODUCER_NAME = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One label as a caller sends it."""
+
+    id: str
+    label: str | bool | int | float
+    revision: int = 0
+
+
+class _Several(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    labels: list[_Told]
+
+
+_ONE = msgspec.json.Decoder(_Told)
+_MANY = msgspec.json.Decoder(_Several)
+_FIRST_KEY = re.compile(rb'\s*\{\s*"labels"\s*:')
+
+
+@lru_cache(maxsize=256)
+def producer_headers(said: bytes | None) -> bytes:
+    """The headers of the records that a caller's request leads to: none where it does not say who it is.
+
+    Raises: BadInputError for a name that cannot be one.
+    """
+    if said is None:
+        return b""
+    if not _PRODUCER_NAME.fullmatch(said):
+        shown = said[:80].decode(errors="replace")
+        raise BadInputError(f"Millrace-Producer: {shown!r} must be 1 to 64 of the characters A-Z a-z 0-9 . _ -.")
+    return encode_headers(((PRODUCER_HEADER, said),))
+
+
+def read_labels(body: bytes) -> list[LateLabel]:
+    """The labels of a request's body, not checked yet. Raises: BadInputError."""
+    try:
+        told = _MANY.decode(body).labels if _FIRST_KEY.match(body) else [_ONE.decode(body)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInputError(
+            f'The labels cannot be read: {error}. Send {{"id": ..., "label": ..., "revision": 0}}, or {{"labels": [...]}}.'
+        ) from error
+    return [LateLabel(one.id, one.label, one.revision) for one in told]
+
+
+def checked_labels(labels: list[LateLabel], label: Label) -> list[LateLabel]:
+    """The same, where all of them can be taken. Raises: BadInputError naming the first that cannot."""
+    if not 1 <= len(labels) <= MOST_LABELS:
+        raise BadInputError(f"labels: a request takes 1 to {MOST_LABELS} of them, not {len(labels)}.")
+    for at, one in enumerate(labels):
+        try:
+            label_value(label, one.label)
+        except RecordError as error:
+            raise BadInputError(f"labels[{at}].label: {error.detail}.") from error
+        if not 1 <= len(one.id) <= LONGEST_ID or not 0 <= one.revision < 1 << 62:
+            raise BadInputError(f"labels[{at}]: id must have 1 to {LONGEST_ID} characters, and revision be at least 0.")
+    return labels
+
+
+def label_records(labels: Sequence[LateLabel], headers: bytes = b"") -> list[Record]:
+    """Labels as the log has them, each with the ``headers`` of who sent it."""
+    return [Record(encode(one), one.id.encode(), headers) for one in labels]
+
+
+def places(topic: str, stored: Sequence[tuple[int, int]]) -> list[str]:
+    """Where records lie in the log, as ``topic-partition-offset``.
+
+    >>> places("mail.served", [(0, 17)])
+    ['mail.served-0-17']
+    """
+    return [f"{tp_name(topic, number).replace(':', '-')}-{offset}" for number, offset in stored]
+
+
+def prediction_records(answered: Answered, features: str, headers: bytes = b"") -> list[Record]:
+    """Answers as the log has them, each with the row it was given for and the ``headers`` of who asked.
+
+    ``features`` is the sha256 of the feature stage.
+    """
+    identity, classes = answered.bundle.identity, answered.bundle.classes
+    fields = answered.bundle.schema.fields
+    columns = [_cells(field, column) for field, column in zip(fields, answered.columns, strict=True)]
+    names = [field.name for field in fields]
+    scores = answered.answer.scores.tolist()
+    records = []
+    for one, cells, row_scores in zip(answered.ids, zip(*columns, strict=True), scores, strict=True):
+        row = msgspec.Raw(msgspec.json.encode(dict(zip(names, cells, strict=True))))
+        prediction = Prediction(
+            one, row, identity.branch, identity.epoch, identity.seq, classes, tuple(row_scores), features=features
+        )
+        records.append(Record(encode(prediction), one.encode(), headers, answered.at_ms))
+    return records
+
+
+def _cells(field: Field, column: Array) -> list[object]:
+    """A column's values as JSON has them; NaN becomes null."""
+    return column.tolist() if field.type != "numeric" or field.size > 1 else column.reshape(-1).tolist()

@@ -1,0 +1,1 @@
+"""Versions outside: the MLflow mirror and exported folders."""

@@ -1,0 +1,169 @@
+"""A version as a folder that stands for itself: for `millrace export`, and for MLflow, which loads it without pickle.
+
+The folder is the same, byte for byte, whenever it is made by one release on one Python. In it:
+
+    weights.safetensors   what a replica answers from: feature tables, the learner's arrays, golden rows
+    schema.json           the fields and the label, as the pipeline declares them
+    manifest.json         which version this is, where it comes from and why it was made, and the sha256 of the weights
+    journal.jsonl         the journal entries since its parent, as they were written, each on a line of its own
+    backbone-....onnx     the network of a field of images
+    model.onnx            the learner's head, x [n, d] -> scores; x is what the feature stage makes (only where there is one)
+    MLmodel               names `millrace.services.pyfunc`, which opens the folder. That name never changes: folders carry it.
+    requirements.txt, python_env.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import replace
+from importlib.metadata import version as installed
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+
+from millrace.learners.errors import BadInputError, ConfigError, DamageError, LearnerError, StorageError
+from millrace.learners.table import LEARNERS
+from millrace.services.decisions.versions import resolved
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.bundle import Bundle, Identity, Parts, bundle_bytes, open_bundle
+from millrace.services.pipeline.instance import Instance
+from millrace.services.registry.lineage import parent, parent_sha256
+from millrace.streams.branch.branch import manifest_of
+from millrace.streams.features.backbone import located
+from millrace.streams.journal.entries import Mark
+from millrace.streams.journal.segments import entries_of
+from millrace.streams.journal.store import Segment
+from millrace.streams.parts import sha256
+from millrace.streams.schema import Field, Schema
+
+FORMAT = 1
+LOADER = "millrace.services.pyfunc"  # frozen: every folder that was ever exported names it
+WEIGHTS, SCHEMA, MANIFEST, ONNX = "weights.safetensors", "schema.json", "manifest.json", "model.onnx"
+JOURNAL = "journal.jsonl"
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """Which version a folder holds."""
+
+    format: int
+    pipeline: str
+    identity: Identity
+    state_sha256: str
+    weights_sha256: str
+    millrace: str  # the release that wrote it
+    parent: str | None = None  # a version
+    parent_sha256: str | None = None  # of its state
+    cause: str | None = None  # why the version was made
+    journal_sha256: str | None = None  # of its segment in the store
+
+
+def export(instance: Instance, version: str, folder: Path) -> Manifest:
+    """Write a version, an alias's or the newest into a new or empty folder.
+
+    Raises: MillraceError where there is no such version, DamageError where it is not whole, BadInputError, StorageError.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInputError(f"{folder} is not an empty folder; name another.")
+    archive = Archive(instance)
+    return write(instance, archive, archive.mark(resolved(instance, version)), folder)
+
+
+def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Manifest:
+    """Write the version that ``mark`` names. Raises: DamageError, StorageError."""
+    schema, parts = instance.loaded.pipeline.schema, archive.parts(mark)
+    weights = bundle_bytes(parts, schema)
+    open_bundle(weights, sha256(weights), schema)  # what cannot be opened never leaves
+    name, release = instance.loaded.pipeline.name, installed("millrace")
+    segment = manifest_of(instance.store(), mark).segment
+    manifest = Manifest(FORMAT, name, parts.identity, mark.state_sha256, sha256(weights), release, *_origin(segment))
+    files = {
+        WEIGHTS: weights,
+        SCHEMA: schema.declared,
+        MANIFEST: msgspec.json.format(msgspec.json.encode(manifest)),
+        "MLmodel": _mlmodel(schema).encode(),
+        "requirements.txt": f"millrace[{_extras(parts.kind)}]=={release}\n".encode(),
+        "python_env.yaml": f"python: {platform.python_version()}\ndependencies:\n- -r requirements.txt\n".encode(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in (files | _onnx(parts) | _backbones(schema) | _journal(instance, mark, segment)).items():
+            (folder / file).write_bytes(content)
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror}. Free space or name another folder.") from error
+    return manifest
+
+
+def opened(folder: Path) -> Bundle:
+    """What answers, from an exported folder.
+
+    Raises: DamageError where a file is missing or not what was exported, or was written by a newer release.
+    """
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        if manifest.format != FORMAT:
+            raise DamageError(
+                f"{folder} has format {manifest.format}, this release reads {FORMAT}. Use millrace {manifest.millrace}."
+            )
+        schema = msgspec.json.decode((folder / SCHEMA).read_bytes(), type=Schema)
+        fields = [replace(one, backbone=_network(one)) if one.type == "image" else one for one in schema.fields]
+        schema = replace(schema, fields=located(fields, folder))
+        return open_bundle((folder / WEIGHTS).read_bytes(), manifest.weights_sha256, schema)
+    except (OSError, msgspec.DecodeError, ConfigError) as error:
+        raise DamageError(f"{folder} is not a version as millrace exports it ({error}). Export it again.") from error
+
+
+def _origin(segment: Segment | None) -> tuple[str | None, ...]:
+    """Parent, its state, cause and segment; an old version does not say."""
+    if segment is None:
+        return ()
+    return (parent(segment), parent_sha256(segment), segment.cause, segment.entries.sha256)
+
+
+def _journal(instance: Instance, mark: Mark, segment: Segment | None) -> dict[str, bytes]:
+    if segment is None:
+        return {}
+    return {JOURNAL: b"".join(entry + b"\n" for entry in entries_of(instance.store(), mark.branch, segment.entries))}
+
+
+def _network(one: Field) -> str:
+    return f"backbone-{one.sha256[:12]}.onnx"
+
+
+def _backbones(schema: Schema) -> dict[str, bytes]:
+    """The networks of fields of images."""
+    return {_network(one): Path(one.backbone).read_bytes() for one in schema.fields if one.type == "image"}
+
+
+def _extras(kind: str) -> str:
+    """What loading a version of this kind of learner needs beside our own package."""
+    return ",".join(extra for extra in ("mlflow", LEARNERS[kind].needs) if extra)
+
+
+def _onnx(parts: Parts) -> dict[str, bytes]:
+    """The head, where the learner has one as ONNX and the package is there."""
+    algorithm = LEARNERS[parts.kind]
+    if algorithm.onnx is None or find_spec("onnx") is None:
+        return {}
+    try:
+        return {ONNX: algorithm.onnx(algorithm.servable(dict(parts.serve)))}
+    except LearnerError:  # nothing was learned yet
+        return {}
+
+
+def _mlmodel(schema: Schema) -> str:
+    """MLflow's own description, in its YAML; JSON is YAML. Classes grow, so no shape is fixed."""
+    scores = {"name": "scores", "type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, -1]}}
+    label = {"name": "label", "type": "tensor", "tensor-spec": {"dtype": "object", "shape": [-1]}}
+    outputs = [scores] if schema.label.task == "regress" else [scores, label]
+    flavor = {
+        "loader_module": LOADER,
+        "python_version": platform.python_version(),
+        "env": {"virtualenv": "python_env.yaml"},
+    }
+    described = {
+        "flavors": {"python_function": flavor},
+        "signature": {"inputs": None, "outputs": json.dumps(outputs), "params": None},
+    }
+    return json.dumps(described, indent=2) + "\n"

@@ -1,0 +1,66 @@
+"""`millrace mirror`: keeps the mirror in MLflow up to date, in a process of its own, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from importlib.util import find_spec
+from typing import Any
+
+from millrace.learners.errors import BusyError, ConfigError, MillraceError
+from millrace.services.config.config import set_environment
+from millrace.services.pipeline.instance import Instance
+from millrace.services.registry.mirror import Mirror
+
+log = logging.getLogger("millrace")
+
+EVERY_S = 5.0  # between two looks
+LONGEST_S = 60.0  # between two tries while MLflow is down
+LOCK = "mlflow.mirror"  # no branch has a dot in its name
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # we try again ourselves
+
+
+def mirror(instance: Instance, once: bool, parent: int = 0) -> dict[str, Any]:
+    """Mirror until SIGINT or SIGTERM, or ``once``; what was mirrored. With ``parent``, for as long as that process lives.
+
+    Raises: ConfigError where no server is named, BusyError where another process mirrors it; with ``once`` MirrorError.
+    """
+    to = instance.loaded.pipeline.mlflow
+    if not to.uri:
+        raise ConfigError("This pipeline mirrors nothing: give it [mlflow] uri, or --set mlflow.uri=http://127.0.0.1:5000.")
+    if find_spec("mlflow") is None:
+        raise MillraceError("Mirroring needs MLflow: pip install 'millrace[mlflow]'.")
+    set_environment(PATIENCE)
+    from millrace.services.registry.mlflow import MlflowRegistry
+
+    model = to.model or instance.loaded.pipeline.name
+    try:
+        with instance.hold(LOCK, take_over=False):
+            mirror = Mirror(instance, MlflowRegistry(to.uri, model))
+            if not once:
+                _keep_on(mirror, parent)
+            kept = mirror.once() if once else mirror.kept
+    except BusyError as error:
+        raise BusyError(f"Another process mirrors this pipeline; see {instance.folder / LOCK}.lock.") from error
+    return {"uri": to.uri, "model": model, "versions": kept.versions}
+
+
+def _keep_on(mirror: Mirror, parent: int) -> None:
+    """Look every few seconds; what goes wrong is said once and tried again, later and later."""
+    stop, wait_s, said = threading.Event(), EVERY_S, ""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    os.nice(10)
+    while not stop.is_set() and parent in (0, os.getppid()):
+        try:
+            mirror.once()
+            wait_s, said = EVERY_S, ""
+        except MillraceError as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("%s It is tried again.", said)
+            mirror.failed(error)
+            wait_s = min(2 * wait_s, LONGEST_S)
+        stop.wait(wait_s)

@@ -1,0 +1,120 @@
+"""`millrace replay diff`: the replayed branch beside what is served, on the log's last rows and on what each scored.
+
+Both have learned the probe rows that lie before their own ends, so agreement and the scores of each row before it was learned
+(prequential) say more than accuracy on them. Rows that the replay excludes are in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from millrace.learners.errors import DamageError, MillraceError, NotReadyError
+from millrace.learners.protocol import Array
+from millrace.services.decisions.status import shares
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.bundle import Bundle
+from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.replay.plan import load_plan
+from millrace.streams.branch.branch import load_part
+from millrace.streams.formats.json_rows import Rows, has_label
+from millrace.streams.journal.entries import Mark
+from millrace.streams.journal.ledger import words
+from millrace.streams.labels.served import LateLabel, Prediction, Served
+from millrace.streams.state.exclusion_reader import Excluding
+
+Probe = tuple[tuple[Array, ...], Array]  # columns and labels of some rows
+
+
+def compare(instance: Instance, rows: int) -> list[dict[str, Any]]:
+    """A line for each figure: what is served, and the branch that a replay has made.
+
+    Raises: MillraceError where no replay is under way, or one of the two cannot answer yet.
+    """
+    operation = instance.ledger().operation
+    if operation is None:
+        raise MillraceError("No replay is under way, so there is nothing to compare.")
+    _, plan = load_plan(instance, operation.plan_sha256)
+    archive, target = Archive(instance), instance.ledger().serving.get(ENDPOINT)
+    served = archive.version(target.version) if target and target.version else archive.newest(str(target and target.follow))
+    replayed = archive.newest(operation.branch)
+    if served is None or replayed is None:
+        raise MillraceError(f"Of {words(target)} and {operation.branch}, one has no checkpoint to answer from yet.")
+    reader = Excluding(instance.recipe.reader, tuple(plan.exclude))
+    probes = list(_probes(instance, reader, rows))
+    lines = [("state", served.identity.name, replayed.identity.name), *_answers(served, replayed, probes)]
+    start = None if plan.version is None else archive.mark(plan.version)
+    before = [_scores(instance, mark, start) for mark in (_mark(archive, served), _mark(archive, replayed))]
+    names = dict.fromkeys([*before[0], *before[1]])
+    lines += [(f"prequential_{name}", before[0].get(name), before[1].get(name)) for name in names]
+    return [{"what": what, "served": one, "replayed": other} for what, one, other in lines]
+
+
+def _probes(instance: Instance, reader: Excluding, rows: int) -> Iterator[Probe]:
+    """Labelled rows among the last records of each partition; served rows are those whose label is among them too."""
+    source = instance.doors(str(instance.branches()[0])).source
+    for tp, (low, high) in source.bounds().items():
+        piece, _ = reader.decode(source.read(tp, max(low, high - rows), high).events, tp)
+        found = _joined(piece) if isinstance(piece, Served) else (piece, piece.y)
+        rows_found, y = found
+        labelled = has_label(replace(rows_found, y=y))
+        if labelled.any():
+            yield tuple(column[labelled] for column in rows_found.columns), y[labelled]
+
+
+def _joined(served: Served) -> tuple[Rows, Array]:
+    labels = {record.id: record.label for record in served.records if isinstance(record, LateLabel)}
+    ids = [record.id for record in served.records if isinstance(record, Prediction)]
+    numbers = served.rows.y.dtype != object
+    y = np.array([labels.get(one, np.nan if numbers else None) for one in ids], dtype=float if numbers else object)
+    return served.rows, y
+
+
+def _answers(served: Bundle, replayed: Bundle, probes: list[Probe]) -> Iterator[tuple[str, Any, Any]]:
+    """Accuracy of each on the probe rows, and on how many they disagree; for numbers the mean errors and difference."""
+    count = sum(len(y) for _, y in probes)
+    yield "probe_rows", count, count
+    if not count:
+        return
+    try:
+        answers = [[bundle.predict(columns) for columns, _ in probes] for bundle in (served, replayed)]
+    except NotReadyError as error:
+        raise MillraceError(f"{error} There is nothing to compare.") from error
+    y = np.concatenate([labels for _, labels in probes])
+    if served.schema.label.task == "regress":
+        one, other = (np.concatenate([answer.scores[:, 0] for answer in given]) for given in answers)
+        yield "mean_absolute_error", float(np.abs(one - y).mean()), float(np.abs(other - y).mean())
+        yield "mean_difference", None, float(np.abs(one - other).mean())
+        return
+    first, second = ([label for answer in given for label in answer.labels] for given in answers)
+    right = [float(np.mean([label == true for label, true in zip(given, y, strict=True)])) for given in (first, second)]
+    yield "accuracy", right[0], right[1]
+    yield "answers_that_differ", None, float(np.mean([a != b for a, b in zip(first, second, strict=True)]))
+
+
+def _mark(archive: Archive, bundle: Bundle) -> Mark:
+    found = bundle.identity
+    return next(mark for mark in archive.marks(found.branch) if mark.state_seq == found.seq)
+
+
+def _scores(instance: Instance, mark: Mark, start: Mark | None) -> dict[str, Any]:
+    """Shares of the rows that were learned since the version, or ever, each answered just before."""
+    try:
+        now, then = (load_part(instance.store(), one, "scores") if one else {} for one in (mark, start))
+    except DamageError:
+        return {}
+    now, then = (part.get("totals", part) for part in (now, then))
+    kept = {name: value for name, value in now.items() if name not in ("last", "sum")}
+    since = {name: value if start is None else _minus(value, then[name]) for name, value in kept.items()}
+    return {"rows": since["rows"]} | shares(since)
+
+
+def _minus(now: Any, then: Any) -> Any:
+    if now is None or then is None:
+        return None
+    if isinstance(now, np.ndarray):
+        return (now - (then if then.shape == now.shape else 0.0)).tolist()
+    return now - then

@@ -1,0 +1,56 @@
+"""`millrace replay include`: what a branch has left out until now is read from its next step on.
+
+The decision is an entry of the ledger, where a branch's writer looks twice a second; it journals an ``act``, after which the
+exclusion is no longer in force (docs/design/journal.md, rule 9). Where no writer is live, the next one does it before its
+first step. Records that were left out before stay so; a replay with `--include` learns them.
+"""
+
+from __future__ import annotations
+
+import getpass
+import time
+from dataclasses import dataclass
+
+from millrace.learners.errors import BadInputError, MillraceError, NotCountedError
+from millrace.services.pipeline.instance import Instance, require_branch
+from millrace.services.replay.plan import live_branch
+from millrace.streams.journal.exclusions import words
+from millrace.streams.journal.journal import summarise
+from millrace.streams.journal.ledger import Include, append_decision
+
+
+@dataclass(frozen=True, slots=True)
+class Inclusion:
+    """An exclusion of a branch that is to end."""
+
+    branch: str
+    place: int  # in the list of the branch's fork
+    said: str  # the exclusion in words
+
+
+def plan_include(instance: Instance, said: str, branch: str | None) -> Inclusion:
+    """The exclusion that ``said`` says, as `millrace status` shows it; of the live branch unless ``branch`` is another.
+
+    Raises: BadInputError naming those that are in force, where it is none of them.
+    """
+    name = branch or live_branch(instance)
+    if name is None:
+        raise MillraceError("No branch is live yet, so nothing is left out.")
+    require_branch(instance, name)
+    found = summarise(instance.journal(name), name)
+    found.end.refuse_ended()
+    decided = {place for of, place in instance.ledger().included if of == name}
+    there = {words(one): place for place, one in enumerate(found.fork.exclude if found.fork else []) if place not in decided}
+    if said not in there:
+        listed = "; ".join(repr(one) for one in there) or "nothing"
+        raise BadInputError(f"Branch {name} does not leave out {said!r}. It leaves out: {listed}.")
+    return Inclusion(name, there[said], said)
+
+
+def include(instance: Instance, inclusion: Inclusion, why: str) -> None:
+    """Decide it. Raises: NotCountedError where another was faster."""
+    when_ms = time.time_ns() // 1_000_000
+    decision = Include(who=getpass.getuser(), why=why, when_ms=when_ms, branch=inclusion.branch, exclusion=inclusion.place)
+    append_decision(instance.ledger_stream(), decision)
+    if decision not in instance.ledger().counted:
+        raise NotCountedError(f"Branch {inclusion.branch} does not leave out {inclusion.said!r} any more: another was faster.")

@@ -1,0 +1,210 @@
+"""`millrace rollback --learner`: learning itself goes on from an earlier version; nothing between is learned again or lost.
+
+The branch that is live ends, and another goes on in its place: the version's learner on the newest join, positions, clock and
+detectors (docs/design/journal.md, rule 9). The steps, each of which is done once however often the command is killed and
+given again:
+
+1. ledger: the operation is planned, then running
+2. the live branch is opened as its next writer, which stops the live one; its end is marked as a version
+3. the state of both together is made and stored, and answers as the version does, to the bit
+4. the live branch ends and names the new one; the new one's first entry and mark are written. A trainer waits for that
+5. ledger: the endpoint follows the new branch; the operation is done, and has taken over
+
+Before the old branch has ended it can be given up with `millrace replay abort`; afterwards it only goes forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from millrace.learners.errors import (
+    BusyError,
+    EndedError,
+    MillraceError,
+    NotCountedError,
+    NotProvedError,
+    OutdatedError,
+    ReplacedError,
+)
+from millrace.services.decisions.decide import Change, decide, described, learner_version
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.pipeline.succession import heir_of
+from millrace.services.replay.operations import advance, new_branch, planned_operation, refuse_other, standing, step
+from millrace.services.replay.plan import changed_state, live_branch, plans
+from millrace.services.training.run import opening_of
+from millrace.streams.branch.branch import load_part
+from millrace.streams.branch.forks import begin_fork, compose, excluded, rewound_fork
+from millrace.streams.branch.host import use_threads
+from millrace.streams.branch.learner_rollback import is_learned
+from millrace.streams.journal.entries import Fork, Mark
+from millrace.streams.journal.journal import summarise
+from millrace.streams.journal.ledger import Operation, Stage, Target
+from millrace.streams.journal.store import read_manifest
+from millrace.streams.worker.worker import Worker
+
+ROLLBACKS = "rollback"  # the folder of plans
+NEXT: dict[Stage, Stage] = {"running": "done", "done": "taken-over"}
+
+
+class LearnerPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which learner is to go on where."""
+
+    branch: str  # to be made
+    version: str  # whose learner
+    state_sha256: str
+    ends: str  # the branch in whose place
+
+
+@dataclass(frozen=True, slots=True)
+class Rewinding:
+    """A rollback of the learner: what would be done, or what has been begun."""
+
+    plan: LearnerPlan
+    operation: Operation | None  # None: not begun
+    change: Change  # of the endpoint
+    rows: dict[str, Any]  # to show
+
+
+def plan_learner(instance: Instance, version: str | None) -> Rewinding:
+    """To ``version``, else to the one that is served, else to the last good one; or what is under way, gone on with.
+
+    Raises: BusyError where another operation is; MillraceError where there is no such version or it has read further than the
+    branch; ConfigError where its state is no longer this pipeline's; NotProvedError where it differs from its log.
+    """
+    instance.refuse_shards("A rollback of the learner")
+    use_threads(instance.loaded.pipeline.threads)
+    ledger = instance.ledger()
+    operation = ledger.operation
+    if operation is not None and is_rollback(instance, operation):
+        plan = _load(instance, operation)
+        if version not in (None, plan.version):
+            raise BusyError(f"{operation.id} is under way, to {plan.version}. Go on with it, or end it with `replay abort`.")
+    else:
+        refuse_other(ledger, None)
+        operation, plan = None, _new_plan(instance, version)
+    change = Change(ledger.serving.get(ENDPOINT), Target(follow=plan.branch))
+    return Rewinding(plan, operation, change, _rows(instance, plan))
+
+
+def is_rollback(instance: Instance, operation: Operation) -> bool:
+    """Whether an operation is a rollback of the learner, and no replay."""
+    return (plans(instance).root / ROLLBACKS / operation.plan_sha256).exists()
+
+
+def _load(instance: Instance, operation: Operation) -> LearnerPlan:
+    return msgspec.json.decode(plans(instance).get(ROLLBACKS, operation.plan_sha256), type=LearnerPlan)
+
+
+def _new_plan(instance: Instance, version: str | None) -> LearnerPlan:
+    mark = Archive(instance).mark(learner_version(instance, version))
+    name = str(mark.version)
+    certificate = instance.ledger().certificates.get(name)
+    if certificate is not None and not certificate.holds:
+        raise NotProvedError(f"Version {name} {certificate.verdict}, says its certificate. Nothing goes on from it.")
+    changed_state(instance, instance.doors(mark.branch), mark)
+    ends = live_branch(instance) or heir_of(instance, mark.branch)
+    there = summarise(instance.journal(ends), ends).position
+    ahead = [tp for tp, at in _position(instance, mark).items() if at > there.get(tp, 0)]
+    if ahead:
+        raise MillraceError(f"Version {name} has read further in {', '.join(ahead)} than branch {ends}. Serve it instead.")
+    return LearnerPlan(new_branch(instance, "rollback"), name, mark.state_sha256, ends)
+
+
+def _position(instance: Instance, mark: Mark) -> dict[str, int]:
+    position: dict[str, int] = load_part(instance.store(), mark, "counts")["position"]
+    return position
+
+
+def _rows(instance: Instance, plan: LearnerPlan) -> dict[str, Any]:
+    """What it comes to as the branch stands now."""
+    version = _position(instance, Archive(instance).mark(plan.version))
+    there = summarise(instance.journal(plan.ends), plan.ends).position
+    between = sum(at - version.get(tp, 0) for tp, at in there.items())
+    return {"branch": plan.branch, "learner": plan.version, "ends": plan.ends, "not_relearned": between}
+
+
+def roll_back(instance: Instance, rewinding: Rewinding, why: str) -> str:
+    """Do it, or go on with it; the version that has what the ended branch knew.
+
+    Raises: OutdatedError where the version has another state now; NotCountedError where somebody has decided otherwise
+    meanwhile; ReplacedError where another process has taken the branch. Given again, the command goes on.
+    """
+    plan, operation = rewinding.plan, rewinding.operation or _begun(instance, rewinding.plan, why)
+    mark = Archive(instance).mark(plan.version)
+    if mark.state_sha256 != plan.state_sha256:
+        raise OutdatedError(f"Version {plan.version} is not the one that was planned with. Restore the journal from a copy.")
+    with instance.hold(plan.ends, take_over=True):
+        try:
+            newest = _ended(instance, plan, mark)
+        except EndedError:
+            raise
+        except ReplacedError as error:
+            said = f"Another process took branch {plan.ends} meanwhile. Give the same command again; it goes on."
+            raise ReplacedError(said) from error
+        begin_fork(instance.recipe, instance.doors(plan.branch), _fork(instance, plan, newest, mark), mark.branch)
+    decide(instance, Change(instance.ledger().serving.get(ENDPOINT), Target(follow=plan.branch)), why)
+    while (state := NEXT.get(operation.state)) is not None:
+        operation = advance(instance, operation, state, why)
+    return str(newest.version)
+
+
+def _begun(instance: Instance, plan: LearnerPlan, why: str) -> Operation:
+    sha256 = plans(instance).put(ROLLBACKS, msgspec.json.encode(plan))
+    planned = planned_operation(plan.branch, sha256, plan.version, why)
+    step(instance, planned)
+    try:
+        return advance(instance, planned, "running", why)
+    except BusyError as error:  # another was faster
+        advance(instance, planned, "aborted", str(error))
+        raise
+
+
+def _fork(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) -> Fork:
+    doors = instance.doors(plan.ends)  # with all the topics that it has read
+    found = summarise(instance.journal(plan.ends), plan.ends)
+    exclude = excluded(instance.store(), found)
+    return rewound_fork(instance.recipe, doors, plan.branch, newest, version, exclude)
+
+
+def _ended(instance: Instance, plan: LearnerPlan, version: Mark) -> Mark:
+    """The last version of the branch that ends: of its very end, after which nothing counts."""
+    found = summarise(instance.journal(plan.ends), plan.ends)
+    if found.end.ended is None:
+        worker = Worker(
+            instance.recipe, instance.doors(plan.ends), instance.loaded.pipeline.worker, opening_of(instance, plan.ends)
+        )
+        worker.heed()  # what was decided for this branch holds for the one in its place
+        worker.close()
+        _gate(instance, plan, Archive(instance).mark(str(worker.newest_version)), version)
+        worker.end("rollback", plan.branch)
+        found = summarise(instance.journal(plan.ends), plan.ends)
+    if found.end.ended is None or found.end.ended.successor != plan.branch:
+        raise MillraceError(
+            f"Branch {plan.ends} has ended otherwise. Give this up with `millrace replay abort`, then roll back."
+        )
+    return next(mark for mark in reversed(found.marks) if mark.version is not None)
+
+
+def _gate(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) -> None:
+    """Make the new branch's start, and see that it answers as the version does.
+
+    Raises: NotProvedError where it does not; NotCountedError where the operation has been given up meanwhile.
+    """
+    store = instance.store()
+    checkpoint, _ = compose(instance.recipe, store, _fork(instance, plan, newest, version), version.branch)
+    made = read_manifest(store, plan.branch, checkpoint).parts
+    said = read_manifest(store, version.branch, str(version.checkpoint)).parts
+    operation = instance.ledger().operations[plan.branch]
+    if operation.state != "running":
+        raise NotCountedError(f"{standing(operation)} meanwhile. Nothing ended.")
+    if differs := [name for name in said if (is_learned(name) or name == "serve") and made[name].sha256 != said[name].sha256]:
+        raise NotProvedError(f"What would go on is not as version {plan.version}, in {', '.join(differs)}. Nothing ended.")
+
+
+def endpoint_words(rewinding: Rewinding) -> dict[str, Any]:
+    """What the endpoint goes from and to."""
+    return {"from": described(rewinding.change.before), "to": described(rewinding.change.to)}

@@ -1,0 +1,75 @@
+"""One operation at a time makes a branch of a pipeline; each stage of it is an entry of the ledger, with who and why."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from typing import Any
+
+from millrace.learners.errors import BusyError, NotCountedError
+from millrace.services.pipeline.instance import Instance
+from millrace.streams.journal.ledger import Ledger, Operation, Stage, append_decision
+
+
+def planned_operation(branch: str, plan_sha256: str, version: str | None, why: str) -> Operation:
+    """The first stage of an operation that is to make ``branch`` from ``version``, which is kept until it does."""
+    return Operation(
+        **_said(why), id=branch, before=None, state="planned", plan_sha256=plan_sha256, branch=branch, version=version
+    )
+
+
+def new_branch(instance: Instance, kind: str) -> str:
+    """A name that no branch and no operation has."""
+    taken = {*instance.branches(), *(one.branch for one in instance.ledger().operations.values())}
+    return next(name for number in range(1, len(taken) + 2) if (name := f"{kind}-{number}") not in taken)
+
+
+def _said(why: str) -> dict[str, Any]:
+    return {"who": getpass.getuser(), "why": why, "when_ms": time.time_ns() // 1_000_000}
+
+
+def step(instance: Instance, operation: Operation) -> None:
+    """Write a stage of an operation, and see that it counts.
+
+    Raises: BusyError naming who has another one under way; NotCountedError where this one stands elsewhere by now.
+    """
+    append_decision(instance.ledger_stream(), operation)
+    ledger = instance.ledger()
+    if operation in ledger.counted:
+        return
+    refuse_other(ledger, operation.id)
+    known = ledger.operations.get(operation.id)
+    raise NotCountedError(
+        f"This was written and does not count: it takes {operation.id} from {operation.before or 'nothing'} to "
+        f"{operation.state}, and {standing(known) if known else 'it is not there'}. Look at `millrace log PIPELINE --ledger`."
+    )
+
+
+def refuse_other(ledger: Ledger, own: str | None) -> None:
+    """Raises: BusyError naming who has another operation under way, since when and why."""
+    other = ledger.operation
+    if other is not None and other.id != own:
+        raise BusyError(
+            f"{standing(other)}, and a pipeline has one replay at a time. Let it be taken over, or end it with "
+            "`millrace replay abort`."
+        )
+
+
+def standing(operation: Operation) -> str:
+    """Where an operation stands, in words."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(operation.when_ms / 1000))
+    return f"{operation.id} of {operation.who} is {operation.state} since {when} ({operation.why})"
+
+
+def advance(instance: Instance, operation: Operation, state: Stage, why: str) -> Operation:
+    """Let an operation take its next stage, and see that it counts. Raises: as ``step``."""
+    moved = Operation(
+        **_said(why),
+        id=operation.id,
+        before=operation.state,
+        state=state,
+        plan_sha256=operation.plan_sha256,
+        branch=operation.branch,
+    )
+    step(instance, moved)
+    return moved

@@ -1,0 +1,368 @@
+"""What a replay will do, said before it does it: from which version, without what, over how much of the log, in how long.
+
+A plan is stored under its sha256 and run by it. It holds as long as what it was made from does; new records do not count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from millrace.learners.errors import BadInputError, ConfigError, MillraceError, OffsetsGoneError, OutdatedError
+from millrace.services.decisions.versions import resolved
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.pipeline.succession import heir_of
+from millrace.services.replay.backfill import Backfill, described
+from millrace.services.replay.operations import new_branch
+from millrace.streams.branch.branch import Doors, changed, start
+from millrace.streams.branch.forks import empty_fork, excluded, replay_fork
+from millrace.streams.branch.host import use_threads
+from millrace.streams.journal.entries import Fork, Mark, Rejected, Step
+from millrace.streams.journal.exclusions import Exclusion, Range, left_out, words
+from millrace.streams.journal.journal import summarise
+from millrace.streams.journal.ledger import Target
+from millrace.streams.journal.ledger import words as target_words
+from millrace.streams.journal.store import FolderStore, read_manifest
+from millrace.streams.source import Position, Source, Topic
+
+CHUNK = 4096  # records a read
+SAMPLE_ROWS = 2000  # learned, and thrown away, to measure the rate
+SHORTEST = 6  # characters of a plan's hash that name it, at least
+PLANS = "replay"  # the folder of plans
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be replayed, and what it was planned from."""
+
+    branch: str  # to be made
+    version: str | None  # None: it begins with nothing, at ``at``
+    state_sha256: str | None
+    exclude: list[Exclusion]
+    serves: Target | None  # what the endpoint answered from
+    topics: dict[str, Topic]
+    config_sha256: str
+    features_sha256: str
+    kept: Position  # where reading begins, and the log has it
+    backfill: Backfill | None = None  # rows of a file that are read before
+    ends: str | None = None  # the branch that was live, and ends when this one takes over; None: no branch was
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a replay begins: at a version, or with nothing at some place of the log; and what it reads first."""
+
+    version: str | None = None
+    offsets: Position | None = None  # without a version; partitions that are not named begin with the first record there is
+    since_ms: int | None = None  # the same by time: at the first record of each partition that is not older
+    file: Path | None = None
+    include: tuple[str, ...] = ()  # what the branch before leaves out, in words, and this one is to read
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much there is to do, as the log stood when it was planned."""
+
+    records: int
+    bytes: int
+    excluded: int
+    backfill: int  # rows of a file, read before
+    rows_per_s: float  # measured
+
+    @property
+    def seconds(self) -> float:
+        """Of learning; proving it afterwards takes about as long again."""
+        return (self.records + self.backfill) / self.rows_per_s if self.rows_per_s else 0.0
+
+
+def plans(instance: Instance) -> FolderStore:
+    """Where plans lie, by their sha256."""
+    return FolderStore(instance.folder / "plans")
+
+
+def load_plan(instance: Instance, name: str) -> tuple[str, Plan]:
+    """A plan by its sha256 or the beginning of it, and that sha256 in full.
+
+    Raises: BadInputError where there is none or more than one; DamageError where it is not what was stored.
+    """
+    there = sorted(path.name for path in (plans(instance).root / PLANS).glob("[0-9a-f]*"))
+    found = [one for one in there if len(name) >= SHORTEST and one.startswith(name)]
+    if len(found) != 1:
+        listed = ", ".join(one[:12] for one in there) or "none yet; make one with `millrace replay plan`"
+        raise BadInputError(f"{name!r} names {len(found)} plans; give at least {SHORTEST} characters of one of: {listed}.")
+    return found[0], msgspec.json.decode(plans(instance).get(PLANS, found[0]), type=Plan)
+
+
+def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) -> tuple[str, Plan, Extent, list[str]]:
+    """The plan, stored, with its sha256; how much there is to do; what of the configuration differs from what was.
+
+    Raises: MillraceError where there is no such version; ConfigError where its state is no longer this pipeline's;
+    OffsetsGoneError where the log no longer has what is to be read; BadInputError for offsets, exclusions or a file that
+    cannot be.
+    """
+    instance.refuse_shards("A replay")
+    use_threads(instance.loaded.pipeline.threads)
+    origin = origin if origin.version is None else replace(origin, version=resolved(instance, origin.version))
+    branch = new_branch(instance, "replay")
+    exclude = [*(inherited := _inherited(instance, origin)), *(one for one in exclude if one not in inherited)]
+    if origin.version is None:
+        fork, differs = _empty(instance, branch, origin, exclude), _changed_since(instance)
+    else:
+        mark = _kept(instance, origin.version)
+        doors = instance.doors(mark.branch)
+        fork = replay_fork(instance.recipe, doors, branch, mark, exclude)
+        differs = changed_state(instance, doors, mark)
+        _refuse_gone(instance, doors, fork, origin.version)
+    _refuse_absent(_source(instance, fork), exclude)
+    backfill = None if origin.file is None else described(instance, origin.file, fork.positions)
+    plan = planned(instance, fork, backfill)
+    extent = _extent(instance, fork, backfill)
+    return plans(instance).put(PLANS, msgspec.json.encode(plan)), plan, extent, differs
+
+
+def _refuse_absent(source: Source, exclude: Sequence[Exclusion]) -> None:
+    """Raises: BadInputError for offsets of a partition that is not there, which would leave out nothing."""
+    there = sorted(source.bounds())
+    if wrong := sorted({one.tp for one in exclude if isinstance(one, Range)} - set(there)):
+        raise BadInputError(f"The log has no {', '.join(wrong)} to leave out. There are: {', '.join(there)}.")
+
+
+def _inherited(instance: Instance, origin: Origin) -> list[Exclusion]:
+    """What the live branch and the version's own leave out lasts, unless it is said that it does not.
+
+    Raises: BadInputError where it is said of something else.
+    """
+    mark = None if origin.version is None else _kept(instance, origin.version)
+    branch = live_branch(instance)
+    there = [] if mark is None else _left_out(instance, mark.branch, mark)
+    if branch is not None and (mark is None or branch != mark.branch):
+        there += [one for one in _left_out(instance, branch) if one not in there]
+    if wrong := set(origin.include) - set(map(words, there)):
+        listed = "; ".join(words(one) for one in there) or "nothing"
+        raise BadInputError(f"{', '.join(sorted(wrong))} is not left out by branch {branch}. It leaves out: {listed}.")
+    return [one for one in there if words(one) not in origin.include]
+
+
+def _left_out(instance: Instance, branch: str, at: Mark | None = None) -> list[Exclusion]:
+    """What a branch leaves out, as of a mark or now."""
+    return excluded(instance.store(), summarise(instance.journal(branch), branch), at)
+
+
+def _empty(instance: Instance, branch: str, origin: Origin, exclude: Sequence[Exclusion]) -> Fork:
+    """A fork that begins with nothing. Raises: BadInputError for a partition or an offset that is not there."""
+    source = instance.source(instance.loaded.pipeline.topics)
+    bounds = source.bounds()
+    at = {tp: low for tp, (low, _) in bounds.items()} | (origin.offsets or {})
+    if origin.since_ms is not None:
+        at = {tp: first_since(source, tp, origin.since_ms) for tp in bounds}
+    wrong = [f"{tp}={offset}" for tp, offset in at.items() if tp not in bounds or not bounds[tp][0] <= offset <= bounds[tp][1]]
+    if wrong:
+        there = ", ".join(f"{tp} has {low} to {high - 1}" for tp, (low, high) in bounds.items())
+        raise BadInputError(f"The log cannot be read from {', '.join(wrong)}: {there}.")
+    return empty_fork(instance.recipe, source, branch, at, exclude)
+
+
+def first_since(source: Source, tp: str, since_ms: int) -> int:
+    """The offset of a partition's first record that is not older; its end where all are."""
+    low, high = source.bounds()[tp]
+    for begin in range(low, high, CHUNK):
+        for event in source.read(tp, begin, min(begin + CHUNK, high)).events:
+            if event.timestamp_ms >= since_ms:
+                return event.offset
+    return high
+
+
+def live_branch(instance: Instance) -> str | None:
+    """The branch that the endpoint follows, or whose version it serves, or the one that goes on in its place; None: no yet."""
+    target = instance.ledger().serving.get(ENDPOINT)
+    return None if target is None else heir_of(instance, target.follow or str(target.version).rpartition(".")[0])
+
+
+def _changed_since(instance: Instance) -> list[str]:
+    """What of the configuration is another than that of the live branch: a branch that begins with nothing may differ."""
+    live = live_branch(instance)
+    fork = None if live is None else summarise(instance.journal(live), live).fork
+    if live is None or fork is None:
+        return []
+    store, recipe = instance.store(), instance.recipe
+    pairs = ((fork.config_sha256, recipe.config), (fork.features_sha256, recipe.schema.declared))
+    return [change for name, now in pairs for change in changed(store, live, name, now)]
+
+
+def planned(instance: Instance, fork: Fork, backfill: Backfill | None) -> Plan:
+    """The plan of a fork, from what is so now."""
+    parent = fork.parent
+    bounds = _source(instance, fork).bounds()
+    return Plan(
+        branch=fork.branch,
+        version=None if parent is None else f"{parent.branch}.{parent.seq}",
+        state_sha256=None if parent is None else parent.state_sha256,
+        exclude=fork.exclude,
+        serves=instance.ledger().serving.get(ENDPOINT),
+        topics=fork.topics,
+        config_sha256=fork.config_sha256,
+        features_sha256=fork.features_sha256,
+        kept={tp: max(at, bounds[tp][0]) for tp, at in sorted(fork.positions.items())},
+        backfill=backfill,
+        ends=live_branch(instance),
+    )
+
+
+def _source(instance: Instance, fork: Fork) -> Source:
+    """What a fork reads, the file that is read first aside."""
+    return instance.source(list(fork.topics))
+
+
+def fork_of(instance: Instance, plan: Plan) -> Fork:
+    """The first entry of the branch that a plan makes, without its back-fill.
+
+    Raises: OutdatedError where the version has another state now, or is no longer kept.
+    """
+    if plan.version is None:
+        source = instance.source(instance.loaded.pipeline.topics)
+        return empty_fork(instance.recipe, source, plan.branch, plan.kept, plan.exclude)
+    mark = _kept(instance, plan.version)
+    if mark.state_sha256 != plan.state_sha256:
+        raise OutdatedError(f"Version {plan.version} is not the one that was planned with. Restore the journal from a copy.")
+    return replay_fork(instance.recipe, instance.doors(mark.branch), plan.branch, mark, plan.exclude)
+
+
+def _kept(instance: Instance, version: str) -> Mark:
+    """The mark of a version whose parts are still there. Raises: OutdatedError naming those that are."""
+    mark = Archive(instance).mark(version)
+    if version in instance.ledger().released:
+        kept = [one.version for one in _versions(instance, mark.branch)]
+        raise OutdatedError(
+            f"Version {version} has been let go; versions.keep says how many are kept, and what an alias names always is. "
+            f"Plan from one that is there: {', '.join(map(str, kept[-5:])) or 'none of this branch'}."
+        )
+    return mark
+
+
+def _versions(instance: Instance, branch: str) -> list[Mark]:
+    """The marks of a branch's versions that are kept, oldest first."""
+    released = instance.ledger().released
+    return [mark for mark in Archive(instance).marks(branch) if mark.version is not None and mark.version not in released]
+
+
+def check_plan(instance: Instance, plan: Plan) -> Fork:
+    """The fork to be made, once everything that the plan was made from is found to be so still.
+
+    Raises: OutdatedError naming each thing that differs.
+    """
+    fork = fork_of(instance, plan)
+    now = planned(instance, fork, plan.backfill)
+    said = {
+        "what is served": (target_words(plan.serves), target_words(now.serves)),
+        "the topics": (plan.topics, now.topics),
+        "the configuration": (plan.config_sha256[:12], now.config_sha256[:12]),
+        "the fields": (plan.features_sha256[:12], now.features_sha256[:12]),
+        "what the log still has": (plan.kept, now.kept),
+    }
+    differs = [f"{what} (planned: {before}; now: {after})" for what, (before, after) in said.items() if before != after]
+    if instance.has_branch(plan.branch):
+        differs.append(f"branch {plan.branch}, which is there already")
+    if differs:
+        raise OutdatedError(f"Since this replay was planned, other is {'; '.join(differs)}. Make a new plan.")
+    return fork
+
+
+def changed_state(instance: Instance, doors: Doors, mark: Mark) -> list[str]:
+    """What of the configuration differs from that of the version's branch, and does not matter to its state.
+
+    Raises: ConfigError where it does.
+    """
+    fork, recipe = summarise(doors.journal, mark.branch).fork, instance.recipe
+    if fork is None:
+        raise MillraceError(f"Branch {mark.branch} has no first entry. Restore its journal from a copy.")
+    differs = changed(doors.store, mark.branch, fork.config_sha256, recipe.config)
+    fields = changed(doors.store, mark.branch, fork.features_sha256, recipe.schema.declared)
+    manifest = read_manifest(doors.store, mark.branch, str(mark.checkpoint))
+    late = "join" in manifest.parts
+    if late != (recipe.labels is not None):
+        fields.append("the table [labels]")
+    fields += [one for one in differs if one.startswith(("learner.", "seed"))]
+    if "window" in manifest.parts:  # its rows are kept by this number
+        fields += [one for one in differs if one.startswith("drift.relearn_rows")]
+    if fork.learner_revision != recipe.make_learner().revision:
+        fields.append(f"the learner's revision {fork.learner_revision}")
+    if fields:
+        raise ConfigError(
+            f"Version {mark.version} was learned with another configuration, and its state cannot go on with this one: "
+            f"{', '.join(fields[:5])}. Set it back, or learn anew with `millrace run --branch NEW`."
+        )
+    return differs
+
+
+def _refuse_gone(instance: Instance, doors: Doors, fork: Fork, version: str) -> None:
+    """Raises: OffsetsGoneError saying what retention has taken, and from which version a replay is possible."""
+    bounds = doors.source.bounds()
+    gone = {tp: bounds[tp][0] - at for tp, at in fork.positions.items() if bounds[tp][0] > at}
+    if not gone:
+        return
+    possible = [
+        str(mark.version)
+        for mark in _versions(instance, version.rpartition(".")[0])
+        if all(bounds[tp][0] <= at for tp, at in replay_fork(instance.recipe, doors, "x", mark, []).positions.items())
+    ]
+    taken = ", ".join(f"{count} records of {tp}" for tp, count in gone.items())
+    raise OffsetsGoneError(
+        f"Retention has taken {taken} that follow version {version}, so they cannot be read again. "
+        f"A replay is possible from: {', '.join(possible[-5:]) or 'no version of this branch'}."
+    )
+
+
+def _extent(instance: Instance, fork: Fork, backfill: Backfill | None) -> Extent:
+    """Read all there is once, and learn a little of it."""
+    records = size = excluded = 0
+    source = _source(instance, fork)
+    for tp, at in fork.positions.items():
+        end = source.bounds()[tp][1]
+        for begin in range(at, end, CHUNK):
+            read = source.read(tp, begin, min(begin + CHUNK, end))
+            records += len(read.events)
+            size += sum(len(event.value or b"") + len(event.key or b"") + len(event.headers) for event in read.events)
+            excluded += sum(left_out(fork.exclude, event, tp) for event in read.events) if fork.exclude else 0
+    return Extent(records, size, excluded, 0 if backfill is None else backfill.rows, _rate(instance, source, fork))
+
+
+def _rate(instance: Instance, source: Source, fork: Fork) -> float:
+    """Records a second that this machine folds, from the state it will begin with; 0 where there is none to try it on."""
+    fold, reader = start(instance.recipe, instance.store(), fork), instance.recipe.reader_of(fork)
+    begin_s, tried = time.perf_counter(), 0
+    for tp, at in fork.positions.items():
+        end = min(source.bounds()[tp][1], at + SAMPLE_ROWS)
+        if at < end:
+            read = source.read(tp, at, end)
+            rows, refused = reader.decode(read.events, tp)
+            reads = [(tp, at, end, len(read.events), read.crc32c)]
+            rejected: list[Rejected] = [(tp, one.event.offset, one.row, one.reason) for one in refused]
+            clock_ms = max([fold.clock_ms, *rows.t.tolist()])
+            fold.step(Step(branch="", seq=0, epoch=0, reads=reads, clock_ms=clock_ms, rejected=rejected), [rows])
+            tried += len(read.events)
+    return tried / (time.perf_counter() - begin_s) if tried else 0.0
+
+
+def plan_rows(name: str, plan: Plan, extent: Extent, differs: Sequence[str]) -> list[dict[str, Any]]:
+    """A plan as lines to show."""
+    facts = {
+        "plan": name,
+        "branch": plan.branch,
+        "from": plan.version or f"nothing, at {', '.join(f'{tp} {at}' for tp, at in plan.kept.items())}",
+        "backfill": "none" if plan.backfill is None else f"{plan.backfill.rows} rows of {plan.backfill.path}",
+        "excludes": "; ".join(words(one) for one in plan.exclude) or "nothing",
+        "records": extent.records,
+        "bytes": extent.bytes,
+        "excluded": extent.excluded,
+        "rows_per_s": round(extent.rows_per_s),
+        "seconds": round(extent.seconds, 3),
+        "taken_by_retention": 0,
+        "configuration": "; ".join(differs) or "as the version's",
+        "endpoint": target_words(plan.serves),
+    }
+    return [{"what": name, "value": value} for name, value in facts.items()]

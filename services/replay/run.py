@@ -1,0 +1,294 @@
+"""`millrace replay`: a plan becomes a branch; the branch is proved, and takes the place of the one that learned the poison.
+
+One replay at a time is under way in a pipeline; rolling back and serving are never held up by it. Killed at any point, `resume`
+goes on. Each stage is an entry of the ledger, with who and why.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+from millrace.learners.errors import BadInputError, MillraceError, NotProvedError, ReplacedError
+from millrace.services.decisions.decide import Change, decide
+from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.pipeline.succession import heir_of, successor_of
+from millrace.services.processes import COMMAND
+from millrace.services.replay.backfill import filled, topic_of
+from millrace.services.replay.learner_rollback import is_rollback
+from millrace.services.replay.operations import advance, planned_operation, refuse_other, standing, step
+from millrace.services.replay.plan import SHORTEST, Plan, check_plan, fork_of, live_branch, load_plan
+from millrace.streams.branch.branch import Doors, restore
+from millrace.streams.branch.forks import begin_fork, end_branch
+from millrace.streams.branch.host import this_host, use_threads
+from millrace.streams.branch.read_order import Piece, Retraced, future, onward, past
+from millrace.streams.journal.entries import Fork
+from millrace.streams.journal.journal import Summary, summarise
+from millrace.streams.journal.ledger import Operation, Stage, Target
+from millrace.streams.records import tp_name
+from millrace.streams.worker.worker import Opening, Worker
+
+log = logging.getLogger("millrace")
+
+PROGRESS_S = 1.0
+
+
+def record_plan(instance: Instance, plan_sha256: str, plan: Plan, why: str) -> None:
+    """Say in the ledger that there is a plan."""
+    step(instance, planned_operation(plan.branch, plan_sha256, plan.version, why))
+
+
+def under_way(instance: Instance, *states: Stage) -> Operation:
+    """The operation that is. Raises: MillraceError where there is none, or in another stage."""
+    found = instance.ledger().operation
+    if found is None:
+        raise MillraceError("No replay is under way. Make one with `millrace replay plan`, then `millrace replay run`.")
+    if is_rollback(instance, found):
+        raise MillraceError(f"{standing(found)}, and is no replay. `millrace rollback --learner --yes` goes on with it.")
+    if found.state not in states:
+        way = (
+            "Compare it with `millrace replay diff`, then `take-over`."
+            if found.state == "done"
+            else "`resume` goes on with it."
+        )
+        raise MillraceError(f"{standing(found)}. {way}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay came to."""
+
+    branch: str
+    version: str | None
+    records: int  # read since its start
+    learned: int  # rows, in all of its history
+    seconds: float
+    certificate: str
+
+
+def run(instance: Instance, name: str, again: Sequence[str]) -> Replayed:
+    """Make the branch that a plan says; ``again`` are the words by which a command finds this pipeline.
+
+    Raises: OutdatedError where the plan no longer holds; BusyError where another replay is under way.
+    """
+    plan_sha256, plan = load_plan(instance, name)
+    ledger = instance.ledger()
+    refuse_other(ledger, plan.branch)
+    operation = ledger.operations.get(plan.branch)
+    if operation is None or operation.plan_sha256 != plan_sha256:
+        raise MillraceError(f"Plan {plan_sha256[:12]} does not stand in the ledger. Make it again with `millrace replay plan`.")
+    if operation.state != "planned":
+        raise MillraceError(f"{operation.id} is {operation.state} already. A replay that was stopped goes on with `resume`.")
+    check_plan(instance, plan)
+    return _replay(instance, advance(instance, operation, "running", operation.why), plan, again)
+
+
+def resume(instance: Instance, again: Sequence[str]) -> Replayed:
+    """Go on where a replay was stopped.
+
+    Raises: MillraceError where none is under way; BusyError where a live process is at it.
+    """
+    operation = under_way(instance, "running")
+    _, plan = load_plan(instance, operation.plan_sha256)
+    with instance.hold(plan.branch, take_over=False):  # before it is said that it goes on
+        running = advance(instance, operation, "running", operation.why)
+    return _replay(instance, running, plan, again)
+
+
+def _replay(instance: Instance, operation: Operation, plan: Plan, again: Sequence[str]) -> Replayed:
+    """Begin the branch, catch up with the log, mark a version, let another process prove it; then it is done."""
+    start_s = time.monotonic()
+    with instance.hold(plan.branch, take_over=False):
+        try:
+            worker, begun = _caught_up(instance, plan)
+        except ReplacedError as error:
+            _refuse_given_up(instance, plan.branch, error)
+            raise
+        verdict = _proved_elsewhere(plan.branch, again)
+        advance(instance, operation, "done", operation.why)
+    return Replayed(
+        plan.branch,
+        worker.newest_version,
+        worker.fold.records - begun,
+        worker.fold.counts.learned,
+        round(time.monotonic() - start_s, 3),
+        verdict,
+    )
+
+
+def _refuse_given_up(instance: Instance, branch: str, error: MillraceError) -> None:
+    """Raises: MillraceError naming who gave a replay up, where ``error`` is what that looks like to its writer."""
+    operation = instance.ledger().operations[branch]
+    if operation.state == "aborted":
+        raise MillraceError(f"{standing(operation)}. Nothing goes on from it; `millrace replay plan` plans another.") from error
+
+
+def _caught_up(instance: Instance, plan: Plan) -> tuple[Worker, int]:
+    """A worker of the branch that has read to the log's end and marked a version; and the records of its start."""
+    pipeline, recipe = instance.loaded.pipeline, instance.recipe
+    use_threads(pipeline.threads)
+    progress = Progress()  # from here on a signal stops it between two steps
+    fork = _begun(instance, plan)
+    doors = instance.doors(fork.branch)  # with all the topics that the fork states
+    progress.of(doors, fork)
+    doors = replace(doors, source=Retraced(doors.source, _path(instance, fork, plan)))
+    opening = Opening(fork.branch, this_host(pipeline.threads), emits=False)
+    worker = Worker(recipe, doors, pipeline.worker, opening)
+    worker.run(progress)
+    if progress.stopped:
+        raise MillraceError(f"Stopped at seq {worker.seq}; nothing is lost. `millrace replay resume` goes on.")
+    begun = Summary(fork, [mark for mark in summarise(doors.journal, fork.branch).marks if mark.state_seq == 1])
+    return worker, restore(recipe, doors, begun).fold.records  # from its own copy: its parent's may be let go meanwhile
+
+
+def _begun(instance: Instance, plan: Plan) -> Fork:
+    """The first entry of the branch, which is written unless it and the mark of its start are there."""
+    found = summarise(instance.journal(plan.branch), plan.branch)
+    if found.fork is not None and (found.fork.parent is None or found.marks):
+        return found.fork
+    fork = fork_of(instance, plan)
+    if plan.backfill is not None:
+        fork = filled(instance, fork, plan.backfill)
+    begin_fork(instance.recipe, instance.doors(fork.branch), fork)
+    return fork
+
+
+def _path(instance: Instance, fork: Fork, plan: Plan) -> list[Piece]:
+    """The file that is read first; then the order in which others have read what follows.
+
+    From a version: its own branch after it, then the branches that took that one's place. From nothing: all that led to the
+    live branch.
+    """
+    live = live_branch(instance)
+    led: list[Piece] = [] if live is None else past(instance.journal, live)
+    if fork.parent is not None:
+        led = future(instance.journal, fork.parent.branch, fork.parent.seq)
+    first = [] if plan.backfill is None else [(tp_name(topic_of(instance, fork.branch), 0), 0, plan.backfill.rows)]
+    return onward([*first, *led], fork.positions)
+
+
+class Progress:
+    """Says on stderr how far a replay is; enough when the log has nothing more, or at the first SIGINT or SIGTERM."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._begun: tuple[float, int] | None = None  # when, and after how many records
+        self._told_s = 0.0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def of(self, doors: Doors, fork: Fork) -> None:
+        """What it is the progress of, before it is first asked."""
+        self._doors, self._start = doors, sum(fork.positions.values())
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.stopped = True
+
+    def __call__(self, worker: Worker) -> bool:
+        """Whether it is over."""
+        if time.monotonic() - self._told_s >= PROGRESS_S:
+            self._told_s = time.monotonic()
+            self._tell(worker)
+        return self.stopped or worker.caught_up()
+
+    def _tell(self, worker: Worker) -> None:
+        ends = sum(high for _, high in self._doors.source.bounds().values())
+        at, records = sum(worker.fold.position.values()), worker.fold.records
+        began_s, begun = self._begun = self._begun or (time.monotonic(), records)
+        rate = (records - begun) / max(time.monotonic() - began_s, 1e-9)
+        left = f", {(ends - at) / rate:.0f} s left" if rate else ""
+        log.info("%s: %d of %d records%s", worker.branch, at - self._start, ends - self._start, left)
+
+
+def _proved_elsewhere(branch: str, again: Sequence[str]) -> str:
+    """Let `millrace verify` fold the branch again in another process, which writes the certificate.
+
+    Raises: NotProvedError with what it says.
+    """
+    log.info("%s: another process proves it", branch)
+    command = [*COMMAND, "verify", *again, "--branch", branch, "--output", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip() or f"the process ended with {done.returncode}; `millrace replay resume` tries again."
+        raise NotProvedError(f"Branch {branch} was replayed and is not proved: {said}")
+    return "proved in another process"
+
+
+# Taking over and giving up
+
+
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """What taking over would do."""
+
+    operation: Operation
+    change: Change  # of the endpoint
+    ends: str  # the branch that goes no further; the new one itself where that has been done
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """Which branch takes whose place."""
+        return {"branch": self.operation.branch, "ends": self.ends}
+
+
+def plan_take_over(instance: Instance) -> Succession:
+    """Raises: MillraceError where no replay is done."""
+    operation = under_way(instance, "done")
+    _, plan = load_plan(instance, operation.plan_sha256)
+    change = Change(instance.ledger().serving.get(ENDPOINT), Target(follow=operation.branch))
+    return Succession(operation, change, plan.branch if plan.ends is None else heir_of(instance, plan.ends))
+
+
+def take_over(instance: Instance, succession: Succession, why: str) -> None:
+    """Serve the new branch, then end the old one; the trainer goes on with the new one by itself. Done twice, it is done once.
+
+    Raises: NotCountedError where somebody has decided otherwise meanwhile; nothing is ended then.
+    """
+    branch = succession.operation.branch
+    decide(instance, succession.change, why)
+    if succession.ends != branch:
+        host = this_host(instance.loaded.pipeline.threads)
+        end_branch(instance.journal(succession.ends), succession.ends, host, "replay", branch)
+    advance(instance, succession.operation, "taken-over", why)
+
+
+def plan_abort(instance: Instance, name: str | None = None) -> Operation:
+    """What would be given up: what is under way, or the plan that ``name`` names, by its sha256 or its branch.
+
+    Raises: MillraceError where there is none, where the endpoint follows it, or where a branch has ended in its favour.
+    """
+    ledger = instance.ledger()
+    operation = ledger.operation if name is None else _named(ledger.operations.values(), name)
+    if operation is None or operation.state in ("taken-over", "aborted"):
+        raise MillraceError(f"{standing(operation)}." if operation else "No replay is under way. Name the PLAN to give up.")
+    if ledger.serving.get(ENDPOINT) == Target(follow=operation.branch):
+        raise MillraceError(f"The endpoint follows {operation.branch}. Serve something else first, with `millrace serve`.")
+    for branch in instance.branches():
+        if branch != operation.branch and successor_of(instance, branch) == operation.branch:
+            raise MillraceError(f"Branch {branch} has ended in favour of {operation.branch}, which can only go on now.")
+    return operation
+
+
+def _named(operations: Iterable[Operation], name: str) -> Operation | None:
+    found = [one for one in operations if one.branch == name or (len(name) >= SHORTEST and one.plan_sha256.startswith(name))]
+    if len(found) > 1:
+        found = [one for one in found if one.state not in ("taken-over", "aborted")]  # a plan can be made twice
+    if len(found) != 1:
+        raise BadInputError(f"{name!r} names {len(found)} plans; `millrace log PIPELINE --ledger` lists them.")
+    return found[0]
+
+
+def abort(instance: Instance, operation: Operation, why: str) -> None:
+    """Give a replay up: its branch ends, and whoever writes it stops."""
+    advance(instance, operation, "aborted", why)
+    if instance.has_branch(operation.branch):
+        journal = instance.journal(operation.branch)
+        if summarise(journal, operation.branch).fork is not None:
+            end_branch(journal, operation.branch, this_host(instance.loaded.pipeline.threads), "aborted", None)

@@ -1,0 +1,1 @@
+"""`millrace up`: Ray Serve, its replicas, and what runs beside them."""

@@ -1,0 +1,130 @@
+"""The named Ray actors of a pipeline, ``Current`` and whoever learns: how they are made, found again and spoken to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from millrace.services.pipeline.instance import Instance
+from millrace.services.serving.follower import Fetched
+from millrace.services.training.current import Blob, Current, News, Presence, Publication
+from millrace.services.training.merger import Merger
+from millrace.services.training.trainer import State, Trainer
+
+log = logging.getLogger("millrace")
+
+NAMESPACE = "millrace"
+PATIENCE_S = 5.0  # for another process to answer
+ASKED_S = 2.0  # the same, for whoever looks at the status
+TRAINER_CPUS = 0.2  # logical ones, for placement; how many threads it uses is the pipeline's `threads`
+
+# How an actor stays: named, detached, started again whenever it dies.
+LASTING: dict[str, Any] = {"namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1, "get_if_exists": True}
+
+
+def current_name(instance: Instance) -> str:
+    """The actor's name."""
+    return f"current-{instance.loaded.pipeline.name}"
+
+
+def trainer_name(instance: Instance, branch: str) -> str:
+    """The actor's name."""
+    return f"trainer-{instance.loaded.pipeline.name}-{branch}"
+
+
+def make_current(instance: Instance) -> Any:
+    """The actor that holds the newest weights, made now unless it is there."""
+    options = LASTING | {"name": current_name(instance), "num_cpus": 0}
+    return ray.remote(Current).options(**options).remote(ray.put)
+
+
+def make_trainers(instance: Instance, branch: str) -> list[tuple[str, Any]]:
+    """Who learns for a branch, by the branches they write, made now unless they are there; in the order in which they stop.
+
+    That is its trainer; or the trainers of its shards, and last the merger. Their calls do not wait for each other.
+    """
+    shards = instance.shards(branch)
+    if shards == [branch]:
+        return [(branch, _made(Trainer, instance, branch, current_name(instance)))]
+    trainers = [(shard, _made(Trainer, instance, shard, trainer_name(instance, branch))) for shard in shards]
+    return [*trainers, (branch, _made(Merger, instance, branch, current_name(instance)))]
+
+
+def _made(kind: type[Trainer | Merger], instance: Instance, branch: str, publishes_to: str) -> Any:
+    options = LASTING | {"name": trainer_name(instance, branch), "num_cpus": TRAINER_CPUS, "max_concurrency": 4}
+    return ray.remote(kind).options(**options).remote(instance, branch, Publisher(publishes_to))
+
+
+async def trainer_state(instance: Instance, branch: str) -> State | None:
+    """Where a branch's trainer is, or None where it does not answer."""
+    try:
+        actor = await asyncio.to_thread(ray.get_actor, trainer_name(instance, branch), NAMESPACE)
+        async with asyncio.timeout(ASKED_S):
+            state: State = await actor.state.remote()
+    except (RayError, TimeoutError, ValueError):
+        return None
+    return state
+
+
+class Publisher:
+    """How the trainer reaches ``Current``: what cannot be reached now hears of the next state."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._actor: Any = None
+
+    def __call__(self, publication: Publication, blob: Blob | None) -> bool:
+        """Publish, or beat without a blob; False where the state is not held there."""
+        try:
+            self._actor = self._actor or ray.get_actor(self._name, NAMESPACE)
+            sent = self._actor.beat.remote(publication) if blob is None else self._actor.publish.remote(publication, blob)
+            return bool(ray.get(sent, timeout=PATIENCE_S))
+        except (RayError, GetTimeoutError, ValueError) as error:  # ValueError: there is no actor of that name
+            log.warning("Current does not answer (%s); the next beat tries again.", type(error).__name__)
+            self._actor = None
+            return False
+
+
+class Subscriber:
+    """How a replica waits for news from ``Current``; without ``Current`` there are none."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._actor: Any = None
+
+    async def __call__(self, branch: str, after: Publication | None, timeout_s: float) -> Fetched | None:
+        """What is newer, with its bytes; None where there is nothing, or nobody to ask, in time."""
+        try:
+            self._actor = self._actor or await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
+            async with asyncio.timeout(timeout_s + PATIENCE_S):
+                news: News | None = await self._actor.next.remote(branch, after, timeout_s)
+                if news is None:
+                    return None
+                if after is not None and news.publication.sha256 == after.sha256:
+                    return news.publication, b""
+                return news.publication, bytes(await news.blob)
+        except (RayError, TimeoutError, ValueError) as error:
+            log.warning("Current does not answer (%s); what was served goes on.", type(error).__name__)
+            self._actor = None
+            await asyncio.sleep(min(timeout_s, 0.5))
+            return None
+
+    async def tell(self, presence: Presence) -> None:
+        """Say what this replica does; without ``Current`` nobody hears it."""
+        await self._asked("hear", presence)
+
+    async def replicas(self) -> list[Presence]:
+        """What all of them said lately; without ``Current`` nothing is known."""
+        return await self._asked("replicas") or []
+
+    async def _asked(self, method: str, *words: Presence) -> Any:
+        try:
+            self._actor = self._actor or await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
+            async with asyncio.timeout(ASKED_S):
+                return await getattr(self._actor, method).remote(*words)
+        except (RayError, TimeoutError, ValueError):
+            return None

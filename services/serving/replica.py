@@ -1,0 +1,191 @@
+"""The Serve application, and the one door to Ray Serve: replicas that answer, and the keeper that watches the trainer.
+
+A replica decodes, predicts, encodes. It never learns. What it answers from is its ``Follower``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+from ray import serve
+
+from millrace.learners.errors import MillraceError
+from millrace.services.endpoint.endpoint import Endpoint, Recording, features_name
+from millrace.services.endpoint.grpc import Calls, GrpcApp, add_services, stand_in_replica
+from millrace.services.endpoint.http import HttpApp
+from millrace.services.endpoint.recording import Recorded, Recorder
+from millrace.services.pipeline.instance import Instance
+from millrace.services.protocol.access import Access
+from millrace.services.serving.actors import PATIENCE_S, Subscriber, current_name, make_current, make_trainers, trainer_state
+from millrace.services.serving.follower import Follower
+from millrace.services.training.current import Presence
+from millrace.services.training.trainer import State
+from millrace.streams.branch.host import use_threads
+
+log = logging.getLogger("millrace")
+
+APPLICATION = "millrace"
+KEEP_S = 1.0  # between two looks of the keeper
+FIRST_S = 5.0  # for a new replica to find something to answer from
+LOOK_S = 0.02  # between two looks whether it has
+TELL_S = 2.0  # between two words of a replica about itself
+REPLICA_CPUS = 0.1  # logical ones, for placement; BLAS uses one thread
+IN_FLIGHT = 2048  # requests a replica holds at a time; what it works on is bounded in bytes, by ``Bodies`` and ``Pool``
+QUEUED = 256  # requests that may wait for a replica; more are refused
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What is served, and where."""
+
+    instance: Instance
+    branch: str  # that the trainer learns
+    host: str
+    port: int  # of HTTP
+    grpc_port: int
+    replicas: int  # >= 2, so that one can die
+    access: Access
+
+
+class Predictor(Calls):
+    """One replica."""
+
+    def __init__(self, serving: Serving, _keeper: Any) -> None:
+        use_threads(1)
+        self._serving = serving
+        self._first_look_until_s = time.monotonic() + FIRST_S
+        self._name = serve.get_replica_context().replica_tag
+        self._subscriber = Subscriber(current_name(serving.instance))
+        self._follower = Follower(serving.instance, self._subscriber)
+        self._following = asyncio.get_running_loop().create_task(self._follower.run())  # Serve makes us on its loop
+        pipeline = serving.instance.loaded.pipeline
+        self._endpoint = Endpoint(
+            pipeline.name,
+            pipeline.schema,
+            lambda: self._follower.held,
+            serving.access,
+            recording=_recording(serving.instance),
+            overview=self._overview,
+        )
+        self._telling = asyncio.get_running_loop().create_task(self._tell())
+        self.grpc_app = GrpcApp(self._endpoint)
+        stand_in_replica(self)
+
+    def __serve_build_asgi_app__(self) -> HttpApp:
+        """What Serve calls for every HTTP request; it asks for this after ``__init__``."""
+        return HttpApp(self._endpoint)
+
+    async def _tell(self) -> None:
+        """Say every other second what this replica does, for whoever asks any of them."""
+        while True:
+            await self._subscriber.tell(self._presence())
+            await asyncio.sleep(TELL_S)
+
+    def _presence(self) -> Presence:
+        follower, recording = self._follower, self._endpoint.recording
+        bundle = follower.held
+        counts = Recorded() if recording is None else recording.recorder.counts
+        return Presence(
+            replica=self._name,
+            pid=os.getpid(),
+            serves=follower.told,
+            answers="" if bundle is None else bundle.identity.name,
+            staleness_ms=None if bundle is None else bundle.age_ms(time.time_ns() // 1_000_000),
+            stored=counts.stored,
+            waiting=counts.waiting,
+            dropped=counts.dropped,
+        )
+
+    async def _overview(self) -> dict[str, Any]:
+        """All replicas that were heard of lately, this one at least, and the trainer."""
+        asked = (self._subscriber.replicas(), trainer_state(self._serving.instance, self._serving.branch))
+        replicas, trainer = await asyncio.gather(*asked)
+        shards = [shard for shard in self._serving.instance.shards(self._serving.branch) if shard != self._serving.branch]
+        learning = await asyncio.gather(*(trainer_state(self._serving.instance, shard) for shard in shards))
+        heard = {one.replica: one for one in [self._presence(), *replicas]}
+        return {
+            "replicas": [asdict(one) for _, one in sorted(heard.items())],
+            "trainer": {"branch": self._serving.branch} | _told(trainer),
+            "shards": [{"branch": shard} | _told(state) for shard, state in zip(shards, learning, strict=True)],
+        }
+
+    async def check_health(self) -> None:
+        """The first look waits, for a while, until there is something to answer from: until then Serve sends nothing here.
+
+        Raises: MillraceError where following has ended; Serve then makes another replica.
+        """
+        until_s, self._first_look_until_s = self._first_look_until_s, 0.0
+        while self._follower.held is None and time.monotonic() < until_s and not self._following.done():
+            await asyncio.sleep(LOOK_S)
+        if self._following.done():
+            raise MillraceError(f"This replica no longer follows the ledger: {self._following.exception()!r}.")
+
+
+def _told(state: State | None) -> dict[str, Any]:
+    """What a trainer says of itself."""
+    return {"running": False} if state is None else asdict(state)
+
+
+def _recording(instance: Instance) -> Recording | None:
+    pipeline = instance.loaded.pipeline
+    if pipeline.labels is None:
+        return None
+    recorder = Recorder(instance.log, pipeline.served_topic, records=pipeline.serving.record != "off")
+    before_reply = pipeline.serving.record == "before-reply"
+    return Recording(recorder, features_name(pipeline.schema), before_reply, pipeline.log.max_bytes)
+
+
+class Keeper:
+    """Creates ``Current`` and the trainer, and again whenever they are gone."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._keeping = asyncio.get_running_loop().create_task(self._keep())
+
+    async def _keep(self) -> None:
+        said: dict[str, str] = {}
+        while True:
+            try:
+                make_current(self._serving.instance)
+                for branch, trainer in make_trainers(self._serving.instance, self._serving.branch):
+                    said[branch] = await self._look_at(branch, trainer, said.get(branch, ""))
+            except (ray.exceptions.RayError, ValueError) as error:
+                log.warning("No trainer of branch %s could be made: %s", self._serving.branch, type(error).__name__)
+            await asyncio.sleep(KEEP_S)
+
+    async def _look_at(self, branch: str, trainer: Any, said: str) -> str:
+        """Say what has changed, and start a trainer again that failed; what it said last."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                state = await trainer.state.remote()
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            log.warning("The trainer of branch %s does not answer: %s", branch, type(error).__name__)
+            return said
+        if state.said != said:
+            log.error("The trainer of branch %s: %s", branch, state.said or "goes on")
+        if not state.running and not state.said:  # it failed unforeseen; where it said why, an operator has to act
+            ray.kill(trainer, no_restart=False)
+        return str(state.said)
+
+    def check_health(self) -> None:
+        """Raises: MillraceError where keeping has ended; Serve then makes another keeper."""
+        if self._keeping.done():
+            raise MillraceError(f"The keeper no longer watches: {self._keeping.exception()!r}.")
+
+
+def start(serving: Serving) -> None:
+    """Deploy on the Ray that this process is connected to; returns when every replica is up."""
+    few: dict[str, Any] = {"max_ongoing_requests": IN_FLIGHT, "health_check_period_s": 2}
+    many = few | {"num_replicas": serving.replicas, "max_queued_requests": QUEUED}
+    predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **many)(serve.ingress()(Predictor))
+    keeper: Any = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, **few)(Keeper)
+    calls = {"port": serving.grpc_port, "grpc_servicer_functions": [f"{add_services.__module__}.{add_services.__name__}"]}
+    quiet = {"enable_access_log": False}  # a line a request costs more than its answer; statistics count them
+    serve.start(http_options={"host": serving.host, "port": serving.port}, grpc_options=calls, logging_config=quiet)
+    serve.run(predictor.bind(serving, keeper.bind(serving)), name=APPLICATION, route_prefix="/")

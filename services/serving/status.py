@@ -1,0 +1,116 @@
+"""What a served pipeline says of itself, asked over HTTP: for `millrace status`, which imports no Ray.
+
+`millrace up` leaves its address in the pipeline's folder while it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from millrace.learners.errors import BusyError
+from millrace.services.config.config import endpoint_token
+from millrace.services.pipeline.instance import Instance
+
+PATIENCE_S = 3.0  # for an answer
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where an endpoint listens, and since when by which process."""
+
+    url: str
+    grpc: str  # HOST:PORT
+    proxy: str  # in words
+    pid: int
+
+
+@contextmanager
+def placed(instance: Instance, place: Place) -> Iterator[None]:
+    """Others on this machine find the endpoint for as long as the block runs."""
+    path = _path(instance)
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(place))
+    fresh.replace(path)
+    try:
+        yield
+    finally:
+        if found(instance) == place:
+            path.unlink(missing_ok=True)
+
+
+def place(host: str, port: int, grpc_port: int, proxy: str) -> Place:
+    """Of an endpoint of this process; one that listens everywhere is asked by loopback."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    name = f"[{name}]" if ":" in name else name
+    return Place(f"http://{name}:{port}", f"{name}:{grpc_port}", proxy, os.getpid())
+
+
+def found(instance: Instance) -> Place | None:
+    """Where the pipeline's endpoint listens, or None where it is not up on this machine."""
+    try:
+        return msgspec.json.decode(_path(instance).read_bytes(), type=Place)
+    except FileNotFoundError:
+        return None
+
+
+def refuse_second(instance: Instance) -> None:
+    """Raises: BusyError where another process serves this pipeline from the same folder."""
+    place = found(instance)
+    if place is not None and place.pid != os.getpid() and Path(f"/proc/{place.pid}").exists():
+        raise BusyError(f"{place.url} of process {place.pid} serves this pipeline already. Stop that one first.")
+
+
+def overview(instance: Instance, place: Place) -> dict[str, Any]:
+    """What trainer and replicas say of themselves.
+
+    Raises: OSError, msgspec.DecodeError where nobody answers, or not as we do.
+    """
+    said: dict[str, Any] = _asked(instance, f"{place.url}/v2/models/{instance.loaded.pipeline.name}/status")
+    return said
+
+
+def served(instance: Instance) -> dict[str, Any]:
+    """Trainer and replicas, a line each; or why they cannot be asked."""
+    place = found(instance)
+    if place is None:
+        return {"endpoint": "not up on this machine"}
+    try:
+        said = overview(instance, place)
+    except (OSError, msgspec.DecodeError) as error:  # urllib's errors are among them
+        return {"endpoint": f"{place.url} of process {place.pid} does not say how it is: {error}"}
+    facts = {"endpoint": f"{place.url}, {place.proxy}", "trainer": _trainer_line(said["trainer"])}
+    return facts | {f"replica_{at}": _replica_line(one) for at, one in enumerate(said["replicas"], 1)}
+
+
+def _path(instance: Instance) -> Path:
+    return instance.folder / "endpoint.json"
+
+
+def _asked(instance: Instance, url: str) -> Any:
+    own = instance.folder / "token"
+    token = endpoint_token() or (own.read_text(encoding="utf-8").strip() if own.exists() else "")
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        return msgspec.json.decode(answer.read())
+
+
+def _trainer_line(said: dict[str, Any]) -> str:
+    if not said["running"]:
+        return f"branch {said['branch']}: not running{said.get('said') and ': ' + said['said'] or ''}"
+    troubled = f", waiting: {said['said']}" if said["said"] else ""
+    return f"branch {said['branch']}, epoch {said['epoch']}, seq {said['seq']}, {said['records']} records{troubled}"
+
+
+def _replica_line(said: dict[str, Any]) -> str:
+    behind = "" if said["staleness_ms"] is None else f", stale by at most {said['staleness_ms']} ms"
+    return (
+        f"{said['answers'] or 'nothing yet'}{behind}; told to serve {said['serves']}; process {said['pid']}; "
+        f"records of answers: {said['stored']} in the log, {said['waiting']} waiting, {said['dropped']} dropped"
+    )

@@ -1,0 +1,1 @@
+"""Branches learned: in this process, by shards, beside the endpoint."""

@@ -1,0 +1,157 @@
+"""The merger: a Ray actor that merges what the trainers of all shards let out, and lets the merge out to ``Current``.
+
+It stands where the one trainer stands in a pipeline of one shard, and answers the same questions. To the shards' trainers it is
+what ``Current`` is to that one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+from millrace.learners.errors import BusyError, DamageError, MillraceError, ReplacedError, StorageError
+from millrace.services.decisions.decide import name_last_good
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.bundle import Identity, Parts, identity_of
+from millrace.services.pipeline.instance import Instance
+from millrace.services.training.current import Blob, Publication
+from millrace.services.training.shards import merging, newest_versions
+from millrace.services.training.trainer import BEAT_S, OFFER_S, RETRY_S, Publish, Published, State, packed
+from millrace.streams.branch.merge import Merged, Merging, Piece, open_piece, piece_of
+
+log = logging.getLogger("millrace")
+
+
+class Merger:
+    """The newest state of every shard, and the thread that merges them."""
+
+    def __init__(self, instance: Instance, branch: str, publish: Publish) -> None:
+        self._instance = instance
+        self._branch = branch
+        self._publish = publish
+        self._shards = instance.shards(branch)
+        self._archive = Archive(instance)
+        self._lock = threading.Lock()
+        self._held: dict[str, tuple[Publication, Piece]] = {}  # by shard: what it let out last
+        self._marked_versions: list[str | None] = []  # of the shards, when the newest version was marked
+        self._stop = threading.Event()
+        self._state = State(True, 0, 0, 0, "", os.getpid(), branch)
+        self._thread = threading.Thread(target=self._run, name="merger", daemon=True)
+        self._thread.start()
+
+    # What the shards' trainers call
+
+    def publish(self, publication: Publication, blob: Blob) -> bool:
+        """Keep a shard's state until the next merge; False where something newer of it is here already."""
+        piece = open_piece(bytes(blob))
+        with self._lock:
+            held = self._held.get(publication.identity.branch)
+            if held is not None and held[0].identity.place > publication.identity.place:
+                return False
+            self._held[publication.identity.branch] = (publication, piece)
+        return True
+
+    def beat(self, publication: Publication) -> bool:
+        """The shard's state took in everything by then; False where that state is not here."""
+        with self._lock:
+            held = self._held.get(publication.identity.branch)
+            if held is None or held[0].identity != publication.identity:
+                return False
+            self._held[publication.identity.branch] = (publication, held[1])
+        return True
+
+    # What is asked of a trainer
+
+    def state(self) -> State:
+        """Where it is."""
+        return replace(self._state, running=self._thread.is_alive() or self._stop.is_set())
+
+    def stop(self, timeout_s: float) -> State:
+        """Mark a version of the newest versions of all shards, and end."""
+        self._stop.set()
+        self._thread.join(timeout_s)
+        return self.state()
+
+    def _run(self) -> None:
+        """Merge until told to stop; the disk and another process's hold are waited for."""
+        while not self._stop.is_set():
+            try:
+                with merging(self._instance, self._branch, take_over=False) as writer:
+                    self._merge_on(writer)
+            except (StorageError, BusyError, ReplacedError) as error:
+                self._said(error)
+                self._stop.wait(RETRY_S)
+            except MillraceError as error:
+                self._said(error)
+                return
+
+    def _said(self, error: MillraceError) -> None:
+        log.error("The merger of branch %s: %s", self._branch, error)
+        self._state = replace(self._state, said=str(error))
+
+    def _merge_on(self, writer: Merging) -> None:
+        """Merge at most four times a second, where a shard has let something out, and mark what the shards have marked."""
+        published: Published | None = None
+        last: list[Publication] = []
+        while not self._stop.wait(OFFER_S if last else BEAT_S / 4):
+            held = self._all_held()
+            if held and [one.identity for one, _ in held] != [one.identity for one in last]:
+                published = self._let_out(writer.merge([piece for _, piece in held]), held, published)
+                last = [one for one, _ in held]
+            elif held and published is not None:
+                as_of_ms = min(one.as_of_ms for one, _ in held)
+                published = Published(replace(published.publication, as_of_ms=as_of_ms), published.blob)
+                published.let_out(self._publish)
+            self._mark(writer)
+        self._mark(writer)
+
+    def _all_held(self) -> list[tuple[Publication, Piece]]:
+        """What every shard let out last, in shard order; what has not been heard of since the start is its newest mark."""
+        with self._lock:
+            held = dict(self._held)
+        found = [held.get(shard) or self._marked(shard) for shard in self._shards]
+        return [one for one in found if one is not None] if all(found) else []
+
+    def _marked(self, shard: str) -> tuple[Publication, Piece] | None:
+        """The newest marked state of a shard, or None where it has none that is whole."""
+        if shard not in self._instance.branches():
+            return None
+        for mark in reversed(self._archive.marks(shard)):
+            try:
+                piece = piece_of(self._instance.store(), mark)
+            except DamageError as error:
+                log.warning("%s; trying the checkpoint before", error)
+                continue
+            return Publication(identity_of(mark), "", piece.counts["clock_ms"]), piece
+        return None
+
+    def _let_out(self, merged: Merged, held: Sequence[tuple[Publication, Piece]], last: Published | None) -> Published:
+        """Publish a merge as a state of the merging branch."""
+        entry = merged.entry
+        identity = Identity(entry.branch, entry.epoch, entry.seq)
+        kind = self._instance.loaded.pipeline.learner["kind"]
+        serve = merged.learner.servable().arrays()
+        parts = Parts(identity, min(one.as_of_ms for one, _ in held), kind, merged.features, serve)
+        published = packed(parts, self._instance, last)
+        published.let_out(self._publish)
+        records = sum(sum(piece.counts["counts"].values()) for _, piece in held)
+        self._state = State(True, entry.epoch, entry.seq, records, "", os.getpid(), self._branch)
+        return published
+
+    def _mark(self, writer: Merging) -> None:
+        """Mark a version where the shards have marked newer ones."""
+        marks = newest_versions(self._archive, self._shards) if self._seen(self._shards) else []
+        versions = [mark.version for mark in marks]
+        if versions and versions != self._marked_versions:
+            version = writer.version_of(marks)
+            self._marked_versions = versions
+            if self._instance.recipe.drift is not None:
+                name_last_good(self._instance, self._branch)
+            log.info("version %s merges %s", version, ", ".join(map(str, versions)))
+
+    def _seen(self, shards: Sequence[str]) -> bool:
+        """Whether all of them have begun."""
+        return set(shards) <= set(self._instance.branches())

@@ -1,0 +1,122 @@
+"""`millrace run`: one worker on one branch in this process."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType
+
+from millrace.learners.errors import MillraceError
+from millrace.services.decisions.decide import name_last_good
+from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.streams.branch.host import this_host, use_threads
+from millrace.streams.journal.entries import Fork
+from millrace.streams.journal.journal import Cursor, counted
+from millrace.streams.journal.ledger import Serve, Target, append_decision
+from millrace.streams.sharding import merging_branch
+from millrace.streams.worker.worker import Opening, Worker
+
+log = logging.getLogger("millrace")
+
+PROGRESS_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long a run goes on; whichever comes first."""
+
+    follow: bool = False  # wait for more at the log's end
+    rows: int = 0  # records to read in this run; 0: no bound
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a run did."""
+
+    branch: str
+    epoch: int
+    seq: int
+    read: int  # records in this run
+    version: str | None  # the newest of the branch
+
+
+class _Until:
+    """When a run is over: its bounds, or the first SIGINT or SIGTERM, which lets the step finish."""
+
+    def __init__(self, bounds: Bounds, start_records: int) -> None:
+        self._bounds = bounds
+        self._start = start_records
+        self._stopped = False
+        self._told_s = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopped = True
+
+    def __call__(self, worker: Worker) -> bool:
+        self._tell(worker)
+        read = worker.fold.records - self._start
+        if self._stopped or (self._bounds.rows and read >= self._bounds.rows):
+            return True
+        return not self._bounds.follow and worker.caught_up()
+
+    def _tell(self, worker: Worker) -> None:
+        if time.monotonic() - self._told_s >= PROGRESS_S:
+            self._told_s = time.monotonic()
+            log.info("%s: %d records read, seq %d", worker.branch, worker.fold.records, worker.seq)
+
+
+def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Done:
+    """Learn from the log until ``bounds`` say it is enough, then mark a version.
+
+    Raises: BusyError where a live process has the branch, and what the worker raises; nothing is lost then.
+    """
+    pipeline = instance.loaded.pipeline
+    use_threads(pipeline.threads)
+    with instance.hold(branch, take_over):
+        serve_first(instance, branch)
+        doors = instance.doors(branch)
+        worker = Worker(instance.recipe, doors, pipeline.worker, opening_of(instance, branch))
+        log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
+        before = worker.fold.records
+        worker.run(_Until(bounds, before))
+        drift = worker.fold.drift
+        if drift is not None and drift.newest is not None and merging_branch(branch) == branch:
+            name_last_good(instance, branch)
+        return Done(branch, worker.epoch, worker.seq, worker.fold.records - before, worker.newest_version)
+
+
+def opening_of(instance: Instance, branch: str) -> Opening:
+    """How a worker opens a branch: a fork lets nothing out before an endpoint has followed it (docs/design/journal.md, rule 9).
+
+    Raises: MillraceError where an operation is to begin the branch and has not: an empty one would stand in its way.
+    """
+    first = next(iter(counted(instance.journal(branch), branch, Cursor())), None)
+    made = any(one.branch == branch for one in instance.ledger().operations.values())
+    if first is None and made:
+        raise MillraceError(f"Branch {branch} is to be made by an operation that has not begun it. Choose another name.")
+    begun_here = not isinstance(first, Fork) or (first.parent is None and not made)
+    emits = begun_here or _followed(instance, branch)
+    return Opening(branch, this_host(instance.loaded.pipeline.threads), emits=emits)
+
+
+def _followed(instance: Instance, branch: str) -> bool:
+    decisions = instance.ledger().counted
+    return any(isinstance(decision, Serve) and decision.to.follow == branch for decision in decisions)
+
+
+def serve_first(instance: Instance, branch: str) -> None:
+    """The first run of a pipeline lets its endpoint follow the branch; afterwards only operators and gates decide."""
+    if ENDPOINT not in instance.ledger().serving:
+        decision = Serve(
+            who="millrace run",
+            why="the pipeline's first run",
+            when_ms=time.time_ns() // 1_000_000,
+            endpoint=ENDPOINT,
+            before=None,
+            to=Target(follow=merging_branch(branch)),
+        )
+        append_decision(instance.ledger_stream(), decision)

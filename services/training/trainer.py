@@ -1,0 +1,228 @@
+"""The trainer: the one worker of a branch in a Ray actor, which lets its newest weights out to ``Current``.
+
+The worker's thread starts with the actor, so it goes on by itself after a restart. It offers its state between two steps, when
+everything is acknowledged; another thread packs and publishes the newest offer, at most four a second, and beats.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+
+from millrace.learners.drift.alarms import Alarm
+from millrace.learners.errors import BusyError, MillraceError, ReplacedError, StorageError
+from millrace.services.decisions.decide import name_last_good
+from millrace.services.pipeline.bundle import Identity, Parts, bundle_bytes
+from millrace.services.pipeline.instance import Instance
+from millrace.services.pipeline.succession import heir_of
+from millrace.services.training.current import Blob, Publication
+from millrace.services.training.run import opening_of, serve_first
+from millrace.streams.branch.branch import Doors
+from millrace.streams.branch.host import use_threads
+from millrace.streams.branch.merge import Piece, piece_bytes
+from millrace.streams.parts import sha256
+from millrace.streams.sharding import WHOLE, shard_of
+from millrace.streams.worker.worker import Worker
+
+log = logging.getLogger("millrace")
+
+OFFER_S = 0.25  # between two offers, at least
+BEAT_S = 1.0  # between two beats
+RETRY_S = 2.0  # after the disk refused, or while another process has the branch
+
+Publish = Callable[[Publication, Blob | None], bool]  # without a blob: a beat; False where the state is not held there
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a trainer is."""
+
+    running: bool  # False: the worker has ended though nobody stopped it
+    epoch: int
+    seq: int
+    records: int
+    said: str  # the last thing that went wrong, or nothing
+    pid: int
+    branch: str  # the one it was made for, or that one's heir
+
+
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """What a shard lets out: all that merging it needs."""
+
+    identity: Identity
+    as_of_ms: int
+    piece: Piece
+
+
+class Trainer:
+    """A worker on one branch, and the thread that publishes for it."""
+
+    def __init__(self, instance: Instance, branch: str, publish: Publish) -> None:
+        self._instance = instance
+        self._branch = branch
+        self._publish = publish
+        self._is_shard = shard_of(branch) != WHOLE
+        self._stop = threading.Event()
+        self._offered = threading.Condition()
+        self._offer: Parts | ShardState | None = None
+        self._replaced = False  # by another writer of the branch, with no branch to go on with
+        self._state = State(True, 0, 0, 0, "", os.getpid(), branch)
+        self._alarm: Alarm | None = None  # the newest one after which the last good version was named
+        self._version: str | None = None
+        self._worker = threading.Thread(target=self._learn, name="worker", daemon=True)
+        self._publisher = threading.Thread(target=self._publish_offers, name="publisher", daemon=True)
+        self._worker.start()
+        self._publisher.start()
+
+    def state(self) -> State:
+        """Where it is."""
+        running = self._worker.is_alive() and not self._replaced
+        return replace(self._state, running=running or self._stop.is_set(), branch=self._branch)
+
+    def stop(self, timeout_s: float) -> State:
+        """Let the step finish, mark a version, and end."""
+        self._stop.set()
+        self._worker.join(timeout_s)
+        return self.state()
+
+    def _learn(self) -> None:
+        """Run workers until told to stop; the disk and another process's hold are waited for."""
+        use_threads(self._instance.loaded.pipeline.threads)
+        while not self._stop.is_set():
+            try:
+                with self._instance.hold(self._branch, take_over=False):
+                    self._run_worker()
+            except (StorageError, BusyError) as error:
+                self._said(error)
+                self._stop.wait(RETRY_S)
+            except ReplacedError as error:
+                self._said(error)
+                self._follow_heir()
+            except MillraceError as error:
+                self._said(error)
+                return
+
+    def _follow_heir(self) -> None:
+        """Go on with the branch that took this one's place, or with this one where an operator has given that up.
+
+        Where another writer has merely taken it, wait for one of the two.
+        """
+        self._replaced, since_ms = True, time.time_ns() // 1_000_000
+        while self._replaced and not self._stop.is_set():
+            heir = heir_of(self._instance, self._branch)
+            operations = self._instance.ledger().operations.values()
+            given_up = any(one.state == "aborted" and one.when_ms >= since_ms for one in operations)
+            self._replaced = heir == self._branch and not given_up
+            self._branch = heir
+            self._stop.wait(RETRY_S if self._replaced else 0.0)
+
+    def _said(self, error: MillraceError) -> None:
+        log.error("The trainer of branch %s: %s", self._branch, error)
+        self._state = replace(self._state, said=str(error))
+
+    def _run_worker(self) -> None:
+        pipeline = self._instance.loaded.pipeline
+        serve_first(self._instance, self._branch)
+        doors = self._instance.doors(self._branch)
+        worker = Worker(self._instance.recipe, doors, pipeline.worker, opening_of(self._instance, self._branch))
+        worker.run(_Between(self, doors))
+
+    def between_steps(self, worker: Worker, as_of_ms: int) -> None:
+        """Offer the state as it is now: everything in it is acknowledged."""
+        drift, version = worker.fold.drift, worker.newest_version
+        if drift is not None and drift.newest != self._alarm and version != self._version and not self._is_shard:
+            self._alarm, self._version = drift.newest, version  # the version after the alarm is there
+            name_last_good(self._instance, worker.branch)
+        self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid(), worker.branch)
+        fold = worker.fold
+        identity = Identity(worker.branch, worker.epoch, worker.seq)
+        with self._offered:
+            self._offer = (
+                ShardState(identity, as_of_ms, piece_now(worker))
+                if self._is_shard
+                else Parts(
+                    identity,
+                    as_of_ms,
+                    self._instance.loaded.pipeline.learner["kind"],
+                    fold.features.state(),
+                    fold.learner.servable().arrays(),
+                )
+            )
+            self._offered.notify()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop.is_set()
+
+    def _publish_offers(self) -> None:
+        """The newest offer wins; a beat says that the state published last is still the newest."""
+        published: Published | None = None
+        while True:
+            with self._offered:
+                self._offered.wait_for(lambda: self._offer is not None, BEAT_S)
+                offer, self._offer = self._offer, None
+            if offer is not None:
+                published = packed(offer, self._instance, published)
+            if published is not None:
+                published.let_out(self._publish)
+
+
+@dataclass(slots=True)
+class Published:
+    """What was let out last."""
+
+    publication: Publication
+    blob: Blob
+
+    def let_out(self, publish: Publish) -> None:
+        """Beat where ``Current`` has the state, else give it the bytes."""
+        if not publish(self.publication, None):
+            publish(self.publication, self.blob)
+
+
+def packed(offer: Parts | ShardState, instance: Instance, last: Published | None) -> Published:
+    """The offer as bytes, or what was packed last with a later time where only that has changed."""
+    if last is not None and last.publication.identity == offer.identity:
+        return Published(replace(last.publication, as_of_ms=offer.as_of_ms), last.blob)
+    blob = piece_bytes(offer.piece) if isinstance(offer, ShardState) else bundle_bytes(offer, instance.loaded.pipeline.schema)
+    return Published(Publication(offer.identity, sha256(blob), offer.as_of_ms), np.frombuffer(blob, np.uint8))
+
+
+def piece_now(worker: Worker) -> Piece:
+    """The state of a shard as it is between two steps."""
+    parts = {"position": dict(worker.fold.position), "clock_ms": worker.fold.clock_ms}
+    counts = parts | {"counts": msgspec.to_builtins(worker.fold.counts)}
+    return Piece(worker.branch, worker.seq, worker.fold.learner.state_dict(), worker.fold.features.state(), counts)
+
+
+class _Between:
+    """Called by the worker between two steps: offers, and says when it is over."""
+
+    def __init__(self, trainer: Trainer, doors: Doors) -> None:
+        self._trainer = trainer
+        self._doors = doors
+        self._next_s = 0.0
+        self._as_of_ms = 0  # when the worker had last read to the log's end
+
+    def __call__(self, worker: Worker) -> bool:
+        if time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + OFFER_S
+            self._trainer.between_steps(worker, self._confirmed_ms(worker))
+        return self._trainer.stopped
+
+    def _confirmed_ms(self, worker: Worker) -> int:
+        """The last time at which the state had taken in all of the log; before the first, the journal's clock."""
+        now_ms = time.time_ns() // 1_000_000
+        ends = {tp: high for tp, (_, high) in self._doors.source.bounds().items()}
+        if ends == self._doors.source.position:
+            self._as_of_ms = now_ms
+        return self._as_of_ms or min(worker.fold.clock_ms, now_ms)

@@ -1,0 +1,1 @@
+"""How a branch begins, comes back, ends and is proved."""

@@ -1,0 +1,45 @@
+"""What numerics depend on, and how it is set: the processor, the BLAS, the threads."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from millrace.streams.journal.entries import Host
+
+
+def use_threads(threads: int) -> None:
+    """Let every BLAS in this process use exactly ``threads`` threads."""
+    threadpool_limits(limits=threads)
+
+
+def this_host(threads: int) -> Host:
+    """This process's host record."""
+    return Host(_cpu(), _blas(), threads, _torch(), version("millrace"))
+
+
+def same_numerics(one: Host, other: Host) -> bool:
+    """Whether states folded on both are compared bit for bit."""
+    return (one.cpu, one.blas, one.threads, one.torch) == (other.cpu, other.blas, other.threads, other.torch)
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    facts = dict(line.partition("\t")[::2] for line in lines[:30])
+    names = [value.strip(" \t:") for key, value in facts.items() if key.strip() in ("vendor_id", "cpu family", "model")]
+    return " ".join([platform.machine(), *names])
+
+
+def _blas() -> str:
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    names = sorted({f"{pool['internal_api']} {pool['version']} {pool.get('architecture')}" for pool in pools})
+    return ", ".join(["numpy " + version("numpy"), "scipy " + version("scipy"), *names])
+
+
+def _torch() -> str | None:
+    return version("torch") if "torch" in sys.modules else None  # installed but unused, it changes nothing

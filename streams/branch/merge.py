@@ -1,0 +1,215 @@
+"""The branch that merges shards: each entry names the states of all of them, and its state is their exact merge.
+
+A merge adds up what the shards' learners know, so nothing is lost, and no row is learned twice. What is live is merged as the
+shards go on; a version is merged from marks of the shards, so that verifying those and merging again proves it.
+
+Source: docs/design/journal.md, rules 12 and 15.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from millrace.learners.errors import DamageError
+from millrace.learners.protocol import Learner, State, Value
+from millrace.streams.branch.branch import Doors, Recipe, begin, load_part, save_checkpoint
+from millrace.streams.features.columns import Features
+from millrace.streams.journal.entries import Host, Mark, Merge
+from millrace.streams.journal.journal import Cursor, Writer, counted, newest_version, summarise
+from millrace.streams.journal.store import Store, kept_marks, sweep
+from millrace.streams.parts import pack, sha256, unpack
+from millrace.streams.stream import Stream
+
+MERGED = ("counts", "derived", "features", "learner")  # parts of a shard's state that a merge looks at
+
+NEWEST = 2  # marks whose checkpoints are kept whatever the policy says
+
+MergeLearners = Callable[[Mapping[str, Any]], tuple[Learner, Any]]  # in the order of the names
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A state of one shard, as a merge needs it."""
+
+    branch: str
+    seq: int
+    learner: State
+    features: dict[str, Value]
+    counts: dict[str, Value]  # position, clock_ms, counts, as in a checkpoint
+
+    @property
+    def learner_sha256(self) -> str:
+        """Of the part that is merged."""
+        return sha256(pack(self.learner.truth))
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """The state of the merging branch after one entry."""
+
+    entry: Merge
+    learner: Learner
+    features: dict[str, Value]
+    counts: dict[str, Value]
+
+    def parts(self) -> dict[str, dict[str, Value]]:
+        """As a checkpoint has them."""
+        state = self.learner.state_dict()
+        return {
+            "counts": self.counts,
+            "derived": state.derived,
+            "features": self.features,
+            "learner": state.truth,
+            "serve": self.learner.servable().arrays(),
+        }
+
+
+def piece_bytes(piece: Piece) -> bytes:
+    """What ``open_piece`` reads."""
+    tables = {"truth": piece.learner.truth, "derived": piece.learner.derived, "features": piece.features}
+    flat = {f"{table}.{name}": value for table, state in tables.items() for name, value in state.items()}
+    return pack({"branch": piece.branch, "seq": piece.seq, "counts": piece.counts} | flat)
+
+
+def open_piece(blob: bytes) -> Piece:
+    """The piece in ``blob``. Raises: DamageError where its bytes are not one."""
+    state = unpack(blob, "a shard's published state")
+    tables: dict[str, dict[str, Value]] = {"truth": {}, "derived": {}, "features": {}}
+    for name, value in state.items():
+        table, dot, own = name.partition(".")
+        if dot:
+            tables[table][own] = value
+    learner = State(tables["truth"], tables["derived"])
+    return Piece(state["branch"], state["seq"], learner, tables["features"], state["counts"])
+
+
+def piece_of(store: Store, mark: Mark) -> Piece:
+    """What a mark of a shard brings. Raises: DamageError where its parts are not whole."""
+    parts = {name: load_part(store, mark, name) for name in MERGED}
+    return Piece(mark.branch, mark.state_seq, State(parts["learner"], parts["derived"]), parts["features"], parts["counts"])
+
+
+def named(pieces: Sequence[Piece]) -> list[tuple[str, int, str]]:
+    """What a merge entry says of its pieces."""
+    return [(piece.branch, piece.seq, piece.learner_sha256) for piece in pieces]
+
+
+def merged_counts(pieces: Sequence[Piece]) -> dict[str, Value]:
+    """Positions together, counts added up, and the clock of the shard that is furthest."""
+    counts = Counter[str]()
+    for piece in pieces:
+        counts.update(piece.counts["counts"])
+    return {
+        "position": {tp: at for piece in pieces for tp, at in piece.counts["position"].items()},
+        "clock_ms": max(piece.counts["clock_ms"] for piece in pieces),
+        "counts": dict(counts),
+    }
+
+
+def merge_pieces(recipe: Recipe, merge: MergeLearners, entry: Merge, pieces: Sequence[Piece]) -> Merged:
+    """The state that a merge entry names, from the states that it is of.
+
+    Raises: DamageError where a piece is not the one that the entry names; LearnerError where they do not add up.
+    """
+    if named(pieces) != entry.of:
+        raise DamageError(f"Merge {entry.branch}.{entry.seq} is of other states than these of its shards. Restore their store.")
+    return _merged(recipe, merge, entry, pieces)
+
+
+def _merged(recipe: Recipe, merge: MergeLearners, entry: Merge, pieces: Sequence[Piece]) -> Merged:
+    """The state of an entry that was made from these pieces."""
+    features = Features(recipe.schema).state()
+    if any(pack(piece.features) != pack(features) for piece in pieces):
+        raise DamageError(f"Merge {entry.branch}.{entry.seq}: the shards' feature tables differ. Restore their store.")
+    learners = {}
+    for at, piece in enumerate(pieces):
+        learner = recipe.make_learner()
+        learner.load_state_dict(piece.learner)
+        learners[f"{at:04d}"] = learner
+    return Merged(entry, merge(learners)[0], features, merged_counts(pieces))
+
+
+class Merging:
+    """The one writer of the merging branch.
+
+    Raises, on being made: ReplacedError, ConfigError, DamageError.
+    """
+
+    def __init__(self, recipe: Recipe, doors: Doors, branch: str, merge: MergeLearners, host: Host) -> None:
+        self.branch = branch
+        self._recipe = recipe
+        self._doors = doors
+        self._merge = merge
+        summary = summarise(doors.journal, branch)
+        if summary.fork is None:
+            begin(recipe, doors, branch)
+            summary = summarise(doors.journal, branch)
+        assert summary.fork is not None
+        recipe.check(summary.fork, doors)
+        self.marks = summary.marks
+        self._writer = Writer(doors.journal, branch, summary.end)
+        self.epoch = self._writer.open(host, None)
+        last = newest_version(self.marks)
+        self._marked = [] if last is None else merge_of(doors.journal, branch, last).of  # what the newest version merges
+
+    @property
+    def seq(self) -> int:
+        """Of the newest entry."""
+        return self._writer.cursor.seq
+
+    def merge(self, pieces: Sequence[Piece]) -> Merged:
+        """Merge, journal it, and wait until it counts; on return it may be let out.
+
+        Raises: ReplacedError where the branch has another writer; what ``merge_pieces`` raises.
+        """
+        entry = Merge(branch=self.branch, seq=self._writer.next_seq, epoch=self.epoch, of=named(pieces))
+        merged = _merged(self._recipe, self._merge, entry, pieces)
+        self._writer.append(entry)
+        return merged
+
+    def mark(self, merged: Merged) -> str:
+        """Store a merge and mark it as a version, and let go of what is no longer kept; its id.
+
+        Raises: ReplacedError, StorageError.
+        """
+        asked_s = time.time()
+        parts, version = merged.parts(), f"{self.branch}.{merged.entry.seq}"
+        checkpoint, manifest = save_checkpoint(self._doors.store, self.branch, merged.entry.seq, parts)
+        mark = Mark(
+            branch=self.branch,
+            seq=self._writer.next_seq,
+            epoch=self.epoch,
+            state_seq=merged.entry.seq,
+            state_sha256=manifest.state_sha256,
+            checkpoint=checkpoint,
+            version=version,
+        )
+        self._writer.append(mark)
+        self.marks.append(mark)
+        self._marked = merged.entry.of
+        retention, declared = self._doors.retention, {sha256(self._recipe.config), sha256(self._recipe.schema.declared)}
+        released = set[str]() if retention is None else retention.release(self.marks)
+        sweep(self._doors.store, self.branch, kept_marks(self.marks, NEWEST, released), asked_s, declared)
+        return version
+
+    def version_of(self, marks: Sequence[Mark]) -> str:
+        """A version that merges these versions of the shards; the newest one where it is that already.
+
+        Raises: DamageError where a part of them is not whole; what ``merge`` and ``mark`` raise.
+        """
+        pieces = [piece_of(self._doors.store, mark) for mark in marks]
+        last = newest_version(self.marks)
+        return last if last is not None and self._marked == named(pieces) else self.mark(self.merge(pieces))
+
+
+def merge_of(journal: Stream, branch: str, version: str) -> Merge:
+    """The entry that a merged version is the state of. Raises: DamageError where the journal has none."""
+    seq = int(version.rpartition(".")[2])
+    for entry in counted(journal, branch, Cursor()):
+        if isinstance(entry, Merge) and entry.seq == seq:
+            return entry
+    raise DamageError(f"Version {version}: the journal of branch {branch} has no such merge. Restore it from a copy.")

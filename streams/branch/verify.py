@@ -1,0 +1,387 @@
+"""Proof that what a branch knows is what the log says: its journal is folded again and every mark is compared.
+
+Source: docs/design/journal.md, rules 12 and 14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from millrace.learners.errors import DamageError, MillraceError, MissingPartError, OffsetsGoneError, TooSlowError
+from millrace.learners.protocol import Value
+from millrace.streams.branch.branch import (
+    Doors,
+    Recipe,
+    carried,
+    check_start,
+    load_checkpoint,
+    manifest_of,
+    refold,
+    start,
+    state_hash,
+)
+from millrace.streams.branch.host import same_numerics, this_host, use_threads
+from millrace.streams.branch.outputs import check_end, last_output
+from millrace.streams.journal.entries import Entry, Fork, Host, Mark, Open, decode_entry
+from millrace.streams.journal.journal import Cursor, Summary, begun, counted, place_before, summarise, take_in
+from millrace.streams.journal.segments import Journal, entries_of
+from millrace.streams.journal.store import Run, kept_marks
+from millrace.streams.parts import pack
+from millrace.streams.state.fold import Fold, is_truth
+
+DERIVED_TOLERANCE = 1e-6  # relative; what follows from the record of truth is compared by value, not by bits
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that does not hold, and the first mark that it makes worthless."""
+
+    what: str
+    mark: Mark | None  # None: no mark stands on it yet
+
+    def __str__(self) -> str:
+        if self.mark is None:
+            return f"{self.what} No mark stands on it yet."
+        name = f"version {self.mark.version}" if self.mark.version else "a checkpoint"
+        return f"{self.what} First bad mark: seq {self.mark.state_seq} ({name})."
+
+
+@dataclass(slots=True)
+class Report:
+    """What was folded again, and what was found."""
+
+    branch: str
+    base: str = "fork"  # where folding began
+    entries: int = 0
+    records: int = 0
+    state_seq: int = 0  # the last entry that was folded
+    state_sha256: str = ""
+    proved: list[Mark] = field(default_factory=list)  # by folding
+    unproved: list[Mark] = field(default_factory=list)  # nothing is left to compare them with
+    lost: int = 0  # seq up to which entries cannot be read: they were deleted from the journal, and their segment is not whole
+    difference: float = 0.0  # the largest relative one; 0 where every state was compared bit for bit
+    findings: list[Finding] = field(default_factory=list)
+
+
+def verify(recipe: Recipe, doors: Doors, branch: str, keep: int) -> Report:
+    """Fold the branch again from the earliest state the log still allows, and compare every mark on the way.
+
+    The report's findings are empty if everything holds. Threads are set as each ``open`` recorded them.
+    """
+    report = Report(branch)
+    output = last_output(doors.producer, recipe.name, branch)
+    summary = _readable(doors, branch, report)
+    report.findings += _damaged_checkpoints(doors, summary, keep)
+    report.findings += _damaged_segments(doors, summary, {finding.what for finding in report.findings})
+    try:
+        check_end(output, branch, summary.end.seq)
+        if summary.fork is None:
+            raise DamageError(f"The journal of branch {branch} has no entries. Restore it from a copy.")
+        recipe.check(summary.fork, doors)
+        fold, base = _earliest(recipe, doors, summary, report)
+        _fold_and_compare(_Run(recipe, doors, summary, report), fold, base)
+    except MillraceError as error:
+        report.findings.append(Finding(str(error), _first_at(summary, report.state_seq + 1)))
+    return report
+
+
+def verify_version(recipe: Recipe, doors: Doors, version: str, nearest: bool, enough: Callable[[], bool]) -> Report:
+    """Fold one version again from its parent, or with ``nearest`` from the nearest kept checkpoint, and compare it alone.
+
+    Raises: MillraceError where it cannot be folded: no such version, damage, a log that has lost the records; TooSlowError once
+    it is ``enough``.
+    """
+    branch = version.rpartition(".")[0]
+    report, summary = Report(branch), summarise(doors.journal, branch)
+    mark = next((mark for mark in summary.marks if mark.version == version), None)
+    if summary.fork is None or mark is None:
+        raise MillraceError(f"The journal of branch {branch} has no version {version}; `millrace versions` lists them.")
+    recipe.check(summary.fork, doors)
+    load_checkpoint(doors.store, mark)
+    run = _Run(recipe, doors, summary, report)
+    fold, after = _before(run, mark, nearest)
+    hosts: list[Host] = []
+    for entry in refold(fold, _span(run, after, mark.state_seq, hosts), doors.source, recipe.reader_of(run.fork)):
+        report.entries += 1
+        report.state_seq = entry.seq
+        if enough():
+            raise TooSlowError(f"Version {version} was not folded again in time; {report.entries} entries were.")
+    report.records, report.state_sha256 = fold.records, state_hash(fold.parts())
+    _compare(run, fold, mark, hosts[-1] if hosts else None)
+    return report
+
+
+def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
+    """The newest whole state before a mark that the log can be folded on from, and its seq."""
+    low = {tp: first for tp, (first, _) in run.doors.source.bounds().items()}
+    for base in reversed([one for one in run.summary.marks if 1 < one.state_seq < mark.state_seq and (nearest or one.version)]):
+        fold = run.recipe.fold(run.fork)
+        try:
+            fold.load(load_checkpoint(run.doors.store, base))
+        except DamageError:
+            continue  # swept, or verifying the branch says so
+        if all(low[tp] <= at for tp, at in fold.position.items()):
+            run.report.base = f"version {base.version}" if base.version else f"checkpoint of seq {base.state_seq}"
+            return fold, base.state_seq
+    fold = _begun(run.recipe, run.doors, run.summary, run.report)
+    if all(low[tp] <= at for tp, at in fold.position.items()):
+        return fold, 0
+    raise OffsetsGoneError(
+        f"The log no longer has what a state before version {mark.version} goes on with, so it cannot be folded again. Verify "
+        "versions while it has: `millrace run --verify`, or beside `millrace up`."
+    )
+
+
+def _span(run: _Run, after: int, stop: int, hosts: list[Host]) -> Iterator[Entry]:
+    """The counted entries after seq ``after`` up to ``stop``, with this process's threads as the live ones were."""
+    place = place_before(run.doors.journal, after)
+    if place is not None:
+        hosts.append(place.host)
+        use_threads(place.host.threads)
+    for entry in _up_to(run, after):
+        if entry.seq > stop:
+            return
+        if isinstance(entry, Open):
+            hosts.append(entry.host)
+            use_threads(entry.host.threads)
+        if entry.seq > after:
+            yield entry
+
+
+def _readable(doors: Doors, branch: str, report: Report) -> Summary:
+    """The branch as far as its entries are sound; a damaged one is a finding, and so is a segment that cannot be read."""
+    summary = Summary()
+    try:
+        summary = _after_lost(doors, branch, report)
+        take_in(summary, doors.journal, branch)
+    except DamageError as error:
+        report.findings.append(Finding(str(error), _next_mark(doors, branch, summary.end.offset + 1)))
+    return summary
+
+
+def _after_lost(doors: Doors, branch: str, report: Report) -> Summary:
+    """A summary to go on with from the last segment that cannot be read, or from the fork where all can.
+
+    Raises: DamageError where the journal was deleted from and no version says what was there.
+    """
+    known = begun(doors.journal)
+    summary, seq = Summary(), 0
+    for run in doors.journal.runs() if isinstance(doors.journal, Journal) else []:
+        try:
+            entries_of(doors.store, branch, run)
+        except DamageError as error:
+            inside = [mark for mark in known.marks if seq < mark.state_seq <= run.seq]
+            report.findings.append(Finding(str(error), inside[0] if inside else None))
+            report.lost = run.seq
+            summary = Summary(known.fork, [mark for mark in known.marks if mark.seq <= run.seq], Cursor.after(run))
+        seq = run.seq
+    return summary
+
+
+def _next_mark(doors: Doors, branch: str, start: int) -> Mark | None:
+    """The first sound mark in the stream from ``start``."""
+    for offset, raw in doors.journal.read(max(start, doors.journal.first())):
+        try:
+            entry = decode_entry(raw, f"Branch {branch}: the journal entry at offset {offset}")
+        except DamageError:
+            continue
+        if isinstance(entry, Mark):
+            return entry
+    return None
+
+
+def _damaged_checkpoints(doors: Doors, summary: Summary, keep: int) -> list[Finding]:
+    """Altered parts of kept checkpoints; missing ones only of versions and of the newest mark, which nothing sweeps."""
+    findings = []
+    released = () if doors.retention is None else doors.retention.released()
+    for mark in kept_marks(summary.marks, keep, released):
+        try:
+            load_checkpoint(doors.store, mark)
+        except MissingPartError as error:
+            if (mark.version is not None and mark.version not in released) or mark == summary.marks[-1]:
+                findings.append(Finding(str(error), mark))
+        except MillraceError as error:
+            findings.append(Finding(str(error), mark))
+    return findings
+
+
+def _damaged_segments(doors: Doors, summary: Summary, known: set[str]) -> list[Finding]:
+    """Journal entries that kept versions say they have and have not, beyond what is ``known``."""
+    findings, sound = [], set[str]()
+    released = () if doors.retention is None else doors.retention.released()
+    for mark in summary.marks:
+        for run in _runs_of(doors, mark) if mark.version is not None and mark.version not in released else []:
+            try:
+                sound |= {run.sha256} if run.sha256 in sound or entries_of(doors.store, mark.branch, run) else set()
+            except DamageError as error:
+                findings += [] if str(error) in known else [Finding(str(error), mark)]
+                known.add(str(error))
+    return findings
+
+
+def _runs_of(doors: Doors, mark: Mark) -> list[Run]:
+    try:
+        segment = manifest_of(doors.store, mark).segment
+    except DamageError:
+        return []  # a finding of its own
+    return [] if segment is None else segment.runs
+
+
+def _earliest(recipe: Recipe, doors: Doors, summary: Summary, report: Report) -> tuple[Fold, Mark | None]:
+    """The fork's start, or the oldest checkpoint whose next records the log still has."""
+    assert summary.fork is not None
+    fold = recipe.fold(summary.fork)
+    bounds = doors.source.bounds()
+    if not report.lost and all(bounds[tp][0] <= at for tp, at in fold.position.items()):
+        return _begun(recipe, doors, summary, report), None
+    for mark in summary.marks:
+        if mark.state_seq < report.lost:
+            report.unproved.append(mark)
+            continue
+        try:
+            fold.load(load_checkpoint(doors.store, mark))
+        except DamageError:
+            continue
+        if all(bounds[tp][0] <= at for tp, at in fold.position.items()):
+            report.base = f"checkpoint of seq {mark.state_seq}"
+            return fold, mark
+        report.unproved.append(mark)
+    raise OffsetsGoneError("The log no longer has what any kept checkpoint goes on with, so nothing can be folded again.")
+
+
+def _begun(recipe: Recipe, doors: Doors, summary: Summary, report: Report) -> Fold:
+    """The fork's start. Raises: DamageError where it is not the state of the version that the fork names."""
+    fork = summary.fork
+    assert fork is not None
+    if fork.parent is None:
+        return recipe.fold(fork)
+    report.base = f"version {fork.parent.branch}.{fork.parent.seq}"
+    if fork.learner_from != fork.join_from:  # two states became one, which is done again
+        try:
+            return start(recipe, doors.store, fork)
+        except DamageError:
+            report.base = "its own copy of the start"
+    for mark in [mark for mark in summary.marks if mark.state_seq == 1]:
+        try:
+            fold = recipe.fold(fork)
+            fold.load(load_checkpoint(doors.store, mark))
+        except DamageError:
+            continue
+        check_start(fork, fold, state_hash(fold.parts()))
+        return fold
+    return start(recipe, doors.store, fork)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    recipe: Recipe
+    doors: Doors
+    summary: Summary
+    report: Report
+
+    @property
+    def fork(self) -> Fork:
+        """The first entry."""
+        assert self.summary.fork is not None
+        return self.summary.fork
+
+
+def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
+    report = run.report
+    begin = base.state_seq if base else 0
+    marks: dict[int, list[Mark]] = {}
+    for mark in run.summary.marks:
+        marks.setdefault(mark.state_seq, []).append(mark)
+    sound = (entry for entry in _up_to(run, begin) if entry.seq > begin)
+    host: Host | None = None
+    report.state_seq = begin
+    for entry in refold(fold, _threaded(sound), run.doors.source, run.recipe.reader_of(run.fork)):
+        host = entry.host if isinstance(entry, Open) else host
+        report.entries += 1
+        report.records = fold.records
+        report.state_seq = entry.seq
+        for mark in marks.get(entry.seq, []):
+            _compare(run, fold, mark, host)
+    report.state_sha256 = state_hash(fold.parts())
+
+
+def _up_to(run: _Run, after: int) -> Iterator[Entry]:
+    """The counted entries that could be read: from the fork, or from a place before seq ``after`` that is known."""
+    place = place_before(run.doors.journal, after)
+    cursor = Cursor.after(place) if place else Cursor()
+    for entry in counted(run.doors.journal, run.report.branch, cursor):
+        yield entry
+        if cursor.offset >= run.summary.end.offset:
+            return
+
+
+def _threaded(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Set this process's threads as the live ones were."""
+    for entry in entries:
+        if isinstance(entry, Open):
+            use_threads(entry.host.threads)
+        yield entry
+
+
+def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
+    parts = fold.parts()
+    exact = host is None or same_numerics(host, this_host(host.threads))
+    stored = None
+    if mark.checkpoint is not None and not any(finding.mark == mark for finding in run.report.findings):
+        try:
+            stored = load_checkpoint(run.doors.store, mark)
+        except DamageError:
+            stored = None  # swept, as checkpoints that are not kept are; its hash is in the mark all the same
+    if exact and state_hash(parts) != mark.state_sha256:
+        run.report.findings.append(Finding(f"Folding the log again gives another state ({_where(parts, stored)}).", mark))
+        return
+    if not exact and stored is None:
+        run.report.unproved.append(mark)  # another kind of host, and nothing to compare with within a tolerance
+        return
+    compared = carried(run.fork, parts) if mark.state_seq == 1 else parts
+    of_ties = set() if exact else {"detectors", "held_out"}  # which another kind of host may break otherwise
+    names = {name for name in compared if not (exact and is_truth(name))} - of_ties
+    tolerance = DERIVED_TOLERANCE if exact else max(fold.learner.tolerance, DERIVED_TOLERANCE)
+    far = {name: difference(parts[name], stored.get(name, {})) for name in sorted(names)} if stored is not None else {}
+    if beyond := [name for name, distance in far.items() if distance > tolerance]:
+        run.report.findings.append(Finding(f"Folding the log again gives another {', '.join(beyond)} part.", mark))
+        return
+    if not exact:
+        run.report.difference = max(run.report.difference, *far.values())
+    run.report.proved.append(mark)
+
+
+def _where(parts: Mapping[str, Mapping[str, Value]], stored: Mapping[str, Mapping[str, Value]] | None) -> str:
+    if stored is None:
+        return "its checkpoint is not there to say in which part"
+    return "in " + ", ".join(name for name in parts if is_truth(name) and pack(parts[name]) != pack(stored.get(name, {})))
+
+
+def difference(one: Mapping[str, Value], other: Mapping[str, Value]) -> float:
+    """The largest difference between two parts, relative to each array's largest entry; infinite where shapes differ.
+
+    >>> difference({"w": np.array([1.0, 4.0])}, {"w": np.array([1.0, 3.8])})
+    0.05
+    """
+    if set(one) != set(other):
+        return float("inf")
+    return max((_difference(one[name], other[name]) for name in one), default=0.0)
+
+
+def _difference(one: Value, other: Value) -> float:
+    numbers = isinstance(one, np.ndarray) and one.dtype != object or isinstance(one, float)
+    if not numbers:
+        return 0.0 if pack({"value": one}) == pack({"value": other}) else float("inf")
+    one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if one.shape != other.shape:
+        return float("inf")
+    largest = max(float(np.abs(one).max(initial=0.0)), float(np.abs(other).max(initial=0.0)))
+    return round(float(np.abs(one - other).max(initial=0.0)) / largest, 15) if largest else 0.0
+
+
+def _first_at(summary: Summary, seq: int) -> Mark | None:
+    """The first mark whose state has taken in entry ``seq``."""
+    return next((mark for mark in summary.marks if mark.state_seq >= seq), None)

@@ -1,0 +1,1 @@
+"""Columns into the matrix x that learners read."""

@@ -1,0 +1,1 @@
+"""What a record may be written in, read into columns."""

@@ -1,0 +1,134 @@
+"""Avro records in a schema registry's wire format, as rows of JSON: a zero byte, the schema's id in four bytes, the record.
+
+The one door to fastavro. A schema never changes under its id, so each is asked for once and kept in the pipeline's folder:
+folding is the same years later, without the registry. Only flat records of what a row can hold are read: numbers, booleans,
+texts, bytes, enumerations, arrays of numbers, and any of them or null.
+
+Source: Avro 1.12 specification, binary encoding; Confluent Schema Registry, wire format and GET /schemas/ids/ID.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+import msgspec
+
+from millrace.learners.errors import BadInputError, StorageError
+from millrace.streams.formats.json_rows import RecordError
+
+MAGIC = 0
+HEAD = struct.Struct(">bI")
+PATIENCE_S = 10.0  # for the registry's answer
+LARGEST_SCHEMA = 1 << 20  # bytes
+NUMBERS = {"int", "long", "float", "double"}
+CELLS = NUMBERS | {"null", "boolean", "string", "bytes", "enum"}
+BROKEN = (ArithmeticError, EOFError, LookupError, MemoryError, TypeError, ValueError, struct.error)  # of a record's bytes
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The schemas of a registry, kept in a folder."""
+
+    url: str  # such as http://127.0.0.1:8081
+    folder: Path
+    _known: dict[int, Any] = field(default_factory=dict)  # id -> the schema as fastavro takes it, or why it cannot be read
+
+    @cached_property
+    def _fastavro(self) -> Any:
+        try:
+            import fastavro
+        except ImportError as error:
+            raise BadInputError("Avro records in the log need fastavro; pip install 'millrace[avro]'.") from error
+        return fastavro
+
+    def row(self, value: bytes) -> bytes:
+        """The row of JSON that a record says.
+
+        Raises: RecordError where it cannot be read; StorageError where the registry does not answer; BadInputError without
+        fastavro.
+        """
+        if len(value) < HEAD.size:
+            raise RecordError("unreadable", "an Avro record of fewer bytes than its schema's id takes")
+        schema, body = self._schema(HEAD.unpack_from(value)[1]), BytesIO(value[HEAD.size :])
+        try:
+            cells: dict[str, Any] = self._fastavro.schemaless_reader(body, schema, None)
+        except BROKEN as error:
+            raise RecordError("unreadable", f"not an Avro record of its schema ({error!r})") from error
+        if body.read(1):
+            raise RecordError("unreadable", "bytes follow the Avro record")
+        for name, cell in cells.items():
+            if not all(
+                math.isfinite(number) for number in (cell if isinstance(cell, list) else [cell]) if isinstance(number, float)
+            ):
+                raise RecordError("not-finite", f"{name} is not finite")
+        return msgspec.json.encode(cells)
+
+    def _schema(self, number: int) -> Any:
+        if number not in self._known:
+            text = self._text(number)
+            try:
+                schema = self._fastavro.parse_schema(json.loads(text))
+                _check(schema)
+                self._known[number] = schema
+            except RecordError as error:
+                self._known[number] = error
+            except (self._fastavro.schema.SchemaParseException, self._fastavro.schema.UnknownType, *BROKEN) as error:
+                self._known[number] = RecordError("unknown-schema", f"schema {number} cannot be read ({error!r})")
+        found = self._known[number]
+        if isinstance(found, RecordError):
+            raise RecordError(found.reason, found.detail)
+        return found
+
+    def _text(self, number: int) -> str:
+        """A schema as the registry has it, from the folder where it was asked for before."""
+        path = self.folder / f"{number}.avsc"
+        try:
+            if path.exists():
+                return path.read_text(encoding="utf-8")
+            text = self._asked(number)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(f".{os.getpid()}")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+        except (URLError, TimeoutError) as error:
+            raise StorageError(f"{self.url} does not give schema {number} ({error}). Start the registry, and go on.") from error
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}. Free space or make the folder writable.") from error
+        return text
+
+    def _asked(self, number: int) -> str:
+        try:
+            with urlopen(f"{self.url.rstrip('/')}/schemas/ids/{number}", timeout=PATIENCE_S) as reply:
+                said = json.loads(reply.read(LARGEST_SCHEMA))
+        except HTTPError as error:
+            if error.code == 404:
+                raise RecordError("unknown-schema", f"the registry has no schema {number}") from error
+            raise
+        except ValueError as error:
+            raise StorageError(f"{self.url} gave something else than a schema for {number} ({error}).") from error
+        if said.get("schemaType", "AVRO") != "AVRO" or said.get("references") or not isinstance(said.get("schema"), str):
+            raise RecordError("unknown-schema", f"schema {number} is not an Avro schema that stands for itself")
+        return str(said["schema"])
+
+
+def _check(schema: Any) -> None:
+    """Raises: RecordError where records of the schema are no flat rows: an array of what takes no bytes could have no end."""
+    if schema["type"] != "record":
+        raise RecordError("unknown-schema", f"its schema is of type {schema['type']}, not record")
+    for one in schema["fields"]:
+        for kind in one["type"] if isinstance(one["type"], list) else [one["type"]]:
+            name = kind["type"] if isinstance(kind, dict) else kind
+            items = kind.get("items") if isinstance(kind, dict) else None
+            logical = isinstance(kind, dict) and "logicalType" in kind
+            if logical or not (name in CELLS or (name == "array" and items in NUMBERS)):
+                raise RecordError("unknown-schema", f"{one['name']} is of a type that no row holds")

@@ -1,0 +1,349 @@
+"""One JSON row into columns, strictly: the only place where a record's bytes end.
+
+Nothing is coerced: ``true`` and ``"1.5"`` are not numbers, an unknown key, a key twice, a number that is not finite are all
+refused. The fast path decodes a whole read with one typed call a record; only where that raises is each record looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from itertools import chain
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.learners.protocol import Array, Floats
+from millrace.streams.formats.images import UnreadableImageError, check
+from millrace.streams.records import Event
+from millrace.streams.schema import LARGEST, Field, Label, Schema
+
+REASONS = (
+    "unreadable",  # not JSON, not UTF-8, or no bytes at all
+    "oversized",
+    "wrong-type",
+    "wrong-shape",
+    "missing-field",
+    "unknown-field",
+    "duplicate-field",
+    "not-finite",  # or too large to square
+    "unknown-category",
+    "negative-weight",
+    "unreadable-image",  # neither a JPEG nor a PNG, not whole, or with too many pixels
+    "ahead-of-time",  # its timestamp is too far past the wall clock, or a row's is past its message's
+    "unknown-schema",  # of an Avro record: the registry has none of its id, or it is of no flat record
+    "malformed-envelope",  # a CloudEvent without what one must have
+)
+
+
+TEXTS = {str, bytes}  # that stand between quotation marks
+
+
+class RecordError(Exception):
+    """Why one record cannot be read."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Decoded records, one column a field; missing numbers are NaN, missing categories None."""
+
+    columns: tuple[Array, ...]  # numeric (n, size) float64; categorical (n,) str objects
+    y: Array  # (n,) str objects or None for classes; (n,) float64 or NaN for regression
+    weight: Floats  # (n,)
+    key: Array  # (n,) bytes | None objects
+    t: np.ndarray[Any, np.dtype[np.int64]]  # (n,) ms
+    plain: Floats | None = None  # (n, d) where the fields are x as they stand; the columns are then its views
+    left_out: int = 0  # rows of the same read that the branch excludes
+    offset: NDArray[np.int64] | None = None  # (n,) of each row's message; None: one row a record, in order
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def only(self, chosen: NDArray[Any]) -> Rows:
+        """The rows that a mask (n,) or indices choose, as copies."""
+        columns = tuple(column[chosen] for column in self.columns)
+        plain, offset = (None if part is None else part[chosen] for part in (self.plain, self.offset))
+        return Rows(columns, self.y[chosen], self.weight[chosen], self.key[chosen], self.t[chosen], plain, 0, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record, or a row of a columnar message, that could not be read: why in a word, and why in a sentence."""
+
+    event: Event  # of a row: the message's, with the row alone as its value
+    reason: str
+    detail: str
+    row: int | None = None  # within its message; None: the record as a whole
+
+
+class Codec:
+    """Decodes the rows of one schema."""
+
+    def __init__(self, schema: Schema, max_bytes: int) -> None:
+        self._schema = schema
+        self._max_bytes = max_bytes
+        members = _members(schema)
+        self._names = [name for name, _, _ in members]  # the order of a decoded row's cells: required ones first
+        self._required = sum(needed for _, _, needed in members)
+        self._plain = schema.plain
+        leading = schema.fields if self._plain else [field for field in schema.fields if field.size > 1]
+        self._packed = len(leading)  # leading cells whose numbers go straight into a matrix
+        self._sizes = [field.size for field in leading]
+        self._width = len(members) - self._packed + bool(self._packed)  # cells of a row once those are packed into one
+        self._pack = struct.Struct(f"{sum(self._sizes)}d").pack
+        self._bounds = np.array([bound for field in leading for bound in [number_range(field)] * field.size]).reshape(-1, 2)
+        self._decode = msgspec.json.Decoder(_row_type(members)).decode
+
+    @property
+    def without_limit(self) -> Codec:
+        """This codec for records that were let in when they were first read: the limit may have been lowered since."""
+        other = copy(self)
+        other._max_bytes = sys.maxsize
+        return other
+
+    def decode(self, events: Sequence[Event], _tp: str = "") -> tuple[Rows, list[Refused]]:
+        """Columns of the events that can be read, in order, and the events that cannot; the same for every partition."""
+        try:
+            return self._columns(events), []
+        except (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            good, refused = self._sorted_out(events)
+            return self._columns(good), refused
+
+    def _sorted_out(self, events: Sequence[Event]) -> tuple[list[Event], list[Refused]]:
+        good, refused = [], []
+        for event in events:
+            try:
+                self._columns([event])
+                good.append(event)
+            except (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                refused.append(refusal(event, error))
+        return good, refused
+
+    def _columns(self, events: Sequence[Event]) -> Rows:
+        values = self._values(events)
+        rows = self._rows(values)
+        cells: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * self._width
+        block = self._block(cells.pop(0), len(rows)) if self._packed else np.empty((len(rows), 0))
+        required = self._required - self._packed
+        _refuse_duplicates(values, cells, required, self._required)
+        cells = cells[:required] + [_absent_as_none(column) for column in cells[required:]]
+        by_name = dict(zip(self._names[self._packed :], cells, strict=True))
+        ends = np.cumsum([0, *self._sizes]).tolist()
+        packed = {name: block[:, a:b] for name, a, b in zip(self._names, ends, ends[1:], strict=False)}
+        fields = tuple(
+            packed[field.name] if field.name in packed else _column(field, by_name[field.name]) for field in self._schema.fields
+        )
+        weight = _weights(by_name[self._schema.weight]) if self._schema.weight else np.ones(len(values))
+        t = np.array([event.timestamp_ms for event in events], dtype=np.int64)
+        y = self._labels(by_name[self._schema.label.name])
+        return Rows(fields, y, weight, _objects([event.key for event in events]), t, block if self._plain else None)
+
+    def _rows(self, values: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """The cells of each row, the leading numbers packed into one cell.
+
+        struct packs them twice as fast as NumPy reads lists, and each row's numbers are freed before the next is decoded.
+        """
+        rows = map(msgspec.structs.astuple, map(self._decode, values))
+        pack, packed = self._pack, self._packed
+        if self._plain:
+            return [(pack(*row[:packed]), *row[packed:]) for row in rows]
+        if packed == 1:
+            return [(pack(*row[0]), *row[1:]) for row in rows]
+        if packed:
+            return [(pack(*chain.from_iterable(row[:packed])), *row[packed:]) for row in rows]
+        return list(rows)
+
+    def _block(self, cells: Sequence[bytes], rows: int) -> Floats:
+        """The packed cells as a matrix (rows, numbers), each column within its field's range."""
+        block = np.frombuffer(b"".join(cells)).reshape(rows, len(self._bounds))
+        if rows and not ((self._bounds[:, 0] <= block.min(axis=0)) & (block.max(axis=0) <= self._bounds[:, 1])).all():
+            raise RecordError("not-finite", f"a number is not finite, or beyond {LARGEST:g}")  # NaN fails both
+        return block
+
+    def _values(self, events: Sequence[Event]) -> list[bytes]:
+        values = [event.value for event in events if event.value is not None]
+        if len(values) < len(events):
+            raise RecordError("unreadable", "the record has no value")
+        if values and max(map(len, values)) > self._max_bytes:
+            raise RecordError("oversized", f"over {self._max_bytes} bytes, the pipeline's log.max_bytes")
+        return values
+
+    def _labels(self, cells: Sequence[Any]) -> Array:
+        kind = self._schema.label.type
+        if kind == "number":
+            return _numbers([math.nan if cell is None else cell for cell in cells], [cell is None for cell in cells])
+        if kind == "boolean":
+            return _objects([None if cell is None else str(cell).lower() for cell in cells])
+        return _objects(cells if kind == "string" else [None if cell is None else str(cell) for cell in cells])
+
+
+def _members(schema: Schema) -> list[tuple[str, Any, bool]]:
+    """Key, type and whether it must be there: arrays of numbers first, then what else is required, then the rest."""
+    label: Any = {"string": str, "integer": int, "boolean": bool, "number": float}[schema.label.type]
+    members = [(field.name, _cell_type(field), field.missing == "reject") for field in schema.fields]
+    members.append((schema.label.name, label, False))
+    if schema.weight:
+        members.append((schema.weight, float, False))
+    arrays = {field.name for field in schema.fields if field.size > 1}
+    return sorted(members, key=lambda member: (member[0] not in arrays, not member[2]))
+
+
+def _cell_type(field: Field) -> Any:
+    if field.size > 1:
+        return Annotated[list[float], msgspec.Meta(min_length=field.size, max_length=field.size)]
+    return {"numeric": float, "categorical": str, "image": bytes}[field.type]
+
+
+def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
+    """A msgspec record with exactly these keys."""
+    cells: list[Any] = [
+        (f"c{at}", kind) if needed else (f"c{at}", kind | None | msgspec.UnsetType, msgspec.UNSET)
+        for at, (_, kind, needed) in enumerate(members)
+    ]
+    keys = {f"c{at}": name for at, (name, _, _) in enumerate(members)}
+    return msgspec.defstruct("Row", cells, rename=keys, forbid_unknown_fields=True, gc=False)
+
+
+def has_label(rows: Rows) -> NDArray[np.bool_]:
+    """Which rows carry a label (n,); 0, "" and false are labels."""
+    if rows.y.dtype == object:
+        if None not in rows.y.tolist():
+            return np.ones(len(rows), dtype=bool)
+        return np.array([label is not None for label in rows.y.tolist()], dtype=bool)
+    return ~np.isnan(rows.y)
+
+
+def label_value(label: Label, cell: Any) -> str | float:
+    """One label as a learner gets it: a class name, or a number.
+
+    Raises: RecordError where it is not of the label's type.
+    """
+    kinds: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "boolean": (bool,), "number": (int, float)}
+    if not isinstance(cell, kinds[label.type]) or (isinstance(cell, bool) and label.type != "boolean"):
+        raise RecordError("wrong-type", f"the label is not of type {label.type}")
+    if label.type == "number":
+        return float(_numbers([cell], [])[0]) + 0.0  # one zero: -0.0 is told apart by its text, and by nothing else
+    return str(cell).lower() if label.type == "boolean" else str(cell)
+
+
+def _absent_as_none(cells: Sequence[Any]) -> list[Any]:
+    return [None if cell is msgspec.UNSET else cell for cell in cells]
+
+
+def _column(field: Field, cells: Sequence[Any]) -> Array:
+    if field.type == "categorical":
+        if isinstance(field.categories, tuple) and (unknown := set(cells) - {*field.categories, None}):
+            raise RecordError("unknown-category", f"{field.name} has {len(unknown)} value(s) outside its declared categories")
+        return _objects(cells)
+    if field.type == "image":
+        return checked_images(field, cells)
+    absent = [] if field.missing == "reject" else [cell is None for cell in cells]
+    if any(absent):
+        cells = [math.nan if cell is None else cell for cell in cells]
+    return _numbers(cells, absent, number_range(field)).reshape(-1, 1)
+
+
+def checked_images(field: Field, cells: Sequence[bytes]) -> Array:
+    """Pictures (n,), each of which can be read. Raises: RecordError."""
+    try:
+        for raw in cells:
+            check(raw)
+    except UnreadableImageError as error:
+        raise RecordError("unreadable-image", f"{field.name}: {error}") from error
+    return _objects(cells)
+
+
+def number_range(field: Field) -> tuple[float, float]:
+    """Values that stay below LARGEST when the feature stage centres and scales them: a learner refuses what does not."""
+    if (field.center, field.scale) == (0.0, 1.0):
+        return -LARGEST, LARGEST
+    most = LARGEST * (1 - 1e-9)  # room for the rounding of (value - center) / scale
+    return max(-LARGEST, field.center - most * field.scale), min(LARGEST, field.center + most * field.scale)
+
+
+def _numbers(cells: Sequence[Any], absent: Sequence[bool], bounds: tuple[float, float] = (-LARGEST, LARGEST)) -> Floats:
+    """Cells as float64; NaN only where ``absent``."""
+    numbers = np.array(cells, dtype=np.float64)
+    _finite(numbers[~np.array(absent, dtype=bool)] if any(absent) else numbers, *bounds)
+    return numbers
+
+
+def _finite(numbers: Floats, low: float, high: float) -> Floats:
+    if numbers.size and not (low <= numbers.min() and numbers.max() <= high):  # NaN fails both
+        raise RecordError("not-finite", f"a number is not finite, or not within {low:g} to {high:g}")
+    return numbers
+
+
+def _weights(cells: Sequence[Any]) -> Floats:
+    weights = _numbers([1.0 if cell is None else cell for cell in cells], [])
+    if weights.size and weights.min() < 0:
+        raise RecordError("negative-weight", "a row's weight is below 0")
+    return weights
+
+
+def _objects(cells: Sequence[Any]) -> Array:
+    column = np.empty(len(cells), dtype=object)
+    column[:] = cells
+    return column
+
+
+def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], required: int, always: int) -> None:
+    """Refuse a row in which a key stands twice; JSON decoders keep the last and say nothing.
+
+    It shows in the count of quotation marks: two a key that is there and two a string. Only a row with another count (a key
+    twice, or an escaped quotation mark) is parsed again with its pairs. The first ``required`` of ``cells`` are of keys that
+    are always there; with those of numbers, which are not among the cells, there are ``always`` such keys.
+    """
+    expected = np.full(len(values), 2 * always)
+    for at, column in enumerate(cells):
+        kinds = set(map(type, column))
+        if at >= required:
+            expected += 2 if msgspec.UnsetType not in kinds else _twice(column, lambda cell: cell is not msgspec.UNSET)
+        if kinds & TEXTS:
+            expected += 2 if kinds <= TEXTS else _twice(column, lambda cell: isinstance(cell, str | bytes))
+    marks = np.array([value.count(b'"') for value in values], dtype=np.int64)
+    for at in np.flatnonzero(marks != expected).tolist():
+        json.loads(values[at], object_pairs_hook=unique)
+
+
+def _twice(column: Sequence[Any], test: Callable[[Any], bool]) -> Array:
+    return 2 * np.array([test(cell) for cell in column])
+
+
+def unique(pairs: list[tuple[str, Any]]) -> None:
+    """Raises: RecordError where a key stands twice."""
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise RecordError("duplicate-field", "a key stands twice")
+
+
+def refusal(event: Event, error: Exception) -> Refused:
+    """Why the event cannot be read, from what decoding it raised."""
+    if isinstance(error, RecordError):
+        return Refused(event, error.reason, error.detail)
+    if not isinstance(error, msgspec.ValidationError):
+        return Refused(event, "unreadable", str(error))
+    text = str(error)
+    for words, reason in _BY_WORDS:
+        if words in text:
+            return Refused(event, reason, text)
+    return Refused(event, "wrong-type", text)
+
+
+_BY_WORDS = (
+    ("unknown field", "unknown-field"),
+    ("missing required field", "missing-field"),
+    ("of length", "wrong-shape"),
+    ("out of range", "not-finite"),  # 1e999
+)

@@ -1,0 +1,1 @@
+"""What was done about the log: journals, the ledger, checkpoints, segments."""

@@ -1,0 +1,1 @@
+"""The log, journals and ledger on a Kafka cluster."""

@@ -1,0 +1,1 @@
+"""Served predictions and the labels that come late for them."""

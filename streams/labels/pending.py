@@ -1,0 +1,145 @@
+"""Predictions that wait for their label, as columns: a block of rows that are used again, and who sits in which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.learners.protocol import Array, Batch, Floats, Value
+from millrace.streams.formats.json_rows import Rows
+
+FIRST_SLOTS = 256
+
+Answered = tuple[tuple[str, ...], tuple[float, ...]]  # names of the scores, and the scores, as they were served
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """Predictions that met their label, in the order in which they did."""
+
+    batch: Batch
+    clock_ms: NDArray[np.int64]  # (n,)
+    answered: list[Answered]
+
+    def by_classes(self) -> list[tuple[tuple[str, ...], Floats, Array]]:
+        """Names, scores (k, C) and labels (k,) of each run of rows whose scores have the same names."""
+        runs, start = [], 0
+        for classes, run in groupby(self.answered, key=lambda answered: answered[0]):
+            scores = np.array([scores for _, scores in run], dtype=np.float64)
+            assert self.batch.y is not None
+            runs.append((classes, scores.reshape(len(scores), -1), self.batch.y[start : start + len(scores)]))
+            start += len(scores)
+        return runs
+
+
+class Waiting:
+    """Rows of the block. A prediction's slot is given out before the features are known, and filled with the others' of a read.
+
+    A slot that is freed is given out again only after ``release``, so that what it holds can still be learned.
+    """
+
+    def __init__(self) -> None:
+        self.slots: dict[int, int] = {}  # hash64 of the id -> its slot, oldest first, so the first is the first that is due
+        self.due_ms: list[int] = []  # by slot
+        self._answered: list[Answered | None] = []  # by slot
+        self._free: list[int] = []
+        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}  # equal names are held once
+        self._x: Floats = np.empty((0, 0))  # (slots, d), as the feature stage saw the row when it was read
+        self._weight: Floats = np.empty(0)
+        self._t: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._key: Array = np.empty(0, dtype=object)
+
+    @property
+    def first(self) -> tuple[int, int] | None:
+        """Who is due next, and when."""
+        for one, slot in self.slots.items():
+            return one, self.due_ms[slot]
+        return None
+
+    def take(self, one: int, answered: Answered, due_ms: int) -> int:
+        """A slot for a prediction that does not wait there yet."""
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        self.slots[one] = slot
+        self.due_ms[slot] = due_ms
+        self.answer(slot, answered)
+        return slot
+
+    def answer(self, slot: int, answered: Answered) -> None:
+        """Another answer for a prediction that waits there."""
+        self._answered[slot] = (self._names.setdefault(answered[0], answered[0]), answered[1])
+
+    def _grow(self) -> None:
+        have = len(self.due_ms)
+        more = max(FIRST_SLOTS, have)
+        self._free += range(have + more - 1, have - 1, -1)
+        self.due_ms += [0] * more
+        self._answered += [None] * more
+        self._names.clear()  # of answers long gone; those that wait keep theirs
+
+    def fill(self, slots: list[int], rows: Rows, x: Floats) -> None:
+        """Put the rows of a read into the slots that were given out for them."""
+        if len(self._x) < len(self.due_ms):
+            self._enlarge(x.shape[1])
+        at = np.array(slots, dtype=np.int64)
+        self._x[at], self._weight[at], self._t[at], self._key[at] = x, rows.weight, rows.t, rows.key
+
+    def _enlarge(self, width: int) -> None:
+        have, more = len(self._x), len(self.due_ms) - len(self._x)
+        self._x = np.concatenate([self._x if have else np.empty((0, width)), np.zeros((more, width))])
+        self._weight = np.concatenate([self._weight, np.zeros(more)])
+        self._t = np.concatenate([self._t, np.zeros(more, dtype=np.int64)])
+        self._key = np.concatenate([self._key, np.full(more, None, dtype=object)])
+
+    def lessons(self, slots: list[int], y: Array, clock_ms: list[int]) -> Lessons:
+        """The rows in these slots with their labels (n,)."""
+        at = np.array(slots, dtype=np.int64)
+        batch = Batch(self._x[at], y, self._key[at], self._t[at], self._weight[at])
+        return Lessons(batch, np.array(clock_ms, dtype=np.int64), [self._of(slot) for slot in slots])
+
+    def _of(self, slot: int) -> Answered:
+        answered = self._answered[slot]
+        assert answered is not None
+        return answered
+
+    def release(self, slots: list[int]) -> None:
+        """Give these out again."""
+        for slot in slots:
+            self._answered[slot] = None
+        if self._key.size:
+            self._key[np.array(slots, dtype=np.int64)] = None
+        self._free += slots
+
+    def state(self) -> dict[str, Value]:
+        """Columns of the predictions that wait, oldest first."""
+        slots = list(self.slots.values())
+        if not slots:
+            return {"pending": np.empty(0, dtype=np.int64)}
+        at, answered = np.array(slots, dtype=np.int64), [self._of(slot) for slot in slots]
+        tables = {classes: number for number, classes in enumerate(dict.fromkeys(classes for classes, _ in answered))}
+        return {
+            "pending": np.array(list(self.slots), dtype=np.int64),
+            "x": self._x[at],
+            "weight": self._weight[at],
+            "t": self._t[at],
+            "due_ms": np.array([self.due_ms[slot] for slot in slots], dtype=np.int64),
+            "key": self._key[at],
+            "classes": [list(table) for table in tables],
+            "table": np.array([tables[classes] for classes, _ in answered], dtype=np.int64),
+            "outputs": np.array([len(scores) for _, scores in answered], dtype=np.int64),
+            "scores": np.array([score for _, scores in answered for score in scores], dtype=np.float64),
+        }
+
+    def load(self, state: dict[str, Value]) -> None:
+        """Become what gave ``state``, from having been made just now."""
+        if "x" not in state:
+            return
+        tables = [tuple(table) for table in state["classes"]]
+        pieces = np.split(state["scores"], np.cumsum(state["outputs"])[:-1])
+        columns = zip(state["pending"].tolist(), state["table"].tolist(), pieces, state["due_ms"].tolist(), strict=True)
+        slots = [self.take(one, (tables[table], tuple(scores.tolist())), due_ms) for one, table, scores, due_ms in columns]
+        self.fill(slots, Rows((), np.empty(0), state["weight"], state["key"], state["t"]), state["x"])

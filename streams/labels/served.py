@@ -1,0 +1,261 @@
+"""Served predictions and labels as they lie in the topic ``NAME.served``, keyed by id so that order per id is the log's.
+
+Strict, as the rows of events are. ``row`` is what an event's value would be, without the label.
+
+Source: docs/design/overview.md#served-predictions and docs/design/overview.md#late-labels.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.streams.formats.contents import Contents
+from millrace.streams.formats.json_rows import Codec, RecordError, Refused, Rows, has_label, label_value, refusal, unique
+from millrace.streams.records import Event, split_tp
+from millrace.streams.schema import LARGEST, Schema
+from millrace.streams.sharding import Placing
+
+REASONS = (  # beside those of the rows' codec
+    "wrong-key",  # not the record's id
+    "conflicting-label",  # another value for an id and revision that has one; only folding finds it
+    "other-partition",  # of a pipeline with several shards: not where its key belongs, so a label may miss its prediction
+)
+
+LONGEST_ID = 512  # characters
+
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+LabelValue = str | bool | int | float
+
+ENCODER = msgspec.json.Encoder()
+UNREADABLE = (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+PREDICTION_MARKS = 2 * (8 + 3)  # quotation marks of the keys that must be there, and of the texts among their values
+LABEL_MARKS = 2 * (3 + 2)  # without those of the label itself
+
+
+class Prediction(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="prediction", forbid_unknown_fields=True):
+    """An answer, with the row it was given for."""
+
+    id: Id  # the request's, or the client's own
+    row: msgspec.Raw  # the fields as in an event's JSON
+    branch: str  # with epoch and seq: which state answered
+    epoch: Count
+    seq: Count
+    classes: tuple[str, ...]  # names of the scores; empty for regression
+    scores: tuple[float, ...]
+    features: str = ""  # sha256 of the feature stage that answered; empty: not said
+    variant: str = ""  # of an A/B split
+    propensity: Share = 1.0  # with which that variant was chosen
+
+
+class LateLabel(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="label", forbid_unknown_fields=True):
+    """What was right. Its identity is (id, revision); a correction is sent with a higher revision."""
+
+    id: Id
+    label: LabelValue
+    revision: Count = 0
+
+
+class Withheld(msgspec.Struct, frozen=True, gc=False):
+    """In place of a label that a branch excludes: nothing is learned of it but that its row gets no default label."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Decoded records of the topic, in log order; the rows are those of its predictions."""
+
+    tp: str
+    events: list[Event]
+    records: Sequence[Prediction | LateLabel | Withheld]  # a label's value is already as the learner's labels are
+    ids: NDArray[np.int64]  # (n,) hash64 of the ids
+    rows: Rows
+    t: NDArray[np.int64]  # (n,) ms
+    left_out: int = 0  # predictions of the same read that the branch excludes
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def part(self, start: int, stop: int) -> Served:
+        """Records ``start`` to ``stop``; what was left out belongs to the first part."""
+        before, within = (
+            sum(isinstance(one, Prediction) for one in records) for records in (self.records[:start], self.records[start:stop])
+        )
+        rows, left_out = self.rows.only(np.arange(before, before + within)), 0 if start else self.left_out
+        cut = slice(start, stop)
+        return Served(self.tp, self.events[cut], self.records[cut], self.ids[cut], rows, self.t[cut], left_out)
+
+
+def hash64(text: str) -> int:
+    """The identity of an id or a label in the state, where none stands in clear.
+
+    >>> hash64("request 7/0") == hash64("request 7/0") != hash64("request 7/1")
+    True
+    """
+    return int(hashes64([text])[0])
+
+
+def hashes64(texts: Sequence[str]) -> NDArray[np.int64]:
+    """``hash64`` of each (n,)."""
+    return np.frombuffer(b"".join([blake2b(text.encode(), digest_size=8).digest() for text in texts]), dtype="<i8")
+
+
+class ServedCodec:
+    """Decodes events as ``Codec`` does, and the records of one more topic."""
+
+    def __init__(self, schema: Schema, max_bytes: int, topic: str, events: Codec | Contents | None = None) -> None:
+        self._rows = Codec(schema, max_bytes)
+        self._events = events or self._rows  # of the topics of events
+        self._label = schema.label
+        self.topic = topic
+        self._place: Placing | None = None
+        self._max_bytes = max_bytes
+        self._decode: Callable[[bytes], Prediction | LateLabel] = msgspec.json.Decoder(Prediction | LateLabel).decode
+
+    @property
+    def without_limit(self) -> ServedCodec:
+        """This codec for records that were let in when they were first read: the limit may have been lowered since."""
+        other = copy(self)
+        other._max_bytes, other._rows, other._events = sys.maxsize, self._rows.without_limit, self._events.without_limit
+        return other
+
+    def placed_by(self, place: Placing) -> ServedCodec:
+        """This codec for a topic that is dealt out to shards, where ``place`` says in which partitions keys belong."""
+        other = copy(self)
+        other._place = place
+        return other
+
+    def decode(self, events: Sequence[Event], tp: str) -> tuple[Rows | Served, list[Refused]]:
+        """Columns of the events that can be read, in order, and the events that cannot."""
+        topic, partition = split_tp(tp)
+        if topic != self.topic:
+            return self._events.decode(events, tp)
+        refused = list(self._misplaced(events, partition))
+        astray = {one.event.offset for one in refused}
+        good = [event for event in events if event.offset not in astray]
+        try:
+            records = self._records(good)
+        except UNREADABLE:
+            good, unreadable = self._sorted_out(good)
+            records, refused = self._records(good), refused + unreadable
+        rows, bad = self._rows_of(good, records)
+        if bad:
+            left_out = {one.event.offset for one in bad}
+            kept = [at for at, event in enumerate(good) if event.offset not in left_out]
+            good, records = [good[at] for at in kept], [records[at] for at in kept]
+        t = np.array([event.timestamp_ms for event in good], dtype=np.int64)
+        return Served(tp, good, records, hashes64([record.id for record in records]), rows, t), refused + bad
+
+    def _misplaced(self, events: Sequence[Event], partition: int) -> Iterator[Refused]:
+        """Those that lie where no shard would look for what belongs with them."""
+        if self._place is None:
+            return
+        keyless = np.array([event.key is None for event in events], dtype=bool)
+        right = self._place([event.key or b"" for event in events])
+        for at in np.flatnonzero(keyless | (right != partition)).tolist():
+            where = f"its key belongs in {right[at]}" if not keyless[at] else "it has no key to say where it belongs"
+            yield Refused(events[at], "other-partition", f"it lies in partition {partition}, and {where}; send it by its id")
+
+    def _sorted_out(self, events: Sequence[Event]) -> tuple[list[Event], list[Refused]]:
+        good, refused = [], []
+        for event in events:
+            try:
+                self._records([event])
+                good.append(event)
+            except UNREADABLE as error:
+                refused.append(refusal(event, error))
+        return good, refused
+
+    def _records(self, events: Sequence[Event]) -> list[Prediction | LateLabel]:
+        """All of them, or the first error."""
+        values = [event.value for event in events if event.value is not None]
+        if len(values) < len(events):
+            raise RecordError("unreadable", "the record has no value")
+        if values and max(map(len, values)) > self._max_bytes:
+            raise RecordError("oversized", f"over {self._max_bytes} bytes, the pipeline's log.max_bytes")
+        records = list(map(self._decode, values))
+        keys, ids = [event.key for event in events], [record.id.encode() for record in records]
+        if keys != ids and any(key not in (None, one) for key, one in zip(keys, ids, strict=True)):
+            raise RecordError("wrong-key", "the record's key is not its id, so nothing keeps the records of an id in order")
+        if list(map(ENCODER.encode, records)) != values:  # else they are as we write them ourselves, and hold no key twice
+            for value, record in zip(values, records, strict=True):
+                _refuse_twice(value, record)
+        self._check_answers([record for record in records if isinstance(record, Prediction)])
+        texts = {str} == {type(record.label) for record in records if isinstance(record, LateLabel)}
+        if texts and self._label.type == "string":
+            return records
+        return [record if isinstance(record, Prediction) else self._labelled(record) for record in records]
+
+    def _labelled(self, record: LateLabel) -> LateLabel:
+        return LateLabel(record.id, label_value(self._label, record.label), record.revision)
+
+    def _check_answers(self, records: list[Prediction]) -> None:
+        classify = self._label.task == "classify"
+        for classes, outputs in {(record.classes, len(record.scores)) for record in records}:
+            fits = outputs == len(classes) == len(set(classes)) if classify else outputs == 1 and not classes
+            if not fits:
+                raise RecordError("wrong-shape", f"{outputs} scores for {len(classes)} classes")
+        scores = np.array([score for record in records for score in record.scores], dtype=np.float64)
+        if not (np.abs(scores) <= LARGEST).all():
+            raise RecordError("not-finite", f"a score is not finite, or beyond {LARGEST:g}")
+
+    def _rows_of(self, good: Sequence[Event], records: Sequence[Prediction | LateLabel]) -> tuple[Rows, list[Refused]]:
+        """The predictions' rows; a row that brings its own label is refused, since two could then contradict each other."""
+        events = [
+            Event(event.offset, event.timestamp_ms, event.key, b"", bytes(record.row))
+            for event, record in zip(good, records, strict=True)
+            if isinstance(record, Prediction)
+        ]
+        rows, bad = self._rows.decode(events)
+        if not bad and not has_label(rows).any():
+            return rows, []
+        originals = {event.offset: event for event in good}
+        refused = [Refused(originals[one.event.offset], one.reason, one.detail) for one in bad]
+        left_out = {one.event.offset for one in bad}
+        places = [originals[event.offset] for event in events if event.offset not in left_out]
+        labelled = has_label(rows)
+        detail = f"a served row has no {self._label.name}: its label comes as a record of its own"
+        refused += [Refused(places[at], "unknown-field", detail) for at in np.flatnonzero(labelled).tolist()]
+        return rows.only(~labelled), refused
+
+
+def _refuse_twice(value: bytes, record: Prediction | LateLabel) -> None:
+    """Refuse a key that stands twice; JSON decoders keep the last and say nothing.
+
+    A record with no more quotation marks than its keys and texts need has none; any other is parsed again with its pairs. The
+    row's own codec looks after what is in the row.
+    """
+    marks = value.count(b'"')
+    if isinstance(record, Prediction):
+        needed = PREDICTION_MARKS + 2 * len(record.classes) + bytes(record.row).count(b'"')
+        needed += 4 * (record.features != "") + 4 * (record.variant != "") + 2 * (record.propensity != 1.0)
+    else:
+        needed = LABEL_MARKS + 2 * isinstance(record.label, str) + 2 * (record.revision != 0)
+    if marks != needed:
+        json.loads(value, object_pairs_hook=unique)
+
+
+def encode(record: Prediction | LateLabel) -> bytes:
+    """The value of a record; its key is ``record.id.encode()``.
+
+    >>> encode(LateLabel("request 7/0", "spam"))
+    b'{"kind":"label","id":"request 7/0","label":"spam","revision":0}'
+    """
+    return ENCODER.encode(record)
+
+
+def encode_row(row: dict[str, Any]) -> msgspec.Raw:
+    """A row for ``Prediction.row``."""
+    return msgspec.Raw(msgspec.json.encode(row))

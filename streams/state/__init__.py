@@ -1,0 +1,1 @@
+"""The state of a branch and the only code that changes it."""

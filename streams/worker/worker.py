@@ -1,0 +1,400 @@
+"""The worker: one branch, live. Reads the log, journals what it does about it, learns, and lets effects out after the fence."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from millrace.learners.errors import TooManyRejectedError
+from millrace.streams.branch.branch import Doors, Recipe, begin, check_retention, in_force, refold, restore, warn_of_retention
+from millrace.streams.branch.outputs import (
+    check_end,
+    contradictions,
+    dead_letter,
+    dead_letter_topic,
+    last_output,
+    output_record,
+    scores_topic,
+)
+from millrace.streams.formats.json_rows import Refused, Rows
+from millrace.streams.journal.entries import Act, Host, Mark, StateName, Step
+from millrace.streams.journal.journal import Pending, Writer, entries_after, newest_version, summarise
+from millrace.streams.labels.served import Served
+from millrace.streams.records import Read
+from millrace.streams.worker.clock import Wall
+from millrace.streams.worker.snapshots import Snapshot, Snapshots
+from millrace.streams.worker.versions import Chronicle
+
+PAUSE_S = 0.005  # between two looks at a source that had nothing
+NEVER = 1 << 62  # a seq that no entry has
+LARGE_BYTES = 1 << 19  # of values, at which a step closes too
+CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch: about a second
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """How a worker goes about it: in which steps it reads, when it marks, what it takes for ahead of its time.
+
+    All that follows from it for learning (what was rejected, the order of rows from several partitions) is in the journal.
+    """
+
+    step_rows: int = 4096  # a step closes at so many rows, >= 1
+    step_ms: int = 25  # or after so long, whichever comes first; 0 or more
+    checkpoint_rows: int = 50_000  # records between two checkpoints, >= 1; more loses more time after a crash
+    version_rows: int = 0  # records between two versions; 0: only at the end of a run
+    keep: int = 3  # newest checkpoints kept beside those of versions, >= 2
+    journal_keep_entries: int = 0  # newest that stay in the journal when older ones go, which versions hold; 0: none goes
+    max_ahead_ms: int = 60_000  # a timestamp further past the wall clock is rejected, >= 0
+    stop_share: float = 0.1  # of rejected records that stops the worker, above 0, up to 1
+    window_rows: int = 1000  # records over which that share is taken, >= 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        least = {"step_rows": 1, "step_ms": 0, "checkpoint_rows": 1, "version_rows": 0, "keep": 2, "max_ahead_ms": 0}
+        for name, low in (least | {"window_rows": 1, "journal_keep_entries": 0}).items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
+        if not 0.0 < self.stop_share <= 1.0:
+            raise ValueError(f"stop_share = {self.stop_share}: must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Reads, decoded: the rows of each, and what was refused."""
+
+    reads: list[Read]
+    rows: list[Rows | Served]
+    refused: list[tuple[str, Refused]]  # partition, and what was wrong
+
+    @property
+    def rows_read(self) -> int:
+        """Rows, those left out and those refused included."""
+        return sum(len(piece) + piece.left_out for piece in self.rows) + len(self.refused)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A step on its way into the journal."""
+
+    entry: Step
+    sent: Pending
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Which branch a worker takes, on which host, by which clock; and whether scores and dead letters are let out."""
+
+    branch: str
+    host: Host
+    wall: Wall = field(default_factory=Wall)
+    emits: bool = True  # False: nobody follows the branch, so its journal and its checkpoints are all that leaves
+
+
+class Worker:
+    """Makes one branch go on, from its newest good checkpoint, as the branch's one writer.
+
+    Raises, on being made: ReplacedError, ConfigError, DamageError, OffsetsGoneError.
+    """
+
+    def __init__(self, recipe: Recipe, doors: Doors, config: WorkerConfig, opening: Opening) -> None:
+        self._recipe = recipe
+        self._doors = doors
+        self._config = config
+        self._wall = opening.wall
+        self._emits = opening.emits
+        self._idle_ms = 0  # gone by with nothing to read since the last step
+        self._idle_from_ms: int | None = None
+        self._window: deque[tuple[int, int]] = deque()  # records and rejected of the newest steps
+        self.branch = opening.branch
+        self._open(opening.host)
+
+    def _open(self, host: Host) -> None:
+        """Newest good checkpoint · append ``open`` · fold the counted entries after it."""
+        output = last_output(self._doors.producer, self._recipe.name, self.branch)
+        summary = summarise(self._doors.journal, self.branch)
+        check_end(output, self.branch, summary.end.seq)
+        summary.end.refuse_ended()
+        fork = summary.fork
+        if fork is None:
+            fork = begin(self._recipe, self._doors, self.branch)
+            summary = summarise(self._doors.journal, self.branch)
+        self._reader = self._recipe.reader_of(fork)
+        restored = restore(self._recipe, self._doors, summary)
+        check_retention(restored.fold, self._doors.source)
+        warn_of_retention(self._doors.source, self._doors.store, summary.marks[-self._config.keep :])
+        self.fold = restored.fold
+        self._chronicle = Chronicle(self._doors, fork, host, self._config.keep, self._config.journal_keep_entries)
+        self._chronicle.marks += summary.marks
+        self._marked_records = self.fold.records if restored.mark else 0
+        self._unversioned = restored.mark is None or restored.mark.version is None  # whether the state has no version yet
+        self._writer = Writer(self._doors.journal, self.branch, summary.end)
+        name = StateName(restored.mark.state_seq, restored.mark.state_sha256) if restored.mark else None
+        self.epoch = self._writer.open(host, name)
+        self._undecided: Step | None = None  # the newest step, where it raised an alarm and nothing followed yet
+        self._acted = False  # whether a version is due for what followed
+        self._fold_on(restored.state_seq)
+        self._decide()
+        self._doors.source.seek(self.fold.position)
+        self._snapshots = Snapshots(self._doors.store, self.branch)
+        self._chronicle.resume()
+
+    def _fold_on(self, seq: int) -> None:
+        """Fold what was journaled after ``seq``; what a crash kept from leaving leaves now."""
+        output = last_output(self._doors.producer, self._recipe.name, self.branch)
+        emitted = output.seq if output else 0
+        entries, acted = entries_after(self._doors.journal, self.branch, seq), NEVER
+        for entry in refold(self.fold, entries, self._doors.source, self._reader):
+            if isinstance(entry, Act):
+                self._undecided, self._unversioned, acted = None, True, entry.seq
+            if isinstance(entry, Mark) and entry.version is not None and entry.state_seq >= acted:
+                acted = NEVER
+            if isinstance(entry, Step):
+                self._unversioned = True
+                self._undecided = entry if self.fold.drift is not None and self.fold.drift.worse else None
+                if entry.seq > emitted:
+                    self._emit(entry)
+            elif (
+                isinstance(entry, Mark) and entry not in self._chronicle.marks
+            ):  # of an owner that wrote on while this one opened
+                self._chronicle.marks.append(entry)
+        self._acted = acted != NEVER
+
+    @property
+    def seq(self) -> int:
+        """Of the last entry this worker has written or folded."""
+        return self._writer.cursor.seq
+
+    @property
+    def newest_version(self) -> str | None:
+        """The id of the branch's newest version."""
+        return newest_version(self._chronicle.marks)
+
+    # Running
+
+    def run(self, enough: Callable[[Worker], bool]) -> None:
+        """Step until ``enough`` says so, then mark a version.
+
+        Raises: what ``step`` raises. Nothing is lost: the next start goes on from the journal's end.
+        """
+        pauses = 0
+        self.heed()  # also where there is nothing to read
+        while not enough(self):
+            phases = sum(1 for _ in self.step())
+            self.mark_when_due()
+            if not phases:
+                self._wall.sleep(PAUSE_S)
+                pauses += 1
+                if pauses % CHECK_PAUSES == 0:
+                    self._writer.check()  # an idle worker hears of its successor too
+            self.heed()
+        self.close()
+
+    def heed(self) -> None:
+        """Journal and apply what operators have decided for this branch: exclusions that end. Between two steps."""
+        lifted = set() if self._doors.retention is None else self._doors.retention.included(self.branch)
+        for place in sorted(lifted - set(self.fold.included.get(self.branch, ()))):
+            self.fold.act(self._writer.include(place))
+            self._unversioned = True
+
+    def caught_up(self) -> bool:
+        """Whether the log has nothing more and no row waits for its batch."""
+        ends = {tp: high for tp, (_, high) in self._doors.source.bounds().items()}
+        return ends == self._doors.source.position and not self.fold.batches.waiting
+
+    def step(self) -> Iterator[str]:
+        """One step, phase by phase (docs/design/journal.md, rule 5); nothing at all when there is nothing to do.
+
+        1. read
+        2. check, reject, confirm the dead letters
+        3. append the ``step``
+        4. predict, score and learn, in segments that end where a training batch fills
+        5. wait for the acknowledgement, which says that the branch is still ours
+        6. let the scores out
+        7. journal and apply what an alarm of the step leads to
+        """
+        reads = self._read()
+        if not reads and not self._batch_due():
+            return
+        yield "read"
+        checked = self._check(reads)
+        yield "checked"
+        pending = self._append(checked)
+        yield "appended"
+        self.fold.step(pending.entry, checked.rows)
+        self._unversioned = True
+        yield "learned"
+        self._writer.settle(pending.sent)
+        yield "acknowledged"
+        self._emit(pending.entry)
+        yield "emitted"
+        if self.fold.drift is not None and self.fold.drift.worse:
+            self._undecided = pending.entry
+            self._decide()
+            yield "acted"
+        self._stop_if_too_many_rejected(checked.rows_read, checked.refused)
+
+    def _read(self) -> list[Read]:
+        """What is there, for at most ``step_ms`` after the first of it, or until it is large."""
+        reads = self._doors.source.next_batch(self._config.step_rows)
+        self._pass_time(bool(reads))
+        closes_ms = self._wall.elapsed_ms() + self._config.step_ms
+        left = self._config.step_rows - _records(reads)
+        while reads and left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.elapsed_ms() < closes_ms:
+            self._wall.sleep(PAUSE_S)
+            reads += self._doors.source.next_batch(left)
+            left = self._config.step_rows - _records(reads)
+        return reads
+
+    def _pass_time(self, busy: bool) -> None:
+        """Wall time counts for the journal's clock only between two looks at a source that had nothing."""
+        now_ms = self._wall.elapsed_ms()
+        if not busy and self._idle_from_ms is not None:
+            self._idle_ms += now_ms - self._idle_from_ms
+        self._idle_from_ms = None if busy else now_ms
+
+    def _batch_due(self) -> bool:
+        return self.fold.due(self.fold.clock_ms + self._idle_ms)
+
+    def _check(self, reads: list[Read]) -> Checked:
+        """Decode; what cannot be read is in the dead-letter topic before the step is journaled."""
+        rows = list[Rows | Served]()
+        refused = []
+        horizon_ms = self._wall.now_ms() + self._config.max_ahead_ms
+        for read in reads:
+            ahead = [event for event in read.events if event.timestamp_ms > horizon_ms]
+            timely = [event for event in read.events if event.timestamp_ms <= horizon_ms] if ahead else read.events
+            decoded, bad = in_force(self._reader, self.fold).decode(timely, read.tp)
+            bad += [Refused(event, "ahead-of-time", f"its timestamp is past {horizon_ms} ms") for event in ahead]
+            rows.append(decoded)
+            refused += [(read.tp, one) for one in sorted(bad, key=lambda one: one.event.offset)]
+        if refused:
+            self._bury(refused)
+        return Checked(reads, rows, refused)
+
+    def _bury(self, refused: list[tuple[str, Refused]]) -> None:
+        if self._emits:
+            self._doors.producer.append(dead_letter_topic(self._recipe.name), [dead_letter(tp, one) for tp, one in refused])
+
+    def _append(self, checked: Checked) -> Sent:
+        newest_ms = [int(rows.t.max()) for rows in checked.rows if len(rows)]
+        entry = Step(
+            branch=self.branch,
+            seq=self._writer.next_seq,
+            epoch=self.epoch,
+            reads=[(read.tp, read.start, read.stop, len(read.events), read.crc32c) for read in checked.reads],
+            clock_ms=max([self.fold.clock_ms + self._idle_ms, *newest_ms]),
+            rejected=[(tp, one.event.offset, one.row, one.reason) for tp, one in checked.refused],
+        )
+        self._idle_ms = 0
+        return Sent(entry, self._writer.send(entry))
+
+    def _emit(self, step: Step) -> None:
+        if conflicts := contradictions(self.fold):
+            self._bury(conflicts)
+        self._doors.producer.flush()  # the step before this one: what is not delivered is an error
+        if self._emits:
+            self._doors.producer.post(scores_topic(self._recipe.name, self.branch), [output_record(step, self.fold)])
+
+    def _decide(self) -> None:
+        """Journal what the newest step's alarms lead to, and do it. After a crash between the two steps it is made up for."""
+        step, drift = self._undecided, self.fold.drift
+        if step is None or drift is None:
+            return
+        held = 0 if self.fold.window is None else self.fold.window.held
+        act = Act(
+            branch=self.branch,
+            seq=self._writer.next_seq,
+            epoch=self.epoch,
+            op=drift.config.act,
+            args=drift.follow_up(self.fold.counts.learned, held),
+            cause="detector",
+            evidence=f"{self.branch}.{step.seq}",
+        )
+        self._writer.append(act)
+        self.fold.act(act)
+        self._undecided, self._acted, self._unversioned = None, True, True
+
+    def _stop_if_too_many_rejected(self, read: int, refused: list[tuple[str, Refused]]) -> None:
+        self._window.append((read, len(refused)))
+        records = sum(count for count, _ in self._window)
+        while records - self._window[0][0] >= self._config.window_rows:
+            records -= self._window.popleft()[0]
+        rejected = sum(count for _, count in self._window)
+        if rejected > self._config.stop_share * max(records, self._config.window_rows):
+            reasons = sorted({one.reason for _, one in refused})
+            tp, first = refused[0] if refused else ("", None)
+            example = f", such as {tp} offset {first.event.offset}: {first.detail}" if first else ""
+            raise TooManyRejectedError(
+                f"{rejected} of the last {records} records were refused ({', '.join(reasons)}{example}). They are kept in "
+                f"topic {dead_letter_topic(self._recipe.name)}, nothing is lost, and everything else was learned. Mend the "
+                "producer or the pipeline's fields, or raise worker.stop_share, and start again."
+            )
+
+    # Marks
+
+    def mark_when_due(self, wait: bool = False) -> None:
+        """Mark a snapshot that has been stored (or ``wait`` for one on its way), and begin the next where it is due.
+
+        A checkpoint that falls due while another is on its way waits for its turn; a version makes learning wait.
+        """
+        version = self._acted or self._due(self._config.version_rows)
+        self._mark(self._snapshots.finished(wait or version))
+        if (version or self._due(self._config.checkpoint_rows)) and not self._snapshots.busy:
+            self._begin_snapshot(version)
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.fold.records // every > self._marked_records // every
+
+    def _begin_snapshot(self, version: bool) -> None:
+        cut = None
+        if version:
+            rows, due = self._config.version_rows, self._due(self._config.version_rows)
+            why = f"worker.version_rows = {rows}" if due else "run ended"
+            cut = self._chronicle.cut(self._writer.cursor, self.fold, why)
+        self._marked_records = self.fold.records
+        self._unversioned &= not version
+        self._acted &= not version
+        self._snapshots.begin(self.seq, self.fold.parts(), cut)
+
+    def _mark(self, snapshot: Snapshot | None) -> None:
+        """Append a ``mark`` for a stored snapshot; from then on it counts."""
+        if snapshot is None:
+            return
+        self._doors.producer.flush()  # recovery goes on from this mark, so what came before it must have left
+        asked_s = self._wall.now_ms() / 1000
+        mark = Mark(
+            branch=self.branch,
+            seq=self._writer.next_seq,
+            epoch=self.epoch,
+            state_seq=snapshot.manifest.state_seq,
+            state_sha256=snapshot.manifest.state_sha256,
+            checkpoint=snapshot.checkpoint,
+            version=snapshot.version,
+        )
+        self._writer.append(mark)
+        if self._doors.marked is not None:
+            self._doors.marked(self.fold.position)
+        self._chronicle.marked(mark, snapshot.manifest.segment, asked_s)
+
+    def close(self) -> None:
+        """Mark the present state as a version, unless the newest mark already does.
+
+        Raises: ReplacedError where the branch has another writer by now.
+        """
+        self._writer.check()
+        self._mark(self._snapshots.finished(wait=True))
+        if self._unversioned:
+            self._begin_snapshot(version=True)
+            self._mark(self._snapshots.finished(wait=True))
+        self._doors.producer.flush()
+        self._snapshots.close()
+
+    def end(self, cause: str, successor: str) -> None:
+        """Close; the branch goes no further: nothing counts between its last version and its end. Raises: ReplacedError."""
+        self.close()
+        self._writer.end(cause, successor)
+
+
+def _records(reads: Sequence[Read]) -> int:
+    return sum(len(read.events) for read in reads)

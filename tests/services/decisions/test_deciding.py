@@ -1,0 +1,96 @@
+"""Rollback with nothing running: a ledger entry, its undo, and what happens when two operators reach for it at once."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pipelines import PIPELINE, clean_environment, here, json_lines, millrace, pipeline_in
+
+from millrace.learners.errors import DamageError, NotCountedError
+from millrace.services.config.config import load_pipeline
+from millrace.services.decisions.decide import decide, plan, plan_rollback
+from millrace.services.pipeline.instance import Instance
+from millrace.streams.journal.ledger import Target
+
+
+@pytest.fixture
+def learned(tmp_path: Path) -> Instance:
+    """A pipeline that has learned twice, and so has two versions; nothing runs."""
+    pipeline_in(tmp_path, text=PIPELINE)
+    for _ in range(2):
+        assert here("send", "digits.toml", "rows.jsonl", cwd=tmp_path).exit_code == 0
+        assert millrace("run", "digits.toml", cwd=tmp_path).returncode == 0
+    return Instance(load_pipeline(tmp_path / "digits.toml"), tmp_path / ".millrace" / "digits")
+
+
+def versions(folder: Path) -> list[str]:
+    """Of branch main, oldest first."""
+    lines = json_lines(here("log", "digits.toml", "--output", "json", cwd=folder).stdout)
+    return [line["said"]["version"] for line in lines if line["said"].get("version")]
+
+
+def serving(instance: Instance) -> Target:
+    """What the ledger says."""
+    return instance.ledger().serving["default"]
+
+
+@pytest.mark.slow
+def test_a_rollback_is_planned_done_undone_and_needs_nothing_that_runs(learned: Instance, tmp_path: Path) -> None:
+    """The plan changes nothing; --yes does it and prints the undo last; versions go back one by one."""
+    first, second = versions(tmp_path)
+    planned = here("rollback", "digits.toml", "--reason", "garbage", cwd=tmp_path)
+    assert planned.exit_code == 0 and second in planned.stdout and "Nothing was changed" in planned.stderr
+    assert serving(learned) == Target(follow="main")
+    for expected in (second, first):
+        done = here("rollback", "digits.toml", "--reason", "it's garbage", "--yes", cwd=tmp_path)
+        assert done.exit_code == 0 and serving(learned) == Target(version=expected)
+    assert learned.ledger().counted[-1].why == "it's garbage"
+    again = here("rollback", "digits.toml", "--reason", "more", "--yes", cwd=tmp_path)
+    assert again.exit_code == 1 and f"no version before version {first}" in again.stderr
+    undo = shlex.split(done.stderr.splitlines()[-1].removeprefix("undo: millrace "))
+    assert here(*undo, cwd=tmp_path).exit_code == 0 and serving(learned) == Target(version=second)
+    assert here("serve", "digits.toml", "--follow", "main", "--reason", "mended", "--yes", cwd=tmp_path).exit_code == 0
+    assert here("serve", "digits.toml", "--follow", "main", "--reason", "again", "--yes", cwd=tmp_path).exit_code == 0
+    assert serving(learned) == Target(follow="main") and len(learned.ledger().counted) == 5
+
+
+@pytest.mark.slow
+def test_a_decision_that_came_second_is_reported_as_not_counted(learned: Instance, tmp_path: Path) -> None:
+    """Both operators planned from the same truth; one is told."""
+    first, second = versions(tmp_path)
+    mine, theirs = plan(learned, Target(version=first)), plan(learned, Target(version=second))
+    decide(learned, theirs, "theirs")
+    with pytest.raises(NotCountedError, match=f"serve version {second}"):
+        decide(learned, mine, "mine")
+    assert serving(learned) == Target(version=second)
+
+
+@pytest.mark.slow
+def test_what_is_not_there_or_not_whole_is_never_served(learned: Instance, tmp_path: Path) -> None:
+    """An unknown version or branch is refused with those there are; a version with a damaged part by its hash."""
+    for words in (["main.999"], ["other.3"], ["nonsense"], ["--follow", "other"]):
+        done = here("serve", "digits.toml", *words, "--reason", "try", "--yes", cwd=tmp_path)
+        assert done.exit_code == 1 and done.stderr.strip() and not done.stdout
+    for part in (learned.folder / "store" / "main").iterdir():
+        part.write_bytes(part.read_bytes()[:-1] + b"?")
+    with pytest.raises(DamageError):
+        plan_rollback(learned, None)
+    assert serving(learned) == Target(follow="main")
+
+
+@pytest.mark.slow
+def test_deciding_imports_neither_ray_nor_torch_nor_mlflow(learned: Instance, tmp_path: Path) -> None:
+    """They take seconds to import, and may be broken when a rollback is needed."""
+    code = (
+        "import sys\nfrom millrace.services.cli import main\n"
+        "main(['rollback', 'digits.toml', '--reason', 'r', '--yes'], standalone_mode=False)\n"
+        "print({'ray', 'torch', 'mlflow'} & {name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "set()", done.stderr

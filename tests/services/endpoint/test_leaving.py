@@ -1,0 +1,210 @@
+"""Callers who leave, and callers who are slow, harm nobody: over real sockets, on both protocols."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+import numpy as np
+import pytest
+import uvicorn
+from grpc_calls import answering, asked, call, rows_of
+from served_bundles import app, ask, endpoint_of, infer, numbers_bundle, tensor
+
+from millrace.services.endpoint.endpoint import INLINE_BYTES, Endpoint
+from millrace.services.endpoint.http import Bodies, HttpApp
+from millrace.services.endpoint.pool import Pool
+from millrace.services.protocol import inference_pb2 as pb
+
+BUNDLE = numbers_bundle()
+SMALL = json.dumps({"inputs": [tensor("x", "FP64", [1, 3], [1, 2, 3])]}).encode()
+ROWS = 9000
+LARGE = json.dumps({"inputs": [tensor("x", "FP64", [ROWS, 3], [1.0] * 3 * ROWS)]}).encode()
+HEAD = b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+assert len(LARGE) > INLINE_BYTES
+
+
+def blocked(endpoint: Endpoint) -> Callable[[], None]:
+    """Both threads of the pool held up until what is returned is called."""
+    gate = threading.Event()
+    for _ in range(2):
+        endpoint.pool._threads.submit(gate.wait)
+    return gate.set
+
+
+@asynccontextmanager
+async def listening(endpoint: Endpoint, bodies: Bodies | None = None) -> AsyncIterator[int]:
+    """The port of a real HTTP server, as Serve runs one."""
+    there = HttpApp(endpoint)
+    there._bodies = bodies or there._bodies
+    server = uvicorn.Server(uvicorn.Config(there, lifespan="off", log_config=None, access_log=False))
+    server.install_signal_handlers = lambda: None
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        task = asyncio.create_task(server.serve(sockets=[own]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        try:
+            yield own.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task
+
+
+def begin(port: int, *sent: bytes) -> socket.socket:
+    """A connection on which something was sent."""
+    connection = socket.create_connection(("127.0.0.1", port))
+    for part in sent:
+        connection.sendall(part)
+    return connection
+
+
+def post(port: int, body: bytes) -> tuple[int, dict]:
+    """One whole request."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("POST", "/v2/models/digits/infer", body)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Look again and again, for 20 s."""
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def test_http_callers_who_leave_at_any_moment_leave_nothing_behind() -> None:
+    """In the head, in the body, and before the answer; others are answered meanwhile, and everything is given back."""
+
+    async def talk() -> None:
+        here = endpoint_of(BUNDLE)
+        bodies = Bodies(1 << 20)
+        async with listening(here, bodies) as port:
+            head = HEAD % len(LARGE)
+            for part in (head[:20], head, head + LARGE[:50_000]):
+                for _ in range(10):
+                    begin(port, part).close()
+            release = blocked(here)
+            waiting = [begin(port, head, LARGE) for _ in range(10)]
+            await until(lambda: here.pool.taken == 10 * len(LARGE))
+            assert (await asyncio.to_thread(post, port, SMALL))[0] == 200
+            for connection in waiting[:9]:
+                connection.close()
+            release()
+            await until(lambda: here.pool.taken == 0)
+            assert (await asyncio.to_thread(waiting[9].recv, 15)).startswith(b"HTTP/1.1 200")
+            waiting[9].close()
+            assert (await asyncio.to_thread(post, port, LARGE))[0] == 200
+            await until(lambda: bodies.arrived == 0)
+
+    asyncio.run(talk())
+
+
+def test_slow_bodies_hold_nobody_up_and_end() -> None:
+    """Hundreds of them at once; each gets 408 when its time is over."""
+
+    async def talk() -> None:
+        bodies = Bodies(1 << 20, seconds=1.0)
+        async with listening(endpoint_of(BUNDLE), bodies) as port:
+            slow = [begin(port, HEAD % 1000, b"{") for _ in range(300)]
+            await until(lambda: bodies.arrived == 300)
+            for _ in range(5):
+                assert (await asyncio.to_thread(post, port, SMALL))[0] == 200
+            for connection in slow:
+                assert (await asyncio.to_thread(connection.recv, 12)) == b"HTTP/1.1 408"
+                connection.close()
+            assert bodies.arrived == 0
+
+    asyncio.run(talk())
+
+
+def test_all_bodies_together_are_bounded() -> None:
+    """What is over the bound is refused with 503; what was there goes on."""
+
+    async def talk() -> None:
+        bodies = Bodies(1 << 20, together=100_000)
+        async with listening(endpoint_of(BUNDLE), bodies) as port:
+            first = begin(port, HEAD % len(LARGE), LARGE[:90_000])
+            await until(lambda: bodies.arrived == 90_000)
+            status, said = await asyncio.to_thread(post, port, b" " * 20_000)
+            assert status == 503 and "Ask again" in said["error"]
+            assert (await asyncio.to_thread(post, port, SMALL))[0] == 200
+            first.close()
+            await until(lambda: bodies.arrived == 0)
+
+    asyncio.run(talk())
+
+
+def test_cancelled_and_late_calls_leave_nothing_behind() -> None:
+    """Their work is dropped or ends by itself; others are answered meanwhile, and everything is given back."""
+
+    async def talk() -> None:
+        here = endpoint_of(BUNDLE)
+        large, small = asked(rows_of(np.ones((ROWS, 3)))), asked(rows_of(np.ones((1, 3))))
+        async with answering(here) as client:
+            release = blocked(here)
+            calls = [client("ModelInfer", large) for _ in range(9)] + [client("ModelInfer", large, timeout=0.5)]
+            kept = client("ModelInfer", large)
+            await until(lambda: here.pool.taken == 11 * large.ByteSize())
+            assert (await client("ModelInfer", small)).model_version == "main.41"
+            for one in calls[:9]:
+                one.cancel()
+            for one in calls:
+                with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+                    await one
+            release()
+            answer = await kept
+            assert len(answer.raw_output_contents[0]) == ROWS * 2 * 8
+            await until(lambda: here.pool.taken == 0)
+            assert (await client("ModelInfer", large)).outputs[0].shape == [ROWS, 2]
+
+    asyncio.run(talk())
+
+
+def test_work_that_fails_gives_its_place_back() -> None:
+    """Its error reaches its caller, and the bound holds for the next."""
+
+    async def work() -> None:
+        pool = Pool(1, waiting_bytes=10)
+        with pytest.raises(ZeroDivisionError):
+            await pool.run(10, lambda: 1 / 0)
+        await until(lambda: pool.taken == 0)
+        assert await pool.run(10, lambda: 5) == 5
+
+    asyncio.run(work())
+
+
+def test_statistics_count_what_this_replica_answered_on_both_protocols() -> None:
+    """Rows, requests, failures and where the time went, in Triton's shape; the same over both."""
+    here = endpoint_of(BUNDLE)
+    for rows in (1, 2, 3000):
+        assert infer(HttpApp(here), {"inputs": [tensor("x", "FP64", [rows, 3], [1.0] * 3 * rows)]}).status == 200
+        assert call(here, "ModelInfer", asked(rows_of(np.ones((rows, 3)))))[0].code == "OK"
+    assert infer(HttpApp(here), {"inputs": []}).status == 400
+    assert call(here, "ModelInfer", b"\xff")[0].code == "INVALID_ARGUMENT"
+    told = ask(HttpApp(here), "GET", "/v2/models/digits/stats").json["model_stats"][0]
+    answer = call(here, "ModelStatistics", pb.ModelStatisticsRequest(name="digits"))[1].model_stats[0]
+    assert (told["name"], told["version"], told["inference_count"], told["execution_count"]) == ("digits", "main.41", 6006, 6)
+    assert (answer.inference_count, answer.execution_count, answer.last_inference) == (6006, 6, told["last_inference"])
+    stats = told["inference_stats"]
+    assert {name: found["count"] for name, found in stats.items()} == {
+        "success": 6,
+        "fail": 2,
+        "queue": 0,
+        "compute_input": 6,
+        "compute_infer": 6,
+        "compute_output": 6,
+    }
+    assert stats["success"]["ns"] == sum(stats[f"compute_{part}"]["ns"] for part in ("input", "infer", "output")) > 0
+    assert answer.inference_stats.success.ns == stats["success"]["ns"] and answer.inference_stats.fail.count == 2
+    assert ask(app(BUNDLE), "GET", "/v2/models/digits/stats").json["model_stats"][0]["last_inference"] == 0
+    assert ask(app(BUNDLE), "GET", "/v2/models/other/stats").status == 404

@@ -1,0 +1,108 @@
+"""What replicas append to the log: nothing that was promised is lost, and what is dropped is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import apsw
+import pytest
+
+from millrace.learners.errors import StorageError
+from millrace.services.endpoint import recording
+from millrace.services.endpoint.recording import Recorder
+from millrace.streams.records import Record
+from millrace.streams.sqlite.log import SqliteLog
+
+TOPIC = "flowers.served"
+
+
+def opened(path: Path) -> SqliteLog:
+    """A log with the topic."""
+    log = SqliteLog(path)
+    log.create_topic(TOPIC, 2)
+    return log
+
+
+def records(*values: int) -> Sequence[Record]:
+    """Records of these values, each with a key."""
+    return [Record(str(value).encode(), str(value).encode()) for value in values]
+
+
+def values(log: SqliteLog) -> list[int]:
+    """Everything in the topic."""
+    return sorted(int(event.value or b"") for number in range(2) for event in log.fetch(f"{TOPIC}:{number}", 0, None, 999)[0])
+
+
+def test_answers_and_labels_are_in_the_log_and_labels_hear_where(tmp_path: Path) -> None:
+    """What is stored for a caller is what the log has at that partition and offset."""
+    recorder = Recorder(lambda: opened(tmp_path / "log.sqlite"), TOPIC)
+    assert recorder.later(2, lambda: records(1, 2))
+    at = asyncio.run(recorder.now(records(3)))
+    recorder.close(5)
+    log = SqliteLog(tmp_path / "log.sqlite")
+    assert values(log) == [1, 2, 3]
+    ((number, offset),) = at
+    assert log.fetch(f"{TOPIC}:{number}", offset, offset + 1, 1)[0][0].value == b"3"
+    assert (recorder.counts.stored, recorder.counts.dropped, recorder.counts.waiting) == (3, 0, 0)
+
+
+def test_while_the_log_is_down_labels_are_refused_and_answers_wait_until_it_is_back(tmp_path: Path) -> None:
+    """The folder is a file at first, so the log cannot be opened."""
+    (tmp_path / "state").write_text("in the way")
+    recorder = Recorder(lambda: opened(tmp_path / "state" / "log.sqlite"), TOPIC)
+    assert recorder.later(1, lambda: records(1))
+    with pytest.raises(StorageError, match="takes nothing now"):
+        asyncio.run(recorder.now(records(2)))
+    (tmp_path / "state").unlink()
+    asyncio.run(recorder.now(records(3)))
+    recorder.close(5)
+    assert values(SqliteLog(tmp_path / "state" / "log.sqlite")) == [1, 3]
+    assert (recorder.counts.stored, recorder.counts.dropped) == (2, 0)
+
+
+def test_what_waits_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path) -> None:
+    """Answers over the bound; and all that wait where the replica ends before the log is back."""
+    (tmp_path / "state").write_text("in the way")
+    recorder = Recorder(lambda: opened(tmp_path / "state" / "log.sqlite"), TOPIC, waiting_rows=3)
+    taken = [recorder.later(2, lambda: records(1, 2)), recorder.later(2, lambda: records(3, 4))]
+    recorder.close(5)
+    assert taken == [True, False] and (recorder.counts.stored, recorder.counts.dropped) == (0, 4)
+    assert not recorder.later(1, lambda: records(5)) and recorder.counts.dropped == 5
+    with pytest.raises(StorageError, match="ending"):
+        asyncio.run(recorder.now(records(6)))
+
+
+def test_a_log_that_hangs_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process holds the write lock; the label may be there all the same once that is over, as its caller is told."""
+    monkeypatch.setattr(recording, "PATIENCE_S", 0.2)
+    log = opened(tmp_path / "log.sqlite")
+    holder = apsw.Connection(str(tmp_path / "log.sqlite"))
+    holder.execute("begin immediate")
+    recorder = Recorder(lambda: log, TOPIC)
+    with pytest.raises(StorageError, match="has not answered"):
+        asyncio.run(recorder.now(records(1)))
+    holder.execute("rollback")
+    recorder.close(5)
+    assert values(log) == [1]
+
+
+def test_a_caller_who_leaves_harms_nobody(tmp_path: Path) -> None:
+    """Cancelled while the log is busy: the others' labels are stored, and so is this one."""
+    log = opened(tmp_path / "log.sqlite")
+    holder = apsw.Connection(str(tmp_path / "log.sqlite"))
+    holder.execute("begin immediate")
+    recorder = Recorder(lambda: log, TOPIC)
+
+    async def calls() -> None:
+        leaving, staying = (asyncio.create_task(recorder.now(records(value))) for value in (1, 2))
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        threading.Timer(0.05, lambda: holder.execute("rollback")).start()
+        await staying
+
+    asyncio.run(calls())
+    recorder.close(5)
+    assert values(log) == [1, 2]

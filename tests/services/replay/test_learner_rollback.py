@@ -1,0 +1,277 @@
+"""The learner goes back while learning goes on: planned, done, killed and gone on with, undone; and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from pipelines import MILLRACE, clean_environment, here, json_lines, millrace
+from poisoned import BAD, GOOD, begin, good_rows, instance, lines, newest, operation, planned, replay, send, versions
+from test_trainer import SOON_S, Shelf, soon
+
+from millrace.learners.errors import BusyError, MillraceError, NotCountedError
+from millrace.services.decisions.decide import Change, decide
+from millrace.services.decisions.sweep import sweep_ended
+from millrace.services.pipeline.succession import heir_of
+from millrace.services.replay import learner_rollback
+from millrace.services.replay.operations import advance, planned_operation, step
+from millrace.services.training.run import opening_of
+from millrace.services.training.trainer import Trainer
+from millrace.streams.branch.branch import load_checkpoint
+from millrace.streams.branch.forks import begin_fork
+from millrace.streams.journal.journal import summarise
+from millrace.streams.journal.ledger import Target
+from millrace.streams.parts import pack
+from millrace.streams.worker.worker import Worker
+
+pytestmark = pytest.mark.slow
+BACK = ["rollback", "digits.toml", "--learner", "--reason", "poison", "--yes"]
+
+
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline that has learned poison, once for all of these tests."""
+    return begin(tmp_path_factory.mktemp("poisoned") / "there", with_poison=True)
+
+
+@pytest.fixture
+def there(poisoned: Path, tmp_path: Path) -> Path:
+    """A copy of it to do things to."""
+    return shutil.copytree(poisoned, tmp_path / "there")
+
+
+def state_of(folder: Path, version: str) -> dict:
+    """The parts of a version."""
+    branch = version.rpartition(".")[0]
+    marks = summarise(instance(folder).journal(branch), branch).marks
+    return load_checkpoint(instance(folder).store(), next(mark for mark in marks if mark.version == version))
+
+
+def same_learner(folder: Path, branch: str, version: str) -> bool:
+    """Whether the newest mark of a branch has the learner of a version, bit for bit, and answers with the same weights."""
+    _, parts = newest(folder, branch)
+    return all(
+        pack(parts[name]) == pack(state_of(folder, version)[name]) for name in ("learner", "derived", "features", "serve")
+    )
+
+
+def sound(folder: Path, *branches: str) -> None:
+    """Every branch is what its log says."""
+    for branch in branches:
+        proof = millrace("verify", "digits.toml", "--branch", branch, cwd=folder)
+        assert proof.returncode == 0, proof.stderr
+
+
+def test_the_learner_goes_back_to_the_version_that_is_served_and_learning_goes_on(there: Path) -> None:
+    """A plan first; then the version's learner on the newest positions, which learns what comes; both branches are proved."""
+    good, bad = versions(there)
+    assert here("rollback", "digits.toml", "--reason", "poison", "--yes", cwd=there).exit_code == 0
+    assert here("serve", "digits.toml", good, "--reason", "poison", "--yes", cwd=there).exit_code == 0
+    shown = here(*BACK[:-1], "--output", "json", cwd=there)
+    assert shown.exit_code == 0 and "Nothing was changed" in shown.stderr and instance(there).branches() == ["main"]
+    (said,) = json_lines(shown.stdout)
+    assert (said["learner"], said["branch"], said["ends"], said["done"]) == (good, "rollback-1", "main", False)
+    assert said["not_relearned"] == BAD + GOOD
+    done = here(*BACK, cwd=there)
+    assert done.exit_code == 0, done.stderr
+    assert same_learner(there, "rollback-1", good) and operation(there, "rollback-1") == "taken-over"
+    assert instance(there).ledger().serving["default"] == Target(follow="rollback-1")
+    assert "name it with --branch rollback-1" in millrace("run", "digits.toml", cwd=there).stderr
+    send(there, good_rows(3), "till-1")
+    assert millrace("run", "digits.toml", "--branch", "rollback-1", cwd=there).returncode == 0
+    facts = {line["what"]: line["value"] for line in status(there, "rollback-1")}
+    assert (facts["records"], facts["learner_of"], facts["parent"]) == (3 * GOOD + BAD, good, bad)
+    assert facts["learned"] + facts["passed"] + facts["rejected"] + facts["waiting"] == facts["records"]
+    sound(there, "main", "rollback-1")
+    undo = shlex.split(done.stderr.splitlines()[-1].removeprefix("undo: millrace "))
+    undone = here(*undo, cwd=there)
+    assert undone.exit_code == 0, undone.stderr
+    assert same_learner(there, "rollback-2", bad)
+    sound(there, "rollback-1", "rollback-2")
+    assert [one.why for one in instance(there).ledger().counted if getattr(one, "state", "") == "taken-over"] == [
+        "poison",
+        "undo",
+    ]
+
+
+def status(folder: Path, branch: str) -> list[dict]:
+    """Of a branch."""
+    return json_lines(here("status", "digits.toml", "--branch", branch, "--output", "json", cwd=folder).stdout)
+
+
+def stages(folder: Path, stop: int) -> None:
+    """The stages of a rollback up to one of them, as if the process had died there."""
+    where = instance(folder)
+    rewinding = learner_rollback.plan_learner(where, versions(folder)[0])
+    plan = rewinding.plan
+    mark = learner_rollback.Archive(where).mark(plan.version)
+    if stop > 0:
+        learner_rollback._begun(where, plan, "poison")
+    if stop > 1:
+        last = learner_rollback._ended(where, plan, mark)
+    if stop > 2:
+        fork = learner_rollback._fork(where, plan, last, mark)
+        begin_fork(where.recipe, where.doors(plan.branch), fork, mark.branch)
+    if stop > 3:
+        decide(where, Change(where.ledger().serving["default"], Target(follow=plan.branch)), "poison")
+
+
+@pytest.mark.parametrize("stop", range(5))
+def test_a_rollback_that_died_between_two_stages_is_gone_on_with_by_the_same_command(there: Path, stop: int) -> None:
+    """And until the new branch has begun, nobody goes there or makes an empty one in its place."""
+    good = versions(there)[0]
+    stages(there, stop)
+    if stop == 2:
+        assert heir_of(instance(there), "main") == "main", "a trainer waits"
+        early = millrace("run", "digits.toml", "--branch", "rollback-1", cwd=there)
+        assert early.returncode == 1 and "has not begun it" in early.stderr
+    if stop in (1, 2, 3, 4):
+        assert "rollback-1 of " in here("replay", "resume", "digits.toml", cwd=there).stderr
+        other = here("rollback", "digits.toml", versions(there)[-1], "--learner", "--reason", "r", "--yes", cwd=there)
+        assert other.exit_code == 1 and f"under way, to {good}" in other.stderr
+    if stop in (2, 3):
+        refused = here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=there)
+        assert refused.exit_code == 1 and "can only go on now" in refused.stderr
+    words = [*BACK[:2], *([good] if stop == 0 else []), *BACK[2:]]
+    done = here(*words, cwd=there)
+    assert done.exit_code == 0, done.stderr
+    assert operation(there, "rollback-1") == "taken-over" and same_learner(there, "rollback-1", good)
+    sound(there, "main", "rollback-1")
+
+
+def test_a_rollback_can_be_given_up_before_the_branch_has_ended(there: Path) -> None:
+    """A process that is still at it ends nothing, what it had stored is swept, and the branch goes on."""
+    stages(there, 1)
+    where, (good, bad) = instance(there), versions(there)
+    plan = learner_rollback.plan_learner(where, good).plan
+    marks = [learner_rollback.Archive(where).mark(version) for version in (bad, good)]
+    assert here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=there).exit_code == 0
+    assert operation(there, "rollback-1") == "aborted"
+    with pytest.raises(NotCountedError, match="is aborted since"):
+        learner_rollback._gate(where, plan, *marks)
+    assert where.store().bytes_of("rollback-1") > 0
+    sweep_ended(where, time.time() + 7200)
+    assert where.store().bytes_of("rollback-1") == 0
+    assert millrace("run", "digits.toml", cwd=there).returncode == 0
+
+
+def test_killed_at_any_moment_the_same_command_goes_on(there: Path) -> None:
+    """Seeded moments of real kill -9; the learner is the version's all the same."""
+    good, chance, deaths = versions(there)[0], random.Random(5), 0
+    words = [*MILLRACE, *BACK[:2], good, *BACK[2:]]
+    for _ in range(6):
+        process = subprocess.Popen(words, cwd=there, env=clean_environment(), stderr=subprocess.PIPE, start_new_session=True)
+        time.sleep(chance.uniform(0.4, 1.4))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            deaths += 1
+        process.communicate()
+        if "rollback-1" in instance(there).ledger().operations and operation(there, "rollback-1") == "taken-over":
+            break
+    states = {name: one.state for name, one in instance(there).ledger().operations.items()}
+    if "taken-over" not in states.values():
+        assert here(*words[len(MILLRACE) :], cwd=there).exit_code == 0
+    print(f"killed {deaths} times; {states}")
+    heir = heir_of(instance(there), "main")
+    assert heir.startswith("rollback-") and same_learner(there, heir, good)
+    sound(there, "main", heir)
+
+
+def test_of_two_at_once_the_one_that_was_slower_is_given_up(there: Path) -> None:
+    """No plan of it is left that would keep a version or a name; the other goes on."""
+    one = instance(there)
+    winner, version = learner_rollback.plan_learner(one, versions(there)[0]), versions(there)[1]
+    first = planned_operation(winner.plan.branch, "a", winner.plan.version, "first")
+    step(one, first)
+    loser = learner_rollback.plan_learner(one, version)
+    advance(one, first, "running", "first")
+    with pytest.raises(BusyError, match="rollback-1 of .* is running"):
+        learner_rollback.roll_back(one, loser, "second")
+    ledger = one.ledger()
+    assert (operation(there, "rollback-1"), operation(there, "rollback-2")) == ("running", "aborted")
+    assert "rollback-1 of " in ledger.operations["rollback-2"].why and version not in ledger.named
+
+
+def test_it_waits_for_a_replay_and_refuses_what_cannot_go_on(there: Path) -> None:
+    """One operation at a time; a version that has read further; another configuration; an unknown version."""
+    good = versions(there)[0]
+    assert replay(there, "run", planned(there)).returncode == 0
+    busy = here(*BACK, cwd=there)
+    assert busy.exit_code == 1 and "replay-1 of " in busy.stderr
+    assert here("replay", "take-over", "digits.toml", "--reason", "r", "--yes", cwd=there).exit_code == 0
+    shown = here("rollback", "digits.toml", good, "--learner", "--reason", "r", cwd=there)
+    assert shown.exit_code == 0 and "replay-1" in shown.stdout, "the branch that is live"
+    for words, code, why in (
+        (["main.99"], 1, "no version main.99"),
+        ([good, "--set", "learner.gamma=2"], 2, "learned with another configuration"),
+    ):
+        done = here("rollback", "digits.toml", *words, "--learner", "--reason", "r", "--yes", cwd=there)
+        assert done.exit_code == code and why in done.stderr
+    other, mark = learner_rollback.LearnerPlan("x", good, "", "main"), learner_rollback.Archive(instance(there)).mark(good)
+    with pytest.raises(MillraceError, match="has ended otherwise"):
+        learner_rollback._ended(instance(there), other, mark)
+
+
+def test_a_plan_that_was_never_run_can_be_given_up(there: Path) -> None:
+    """By its hash or its branch; then it is not run."""
+    plan, other = planned(there), planned(there, "--exclude-offsets", "digits:0:200-219")
+    for name in (plan[:12], "replay-2"):
+        assert here("replay", "abort", "digits.toml", name, "--reason", "r", "--yes", cwd=there).exit_code == 0
+    assert [operation(there, name) for name in ("replay-1", "replay-2")] == ["aborted", "aborted"]
+    for name in (plan, other):
+        refused = here("replay", "run", "digits.toml", name, cwd=there)
+        assert refused.exit_code == 1 and "is aborted already" in refused.stderr
+    assert here("replay", "abort", "digits.toml", "nothing-1", "--reason", "r", cwd=there).exit_code == 2
+    assert lines(there, "versions")
+
+
+def test_a_live_trainer_waits_while_the_branch_changes_hands_and_goes_on_with_the_new_one(there: Path) -> None:
+    """It makes no empty branch where the new one is to be; the rows that come meanwhile are learned there."""
+    where, good = instance(there), versions(there)[0]
+    trainer = Trainer(where, "main", Shelf(where))
+    soon(lambda: trainer.state().epoch > 0)
+    stages(there, 2)
+    soon(lambda: "has ended (rollback)" in trainer.state().said or "another writer" in trainer.state().said.lower())
+    time.sleep(3.0)
+    assert trainer.state().branch == "main" and not where.has_branch("rollback-1")
+    assert here(*BACK, cwd=there).exit_code == 0
+    send(there, good_rows(3), "till-1")
+    soon(lambda: trainer.state().branch == "rollback-1" and trainer.state().records == 3 * GOOD + BAD)
+    trainer.stop(SOON_S)
+    _, parts = newest(there, "rollback-1")
+    assert parts["counts"]["counts"]["learned"] == 3 * GOOD + BAD and not same_learner(there, "rollback-1", good)
+    sound(there, "main", "rollback-1")
+
+
+def test_a_live_trainer_goes_on_with_its_branch_where_the_rollback_is_given_up(there: Path) -> None:
+    """The branch had been taken from it, and nobody was to go on in its place."""
+    where = instance(there)
+    trainer = Trainer(where, "main", Shelf(where))
+    soon(lambda: trainer.state().epoch > 0)
+    stages(there, 1)
+    taken = Worker(where.recipe, where.doors("main"), where.loaded.pipeline.worker, opening_of(where, "main"))
+    taken.close()
+    soon(lambda: not trainer.state().running)
+    assert here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=there).exit_code == 0
+    send(there, good_rows(3), "till-1")
+    soon(lambda: trainer.state().records == 3 * GOOD + BAD and trainer.state().epoch > taken.epoch)
+    assert trainer.stop(SOON_S).branch == "main"
+    sound(there, "main")
+
+
+def test_rollback_goes_to_the_learners_version_while_the_new_branch_has_none(there: Path) -> None:
+    """It is what answers there, so a plain `rollback` finds it at night without being told a name."""
+    version = versions(there)[0]
+    assert here("rollback", "digits.toml", version, *BACK[2:], cwd=there).exit_code == 0
+    (row,) = lines(there, "rollback", "--reason", "x")
+    assert (row["from"], row["to"]) == ("the newest of rollback-1", f"version {version}")
+    assert millrace("run", "digits.toml", "--branch", "rollback-1", cwd=there).returncode == 0
+    (row,) = lines(there, "rollback", "--reason", "x")
+    assert row["to"] == f"version {versions(there)[-1]}" != f"version {version}"

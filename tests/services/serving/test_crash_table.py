@@ -1,0 +1,111 @@
+"""What else may die while a pipeline is served: Serve's controller, the proxy, the log's disk, the store. Answers go on."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pipelines import fill, flower_rows, make_read_only, millrace, pipeline_in, small_disk
+from served_pipeline import Up, load, served, until
+
+pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("crashes")]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One instance for all of these tests; its log and its store are small disks of their own."""
+    folder = tmp_path_factory.mktemp("crashes")
+    home = folder / ".millrace" / "digits"
+    with small_disk(home, 64 << 10), small_disk(home / "store", 16 << 10):
+        pipeline_in(folder, rows=200)
+        for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+            assert millrace(*words, cwd=folder).returncode == 0
+        with served(folder) as running:
+            yield running
+
+
+def send(up: Up, rows: int, seed: int) -> subprocess.CompletedProcess[str]:
+    """Append rows to the log."""
+    (up.folder / "more.jsonl").write_bytes(b"\n".join(flower_rows(rows, seed=seed)))
+    return millrace("send", "digits.toml", "more.jsonl", cwd=up.folder)
+
+
+def seq_of(up: Up) -> int:
+    """Of the state that answers; a proxy that has just been replaced is waited for until it knows the replicas."""
+    heard: list[dict] = []
+    until(lambda: heard.append(up.ask()) or heard[-1]["status"] == 200)
+    return heard[-1]["parameters"]["seq"]
+
+
+def learns(up: Up, seed: int) -> None:
+    """What is sent now is in the answers soon."""
+    seq = seq_of(up)
+    assert send(up, 40, seed).returncode == 0
+    until(lambda: seq_of(up) > seq)
+
+
+def test_serves_controller_dies_and_no_request_fails(up: Up) -> None:
+    """Requests go from the proxy straight to the replicas; Ray starts the controller again."""
+    with load(up) as callers:
+        until(lambda: len(callers.answers) > 50)
+        dead = up.kill("ServeController")
+        killed_s = time.monotonic()
+        back_s = until(lambda: [pid for pid in up.pids("ServeController") if pid != dead] != [])
+        until(lambda: len(callers.since(killed_s + back_s)) > 200)
+    print(f"the controller was back after {back_s:.1f} s, {callers.closed} kept connections were closed")
+    assert callers.failed == []
+    learns(up, 1)
+
+
+def test_the_proxy_dies_and_connections_are_refused_until_it_is_back(up: Up) -> None:
+    """Nothing else can listen on its port; learning goes on meanwhile, and the answers afterwards know what was learned."""
+    seq = seq_of(up)
+    with load(up) as callers:
+        until(lambda: len(callers.answers) > 50)
+        dead = up.kill("haproxy")
+        killed_s = time.monotonic()
+        assert send(up, 40, 2).returncode == 0
+        until(lambda: dead not in up.pids("haproxy") and len(callers.since(killed_s + 1)) > 50, 60)
+    back_s = min(when for when, _ in callers.answers if when > killed_s + 1) - killed_s
+    print(f"the proxy answered again {back_s:.1f} s after kill -9")
+    kinds = {failed[:3] if failed[0].isdigit() else failed.partition("(")[0] for failed in callers.failed}
+    broken = {"ConnectionRefusedError", "ConnectionResetError", "BrokenPipeError", "RemoteDisconnected"}
+    assert kinds <= broken | {"404", "503"}, kinds  # these two: it is back and has not been told of a replica yet
+    until(lambda: seq_of(up) > seq)
+
+
+def test_the_logs_disk_is_full_and_answers_go_on(up: Up) -> None:
+    """What cannot be appended is refused in a sentence; when there is room again, learning goes on by itself."""
+    home = up.folder / ".millrace" / "digits"
+    with load(up) as callers:
+        until(lambda: len(callers.answers) > 50)
+        try:
+            fill(home)
+            refused = send(up, 4000, 3)
+            full_s = time.monotonic()
+            until(lambda: len(callers.since(full_s)) > 300)
+        finally:
+            (home / "ballast").unlink()
+    assert refused.returncode == 1 and "disk" in refused.stderr
+    assert callers.failed == []
+    learns(up, 4)
+
+
+def test_the_store_is_read_only_and_answers_go_on(up: Up) -> None:
+    """Checkpoints and versions wait; when it can be written again, a version is marked at the end."""
+    store = up.folder / ".millrace" / "digits" / "store"
+    with load(up) as callers:
+        until(lambda: len(callers.answers) > 50)
+        make_read_only(store)
+        try:
+            learns(up, 5)
+            read_only_s = time.monotonic()
+            until(lambda: len(callers.since(read_only_s)) > 300)
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", Path(store)], check=True)
+    assert callers.failed == []
+    learns(up, 6)

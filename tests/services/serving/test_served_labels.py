@@ -1,0 +1,208 @@
+"""A client predicts, labels later, and the next answers know it; through kill -9 no label is lost and none learned twice."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+from pipelines import PIPELINE, facts, fill, millrace, pipeline_in, small_disk
+from served_pipeline import Up, served, until
+
+pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
+import grpc
+
+from millrace.services.protocol import inference_pb2 as pb
+from millrace.services.protocol import labels_pb2
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("labels")]
+NAMES = ("rose", "tulip", "daisy")
+LATE = """
+[labels]
+horizon_ms = 600000
+grace_ms = 60000
+"""
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One instance for all of these tests, on a small disk."""
+    folder = tmp_path_factory.mktemp("labelled")
+    with small_disk(folder / ".millrace" / "digits", 64 << 10):
+        pipeline_in(folder, rows=60, text=PIPELINE + LATE)
+        for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+            assert millrace(*words, cwd=folder).returncode == 0
+        with served(folder) as running:
+            yield running
+
+
+def called(up: Up, verb: str, body: object | None) -> tuple[int, dict, dict]:
+    """Status, headers and body of a call, sent again where its connection broke, as a client would."""
+    for _ in range(20):
+        connection = http.client.HTTPConnection("127.0.0.1", up.port, timeout=20)
+        try:
+            text = None if body is None else json.dumps(body)
+            connection.request("GET" if body is None else "POST", f"/v2/models/digits/{verb}", text)
+            answer = connection.getresponse()
+            return answer.status, dict(answer.headers), json.loads(answer.read())
+        except (OSError, http.client.HTTPException):
+            continue
+        finally:
+            connection.close()
+    raise AssertionError("no answer")
+
+
+def question(ids: Sequence[str], kind: int, seed: int) -> dict:
+    """Rows of one kind, under ids of their own."""
+    chance = random.Random(seed)
+    x = [[chance.randrange(17) + 5 * kind for _ in range(4)] for _ in ids]
+    return {
+        "inputs": [
+            {"name": "x", "datatype": "FP64", "shape": [len(ids), 4], "data": x},
+            {"name": "site", "datatype": "BYTES", "shape": [len(ids)], "data": ["north"] * len(ids)},
+            {"name": "id", "datatype": "BYTES", "shape": [len(ids)], "data": list(ids)},
+        ]
+    }
+
+
+def labels_of(ids: Sequence[str], kind: str, revision: int = 0) -> dict:
+    """One label for all of them."""
+    return {"labels": [{"id": one, "label": kind, "revision": revision} for one in ids]}
+
+
+def status(up: Up) -> dict:
+    """What `millrace status` says."""
+    return facts(up.folder)
+
+
+def settled(up: Up, **wanted: int) -> dict:
+    """The status once it says so."""
+    found = status(up)
+    until(lambda: {name: found.get(name) for name in wanted} == wanted or (found.update(status(up)) or False), 30)
+    return found
+
+
+def test_a_class_that_only_labels_over_http_and_grpc_name_is_in_the_next_answers(up: Up) -> None:
+    """Predicted over both protocols, labelled later over both; each row is learned once and scored as it was served."""
+    before = status(up)
+    ids = [f"first/{at}" for at in range(40)]
+    code, _, said = called(up, "infer", question(ids, 4, 1))
+    assert code == 200 and "lily" not in said["outputs"][1]["data"]
+    code, _, stored = called(up, "labels", labels_of(ids[:20], "lily"))
+    assert code == 202 and stored["accepted"] == 20 and all(at.startswith("digits.served-0-") for at in stored["offsets"])
+    with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
+        label = channel.unary_unary(
+            "/millrace.v1.Labels/Label",
+            request_serializer=labels_pb2.LabelRequest.SerializeToString,
+            response_deserializer=labels_pb2.LabelResponse.FromString,
+        )
+        told = label(labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id=one, text="lily") for one in ids[20:]]))
+        assert told.accepted == 20
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+        request = pb.ModelInferRequest(model_name="digits", id="by grpc")
+        x = request.inputs.add(name="x", datatype="FP64", shape=[1, 4])
+        x.contents.fp64_contents.extend([21.0, 24.0, 28.0, 30.0])
+        site = request.inputs.add(name="site", datatype="BYTES", shape=[1])
+        site.contents.bytes_contents.append(b"north")
+        until(lambda: b"lily" in infer(request).raw_output_contents[1])
+    after = settled(up, labels_joined=40)
+    assert after["scored_as_served"] - before.get("scored_as_served", 0) == 40
+    assert after["learned"] + after["passed"] + after["rejected"] + after["waiting"] + after["labels"] == after["records"]
+
+
+def test_labels_sent_twice_early_conflicting_and_corrected_do_what_the_design_says(up: Up) -> None:
+    """Each fate is counted, and the row is learned once."""
+    before = status(up)
+    assert called(up, "labels", {"id": "second/0", "label": "rose"})[0] == 202  # before its prediction
+    assert called(up, "infer", question(["second/0", "second/1"], 0, 2))[0] == 200
+    assert called(up, "labels", labels_of(["second/1"], "rose"))[0] == 202
+    settled(up, labels_joined=before["labels_joined"] + 2)
+    for kind, revision in (("rose", 0), ("tulip", 0), ("tulip", 1)):  # again, another value, a correction
+        assert called(up, "labels", labels_of(["second/1"], kind, revision))[0] == 202
+    wanted = {"labels_repeated": 1, "labels_conflicts": 1, "labels_corrections": 1}
+    after = settled(up, **{name: before[name] + count for name, count in wanted.items()})
+    assert after["labels_joined"] == before["labels_joined"] + 2
+
+
+def test_a_label_that_cannot_be_taken_is_refused_with_its_reason_and_nothing_is_appended(up: Up) -> None:
+    """400 over HTTP, INVALID_ARGUMENT over gRPC."""
+    before = settled(up, lag_rows=0)["records"]
+    code, _, said = called(up, "labels", {"labels": [{"id": "a", "label": "rose"}, {"id": "b", "label": 3}]})
+    assert code == 400 and "labels[1].label" in said["error"]
+    with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
+        label = channel.unary_unary("/millrace.v1.Labels/Label", request_serializer=labels_pb2.LabelRequest.SerializeToString)
+        with pytest.raises(grpc.RpcError) as refused:
+            label(labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id="a")]))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    code, _, said = called(up, "infer", question(["x" * 600], 0, 3))
+    assert code == 400 and "1 to 512 characters" in said["error"]
+    assert settled(up, lag_rows=0)["records"] == before
+
+
+def test_status_shows_trainer_replicas_what_they_serve_and_what_they_recorded(up: Up) -> None:
+    """Without Ray in the command; each replica says what it was told and what it answers."""
+    until(lambda: all("told to serve the newest of main" in status(up).get(f"replica_{at}", "") for at in (1, 2)))
+    found = status(up)
+    assert found["endpoint"].startswith(f"http://127.0.0.1:{up.port}") and "HAProxy" in found["endpoint"]
+    assert found["trainer"].startswith("branch main, epoch ")
+    assert all("0 dropped" in found[f"replica_{at}"] for at in (1, 2))
+
+
+def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_twice(up: Up) -> None:
+    """Every label that was answered 202 is joined once; those sent again are counted as repeated."""
+    before, killed = status(up), threading.Event()
+    accepted: list[str] = []
+
+    def client() -> None:
+        while not killed.is_set() or len(accepted) % 100:
+            at = len(accepted)
+            some = [f"killed/{at + row}" for row in range(10)]
+            assert called(up, "infer", question(some, at % 3, at))[0] == 200
+            assert called(up, "labels", labels_of(some, NAMES[at % 3]))[0] == 202
+            accepted.extend(some)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    for title in (":Predictor", ":Trainer", ":Current", ":Predictor"):
+        sent = len(accepted)
+        until(lambda sent=sent: len(accepted) > sent + 30)
+        dead = up.kill(title)
+        until(lambda title=title, dead=dead: any(pid != dead for pid in up.pids(title)))
+    killed.set()
+    thread.join(60)
+    assert not thread.is_alive() and len(accepted) >= 120
+    # A prediction may be lost with its replica before it is appended: its label then waits for it. Sent again, both are joined.
+    for at in range(0, len(accepted), 100):
+        some = accepted[at : at + 100]
+        assert called(up, "infer", question(some, 0, 1))[0] == 200
+        again = [{"id": one, "label": NAMES[int(one.partition("/")[2]) // 10 * 10 % 3]} for one in some]
+        assert called(up, "labels", {"labels": again})[0] == 202
+    after = settled(up, labels_joined=before["labels_joined"] + len(accepted))
+    assert after["labels_conflicts"] == before["labels_conflicts"]
+    assert after["learned"] + after["passed"] + after["rejected"] + after["waiting"] + after["labels"] == after["records"]
+    assert millrace("verify", "digits.toml", cwd=up.folder).returncode == 0
+
+
+def test_while_the_log_is_down_answers_go_on_and_labels_are_refused_until_it_is_back(up: Up) -> None:
+    """503 with Retry-After; answers' records wait and come into the log afterwards."""
+    before, ids = status(up), [f"down/{at}" for at in range(20)]
+    fill(up.folder / ".millrace" / "digits")
+    refused = []
+    for at in range(400):
+        assert called(up, "infer", question([f"filler/{at}/{row}" for row in range(50)], 0, at))[0] == 200
+        code, headers, said = called(up, "labels", labels_of([f"filler/{at}/0"], "rose"))
+        if code == 503:
+            refused.append((headers, said))
+            break
+    assert refused and refused[0][0]["retry-after"] == "1" and "Send the request again" in refused[0][1]["error"]
+    assert called(up, "infer", question(ids, 0, 5))[0] == 200
+    (up.folder / ".millrace" / "digits" / "ballast").unlink()
+    until(lambda: called(up, "labels", labels_of(ids, "rose"))[0] == 202)
+    until(lambda: status(up)["labels_joined"] >= before["labels_joined"] + 20)

@@ -1,0 +1,157 @@
+"""A pipeline served by Ray: it learns while it answers, is rolled back under load, and every part of it may be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_calls import Client, asked, length_prefixed
+from pipelines import PIPELINE, flower_rows, json_lines, millrace, pipeline_in
+from served_pipeline import CALLERS, Up, command_of, descendants, load, served, until
+
+pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # one instance serves them all
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One instance for all of these tests: learned 200 rows before, a version every 100."""
+    folder = tmp_path_factory.mktemp("served")
+    pipeline_in(folder, rows=200, text=PIPELINE + "version_rows = 100\n")
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        assert millrace(*words, cwd=folder).returncode == 0
+    with served(folder) as running:
+        yield running
+
+
+def send(up: Up, rows: int) -> None:
+    """Append rows to the log."""
+    (up.folder / "more.jsonl").write_bytes(b"\n".join(flower_rows(rows, seed=rows)))
+    assert millrace("send", "digits.toml", "more.jsonl", cwd=up.folder).returncode == 0
+
+
+def versions(up: Up) -> list[str]:
+    """Of the branch, oldest first."""
+    lines = json_lines(millrace("log", "digits.toml", "--output", "json", cwd=up.folder).stdout)
+    return [line["said"]["version"] for line in lines if line["said"].get("version")]
+
+
+def test_answers_follow_what_is_sent(up: Up) -> None:
+    """Rows that were sent are in the answers soon after, and staleness says how soon."""
+    before = up.ask()["parameters"]
+    send(up, 60)
+    sent_s = time.monotonic()
+    until(lambda: up.ask()["parameters"]["seq"] > before["seq"], 20)
+    print(f"{time.monotonic() - sent_s:.3f} s from the end of `millrace send` to an answer that knows the rows")
+    until(lambda: up.ask()["parameters"]["staleness_ms"] < 3000, 20)
+    assert up.ask()["parameters"]["branch"] == "main"
+
+
+def test_grpc_answers_beside_http_with_the_same_scores_health_and_statistics(up: Up) -> None:
+    """Through HAProxy, without metadata; nothing else than loopback is open to callers without the token."""
+
+    async def talk() -> tuple[Any, Any, Any]:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
+            client = Client(channel)
+            row = [("x", "FP64", [1, 4], np.array([3.0, 4, 5, 6]).tobytes()), ("site", "BYTES", [1], length_prefixed("north"))]
+            answer = await client("ModelInfer", asked(*row, id="r7"))
+            return answer, await client("Check", b""), await client("ModelStatistics", b"")
+
+    answer, health, statistics = asyncio.run(talk())
+    said = up.ask()
+    assert answer.id == "r7" and answer.model_name == "digits" and health.status == 1
+    assert answer.parameters["branch"].string_param == said["parameters"]["branch"] == "main"
+    assert np.frombuffer(answer.raw_output_contents[0]).shape == (len(said["outputs"][0]["data"]),)
+    assert statistics.model_stats[0].name == "digits"
+    token = up.folder / ".millrace" / "digits" / "token"
+    assert token.stat().st_mode & 0o777 == 0o600 and token.read_text().strip() not in (up.folder / "up.log").read_text()
+    assert all(token.read_text().strip() not in command_of(pid) for pid in descendants(up.process.pid))
+    port = next(number for name, number in open_ports(up) if name == "[::]" and 20_000 <= number < 30_100)
+    address = own_address()
+    if address is None:
+        return
+
+    async def from_outside(shown: str) -> grpc.StatusCode:
+        async with grpc.aio.insecure_channel(f"{address}:{port}") as channel:
+            try:
+                await Client(channel)("ServerMetadata", b"", metadata=(("authorization", shown),))
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+    codes = [asyncio.run(from_outside(shown)) for shown in ("", "Bearer x", f"Bearer {token.read_text().strip()}")]
+    assert codes == [grpc.StatusCode.UNAUTHENTICATED] * 2 + [grpc.StatusCode.OK]
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+def test_a_port_that_is_taken_is_refused_by_name(option: str, tmp_path: Path) -> None:
+    """Before anything is started, with the option that names another."""
+    pipeline_in(tmp_path, rows=1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = millrace("up", "digits.toml", option, str(port), cwd=tmp_path)
+    assert done.returncode == 1 and f"127.0.0.1:{port}" in done.stderr and f"give another {option}." in done.stderr
+
+
+def open_ports(up: Up) -> list[tuple[str, int]]:
+    """What `millrace up` said it listens on."""
+    lines = [line.split() for line in (up.folder / "up.log").read_text().splitlines() if line.startswith("listens")]
+    return [(place.rpartition(":")[0], int(place.rpartition(":")[2])) for _, place, *_ in lines]
+
+
+def own_address() -> str | None:
+    """An address of this machine that is not loopback, or None."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.77", 9))  # sends nothing
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
+def test_a_rollback_under_load_reaches_every_replica_without_a_failed_request(up: Up) -> None:
+    """And back: the undo that is printed last is a command that works."""
+    old = versions(up)[0]
+    with load(up) as callers:
+        until(lambda: len(callers.answers) > 50)
+        done = millrace("rollback", "digits.toml", old, "--reason", "garbage", "--yes", cwd=up.folder)
+        decided_s = time.monotonic()
+        assert done.returncode == 0, done.stderr
+        until(lambda: {name for _, name in callers.answers[-100:]} == {old})
+        settled = len(callers.answers)
+        until(lambda: len(callers.answers) > settled + 100)
+        assert {name for _, name in callers.answers[settled:]} == {old}, "no replica goes back to what it answered before"
+        wrong = [when for when, name in callers.answers if when >= decided_s and name != old]
+        print(f"{max(wrong, default=decided_s) - decided_s:.3f} s from the command's end to the last other answer")
+        assert "--follow main" in done.stderr.splitlines()[-1]
+        assert millrace(*done.stderr.splitlines()[-1].split()[2:], cwd=up.folder).returncode == 0
+        until(lambda: old not in {name for _, name in callers.answers[-100:]})
+    assert callers.failed == []
+    assert callers.cut == 0
+
+
+@pytest.mark.parametrize("title", [":Current", ":Trainer", ":Predictor"])
+def test_kill_9_of_any_part_and_the_answers_go_on(up: Up, title: str) -> None:
+    """Ray starts it again, and what is learned afterwards reaches the answers."""
+    before = up.pids(title)
+    with load(up) as callers:
+        until(lambda: len(callers.answers) > 50)
+        dead = up.kill(title)
+        killed_s = time.monotonic()
+        back_s = until(lambda: dead not in up.pids(title) and len(up.pids(title)) == len(before))
+        seq = up.ask()["parameters"]["seq"]
+        send(up, 40 + len(title))
+        fresh_s = until(lambda: up.ask()["parameters"]["seq"] > seq)
+        until(lambda: len(callers.since(killed_s)) > 200)
+    print(f"{title}: back after {back_s:.1f} s, its lessons in the answers {fresh_s:.1f} s later, {callers.closed} closed")
+    assert callers.failed == []
+    assert callers.cut <= (CALLERS if title == ":Predictor" else 0)

@@ -1,0 +1,231 @@
+"""A served pipeline in processes of its own, found by their titles, and callers that never stop asking."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines import MILLRACE, PATIENCE_S, clean_environment
+
+from millrace.services.serving.ports import free_port  # callers import it from here
+
+ROW = {
+    "inputs": [
+        {"name": "x", "datatype": "FP64", "shape": [1, 4], "data": [3, 4, 5, 6]},
+        {"name": "site", "datatype": "BYTES", "shape": [1], "data": ["north"]},
+    ]
+}
+
+
+@dataclass
+class Up:
+    """A running `millrace up digits.toml`."""
+
+    folder: Path
+    port: int
+    grpc_port: int
+    process: subprocess.Popen[bytes]
+
+    def ask(self) -> dict:
+        """The answer to ``ROW``, on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("POST", "/v2/models/digits/infer", json.dumps(ROW))
+            answer = connection.getresponse()
+            heard = answer.read()
+            return {"status": answer.status, **(json.loads(heard) if heard.startswith(b"{") else {"said": heard})}
+        except (OSError, http.client.HTTPException) as error:
+            return {"status": 0, "said": repr(error)}
+        finally:
+            connection.close()
+
+    def pids(self, title: str) -> list[int]:
+        """The processes under this one whose title holds ``title``.
+
+        Ray names an actor's process after its class alone, or after the actor, its class and the method that runs.
+        """
+        return [pid for pid in descendants(self.process.pid) if title in command_of(pid)]
+
+    def kill(self, title: str) -> int:
+        """kill -9 one of them; its pid."""
+        pids = self.pids(title)
+        assert pids, f"none of {[command_of(pid) for pid in descendants(self.process.pid)]}"
+        pid = pids[0]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+
+def post(port: int, verb: str, body: object) -> tuple[int, dict]:
+    """Status and answer of one call to a pipeline called digits."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("POST", f"/v2/models/digits/{verb}", json.dumps(body))
+    answer = connection.getresponse()
+    said = answer.status, json.loads(answer.read())
+    connection.close()
+    return said
+
+
+def question(ids: list[str]) -> dict:
+    """Rows of a kind that nobody has named yet."""
+    return {
+        "inputs": [
+            {"name": "x", "datatype": "FP64", "shape": [len(ids), 4], "data": [[21.0, 24.0, 28.0, 30.0]] * len(ids)},
+            {"name": "site", "datatype": "BYTES", "shape": [len(ids)], "data": ["north"] * len(ids)},
+            {"name": "id", "datatype": "BYTES", "shape": [len(ids)], "data": ids},
+        ]
+    }
+
+
+def command_of(pid: int) -> str:
+    """A process's title, or nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process, and theirs."""
+    try:
+        text = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    children = [int(child) for child in text.split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
+def until(true: Callable[[], bool], seconds: float = 40.0) -> float:
+    """Look again and again; how long it took. Fails where it never becomes true."""
+    start_s = time.monotonic()
+    while not true():
+        assert time.monotonic() - start_s < seconds, "it never came true"
+        time.sleep(0.02)
+    return time.monotonic() - start_s
+
+
+IN_A_ROW = 20  # ready answers: both replicas are among those who gave them
+
+
+def is_ready(port: int) -> bool:
+    """Whether one replica is."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+@contextmanager
+def served(folder: Path, *words: str, millrace: Sequence[str] = MILLRACE) -> Iterator[Up]:
+    """`millrace up digits.toml` with two replicas, from the moment both are ready; ended with everything it started.
+
+    ``millrace``: what is run for it.
+    """
+    port, grpc_port, said = free_port(), free_port(), folder / "up.log"
+    command = [*millrace, "up", "digits.toml", "--port", str(port), "--grpc-port", str(grpc_port), *words]
+    with said.open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
+    try:
+        until(lambda: process.poll() is not None or b"Ctrl-C" in said.read_bytes(), PATIENCE_S)
+        assert process.poll() is None, said.read_text()
+        until(lambda: all(is_ready(port) for _ in range(IN_A_ROW)), PATIENCE_S)
+        yield Up(folder, port, grpc_port, process)
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C, and kill -9 for what it leaves."""
+    started = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    time.sleep(0.5)
+    for pid in [pid for pid in started if command_of(pid)]:
+        os.kill(pid, signal.SIGKILL)
+
+
+@dataclass
+class Load:
+    """Callers that ask one after the other on kept connections; every answer is kept."""
+
+    up: Up
+    answers: list[tuple[float, str]] = field(default_factory=list)  # when it came, model_version
+    failed: list[str] = field(default_factory=list)
+    closed: int = 0  # kept connections that the proxy let go when it took up new settings, as HTTP allows; asked again
+    cut: int = 0  # answers that had begun when their replica was killed: no proxy can send those requests again
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def since(self, at_s: float) -> list[str]:
+        """The states that answered after a moment."""
+        return [name for when, name in list(self.answers) if when >= at_s]
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.up.port, timeout=20)
+        body, used = json.dumps(ROW), 0  # requests on this connection
+        while not self._stop.is_set():
+            try:
+                connection.request("POST", "/v2/models/digits/infer", body)
+                answer = connection.getresponse()
+                heard = answer.read()
+                used += 1
+            except (http.client.RemoteDisconnected, ConnectionResetError) as error:
+                if used:
+                    self.closed += 1
+                else:
+                    self.failed.append(repr(error))
+                connection.close()
+                used = 0
+                continue
+            except http.client.IncompleteRead:
+                self.cut += 1
+                connection.close()
+                used = 0
+                continue
+            except (OSError, http.client.HTTPException) as error:
+                self.failed.append(repr(error))
+                connection.close()
+                used = 0
+                time.sleep(0.01)
+                continue
+            if answer.status == 200:
+                self.answers.append((time.monotonic(), json.loads(heard)["model_version"]))
+            else:
+                self.failed.append(f"{answer.status} {heard!r}")
+            time.sleep(0.002)
+        connection.close()
+
+
+CALLERS = 4  # at once
+
+
+@contextmanager
+def load(up: Up, callers: int = CALLERS) -> Iterator[Load]:
+    """So many callers at once, for as long as the block runs."""
+    every = Load(up)
+    threads = [threading.Thread(target=every._ask) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield every
+    finally:
+        every._stop.set()
+        for thread in threads:
+            thread.join()

@@ -1,0 +1,40 @@
+"""What numerics depend on: recorded in full, set exactly, compared without the release."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from millrace.streams.branch.host import same_numerics, this_host, use_threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_blas_uses_exactly_the_threads_it_was_told(threads: int) -> None:
+    """A sum over another number of threads is another sum."""
+    with threadpool_limits():  # put back afterwards
+        use_threads(threads)
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {threads}
+
+
+def test_the_host_record_is_the_same_each_time_and_names_processor_and_blas() -> None:
+    """Else no two states could be compared bit for bit."""
+    host = this_host(1)
+    assert host == this_host(1) and host.threads == 1 and host.millrace
+    assert "numpy" in host.blas and "scipy" in host.blas and len(host.cpu.split()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "same"),
+    [
+        ("cpu", "another", False),
+        ("blas", "another", False),
+        ("threads", 2, False),
+        ("torch", "2.9", False),
+        ("millrace", "9", True),
+    ],
+)
+def test_states_are_compared_bit_for_bit_where_all_but_the_release_is_equal(field: str, value: object, same: bool) -> None:
+    """Another release folds alike, or raises its learner's revision."""
+    host = this_host(1)
+    assert same_numerics(host, msgspec.structs.replace(host, **{field: value})) is same

@@ -1,0 +1,324 @@
+"""The learner goes back and the branch goes on: answers of the version, joins of now, and nothing between learned or lost."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+import pytest
+from branches import HOST, SCHEMA, SMALL, Rooms, SteppedWall, everything, make_events, mark_at_once, recipe, run_to_end
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from late_labels import RULES, late_recipe, make_late_events
+from test_crash import DyingStore
+from test_forks import DyingStream
+
+from millrace.learners.analytic.ridge import Ridge, RidgeConfig
+from millrace.learners.drift.alarms import DriftConfig
+from millrace.learners.errors import ReplacedError
+from millrace.learners.protocol import Batch, State
+from millrace.streams.branch.branch import Doors, Recipe, load_checkpoint, restore
+from millrace.streams.branch.forks import begin_fork, compose, rewound_fork
+from millrace.streams.branch.learner_rollback import moved
+from millrace.streams.branch.verify import verify
+from millrace.streams.checksummed import seal
+from millrace.streams.features.columns import Features
+from millrace.streams.formats.json_rows import Codec, Rows
+from millrace.streams.journal.entries import Fork, Step
+from millrace.streams.journal.journal import Cursor, counted, summarise
+from millrace.streams.labels.served import ServedCodec
+from millrace.streams.parts import pack
+from millrace.streams.schema import Schema
+from millrace.streams.source import CrashError, ListSource
+from millrace.streams.stream import ListStream
+from millrace.streams.worker.worker import Opening, Worker
+
+ROWS = 120
+PART = 80  # read when the learner goes back
+
+
+@dataclass
+class Rewound:
+    """What outlives a process: the rooms of ``main``, and the journal of the branch that takes its place."""
+
+    parent: Rooms
+    how: Recipe
+    journal: ListStream = field(default_factory=ListStream)
+
+    def doors(self) -> Doors:
+        """Of the new branch, for a new process."""
+        source = ListSource(self.parent.items, read_rows=self.parent.read_rows)
+        return Doors(source, self.parent.producer, self.journal, self.parent.store)
+
+    def begin(self) -> Fork:
+        """End ``main`` and begin the other, wherever that was left; as ``millrace rollback --learner`` does."""
+        doors = self.doors()
+        version = [mark for mark in summarise(self.parent.journal, "main").marks if mark.version][0]
+        if summarise(self.parent.journal, "main").end.ended is None:
+            worker = self.parent.worker(how=self.how)
+            worker.close()
+            fork = rewound_fork(self.how, doors, "back", worker._chronicle.marks[-1], version, [])
+            compose(self.how, doors.store, fork, "main")
+            worker.end("rollback", "back")
+        newest = [mark for mark in summarise(self.parent.journal, "main").marks if mark.version][-1]
+        fork = rewound_fork(self.how, doors, "back", newest, version, [])
+        begin_fork(self.how, doors, fork, "main")
+        return fork
+
+    def worker(self) -> Worker:
+        """A new process on the new branch."""
+        self.begin()
+        return Worker(self.how, self.doors(), SMALL, Opening("back", HOST, SteppedWall()))
+
+
+def learned(late: bool, seed: int = 0, read_rows: int = 5, part: int = PART) -> Rewound:
+    """A branch ``main`` that has read a part of the log."""
+    how = late_recipe(rules=RULES) if late else recipe()
+    events = make_late_events(ROWS, seed) if late else make_events(ROWS, seed)
+    rooms = Rooms(events, read_rows=read_rows)
+    worker = rooms.worker(how=how)
+    run_to_end(worker, part)
+    mark_at_once(worker)
+    return Rewound(rooms, how)
+
+
+def answers(parts: dict, columns: Rows, how: Recipe) -> bytes:
+    """What a state answers to rows, as bytes."""
+    learner, features = how.make_learner(), Features(how.schema)
+    learner.load_state_dict(State(parts["learner"], parts["derived"]))
+    features.load(parts["features"])
+    servable = learner.servable()
+    x = features.answer(columns.columns)
+    return pack({"scores": servable.predict_many(Batch(x)), "classes": list(servable.classes)})
+
+
+@settings(max_examples=12, deadline=None)
+@given(late=some.booleans(), seed=some.integers(0, 10_000), read_rows=some.integers(1, 30), part=some.integers(40, ROWS))
+def test_it_answers_as_the_version_did_and_has_the_joins_and_counts_of_now(late, seed, read_rows, part):
+    """Bit for bit right after; positions, clock and what waits are the newest; the fates add up, then and at the log's end."""
+    there = learned(late, seed, read_rows, part)
+    fork = there.begin()
+    main = summarise(there.parent.journal, "main")
+    newest = load_checkpoint(there.parent.store, main.marks[-1])
+    first = [mark for mark in main.marks if mark.version][0]
+    version = load_checkpoint(there.parent.store, first)
+    worker = Worker(there.how, there.doors(), SMALL, Opening("back", HOST, SteppedWall()))
+    now = worker.fold.parts()
+    rows, _ = recipe().codec.decode(make_events(60, seed + 1))
+    assert answers(now, rows, there.how) == answers(version, rows, there.how)
+    for name in ("learner", "derived", "features", "serve"):
+        assert pack(now[name]) == pack(version[name]), name
+    assert (worker.fold.position, worker.fold.clock_ms) == (newest["counts"]["position"], newest["counts"]["clock_ms"])
+    assert fork.positions == worker.fold.position
+    read = sum(worker.fold.position.values())
+    assert worker.fold.records == read and worker.fold.batches.waiting == 0
+    if late:
+        for name in ("pending", "due_ms", "early", "known_newest", "settled"):
+            assert pack({"": now["join"].get(name)}) == pack({"": newest["join"].get(name)}), name
+    before = worker.fold.counts.learned
+    run_to_end(worker, ROWS)
+    assert worker.fold.records == ROWS and worker.fold.counts.learned >= before
+    worker.close()
+    assert verify(there.how, there.doors(), "back", SMALL.keep).findings == []
+
+
+def test_late_labels_of_predictions_that_waited_are_joined():
+    """A prediction made before, its label after: learned once, on the row as the version's tables put it."""
+    there = learned(late=True, seed=3)
+    worker = there.worker()
+    waiting = worker.fold.labels.waiting_predictions
+    joined = worker.fold.labels.counts.joined
+    assert waiting > 0
+    run_to_end(worker, ROWS)
+    never = Rooms(there.parent.items).worker(how=there.how)
+    run_to_end(never, ROWS)
+    assert worker.fold.labels.counts == never.fold.labels.counts and worker.fold.labels.counts.joined > joined
+    assert worker.fold.labels.settled == never.fold.labels.settled
+
+
+def test_the_rows_between_are_not_learned_again():
+    """The learner at the end has seen those of the version and those after; a ridge's own count of rows says so."""
+    there = learned(late=False)
+    worker = there.worker()
+    version = worker.fold.learner.rows if hasattr(worker.fold.learner, "rows") else None
+    counts = worker.fold.counts.learned
+    gram = worker.fold.learner.state_dict().truth
+    run_to_end(worker, ROWS)
+    main = Rooms(there.parent.items).worker(how=there.how)
+    run_to_end(main, ROWS)
+    assert worker.fold.counts.learned + worker.fold.batches.waiting < main.fold.counts.learned + main.fold.batches.waiting
+    assert version is None or worker.fold.learner.rows - version == worker.fold.counts.learned - counts
+    assert pack(gram) != pack(worker.fold.learner.state_dict().truth)
+
+
+@pytest.mark.parametrize(("which", "after"), [("main", False), ("main", True), ("back", False), ("back", True)])
+def test_a_crash_at_any_append_changes_nothing(which, after):
+    """Of either journal; wherever the process dies, the branch that goes on is the same bit for bit and verifies."""
+    whole = finished(learned(late=True))
+    for at in itertools.count(1):
+        there, dying = learned(late=True), DyingStream(at, after)
+        if which == "main":
+            dying.values = there.parent.journal.values
+            there.parent.journal = dying
+        else:
+            there.journal = dying
+        found = finished(there)
+        if dying.left > 0:
+            break
+        assert found == whole, at
+    assert at > (3 if which == "main" else 10)
+
+
+def test_a_crash_at_any_blob_changes_nothing():
+    """Of those that the rollback stores."""
+    whole = finished(learned(late=True))
+    for blob in range(1, 60, 5):
+        there = learned(late=True)
+        store = DyingStore(blob)
+        store.blobs = there.parent.store.blobs
+        there.parent.store = store
+        assert finished(there) == whole, blob
+        assert store.left < 0, "nobody died"
+
+
+def finished(there: Rewound) -> dict[str, bytes]:
+    """Start processes until one reaches the end."""
+    while True:
+        try:
+            worker = there.worker()
+            run_to_end(worker, ROWS)
+            worker.close()
+        except CrashError:
+            continue
+        assert verify(there.how, there.doors(), "back", SMALL.keep).findings == []
+        return everything(worker)
+
+
+def test_a_start_that_is_not_of_its_two_versions_is_a_finding():
+    """The mark says another hash, as if somebody had put another learner there."""
+    there = learned(late=True)
+    there.worker().close()
+    forged = ListStream()
+    fork = there.begin()
+    other = [mark for mark in summarise(there.parent.journal, "main").marks if mark.version][1]
+    wrong = rewound_fork(there.how, there.doors(), "back", mark_of(there, fork), other, [])
+    begin_fork(there.how, replace(there.doors(), journal=forged), wrong, "main")
+    entries = list(counted(forged, "back", Cursor()))
+    honest = ListStream()
+    for entry in (fork, entries[1]):
+        honest.send(seal(entry))
+    assert verify(there.how, replace(there.doors(), journal=honest), "back", SMALL.keep).findings
+
+
+def mark_of(there: Rewound, fork: Fork):
+    """The mark of a fork's parent."""
+    marks = summarise(there.parent.journal, "main").marks
+    return next(mark for mark in marks if mark.state_seq == fork.parent.seq and mark.version)
+
+
+def test_a_start_is_made_again_from_the_fork_entry_where_its_own_copy_is_gone():
+    """From the version's learner, which lies with the branch, and the parent's newest state."""
+    there = learned(late=True)
+    fork = there.begin()
+    summary = summarise(there.journal, "back")
+    copy = restore(there.how, there.doors(), summary).fold
+    del there.parent.store.blobs["back", summary.marks[0].checkpoint]
+    again = restore(there.how, there.doors(), summary)
+    assert again.mark is None and again.fold.position == fork.positions
+    assert {name: pack(part) for name, part in again.fold.parts().items()} == {
+        name: pack(part) for name, part in copy.parts().items()
+    }
+
+
+@given(seed=some.integers(0, 1000), cut=some.integers(0, 40), turned=some.booleans())
+def test_rows_move_between_tables_as_if_the_other_table_had_made_them(seed, cut, turned):
+    """Categories that grew since become ``other``; those that both know move to their slot."""
+    rows, _ = recipe().codec.decode(make_events(40, seed))
+    less = rows.only(~np.isnan(rows.columns[1][:, 0]))
+    older, newer = Features(SCHEMA), Features(SCHEMA)
+    older.transform(less.only(np.arange(min(cut, len(less)))[:: -1 if turned else 1]))
+    newer.transform(less)
+    before, after = newer.state()["slots"], older.state()["slots"]
+    known = [town is None or town in before["town"] or town not in after["town"] for town in less.columns[2].tolist()]
+    less = less.only(np.array(known))
+    made = newer.answer(less.columns)
+    assert np.array_equal(moved(SCHEMA, made, before, after), older.answer(less.columns))
+
+
+def test_the_steps_of_the_old_branch_end_where_the_new_one_begins():
+    """No record is read by both, and none by neither."""
+    there = learned(late=False)
+    worker = there.worker()
+    run_to_end(worker, ROWS)
+    reads = [
+        (start, stop)
+        for journal, branch in ((there.parent.journal, "main"), (there.journal, "back"))
+        for entry in counted(journal, branch, Cursor())
+        if isinstance(entry, Step)
+        for _, start, stop, _, _ in entry.reads
+    ]
+    assert [start for start, _ in reads] == [0, *(stop for _, stop in reads[:-1])] and reads[-1][1] == ROWS
+    assert msgspec.structs.asdict(worker.fold.counts)["learned"] > 0
+
+
+def test_a_writer_that_was_live_hears_that_its_branch_has_ended():
+    """At its next append."""
+    there = learned(late=False)
+    live = there.parent.worker(how=there.how)
+    there.begin()
+    with pytest.raises(ReplacedError, match="back"):
+        list(live.step())
+
+
+def test_detectors_are_the_newest_and_count_on():
+    """What they have seen is not forgotten, and the places of rows never go back."""
+    how = replace(recipe(), drift=DriftConfig(false_alarm_rows=2000, per_class=False, act="version"))
+    rooms = Rooms(make_events(ROWS))
+    worker = rooms.worker(how=how)
+    run_to_end(worker, PART)
+    there = Rewound(rooms, how)
+    there.begin()
+    newest = load_checkpoint(rooms.store, summarise(rooms.journal, "main").marks[-1])
+    worker = Worker(how, there.doors(), SMALL, Opening("back", HOST, SteppedWall()))
+    now = worker.fold.parts()
+    assert pack(now["detectors"]) == pack(newest["detectors"])
+    assert worker.fold.counts.learned == newest["counts"]["counts"]["learned"]
+    run_to_end(worker, ROWS)
+    worker.close()
+    assert verify(how, there.doors(), "back", SMALL.keep).findings == []
+
+
+WIDE = Schema((*SCHEMA.fields[:2], replace(SCHEMA.fields[2], max=40)), SCHEMA.label, weight="w")
+
+
+def growing() -> Rewound:
+    """Late labels of rows whose towns are new all the time."""
+    ridge = RidgeConfig(solve_rows=9)
+    codec = {"codec": Codec(WIDE, 4096), "served": ServedCodec(WIDE, 4096, "list")}
+    how = replace(late_recipe(rules=RULES), schema=WIDE, make_learner=lambda: Ridge(ridge, WIDE.width, 0), **codec)
+    events = [
+        msgspec.structs.replace(event, value=re.sub(rb'("town": ?")', rb"\g<1>%d" % (event.offset // 4), event.value))
+        for event in make_late_events(ROWS, 3)
+    ]
+    rooms = Rooms(events)
+    run_to_end(rooms.worker(how=how), PART)
+    return Rewound(rooms, how)
+
+
+def test_a_start_that_keeps_the_rows_of_now_as_they_were_is_noticed(monkeypatch):
+    """The broken twin: predictions that wait keep the slots of tables that are no longer there, and are learned so."""
+    there = growing()
+    main = summarise(there.parent.journal, "main").marks
+    before = load_checkpoint(there.parent.store, main[0 if main[0].version else 1])["features"]["slots"]["town"]
+    whole = finished(there)
+    assert len(before) < 10
+    monkeypatch.setattr("millrace.streams.branch.learner_rollback.moved", lambda schema, x, before, after: x)
+    other = growing()
+    twin = other.worker()
+    now = load_checkpoint(there.parent.store, summarise(there.parent.journal, "main").marks[-1])["join"]
+    assert now["x"][:, 4 + len(before) : 4 + 40].any(), "somebody waits whose town is new"
+    run_to_end(twin, ROWS)
+    assert everything(twin)["learner"] != whole["learner"]

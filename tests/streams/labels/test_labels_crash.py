@@ -1,0 +1,135 @@
+"""Late labels through crashes: before every event, after every phase, at every blob; and the twins that lose something."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from branches import SMALL, Rooms, dies, everything, run_to_end
+from late_labels import late_recipe, make_late_events
+from lossy import LossyWorker
+from test_crash import DyingStore
+
+from millrace.streams.branch.branch import refold
+from millrace.streams.branch.verify import verify
+from millrace.streams.journal.journal import Cursor, counted, summarise
+from millrace.streams.parts import pack
+from millrace.streams.records import decode_headers
+from millrace.streams.source import Crash, CrashError
+from millrace.streams.worker.worker import Worker
+
+ROWS = 60
+EVENTS = make_late_events(ROWS, seed=3)
+
+
+class WithoutJoin(LossyWorker):
+    """Broken: its checkpoints forget who waits."""
+
+    @staticmethod
+    def lose(parts):
+        """All but them."""
+        kept = {name: value for name, value in parts["join"].items() if name != "x"}
+        return parts | {"join": kept | {"pending": []}}
+
+
+class WithoutIdentities(LossyWorker):
+    """Broken: its checkpoints forget who was settled."""
+
+    @staticmethod
+    def lose(parts):
+        """All but them."""
+        nobody = {"known_open": np.zeros((3, 0), dtype=np.int64), "known_closed": []}
+        return parts | {"join": parts["join"] | nobody}
+
+
+def survive(rooms: Rooms, kind: type[Worker] = Worker) -> Worker:
+    """Start workers until one reaches the end."""
+    while True:
+        try:
+            worker = rooms.worker(kind, how=late_recipe())
+            run_to_end(worker, ROWS)
+        except CrashError:
+            continue
+        return worker
+
+
+WHOLE_ROOMS = Rooms(EVENTS)
+WHOLE = everything(survive(WHOLE_ROOMS))
+
+
+def letters(rooms: Rooms) -> set[bytes]:
+    """Offsets of the dead letters."""
+    return {dict(decode_headers(one.headers))["millrace.offset"] for one in rooms.producer.records["small.dead-letters"]}
+
+
+def crash_before(event: int, kind: type[Worker] = Worker) -> Rooms:
+    """Run to the end, dying once before that event."""
+    rooms = Rooms([*EVENTS[:event], Crash(), *EVENTS[event:]])
+    rooms.result = everything(survive(rooms, kind))
+    return rooms
+
+
+def crash_after_phase(count: int, kind: type[Worker] = Worker) -> Rooms:
+    """Run to the end, dying once after so many phases of steps (each mark is a phase too)."""
+    rooms = Rooms(EVENTS)
+    worker, phases = rooms.worker(kind, how=late_recipe()), itertools.count(1)
+    while sum(worker.fold.position.values()) < ROWS and not dies(worker, phases, count):
+        pass
+    rooms.result = everything(survive(rooms, kind))
+    return rooms
+
+
+@pytest.mark.parametrize("event", range(ROWS + 1))
+def test_a_crash_before_any_record_changes_nothing_of_the_join(event):
+    """Who waits, who is remembered, what was learned and both scores are those of the uninterrupted run."""
+    rooms = crash_before(event)
+    assert rooms.result == WHOLE
+    assert letters(rooms) == letters(WHOLE_ROOMS)
+
+
+@pytest.mark.parametrize("phase", range(1, 100))
+def test_a_crash_after_any_phase_changes_nothing_of_the_join(phase):
+    """Wherever the process ends; and every conflict reaches the dead letters all the same."""
+    rooms = crash_after_phase(phase)
+    assert rooms.result == WHOLE
+    assert letters(rooms) == letters(WHOLE_ROOMS)
+
+
+@pytest.mark.parametrize("blob", range(1, 41, 3))
+def test_a_crash_while_a_join_is_stored_changes_nothing(blob):
+    """Orphan parts do not count."""
+    assert everything(survive(Rooms(EVENTS, store=DyingStore(blob)))) == WHOLE
+
+
+@pytest.mark.parametrize("twin", [WithoutJoin, WithoutIdentities])
+def test_a_worker_that_loses_who_waits_fails_these_tests(twin):
+    """The comparison notices a broken twin."""
+    assert not all(crash_before(event, twin).result == WHOLE for event in range(ROWS))
+
+
+def test_folding_the_journal_again_gives_every_marked_join():
+    """`verify` finds nothing, and a fold from the fork is the same state, byte for byte."""
+    rooms = Rooms(EVENTS)
+    survive(rooms)
+    report = verify(late_recipe(), rooms.doors(), "main", SMALL.keep)
+    assert report.findings == [] and len(report.proved) >= 3
+    fold = late_recipe().fold(summarise(rooms.journal, "main").fork)
+    list(refold(fold, counted(rooms.journal, "main", Cursor()), rooms.doors().source, late_recipe().reader))
+    assert {name: pack(part) for name, part in fold.parts().items()} == WHOLE
+
+
+def test_the_fates_of_all_records_add_up_at_every_step():
+    """Learned, passed, rejected, waiting, and labels that did their work."""
+    worker = Rooms(EVENTS).worker(how=late_recipe())
+    while sum(worker.fold.position.values()) < ROWS:
+        list(worker.step())
+        assert worker.fold.records == sum(worker.fold.position.values())
+
+
+def test_an_idle_clock_ends_horizons():
+    """With nothing more to read, time passes by empty steps and the default label applies."""
+    rooms = Rooms(EVENTS[:20])
+    worker = rooms.worker(how=late_recipe())
+    worker.run(lambda one: not one.fold.waiting and sum(one.fold.position.values()) == 20)
+    assert worker.fold.labels.counts.defaulted > 0 and not worker.fold.labels.waiting

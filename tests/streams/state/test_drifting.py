@@ -1,0 +1,164 @@
+"""Drift of a branch: alarms are taken down while folding, a live worker journals what follows, and a crash changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from branches import START_MS, Rooms, SteppedWall, dies, everything, recipe, run_to_end
+
+from millrace.learners.drift.alarms import DriftConfig
+from millrace.learners.errors import LearnerError
+from millrace.streams.branch.branch import Recipe, refold
+from millrace.streams.branch.host import this_host
+from millrace.streams.branch.verify import verify
+from millrace.streams.journal.entries import Act, Mark, Step
+from millrace.streams.journal.journal import Cursor, counted
+from millrace.streams.parts import pack
+from millrace.streams.records import Event
+from millrace.streams.worker.worker import Opening, Worker, WorkerConfig
+
+ROWS = 1200
+FLIP = 700  # from here on every label is the other one
+STEPS = WorkerConfig(step_rows=50, step_ms=0, checkpoint_rows=170, keep=2, window_rows=1000)
+
+
+def flipped(rows: int = ROWS, flip: int = FLIP, seed: int = 4) -> list[Event]:
+    """Rows whose label follows from x, and from the other side of it after the flip."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-9, 10, (rows, 3))
+    x[x[:, 0] == 0, 0] = 1
+    names = [("left", "right")[int((row[0] > 0) != (at >= flip))] for at, row in enumerate(x)]
+    values = [json.dumps({"x": row.tolist(), "kind": kind}).encode() for row, kind in zip(x, names, strict=True)]
+    return [Event(at, START_MS + 40 * at, None, b"", value) for at, value in enumerate(values)]
+
+
+def watching(act: str = "version", **more) -> Recipe:
+    """The small pipeline with one detector; its learner has a rate where that is to be raised."""
+    keys = {"relearn_rows": 70} | more
+    return replace(
+        recipe("softmax" if act == "raise-rate" else "ridge"),
+        drift=DriftConfig(false_alarm_rows=2000, per_class=False, act=act, **keys),
+    )
+
+
+def rooms(events: list[Event] | None = None) -> Rooms:
+    """Rooms with such events."""
+    return Rooms(flipped() if events is None else events, read_rows=50)
+
+
+def worker_in(found: Rooms, act: str = "version") -> Worker:
+    """The next worker there."""
+    return found.worker(config=STEPS, how=watching(act))
+
+
+def entries(found: Rooms, kind: type) -> list:
+    """Those that count."""
+    return [entry for entry in counted(found.journal, "main", Cursor()) if isinstance(entry, kind)]
+
+
+def alarms(found: Rooms) -> list[dict]:
+    """What left, each once."""
+    left = {json.loads(record.value)["seq"]: json.loads(record.value) for record in found.producer.records["small.scores"]}
+    return [alarm for _, output in sorted(left.items()) for alarm in output["alarms"]]
+
+
+def test_a_flip_raises_one_alarm_with_its_onset_and_becomes_an_act_and_a_version() -> None:
+    """Within a hundred rows, its onset within a few of the flip; the version is of the state right after the act."""
+    found = rooms()
+    run_to_end(worker_in(found), ROWS)
+    (alarm,) = [one for one in alarms(found) if one["direction"] == "worse"]
+    assert FLIP < alarm["rows"] < FLIP + 150 and abs(alarm["onset_rows"] - FLIP) <= 16
+    assert alarm["before"] < 0.2 < 0.4 < alarm["after"]
+    (act,) = entries(found, Act)
+    step = next(step for step in entries(found, Step) if f"main.{step.seq}" == act.evidence)
+    assert (act.op, act.cause, act.seq) == ("version", "detector", step.seq + 1)
+    assert [mark.state_seq for mark in entries(found, Mark) if mark.version][:1] == [act.seq]
+
+
+def test_without_drift_there_is_no_alarm_and_no_act() -> None:
+    """The same rows without the flip."""
+    found = rooms(flipped(flip=ROWS))
+    run_to_end(worker_in(found), ROWS)
+    assert entries(found, Act) == [] and [one for one in alarms(found) if one["direction"] == "worse"] == []
+
+
+@pytest.mark.parametrize("act", ["reset", "discount", "relearn"])
+def test_an_act_that_changes_the_learner_helps_and_is_proved(act: str) -> None:
+    """Right after the flip it answers better than a learner that only carries on; `verify` folds it to the same bytes."""
+    right = {}
+    for op in ("version", act):
+        found = rooms()
+        worker = worker_in(found, op)
+        run_to_end(worker, ROWS)
+        worker.close()
+        right[op] = worker.fold.scores.totals.correct
+        report = verify(watching(op), found.doors(), "main", STEPS.keep)
+        assert report.findings == [] and report.proved
+    assert right[act] > right["version"] + 100
+
+
+@pytest.mark.parametrize(("act", "every"), [("version", 5), ("reset", 3), ("relearn", 7), ("raise-rate", 11)])
+def test_a_crash_between_any_two_phases_changes_no_byte_and_no_act(act: str, every: int) -> None:
+    """Also between the step that raised the alarm and its act, and between the act and its version."""
+    whole = rooms()
+    worker, phases = worker_in(whole, act), itertools.count(1)
+    while sum(worker.fold.position.values()) < ROWS:
+        dies(worker, phases, 0)
+    expected, total = everything(worker), next(phases)
+    (one,) = entries(whole, Act)
+    for count in range(1, total, every):
+        found = rooms()
+        worker, phases = worker_in(found, act), itertools.count(1)
+        while not dies(worker, phases, count):
+            pass
+        worker = worker_in(found, act)
+        run_to_end(worker, ROWS)
+        assert everything(worker) == expected, f"after phase {count}"
+        (again,) = entries(found, Act)
+        assert (again.op, again.args) == (one.op, one.args) and alarms(found) == alarms(whole)
+        assert [mark.version for mark in entries(found, Mark) if mark.state_seq >= again.seq and mark.version], "its version"
+
+
+def test_a_raised_rate_is_journaled_with_its_rows_and_proved() -> None:
+    """The act says how much and for how long, the learner's state what is left; every mark is proved to the bit."""
+    found, how = rooms(), watching("raise-rate", rate_factor=3.0, rate_rows=45)
+    worker = Worker(how, found.doors(), STEPS, Opening("main", this_host(1), SteppedWall()))
+    run_to_end(worker, ROWS)
+    worker.close()
+    (act,) = entries(found, Act)
+    assert (act.op, act.args) == ("raise-rate", {"factor": 3.0, "rows": 45})
+    assert worker.fold.learner.state_dict().truth["factor"] == 3.0
+    report = verify(how, found.doors(), "main", STEPS.keep)
+    assert report.findings == [] and len(report.proved) == len(entries(found, Mark))
+
+
+@pytest.mark.parametrize(("op", "says"), [("discount", "cannot discount"), ("raise-rate", "has no rate to be raised")])
+def test_an_act_that_the_learner_cannot_do_is_refused_when_it_is_folded(op: str, says: str) -> None:
+    """It was written by a release whose learner could."""
+    fold = recipe("chain").fold(next(counted(begun().journal, "main", Cursor())))
+    args = {"keep": 0.1} if op == "discount" else {"factor": 2.0, "rows": 3}
+    with pytest.raises(LearnerError, match=says):
+        fold.act(Act(branch="main", seq=2, epoch=1, op=op, args=args, cause="detector", evidence="main.1"))
+
+
+def begun() -> Rooms:
+    """Rooms with a branch that has learned a little."""
+    found = rooms()
+    run_to_end(worker_in(found), 50)
+    return found
+
+
+def test_a_fold_that_ignores_acts_is_caught() -> None:
+    """The twin: folding without them gives another learner."""
+    found = rooms()
+    worker = worker_in(found, "reset")
+    run_to_end(worker, ROWS)
+    counts = list(counted(found.journal, "main", Cursor()))
+    fold = watching("reset").fold(counts[0])
+    for _ in refold(fold, [entry for entry in counts if not isinstance(entry, Act)], found.doors().source, watching().codec):
+        pass
+    assert pack(fold.parts()["learner"]) != everything(worker)["learner"]

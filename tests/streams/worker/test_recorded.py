@@ -1,0 +1,86 @@
+"""docs/design/journal.md, test 4: recorded streams and their final hashes; a change that folds them differently must say so.
+
+Features are small integers and weights 1 or 4 (rows are scaled by their root), so that every sum is exact and the hashes are
+the same on any processor. To record a new
+revision of a learner, run this file as a script: it prints the line to add to ``hashes.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from branches import HOST, Rooms, SteppedWall, recipe
+
+from millrace.learners.analytic.ridge import Ridge, RidgeConfig
+from millrace.streams.branch.branch import Recipe, state_hash
+from millrace.streams.formats.json_rows import Codec
+from millrace.streams.records import Event
+from millrace.streams.schema import Field, Label, Schema
+from millrace.streams.worker.worker import Opening, Worker, WorkerConfig
+
+RECORDED = Path(__file__).parents[2] / "recorded"
+HASHES = json.loads((RECORDED / "hashes.json").read_text()) if (RECORDED / "hashes.json").exists() else {}
+
+
+class SkipsLast(Ridge):
+    """Broken: leaves out the last row of every batch."""
+
+    def learn_many(self, batch) -> None:
+        super().learn_many(batch.rows(0, len(batch) - 1))
+
+
+FIELDS = (
+    Field("x", size=3),
+    Field("age", missing="indicator"),
+    Field("town", type="categorical", categories="grow", max=3, missing="category"),
+)
+
+
+def pipeline(label: Label, **settings) -> Recipe:
+    """A pipeline over the recorded rows, with a ridge of these settings."""
+    schema = Schema(FIELDS, label, weight="w")
+    config = RidgeConfig(task=label.task, solve_rows=9, **settings)
+    make = partial(Ridge, config, schema.width, 0)
+    return replace(recipe(), schema=schema, codec=Codec(schema, 4096), make_learner=make)
+
+
+PIPELINES = {"classes": pipeline(Label("kind")), "numbers": pipeline(Label("size", "number"))}
+
+
+def folded(how: Recipe) -> str:
+    """The hash of the state after the whole recorded stream."""
+    lines = (RECORDED / "small.jsonl").read_text().splitlines()
+    rows = enumerate(map(json.loads, lines))
+    events = [Event(at, row["t"], None, b"", row[how.schema.label.name].encode()) for at, row in rows]
+    worker = Worker(how, Rooms(events, read_rows=17).doors(), WorkerConfig(), Opening("main", HOST, SteppedWall()))
+    while sum(worker.fold.position.values()) < len(events):
+        list(worker.step())
+    return state_hash(worker.fold.parts())
+
+
+def expected(name: str, how: Recipe) -> str | None:
+    """The recorded hash for the learner's present revision."""
+    return HASHES.get(name, {}).get(str(how.make_learner().revision))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_recorded_stream_folds_to_its_recorded_hash(name):
+    """Whoever changes how rows are decoded, cut, learned or packed raises the learner's revision and records it anew."""
+    assert folded(PIPELINES[name]) == expected(name, PIPELINES[name])
+
+
+def test_a_learner_that_leaves_rows_out_does_not_fold_to_it():
+    """The hash notices a broken twin."""
+    how = PIPELINES["classes"]
+    broken = replace(how, make_learner=lambda: SkipsLast(RidgeConfig(solve_rows=9), how.schema.width, 0))
+    assert folded(broken) != expected("classes", how)
+
+
+if __name__ == "__main__":
+    found = {name: {str(how.make_learner().revision): folded(how)} for name, how in PIPELINES.items()}
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
