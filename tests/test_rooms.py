@@ -1,0 +1,100 @@
+"""The table of sub-rooms: our files keep to it, and each way to leave it is caught."""
+
+import house_rooms as rooms
+import pytest
+from house_rooms import ARROWS, EXCEPTIONS, NEVER
+from house_rules import ROOMS, ROOT, Module, modules
+
+TABLE = ROOT / "docs" / "design" / "walk.md"
+
+
+def test_our_imports_follow_the_table() -> None:
+    """No file imports what its sub-room may not."""
+    assert [found for module in modules(*ROOMS) for found in rooms.arrows_outside(module)] == []
+
+
+def test_every_arrow_of_the_table_is_used() -> None:
+    """An arrow that no import needs any more is taken out of ARROWS, so that nobody relies on it by accident."""
+    used = rooms.used_arrows(modules(*ROOMS))
+    assert {place: set(targets.split()) - used.get(place, set()) for place, targets in ARROWS.items()} == {
+        place: set() for place in ARROWS
+    }
+
+
+def test_no_arrow_points_up() -> None:
+    """The table has floors: every place imports lower ones only."""
+    floor = rooms.floors(ARROWS)
+    assert all(floor[target] < floor[place] for place, targets in ARROWS.items() for target in targets.split())
+    with pytest.raises(RecursionError):
+        rooms.floors({"a": "b", "b": "a"})
+
+
+@pytest.mark.parametrize(("place", "target", "why"), NEVER, ids=lambda word: word)
+def test_some_arrows_may_never_be_drawn(place: str, target: str, why: str) -> None:
+    """Whoever adds one of these to the table is told what would be lost."""
+    assert target not in ARROWS[place].split(), why
+
+
+def test_every_file_stands_in_a_place_of_the_table() -> None:
+    """Sub-rooms have a sentence in ``__init__.py`` and at most twenty files; the roots have the files that ROOTS names."""
+    assert list(rooms.misplaced(modules(*ROOMS))) == []
+
+
+def test_the_document_shows_this_table() -> None:
+    """``docs/design/walk.md`` has the same table; `make reference` writes it there."""
+    text = TABLE.read_text(encoding="utf-8")
+    block = text.partition("<!-- rooms: begin -->")[2].partition("<!-- rooms: end -->")[0]
+    assert block.strip().removeprefix("```text").removesuffix("```").strip() == rooms.shown(ARROWS).strip()
+
+
+def test_every_exception_exists() -> None:
+    """A file that imports sub-rooms from a room's root is in the table and on the disk."""
+    assert {path for path in EXCEPTIONS if (ROOT / f"{path}.py").exists()} == set(EXCEPTIONS) <= set(ARROWS)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("learners/replay/a.py", "from millrace.streams.formats import json_rows"),
+        ("learners/replay/a.py", "from millrace import services"),
+        ("learners/replay/a.py", "def f():\n    import millrace.streams.formats.json_rows"),
+        ("learners/protocol.py", "from millrace.learners.linear.servable import LinearServable"),
+        ("streams/journal/a.py", "from millrace.streams.state.fold import Fold"),
+        ("streams/journal/a.py", "from ..state import fold"),
+        ("streams/kafka/a.py", "from ...services import cli"),
+        ("streams/worker/a.py", "import_module('millrace.services.cli')"),
+        ("services/decisions/a.py", "from millrace.services.training import run"),
+        ("services/endpoint/a.py", "from millrace.services.protocol import inference_pb2\nfrom streams import parts"),
+    ],
+)
+def test_an_import_against_an_arrow_is_caught(path: str, source: str) -> None:
+    """Each with the file, the line and what that place may import."""
+    found = list(rooms.arrows_outside(Module(path, source)))
+    assert len(found) == 1 and found[0].startswith(f"{path}:")
+
+
+def test_an_import_along_an_arrow_passes() -> None:
+    """Of a lower sub-room, of one's own, of generated messages."""
+    source = (
+        "from millrace.services.protocol import inference_pb2\nfrom . import http\nfrom millrace.streams.parts import pack\n"
+    )
+    assert list(rooms.arrows_outside(Module("services/endpoint/a.py", "\n".join(imported)))) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "words"),
+    [
+        ("streams/a.py", "", "put it into a sub-room"),
+        ("streams/cellar/a.py", "", "add its line"),
+        ("streams/state/__init__.py", '"""A sentence."""\nx = 1\n', "more than a sentence"),
+    ],
+)
+def test_a_file_in_the_wrong_place_is_caught(path: str, source: str, words: str) -> None:
+    """With what to do."""
+    assert [words in found for found in rooms.misplaced([Module(path, source)])] == [True]
+
+
+def test_a_sub_room_with_too_many_files_is_caught() -> None:
+    """The twenty-first file parts it."""
+    tree = [Module(f"streams/state/a{number}.py", "") for number in range(rooms.MAX_FILES + 1)]
+    assert list(rooms.misplaced(tree)) == ["streams/state has 21 files; part it"]
