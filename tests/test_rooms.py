@@ -78,7 +78,7 @@ def test_an_import_along_an_arrow_passes() -> None:
     source = (
         "from millrace.services.protocol import inference_pb2\nfrom . import http\nfrom millrace.streams.parts import pack\n"
     )
-    assert list(rooms.arrows_outside(Module("services/endpoint/a.py", "\n".join(imported)))) == []
+    assert list(rooms.arrows_outside(Module("services/endpoint/a.py", source))) == []
 
 
 @pytest.mark.parametrize(
