@@ -1,36 +1,74 @@
-"""One table: what an error means to the outside. The tree itself is in ``learners/errors.py``, the lowest room."""
+"""Errors of serving, deciding and operating, and one table: what every error means to the outside."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from millrace.learners.errors import (
-    AccessError,
-    BadInputError,
-    BusyError,
-    ConfigError,
+from millrace.learners.errors import BadInputError, ConfigError, LearnerError, MillraceError, StateDamageError
+from millrace.streams.errors import (
     DamageError,
     EndedError,
-    LearnerError,
-    MillraceError,
-    MirrorError,
+    FoldTimeoutError,
     MissingPartError,
-    NotCountedError,
-    NotOfferedError,
-    NotProvedError,
-    NotReadyError,
-    NotServedError,
     OffsetsGoneError,
-    OutdatedError,
-    OverloadedError,
     PrunedError,
     ReplacedError,
-    ScopeError,
     StorageError,
-    TooLargeError,
     TooManyRejectedError,
-    TooSlowError,
 )
+
+
+class BusyError(MillraceError):
+    """A live process already writes this branch."""
+
+
+class NotProvedError(MillraceError):
+    """Verification found something that does not hold."""
+
+
+class NotReadyError(MillraceError):
+    """There is nothing to answer from yet; ask again."""
+
+
+class NotServedError(MillraceError):
+    """A model, a version or a path that is asked for and is not served here."""
+
+
+class TooLargeError(BadInputError):
+    """A request over the limit on its size."""
+
+
+class NotOfferedError(MillraceError):
+    """A call that the protocol has and this endpoint does not answer."""
+
+
+class OverloadedError(MillraceError):
+    """More is being worked on than may wait; ask again."""
+
+
+class TooSlowError(BadInputError):
+    """A request that did not arrive whole in time."""
+
+
+class AccessError(MillraceError):
+    """A caller who did not show a token."""
+
+
+class ScopeError(AccessError):
+    """A caller whose token is for something else."""
+
+
+class OutdatedError(MillraceError):
+    """What a plan was made from is no longer so."""
+
+
+class MirrorError(MillraceError):
+    """The place that versions are mirrored to cannot be reached, or refuses."""
+
+
+class NotCountedError(MillraceError):
+    """A decision that was written to the ledger and does not count, because another came first."""
+
 
 FAILED = 1  # the command was understood and could not be done
 MISUSED = 2  # the command, the pipeline file or the data handed over was wrong
@@ -53,6 +91,7 @@ MEANINGS: dict[type[MillraceError], Meaning] = {
     TooLargeError: Meaning(MISUSED, 413, "RESOURCE_EXHAUSTED"),  # as gRPC itself calls a message over the limit
     TooSlowError: Meaning(MISUSED, 408, "DEADLINE_EXCEEDED"),
     LearnerError: UNEXPECTED,
+    StateDamageError: Meaning(FAILED, 500, "DATA_LOSS"),
     DamageError: Meaning(FAILED, 500, "DATA_LOSS"),
     MissingPartError: Meaning(FAILED, 500, "DATA_LOSS"),
     PrunedError: Meaning(FAILED, 500, "DATA_LOSS"),
@@ -62,6 +101,7 @@ MEANINGS: dict[type[MillraceError], Meaning] = {
     EndedError: UNEXPECTED,
     BusyError: Meaning(FAILED, 503, "UNAVAILABLE"),
     TooManyRejectedError: UNEXPECTED,
+    FoldTimeoutError: UNEXPECTED,
     NotProvedError: UNEXPECTED,
     NotReadyError: Meaning(FAILED, 503, "UNAVAILABLE"),
     NotServedError: Meaning(FAILED, 404, "NOT_FOUND"),

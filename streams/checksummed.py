@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 from crc32c import crc32c
 
-from millrace.learners.errors import DamageError
+from millrace.streams.errors import DamageError
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from millrace.learners.errors import DamageError
 from millrace.learners.protocol import Value
+from millrace.streams.errors import DamageError
 
 FORMAT = "1"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from millrace.learners.errors import OffsetsGoneError
+from millrace.streams.errors import OffsetsGoneError
 from millrace.streams.records import Event, Read, Record, make_read, split_tp, tp_name
 
 Position = dict[str, int]  # "topic:partition" -> the next offset

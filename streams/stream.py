@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from millrace.learners.errors import PrunedError
+from millrace.streams.errors import PrunedError
 
 UNKNOWN = -1  # an acknowledgement that does not say where the value lies
 

@@ -10,8 +10,8 @@ import either_log
 import pytest
 from hypothesis import settings
 
-from millrace.learners.errors import StorageError
 from millrace.services.demo.broker import Broker
+from millrace.streams.errors import StorageError
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

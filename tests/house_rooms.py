@@ -17,12 +17,12 @@ ARROWS: Mapping[str, str] = {
     "learners/evaluation": "learners",
     "learners/linear": "learners",
     "streams": "learners",
-    "services": "learners",
     "learners/analytic": "learners learners/linear",
     "learners/replay": "learners learners/linear",
     "learners/river_adapter": "learners learners/linear",
+    "services": "learners streams",
     "streams/formats": "learners streams",
-    "streams/journal": "learners streams",
+    "streams/journal": "streams",
     "streams/kafka": "learners streams",
     "streams/sqlite": "learners streams",
     "learners/table": "learners learners/analytic learners/linear learners/replay learners/river_adapter",
@@ -35,27 +35,33 @@ ARROWS: Mapping[str, str] = {
         "learners learners/drift learners/evaluation streams streams/features streams/formats streams/journal streams/labels "
         "streams/state"
     ),
-    "streams/worker": ("learners streams streams/branch streams/formats streams/journal streams/labels streams/state"),
+    "streams/worker": "streams streams/branch streams/formats streams/journal streams/labels streams/state",
     "services/config": (
         "learners learners/drift learners/table streams streams/features streams/kafka streams/labels streams/state "
         "streams/worker"
     ),
     "services/pipeline": (
-        "learners learners/table services/config streams streams/branch streams/features streams/formats streams/journal "
-        "streams/kafka streams/labels streams/sqlite"
+        "learners learners/table services services/config streams streams/branch streams/features streams/formats "
+        "streams/journal streams/kafka streams/labels streams/sqlite"
     ),
-    "services/data": "learners services/config services/pipeline streams streams/branch streams/formats streams/journal",
-    "services/decisions": ("learners learners/drift services/config services/pipeline streams streams/branch streams/journal"),
-    "services/protocol": "learners services/pipeline streams streams/formats streams/labels",
+    "services/data": (
+        "learners services services/config services/pipeline streams streams/branch streams/formats streams/journal"
+    ),
+    "services/decisions": (
+        "learners learners/drift services services/config services/pipeline streams streams/branch streams/journal"
+    ),
+    "services/protocol": "learners services services/pipeline streams streams/formats streams/labels",
     "services/endpoint": "learners services services/pipeline services/protocol streams streams/labels",
-    "services/proof": "learners learners/table services/decisions services/pipeline streams streams/branch streams/journal",
+    "services/proof": (
+        "learners learners/table services services/decisions services/pipeline streams streams/branch streams/journal"
+    ),
     "services/registry": (
-        "learners learners/table services/config services/decisions services/pipeline services/proof streams streams/branch "
-        "streams/features streams/journal"
+        "learners learners/table services services/config services/decisions services/pipeline services/proof streams "
+        "streams/branch streams/features streams/journal"
     ),
     "services/training": (
-        "learners learners/drift services/decisions services/pipeline services/proof streams streams/branch streams/journal "
-        "streams/worker"
+        "learners learners/drift services services/decisions services/pipeline services/proof streams streams/branch "
+        "streams/journal streams/worker"
     ),
     "services/pyfunc": "learners services/pipeline services/protocol services/registry streams",
     "services/replay": (
@@ -67,8 +73,8 @@ ARROWS: Mapping[str, str] = {
         "streams/branch streams/journal"
     ),
     "services/cli": (
-        "learners services services/config services/data services/decisions services/pipeline services/proof services/registry "
-        "services/replay services/serving services/training streams streams/branch streams/journal"
+        "learners services services/config services/data services/decisions services/pipeline services/proof "
+        "services/registry services/replay services/serving services/training streams streams/branch streams/journal"
     ),
     "services/demo": (
         "learners learners/drift learners/table services services/cli services/config services/data services/endpoint "
@@ -88,7 +94,7 @@ EXCEPTIONS: Mapping[str, str] = {
 # Every other file at a room's root; what it holds is needed all over the room and above.
 ROOTS: Mapping[str, frozenset[str]] = {
     "learners": frozenset({"__init__", "errors", "protocol"}),
-    "streams": frozenset({"__init__", "checksummed", "parts", "records", "schema", "sharding", "source", "stream"}),
+    "streams": frozenset({"__init__", "checksummed", "errors", "parts", "records", "schema", "sharding", "source", "stream"}),
     "services": frozenset({"__init__", "errors", "processes"}),
 }
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from millrace.learners.drift.calibration import threshold_for
 from millrace.learners.drift.detectors import SENSORS, Side
-from millrace.learners.errors import BadInputError, DamageError, LearnerError
+from millrace.learners.errors import BadInputError, LearnerError, StateDamageError
 from millrace.learners.protocol import Array, Floats, Value
 
 Mark = tuple[int, int, float]  # row since the detector was made, its place, sum of the losses before it
@@ -165,7 +165,7 @@ class Detectors:
     def load(self, state: dict[str, Value]) -> None:
         """Go on where ``state`` was taken, with the threshold that was calibrated then.
 
-        Raises: DamageError where a bit differs; LearnerError where it is of another kind of detector or another seed.
+        Raises: StateDamageError where a bit differs; LearnerError where it is of another kind of detector or another seed.
         """
         _check(state)
         ours, theirs = (self.config.detector, self._seed), (state["detector"], state["seed"])
@@ -237,7 +237,7 @@ class Watch:
         return [self.rows, self._total, [[list(mark) for mark in level] for level in self._trail.levels]]
 
     def load(self, plain: list[Value], state: bytes) -> None:
-        """Go on where both were taken. Raises: DamageError."""
+        """Go on where both were taken. Raises: StateDamageError."""
         self.rows, self._total, levels = plain
         self._trail.levels = [[(row, place, lost) for row, place, lost in level] for level in levels]
         self.sensor.load(state, self.rows)
@@ -294,12 +294,14 @@ def _checksum(state: dict[str, Value]) -> int:
 
 
 def _check(state: dict[str, Value]) -> None:
-    """Raises: DamageError where the state is not what was stored."""
+    """Raises: StateDamageError where the state is not what was stored."""
     try:
         known, stored, now = state["format"] == 1, state["crc32c"], _checksum(state)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DamageError(f"This is not the state of drift detectors ({error}). Restore it from a copy.") from error
+        raise StateDamageError(f"This is not the state of drift detectors ({error}). Restore it from a copy.") from error
     if stored != now:
-        raise DamageError(f"The state of the drift detectors has crc32c {now}, stored was {stored}. Restore it from a copy.")
+        raise StateDamageError(
+            f"The state of the drift detectors has crc32c {now}, stored was {stored}. Restore it from a copy."
+        )
     if not known:
-        raise DamageError(f"The drift detectors have format {state['format']}, this release reads 1. Use its own.")
+        raise StateDamageError(f"The drift detectors have format {state['format']}, this release reads 1. Use its own.")

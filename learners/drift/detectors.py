@@ -2,7 +2,7 @@
 
 The only door to river, which is imported when a detector is made (its import takes a second or more). Nothing is pickled:
 ADWIN's window is what river's ``__getstate__`` gives, the others are their numbers as float64. A damaged ADWIN window is a
-Rust panic, which derives from BaseException; it becomes DamageError here.
+Rust panic, which derives from BaseException; it becomes StateDamageError here.
 
 Left out: DDM, for at an error rate of 2 % its lowest point is 0 +- 0 in every second start, and then the first error is an
 alarm whatever the threshold; EDDM, for it sees only losses of exactly 1.
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.errors import DamageError
+from millrace.learners.errors import StateDamageError
 from millrace.learners.protocol import Floats
 
 RNG_WORDS = 625  # of the state of Python's Mersenne twister, which KSWIN draws from
@@ -61,10 +61,10 @@ class Adwin:
         return bytes(self._window.__getstate__())
 
     def load(self, state: bytes, rows: int) -> None:
-        """Raises: DamageError."""
+        """Raises: StateDamageError."""
         _set(self._window, state)
         if self._adwin.width != rows:
-            raise DamageError(f"An ADWIN window of {rows} rows was stored, and {self._adwin.width} came back.")
+            raise StateDamageError(f"An ADWIN window of {rows} rows was stored, and {self._adwin.width} came back.")
 
 
 class PageHinkley:
@@ -93,7 +93,7 @@ class PageHinkley:
         return np.array([mean.n, mean._mean, *sums]).tobytes()
 
     def load(self, state: bytes, rows: int) -> None:
-        """Raises: DamageError."""
+        """Raises: StateDamageError."""
         test, (n, mean, *sums) = self._test, _floats(state, 6)
         test._x_mean = test._x_mean._from_state(n, mean)
         test._sum_increase, test._sum_decrease, test._min_increase, test._max_decrease = sums
@@ -126,13 +126,13 @@ class Kswin:
         return np.array([version, *words, *self._test.window], dtype=np.float64).tobytes()
 
     def load(self, state: bytes, rows: int) -> None:
-        """Raises: DamageError."""
+        """Raises: StateDamageError."""
         version, *rest = _floats(state, 1 + RNG_WORDS + min(rows, self._test.window_size))
         self._test.n = rows
         try:
             self._test._rng.setstate((int(version), tuple(map(int, rest[:RNG_WORDS])), None))
         except (TypeError, ValueError, OverflowError) as error:
-            raise DamageError(f"The generator of a KSWIN cannot be restored ({error}).") from error
+            raise StateDamageError(f"The generator of a KSWIN cannot be restored ({error}).") from error
         self._test.window = deque(rest[RNG_WORDS:], maxlen=self._test.window_size)
 
 
@@ -162,7 +162,7 @@ class HddmA:
         return np.array([number for mean in (test._x_min, test._x_max, test._z) for number in (mean.n, mean._mean)]).tobytes()
 
     def load(self, state: bytes, rows: int) -> None:
-        """Raises: DamageError."""
+        """Raises: StateDamageError."""
         numbers, restored = _floats(state, 6), self._test._z._from_state
         self._test._x_min, self._test._x_max = restored(*numbers[:2]), restored(*numbers[2:4])
         self._test._z = restored(*numbers[4:])
@@ -196,12 +196,12 @@ class HddmW:
         return np.array([*numbers, *cuts], dtype=np.float64).tobytes() + means
 
     def load(self, state: bytes, rows: int) -> None:
-        """Raises: DamageError."""
+        """Raises: StateDamageError."""
         test, samples = self._test, self._samples()
         numbers, means = _floats(state[:96], 12), state[96:]
         each = len(samples[0]._ewma._ewmean.__getstate__())
         if len(means) != each * len(samples):
-            raise DamageError(f"The weighted means of an HDDM_W take {each * len(samples)} bytes, {len(means)} came back.")
+            raise StateDamageError(f"The weighted means of an HDDM_W take {each * len(samples)} bytes, {len(means)} came back.")
         for at, sample in enumerate(samples):
             sample._ibc, sample._is_init = numbers[2 * at], bool(numbers[2 * at + 1])
             _set(sample._ewma._ewmean, means[at * each : (at + 1) * each])
@@ -236,7 +236,7 @@ class Fhddm:
         return np.array([self._test._u_max, self._test.n_one, *self._test._sliding_window], dtype=np.float64).tobytes()
 
     def load(self, state: bytes, rows: int) -> None:
-        """Raises: DamageError."""
+        """Raises: StateDamageError."""
         size = self._test.sliding_window_size  # river lets go of the first row as soon as it is full
         self._test._u_max, self._test.n_one, *window = _floats(state, 2 + min(rows, size - 1))
         self._test._sliding_window = deque(window, maxlen=size)
@@ -261,18 +261,18 @@ def _river() -> Any:
 
 
 def _floats(state: bytes, count: int) -> list[float]:
-    """Raises: DamageError where there are not ``count`` numbers."""
+    """Raises: StateDamageError where there are not ``count`` numbers."""
     if len(state) != 8 * count:
-        raise DamageError(f"A detector's state takes {8 * count} bytes, {len(state)} came back.")
+        raise StateDamageError(f"A detector's state takes {8 * count} bytes, {len(state)} came back.")
     numbers: Floats | NDArray[Any] = np.frombuffer(state, dtype=np.float64)
     return [float(number) for number in numbers]
 
 
 def _set(restored: Any, state: bytes) -> None:
-    """Raises: DamageError where Rust cannot read the bytes."""
+    """Raises: StateDamageError where Rust cannot read the bytes."""
     try:
         restored.__setstate__(state)
     except BaseException as error:
         if type(error).__module__ != "pyo3_runtime":  # its class cannot be imported
             raise
-        raise DamageError(f"river cannot read the stored state of a detector ({error}).") from error
+        raise StateDamageError(f"river cannot read the stored state of a detector ({error}).") from error

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from millrace.learners.errors import BadInputError, NotCountedError
+from millrace.learners.errors import BadInputError
+from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.outputs import dead_letter_topic
 from millrace.streams.journal.ledger import Redrive, append_decision

@@ -12,10 +12,11 @@ import shlex
 import time
 from dataclasses import dataclass
 
-from millrace.learners.errors import BadInputError, MillraceError, NotCountedError, NotProvedError
+from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.config.config import NAME_CHARACTERS
 from millrace.services.decisions.last_good import LAST_GOOD, last_good_of
 from millrace.services.decisions.versions import NEWEST, resolved
+from millrace.services.errors import NotCountedError, NotProvedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance, require_branch
 from millrace.streams.branch.forks import learner_of

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from millrace.learners.errors import DamageError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_part
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark, Merge
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.journal.ledger import Ledger

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from millrace.learners.drift.alarms import Alarm
-from millrace.learners.errors import DamageError
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.forks import excluded, learner_of
 from millrace.streams.branch.outputs import Output, last_output
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark, decode_entry
 from millrace.streams.journal.exclusions import words
 from millrace.streams.journal.journal import Cursor, Summary, summarise

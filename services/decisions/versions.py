@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from millrace.learners.errors import DamageError, MillraceError
+from millrace.learners.errors import MillraceError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import BRANCH, ENDPOINT, Instance
 from millrace.streams.branch.branch import load_part
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Ledger, Target
 from millrace.streams.journal.store import read_manifest

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import click
 
-from millrace.learners.errors import StorageError
 from millrace.services.serving.ports import free_port
+from millrace.streams.errors import StorageError
 
 JARS = ".kafka/jars"  # where `make kafka` puts them
 START_S = 60.0  # until the broker listens

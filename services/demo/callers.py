@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from millrace.learners.errors import NotReadyError
 from millrace.services.endpoint.grpc import Client, calling
+from millrace.services.errors import NotReadyError
 from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
 from millrace.services.protocol.tensors import IDS, Tensor, binary_texts_of

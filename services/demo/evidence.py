@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from millrace.learners.drift.alarms import Alarm
-from millrace.learners.errors import NotProvedError
 from millrace.learners.protocol import Array, Batch
 from millrace.learners.table import LEARNERS
+from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import BRANCH, Instance
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.branch.outputs import Output, scores_topic

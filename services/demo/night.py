@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from millrace.learners.drift.alarms import Alarm
-from millrace.learners.errors import MillraceError, NotProvedError
+from millrace.learners.errors import MillraceError
 from millrace.learners.protocol import Value
 from millrace.services.data import datasets
 from millrace.services.demo.callers import Asked, Late, labelling
@@ -43,6 +43,7 @@ from millrace.services.demo.stage import (
     start_server,
     where,
 )
+from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import BRANCH
 from millrace.services.processes import COMMAND, Processes, finish
 from millrace.streams.branch.verify import difference

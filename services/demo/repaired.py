@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from millrace.learners.errors import DamageError
 from millrace.learners.protocol import Array, Batch, Floats, Value
 from millrace.services.demo.evidence import READ_ROWS, Labelled, labels_told, outputs_of, totals_of, windows
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import BRANCH, Instance
 from millrace.services.protocol.labels import PRODUCER_HEADER
 from millrace.streams.branch.branch import load_part, refold, start
+from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
 from millrace.streams.formats.json_rows import has_label
 from millrace.streams.journal.entries import Step

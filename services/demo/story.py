@@ -25,7 +25,7 @@ from typing import Any
 import click
 import numpy as np
 
-from millrace.learners.errors import MillraceError, NotProvedError
+from millrace.learners.errors import MillraceError
 from millrace.services.cli.options import remember
 from millrace.services.config.config import home_folder
 from millrace.services.data import datasets
@@ -53,7 +53,7 @@ from millrace.services.demo.stage import (
     trainer_pid,
     where,
 )
-from millrace.services.errors import FAILED, exit_code
+from millrace.services.errors import FAILED, NotProvedError, exit_code
 from millrace.services.processes import COMMAND, Processes, finish, kill
 from millrace.streams.records import tp_name
 

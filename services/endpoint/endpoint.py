@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from millrace.learners.errors import BadInputError, NotOfferedError, NotReadyError
+from millrace.learners.errors import BadInputError
 from millrace.services.endpoint.pool import Pool
 from millrace.services.endpoint.recording import Recorder
+from millrace.services.errors import NotOfferedError, NotReadyError
 from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol.access import Access
 from millrace.services.protocol.inference import Answered

@@ -21,9 +21,9 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from millrace.learners.errors import MillraceError, NotReadyError, NotServedError, TooLargeError
+from millrace.learners.errors import MillraceError
 from millrace.services.endpoint.endpoint import Endpoint, ready
-from millrace.services.errors import UNEXPECTED, meaning
+from millrace.services.errors import UNEXPECTED, NotReadyError, NotServedError, TooLargeError, meaning
 from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
 from millrace.services.protocol.access import FORWARDED, LABEL, PREDICT, is_loopback

@@ -12,16 +12,9 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import (
-    BadInputError,
-    MillraceError,
-    NotServedError,
-    OverloadedError,
-    TooLargeError,
-    TooSlowError,
-)
+from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.endpoint.endpoint import Endpoint, ready
-from millrace.services.errors import UNEXPECTED, meaning
+from millrace.services.errors import UNEXPECTED, NotServedError, OverloadedError, TooLargeError, TooSlowError, meaning
 from millrace.services.protocol.access import FORWARDED, LABEL, PREDICT, is_loopback
 from millrace.services.protocol.inference import Asked, Reply, check_model, infer, model_metadata, server_metadata
 from millrace.services.protocol.labels import PRODUCER, producer_headers, read_labels

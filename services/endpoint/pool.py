@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
-from millrace.learners.errors import OverloadedError
+from millrace.services.errors import OverloadedError
 
 A = TypeVarTuple("A")
 T = TypeVar("T")

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from millrace.learners.errors import MillraceError, StorageError
+from millrace.learners.errors import MillraceError
+from millrace.streams.errors import StorageError
 from millrace.streams.records import Record
 from millrace.streams.source import Producer
 

@@ -6,11 +6,12 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from millrace.learners.errors import DamageError, MillraceError
+from millrace.learners.errors import MillraceError
 from millrace.learners.table import LEARNERS
 from millrace.services.pipeline.bundle import Bundle, Parts, identity_of, open_parts
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.branch import load_part
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.journal import Summary, begun, take_in
 from millrace.streams.journal.segments import Journal

@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from millrace.learners.errors import ConfigError, StorageError
+from millrace.learners.errors import ConfigError
 from millrace.services.config.config import Pipeline, kafka_secrets
 from millrace.streams.branch.outputs import dead_letter_topic, scores_topic
+from millrace.streams.errors import StorageError
 from millrace.streams.kafka.cluster import Cluster
 from millrace.streams.sharding import WHOLE, Partitioner, Shard, by_murmur2, shard_branches
 from millrace.streams.source import Log, Position, Source

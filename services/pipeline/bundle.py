@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
-from millrace.learners.errors import BadInputError, DamageError, NotReadyError
+from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Batch, Floats, Servable, Value
 from millrace.learners.table import LEARNERS
+from millrace.services.errors import NotReadyError
+from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
 from millrace.streams.journal.entries import Mark
 from millrace.streams.parts import pack, sha256, unpack

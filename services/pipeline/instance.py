@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from millrace.learners.errors import BadInputError, BusyError, DamageError, MillraceError, StorageError
+from millrace.learners.errors import BadInputError, MillraceError
 from millrace.learners.table import LEARNERS
 from millrace.services.config.config import Loaded
+from millrace.services.errors import BusyError
 from millrace.services.pipeline.backends import Logs, logs_of
 from millrace.streams.branch.branch import Doors, Recipe
 from millrace.streams.branch.read_order import Retraced
+from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.formats.avro import Registry
 from millrace.streams.formats.contents import Contents
 from millrace.streams.journal.entries import Fork

@@ -9,14 +9,16 @@ import threading
 import time
 from collections.abc import Iterable
 
-from millrace.learners.errors import MillraceError, NotProvedError, TooSlowError
+from millrace.learners.errors import MillraceError
 from millrace.services.decisions.sweep import sweep_ended
 from millrace.services.decisions.versions import verified
+from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.services.proof.merges import is_merged, merge_again, merged_from
 from millrace.services.proof.verify import certify, prove, proven
 from millrace.streams.branch.verify import Report, verify_version
+from millrace.streams.errors import FoldTimeoutError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import DIFFERS
 
@@ -31,7 +33,7 @@ def prove_version(instance: Instance, version: str, nearest: bool = True, budget
     """Fold a version again from its parent, or ``nearest``: from the nearest kept checkpoint; and write its certificate.
 
     Raises: NotProvedError where it comes out another, which its certificate then says; MillraceError where it cannot be folded,
-    TooSlowError past ``budget_s``; neither writes one.
+    FoldTimeoutError past ``budget_s``; neither writes one.
     """
     branch = version.rpartition(".")[0]
     require_branch(instance, branch)
@@ -140,7 +142,7 @@ def _try(instance: Instance, version: str) -> None:
     try:
         try:
             report = prove_version(instance, version, False, budget_s)
-        except TooSlowError:
+        except FoldTimeoutError:
             report = prove_version(instance, version, True, budget_s)
         log.info("version %s was folded again from %s and came out the same", version, report.base)
     except MillraceError as error:

@@ -7,10 +7,11 @@ import logging
 import time
 from collections.abc import Sequence
 
-from millrace.learners.errors import DamageError, NotProvedError, StorageError
+from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.host import this_host
 from millrace.streams.branch.verify import Report, verify
+from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.journal import Summary, take_in
 from millrace.streams.journal.ledger import Certificate, append_decision

@@ -15,7 +15,9 @@ from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
-from millrace.learners.errors import AccessError, ConfigError, ScopeError, StorageError
+from millrace.learners.errors import ConfigError
+from millrace.services.errors import AccessError, ScopeError
+from millrace.streams.errors import StorageError
 
 PREDICT = "predict"
 LABEL = "label"

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import BadInputError, NotServedError
+from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Floats
+from millrace.services.errors import NotServedError
 from millrace.services.pipeline.bundle import Answer, Bundle
 from millrace.services.protocol.statistics import Cost
 from millrace.services.protocol.tensors import (

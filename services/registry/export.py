@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from millrace.learners.errors import BadInputError, ConfigError, DamageError, LearnerError, StorageError
+from millrace.learners.errors import BadInputError, ConfigError, LearnerError
 from millrace.learners.table import LEARNERS
 from millrace.services.decisions.versions import resolved
 from millrace.services.pipeline.archive import Archive
@@ -31,6 +31,7 @@ from millrace.services.pipeline.bundle import Bundle, Identity, Parts, bundle_by
 from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.lineage import parent, parent_sha256
 from millrace.streams.branch.branch import manifest_of
+from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.features.backbone import located
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.segments import entries_of

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from millrace.learners.errors import DamageError
 from millrace.learners.protocol import Value
 from millrace.services.decisions.status import shares
 from millrace.services.decisions.versions import verified
 from millrace.services.pipeline.instance import Instance
 from millrace.services.proof.merges import is_merged, merged_from
 from millrace.streams.branch.branch import load_part, manifest_of
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Fork, Mark
 from millrace.streams.journal.journal import summarise
 from millrace.streams.journal.ledger import Ledger

@@ -15,12 +15,13 @@ from typing import Protocol
 
 import msgspec
 
-from millrace.learners.errors import DamageError, MillraceError, StorageError
+from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import Naming, decide, plan_promotion
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.export import write
 from millrace.services.registry.lineage import PREFIX, Genealogy, Listed, metrics, standing
+from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Ledger
 from millrace.streams.sharding import WHOLE, shard_of

@@ -9,8 +9,9 @@ import threading
 from importlib.util import find_spec
 from typing import Any
 
-from millrace.learners.errors import BusyError, ConfigError, MillraceError
+from millrace.learners.errors import ConfigError, MillraceError
 from millrace.services.config.config import set_environment
+from millrace.services.errors import BusyError
 from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.mirror import Mirror
 

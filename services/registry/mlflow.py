@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from millrace.learners.errors import MirrorError
+from millrace.services.errors import MirrorError
 from millrace.services.registry.lineage import STATE, VERSION, Listed
 
 FOLDER = "version"  # of a run's artifacts

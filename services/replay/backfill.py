@@ -16,8 +16,9 @@ from pathlib import Path
 
 import msgspec
 
-from millrace.learners.errors import BadInputError, OutdatedError
+from millrace.learners.errors import BadInputError
 from millrace.services.data.send import CHUNK, values_of
+from millrace.services.errors import OutdatedError
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.forks import begin_fork, reading_first
 from millrace.streams.journal.entries import Fork

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from millrace.learners.errors import DamageError, MillraceError, NotReadyError
+from millrace.learners.errors import MillraceError
 from millrace.learners.protocol import Array
 from millrace.services.decisions.status import shares
+from millrace.services.errors import NotReadyError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Bundle
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.replay.plan import load_plan
 from millrace.streams.branch.branch import load_part
+from millrace.streams.errors import DamageError
 from millrace.streams.formats.json_rows import Rows, has_label
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import words

@@ -11,7 +11,8 @@ import getpass
 import time
 from dataclasses import dataclass
 
-from millrace.learners.errors import BadInputError, MillraceError, NotCountedError
+from millrace.learners.errors import BadInputError, MillraceError
+from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.services.replay.plan import live_branch
 from millrace.streams.journal.exclusions import words

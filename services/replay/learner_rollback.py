@@ -20,16 +20,9 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import (
-    BusyError,
-    EndedError,
-    MillraceError,
-    NotCountedError,
-    NotProvedError,
-    OutdatedError,
-    ReplacedError,
-)
+from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import Change, decide, described, learner_version
+from millrace.services.errors import BusyError, NotCountedError, NotProvedError, OutdatedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.pipeline.succession import heir_of
@@ -40,6 +33,7 @@ from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.forks import begin_fork, compose, excluded, rewound_fork
 from millrace.streams.branch.host import use_threads
 from millrace.streams.branch.learner_rollback import is_learned
+from millrace.streams.errors import EndedError, ReplacedError
 from millrace.streams.journal.entries import Fork, Mark
 from millrace.streams.journal.journal import summarise
 from millrace.streams.journal.ledger import Operation, Stage, Target

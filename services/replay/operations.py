@@ -6,7 +6,7 @@ import getpass
 import time
 from typing import Any
 
-from millrace.learners.errors import BusyError, NotCountedError
+from millrace.services.errors import BusyError, NotCountedError
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.journal.ledger import Ledger, Operation, Stage, append_decision
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import BadInputError, ConfigError, MillraceError, OffsetsGoneError, OutdatedError
+from millrace.learners.errors import BadInputError, ConfigError, MillraceError
 from millrace.services.decisions.versions import resolved
+from millrace.services.errors import OutdatedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.pipeline.succession import heir_of
@@ -23,6 +24,7 @@ from millrace.services.replay.operations import new_branch
 from millrace.streams.branch.branch import Doors, changed, start
 from millrace.streams.branch.forks import empty_fork, excluded, replay_fork
 from millrace.streams.branch.host import use_threads
+from millrace.streams.errors import OffsetsGoneError
 from millrace.streams.journal.entries import Fork, Mark, Rejected, Step
 from millrace.streams.journal.exclusions import Exclusion, Range, left_out, words
 from millrace.streams.journal.journal import summarise

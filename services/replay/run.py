@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
-from millrace.learners.errors import BadInputError, MillraceError, NotProvedError, ReplacedError
+from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.decisions.decide import Change, decide
+from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.pipeline.succession import heir_of, successor_of
 from millrace.services.processes import COMMAND
@@ -28,6 +29,7 @@ from millrace.streams.branch.branch import Doors, restore
 from millrace.streams.branch.forks import begin_fork, end_branch
 from millrace.streams.branch.host import this_host, use_threads
 from millrace.streams.branch.read_order import Piece, Retraced, future, onward, past
+from millrace.streams.errors import ReplacedError
 from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import Summary, summarise
 from millrace.streams.journal.ledger import Operation, Stage, Target

@@ -10,11 +10,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from millrace.learners.errors import DamageError, MillraceError
+from millrace.learners.errors import MillraceError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Bundle, open_bundle
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.training.current import Publication
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.ledger import Ledger, Target, words
 from millrace.streams.stream import Stream
 

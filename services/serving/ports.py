@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from millrace.learners.errors import BusyError
+from millrace.services.errors import BusyError
 
 PORTS = 100  # of an instance: half of them for HTTP, half for gRPC
 OWN = 10  # the first of them: the proxy's own, never those that the kernel hands out to connections

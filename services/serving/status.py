@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import BusyError
 from millrace.services.config.config import endpoint_token
+from millrace.services.errors import BusyError
 from millrace.services.pipeline.instance import Instance
 
 PATIENCE_S = 3.0  # for an answer

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from millrace.learners.errors import BusyError, ConfigError, MillraceError
+from millrace.learners.errors import ConfigError, MillraceError
 from millrace.services.config.config import set_environment
 from millrace.services.endpoint.endpoint import MAX_BYTES
+from millrace.services.errors import BusyError
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import SCOPES, Access, access, own_token, read_tokens
 from millrace.services.serving.companion import companion

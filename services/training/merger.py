@@ -12,8 +12,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
-from millrace.learners.errors import BusyError, DamageError, MillraceError, ReplacedError, StorageError
+from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import name_last_good
+from millrace.services.errors import BusyError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Identity, Parts, identity_of
 from millrace.services.pipeline.instance import Instance
@@ -21,6 +22,7 @@ from millrace.services.training.current import Blob, Publication
 from millrace.services.training.shards import merging, newest_versions
 from millrace.services.training.trainer import BEAT_S, OFFER_S, RETRY_S, Publish, Published, State, packed
 from millrace.streams.branch.merge import Merged, Merging, Piece, open_piece, piece_of
+from millrace.streams.errors import DamageError, ReplacedError, StorageError
 
 log = logging.getLogger("millrace")
 

@@ -17,8 +17,9 @@ import msgspec
 import numpy as np
 
 from millrace.learners.drift.alarms import Alarm
-from millrace.learners.errors import BusyError, MillraceError, ReplacedError, StorageError
+from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import name_last_good
+from millrace.services.errors import BusyError
 from millrace.services.pipeline.bundle import Identity, Parts, bundle_bytes
 from millrace.services.pipeline.instance import Instance
 from millrace.services.pipeline.succession import heir_of
@@ -27,6 +28,7 @@ from millrace.services.training.run import opening_of, serve_first
 from millrace.streams.branch.branch import Doors
 from millrace.streams.branch.host import use_threads
 from millrace.streams.branch.merge import Piece, piece_bytes
+from millrace.streams.errors import ReplacedError, StorageError
 from millrace.streams.parts import sha256
 from millrace.streams.sharding import WHOLE, shard_of
 from millrace.streams.worker.worker import Worker

@@ -10,9 +10,10 @@ from typing import TypeVar
 import msgspec
 
 from millrace.learners.drift.alarms import DriftConfig
-from millrace.learners.errors import ConfigError, DamageError, LearnerError, OffsetsGoneError
+from millrace.learners.errors import ConfigError, LearnerError
 from millrace.learners.protocol import Learner, Value
 from millrace.streams.branch.learner_rollback import is_learned, rewound
+from millrace.streams.errors import DamageError, OffsetsGoneError
 from millrace.streams.formats.contents import Contents
 from millrace.streams.formats.json_rows import Codec, Rows
 from millrace.streams.journal.entries import Act, Entry, Fork, Mark, Step

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from millrace.learners.errors import ReplacedError
 from millrace.streams.branch.branch import Doors, Recipe, carried, load_part, save_checkpoint, start
 from millrace.streams.branch.learner_rollback import is_learned
+from millrace.streams.errors import ReplacedError
 from millrace.streams.journal.entries import Fork, Host, Mark, Parent
 from millrace.streams.journal.exclusions import Exclusion
 from millrace.streams.journal.journal import Summary, Writer, summarise

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from millrace.learners.errors import DamageError
 from millrace.learners.protocol import Learner, State, Value
 from millrace.streams.branch.branch import Doors, Recipe, begin, load_part, save_checkpoint
+from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
 from millrace.streams.journal.entries import Host, Mark, Merge
 from millrace.streams.journal.journal import Cursor, Writer, counted, newest_version, summarise

@@ -7,9 +7,9 @@ from dataclasses import asdict
 import msgspec
 
 from millrace.learners.drift.alarms import Alarm
-from millrace.learners.errors import DamageError
 from millrace.learners.evaluation.prequential import ClassScores, ValueScores
 from millrace.learners.protocol import Value
+from millrace.streams.errors import DamageError
 from millrace.streams.formats.json_rows import Refused
 from millrace.streams.journal.entries import Step
 from millrace.streams.labels.join import LabelJoin

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from millrace.learners.errors import DamageError, MillraceError, MissingPartError, OffsetsGoneError, TooSlowError
+from millrace.learners.errors import MillraceError
 from millrace.learners.protocol import Value
 from millrace.streams.branch.branch import (
     Doors,
@@ -25,6 +25,7 @@ from millrace.streams.branch.branch import (
 )
 from millrace.streams.branch.host import same_numerics, this_host, use_threads
 from millrace.streams.branch.outputs import check_end, last_output
+from millrace.streams.errors import DamageError, FoldTimeoutError, MissingPartError, OffsetsGoneError
 from millrace.streams.journal.entries import Entry, Fork, Host, Mark, Open, decode_entry
 from millrace.streams.journal.journal import Cursor, Summary, begun, counted, place_before, summarise, take_in
 from millrace.streams.journal.segments import Journal, entries_of
@@ -91,8 +92,8 @@ def verify(recipe: Recipe, doors: Doors, branch: str, keep: int) -> Report:
 def verify_version(recipe: Recipe, doors: Doors, version: str, nearest: bool, enough: Callable[[], bool]) -> Report:
     """Fold one version again from its parent, or with ``nearest`` from the nearest kept checkpoint, and compare it alone.
 
-    Raises: MillraceError where it cannot be folded: no such version, damage, a log that has lost the records; TooSlowError once
-    it is ``enough``.
+    Raises: MillraceError where it cannot be folded: no such version, damage, a log that has lost the records;
+    FoldTimeoutError once it is ``enough``.
     """
     branch = version.rpartition(".")[0]
     report, summary = Report(branch), summarise(doors.journal, branch)
@@ -108,7 +109,7 @@ def verify_version(recipe: Recipe, doors: Doors, version: str, nearest: bool, en
         report.entries += 1
         report.state_seq = entry.seq
         if enough():
-            raise TooSlowError(f"Version {version} was not folded again in time; {report.entries} entries were.")
+            raise FoldTimeoutError(f"Version {version} was not folded again in time; {report.entries} entries were.")
     report.records, report.state_sha256 = fold.records, state_hash(fold.parts())
     _compare(run, fold, mark, hosts[-1] if hosts else None)
     return report

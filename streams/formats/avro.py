@@ -23,7 +23,8 @@ from urllib.request import urlopen
 
 import msgspec
 
-from millrace.learners.errors import BadInputError, StorageError
+from millrace.learners.errors import BadInputError
+from millrace.streams.errors import StorageError
 from millrace.streams.formats.json_rows import RecordError
 
 MAGIC = 0

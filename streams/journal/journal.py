@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from millrace.learners.errors import DamageError, EndedError, ReplacedError
 from millrace.streams.checksummed import seal
+from millrace.streams.errors import DamageError, EndedError, ReplacedError
 from millrace.streams.journal.entries import Act, End, Entry, Fork, Host, Mark, Open, StateName, Step, decode_entry
 from millrace.streams.journal.segments import Journal
 from millrace.streams.journal.store import Run

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from millrace.learners.errors import DamageError, StorageError
+from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Ledger, Release, append_decision
 from millrace.streams.stream import Stream

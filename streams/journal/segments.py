@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from millrace.learners.errors import DamageError, PrunedError
+from millrace.streams.errors import DamageError, PrunedError
 from millrace.streams.journal.entries import Mark, decode_entry
 from millrace.streams.journal.store import Run, Segment, Store, read_manifest
 from millrace.streams.stream import Ack, Stream

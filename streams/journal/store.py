@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from millrace.learners.errors import DamageError, MissingPartError, StorageError
+from millrace.streams.errors import DamageError, MissingPartError, StorageError
 from millrace.streams.journal.entries import Fork, Host, Mark
 from millrace.streams.parts import sha256
 from millrace.streams.source import Position

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from millrace.learners.errors import DamageError
+from millrace.streams.errors import DamageError
 
 DECODED_BYTES = 64 << 20  # of one batch of records, at most: twice the largest record that a topic made here takes
 CHUNK = 256 << 10  # decoded at a time

@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 
-from millrace.learners.errors import BadInputError, ConfigError, DamageError, OffsetsGoneError, StorageError
+from millrace.learners.errors import BadInputError, ConfigError
+from millrace.streams.errors import DamageError, OffsetsGoneError, StorageError
 from millrace.streams.kafka.client import Link, Sent, names_of
 from millrace.streams.kafka.reader import Piece, Reader
 from millrace.streams.kafka.replication import check_replication

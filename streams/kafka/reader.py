@@ -22,7 +22,8 @@ from kafka.errors import (
     UnsupportedCodecError,
 )
 
-from millrace.learners.errors import DamageError, MillraceError, OffsetsGoneError, StorageError
+from millrace.learners.errors import MillraceError
+from millrace.streams.errors import DamageError, OffsetsGoneError, StorageError
 from millrace.streams.kafka.cluster import Cluster
 from millrace.streams.kafka.diagnosis import look_at
 from millrace.streams.records import Event, encode_headers, split_tp, tp_name

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from millrace.learners.errors import ConfigError, DamageError, OffsetsGoneError, StorageError
+from millrace.learners.errors import ConfigError
+from millrace.streams.errors import DamageError, OffsetsGoneError, StorageError
 from millrace.streams.kafka.client import Link, Sent
 from millrace.streams.kafka.reader import Reader
 from millrace.streams.kafka.replication import check_replication

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import apsw
 
-from millrace.learners.errors import DamageError, StorageError
+from millrace.streams.errors import DamageError, StorageError
 
 Connection = apsw.Connection
 WAL_IS_SAFE_FROM = (3, 51, 3)

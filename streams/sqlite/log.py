@@ -18,7 +18,8 @@ from zlib import crc32
 import numpy as np
 from crc32c import crc32c
 
-from millrace.learners.errors import BadInputError, DamageError
+from millrace.learners.errors import BadInputError
+from millrace.streams.errors import DamageError
 from millrace.streams.records import Event, Read, Record, checksum, frame, tp_name
 from millrace.streams.sharding import WHOLE, Placing, Shard
 from millrace.streams.source import Position, Topic, gone

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from millrace.learners.errors import DamageError
+from millrace.streams.errors import DamageError
 from millrace.streams.sqlite.database import connect, storage_errors
 from millrace.streams.stream import pruned
 

@@ -10,7 +10,9 @@ from dataclasses import asdict
 import numpy as np
 
 from millrace.learners.drift.alarms import Alarm, Detectors, DriftConfig
+from millrace.learners.errors import StateDamageError
 from millrace.learners.protocol import Array, Floats, Value
+from millrace.streams.errors import DamageError
 
 DISCOUNT = 0.1  # the weight that past rows keep when an alarm leads to ``discount``
 
@@ -60,4 +62,7 @@ class Drift:
         """Go on where ``state`` was taken. Raises: DamageError, LearnerError."""
         newest = state["newest"]
         self.newest = None if newest is None else Alarm(**newest | {"new_classes": tuple(newest["new_classes"])})
-        self._detectors.load({name: value for name, value in state.items() if name != "newest"})
+        try:
+            self._detectors.load({name: value for name, value in state.items() if name != "newest"})
+        except StateDamageError as error:
+            raise DamageError(str(error)) from error

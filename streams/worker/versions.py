@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from millrace.learners.errors import DamageError
 from millrace.streams.branch.branch import Doors, manifest_of
 from millrace.streams.branch.outputs import plain_totals
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Act, Fork, Host, Mark
 from millrace.streams.journal.journal import Cursor, checked_entry
 from millrace.streams.journal.segments import entries_of, gathered, packed

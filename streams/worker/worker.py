@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from millrace.learners.errors import TooManyRejectedError
 from millrace.streams.branch.branch import Doors, Recipe, begin, check_retention, in_force, refold, restore, warn_of_retention
 from millrace.streams.branch.outputs import (
     check_end,
@@ -17,6 +16,7 @@ from millrace.streams.branch.outputs import (
     output_record,
     scores_topic,
 )
+from millrace.streams.errors import TooManyRejectedError
 from millrace.streams.formats.json_rows import Refused, Rows
 from millrace.streams.journal.entries import Act, Host, Mark, StateName, Step
 from millrace.streams.journal.journal import Pending, Writer, entries_after, newest_version, summarise

@@ -10,10 +10,10 @@ import pytest
 from pipelines import fill, small_disk
 from scene import Ground, Scene, Told, patiently, until
 
-from millrace.learners.errors import StorageError
 from millrace.services.config.config import load_pipeline
 from millrace.services.demo.broker import Broker
 from millrace.services.pipeline.instance import Instance
+from millrace.streams.errors import StorageError
 
 
 def fill_up(ground: Ground, scene: Scene) -> Told:

@@ -16,7 +16,6 @@ import numpy as np
 from fault_proxy import FaultProxy
 from pipelines import clean_environment
 
-from millrace.learners.errors import StorageError
 from millrace.services.config.config import load_pipeline
 from millrace.services.data.dead_letters import letters
 from millrace.services.demo.broker import Broker
@@ -24,6 +23,7 @@ from millrace.services.demo.evidence import outputs_of
 from millrace.services.pipeline import backends as logs
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_checkpoint
+from millrace.streams.errors import StorageError
 from millrace.streams.journal.entries import Step
 from millrace.streams.journal.journal import Cursor, checked_entry, counted, summarise
 from millrace.streams.kafka.client import Link

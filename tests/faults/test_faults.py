@@ -12,8 +12,8 @@ from faults import INVARIANTS, ROOT, table
 from scene import Told
 from serving import of_two_that_go_forward
 
-from millrace.learners.errors import StorageError
 from millrace.services.demo.broker import Broker
+from millrace.streams.errors import StorageError
 
 PATIENCE_S = 300
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from millrace.learners.drift.alarms import Alarm, Detectors, DriftConfig, Trail
 from millrace.learners.drift.calibration import FIGURES, reach, threshold_for
 from millrace.learners.drift.detectors import Side
-from millrace.learners.errors import BadInputError, ConfigError, DamageError, LearnerError
+from millrace.learners.errors import BadInputError, ConfigError, LearnerError, StateDamageError
 from millrace.learners.protocol import Array, Floats
 from millrace.streams.parts import pack, unpack
 
@@ -126,7 +126,7 @@ def test_every_flipped_bit_of_a_state_is_damage() -> None:
         resumed = Detectors(QUICK, seed=0)
         try:
             resumed.load(unpack(bytes(flipped), "here"))
-        except DamageError:
+        except StateDamageError:
             continue
         assert pack(resumed.state()) == blob
         spared += 1
@@ -140,9 +140,9 @@ def test_a_state_of_other_detectors_is_refused() -> None:
         Detectors(QUICK, seed=1).load(state)
     with pytest.raises(LearnerError, match="page-hinkley"):
         Detectors(DriftConfig("page-hinkley", budget("page-hinkley")), seed=0).load(state)
-    with pytest.raises(DamageError, match="crc32c"):
+    with pytest.raises(StateDamageError, match="crc32c"):
         Detectors(QUICK, seed=0).load(state | {"threshold": 0.123})
-    with pytest.raises(DamageError):
+    with pytest.raises(StateDamageError):
         Detectors(QUICK, seed=0).load({"rows": 3})
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from river import drift as river
 
 from millrace.learners.drift.detectors import SENSORS, Adwin, Sensor, Side
-from millrace.learners.errors import DamageError
+from millrace.learners.errors import StateDamageError
 
 THRESHOLDS = {"adwin": 0.1, "page-hinkley": 60.0, "kswin": 0.001, "hddm-a": 1e-3, "hddm-w": 1e-3, "fhddm": 1e-6}
 BARE: dict[str, Callable[[float], Any]] = {
@@ -129,7 +129,7 @@ def test_a_state_cut_short_is_damage(kind: str) -> None:
         sensor.update(loss)
     state = sensor.state()
     for length in (0, 1, len(state) // 2, len(state) - 1):
-        with pytest.raises(DamageError):
+        with pytest.raises(StateDamageError):
             fresh(kind).load(state[:length], 50)
 
 
@@ -144,7 +144,7 @@ def test_a_window_of_adwin_with_a_bit_flipped_never_panics_past_us(capfd: pytest
         flipped[bit // 8] ^= 1 << bit % 8
         try:
             Adwin(0.1, 0).load(bytes(flipped), 300)
-        except DamageError:
+        except StateDamageError:
             refused += 1
     assert refused
     capfd.readouterr()  # what Rust says of its panics

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from pipelines import MIXED, encoded, events, mixed_rows
 from served_bundles import NUMBERS, mixed_parts, numbers_parts
 
-from millrace.learners.errors import DamageError, NotReadyError
 from millrace.learners.linear.servable import LinearServable
 from millrace.learners.protocol import Batch
+from millrace.services.errors import NotReadyError
 from millrace.services.pipeline.bundle import bundle_bytes, open_bundle, open_parts
+from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
 from millrace.streams.formats.json_rows import Codec
 from millrace.streams.parts import sha256

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pipelines import PIPELINE, facts, flower_rows, here, json_lines, pipeline_in
 
-from millrace.learners.errors import NotCountedError
 from millrace.services.config.config import load_pipeline
 from millrace.services.data import dead_letters
+from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.records import decode_headers
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipelines import PIPELINE, here, json_lines, pipeline_in
 
-from millrace.learners.errors import MirrorError
 from millrace.services.config.config import load_pipeline
 from millrace.services.decisions.decide import Naming, decide
+from millrace.services.errors import MirrorError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.export import opened

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from served_pipeline import command_of, descendants, until
 
-from millrace.learners.errors import MillraceError, NotProvedError
+from millrace.learners.errors import MillraceError
 from millrace.services.config.config import load_pipeline
 from millrace.services.data.datasets import held_out
 from millrace.services.decisions.status import journal_lines
@@ -25,7 +25,7 @@ from millrace.services.demo.night import POISON_ROWS, PRODUCER, said
 from millrace.services.demo.repaired import learned_by, learned_without, producers_told
 from millrace.services.demo.stage import FIRST_ROWS, HONEST, newest_output
 from millrace.services.demo.story import Plan, Played, Stage, conclude, prepare, prove
-from millrace.services.errors import exit_code
+from millrace.services.errors import NotProvedError, exit_code
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import BRANCH, Instance
 from millrace.streams.branch.branch import load_part

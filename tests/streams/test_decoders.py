@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from millrace.learners.errors import DamageError
+from millrace.streams.errors import DamageError
 from millrace.streams.kafka import decompression as decoders
 
 snappy = pytest.importorskip("snappy", reason="the codecs of Kafka are not installed")
@@ -18,7 +18,7 @@ KINDS = ["gzip", "snappy", "lz4", "zstd"]
 BOMB = """
 import resource, sys
 from kafka import codec
-from millrace.learners.errors import DamageError
+from millrace.streams.errors import DamageError
 from millrace.streams.kafka import decompression as decoders
 with open(sys.argv[2], "rb") as file:
     small = file.read()

@@ -13,7 +13,8 @@ import pytest
 from either_log import KAFKA, EitherLog, read_all, records, swept, values_of
 from kafka import KafkaProducer
 
-from millrace.learners.errors import BadInputError, DamageError, MillraceError, StorageError
+from millrace.learners.errors import BadInputError, MillraceError
+from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.kafka.client import Link
 from millrace.streams.kafka.cluster import Cluster, Secrets
 from millrace.streams.kafka.log import LARGE_BYTES, KafkaLog, KafkaSource

@@ -7,7 +7,8 @@ import logging
 import pytest
 from either_log import KAFKA, EitherLog, swept
 
-from millrace.learners.errors import ConfigError, PrunedError
+from millrace.learners.errors import ConfigError
+from millrace.streams.errors import PrunedError
 from millrace.streams.kafka.client import Link
 from millrace.streams.kafka.cluster import Cluster, Secrets
 from millrace.streams.kafka.log import KafkaLog

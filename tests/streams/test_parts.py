@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from millrace.learners.errors import DamageError
+from millrace.streams.errors import DamageError
 from millrace.streams.parts import pack, sha256, unpack
 
 NUMBERS = st.sampled_from([np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_]).flatmap(

@@ -7,7 +7,7 @@ from either_log import LOGS, EitherLog, read_all, records, values_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.learners.errors import OffsetsGoneError
+from millrace.streams.errors import OffsetsGoneError
 from millrace.streams.records import Event, Record, encode_headers, make_read
 from millrace.streams.source import Crash, CrashError, ListProducer, ListSource, Source
 

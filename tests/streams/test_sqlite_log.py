@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipelines import PATIENCE_S, fill, make_read_only, small_disk
 
-from millrace.learners.errors import BadInputError, DamageError, OffsetsGoneError, StorageError
+from millrace.learners.errors import BadInputError
+from millrace.streams.errors import DamageError, OffsetsGoneError, StorageError
 from millrace.streams.records import Record, checksum, encode_headers, frame
 from millrace.streams.sqlite import log as sqlite_log
 from millrace.streams.sqlite.database import journal_mode

@@ -11,7 +11,7 @@ import pytest
 from either_log import LOGS, EitherLog
 from pipelines import PATIENCE_S, fill, make_read_only, small_disk
 
-from millrace.learners.errors import DamageError, PrunedError, StorageError
+from millrace.streams.errors import DamageError, PrunedError, StorageError
 from millrace.streams.sqlite.stream import SqliteStream
 from millrace.streams.stream import ListStream, Stream
 

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from pipelines import clean_environment, event, flower_rows, json_lines, millrace
 
-from millrace.learners.errors import ConfigError, DamageError
+from millrace.learners.errors import ConfigError
 from millrace.learners.protocol import Batch
 from millrace.learners.table import LEARNERS
 from millrace.services.config.config import load_pipeline
@@ -24,6 +24,7 @@ from millrace.services.proof import verify as proving
 from millrace.services.proof.certify import prove_version
 from millrace.services.registry import export
 from millrace.services.training import run as running
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Open
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.journal.ledger import Target

@@ -12,8 +12,8 @@ import pytest
 from apsw_rows import change
 from pipelines import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, facts, here, json_lines, millrace, pipeline_in
 
-from millrace.learners.errors import TooSlowError
 from millrace.services.config.config import load_pipeline
+from millrace.services.errors import TooSlowError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.proof.certify import newest, prove_version

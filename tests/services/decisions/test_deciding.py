@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from pipelines import PIPELINE, clean_environment, here, json_lines, millrace, pipeline_in
 
-from millrace.learners.errors import DamageError, NotCountedError
 from millrace.services.config.config import load_pipeline
 from millrace.services.decisions.decide import decide, plan, plan_rollback
+from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.instance import Instance
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.ledger import Target
 
 

@@ -10,9 +10,9 @@ import pytest
 from pipelines import here, millrace
 from poisoned import begin, good_rows, instance, planned, replay, send, versions
 
-from millrace.learners.errors import DamageError
 from millrace.services.decisions.sweep import sweep_ended
 from millrace.streams.branch.branch import load_checkpoint
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.journal import summarise
 
 pytestmark = pytest.mark.slow

@@ -11,11 +11,13 @@ import pytest
 from grpc_calls import FakeCall, answering, call
 from served_bundles import ask, endpoint_of, numbers_bundle
 
-from millrace.learners.errors import AccessError, ConfigError, ScopeError, StorageError
+from millrace.learners.errors import ConfigError
 from millrace.services.endpoint.endpoint import Endpoint
 from millrace.services.endpoint.http import HttpApp
+from millrace.services.errors import AccessError, ScopeError
 from millrace.services.protocol.access import LABEL, PREDICT, SCOPES, Access, access, own_token, read_tokens
 from millrace.services.serving.up import Listening
+from millrace.streams.errors import StorageError
 
 BUNDLE = numbers_bundle()
 TOKENS = {"full": SCOPES, "asks": frozenset({PREDICT}), "tells": frozenset({LABEL})}

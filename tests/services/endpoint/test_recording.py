@@ -10,9 +10,9 @@ from pathlib import Path
 import apsw
 import pytest
 
-from millrace.learners.errors import StorageError
 from millrace.services.endpoint import recording
 from millrace.services.endpoint.recording import Recorder
+from millrace.streams.errors import StorageError
 from millrace.streams.records import Record
 from millrace.streams.sqlite.log import SqliteLog
 

@@ -13,7 +13,8 @@ import pytest
 from pipelines import MILLRACE, clean_environment, here, json_lines, millrace
 from poisoned import GOOD, TEXT, good_rows, instance, newest, operation, replay, versions
 
-from millrace.learners.errors import BadInputError, OutdatedError
+from millrace.learners.errors import BadInputError
+from millrace.services.errors import OutdatedError
 from millrace.services.replay import backfill
 from millrace.streams.journal.entries import Step
 from millrace.streams.journal.journal import Cursor, counted

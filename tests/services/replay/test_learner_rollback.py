@@ -16,9 +16,10 @@ from pipelines import MILLRACE, clean_environment, here, json_lines, millrace
 from poisoned import BAD, GOOD, begin, good_rows, instance, lines, newest, operation, planned, replay, send, versions
 from test_trainer import SOON_S, Shelf, soon
 
-from millrace.learners.errors import BusyError, MillraceError, NotCountedError
+from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import Change, decide
 from millrace.services.decisions.sweep import sweep_ended
+from millrace.services.errors import BusyError, NotCountedError
 from millrace.services.pipeline.succession import heir_of
 from millrace.services.replay import learner_rollback
 from millrace.services.replay.operations import advance, planned_operation, step

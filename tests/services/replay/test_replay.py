@@ -28,8 +28,8 @@ from poisoned import (
     versions,
 )
 
-from millrace.learners.errors import NotCountedError
 from millrace.services.decisions.decide import decide
+from millrace.services.errors import NotCountedError
 from millrace.services.proof.certify import prove_version
 from millrace.services.replay import run as replaying
 from millrace.streams.branch.verify import difference

@@ -16,9 +16,9 @@ from kafka import KafkaAdminClient
 from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
 from pipelines import PIPELINE, json_lines, millrace, pipeline_in
 
-from millrace.learners.errors import StorageError
 from millrace.services.demo.broker import Broker
 from millrace.services.serving.ports import free_port
+from millrace.streams.errors import StorageError
 
 pytestmark = KAFKA
 ROOT = Path(__file__).resolve().parents[3]

@@ -13,7 +13,6 @@ from pictures import NETWORK, photos
 from pipelines import events, facts, here
 from served_bundles import HttpApp, endpoint_of, infer, tensor
 
-from millrace.learners.errors import DamageError
 from millrace.learners.protocol import Batch
 from millrace.services.config.config import load_pipeline
 from millrace.services.decisions.versions import resolved
@@ -23,6 +22,7 @@ from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.tensors import binary_texts
 from millrace.services.pyfunc import _load_pyfunc
 from millrace.services.registry.export import export, opened
+from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
 from millrace.streams.formats.contents import Contents
 

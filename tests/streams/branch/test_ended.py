@@ -9,8 +9,8 @@ import pytest
 from branches import HOST
 from test_fence import TURNS, Schedule
 
-from millrace.learners.errors import EndedError, ReplacedError
 from millrace.streams.branch.forks import end_branch
+from millrace.streams.errors import EndedError, ReplacedError
 from millrace.streams.journal.entries import End, Step, decode_entry
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.worker.worker import Worker

@@ -15,10 +15,10 @@ from hypothesis import strategies as some
 from late_labels import RULES, late_recipe, make_late_events
 from test_crash import DyingStore
 
-from millrace.learners.errors import DamageError, EndedError, ReplacedError
 from millrace.streams.branch.branch import Recipe, refold, restore
 from millrace.streams.branch.forks import begin_fork, end_branch
 from millrace.streams.branch.verify import difference, verify
+from millrace.streams.errors import DamageError, EndedError, ReplacedError
 from millrace.streams.journal.entries import End, Step
 from millrace.streams.journal.exclusions import Key, Range, Time, left_out, words
 from millrace.streams.journal.journal import Cursor, Writer, counted, summarise

@@ -10,10 +10,11 @@ from branches import HOST
 
 from millrace.learners.analytic.exact import merge_disjoint
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
-from millrace.learners.errors import DamageError, LearnerError, ReplacedError
+from millrace.learners.errors import LearnerError
 from millrace.learners.protocol import Batch
 from millrace.streams.branch.branch import Doors, Recipe, state_hash
 from millrace.streams.branch.merge import Merging, Piece, merge_of, merge_pieces, open_piece, piece_bytes
+from millrace.streams.errors import DamageError, ReplacedError
 from millrace.streams.features.columns import Features
 from millrace.streams.formats.json_rows import Codec
 from millrace.streams.journal.journal import summarise

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from branches import Rooms, make_events, run_to_end
 
-from millrace.learners.errors import DamageError
 from millrace.streams.branch.outputs import last_output, scores_topic
+from millrace.streams.errors import DamageError
 from millrace.streams.records import Record
 
 TOPIC = scores_topic("small", "main")

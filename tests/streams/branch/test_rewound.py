@@ -18,13 +18,13 @@ from test_forks import DyingStream
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.drift.alarms import DriftConfig
-from millrace.learners.errors import ReplacedError
 from millrace.learners.protocol import Batch, State
 from millrace.streams.branch.branch import Doors, Recipe, load_checkpoint, restore
 from millrace.streams.branch.forks import begin_fork, compose, rewound_fork
 from millrace.streams.branch.learner_rollback import moved
 from millrace.streams.branch.verify import verify
 from millrace.streams.checksummed import seal
+from millrace.streams.errors import ReplacedError
 from millrace.streams.features.columns import Features
 from millrace.streams.formats.json_rows import Codec, Rows
 from millrace.streams.journal.entries import Fork, Step

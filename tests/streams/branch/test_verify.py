@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from pipelines import make_read_only, small_disk
 
-from millrace.learners.errors import DamageError, NotProvedError
 from millrace.services.config.config import load_pipeline
 from millrace.services.decisions import status as looking
+from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import Instance
 from millrace.services.proof import verify as proving
 from millrace.services.training import run as running
 from millrace.streams.branch.branch import load_checkpoint, save_checkpoint
 from millrace.streams.branch.verify import difference
 from millrace.streams.checksummed import seal, unseal
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Entry, Mark, Open, Step
 from millrace.streams.journal.journal import Cursor, counted, summarise
 from millrace.streams.journal.store import read_manifest

@@ -17,9 +17,9 @@ import pytest
 from pipelines import MIXED, encoded, events, facts, flower_rows, here, mixed_rows, pipeline_in
 from test_arrow import same
 
-from millrace.learners.errors import StorageError
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
+from millrace.streams.errors import StorageError
 from millrace.streams.formats.avro import Registry
 from millrace.streams.formats.contents import Contents
 from millrace.streams.formats.json_rows import REASONS, Codec

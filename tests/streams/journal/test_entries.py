@@ -8,8 +8,8 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.learners.errors import DamageError
 from millrace.streams.checksummed import seal
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import End, Entry, Fork, Host, Mark, Open, Parent, StateName, Step, decode_entry
 from millrace.streams.journal.exclusions import Header, Key, Range, Time
 from millrace.streams.journal.ledger import Certificate, Ledger, Serve, Target

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipelines import PATIENCE_S
 
-from millrace.learners.errors import DamageError
 from millrace.streams.checksummed import seal
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Host
 from millrace.streams.journal.ledger import NEXT, Certificate, Ledger, Operation, Serve, Stage, Target, append_decision
 from millrace.streams.sqlite.stream import SqliteStream

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruned_branch import EVENTS, PRUNING, ROWS, Older, Remembering, here, pruned_rooms, segments, whole
 
-from millrace.learners.errors import DamageError, ReplacedError
 from millrace.streams.branch.branch import manifest_of
 from millrace.streams.branch.verify import verify, verify_version
+from millrace.streams.errors import DamageError, ReplacedError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.journal import Cursor, Summary, counted, entries_after, summarise, take_in
 from millrace.streams.journal.ledger import Alias, append_decision

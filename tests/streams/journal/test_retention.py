@@ -10,9 +10,10 @@ from branches import HOST, SMALL, Rooms, SteppedWall, make_events, mark_at_once,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.learners.errors import DamageError, TooSlowError
+from millrace.services.errors import TooSlowError
 from millrace.streams.branch.branch import load_checkpoint, save_checkpoint
 from millrace.streams.branch.verify import verify, verify_version
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Alias, Ledger, Operation, Release, Serve, Stage, Target, append_decision
 from millrace.streams.journal.retention import Retention

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruned_branch import EVENTS, ROWS, Older, segments
 
-from millrace.learners.errors import DamageError
 from millrace.streams.branch.branch import load_checkpoint, manifest_of
 from millrace.streams.branch.verify import verify
 from millrace.streams.checksummed import seal
+from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Act, decode_entry
 from millrace.streams.journal.journal import summarise
 from millrace.streams.journal.segments import LEVELS, WIDTH, entries_of, gathered, packed, unpacked

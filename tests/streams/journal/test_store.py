@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from pipelines import fill, make_read_only, small_disk
 
-from millrace.learners.errors import DamageError, StorageError
 from millrace.streams.branch.branch import load_checkpoint, save_checkpoint
+from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.store import (
     GRACE_S,

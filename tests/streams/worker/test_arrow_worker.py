@@ -26,9 +26,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from pipelines import encoded
 
-from millrace.learners.errors import DamageError, TooManyRejectedError
 from millrace.streams.branch.branch import reread
 from millrace.streams.branch.verify import verify
+from millrace.streams.errors import DamageError, TooManyRejectedError
 from millrace.streams.formats.contents import Contents
 from millrace.streams.journal.entries import Step
 from millrace.streams.journal.exclusions import Header

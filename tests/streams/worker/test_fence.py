@@ -12,8 +12,8 @@ import pytest
 from branches import Rooms, make_events, mark_at_once, recipe
 from late_labels import RULES, late_recipe, make_late_events
 
-from millrace.learners.errors import DamageError, ReplacedError
 from millrace.streams.branch.branch import Recipe, load_checkpoint, refold, state_hash
+from millrace.streams.errors import DamageError, ReplacedError
 from millrace.streams.journal.entries import Mark, Open, Step
 from millrace.streams.journal.journal import Cursor, Pending, Writer, counted
 from millrace.streams.journal.retention import Retention
