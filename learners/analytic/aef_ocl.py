@@ -29,7 +29,7 @@ from millrace.learners.analytic.class_statistics import ClassMoments
 from millrace.learners.analytic.normal_equations import Solution, Sums, solve
 from millrace.learners.analytic.priors import Prior, refuse_unfit, shares
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
-from millrace.learners.analytic.solver import Head, Known
+from millrace.learners.analytic.solver import Solver, Statistics
 from millrace.learners.linear.servable import expanded
 from millrace.learners.protocol import Floats
 
@@ -67,21 +67,21 @@ class AefOclConfig:
 def aef_ocl(config: AefOclConfig, d: int, seed: int) -> Ridge:
     """An untaught AEF-OCL over ``d`` features; ``seed`` draws the projection and the pseudo-features."""
     behind = begun if config.solve_behind else None
-    return Ridge(config.ridge(), d, seed, Head("aef-ocl", config, answer, partial(ClassMoments, d), behind))
+    return Ridge(config.ridge(), d, seed, Solver("aef-ocl", config, answer, partial(ClassMoments, d), behind))
 
 
-def answer(config: AefOclConfig, known: Known) -> Solution:
+def answer(config: AefOclConfig, known: Statistics) -> Solution:
     """The ridge solution of the real rows and the pseudo-features together."""
     return solve(balanced(config, known), config.gamma, config.intercept, config.standardise, config.solve_behind)
 
 
-def begun(config: AefOclConfig, known: Known) -> Callable[[], Solution]:
+def begun(config: AefOclConfig, known: Statistics) -> Callable[[], Solution]:
     """The same with the statistics copied as they are now; what is left is to draw and to solve."""
     own = replace(known, sums=deepcopy(known.sums), per_class=deepcopy(known.per_class))
     return partial(answer, config, own)
 
 
-def balanced(config: AefOclConfig, known: Known) -> Sums:
+def balanced(config: AefOclConfig, known: Statistics) -> Sums:
     """Sums of their own: the real rows' and, for each rare class, pseudo-features that make up what it lacks."""
     moments, sums = known.per_class, known.sums
     assert isinstance(moments, ClassMoments)
@@ -111,7 +111,7 @@ def missing(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
     return lacking
 
 
-def _generator(known: Known, column: int) -> np.random.Generator:
+def _generator(known: Statistics, column: int) -> np.random.Generator:
     """Draws by (seed, class, learned rows), the class by name, so that its column does not matter."""
     name = int.from_bytes(hashlib.sha256(known.names[column].encode()).digest()[:8], "big")
     return np.random.Generator(np.random.PCG64([known.seed, name, known.rows]))

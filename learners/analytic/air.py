@@ -26,7 +26,7 @@ from millrace.learners.analytic.class_statistics import ClassGrams
 from millrace.learners.analytic.normal_equations import Solution, Sums, solve
 from millrace.learners.analytic.priors import Prior, refuse_unfit, shares
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
-from millrace.learners.analytic.solver import Head, Known
+from millrace.learners.analytic.solver import Solver, Statistics
 from millrace.learners.errors import ConfigError
 from millrace.learners.protocol import Floats
 
@@ -76,15 +76,15 @@ def air(config: AirConfig, d: int, seed: int) -> Ridge:
             f"({need / 2**20:.0f} MiB), more than limit_mib = {config.limit_mib:g}; use fewer, or kind aef-ocl"
         )
     statistics = partial(ClassGrams, d_phi, config.most_classes)
-    return Ridge(config.ridge(), d, seed, Head("air", config, answer, statistics, begun if config.solve_behind else None))
+    return Ridge(config.ridge(), d, seed, Solver("air", config, answer, statistics, begun if config.solve_behind else None))
 
 
-def answer(config: AirConfig, known: Known) -> Solution:
+def answer(config: AirConfig, known: Statistics) -> Solution:
     """W = (sum_c pi_c A_c + gamma I)^-1 C diag(pi), in the ridge's centred and scaled form."""
     return begun(config, known)()
 
 
-def begun(config: AirConfig, known: Known) -> Callable[[], Solution]:
+def begun(config: AirConfig, known: Statistics) -> Callable[[], Solution]:
     """The same with the statistics taken as they are now; what is left is to solve.
 
     The sums are those that would be if every row of class c had weighed pi_c of what it did.

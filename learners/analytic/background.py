@@ -19,7 +19,7 @@ from millrace.learners.protocol import Value
 NEXT = "next_"  # before the names of a solution that does not answer yet
 
 
-class Behind:
+class BackgroundSolve:
     """At most one solution under way."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from millrace.learners.analytic.normal_equations import Solution, system_of
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.analytic.slda import NEVER, class_means
-from millrace.learners.analytic.solver import Head, Known
+from millrace.learners.analytic.solver import Solver, Statistics
 from millrace.learners.errors import LearnerError
 
 
@@ -54,10 +54,10 @@ class NcmConfig:
 
 def ncm(config: NcmConfig, d: int, seed: int) -> Ridge:
     """An untaught NCM over ``d`` features; ``seed`` draws the projection, if there is one."""
-    return Ridge(config.ridge(), d, seed, Head("ncm", config, answer))
+    return Ridge(config.ridge(), d, seed, Solver("ncm", config, answer))
 
 
-def answer(config: NcmConfig, known: Known) -> Solution:
+def answer(config: NcmConfig, known: Statistics) -> Solution:
     """The distances to class means as weights and an intercept.
 
     Raises: LearnerError where a prior is asked for: distances have none.

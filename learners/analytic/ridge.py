@@ -7,7 +7,7 @@ Differs from the paper: keeps the sums G and Q and solves them from time to time
 inverse R = (G + gamma I)^-1 (faster from about ten rows a batch, and more accurate on class-ordered streams:
 docs/design/learners.md#ridge); has an intercept, scales features, weighs rows, forgets, and does regression.
 
-The same sums answer in other ways too: a ``Head`` says how, and what must be kept of each class besides (aef_ocl.py, air.py,
+The same sums answer in other ways too: a ``Solver`` says how, and what must be kept of each class besides (aef_ocl.py, air.py,
 slda.py, ncm.py). Taking rows out again, giving them other labels and merging workers stand in exact.py.
 
 | symbol | name | shape |
@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 from scipy.linalg import lapack
 
-from millrace.learners.analytic.background import Behind, derived, restored
+from millrace.learners.analytic.background import BackgroundSolve, derived, restored
 from millrace.learners.analytic.class_statistics import ClassGrams
 from millrace.learners.analytic.normal_equations import Solution, Sums, solve
-from millrace.learners.analytic.solver import Head, Known
+from millrace.learners.analytic.solver import Solver, Statistics
 from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.linear.servable import LinearServable, expanded, finite
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
@@ -83,7 +83,7 @@ class Ridge:
     tolerance: float = 1e-8
     probabilities: bool = False
 
-    def __init__(self, config: RidgeConfig, d: int, seed: int, head: Head | None = None) -> None:
+    def __init__(self, config: RidgeConfig, d: int, seed: int, head: Solver | None = None) -> None:
         """An untaught ridge over ``d`` >= 1 features; ``seed`` draws the projection, if there is one.
 
         ``head``: another way to answer than by ridge regression.
@@ -91,7 +91,7 @@ class Ridge:
         self.config = config
         self.d = d
         self.seed = seed
-        self.head = head if head is not None else Head("ridge", config, _regression)
+        self.head = head if head is not None else Solver("ridge", config, _regression)
         self._per_class = None if self.head.per_class is None else self.head.per_class()
         self.rows = 0  # learned, whatever they weighed
         self.solved_rows = 0  # value of ``rows`` at the last solve
@@ -99,7 +99,7 @@ class Ridge:
         self._sums = Sums.empty(config.expand or d)
         self._classes: dict[str, int] = {}  # name -> column, in order of first appearance
         self._counts = np.zeros(0, dtype=np.int64)  # (C,) learned rows of each class
-        self._behind = Behind()
+        self._behind = BackgroundSolve()
         columns = 0 if config.task == "classify" else 1
         self._keep(Solution(np.zeros((config.expand or d, columns), order="F"), np.zeros(columns), 0.0, config.gamma))
 
@@ -191,10 +191,10 @@ class Ridge:
         """
         return self._solution.error
 
-    def known(self) -> Known:
+    def known(self) -> Statistics:
         """The statistics as they are; a view, so nothing may be written to it."""
         names = tuple(self._classes)
-        return Known(self._sums, self._per_class, names, self.rows, self._projection, self.seed)
+        return Statistics(self._sums, self._per_class, names, self.rows, self._projection, self.seed)
 
     def _shape(self) -> dict[str, Value]:
         """What a state must agree on with its learner."""
@@ -373,7 +373,7 @@ class Ridge:
         self._servable = LinearServable(tuple(self._classes), solution.weights, solution.intercept, self._projection)
 
 
-def _regression(config: RidgeConfig, known: Known) -> Solution:
+def _regression(config: RidgeConfig, known: Statistics) -> Solution:
     """The answers of a ridge."""
     if known.prior is not None:
         raise LearnerError("a ridge keeps nothing of each class, so it has the prior it saw; use kind air or aef-ocl")

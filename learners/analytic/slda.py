@@ -26,7 +26,7 @@ from scipy.linalg import blas
 from millrace.learners.analytic.normal_equations import Solution, Sums, System, system_of
 from millrace.learners.analytic.priors import UNIFORM, Prior, refuse_unfit, shares
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
-from millrace.learners.analytic.solver import Head, Known
+from millrace.learners.analytic.solver import Solver, Statistics
 from millrace.learners.protocol import Floats
 
 NEVER = -1e9  # score of a class without rows or share: below any other, and still a number that JSON can say
@@ -62,10 +62,10 @@ class SldaConfig:
 
 def slda(config: SldaConfig, d: int, seed: int) -> Ridge:
     """An untaught SLDA over ``d`` features; ``seed`` draws the projection, if there is one."""
-    return Ridge(config.ridge(), d, seed, Head("slda", config, answer))
+    return Ridge(config.ridge(), d, seed, Solver("slda", config, answer))
 
 
-def answer(config: SldaConfig, known: Known) -> Solution:
+def answer(config: SldaConfig, known: Statistics) -> Solution:
     """W = Lambda mu and b, both seen from the mean of all rows, where less is lost to rounding."""
     sums = known.sums
     if sums.weight <= 0.0:

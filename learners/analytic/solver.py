@@ -13,7 +13,7 @@ from millrace.learners.protocol import Floats
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Statistics:
     """What answers may follow from, and nothing else; nobody writes to it."""
 
     sums: Sums
@@ -26,11 +26,11 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class Solver:
     """A way to answer from the sums."""
 
     kind: str  # the learner's word in the table
     config: Any  # what it was told
-    answer: Callable[[Any, Known], Solution]  # (config, statistics), pure
+    answer: Callable[[Any, Statistics], Solution]  # (config, statistics), pure
     per_class: Callable[[], ClassStatistics] | None = None  # makes empty ones, where more than the sums is to be kept
-    begin: Callable[[Any, Known], Callable[[], Solution]] | None = None  # see behind.py; None: learning waits for a solve
+    begin: Callable[[Any, Statistics], Callable[[], Solution]] | None = None  # see behind.py; None: learning waits for a solve

@@ -32,7 +32,7 @@ from millrace.learners.drift.detectors import SENSORS, Side
 from millrace.learners.errors import BadInputError, LearnerError, StateDamageError
 from millrace.learners.protocol import Array, Floats, Value
 
-Mark = tuple[int, int, float]  # row since the detector was made, its place, sum of the losses before it
+DriftMark = tuple[int, int, float]  # row since the detector was made, its place, sum of the losses before it
 FollowUp = Literal["version", "discount", "reset", "relearn", "raise-rate"]  # of an alarm, each followed by a version
 ACTS: tuple[FollowUp, ...] = get_args(FollowUp)
 OWN_KEYS: dict[str, tuple[str, ...]] = {"relearn": ("relearn_rows",), "raise-rate": ("rate_factor", "rate_rows")}  # of acts
@@ -260,7 +260,7 @@ class Trail:
 
     def __init__(self) -> None:
         """No row yet."""
-        self.levels: list[list[Mark]] = []  # 0: row 0; level k: the last marks whose row is an odd multiple of 4 * 2^k
+        self.levels: list[list[DriftMark]] = []  # 0: row 0; level k: the last marks whose row is an odd multiple of 4 * 2^k
 
     def add(self, rows: int, places: NDArray[np.int64], totals: list[float]) -> None:
         """Rows ``rows``, ``rows`` + 1, ... stand at ``places``, and losses before them add up to ``totals``."""

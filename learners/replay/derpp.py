@@ -24,7 +24,7 @@ from millrace.learners.replay.losses import cross_entropy, known_distance, summe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from millrace.learners.replay.step import Lesson
+    from millrace.learners.replay.step import TrainingStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Derpp:
     def __init__(self, config: DerppConfig) -> None:
         self.config = config
 
-    def loss(self, lesson: Lesson) -> Tensor | None:
+    def loss(self, lesson: TrainingStep) -> Tensor | None:
         """Equation 6. The buffer keeps the logits of this step's own pass."""
         incoming, one, other = lesson.view(lesson.incoming), lesson.drawn(), lesson.drawn()
         if one is None or other is None:

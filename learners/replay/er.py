@@ -21,7 +21,7 @@ from millrace.learners.replay.losses import summed_cross_entropy
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from millrace.learners.replay.step import Lesson
+    from millrace.learners.replay.step import TrainingStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Er:
     def __init__(self, config: ErConfig) -> None:
         self.config = config
 
-    def loss(self, lesson: Lesson) -> Tensor | None:
+    def loss(self, lesson: TrainingStep) -> Tensor | None:
         """Algorithm 1; before the buffer holds a row, of the incoming rows alone."""
         incoming, drawn = lesson.view(lesson.incoming), lesson.drawn()
         parts = [incoming] if drawn is None else [incoming, lesson.view(drawn)]

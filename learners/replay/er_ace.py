@@ -24,7 +24,7 @@ from millrace.learners.replay.losses import summed_cross_entropy
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from millrace.learners.replay.step import Lesson
+    from millrace.learners.replay.step import TrainingStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class ErAce:
         left_out[: len(y)] = seen & (y.bincount(minlength=len(seen)) == 0)
         return logits.masked_fill(left_out, float("-inf"))
 
-    def loss(self, lesson: Lesson) -> Tensor | None:
+    def loss(self, lesson: TrainingStep) -> Tensor | None:
         """Section 4, equation 4; before the buffer holds a row, of the incoming rows alone."""
         incoming, drawn = lesson.view(lesson.incoming), lesson.drawn()
         parts = [incoming] if drawn is None else [incoming, lesson.view(drawn)]

@@ -27,7 +27,7 @@ from millrace.learners.replay.losses import proxy_and_row_contrast, proxy_contra
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from millrace.learners.replay.step import Lesson, Rows
+    from millrace.learners.replay.step import StepRows, TrainingStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Hpcr:
         most, least = self.config.temperature / self.config.sharpest, self.config.temperature / self.config.softest
         return least + (most - least) / 2.0 * (1.0 - math.cos(2.0 * math.pi * step / self.config.period_steps))
 
-    def loss(self, lesson: Lesson) -> Tensor | None:
+    def loss(self, lesson: TrainingStep) -> Tensor | None:
         """While the buffer is empty rows are only stored, with their logits and features."""
         incoming, drawn = lesson.both(lesson.incoming), lesson.drawn()
         if drawn is None:
@@ -79,20 +79,20 @@ class Hpcr:
             loss = loss + self.config.beta * self.structure_kept(now, drawn.stored["features"])
         return loss
 
-    def _keep(self, lesson: Lesson, z: Tensor) -> None:
+    def _keep(self, lesson: TrainingStep, z: Tensor) -> None:
         """l_old and h_old of the raw incoming rows, which stand first."""
         raw = z[: len(lesson.incoming)]
         lesson.keep("features", raw)
         lesson.keep("logits", unit(raw) @ unit(lesson.head).T)
 
-    def _contrast(self, directions: Tensor, proxies: Tensor, rows: Rows, drawn: int) -> Tensor:
+    def _contrast(self, directions: Tensor, proxies: Tensor, rows: StepRows, drawn: int) -> Tensor:
         """L_PCR, with pairs of rows where enough are drawn for them to be stable."""
         if drawn < self.config.pair_rows:
             return proxy_contrast(directions @ proxies.T, rows.y, rows.weight, self.config.temperature)
         return (rows.weight * proxy_and_row_contrast(directions, proxies, rows.y, self.config.temperature)).mean()
 
     @staticmethod
-    def logits_kept(cosines: Tensor, labels: Tensor, drawn: Rows) -> Tensor:
+    def logits_kept(cosines: Tensor, labels: Tensor, drawn: StepRows) -> Tensor:
         """PCD = mean (l - l_old)^2 in the columns of the step's ``labels`` (N,), repeats included; cosines (m or 2m, C)."""
         views = len(cosines) // len(drawn)
         old, known = drawn.stored["logits"].repeat(views, 1), drawn.stored["known"].repeat(views)

@@ -27,7 +27,7 @@ from millrace.learners.replay.networks import FARTHEST, Tensors, scaled, settle
 from millrace.learners.replay.optimiser import Optimiser
 from millrace.learners.replay.reservoir import Reservoir
 from millrace.learners.replay.servable import NetworkServable, plain
-from millrace.learners.replay.step import Lesson, Network, Rows
+from millrace.learners.replay.step import Network, StepRows, TrainingStep
 
 CONSTANT = 1e-12  # a deviation smaller than this share of the mean is rounding: the feature is constant and its deviation 1
 Pending = dict[str, Array]  # x (n, d), y (n,), weight (n,), key (n,): rows that wait for their step
@@ -38,7 +38,7 @@ class Method(Protocol):
 
     head: Head
 
-    def loss(self, lesson: Lesson) -> Tensor | None:
+    def loss(self, lesson: TrainingStep) -> Tensor | None:
         """What this step descends; None: nothing, the rows are only stored."""
 
 
@@ -208,9 +208,9 @@ class Replay:
         stored = {name: column.to(self.config.device) for name, column in stored.items()}
         self._grow(int(rows["y"].max()) + 1)
         self.seen[rows["y"]] = True
-        incoming = Rows(scaled(self.spec, None, stored["x"]), stored["y"], stored["weight"])
+        incoming = StepRows(scaled(self.spec, None, stored["x"]), stored["y"], stored["weight"])
         seen = torch.from_numpy(self.seen).to(self.config.device)
-        lesson = Lesson(incoming, self.network, self.buffer, self.config, self.draws, seen, self.steps, self.rows)
+        lesson = TrainingStep(incoming, self.network, self.buffer, self.config, self.draws, seen, self.steps, self.rows)
         before = {name: tensor.clone() for name, tensor in self.network.statistics.items() if ".norm." in name}
         loss = self.method.loss(lesson)
         if loss is not None and not self._descend(loss):

@@ -25,7 +25,7 @@ from millrace.learners.replay.losses import cross_entropy, prototype_contrast, p
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from millrace.learners.replay.step import Lesson, Rows
+    from millrace.learners.replay.step import StepRows, TrainingStep
 
 NEAREST = 1e-3  # a smaller distance counts as this one, so that equal prototypes have a finite chance to be mixed
 
@@ -56,7 +56,7 @@ class Onpro:
         self.config = config
         self.head = Head(projection=config.projection)
 
-    def loss(self, lesson: Lesson) -> Tensor | None:
+    def loss(self, lesson: TrainingStep) -> Tensor | None:
         """Equation 9; while the buffer is empty, the cross entropy is of the incoming rows."""
         drawn = lesson.drawn()
         loss, _, _ = self._contrasts(lesson, lesson.incoming)
@@ -70,7 +70,7 @@ class Onpro:
         first = cross_entropy(logits, mixed.y, mixed.weight * (1.0 - share))
         return loss + more + first + cross_entropy(logits, other, mixed.weight * share)
 
-    def _contrasts(self, lesson: Lesson, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def _contrasts(self, lesson: TrainingStep, rows: StepRows) -> tuple[Tensor, Tensor, Tensor]:
         """L_INS + L_OPE of rows, their prototypes (K, projection), and whose these are (K,)."""
         turned, parts = lesson.turned(rows)
         both = lesson.both(turned)
@@ -83,7 +83,7 @@ class Onpro:
         loss = supervised_contrast(z, pseudo, self.config.instance_temperature)
         return loss + prototype_contrast(one, other, self.config.prototype_temperature), (one + other) / 2.0, labels
 
-    def _mixed(self, lesson: Lesson, drawn: Rows, centres: Tensor, labels: Tensor) -> tuple[Rows, Tensor, Tensor]:
+    def _mixed(self, lesson: TrainingStep, drawn: StepRows, centres: Tensor, labels: Tensor) -> tuple[StepRows, Tensor, Tensor]:
         """Rows with a share (m,) of others in them, whose labels are (m,); the last ones by closeness of prototypes."""
         by_closeness = round(self.config.feedback * len(drawn)) if len(labels) > 1 else 0
         return lesson.mixed(drawn, self.closeness(centres), labels, by_closeness, self.config.mixing)

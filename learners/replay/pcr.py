@@ -24,7 +24,7 @@ from millrace.learners.replay.losses import proxy_contrast, unit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from millrace.learners.replay.step import Lesson
+    from millrace.learners.replay.step import TrainingStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Pcr:
         self.config = config
         self.head = Head("cosine", scale=1.0 / config.temperature)
 
-    def loss(self, lesson: Lesson) -> Tensor | None:
+    def loss(self, lesson: TrainingStep) -> Tensor | None:
         """Over incoming and drawn rows, each with its second view; while the buffer is empty rows are only stored."""
         drawn = lesson.drawn()
         if drawn is None:

@@ -22,7 +22,7 @@ from millrace.learners.replay.config import Head, NetworkConfig, number, word
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from millrace.learners.replay.step import Lesson
+    from millrace.learners.replay.step import TrainingStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Pec:
         self.config = config
         self.head = Head("error", hidden=config.units, outputs=config.outputs, teacher=config.teacher_units)
 
-    def loss(self, lesson: Lesson) -> Tensor | None:
+    def loss(self, lesson: TrainingStep) -> Tensor | None:
         """Equation 1, summed over classes of the mean over each class's rows: every student takes a step of its own."""
         rows = lesson.incoming
         (x,) = lesson.features(rows)

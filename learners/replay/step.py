@@ -27,7 +27,7 @@ from millrace.learners.replay.reservoir import Reservoir
 
 
 @dataclass(slots=True, eq=False)
-class Rows:
+class StepRows:
     """Rows as the network sees them."""
 
     x: Tensor  # (n, d), or (n, C, H, W)
@@ -39,12 +39,12 @@ class Rows:
         return len(self.y)
 
 
-def joined(*parts: Rows) -> Rows:
+def joined(*parts: StepRows) -> StepRows:
     """The rows of several, in order, without what was kept beside them."""
     if len(parts) == 1:
-        return Rows(parts[0].x, parts[0].y, parts[0].weight)
+        return StepRows(parts[0].x, parts[0].y, parts[0].weight)
     x, y, weight = zip(*((part.x, part.y, part.weight) for part in parts), strict=True)
-    return Rows(torch.cat(x), torch.cat(y), torch.cat(weight))
+    return StepRows(torch.cat(x), torch.cat(y), torch.cat(weight))
 
 
 class Network:
@@ -95,10 +95,10 @@ class Network:
 
 
 @dataclass(slots=True, eq=False)
-class Lesson:
+class TrainingStep:
     """One step."""
 
-    incoming: Rows
+    incoming: StepRows
     network: Network
     buffer: Reservoir
     config: NetworkConfig
@@ -118,38 +118,38 @@ class Lesson:
         """W, (C, p)."""
         return self.network.weights["head.weight"]
 
-    def drawn(self) -> Rows | None:
+    def drawn(self) -> StepRows | None:
         """``replay_rows`` rows of the buffer, uniformly; None where it is empty."""
         assert isinstance(self.config, ReplayConfig)
         columns = self.buffer.draw(self.config.replay_rows, self.draws)
         if not columns:
             return None
         x, y, weight = (columns.pop(name) for name in ("x", "y", "weight"))
-        return Rows(scaled(self.network.spec, None, x), y, weight, columns)
+        return StepRows(scaled(self.network.spec, None, x), y, weight, columns)
 
-    def view(self, rows: Rows) -> Rows:
+    def view(self, rows: StepRows) -> StepRows:
         """The same rows, augmented where they are images and the config says so."""
         if not self.augments:
             return rows
         assert isinstance(self.config, ReplayConfig)
-        return Rows(augmented(rows.x, self.config.augment, self.draws), rows.y, rows.weight, rows.stored)
+        return StepRows(augmented(rows.x, self.config.augment, self.draws), rows.y, rows.weight, rows.stored)
 
-    def both(self, rows: Rows) -> Rows:
+    def both(self, rows: StepRows) -> StepRows:
         """The rows, followed by their second views where these differ."""
         return joined(rows, self.view(rows)) if self.augments else rows
 
-    def features(self, *parts: Rows) -> list[Tensor]:
+    def features(self, *parts: StepRows) -> list[Tensor]:
         """z (n, p) of each."""
         return list(self.together(*parts)[1].split_with_sizes([len(part) for part in parts]))
 
-    def together(self, *parts: Rows) -> tuple[Rows, Tensor]:
+    def together(self, *parts: StepRows) -> tuple[StepRows, Tensor]:
         """All rows and their features (N, p), in order; where batches are normalised, each part by its own statistics."""
         rows = joined(*parts)
         normed = any(name.endswith(".norm.mean") for name in self.network.statistics)
         return rows, torch.cat([self.network.features(part.x) for part in parts]) if normed else self.network.features(rows.x)
 
     @staticmethod
-    def shares(*parts: Rows) -> Tensor:
+    def shares(*parts: StepRows) -> Tensor:
         """(N,) each row's weight over the number of rows of its part: a sum with these is the sum of the parts' means."""
         return torch.cat([part.weight / len(part) for part in parts])
 
@@ -173,21 +173,23 @@ class Lesson:
         """The linear map (n, projection) of features that only training uses."""
         return z @ self.network.weights["projection.weight"].T
 
-    def turned(self, rows: Rows) -> tuple[Rows, Tensor]:
+    def turned(self, rows: StepRows) -> tuple[StepRows, Tensor]:
         """The rows, then where they are square images that are augmented, their three turns by 90 degrees; and which turn."""
         square = self.augments and rows.x.shape[2] == rows.x.shape[3]
         turns = range(4 if square else 1)
         x = torch.cat([rows.x.rot90(turn, (2, 3)) if turn else rows.x for turn in turns])
         which = torch.cat([torch.full_like(rows.y, turn) for turn in turns])
-        return Rows(x, rows.y.repeat(len(turns)), rows.weight.repeat(len(turns))), which
+        return StepRows(x, rows.y.repeat(len(turns)), rows.weight.repeat(len(turns))), which
 
-    def mixed(self, rows: Rows, pairs: Tensor, labels: Tensor, by_closeness: int, beta: float) -> tuple[Rows, Tensor, Tensor]:
+    def mixed(
+        self, rows: StepRows, pairs: Tensor, labels: Tensor, by_closeness: int, beta: float
+    ) -> tuple[StepRows, Tensor, Tensor]:
         """Rows, each with a share (n,) from Beta(beta, beta) of another, whose labels are (n,); see ``partners``."""
         first, second = partners(rows.y, pairs, labels, by_closeness, self.draws)
         share = torch.from_numpy(self.draws.beta(beta, beta, len(rows)).astype(np.float32)).to(rows.weight.device)
         wide = share.view(-1, *[1] * (rows.x.ndim - 1))
         x = (1.0 - wide) * rows.x[first] + wide * rows.x[second]
-        return Rows(x, rows.y[first], rows.weight[first]), rows.y[second], share
+        return StepRows(x, rows.y[first], rows.weight[first]), rows.y[second], share
 
     def over_seen(self, logits: Tensor) -> Tensor:
         """The same, with classes never seen left out of a softmax."""

@@ -27,7 +27,7 @@ from millrace.learners.replay.losses import cross_entropy, unit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from millrace.learners.replay.step import Lesson
+    from millrace.learners.replay.step import TrainingStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Uer:
         """L_in = mean -log [exp(cos(z, w_y) / tau) / sum_c exp(cos(z, w_c) / tau)]."""
         return cross_entropy(angles, y, weight)
 
-    def loss(self, lesson: Lesson) -> Tensor | None:
+    def loss(self, lesson: TrainingStep) -> Tensor | None:
         """L_in + L_re, with L_re = mean -log [exp(z w_y) / sum_c exp(z w_c)]; before the buffer holds a row, L_in."""
         incoming, drawn = lesson.both(lesson.incoming), lesson.drawn()
         parts = [incoming] if drawn is None else [incoming, lesson.both(drawn)]

@@ -14,7 +14,7 @@ from millrace.learners.errors import MillraceError
 from millrace.services.cli.dead_letters import dead_letters
 from millrace.services.cli.options import branch_option, on_pipeline, reason_option, remember, show, yes_option
 from millrace.services.cli.replay import replay
-from millrace.services.cli.versions import VERSION_COMMANDS, settle, settle_learner
+from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner
 from millrace.services.config.config import endpoint_token, settings
 from millrace.services.errors import FAILED, exit_code
 from millrace.services.pipeline.instance import Instance
@@ -215,9 +215,9 @@ def rollback(instance: Instance, version: str | None, learner: bool, reason: str
     from millrace.services.decisions import decide as deciding
 
     if learner:
-        settle_learner(instance, version, reason, yes)
+        confirm_learner(instance, version, reason, yes)
     else:
-        settle(instance, deciding.plan_rollback(instance, version), reason, yes)
+        confirm(instance, deciding.plan_rollback(instance, version), reason, yes)
 
 
 @main.command()
@@ -233,7 +233,7 @@ def serve(instance: Instance, version: str | None, follow: str | None, reason: s
     """
     from millrace.services.decisions import decide as deciding
 
-    settle(instance, deciding.plan(instance, deciding.target(version, follow)), reason, yes)
+    confirm(instance, deciding.plan(instance, deciding.target(version, follow)), reason, yes)
 
 
 @main.command()
@@ -248,7 +248,7 @@ def status(instance: Instance, branch: str) -> None:
     from millrace.services.registry import mirror
     from millrace.services.serving import status as endpoint_status
 
-    facts = looking.status(instance, branch) | mirror.standing_of(instance) | endpoint_status.served(instance)
+    facts = looking.status(instance, branch) | mirror.describe(instance) | endpoint_status.served(instance)
     show([{"what": name, "value": value} for name, value in facts.items()])
 
 

@@ -24,13 +24,13 @@ def replay() -> None:
 
 
 def _offsets(text: str) -> Exclusion:
-    from millrace.streams.journal.exclusions import Range
+    from millrace.streams.journal.exclusions import OffsetRange
 
     tp, _, offsets = text.rpartition(":")
     first, dash, last = offsets.partition("-")
     if not (tp and ":" in tp and dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
         raise click.BadParameter(f"{text!r}: write TOPIC:PARTITION:FIRST-LAST, such as digits:0:600-899")
-    return Range(tp, int(first), int(last) + 1)
+    return OffsetRange(tp, int(first), int(last) + 1)
 
 
 def _time(text: str) -> Exclusion:

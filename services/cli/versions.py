@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from millrace.services.decisions.decide import Change, Naming
 
 
-def settle(instance: Instance, change: Change | Naming, reason: str, yes: bool) -> None:
+def confirm(instance: Instance, change: Change | Naming, reason: str, yes: bool) -> None:
     """Show a change, make it where ``yes``, and say last how to undo it."""
     from millrace.services.decisions import decide as deciding
 
@@ -29,7 +29,7 @@ def settle_words(change: Change | Naming, yes: bool, more: dict[str, Any]) -> No
     from millrace.services.decisions import decide as deciding
 
     meta = click.get_current_context().meta
-    show([more | {"from": deciding.described(change.before), "to": deciding.described(change.to), "done": yes}])
+    show([more | {"from": deciding.describe(change.before), "to": deciding.describe(change.to), "done": yes}])
     back = deciding.undo(change, str(meta["path"]), meta["home"])
     if not yes:
         click.echo("Nothing was changed. Give --yes to do it.", err=True)
@@ -37,7 +37,7 @@ def settle_words(change: Change | Naming, yes: bool, more: dict[str, Any]) -> No
         click.echo(f"undo: {back}", err=True)
 
 
-def settle_learner(instance: Instance, version: str | None, reason: str, yes: bool) -> None:
+def confirm_learner(instance: Instance, version: str | None, reason: str, yes: bool) -> None:
     """Show a rollback of the learner, do it where ``yes``, and say last how to undo it."""
     from millrace.services.replay import learner_rollback
 
@@ -68,7 +68,7 @@ def promote(instance: Instance, version: str, alias: str, reason: str, yes: bool
     """
     from millrace.services.decisions import decide as deciding
 
-    settle(instance, deciding.plan_promotion(instance, alias, version), reason, yes)
+    confirm(instance, deciding.plan_promotion(instance, alias, version), reason, yes)
 
 
 @click.command()

@@ -21,7 +21,7 @@ from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance, require_branch
 from millrace.streams.branch.forks import learner_of
 from millrace.streams.journal.journal import summarise
-from millrace.streams.journal.ledger import Alias, Ledger, Serve, Target, append_decision, words
+from millrace.streams.journal.ledger import Alias, Ledger, Serve, Target, append_decision, describe_target
 from millrace.streams.sharding import WHOLE, merging_branch, shard_of
 
 log = logging.getLogger("millrace")
@@ -157,7 +157,7 @@ def _version_before(instance: Instance) -> str:
     sound = [version for version in earlier if version not in ledger.released | belied]
     if not sound:
         raise MillraceError(
-            f"Branch {branch} has no version before {words(now)}. Name one with `millrace rollback ... VERSION`."
+            f"Branch {branch} has no version before {describe_target(now)}. Name one with `millrace rollback ... VERSION`."
         )
     return sound[-1]
 
@@ -185,7 +185,7 @@ def decide(instance: Instance, change: Change | Naming, why: str) -> None:
     ledger = instance.ledger()
     if decision not in ledger.counted:
         raise NotCountedError(
-            f"This decision was written and does not count: it starts from {described(change.before)}, and another has "
+            f"This decision was written and does not count: it starts from {describe(change.before)}, and another has "
             f"meanwhile {_instead(ledger, decision)}. Look at `millrace log PIPELINE --ledger`, then decide again."
         )
 
@@ -202,13 +202,13 @@ def _instead(ledger: Ledger, decision: Serve | Alias) -> str:
     if to in ledger.released:
         return f"let go of version {to}"
     if isinstance(decision, Alias):
-        return f"made {decision.name} name {described(ledger.aliases.get(decision.name))}"
-    return f"made the endpoint serve {words(ledger.serving.get(decision.endpoint))}"
+        return f"made {decision.name} name {describe(ledger.aliases.get(decision.name))}"
+    return f"made the endpoint serve {describe_target(ledger.serving.get(decision.endpoint))}"
 
 
-def described(what: Target | str | None) -> str:
+def describe(what: Target | str | None) -> str:
     """A target or a version in words."""
-    return words(Target(version=what) if isinstance(what, str) else what)
+    return describe_target(Target(version=what) if isinstance(what, str) else what)
 
 
 def undo(change: Change | Naming, pipeline: str, home: str | None) -> str | None:

@@ -15,9 +15,9 @@ from millrace.streams.branch.forks import excluded, learner_of
 from millrace.streams.branch.outputs import Output, last_output
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark, decode_entry
-from millrace.streams.journal.exclusions import words
+from millrace.streams.journal.exclusions import describe
 from millrace.streams.journal.journal import Cursor, Summary, summarise
-from millrace.streams.journal.store import read_manifest
+from millrace.streams.journal.store import read_checkpoint
 
 COUNTED = ("learned", "passed", "rejected")
 LOWEST = 20  # labels whose recall is shown, at most: those with the lowest
@@ -29,14 +29,14 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     Raises: MillraceError where there is no such branch.
     """
     require_branch(instance, branch)
-    doors = instance.doors(branch)
-    summary = summarise(doors.journal, branch)
-    ends = {tp: high for tp, (_, high) in doors.source.bounds().items()}
+    backends = instance.backends(branch)
+    summary = summarise(backends.journal, branch)
+    ends = {tp: high for tp, (_, high) in backends.source.bounds().items()}
     facts: dict[str, Any] = {"pipeline": instance.loaded.pipeline.name, "branch": branch}
     facts |= {"epoch": summary.end.epoch, "seq": summary.end.seq, "version": summary.newest_version}
     facts |= _origin(instance, summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
-    output = last_output(doors.producer, instance.loaded.pipeline.name, branch)
+    output = last_output(backends.producer, instance.loaded.pipeline.name, branch)
     facts |= _merged(instance, branch)
     if output is not None:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
@@ -74,8 +74,8 @@ def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
             facts["learner_of"] = str(learner_of(instance.store(), fork))
     if fork is not None and (fork.parent is not None or fork.exclude):
         left = excluded(instance.store(), summary)
-        facts["excludes"] = "; ".join(map(words, left)) or "nothing"
-        if again := [words(one) for one in fork.exclude if one not in left]:
+        facts["excludes"] = "; ".join(map(describe, left)) or "nothing"
+        if again := [describe(one) for one in fork.exclude if one not in left]:
             facts["included_again"] = "; ".join(again)
     return facts | ({} if ended is None else {"ended": ended.cause, "successor": ended.successor})
 
@@ -112,7 +112,7 @@ def _window(instance: Instance, marks: Sequence[Mark]) -> dict[str, int]:
     """What the rows weigh that are kept to be learned again, in memory and in each checkpoint; nothing where none are."""
     for mark in reversed(marks):
         try:
-            parts = read_manifest(instance.store(), mark.branch, str(mark.checkpoint)).parts
+            parts = read_checkpoint(instance.store(), mark.branch, str(mark.checkpoint)).parts
         except DamageError:
             continue
         weighs = sum(part.bytes for name, part in parts.items() if name.partition(".")[0] == "window")

@@ -12,7 +12,7 @@ from millrace.streams.branch.branch import load_part
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Ledger, Target
-from millrace.streams.journal.store import read_manifest
+from millrace.streams.journal.store import read_checkpoint
 
 NEWEST = "newest"  # in place of a version: the newest of the branch that is served
 
@@ -68,7 +68,7 @@ def _contents(instance: Instance, mark: Mark) -> dict[str, Any]:
     try:
         store, name = instance.store(), str(mark.checkpoint)
         learned = load_part(store, mark, "counts")["counts"]["learned"]
-        size = sum(part.bytes for part in read_manifest(store, mark.branch, name).parts.values())
+        size = sum(part.bytes for part in read_checkpoint(store, mark.branch, name).parts.values())
     except DamageError as error:
         return {"learned": None, "bytes": None, "parts": str(error)}
     return {"learned": learned, "bytes": size, "parts": "whole"}

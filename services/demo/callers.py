@@ -33,7 +33,7 @@ REQUESTS_PER_S = 16.0  # at most, of a caller that labels: faster streams ask ab
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Response:
     """What one request came to."""
 
     at_s: float  # on the monotonic clock
@@ -44,10 +44,10 @@ class Reply:
 
 
 @dataclass(slots=True)
-class Asked:
+class CallLog:
     """Every request, in order. Those before anything was learned are refused, which is no failure."""
 
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[Response] = field(default_factory=list)
     too_early: int = 0
     failed: list[str] = field(default_factory=list)
     rows: int = 0  # that were answered
@@ -102,7 +102,7 @@ class _Rows:
 
 
 @contextmanager
-def asking(where: Where, values: Sequence[bytes], schema: Schema) -> Iterator[Asked]:
+def asking(where: Where, values: Sequence[bytes], schema: Schema) -> Iterator[CallLog]:
     """Ask for as long as the block runs. Rows in which something is missing are not asked."""
     rows = [row for row in map(msgspec.json.decode, values) if all(row.get(one.name) is not None for one in schema.fields)]
 
@@ -118,7 +118,7 @@ def asking(where: Where, values: Sequence[bytes], schema: Schema) -> Iterator[As
 
 
 @contextmanager
-def labelling(where: Where, values: Iterable[bytes], schema: Schema, late: Late) -> Iterator[Asked]:
+def labelling(where: Where, values: Iterable[bytes], schema: Schema, late: Late) -> Iterator[CallLog]:
     """Ask about each row once, for as long as the block runs, and label it later, the last ones as the block ends."""
     some = max(1, round(late.rows_per_s / REQUESTS_PER_S))
 
@@ -147,8 +147,8 @@ def labelling(where: Where, values: Iterable[bytes], schema: Schema, late: Late)
 @contextmanager
 def _in_a_thread(
     where: Where, schema: Schema, producer: str, work: Callable[[_Caller, threading.Event], None]
-) -> Iterator[Asked]:
-    asked, over = Asked(), threading.Event()
+) -> Iterator[CallLog]:
+    asked, over = CallLog(), threading.Event()
 
     def call_on() -> None:
         with calling(where.grpc, producer) as client:
@@ -182,7 +182,7 @@ class _Caller:
     schema: Schema
     producer: str
     client: Client
-    asked: Asked
+    asked: CallLog
 
     def ask(self, rows: _Rows, turn: int) -> bool:
         """Whether there was an answer."""
@@ -231,7 +231,7 @@ class _Caller:
             raise OSError(f"{answer.status} {body[:200]!r}")
         return body
 
-    def _by_http(self, some: _Rows) -> Reply:
+    def _by_http(self, some: _Rows) -> Response:
         schema = self.schema
         inputs: list[dict[str, Any]] = [
             {"name": one.name, "datatype": _datatype(one), "shape": _shape(one, some), "data": some.columns[one.name]}
@@ -243,9 +243,9 @@ class _Caller:
         outputs = {one["name"]: one["data"] for one in said["outputs"]}
         found = outputs["scores"] if schema.label.task == "regress" else outputs["label"]
         stale_ms = said["parameters"]["staleness_ms"]
-        return Reply(time.monotonic(), "http", said["model_version"], stale_ms, _score(found, some.labels, schema.label))
+        return Response(time.monotonic(), "http", said["model_version"], stale_ms, _score(found, some.labels, schema.label))
 
-    def _by_grpc(self, some: _Rows) -> Reply:
+    def _by_grpc(self, some: _Rows) -> Response:
         request = pb.ModelInferRequest(model_name=self.where.model)
         for one in self.schema.fields:
             tensor = request.inputs.add(name=one.name, datatype=_datatype(one), shape=_shape(one, some))
@@ -263,7 +263,7 @@ class _Caller:
         found = np.frombuffer(raw["scores"], "<f8").tolist() if regress else binary_texts_of(label, raw["label"])
         stale_ms = said.parameters["staleness_ms"].int64_param
         score = _score(found, some.labels, self.schema.label)
-        return Reply(time.monotonic(), "grpc", said.model_version, stale_ms, score)
+        return Response(time.monotonic(), "grpc", said.model_version, stale_ms, score)
 
 
 def _one_label(one: str, label: str | float | bool) -> labels_pb2.OneLabel:

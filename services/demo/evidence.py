@@ -111,10 +111,10 @@ def gather(instance: Instance, held_out: Sequence[bytes]) -> Evidence:
     Raises: NotProvedError where two outputs of one step differ; DamageError where stored bytes are not as written.
     """
     outputs, repeats = outputs_of(instance, BRANCH)
-    doors = instance.doors(BRANCH)
-    entries = list(counted(doors.journal, BRANCH, Cursor()))
-    told = labels_told(instance, doors.source)
-    ends = {tp: high for tp, (_, high) in doors.source.bounds().items()}
+    backends = instance.backends(BRANCH)
+    entries = list(counted(backends.journal, BRANCH, Cursor()))
+    told = labels_told(instance, backends.source)
+    ends = {tp: high for tp, (_, high) in backends.source.bounds().items()}
     marks = [entry for entry in entries if isinstance(entry, Mark) and entry.version is not None]
     return Evidence(
         task=instance.loaded.pipeline.label.task,
@@ -197,7 +197,7 @@ def labels_told(instance: Instance, source: Source) -> list[Labelled]:
     for tp, (start, end) in source.bounds().items():
         for begin in range(start, end, READ_ROWS):
             events = source.read(tp, begin, min(begin + READ_ROWS, end)).events
-            piece, refused = instance.recipe.reader.decode(events, tp)
+            piece, refused = instance.fold_spec.reader.decode(events, tp)
             bad = {one.event.offset for one in refused}
             found += _labelled(piece, [event for event in events if event.offset not in bad], tp)
     return sorted(found, key=lambda one: one.at_ms)  # stable: of one partition in the order of the log
@@ -252,7 +252,7 @@ def _raised(entries: Sequence[Entry], outputs: Sequence[Output]) -> list[Raised]
 
 def _versions(instance: Instance, marks: Sequence[Mark], held_out: Sequence[bytes]) -> list[Version]:
     events = [Event(row, 0, None, b"", value) for row, value in enumerate(held_out)]
-    rows, refused = instance.recipe.codec.decode(events)
+    rows, refused = instance.fold_spec.codec.decode(events)
     if refused:
         raise NotProvedError(f"Held-out row {refused[0].event.offset} cannot be read: {refused[0].detail}.")
     return [_version(instance, mark, rows) for mark in marks]
@@ -267,9 +267,9 @@ def _version(instance: Instance, mark: Mark, rows: Rows) -> Version:
 
 def _score(instance: Instance, parts: dict[str, dict[str, Any]], rows: Rows) -> float:
     """What a version's servable scores on rows, with the feature tables as they were then."""
-    features = Features(instance.recipe.schema)
+    features = Features(instance.fold_spec.schema)
     features.load(parts["features"])
-    servable = LEARNERS[instance.recipe.learner].servable(parts["serve"])
+    servable = LEARNERS[instance.fold_spec.learner].servable(parts["serve"])
     scores = servable.predict_many(Batch(features.transform(rows)))
     if instance.loaded.pipeline.label.task == "regress":
         return float(np.abs(scores[:, 0] - rows.y).mean())

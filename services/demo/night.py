@@ -21,7 +21,7 @@ from millrace.learners.drift.alarms import Alarm
 from millrace.learners.errors import MillraceError
 from millrace.learners.protocol import Value
 from millrace.services.data import datasets
-from millrace.services.demo.callers import Asked, Late, labelling
+from millrace.services.demo.callers import CallLog, Late, labelling
 from millrace.services.demo.repaired import (
     Curve,
     answers,
@@ -32,17 +32,7 @@ from millrace.services.demo.repaired import (
     replayed_curve,
     served_curve,
 )
-from millrace.services.demo.stage import (
-    HONEST,
-    PATIENCE_S,
-    Stage,
-    learned,
-    named,
-    newest_output,
-    say,
-    start_server,
-    where,
-)
+from millrace.services.demo.stage import HONEST, PATIENCE_S, DemoStage, learned, named, newest_output, say, start_server, where
 from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import BRANCH
 from millrace.services.processes import COMMAND, Processes, finish
@@ -97,7 +87,7 @@ class Night:
     repaired: Curve
 
 
-def play(stage: Stage) -> Night:
+def play(stage: DemoStage) -> Night:
     """Serve the pipeline again, poison it, and put it right.
 
     Raises: MillraceError where something fails or nothing moves on, NotProvedError where the repaired model is another.
@@ -136,9 +126,9 @@ class _Called:
 class _Call:
     """The operator."""
 
-    stage: Stage
+    stage: DemoStage
     processes: Processes
-    asked: Asked  # by the honest caller
+    asked: CallLog  # by the honest caller
 
     def answer(self) -> _Called:
         """From the first wrong label to the repaired model's answers."""
@@ -194,7 +184,7 @@ class _Call:
         return max(others, default=replies[0].at_s)
 
 
-def said(stage: Stage, command: str, words: Sequence[str]) -> list[dict[str, Any]]:
+def said(stage: DemoStage, command: str, words: Sequence[str]) -> list[dict[str, Any]]:
     """What a command prints as JSON lines. Raises: MillraceError with its own words."""
     call = [*COMMAND, *command.split(), *named(stage), *words, "--output", "json"]
     ran = subprocess.run(call, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
@@ -207,14 +197,14 @@ def _plan_words(version: str) -> list[str]:
     return ["--from", version, "--exclude-header", f"producer={PRODUCER}", "--reason", "wrong labels"]
 
 
-def _poison(stage: Stage) -> list[bytes]:
+def _poison(stage: DemoStage) -> list[bytes]:
     """Rows of one class that were learned already, again and again, with another class as their label."""
     label = stage.instance.loaded.pipeline.label.name
     rows = [row for row in map(msgspec.json.decode, stage.lines()) if row[label] == CALLED[0]]
     return [msgspec.json.encode(row | {label: CALLED[1]}) for row in islice(cycle(rows), POISON_ROWS)]
 
 
-def _alarm(stage: Stage, since: int) -> Alarm | None:
+def _alarm(stage: DemoStage, since: int) -> Alarm | None:
     """The newest alarm, if a row after ``since`` raised it."""
     output = newest_output(stage)
     alarm = None if output is None else output.newest_alarm
@@ -226,7 +216,7 @@ def _sums(*states: dict[str, Value]) -> list[dict[str, Value]]:
     return [{name: state[name] for name in ("gram", "cross")} for state in states]
 
 
-def _concluded(stage: Stage, called: _Called, asked: Asked) -> Night:
+def _concluded(stage: DemoStage, called: _Called, asked: CallLog) -> Night:
     """What came out, compared and proved. Raises: NotProvedError."""
     instance, repaired = stage.instance, str(called.replayed["branch"])
     never = learned_without(instance, PRODUCER)

@@ -36,7 +36,7 @@ class Curve:
 
 
 def _told(instance: Instance) -> list[Labelled]:
-    return labels_told(instance, instance.doors(BRANCH).source)
+    return labels_told(instance, instance.backends(BRANCH).source)
 
 
 def labelled_rows(instance: Instance) -> int:
@@ -68,13 +68,13 @@ def replayed_curve(instance: Instance, branch: str) -> Curve:
 
     Raises: DamageError, OffsetsGoneError where journal, store or log are not what they were.
     """
-    doors, recipe = instance.doors(branch), instance.recipe
-    fork = summarise(doors.journal, branch).fork
+    backends, fold_spec = instance.backends(branch), instance.fold_spec
+    fork = summarise(backends.journal, branch).fork
     if fork is None:
         raise DamageError(f"Branch {branch} has no first entry. Restore its journal from a copy.")
-    fold, positions = start(recipe, doors.store, fork), []
+    fold, positions = start(fold_spec, backends.store, fork), []
     scores = [_scored(fold)]  # of what the version had learned
-    for entry in refold(fold, entries_after(doors.journal, branch, 1), doors.source, recipe.reader_of(fork)):
+    for entry in refold(fold, entries_after(backends.journal, branch, 1), backends.source, fold_spec.reader_of(fork)):
         if isinstance(entry, Step):
             positions.append(dict(fold.position))
             scores.append(_scored(fold))
@@ -109,7 +109,7 @@ def answers(instance: Instance, branch: str, values: Sequence[bytes]) -> list[st
 
     Raises: MillraceError where it cannot answer yet, DamageError.
     """
-    rows, _ = instance.recipe.codec.decode([Event(at, 0, None, b"", value) for at, value in enumerate(values)])
+    rows, _ = instance.fold_spec.codec.decode([Event(at, 0, None, b"", value) for at, value in enumerate(values)])
     return list(Archive(instance).bundle(Archive(instance).marks(branch)[-1]).predict(rows.columns).labels)
 
 
@@ -119,7 +119,7 @@ def learned_without(instance: Instance, producer: str) -> dict[str, Value]:
     Neither journal, nor join, nor exclusions are asked: rows and labels are put together here, by their ids.
     """
     pairs = list(_pairs(instance, producer))
-    learner = instance.recipe.make_learner()
+    learner = instance.fold_spec.make_learner()
     y = np.array([label for _, label in pairs], dtype=object)
     learner.learn_many(Batch(np.array([x for x, _ in pairs]), y))
     return learner.state_dict().truth
@@ -127,11 +127,11 @@ def learned_without(instance: Instance, producer: str) -> dict[str, Value]:
 
 def _pairs(instance: Instance, producer: str) -> Iterator[tuple[Array, object]]:
     """Features and label of every row, in the order in which labels came."""
-    source, features, asked = instance.doors(BRANCH).source, Features(instance.recipe.schema), dict[str, Array]()
+    source, features, asked = instance.backends(BRANCH).source, Features(instance.fold_spec.schema), dict[str, Array]()
     for tp, (low, high) in source.bounds().items():
         for begin in range(low, high, READ_ROWS):
             events = [one for one in source.read(tp, begin, min(begin + READ_ROWS, high)).events if _producer(one) != producer]
-            piece, _ = instance.recipe.reader.decode(events, tp)
+            piece, _ = instance.fold_spec.reader.decode(events, tp)
             if not isinstance(piece, Served):
                 labelled = piece.only(np.flatnonzero(has_label(piece)))
                 yield from zip(features.transform(labelled), labelled.y, strict=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from millrace.services.demo.callers import Asked
+from millrace.services.demo.callers import CallLog
 from millrace.services.demo.evidence import MEASURES, Evidence, Joined, Raised, Resumed, windows
 from millrace.services.demo.night import CALLED, POISON_ROWS, PRODUCER, Night
 
@@ -30,7 +30,7 @@ class Told:
     title: str
     evidence: Evidence
     kills: list[Killed]
-    asked: Asked
+    asked: CallLog
     verdict: dict[str, Any]  # what `millrace verify --output json` printed
     window: int  # rows of the windowed scores
 

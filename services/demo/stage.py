@@ -18,7 +18,7 @@ from millrace.services.pipeline.instance import BRANCH, Instance
 from millrace.services.processes import Process, Processes
 from millrace.services.serving.ports import free_port
 from millrace.services.serving.status import found, overview
-from millrace.streams.branch.branch import Doors
+from millrace.streams.branch.branch import Backends
 from millrace.streams.branch.outputs import Output, last_output
 from millrace.streams.source import Position
 
@@ -42,7 +42,7 @@ HONEST = "till-1"  # the producer of the story's own rows
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DemoPlan:
     """What is to happen."""
 
     data: str  # a data set's name
@@ -54,16 +54,16 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class DemoStage:
     """A story's folder, made ready."""
 
-    plan: Plan
+    plan: DemoPlan
     pipeline: Path
     stream: Path  # the rows to send, as JSON lines
     rows: int
     left: int  # rows of the data set that are not sent
     instance: Instance
-    doors: Doors  # of the first branch, open, to look at
+    backends: Backends  # of the first branch, open, to look at
 
     @property
     def is_late(self) -> bool:
@@ -82,10 +82,10 @@ class Stage:
 
     def ends(self) -> Position:
         """The next offset of every partition of the log."""
-        return {tp: high for tp, (_, high) in self.doors.source.bounds().items()}
+        return {tp: high for tp, (_, high) in self.backends.source.bounds().items()}
 
 
-def prepare(plan: Plan) -> Stage:
+def prepare(plan: DemoPlan) -> DemoStage:
     """An empty folder but for the pipeline file and the rows; the story's own old state is removed.
 
     Raises: BadInputError where the data set cannot be read; BusyError where another story runs there.
@@ -102,7 +102,7 @@ def prepare(plan: Plan) -> Stage:
     with stream.open("wb") as file:
         rows = sum(bool(file.write(value + b"\n")) for value in islice(values, most))
     instance = Instance(load_pipeline(pipeline), folder)
-    return Stage(plan, pipeline, stream, rows, sum(1 for _ in values), instance, instance.doors(BRANCH))
+    return DemoStage(plan, pipeline, stream, rows, sum(1 for _ in values), instance, instance.backends(BRANCH))
 
 
 def held_back(values: list[bytes], label: str) -> list[bytes]:
@@ -135,12 +135,12 @@ def _clear(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def named(stage: Stage) -> list[str]:
+def named(stage: DemoStage) -> list[str]:
     """How a command is told which pipeline."""
     return [str(stage.pipeline), "--home", str(stage.plan.home)]
 
 
-def start_server(stage: Stage, processes: Processes) -> Process:
+def start_server(stage: DemoStage, processes: Processes) -> Process:
     """`millrace up` on free ports; returns when its trainer answers."""
     ports = ["--port", str(free_port()), "--grpc-port", str(free_port())]
     server = processes.start("server", ["up", *named(stage), *ports])
@@ -149,14 +149,14 @@ def start_server(stage: Stage, processes: Processes) -> Process:
     return server
 
 
-def where(stage: Stage) -> Where:
+def where(stage: DemoStage) -> Where:
     """The server's addresses."""
     place = found(stage.instance)
     assert place is not None, "a trainer was there, so somebody said where"
     return Where(place.url.removeprefix("http://"), place.grpc, stage.instance.loaded.pipeline.name)
 
 
-def trainer_pid(stage: Stage) -> int | None:
+def trainer_pid(stage: DemoStage) -> int | None:
     """The pid of the trainer, or None where it does not answer."""
     place = found(stage.instance)
     try:
@@ -165,12 +165,12 @@ def trainer_pid(stage: Stage) -> int | None:
         return None
 
 
-def newest_output(stage: Stage, branch: str = BRANCH) -> Output | None:
+def newest_output(stage: DemoStage, branch: str = BRANCH) -> Output | None:
     """What the newest step let out, if it is the branch's."""
-    return last_output(stage.doors.producer, stage.instance.loaded.pipeline.name, branch)
+    return last_output(stage.backends.producer, stage.instance.loaded.pipeline.name, branch)
 
 
-def learned(stage: Stage, branch: str = BRANCH, unlabelled: int = 0) -> bool:
+def learned(stage: DemoStage, branch: str = BRANCH, unlabelled: int = 0) -> bool:
     """Whether a branch has read everything that the log has, and nothing waits for its batch, its label or its prediction.
 
     ``unlabelled`` answers at most may wait: those whose labels a replay leaves out, where it begins after they were given.

@@ -31,7 +31,7 @@ from millrace.services.config.config import home_folder
 from millrace.services.data import datasets
 from millrace.services.demo import night_plots, plots
 from millrace.services.demo.broker import of_a_story
-from millrace.services.demo.callers import Asked, asking, labelling
+from millrace.services.demo.callers import CallLog, asking, labelling
 from millrace.services.demo.evidence import account, gather
 from millrace.services.demo.night import Night
 from millrace.services.demo.night import play as play_night
@@ -42,8 +42,8 @@ from millrace.services.demo.stage import (
     MOST_ROWS,
     NIGHTS,
     PATIENCE_S,
-    Plan,
-    Stage,
+    DemoPlan,
+    DemoStage,
     learned,
     named,
     newest_output,
@@ -70,10 +70,10 @@ class Played:
     """What was done, and what callers heard meanwhile."""
 
     kills: list[Killed]
-    asked: Asked
+    asked: CallLog
 
 
-def play(stage: Stage) -> Played:
+def play(stage: DemoStage) -> Played:
     """Serve the pipeline, stream the rows, ask all the time, kill the trainer at two moments, and come to the end.
 
     Raises: MillraceError where a process ends by itself, or where there is no progress.
@@ -91,11 +91,11 @@ def play(stage: Stage) -> Played:
     return Played(kills, asked)
 
 
-Arriving = tuple[Asked, Callable[[], bool]]  # what callers heard, and whether every row is in the log
+Arriving = tuple[CallLog, Callable[[], bool]]  # what callers heard, and whether every row is in the log
 
 
 @contextmanager
-def _sent(stage: Stage, processes: Processes) -> Iterator[Arriving]:
+def _sent(stage: DemoStage, processes: Processes) -> Iterator[Arriving]:
     """Every row is sent with its label in it, and callers ask about rows that are held out."""
     at, schema = where(stage), stage.instance.loaded.pipeline.schema
     with asking(at, datasets.held_out(stage.plan.data, stage.plan.seed), schema) as asked:
@@ -107,7 +107,7 @@ def _sent(stage: Stage, processes: Processes) -> Iterator[Arriving]:
 
 
 @contextmanager
-def _labelled_late(stage: Stage, processes: Processes) -> Iterator[Arriving]:
+def _labelled_late(stage: DemoStage, processes: Processes) -> Iterator[Arriving]:
     """A few rows are sent with their labels in them; every other one is asked about as it arrives, and labelled later."""
     lines, first = stage.lines(), stage.instance.folder / "first.jsonl"
     first.write_bytes(b"\n".join(lines[:FIRST_ROWS]))
@@ -123,7 +123,7 @@ def _labelled_late(stage: Stage, processes: Processes) -> Iterator[Arriving]:
         yield asked, lambda: asked.over
 
 
-def _killed(stage: Stage, processes: Processes, moment: Moment) -> Killed:
+def _killed(stage: DemoStage, processes: Processes, moment: Moment) -> Killed:
     """The trainer's end, and who follows it."""
     time.sleep(moment.later_s)
     processes.wait_until(lambda: trainer_pid(stage) is not None)
@@ -144,20 +144,20 @@ class Moment:
     later_s: float
 
 
-def moments(stage: Stage) -> list[Moment]:
+def moments(stage: DemoStage) -> list[Moment]:
     """Of the kills; the same seed gives the same."""
     rng = np.random.default_rng(stage.plan.seed)
     return [Moment(int(stage.rows * rng.uniform(low, high)), rng.uniform(0.0, LATEST_S)) for low, high in KILL_AT]
 
 
-def arrived(stage: Stage, row: int, epoch: int) -> bool:
+def arrived(stage: DemoStage, row: int, epoch: int) -> bool:
     """Whether the log has a row with its label, and the trainer of an epoch has let something out."""
     output, ends = newest_output(stage), stage.ends()
     served = ends.pop(tp_name(stage.instance.loaded.pipeline.served_topic, 0), 0)  # a record of each answer, one of each label
     return sum(ends.values()) + served // 2 > row and output is not None and output.epoch >= epoch
 
 
-def prove(stage: Stage) -> dict[str, Any]:
+def prove(stage: DemoStage) -> dict[str, Any]:
     """What `millrace verify` says, run in a process of its own.
 
     Raises: NotProvedError with its words where it does not prove everything.
@@ -171,7 +171,7 @@ def prove(stage: Stage) -> dict[str, Any]:
     return verdict
 
 
-def conclude(stage: Stage, played: Played) -> Told:
+def conclude(stage: DemoStage, played: Played) -> Told:
     """Verify, then read from the log what happened.
 
     Raises: NotProvedError where something was not proved or does not add up.
@@ -191,7 +191,7 @@ def conclude(stage: Stage, played: Played) -> Told:
     return Told(title, evidence, played.kills, played.asked, verdict, max(SMALLEST_WINDOW, stage.rows // 20))
 
 
-def tell(stage: Stage, told: Told) -> None:
+def tell(stage: DemoStage, told: Told) -> None:
     """The report on stdout, and the picture."""
     picture = stage.instance.folder / "accuracy.png"
     plots.png(told, picture)
@@ -203,7 +203,7 @@ def tell(stage: Stage, told: Told) -> None:
     click.echo(f"PICTURE  {picture}")
 
 
-def tell_night(stage: Stage, night: Night) -> None:
+def tell_night(stage: DemoStage, night: Night) -> None:
     """The night call on stdout, and its picture."""
     picture = stage.instance.folder / "night.png"
     night_plots.png(night, picture)
@@ -220,7 +220,7 @@ def _millrace() -> str:
     return "millrace" if shutil.which("millrace") or not beside.exists() else os.path.relpath(beside)
 
 
-def look_on(stage: Stage) -> None:
+def look_on(stage: DemoStage) -> None:
     """What one can do next, on stdout."""
     click.echo(f"LOOK ON  {_millrace()} status {stage.pipeline}")
 
@@ -251,7 +251,7 @@ def main(data: str, rows: int, seconds: float, seed: int, home: str | None, nigh
     try:
         start_s = time.monotonic()
         with of_a_story(click.get_current_context().meta.get("kafka"), home_folder(home)) as log:
-            stage = prepare(Plan(data, rows, seconds, seed, home_folder(home), log))
+            stage = prepare(DemoPlan(data, rows, seconds, seed, home_folder(home), log))
             tell(stage, conclude(stage, play(stage)))
             if night and stage.plan.data in NIGHTS and not stage.left:
                 say("\nthe night call: the pipeline is served again")

@@ -17,7 +17,7 @@ from millrace.services.endpoint.recording import Recorder
 from millrace.services.errors import NotOfferedError, NotReadyError
 from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol.access import Access
-from millrace.services.protocol.inference import Answered
+from millrace.services.protocol.inference import Predicted
 from millrace.services.protocol.labels import checked_labels, label_records, places, prediction_records
 from millrace.services.protocol.statistics import Statistics
 from millrace.streams.labels.served import LONGEST_ID, LateLabel
@@ -67,7 +67,7 @@ class Endpoint:
         bundle = self.held()
         return None if bundle is None else bundle.identity.name
 
-    async def record(self, answered: Answered, headers: bytes = b"") -> None:
+    async def record(self, answered: Predicted, headers: bytes = b"") -> None:
         """Append what was answered, with ``headers``: soon, or at once where the pipeline wants it before the reply.
 
         Raises: BadInputError for an id that no label could name, StorageError.

@@ -16,7 +16,7 @@ from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.endpoint.endpoint import Endpoint, ready
 from millrace.services.errors import UNEXPECTED, NotServedError, OverloadedError, TooLargeError, TooSlowError, meaning
 from millrace.services.protocol.access import FORWARDED, LABEL, PREDICT, is_loopback
-from millrace.services.protocol.inference import Asked, Reply, check_model, infer, model_metadata, server_metadata
+from millrace.services.protocol.inference import HttpReply, HttpRequest, check_model, infer, model_metadata, server_metadata
 from millrace.services.protocol.labels import PRODUCER, producer_headers, read_labels
 
 log = logging.getLogger("millrace")
@@ -50,13 +50,13 @@ class HttpApp:
             reply = await self._answered(scope, receive)
             status = reply.status
         except MillraceError as error:
-            reply, status = Reply(msgspec.json.encode({"error": str(error)})), meaning(error).http
+            reply, status = HttpReply(msgspec.json.encode({"error": str(error)})), meaning(error).http
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
-            reply, status = Reply(b'{"error":"This request failed; the server\'s log says why."}'), UNEXPECTED.http
+            reply, status = HttpReply(b'{"error":"This request failed; the server\'s log says why."}'), UNEXPECTED.http
         return await _send(send, reply, status)
 
-    async def _answered(self, scope: Scope, receive: Receive) -> Reply:
+    async def _answered(self, scope: Scope, receive: Receive) -> HttpReply:
         parts = [part for part in scope["path"].split("/") if part]
         headers = dict(scope["headers"])
         if parts[:1] != ["v2"]:
@@ -74,15 +74,15 @@ class HttpApp:
             return _json(await self._endpoint.overview())
         return self._described(parts)
 
-    def _health(self, parts: list[str]) -> Reply:
+    def _health(self, parts: list[str]) -> HttpReply:
         if parts == ["v2", "health", "live"]:
-            return Reply(b'{"live":true}')
+            return HttpReply(b'{"live":true}')
         if parts != ["v2", "health", "ready"]:
             raise NotServedError("There are /v2/health/live and /v2/health/ready.")
         ready(self._endpoint.held())
-        return Reply(b'{"ready":true}')
+        return HttpReply(b'{"ready":true}')
 
-    def _described(self, parts: list[str]) -> Reply:
+    def _described(self, parts: list[str]) -> HttpReply:
         if parts == ["v2"]:
             return _json(server_metadata(version("millrace")))
         named = _model_path(parts)
@@ -97,13 +97,13 @@ class HttpApp:
             raise NotServedError("GET knows ready, stats and status here; infer and labels are a POST.")
         return _json(model_metadata(self._endpoint.name, self._endpoint.schema, self._endpoint.newest))
 
-    async def _label(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> Reply:
+    async def _label(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> HttpReply:
         """202 once the log has every label."""
         check_model(_model_path(parts).model, None, self._endpoint.name, None)
         stored = await self._endpoint.label(read_labels(body), producer_headers(headers.get(PRODUCER)))
-        return Reply(msgspec.json.encode({"accepted": len(stored), "offsets": stored}), status=202)
+        return HttpReply(msgspec.json.encode({"accepted": len(stored), "offsets": stored}), status=202)
 
-    async def _infer(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> Reply:
+    async def _infer(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> HttpReply:
         named = _model_path(parts)
         if named.verb != "infer":
             raise NotServedError("POST knows /v2/models/NAME/infer and /v2/models/NAME/labels.")
@@ -120,12 +120,12 @@ class HttpApp:
             statistics.answered(reply.cost)
         return reply
 
-    async def _inferred(self, named: ModelPath, headers: dict[bytes, bytes], body: bytes) -> Reply:
+    async def _inferred(self, named: ModelPath, headers: dict[bytes, bytes], body: bytes) -> HttpReply:
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise BadInputError("Content-Encoding: compressed requests are not read; send the body as it is.")
         held = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
         check_model(named.model, named.version, self._endpoint.name, held)
-        bundle, asked = ready(held), Asked(body, _json_bytes(headers))
+        bundle, asked = ready(held), HttpRequest(body, _json_bytes(headers))
         now_ms = time.time_ns() // 1_000_000
         if len(body) <= self._endpoint.inline_bytes:
             return infer(self._endpoint.name, bundle, asked, now_ms)
@@ -201,11 +201,11 @@ class Bodies:
         return bool(message.get("more_body", False))
 
 
-def _json(value: dict[str, Any]) -> Reply:
-    return Reply(msgspec.json.encode(value))
+def _json(value: dict[str, Any]) -> HttpReply:
+    return HttpReply(msgspec.json.encode(value))
 
 
-async def _send(send: Send, reply: Reply, status: int) -> None:
+async def _send(send: Send, reply: HttpReply, status: int) -> None:
     headers = [(b"content-length", str(len(reply.body)).encode())]
     if reply.json_bytes is None:
         headers.append((b"content-type", JSON))

@@ -13,7 +13,7 @@ from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.branch import load_part
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark
-from millrace.streams.journal.journal import Summary, begun, take_in
+from millrace.streams.journal.journal import Summary, empty_summary, extend
 from millrace.streams.journal.segments import Journal
 
 log = logging.getLogger("millrace")
@@ -74,8 +74,8 @@ class Archive:
             require_branch(self.instance, branch)
             self._journals[branch] = self.instance.journal(branch)
         if branch not in self._summaries:
-            self._summaries[branch] = begun(self._journals[branch])
-        take_in(self._summaries[branch], self._journals[branch], branch)
+            self._summaries[branch] = empty_summary(self._journals[branch])
+        extend(self._summaries[branch], self._journals[branch], branch)
         return self._summaries[branch].marks
 
     def bundle(self, mark: Mark) -> Bundle:

@@ -16,7 +16,7 @@ from millrace.learners.table import LEARNERS
 from millrace.services.config.config import Loaded
 from millrace.services.errors import BusyError
 from millrace.services.pipeline.backends import Logs, logs_of
-from millrace.streams.branch.branch import Doors, Recipe
+from millrace.streams.branch.branch import Backends, FoldSpec
 from millrace.streams.branch.read_order import Retraced
 from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.formats.avro import Registry
@@ -56,14 +56,14 @@ class Instance:
         return [*verb, str(here.loaded.path), "--home", str(here.folder.parent), *flags]
 
     @property
-    def recipe(self) -> Recipe:
+    def fold_spec(self) -> FoldSpec:
         """What its folds are made of."""
         pipeline, config = self.loaded.pipeline, self.loaded.learner
         schema = pipeline.schema
         algorithm = LEARNERS[pipeline.learner["kind"]].ready()
         registry = Registry(pipeline.log.registry, self.folder / "schemas") if pipeline.log.registry else None
         contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes, registry)
-        return Recipe(
+        return FoldSpec(
             name=pipeline.name,
             schema=schema,
             codec=contents,
@@ -106,14 +106,14 @@ class Instance:
         """A reader of some of its topics, from their beginning."""
         return self._logs.source(topics)
 
-    def doors(self, branch: str) -> Doors:
+    def backends(self, branch: str) -> Backends:
         """Everything a branch reads and writes."""
         log, first = self.log(), self.first_topics(branch)
         source = self._logs.source([*self.loaded.pipeline.topics, *first], shard_of(branch))
         if first:
             source = Retraced(source, [(tp, *ends) for tp, ends in source.bounds().items() if split_tp(tp)[0] in first])
         retention = Retention(self.ledger_stream(), self.loaded.pipeline.versions.keep)
-        return Doors(source, log, self.journal(branch), self.store(), retention, partial(self._logs.marked, branch))
+        return Backends(source, log, self.journal(branch), self.store(), retention, partial(self._logs.marked, branch))
 
     def first_topics(self, branch: str) -> list[str]:
         """What a branch reads to its end before the pipeline's topics: rows from a file, as its first entry states."""

@@ -40,7 +40,7 @@ def prove_version(instance: Instance, version: str, nearest: bool = True, budget
     if is_merged(instance, branch):
         return _prove_merge(instance, Archive(instance).mark(version), budget_s)
     until_s = time.monotonic() + budget_s
-    report = verify_version(instance.recipe, instance.doors(branch), version, nearest, lambda: time.monotonic() > until_s)
+    report = verify_version(instance.fold_spec, instance.backends(branch), version, nearest, lambda: time.monotonic() > until_s)
     mark = Archive(instance).mark(version)
     known = instance.ledger().certificates.get(version)
     if report.findings:

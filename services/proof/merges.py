@@ -40,4 +40,4 @@ def merge_again(instance: Instance, mark: Mark) -> str:
     entry = merge_of(instance.journal(mark.branch), mark.branch, str(mark.version))
     archive, store = Archive(instance), instance.store()
     pieces = [piece_of(store, archive.mark(f"{name}.{seq}")) for name, seq, _ in entry.of]
-    return state_hash(merge_pieces(instance.recipe, merge_learners(instance), entry, pieces).parts())
+    return state_hash(merge_pieces(instance.fold_spec, merge_learners(instance), entry, pieces).parts())

@@ -13,7 +13,7 @@ from millrace.streams.branch.host import this_host
 from millrace.streams.branch.verify import Report, verify
 from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.journal.entries import Mark
-from millrace.streams.journal.journal import Summary, take_in
+from millrace.streams.journal.journal import Summary, extend
 from millrace.streams.journal.ledger import Certificate, append_decision
 
 log = logging.getLogger("millrace")
@@ -26,7 +26,7 @@ def prove(instance: Instance, branch: str) -> Report:
     """
     require_branch(instance, branch)
     pipeline = instance.loaded.pipeline
-    report = verify(instance.recipe, instance.doors(branch), branch, pipeline.worker.keep)
+    report = verify(instance.fold_spec, instance.backends(branch), branch, pipeline.worker.keep)
     known = instance.ledger().certificates
     findings = [str(finding) for finding in report.findings] + _belied(known, branch, _marked(instance, branch))
     if findings:
@@ -46,7 +46,7 @@ def _marked(instance: Instance, branch: str) -> list[Mark] | None:
     """The branch's marks, or None where its journal is damaged, which is a finding of its own."""
     summary = Summary()
     try:
-        take_in(summary, instance.journal(branch), branch)
+        extend(summary, instance.journal(branch), branch)
         return summary.marks
     except DamageError:
         return None

@@ -31,7 +31,7 @@ EXTENSIONS = ["binary_tensor_data", "statistics"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class HttpRequest:
     """The bytes of an HTTP request."""
 
     body: bytes
@@ -42,7 +42,7 @@ Output = Floats | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answered:
+class Predicted:
     """Rows, and what a state answers to them."""
 
     bundle: Bundle
@@ -60,17 +60,17 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class HttpReply:
     """The bytes of an HTTP answer."""
 
     body: bytes
     json_bytes: int | None = None  # of the body's JSON part, where binary tensors follow it
     cost: Cost | None = None  # of an inference
-    answered: Answered | None = None  # what an inference came to
+    answered: Predicted | None = None  # what an inference came to
     status: int = 200
 
 
-def infer(name: str, bundle: Bundle, asked: Asked, now_ms: int) -> Reply:
+def infer(name: str, bundle: Bundle, asked: HttpRequest, now_ms: int) -> HttpReply:
     """The answer to an HTTP request's body.
 
     Raises: BadInputError naming what cannot be answered, NotReadyError.
@@ -99,13 +99,15 @@ def infer(name: str, bundle: Bundle, asked: Asked, now_ms: int) -> Reply:
     text = msgspec.json.encode(head)
     body, json_bytes = (text + b"".join(payloads), len(text)) if any(payloads) else (text, None)
     done_ns = time.perf_counter_ns()
-    return Reply(body, json_bytes, Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns), answered)
+    return HttpReply(
+        body, json_bytes, Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns), answered
+    )
 
 
-def answer_to(bundle: Bundle, rows: Question, request_id: str, now_ms: int) -> Answered:
+def answer_to(bundle: Bundle, rows: Question, request_id: str, now_ms: int) -> Predicted:
     """What a state answers to rows; those without an id of their own are named after the request. Raises: NotReadyError."""
     ids = rows.ids or tuple(f"{request_id}/{row}" for row in range(rows.rows))
-    return Answered(bundle, rows.columns, ids, bundle.predict(rows.columns), now_ms)
+    return Predicted(bundle, rows.columns, ids, bundle.predict(rows.columns), now_ms)
 
 
 def parameters(bundle: Bundle, now_ms: int) -> dict[str, str | int]:

@@ -18,7 +18,7 @@ import msgspec
 
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
-from millrace.services.protocol.inference import Answered
+from millrace.services.protocol.inference import Predicted
 from millrace.streams.formats.json_rows import RecordError, label_value
 from millrace.streams.labels.served import LONGEST_ID, LateLabel, Prediction, encode
 from millrace.streams.records import Record, encode_headers, tp_name
@@ -100,7 +100,7 @@ def places(topic: str, stored: Sequence[tuple[int, int]]) -> list[str]:
     return [f"{tp_name(topic, number).replace(':', '-')}-{offset}" for number, offset in stored]
 
 
-def prediction_records(answered: Answered, features: str, headers: bytes = b"") -> list[Record]:
+def prediction_records(answered: Predicted, features: str, headers: bytes = b"") -> list[Record]:
     """Answers as the log has them, each with the row it was given for and the ``headers`` of who asked.
 
     ``features`` is the sha256 of the feature stage.

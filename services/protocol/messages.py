@@ -15,7 +15,7 @@ from millrace.learners.errors import BadInputError
 from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
-from millrace.services.protocol.inference import Answered, Output, answer_to, check_wanted, parameters
+from millrace.services.protocol.inference import Output, Predicted, answer_to, check_wanted, parameters
 from millrace.services.protocol.statistics import Cost
 from millrace.services.protocol.tensors import IDS, NUMBERS, Tensor, binary_texts, question
 from millrace.streams.labels.served import LateLabel
@@ -53,7 +53,7 @@ class Inferred:
 
     response: pb.ModelInferResponse
     cost: Cost
-    answered: Answered
+    answered: Predicted
 
 
 def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_ms: int) -> Inferred:

@@ -45,7 +45,7 @@ WEIGHTS, SCHEMA, MANIFEST, ONNX = "weights.safetensors", "schema.json", "manifes
 JOURNAL = "journal.jsonl"
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class ExportManifest(msgspec.Struct, frozen=True):
     """Which version a folder holds."""
 
     format: int
@@ -60,7 +60,7 @@ class Manifest(msgspec.Struct, frozen=True):
     journal_sha256: str | None = None  # of its segment in the store
 
 
-def export(instance: Instance, version: str, folder: Path) -> Manifest:
+def export(instance: Instance, version: str, folder: Path) -> ExportManifest:
     """Write a version, an alias's or the newest into a new or empty folder.
 
     Raises: MillraceError where there is no such version, DamageError where it is not whole, BadInputError, StorageError.
@@ -71,14 +71,14 @@ def export(instance: Instance, version: str, folder: Path) -> Manifest:
     return write(instance, archive, archive.mark(resolved(instance, version)), folder)
 
 
-def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Manifest:
+def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> ExportManifest:
     """Write the version that ``mark`` names. Raises: DamageError, StorageError."""
     schema, parts = instance.loaded.pipeline.schema, archive.parts(mark)
     weights = bundle_bytes(parts, schema)
     open_bundle(weights, sha256(weights), schema)  # what cannot be opened never leaves
     name, release = instance.loaded.pipeline.name, installed("millrace")
     segment = manifest_of(instance.store(), mark).segment
-    manifest = Manifest(FORMAT, name, parts.identity, mark.state_sha256, sha256(weights), release, *_origin(segment))
+    manifest = ExportManifest(FORMAT, name, parts.identity, mark.state_sha256, sha256(weights), release, *_origin(segment))
     files = {
         WEIGHTS: weights,
         SCHEMA: schema.declared,
@@ -102,7 +102,7 @@ def opened(folder: Path) -> Bundle:
     Raises: DamageError where a file is missing or not what was exported, or was written by a newer release.
     """
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=ExportManifest)
         if manifest.format != FORMAT:
             raise DamageError(
                 f"{folder} has format {manifest.format}, this release reads {FORMAT}. Use millrace {manifest.millrace}."

@@ -116,7 +116,7 @@ def _offsets(began: Mapping[str, int], position: Mapping[str, int]) -> str:
     return json.dumps({tp: [began.get(tp), to] for tp, to in sorted(position.items())})
 
 
-def standing(ledger: Ledger, version: str) -> dict[str, str]:
+def verified_tags(ledger: Ledger, version: str) -> dict[str, str]:
     """Tags of a version that change: what its certificate says."""
     return {PREFIX + "verified": verified(ledger, version)}
 

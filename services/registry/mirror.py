@@ -20,7 +20,7 @@ from millrace.services.decisions.decide import Naming, decide, plan_promotion
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.export import write
-from millrace.services.registry.lineage import PREFIX, Genealogy, Listed, metrics, standing
+from millrace.services.registry.lineage import PREFIX, Genealogy, Listed, metrics, verified_tags
 from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Ledger
@@ -70,7 +70,7 @@ def record(instance: Instance) -> Record:
         return Record()
 
 
-def standing_of(instance: Instance) -> dict[str, str]:
+def describe(instance: Instance) -> dict[str, str]:
     """For `millrace status`: how many versions are in MLflow, as of when, and what went wrong since."""
     uri, kept = instance.loaded.pipeline.mlflow.uri, record(instance)
     if not uri:
@@ -152,7 +152,7 @@ class Mirror:
         for mark in self._marks():
             version = str(mark.version)
             known = there.get((version, mark.state_sha256))
-            tags = standing(self._ledger, version)
+            tags = verified_tags(self._ledger, version)
             if known is None:
                 number = self._upload(mark, tags)
             else:

@@ -41,7 +41,7 @@ def topic_of(instance: Instance, branch: str) -> str:
     return f"{instance.loaded.pipeline.name}.backfill-{branch}"
 
 
-def described(instance: Instance, path: Path, position: Position) -> Backfill:
+def backfill_of(instance: Instance, path: Path, position: Position) -> Backfill:
     """What a file has, for a branch that goes on at ``position``. Raises: BadInputError where it cannot be read or is empty."""
     rows = sum(1 for _ in values_of(path, instance.loaded.pipeline.schema))
     if not rows:
@@ -114,6 +114,8 @@ def warm_start(instance: Instance, branch: str, path: Path) -> None:
             )
         return
     source = instance.source(instance.loaded.pipeline.topics)
-    fork = instance.recipe.new_fork(branch, source)
+    fork = instance.fold_spec.new_fork(branch, source)
     with instance.hold(branch, take_over=False):
-        begin_fork(instance.recipe, instance.doors(branch), filled(instance, fork, described(instance, path, fork.positions)))
+        begin_fork(
+            instance.fold_spec, instance.backends(branch), filled(instance, fork, backfill_of(instance, path, fork.positions))
+        )

@@ -24,7 +24,7 @@ from millrace.streams.branch.branch import load_part
 from millrace.streams.errors import DamageError
 from millrace.streams.formats.json_rows import Rows, has_label
 from millrace.streams.journal.entries import Mark
-from millrace.streams.journal.ledger import words
+from millrace.streams.journal.ledger import describe_target
 from millrace.streams.labels.served import LateLabel, Prediction, Served
 from millrace.streams.state.exclusion_reader import Excluding
 
@@ -44,8 +44,8 @@ def compare(instance: Instance, rows: int) -> list[dict[str, Any]]:
     served = archive.version(target.version) if target and target.version else archive.newest(str(target and target.follow))
     replayed = archive.newest(operation.branch)
     if served is None or replayed is None:
-        raise MillraceError(f"Of {words(target)} and {operation.branch}, one has no checkpoint to answer from yet.")
-    reader = Excluding(instance.recipe.reader, tuple(plan.exclude))
+        raise MillraceError(f"Of {describe_target(target)} and {operation.branch}, one has no checkpoint to answer from yet.")
+    reader = Excluding(instance.fold_spec.reader, tuple(plan.exclude))
     probes = list(_probes(instance, reader, rows))
     lines = [("state", served.identity.name, replayed.identity.name), *_answers(served, replayed, probes)]
     start = None if plan.version is None else archive.mark(plan.version)
@@ -57,7 +57,7 @@ def compare(instance: Instance, rows: int) -> list[dict[str, Any]]:
 
 def _probes(instance: Instance, reader: Excluding, rows: int) -> Iterator[Probe]:
     """Labelled rows among the last records of each partition; served rows are those whose label is among them too."""
-    source = instance.doors(str(instance.branches()[0])).source
+    source = instance.backends(str(instance.branches()[0])).source
     for tp, (low, high) in source.bounds().items():
         piece, _ = reader.decode(source.read(tp, max(low, high - rows), high).events, tp)
         found = _joined(piece) if isinstance(piece, Served) else (piece, piece.y)

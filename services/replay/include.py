@@ -15,7 +15,7 @@ from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.services.replay.plan import live_branch
-from millrace.streams.journal.exclusions import words
+from millrace.streams.journal.exclusions import describe
 from millrace.streams.journal.journal import summarise
 from millrace.streams.journal.ledger import Include, append_decision
 
@@ -41,7 +41,7 @@ def plan_include(instance: Instance, said: str, branch: str | None) -> Inclusion
     found = summarise(instance.journal(name), name)
     found.end.refuse_ended()
     decided = {place for of, place in instance.ledger().included if of == name}
-    there = {words(one): place for place, one in enumerate(found.fork.exclude if found.fork else []) if place not in decided}
+    there = {describe(one): place for place, one in enumerate(found.fork.exclude if found.fork else []) if place not in decided}
     if said not in there:
         listed = "; ".join(repr(one) for one in there) or "nothing"
         raise BadInputError(f"Branch {name} does not leave out {said!r}. It leaves out: {listed}.")

@@ -21,14 +21,14 @@ from typing import Any
 import msgspec
 
 from millrace.learners.errors import MillraceError
-from millrace.services.decisions.decide import Change, decide, described, learner_version
+from millrace.services.decisions.decide import Change, decide, describe, learner_version
 from millrace.services.errors import BusyError, NotCountedError, NotProvedError, OutdatedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.pipeline.succession import heir_of
-from millrace.services.replay.operations import advance, new_branch, planned_operation, refuse_other, standing, step
+from millrace.services.replay.operations import advance, describe_operation, new_branch, planned_operation, refuse_other, step
 from millrace.services.replay.plan import changed_state, live_branch, plans
-from millrace.services.training.run import opening_of
+from millrace.services.training.run import identity_of_worker
 from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.forks import begin_fork, compose, excluded, rewound_fork
 from millrace.streams.branch.host import use_threads
@@ -36,12 +36,12 @@ from millrace.streams.branch.learner_rollback import is_learned
 from millrace.streams.errors import EndedError, ReplacedError
 from millrace.streams.journal.entries import Fork, Mark
 from millrace.streams.journal.journal import summarise
-from millrace.streams.journal.ledger import Operation, Stage, Target
-from millrace.streams.journal.store import read_manifest
+from millrace.streams.journal.ledger import Operation, OperationState, Target
+from millrace.streams.journal.store import read_checkpoint
 from millrace.streams.worker.worker import Worker
 
 ROLLBACKS = "rollback"  # the folder of plans
-NEXT: dict[Stage, Stage] = {"running": "done", "done": "taken-over"}
+NEXT: dict[OperationState, OperationState] = {"running": "done", "done": "taken-over"}
 
 
 class LearnerPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,7 +99,7 @@ def _new_plan(instance: Instance, version: str | None) -> LearnerPlan:
     certificate = instance.ledger().certificates.get(name)
     if certificate is not None and not certificate.holds:
         raise NotProvedError(f"Version {name} {certificate.verdict}, says its certificate. Nothing goes on from it.")
-    changed_state(instance, instance.doors(mark.branch), mark)
+    changed_state(instance, instance.backends(mark.branch), mark)
     ends = live_branch(instance) or heir_of(instance, mark.branch)
     there = summarise(instance.journal(ends), ends).position
     ahead = [tp for tp, at in _position(instance, mark).items() if at > there.get(tp, 0)]
@@ -139,7 +139,7 @@ def roll_back(instance: Instance, rewinding: Rewinding, why: str) -> str:
         except ReplacedError as error:
             said = f"Another process took branch {plan.ends} meanwhile. Give the same command again; it goes on."
             raise ReplacedError(said) from error
-        begin_fork(instance.recipe, instance.doors(plan.branch), _fork(instance, plan, newest, mark), mark.branch)
+        begin_fork(instance.fold_spec, instance.backends(plan.branch), _fork(instance, plan, newest, mark), mark.branch)
     decide(instance, Change(instance.ledger().serving.get(ENDPOINT), Target(follow=plan.branch)), why)
     while (state := NEXT.get(operation.state)) is not None:
         operation = advance(instance, operation, state, why)
@@ -158,10 +158,10 @@ def _begun(instance: Instance, plan: LearnerPlan, why: str) -> Operation:
 
 
 def _fork(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) -> Fork:
-    doors = instance.doors(plan.ends)  # with all the topics that it has read
+    backends = instance.backends(plan.ends)  # with all the topics that it has read
     found = summarise(instance.journal(plan.ends), plan.ends)
     exclude = excluded(instance.store(), found)
-    return rewound_fork(instance.recipe, doors, plan.branch, newest, version, exclude)
+    return rewound_fork(instance.fold_spec, backends, plan.branch, newest, version, exclude)
 
 
 def _ended(instance: Instance, plan: LearnerPlan, version: Mark) -> Mark:
@@ -169,9 +169,12 @@ def _ended(instance: Instance, plan: LearnerPlan, version: Mark) -> Mark:
     found = summarise(instance.journal(plan.ends), plan.ends)
     if found.end.ended is None:
         worker = Worker(
-            instance.recipe, instance.doors(plan.ends), instance.loaded.pipeline.worker, opening_of(instance, plan.ends)
+            instance.fold_spec,
+            instance.backends(plan.ends),
+            instance.loaded.pipeline.worker,
+            identity_of_worker(instance, plan.ends),
         )
-        worker.heed()  # what was decided for this branch holds for the one in its place
+        worker.apply_ledger()  # what was decided for this branch holds for the one in its place
         worker.close()
         _gate(instance, plan, Archive(instance).mark(str(worker.newest_version)), version)
         worker.end("rollback", plan.branch)
@@ -189,16 +192,16 @@ def _gate(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) ->
     Raises: NotProvedError where it does not; NotCountedError where the operation has been given up meanwhile.
     """
     store = instance.store()
-    checkpoint, _ = compose(instance.recipe, store, _fork(instance, plan, newest, version), version.branch)
-    made = read_manifest(store, plan.branch, checkpoint).parts
-    said = read_manifest(store, version.branch, str(version.checkpoint)).parts
+    checkpoint, _ = compose(instance.fold_spec, store, _fork(instance, plan, newest, version), version.branch)
+    made = read_checkpoint(store, plan.branch, checkpoint).parts
+    said = read_checkpoint(store, version.branch, str(version.checkpoint)).parts
     operation = instance.ledger().operations[plan.branch]
     if operation.state != "running":
-        raise NotCountedError(f"{standing(operation)} meanwhile. Nothing ended.")
+        raise NotCountedError(f"{describe_operation(operation)} meanwhile. Nothing ended.")
     if differs := [name for name in said if (is_learned(name) or name == "serve") and made[name].sha256 != said[name].sha256]:
         raise NotProvedError(f"What would go on is not as version {plan.version}, in {', '.join(differs)}. Nothing ended.")
 
 
 def endpoint_words(rewinding: Rewinding) -> dict[str, Any]:
     """What the endpoint goes from and to."""
-    return {"from": described(rewinding.change.before), "to": described(rewinding.change.to)}
+    return {"from": describe(rewinding.change.before), "to": describe(rewinding.change.to)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from millrace.services.errors import BusyError, NotCountedError
 from millrace.services.pipeline.instance import Instance
-from millrace.streams.journal.ledger import Ledger, Operation, Stage, append_decision
+from millrace.streams.journal.ledger import Ledger, Operation, OperationState, append_decision
 
 
 def planned_operation(branch: str, plan_sha256: str, version: str | None, why: str) -> Operation:
@@ -41,7 +41,8 @@ def step(instance: Instance, operation: Operation) -> None:
     known = ledger.operations.get(operation.id)
     raise NotCountedError(
         f"This was written and does not count: it takes {operation.id} from {operation.before or 'nothing'} to "
-        f"{operation.state}, and {standing(known) if known else 'it is not there'}. Look at `millrace log PIPELINE --ledger`."
+        f"{operation.state}, and {describe_operation(known) if known else 'it is not there'}. "
+        "Look at `millrace log PIPELINE --ledger`."
     )
 
 
@@ -50,18 +51,18 @@ def refuse_other(ledger: Ledger, own: str | None) -> None:
     other = ledger.operation
     if other is not None and other.id != own:
         raise BusyError(
-            f"{standing(other)}, and a pipeline has one replay at a time. Let it be taken over, or end it with "
+            f"{describe_operation(other)}, and a pipeline has one replay at a time. Let it be taken over, or end it with "
             "`millrace replay abort`."
         )
 
 
-def standing(operation: Operation) -> str:
+def describe_operation(operation: Operation) -> str:
     """Where an operation stands, in words."""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(operation.when_ms / 1000))
     return f"{operation.id} of {operation.who} is {operation.state} since {when} ({operation.why})"
 
 
-def advance(instance: Instance, operation: Operation, state: Stage, why: str) -> Operation:
+def advance(instance: Instance, operation: Operation, state: OperationState, why: str) -> Operation:
     """Let an operation take its next stage, and see that it counts. Raises: as ``step``."""
     moved = Operation(
         **_said(why),

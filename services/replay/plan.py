@@ -19,18 +19,18 @@ from millrace.services.errors import OutdatedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.pipeline.succession import heir_of
-from millrace.services.replay.backfill import Backfill, described
+from millrace.services.replay.backfill import Backfill, backfill_of
 from millrace.services.replay.operations import new_branch
-from millrace.streams.branch.branch import Doors, changed, start
+from millrace.streams.branch.branch import Backends, changed, start
 from millrace.streams.branch.forks import empty_fork, excluded, replay_fork
 from millrace.streams.branch.host import use_threads
 from millrace.streams.errors import OffsetsGoneError
 from millrace.streams.journal.entries import Fork, Mark, Rejected, Step
-from millrace.streams.journal.exclusions import Exclusion, Range, left_out, words
+from millrace.streams.journal.exclusions import Exclusion, OffsetRange, describe, left_out
 from millrace.streams.journal.journal import summarise
 from millrace.streams.journal.ledger import Target
-from millrace.streams.journal.ledger import words as target_words
-from millrace.streams.journal.store import FolderStore, read_manifest
+from millrace.streams.journal.ledger import describe_target as target_words
+from millrace.streams.journal.store import FolderStore, read_checkpoint
 from millrace.streams.source import Position, Source, Topic
 
 CHUNK = 4096  # records a read
@@ -39,7 +39,7 @@ SHORTEST = 6  # characters of a plan's hash that name it, at least
 PLANS = "replay"  # the folder of plans
 
 
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ReplayPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is to be replayed, and what it was planned from."""
 
     branch: str  # to be made
@@ -87,7 +87,7 @@ def plans(instance: Instance) -> FolderStore:
     return FolderStore(instance.folder / "plans")
 
 
-def load_plan(instance: Instance, name: str) -> tuple[str, Plan]:
+def load_plan(instance: Instance, name: str) -> tuple[str, ReplayPlan]:
     """A plan by its sha256 or the beginning of it, and that sha256 in full.
 
     Raises: BadInputError where there is none or more than one; DamageError where it is not what was stored.
@@ -97,10 +97,10 @@ def load_plan(instance: Instance, name: str) -> tuple[str, Plan]:
     if len(found) != 1:
         listed = ", ".join(one[:12] for one in there) or "none yet; make one with `millrace replay plan`"
         raise BadInputError(f"{name!r} names {len(found)} plans; give at least {SHORTEST} characters of one of: {listed}.")
-    return found[0], msgspec.json.decode(plans(instance).get(PLANS, found[0]), type=Plan)
+    return found[0], msgspec.json.decode(plans(instance).get(PLANS, found[0]), type=ReplayPlan)
 
 
-def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) -> tuple[str, Plan, Extent, list[str]]:
+def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) -> tuple[str, ReplayPlan, Extent, list[str]]:
     """The plan, stored, with its sha256; how much there is to do; what of the configuration differs from what was.
 
     Raises: MillraceError where there is no such version; ConfigError where its state is no longer this pipeline's;
@@ -116,12 +116,12 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
         fork, differs = _empty(instance, branch, origin, exclude), _changed_since(instance)
     else:
         mark = _kept(instance, origin.version)
-        doors = instance.doors(mark.branch)
-        fork = replay_fork(instance.recipe, doors, branch, mark, exclude)
-        differs = changed_state(instance, doors, mark)
-        _refuse_gone(instance, doors, fork, origin.version)
+        backends = instance.backends(mark.branch)
+        fork = replay_fork(instance.fold_spec, backends, branch, mark, exclude)
+        differs = changed_state(instance, backends, mark)
+        _refuse_gone(instance, backends, fork, origin.version)
     _refuse_absent(_source(instance, fork), exclude)
-    backfill = None if origin.file is None else described(instance, origin.file, fork.positions)
+    backfill = None if origin.file is None else backfill_of(instance, origin.file, fork.positions)
     plan = planned(instance, fork, backfill)
     extent = _extent(instance, fork, backfill)
     return plans(instance).put(PLANS, msgspec.json.encode(plan)), plan, extent, differs
@@ -130,7 +130,7 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
 def _refuse_absent(source: Source, exclude: Sequence[Exclusion]) -> None:
     """Raises: BadInputError for offsets of a partition that is not there, which would leave out nothing."""
     there = sorted(source.bounds())
-    if wrong := sorted({one.tp for one in exclude if isinstance(one, Range)} - set(there)):
+    if wrong := sorted({one.tp for one in exclude if isinstance(one, OffsetRange)} - set(there)):
         raise BadInputError(f"The log has no {', '.join(wrong)} to leave out. There are: {', '.join(there)}.")
 
 
@@ -144,10 +144,10 @@ def _inherited(instance: Instance, origin: Origin) -> list[Exclusion]:
     there = [] if mark is None else _left_out(instance, mark.branch, mark)
     if branch is not None and (mark is None or branch != mark.branch):
         there += [one for one in _left_out(instance, branch) if one not in there]
-    if wrong := set(origin.include) - set(map(words, there)):
-        listed = "; ".join(words(one) for one in there) or "nothing"
+    if wrong := set(origin.include) - set(map(describe, there)):
+        listed = "; ".join(describe(one) for one in there) or "nothing"
         raise BadInputError(f"{', '.join(sorted(wrong))} is not left out by branch {branch}. It leaves out: {listed}.")
-    return [one for one in there if words(one) not in origin.include]
+    return [one for one in there if describe(one) not in origin.include]
 
 
 def _left_out(instance: Instance, branch: str, at: Mark | None = None) -> list[Exclusion]:
@@ -166,7 +166,7 @@ def _empty(instance: Instance, branch: str, origin: Origin, exclude: Sequence[Ex
     if wrong:
         there = ", ".join(f"{tp} has {low} to {high - 1}" for tp, (low, high) in bounds.items())
         raise BadInputError(f"The log cannot be read from {', '.join(wrong)}: {there}.")
-    return empty_fork(instance.recipe, source, branch, at, exclude)
+    return empty_fork(instance.fold_spec, source, branch, at, exclude)
 
 
 def first_since(source: Source, tp: str, since_ms: int) -> int:
@@ -191,16 +191,16 @@ def _changed_since(instance: Instance) -> list[str]:
     fork = None if live is None else summarise(instance.journal(live), live).fork
     if live is None or fork is None:
         return []
-    store, recipe = instance.store(), instance.recipe
-    pairs = ((fork.config_sha256, recipe.config), (fork.features_sha256, recipe.schema.declared))
+    store, fold_spec = instance.store(), instance.fold_spec
+    pairs = ((fork.config_sha256, fold_spec.config), (fork.features_sha256, fold_spec.schema.declared))
     return [change for name, now in pairs for change in changed(store, live, name, now)]
 
 
-def planned(instance: Instance, fork: Fork, backfill: Backfill | None) -> Plan:
+def planned(instance: Instance, fork: Fork, backfill: Backfill | None) -> ReplayPlan:
     """The plan of a fork, from what is so now."""
     parent = fork.parent
     bounds = _source(instance, fork).bounds()
-    return Plan(
+    return ReplayPlan(
         branch=fork.branch,
         version=None if parent is None else f"{parent.branch}.{parent.seq}",
         state_sha256=None if parent is None else parent.state_sha256,
@@ -220,18 +220,18 @@ def _source(instance: Instance, fork: Fork) -> Source:
     return instance.source(list(fork.topics))
 
 
-def fork_of(instance: Instance, plan: Plan) -> Fork:
+def fork_of(instance: Instance, plan: ReplayPlan) -> Fork:
     """The first entry of the branch that a plan makes, without its back-fill.
 
     Raises: OutdatedError where the version has another state now, or is no longer kept.
     """
     if plan.version is None:
         source = instance.source(instance.loaded.pipeline.topics)
-        return empty_fork(instance.recipe, source, plan.branch, plan.kept, plan.exclude)
+        return empty_fork(instance.fold_spec, source, plan.branch, plan.kept, plan.exclude)
     mark = _kept(instance, plan.version)
     if mark.state_sha256 != plan.state_sha256:
         raise OutdatedError(f"Version {plan.version} is not the one that was planned with. Restore the journal from a copy.")
-    return replay_fork(instance.recipe, instance.doors(mark.branch), plan.branch, mark, plan.exclude)
+    return replay_fork(instance.fold_spec, instance.backends(mark.branch), plan.branch, mark, plan.exclude)
 
 
 def _kept(instance: Instance, version: str) -> Mark:
@@ -252,7 +252,7 @@ def _versions(instance: Instance, branch: str) -> list[Mark]:
     return [mark for mark in Archive(instance).marks(branch) if mark.version is not None and mark.version not in released]
 
 
-def check_plan(instance: Instance, plan: Plan) -> Fork:
+def check_plan(instance: Instance, plan: ReplayPlan) -> Fork:
     """The fork to be made, once everything that the plan was made from is found to be so still.
 
     Raises: OutdatedError naming each thing that differs.
@@ -274,24 +274,24 @@ def check_plan(instance: Instance, plan: Plan) -> Fork:
     return fork
 
 
-def changed_state(instance: Instance, doors: Doors, mark: Mark) -> list[str]:
+def changed_state(instance: Instance, backends: Backends, mark: Mark) -> list[str]:
     """What of the configuration differs from that of the version's branch, and does not matter to its state.
 
     Raises: ConfigError where it does.
     """
-    fork, recipe = summarise(doors.journal, mark.branch).fork, instance.recipe
+    fork, fold_spec = summarise(backends.journal, mark.branch).fork, instance.fold_spec
     if fork is None:
         raise MillraceError(f"Branch {mark.branch} has no first entry. Restore its journal from a copy.")
-    differs = changed(doors.store, mark.branch, fork.config_sha256, recipe.config)
-    fields = changed(doors.store, mark.branch, fork.features_sha256, recipe.schema.declared)
-    manifest = read_manifest(doors.store, mark.branch, str(mark.checkpoint))
+    differs = changed(backends.store, mark.branch, fork.config_sha256, fold_spec.config)
+    fields = changed(backends.store, mark.branch, fork.features_sha256, fold_spec.schema.declared)
+    manifest = read_checkpoint(backends.store, mark.branch, str(mark.checkpoint))
     late = "join" in manifest.parts
-    if late != (recipe.labels is not None):
+    if late != (fold_spec.labels is not None):
         fields.append("the table [labels]")
     fields += [one for one in differs if one.startswith(("learner.", "seed"))]
     if "window" in manifest.parts:  # its rows are kept by this number
         fields += [one for one in differs if one.startswith("drift.relearn_rows")]
-    if fork.learner_revision != recipe.make_learner().revision:
+    if fork.learner_revision != fold_spec.make_learner().revision:
         fields.append(f"the learner's revision {fork.learner_revision}")
     if fields:
         raise ConfigError(
@@ -301,16 +301,16 @@ def changed_state(instance: Instance, doors: Doors, mark: Mark) -> list[str]:
     return differs
 
 
-def _refuse_gone(instance: Instance, doors: Doors, fork: Fork, version: str) -> None:
+def _refuse_gone(instance: Instance, backends: Backends, fork: Fork, version: str) -> None:
     """Raises: OffsetsGoneError saying what retention has taken, and from which version a replay is possible."""
-    bounds = doors.source.bounds()
+    bounds = backends.source.bounds()
     gone = {tp: bounds[tp][0] - at for tp, at in fork.positions.items() if bounds[tp][0] > at}
     if not gone:
         return
     possible = [
         str(mark.version)
         for mark in _versions(instance, version.rpartition(".")[0])
-        if all(bounds[tp][0] <= at for tp, at in replay_fork(instance.recipe, doors, "x", mark, []).positions.items())
+        if all(bounds[tp][0] <= at for tp, at in replay_fork(instance.fold_spec, backends, "x", mark, []).positions.items())
     ]
     taken = ", ".join(f"{count} records of {tp}" for tp, count in gone.items())
     raise OffsetsGoneError(
@@ -335,7 +335,7 @@ def _extent(instance: Instance, fork: Fork, backfill: Backfill | None) -> Extent
 
 def _rate(instance: Instance, source: Source, fork: Fork) -> float:
     """Records a second that this machine folds, from the state it will begin with; 0 where there is none to try it on."""
-    fold, reader = start(instance.recipe, instance.store(), fork), instance.recipe.reader_of(fork)
+    fold, reader = start(instance.fold_spec, instance.store(), fork), instance.fold_spec.reader_of(fork)
     begin_s, tried = time.perf_counter(), 0
     for tp, at in fork.positions.items():
         end = min(source.bounds()[tp][1], at + SAMPLE_ROWS)
@@ -350,14 +350,14 @@ def _rate(instance: Instance, source: Source, fork: Fork) -> float:
     return tried / (time.perf_counter() - begin_s) if tried else 0.0
 
 
-def plan_rows(name: str, plan: Plan, extent: Extent, differs: Sequence[str]) -> list[dict[str, Any]]:
+def plan_rows(name: str, plan: ReplayPlan, extent: Extent, differs: Sequence[str]) -> list[dict[str, Any]]:
     """A plan as lines to show."""
     facts = {
         "plan": name,
         "branch": plan.branch,
         "from": plan.version or f"nothing, at {', '.join(f'{tp} {at}' for tp, at in plan.kept.items())}",
         "backfill": "none" if plan.backfill is None else f"{plan.backfill.rows} rows of {plan.backfill.path}",
-        "excludes": "; ".join(words(one) for one in plan.exclude) or "nothing",
+        "excludes": "; ".join(describe(one) for one in plan.exclude) or "nothing",
         "records": extent.records,
         "bytes": extent.bytes,
         "excluded": extent.excluded,

@@ -23,43 +23,45 @@ from millrace.services.pipeline.succession import heir_of, successor_of
 from millrace.services.processes import COMMAND
 from millrace.services.replay.backfill import filled, topic_of
 from millrace.services.replay.learner_rollback import is_rollback
-from millrace.services.replay.operations import advance, planned_operation, refuse_other, standing, step
-from millrace.services.replay.plan import SHORTEST, Plan, check_plan, fork_of, live_branch, load_plan
-from millrace.streams.branch.branch import Doors, restore
+from millrace.services.replay.operations import advance, describe_operation, planned_operation, refuse_other, step
+from millrace.services.replay.plan import SHORTEST, ReplayPlan, check_plan, fork_of, live_branch, load_plan
+from millrace.streams.branch.branch import Backends, restore
 from millrace.streams.branch.forks import begin_fork, end_branch
 from millrace.streams.branch.host import this_host, use_threads
-from millrace.streams.branch.read_order import Piece, Retraced, future, onward, past
+from millrace.streams.branch.read_order import ReadRange, Retraced, future, onward, past
 from millrace.streams.errors import ReplacedError
 from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import Summary, summarise
-from millrace.streams.journal.ledger import Operation, Stage, Target
+from millrace.streams.journal.ledger import Operation, OperationState, Target
 from millrace.streams.records import tp_name
-from millrace.streams.worker.worker import Opening, Worker
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 log = logging.getLogger("millrace")
 
 PROGRESS_S = 1.0
 
 
-def record_plan(instance: Instance, plan_sha256: str, plan: Plan, why: str) -> None:
+def record_plan(instance: Instance, plan_sha256: str, plan: ReplayPlan, why: str) -> None:
     """Say in the ledger that there is a plan."""
     step(instance, planned_operation(plan.branch, plan_sha256, plan.version, why))
 
 
-def under_way(instance: Instance, *states: Stage) -> Operation:
+def under_way(instance: Instance, *states: OperationState) -> Operation:
     """The operation that is. Raises: MillraceError where there is none, or in another stage."""
     found = instance.ledger().operation
     if found is None:
         raise MillraceError("No replay is under way. Make one with `millrace replay plan`, then `millrace replay run`.")
     if is_rollback(instance, found):
-        raise MillraceError(f"{standing(found)}, and is no replay. `millrace rollback --learner --yes` goes on with it.")
+        raise MillraceError(
+            f"{describe_operation(found)}, and is no replay. `millrace rollback --learner --yes` goes on with it."
+        )
     if found.state not in states:
         way = (
             "Compare it with `millrace replay diff`, then `take-over`."
             if found.state == "done"
             else "`resume` goes on with it."
         )
-        raise MillraceError(f"{standing(found)}. {way}")
+        raise MillraceError(f"{describe_operation(found)}. {way}")
     return found
 
 
@@ -104,7 +106,7 @@ def resume(instance: Instance, again: Sequence[str]) -> Replayed:
     return _replay(instance, running, plan, again)
 
 
-def _replay(instance: Instance, operation: Operation, plan: Plan, again: Sequence[str]) -> Replayed:
+def _replay(instance: Instance, operation: Operation, plan: ReplayPlan, again: Sequence[str]) -> Replayed:
     """Begin the branch, catch up with the log, mark a version, let another process prove it; then it is done."""
     start_s = time.monotonic()
     with instance.hold(plan.branch, take_over=False):
@@ -129,28 +131,30 @@ def _refuse_given_up(instance: Instance, branch: str, error: MillraceError) -> N
     """Raises: MillraceError naming who gave a replay up, where ``error`` is what that looks like to its writer."""
     operation = instance.ledger().operations[branch]
     if operation.state == "aborted":
-        raise MillraceError(f"{standing(operation)}. Nothing goes on from it; `millrace replay plan` plans another.") from error
+        raise MillraceError(
+            f"{describe_operation(operation)}. Nothing goes on from it; `millrace replay plan` plans another."
+        ) from error
 
 
-def _caught_up(instance: Instance, plan: Plan) -> tuple[Worker, int]:
+def _caught_up(instance: Instance, plan: ReplayPlan) -> tuple[Worker, int]:
     """A worker of the branch that has read to the log's end and marked a version; and the records of its start."""
-    pipeline, recipe = instance.loaded.pipeline, instance.recipe
+    pipeline, fold_spec = instance.loaded.pipeline, instance.fold_spec
     use_threads(pipeline.threads)
     progress = Progress()  # from here on a signal stops it between two steps
     fork = _begun(instance, plan)
-    doors = instance.doors(fork.branch)  # with all the topics that the fork states
-    progress.of(doors, fork)
-    doors = replace(doors, source=Retraced(doors.source, _path(instance, fork, plan)))
-    opening = Opening(fork.branch, this_host(pipeline.threads), emits=False)
-    worker = Worker(recipe, doors, pipeline.worker, opening)
+    backends = instance.backends(fork.branch)  # with all the topics that the fork states
+    progress.of(backends, fork)
+    backends = replace(backends, source=Retraced(backends.source, _path(instance, fork, plan)))
+    opening = WorkerIdentity(fork.branch, this_host(pipeline.threads), emits=False)
+    worker = Worker(fold_spec, backends, pipeline.worker, opening)
     worker.run(progress)
     if progress.stopped:
         raise MillraceError(f"Stopped at seq {worker.seq}; nothing is lost. `millrace replay resume` goes on.")
-    begun = Summary(fork, [mark for mark in summarise(doors.journal, fork.branch).marks if mark.state_seq == 1])
-    return worker, restore(recipe, doors, begun).fold.records  # from its own copy: its parent's may be let go meanwhile
+    begun = Summary(fork, [mark for mark in summarise(backends.journal, fork.branch).marks if mark.state_seq == 1])
+    return worker, restore(fold_spec, backends, begun).fold.records  # from its own copy: its parent's may be let go meanwhile
 
 
-def _begun(instance: Instance, plan: Plan) -> Fork:
+def _begun(instance: Instance, plan: ReplayPlan) -> Fork:
     """The first entry of the branch, which is written unless it and the mark of its start are there."""
     found = summarise(instance.journal(plan.branch), plan.branch)
     if found.fork is not None and (found.fork.parent is None or found.marks):
@@ -158,18 +162,18 @@ def _begun(instance: Instance, plan: Plan) -> Fork:
     fork = fork_of(instance, plan)
     if plan.backfill is not None:
         fork = filled(instance, fork, plan.backfill)
-    begin_fork(instance.recipe, instance.doors(fork.branch), fork)
+    begin_fork(instance.fold_spec, instance.backends(fork.branch), fork)
     return fork
 
 
-def _path(instance: Instance, fork: Fork, plan: Plan) -> list[Piece]:
+def _path(instance: Instance, fork: Fork, plan: ReplayPlan) -> list[ReadRange]:
     """The file that is read first; then the order in which others have read what follows.
 
     From a version: its own branch after it, then the branches that took that one's place. From nothing: all that led to the
     live branch.
     """
     live = live_branch(instance)
-    led: list[Piece] = [] if live is None else past(instance.journal, live)
+    led: list[ReadRange] = [] if live is None else past(instance.journal, live)
     if fork.parent is not None:
         led = future(instance.journal, fork.parent.branch, fork.parent.seq)
     first = [] if plan.backfill is None else [(tp_name(topic_of(instance, fork.branch), 0), 0, plan.backfill.rows)]
@@ -186,9 +190,9 @@ class Progress:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
 
-    def of(self, doors: Doors, fork: Fork) -> None:
+    def of(self, backends: Backends, fork: Fork) -> None:
         """What it is the progress of, before it is first asked."""
-        self._doors, self._start = doors, sum(fork.positions.values())
+        self._backends, self._start = backends, sum(fork.positions.values())
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.stopped = True
@@ -201,7 +205,7 @@ class Progress:
         return self.stopped or worker.caught_up()
 
     def _tell(self, worker: Worker) -> None:
-        ends = sum(high for _, high in self._doors.source.bounds().values())
+        ends = sum(high for _, high in self._backends.source.bounds().values())
         at, records = sum(worker.fold.position.values()), worker.fold.records
         began_s, begun = self._begun = self._begun or (time.monotonic(), records)
         rate = (records - begun) / max(time.monotonic() - began_s, 1e-9)
@@ -269,7 +273,9 @@ def plan_abort(instance: Instance, name: str | None = None) -> Operation:
     ledger = instance.ledger()
     operation = ledger.operation if name is None else _named(ledger.operations.values(), name)
     if operation is None or operation.state in ("taken-over", "aborted"):
-        raise MillraceError(f"{standing(operation)}." if operation else "No replay is under way. Name the PLAN to give up.")
+        raise MillraceError(
+            f"{describe_operation(operation)}." if operation else "No replay is under way. Name the PLAN to give up."
+        )
     if ledger.serving.get(ENDPOINT) == Target(follow=operation.branch):
         raise MillraceError(f"The endpoint follows {operation.branch}. Serve something else first, with `millrace serve`.")
     for branch in instance.branches():

@@ -1,4 +1,4 @@
-"""The named Ray actors of a pipeline, ``Current`` and whoever learns: how they are made, found again and spoken to."""
+"""The named Ray actors of a pipeline, ``NewestWeights`` and whoever learns: how they are made, found again and spoken to."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from millrace.services.pipeline.instance import Instance
 from millrace.services.serving.follower import Fetched
-from millrace.services.training.current import Blob, Current, News, Presence, Publication
+from millrace.services.training.current import Blob, NewestWeights, News, Presence, Publication
 from millrace.services.training.merger import Merger
-from millrace.services.training.trainer import State, Trainer
+from millrace.services.training.trainer import Trainer, TrainerStatus
 
 log = logging.getLogger("millrace")
 
@@ -39,7 +39,7 @@ def trainer_name(instance: Instance, branch: str) -> str:
 def make_current(instance: Instance) -> Any:
     """The actor that holds the newest weights, made now unless it is there."""
     options = LASTING | {"name": current_name(instance), "num_cpus": 0}
-    return ray.remote(Current).options(**options).remote(ray.put)
+    return ray.remote(NewestWeights).options(**options).remote(ray.put)
 
 
 def make_trainers(instance: Instance, branch: str) -> list[tuple[str, Any]]:
@@ -59,19 +59,19 @@ def _made(kind: type[Trainer | Merger], instance: Instance, branch: str, publish
     return ray.remote(kind).options(**options).remote(instance, branch, Publisher(publishes_to))
 
 
-async def trainer_state(instance: Instance, branch: str) -> State | None:
+async def trainer_state(instance: Instance, branch: str) -> TrainerStatus | None:
     """Where a branch's trainer is, or None where it does not answer."""
     try:
         actor = await asyncio.to_thread(ray.get_actor, trainer_name(instance, branch), NAMESPACE)
         async with asyncio.timeout(ASKED_S):
-            state: State = await actor.state.remote()
+            state: TrainerStatus = await actor.state.remote()
     except (RayError, TimeoutError, ValueError):
         return None
     return state
 
 
 class Publisher:
-    """How the trainer reaches ``Current``: what cannot be reached now hears of the next state."""
+    """How the trainer reaches ``NewestWeights``: what cannot be reached now hears of the next state."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -90,7 +90,7 @@ class Publisher:
 
 
 class Subscriber:
-    """How a replica waits for news from ``Current``; without ``Current`` there are none."""
+    """How a replica waits for news from ``NewestWeights``; without ``NewestWeights`` there are none."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -114,11 +114,11 @@ class Subscriber:
             return None
 
     async def tell(self, presence: Presence) -> None:
-        """Say what this replica does; without ``Current`` nobody hears it."""
+        """Say what this replica does; without ``NewestWeights`` nobody hears it."""
         await self._asked("hear", presence)
 
     async def replicas(self) -> list[Presence]:
-        """What all of them said lately; without ``Current`` nothing is known."""
+        """What all of them said lately; without ``NewestWeights`` nothing is known."""
         return await self._asked("replicas") or []
 
     async def _asked(self, method: str, *words: Presence) -> Any:

@@ -16,7 +16,7 @@ from millrace.services.pipeline.bundle import Bundle, open_bundle
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.training.current import Publication
 from millrace.streams.errors import DamageError
-from millrace.streams.journal.ledger import Ledger, Target, words
+from millrace.streams.journal.ledger import Ledger, Target, describe_target
 from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
@@ -43,7 +43,7 @@ class Follower:
     @property
     def told(self) -> str:
         """What the ledger says to serve, in words."""
-        return words(self._target)
+        return describe_target(self._target)
 
     async def run(self) -> None:
         """Follow the ledger and the newest weights, for ever."""

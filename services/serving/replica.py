@@ -25,7 +25,7 @@ from millrace.services.protocol.access import Access
 from millrace.services.serving.actors import PATIENCE_S, Subscriber, current_name, make_current, make_trainers, trainer_state
 from millrace.services.serving.follower import Follower
 from millrace.services.training.current import Presence
-from millrace.services.training.trainer import State
+from millrace.services.training.trainer import TrainerStatus
 from millrace.streams.branch.host import use_threads
 
 log = logging.getLogger("millrace")
@@ -127,7 +127,7 @@ class Predictor(Calls):
             raise MillraceError(f"This replica no longer follows the ledger: {self._following.exception()!r}.")
 
 
-def _told(state: State | None) -> dict[str, Any]:
+def _told(state: TrainerStatus | None) -> dict[str, Any]:
     """What a trainer says of itself."""
     return {"running": False} if state is None else asdict(state)
 

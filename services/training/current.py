@@ -52,7 +52,7 @@ class Presence:
     dropped: int
 
 
-class Current:
+class NewestWeights:
     """Holds the newest publication of each branch; a lower (epoch, seq) is refused."""
 
     def __init__(self, put: Callable[[Blob], Any]) -> None:

@@ -20,8 +20,8 @@ from millrace.services.pipeline.bundle import Identity, Parts, identity_of
 from millrace.services.pipeline.instance import Instance
 from millrace.services.training.current import Blob, Publication
 from millrace.services.training.shards import merging, newest_versions
-from millrace.services.training.trainer import BEAT_S, OFFER_S, RETRY_S, Publish, Published, State, packed
-from millrace.streams.branch.merge import Merged, Merging, Piece, open_piece, piece_of
+from millrace.services.training.trainer import BEAT_S, OFFER_S, RETRY_S, Publish, Published, TrainerStatus, packed
+from millrace.streams.branch.merge import Merged, MergeInput, Merging, open_piece, piece_of
 from millrace.streams.errors import DamageError, ReplacedError, StorageError
 
 log = logging.getLogger("millrace")
@@ -37,10 +37,10 @@ class Merger:
         self._shards = instance.shards(branch)
         self._archive = Archive(instance)
         self._lock = threading.Lock()
-        self._held: dict[str, tuple[Publication, Piece]] = {}  # by shard: what it let out last
+        self._held: dict[str, tuple[Publication, MergeInput]] = {}  # by shard: what it let out last
         self._marked_versions: list[str | None] = []  # of the shards, when the newest version was marked
         self._stop = threading.Event()
-        self._state = State(True, 0, 0, 0, "", os.getpid(), branch)
+        self._state = TrainerStatus(True, 0, 0, 0, "", os.getpid(), branch)
         self._thread = threading.Thread(target=self._run, name="merger", daemon=True)
         self._thread.start()
 
@@ -67,11 +67,11 @@ class Merger:
 
     # What is asked of a trainer
 
-    def state(self) -> State:
+    def state(self) -> TrainerStatus:
         """Where it is."""
         return replace(self._state, running=self._thread.is_alive() or self._stop.is_set())
 
-    def stop(self, timeout_s: float) -> State:
+    def stop(self, timeout_s: float) -> TrainerStatus:
         """Mark a version of the newest versions of all shards, and end."""
         self._stop.set()
         self._thread.join(timeout_s)
@@ -110,14 +110,14 @@ class Merger:
             self._mark(writer)
         self._mark(writer)
 
-    def _all_held(self) -> list[tuple[Publication, Piece]]:
+    def _all_held(self) -> list[tuple[Publication, MergeInput]]:
         """What every shard let out last, in shard order; what has not been heard of since the start is its newest mark."""
         with self._lock:
             held = dict(self._held)
         found = [held.get(shard) or self._marked(shard) for shard in self._shards]
         return [one for one in found if one is not None] if all(found) else []
 
-    def _marked(self, shard: str) -> tuple[Publication, Piece] | None:
+    def _marked(self, shard: str) -> tuple[Publication, MergeInput] | None:
         """The newest marked state of a shard, or None where it has none that is whole."""
         if shard not in self._instance.branches():
             return None
@@ -130,7 +130,7 @@ class Merger:
             return Publication(identity_of(mark), "", piece.counts["clock_ms"]), piece
         return None
 
-    def _let_out(self, merged: Merged, held: Sequence[tuple[Publication, Piece]], last: Published | None) -> Published:
+    def _let_out(self, merged: Merged, held: Sequence[tuple[Publication, MergeInput]], last: Published | None) -> Published:
         """Publish a merge as a state of the merging branch."""
         entry = merged.entry
         identity = Identity(entry.branch, entry.epoch, entry.seq)
@@ -140,7 +140,7 @@ class Merger:
         published = packed(parts, self._instance, last)
         published.let_out(self._publish)
         records = sum(sum(piece.counts["counts"].values()) for _, piece in held)
-        self._state = State(True, entry.epoch, entry.seq, records, "", os.getpid(), self._branch)
+        self._state = TrainerStatus(True, entry.epoch, entry.seq, records, "", os.getpid(), self._branch)
         return published
 
     def _mark(self, writer: Merging) -> None:
@@ -150,7 +150,7 @@ class Merger:
         if versions and versions != self._marked_versions:
             version = writer.version_of(marks)
             self._marked_versions = versions
-            if self._instance.recipe.drift is not None:
+            if self._instance.fold_spec.drift is not None:
                 name_last_good(self._instance, self._branch)
             log.info("version %s merges %s", version, ", ".join(map(str, versions)))
 

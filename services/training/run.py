@@ -16,7 +16,7 @@ from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.journal.ledger import Serve, Target, append_decision
 from millrace.streams.sharding import merging_branch
-from millrace.streams.worker.worker import Opening, Worker
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 log = logging.getLogger("millrace")
 
@@ -78,8 +78,8 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
     use_threads(pipeline.threads)
     with instance.hold(branch, take_over):
         serve_first(instance, branch)
-        doors = instance.doors(branch)
-        worker = Worker(instance.recipe, doors, pipeline.worker, opening_of(instance, branch))
+        backends = instance.backends(branch)
+        worker = Worker(instance.fold_spec, backends, pipeline.worker, identity_of_worker(instance, branch))
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
         before = worker.fold.records
         worker.run(_Until(bounds, before))
@@ -89,7 +89,7 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         return Done(branch, worker.epoch, worker.seq, worker.fold.records - before, worker.newest_version)
 
 
-def opening_of(instance: Instance, branch: str) -> Opening:
+def identity_of_worker(instance: Instance, branch: str) -> WorkerIdentity:
     """How a worker opens a branch: a fork lets nothing out before an endpoint has followed it (docs/design/journal.md, rule 9).
 
     Raises: MillraceError where an operation is to begin the branch and has not: an empty one would stand in its way.
@@ -100,7 +100,7 @@ def opening_of(instance: Instance, branch: str) -> Opening:
         raise MillraceError(f"Branch {branch} is to be made by an operation that has not begun it. Choose another name.")
     begun_here = not isinstance(first, Fork) or (first.parent is None and not made)
     emits = begun_here or _followed(instance, branch)
-    return Opening(branch, this_host(instance.loaded.pipeline.threads), emits=emits)
+    return WorkerIdentity(branch, this_host(instance.loaded.pipeline.threads), emits=emits)
 
 
 def _followed(instance: Instance, branch: str) -> bool:

@@ -27,7 +27,7 @@ def merging(instance: Instance, branch: str, take_over: bool) -> Iterator[Mergin
     with instance.hold(branch, take_over):
         serve_first(instance, branch)
         host = this_host(pipeline.threads)
-        yield Merging(instance.recipe, instance.doors(branch), branch, merge_learners(instance), host)
+        yield Merging(instance.fold_spec, instance.backends(branch), branch, merge_learners(instance), host)
 
 
 def run_shards(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Done:
@@ -43,7 +43,7 @@ def run_shards(instance: Instance, branch: str, bounds: Bounds, take_over: bool)
     read = sum(run(instance, shard, bounds, take_over).read for shard in instance.shards(branch))
     with merging(instance, branch, take_over) as writer:
         version = writer.version_of(newest_versions(Archive(instance), instance.shards(branch)))
-        if instance.recipe.drift is not None:
+        if instance.fold_spec.drift is not None:
             name_last_good(instance, branch)
         return Done(branch, writer.epoch, writer.seq, read, version)
 

@@ -24,10 +24,10 @@ from millrace.services.pipeline.bundle import Identity, Parts, bundle_bytes
 from millrace.services.pipeline.instance import Instance
 from millrace.services.pipeline.succession import heir_of
 from millrace.services.training.current import Blob, Publication
-from millrace.services.training.run import opening_of, serve_first
-from millrace.streams.branch.branch import Doors
+from millrace.services.training.run import identity_of_worker, serve_first
+from millrace.streams.branch.branch import Backends
 from millrace.streams.branch.host import use_threads
-from millrace.streams.branch.merge import Piece, piece_bytes
+from millrace.streams.branch.merge import MergeInput, piece_bytes
 from millrace.streams.errors import ReplacedError, StorageError
 from millrace.streams.parts import sha256
 from millrace.streams.sharding import WHOLE, shard_of
@@ -43,7 +43,7 @@ Publish = Callable[[Publication, Blob | None], bool]  # without a blob: a beat; 
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class TrainerStatus:
     """Where a trainer is."""
 
     running: bool  # False: the worker has ended though nobody stopped it
@@ -61,7 +61,7 @@ class ShardState:
 
     identity: Identity
     as_of_ms: int
-    piece: Piece
+    piece: MergeInput
 
 
 class Trainer:
@@ -76,7 +76,7 @@ class Trainer:
         self._offered = threading.Condition()
         self._offer: Parts | ShardState | None = None
         self._replaced = False  # by another writer of the branch, with no branch to go on with
-        self._state = State(True, 0, 0, 0, "", os.getpid(), branch)
+        self._state = TrainerStatus(True, 0, 0, 0, "", os.getpid(), branch)
         self._alarm: Alarm | None = None  # the newest one after which the last good version was named
         self._version: str | None = None
         self._worker = threading.Thread(target=self._learn, name="worker", daemon=True)
@@ -84,12 +84,12 @@ class Trainer:
         self._worker.start()
         self._publisher.start()
 
-    def state(self) -> State:
+    def state(self) -> TrainerStatus:
         """Where it is."""
         running = self._worker.is_alive() and not self._replaced
         return replace(self._state, running=running or self._stop.is_set(), branch=self._branch)
 
-    def stop(self, timeout_s: float) -> State:
+    def stop(self, timeout_s: float) -> TrainerStatus:
         """Let the step finish, mark a version, and end."""
         self._stop.set()
         self._worker.join(timeout_s)
@@ -133,9 +133,9 @@ class Trainer:
     def _run_worker(self) -> None:
         pipeline = self._instance.loaded.pipeline
         serve_first(self._instance, self._branch)
-        doors = self._instance.doors(self._branch)
-        worker = Worker(self._instance.recipe, doors, pipeline.worker, opening_of(self._instance, self._branch))
-        worker.run(_Between(self, doors))
+        backends = self._instance.backends(self._branch)
+        worker = Worker(self._instance.fold_spec, backends, pipeline.worker, identity_of_worker(self._instance, self._branch))
+        worker.run(_Between(self, backends))
 
     def between_steps(self, worker: Worker, as_of_ms: int) -> None:
         """Offer the state as it is now: everything in it is acknowledged."""
@@ -143,7 +143,7 @@ class Trainer:
         if drift is not None and drift.newest != self._alarm and version != self._version and not self._is_shard:
             self._alarm, self._version = drift.newest, version  # the version after the alarm is there
             name_last_good(self._instance, worker.branch)
-        self._state = State(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid(), worker.branch)
+        self._state = TrainerStatus(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid(), worker.branch)
         fold = worker.fold
         identity = Identity(worker.branch, worker.epoch, worker.seq)
         with self._offered:
@@ -199,19 +199,19 @@ def packed(offer: Parts | ShardState, instance: Instance, last: Published | None
     return Published(Publication(offer.identity, sha256(blob), offer.as_of_ms), np.frombuffer(blob, np.uint8))
 
 
-def piece_now(worker: Worker) -> Piece:
+def piece_now(worker: Worker) -> MergeInput:
     """The state of a shard as it is between two steps."""
     parts = {"position": dict(worker.fold.position), "clock_ms": worker.fold.clock_ms}
     counts = parts | {"counts": msgspec.to_builtins(worker.fold.counts)}
-    return Piece(worker.branch, worker.seq, worker.fold.learner.state_dict(), worker.fold.features.state(), counts)
+    return MergeInput(worker.branch, worker.seq, worker.fold.learner.state_dict(), worker.fold.features.state(), counts)
 
 
 class _Between:
     """Called by the worker between two steps: offers, and says when it is over."""
 
-    def __init__(self, trainer: Trainer, doors: Doors) -> None:
+    def __init__(self, trainer: Trainer, backends: Backends) -> None:
         self._trainer = trainer
-        self._doors = doors
+        self._backends = backends
         self._next_s = 0.0
         self._as_of_ms = 0  # when the worker had last read to the log's end
 
@@ -224,7 +224,7 @@ class _Between:
     def _confirmed_ms(self, worker: Worker) -> int:
         """The last time at which the state had taken in all of the log; before the first, the journal's clock."""
         now_ms = time.time_ns() // 1_000_000
-        ends = {tp: high for tp, (_, high) in self._doors.source.bounds().items()}
-        if ends == self._doors.source.position:
+        ends = {tp: high for tp, (_, high) in self._backends.source.bounds().items()}
+        if ends == self._backends.source.position:
             self._as_of_ms = now_ms
         return self._as_of_ms or min(worker.fold.clock_ms, now_ms)

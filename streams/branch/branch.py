@@ -19,7 +19,7 @@ from millrace.streams.formats.json_rows import Codec, Rows
 from millrace.streams.journal.entries import Act, Entry, Fork, Mark, Step
 from millrace.streams.journal.journal import Cursor, Summary, Writer
 from millrace.streams.journal.retention import Retention
-from millrace.streams.journal.store import Manifest, Part, Segment, Store, read_manifest, state_sha256
+from millrace.streams.journal.store import Checkpoint, Part, Segment, Store, read_checkpoint, state_sha256
 from millrace.streams.labels.join import LabelJoin, LabelRules
 from millrace.streams.labels.served import Served, ServedCodec
 from millrace.streams.parts import pack, sha256, unpack
@@ -27,7 +27,7 @@ from millrace.streams.schema import Schema, leaves
 from millrace.streams.sharding import Partitioner, merging_branch
 from millrace.streams.source import Position, Producer, Source
 from millrace.streams.state.drift import Drift
-from millrace.streams.state.exclusion_reader import Excluding, Reader
+from millrace.streams.state.exclusion_reader import Decoder, Excluding
 from millrace.streams.state.fold import Fold, Owner, Stages, is_truth
 from millrace.streams.state.held_out import HeldOut, HeldOutConfig
 from millrace.streams.state.microbatch import MicroBatches
@@ -40,7 +40,7 @@ Carried = TypeVar("Carried")
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class Backends:
     """The outside systems of one branch."""
 
     source: Source
@@ -52,7 +52,7 @@ class Doors:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class FoldSpec:
     """What a fold is made of, the same for every branch of a pipeline."""
 
     name: str  # of the pipeline; output topics begin with it
@@ -75,7 +75,7 @@ class Recipe:
         """What decodes the log."""
         return self.served or self.codec
 
-    def reader_of(self, fork: Fork) -> Reader:
+    def reader_of(self, fork: Fork) -> Decoder:
         """What decodes the log for a branch: what its fork excludes is left out, and a shard refuses what lies astray."""
         reader = self.reader
         if self.served is not None and self.partitioner is not None:
@@ -122,19 +122,19 @@ class Recipe:
             seed=self.seed,
         )
 
-    def check(self, fork: Fork, doors: Doors) -> None:
+    def check(self, fork: Fork, backends: Backends) -> None:
         """A branch has one configuration and reads the topics it was begun on.
 
         Raises: ConfigError, DamageError naming what differs.
         """
         declared = {fork.config_sha256: self.config, fork.features_sha256: self.schema.declared}
-        changes = [change for name, now in declared.items() for change in changed(doors.store, fork.branch, name, now)]
+        changes = [change for name, now in declared.items() for change in changed(backends.store, fork.branch, name, now)]
         if changes or fork.seed != self.seed:
             raise ConfigError(
                 f"Branch {fork.branch} has one configuration, and the pipeline file says another: {', '.join(changes[:5])}. "
                 "Set it back, or begin a branch with --branch NEW."
             )
-        for name, topic in doors.source.topics().items():
+        for name, topic in backends.source.topics().items():
             before = fork.topics.get(name)
             if before is None or before.id != topic.id or before.partitions > topic.partitions:
                 raise DamageError(
@@ -143,12 +143,12 @@ class Recipe:
                 )
 
 
-def begin(recipe: Recipe, doors: Doors, branch: str) -> Fork:
+def begin(fold_spec: FoldSpec, backends: Backends, branch: str) -> Fork:
     """Write the first entry of an empty branch."""
-    fork = recipe.new_fork(branch, doors.source)
-    for declared in (recipe.config, recipe.schema.declared):
-        doors.store.put(branch, declared)
-    Writer(doors.journal, branch, Cursor()).append(fork)
+    fork = fold_spec.new_fork(branch, backends.source)
+    for declared in (fold_spec.config, fold_spec.schema.declared):
+        backends.store.put(branch, declared)
+    Writer(backends.journal, branch, Cursor()).append(fork)
     return fork
 
 
@@ -178,43 +178,43 @@ class Restored:
         return self.mark.state_seq if self.mark else 1
 
 
-def restore(recipe: Recipe, doors: Doors, summary: Summary) -> Restored:
+def restore(fold_spec: FoldSpec, backends: Backends, summary: Summary) -> Restored:
     """The state of the newest counted mark whose parts verify, else of the one before, else of the fork.
 
     Raises: DamageError with the choices where a fork begins at a version and neither its own copy nor that can be read.
     """
     if summary.fork is None:
         raise DamageError("The journal has no fork entry, so nothing says where the branch begins. Restore it from a copy.")
-    recipe.check(summary.fork, doors)
-    fold = recipe.fold(summary.fork)
+    fold_spec.check(summary.fork, backends)
+    fold = fold_spec.fold(summary.fork)
     for mark in reversed(summary.marks):
         if mark.checkpoint is None:
             continue
         try:
-            fold.load(load_checkpoint(doors.store, mark))
+            fold.load(load_checkpoint(backends.store, mark))
         except DamageError as error:
             log.warning("The checkpoint of seq %d cannot be used (%s); going back to the one before.", mark.state_seq, error)
             continue
         if mark.state_seq == 1:
             check_start(summary.fork, fold, mark.state_sha256)
         return Restored(fold, mark)
-    return Restored(start(recipe, doors.store, summary.fork), None)
+    return Restored(start(fold_spec, backends.store, summary.fork), None)
 
 
-def start(recipe: Recipe, store: Store, fork: Fork) -> Fold:
+def start(fold_spec: FoldSpec, store: Store, fork: Fork) -> Fold:
     """The state after the fork, before any step: empty, or that of the version it begins at, read from its parent.
 
     Raises: DamageError with the choices where that cannot be read.
     """
-    fold = recipe.fold(fork)
+    fold = fold_spec.fold(fork)
     if fork.parent is None:
         return fold
     branch, seq = fork.parent.branch, fork.parent.seq
     try:
-        manifest = read_manifest(store, branch, str(fork.join_from))
+        manifest = read_checkpoint(store, branch, str(fork.join_from))
         parts = _checked_parts(store, branch, manifest, manifest.parts)
         if fork.learner_from != fork.join_from:
-            parts = rewound(recipe.schema, recipe.make_learner, _learner_parts(store, fork), parts)
+            parts = rewound(fold_spec.schema, fold_spec.make_learner, _learner_parts(store, fork), parts)
         fold.load(carried(fork, parts))
     except DamageError as error:
         raise DamageError(
@@ -238,11 +238,11 @@ def carried(fork: Fork, parts: Mapping[str, Carried]) -> dict[str, Carried]:
 
 def _learner_parts(store: Store, fork: Fork) -> dict[str, dict[str, Value]]:
     """Of the version whose learner the fork has: its manifest lies with the fork, as ``begin_fork`` copied it."""
-    manifest = read_manifest(store, fork.branch, str(fork.learner_from))
+    manifest = read_checkpoint(store, fork.branch, str(fork.learner_from))
     return _checked_parts(store, fork.branch, manifest, filter(is_learned, manifest.parts))
 
 
-def _checked_parts(store: Store, branch: str, manifest: Manifest, names: Iterable[str]) -> dict[str, dict[str, Value]]:
+def _checked_parts(store: Store, branch: str, manifest: Checkpoint, names: Iterable[str]) -> dict[str, dict[str, Value]]:
     """Some parts of a manifest."""
     where = f"branch {manifest.branch}, seq {manifest.state_seq}, part "
     return {name: unpack(store.get(branch, manifest.parts[name].sha256), where + name) for name in names}
@@ -281,11 +281,11 @@ def _part(store: Store, mark: Mark, name: str, part: Part) -> dict[str, Value]:
     return unpack(store.get(mark.branch, part.sha256), f"branch {mark.branch}, seq {mark.state_seq}, part {name}")
 
 
-def manifest_of(store: Store, mark: Mark) -> Manifest:
+def manifest_of(store: Store, mark: Mark) -> Checkpoint:
     """What the checkpoint that a mark names is made of. Raises: DamageError where it is missing, damaged or another state's."""
     if mark.checkpoint is None:
         raise DamageError(f"The mark of seq {mark.state_seq} names no checkpoint.")
-    manifest = read_manifest(store, mark.branch, mark.checkpoint)
+    manifest = read_checkpoint(store, mark.branch, mark.checkpoint)
     if (manifest.state_sha256, manifest.state_seq) != (mark.state_sha256, mark.state_seq):
         raise DamageError(f"Checkpoint {mark.checkpoint} is not of the state that the mark of seq {mark.state_seq} names.")
     return manifest
@@ -293,7 +293,7 @@ def manifest_of(store: Store, mark: Mark) -> Manifest:
 
 def save_checkpoint(
     store: Store, branch: str, seq: int, parts: Mapping[str, Mapping[str, Value]], segment: Segment | None = None
-) -> tuple[str, Manifest]:
+) -> tuple[str, Checkpoint]:
     """Store the parts and their manifest; the checkpoint's name and what is in it. Counts only once a mark names it.
 
     A version's says, in ``segment``, where the journal entries are that led to it.
@@ -302,7 +302,7 @@ def save_checkpoint(
     for name, part in parts.items():
         blob = pack(part)
         listed[name] = Part(store.put(branch, blob), len(blob), is_truth(name))
-    manifest = Manifest(1, branch, seq, state_sha256(listed), listed, segment)
+    manifest = Checkpoint(1, branch, seq, state_sha256(listed), listed, segment)
     return store.put(branch, msgspec.json.encode(manifest)), manifest
 
 
@@ -312,7 +312,7 @@ def state_hash(parts: Mapping[str, Mapping[str, Value]]) -> str:
     return state_sha256({name: Part(sha256(blob), len(blob), True) for name, blob in blobs.items()})
 
 
-def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Reader) -> Iterator[Entry]:
+def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Decoder) -> Iterator[Entry]:
     """Apply entries to ``fold`` from the log, one by one; each is yielded after it was applied.
 
     Raises: DamageError, OffsetsGoneError where the log is not what the journal says.
@@ -325,7 +325,7 @@ def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Reader) 
         yield entry
 
 
-def in_force(reader: Reader, fold: Fold) -> Reader:
+def in_force(reader: Decoder, fold: Fold) -> Decoder:
     """The same reader without the exclusions that acts have ended."""
     ended = fold.included.get(fold.branch)
     if not ended or not isinstance(reader, Excluding):
@@ -334,7 +334,7 @@ def in_force(reader: Reader, fold: Fold) -> Reader:
     return replace(reader, exclude=left) if left else reader.reader
 
 
-def reread(source: Source, codec: Reader, step: Step) -> list[Rows | Served]:
+def reread(source: Source, codec: Decoder, step: Step) -> list[Rows | Served]:
     """The rows of a step, read from the log again and checked against the step.
 
     Raises: DamageError naming the range that differs, OffsetsGoneError where retention has taken it.

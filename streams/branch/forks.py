@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from millrace.streams.branch.branch import Doors, Recipe, carried, load_part, save_checkpoint, start
+from millrace.streams.branch.branch import Backends, FoldSpec, carried, load_part, save_checkpoint, start
 from millrace.streams.branch.learner_rollback import is_learned
 from millrace.streams.errors import ReplacedError
 from millrace.streams.journal.entries import Fork, Host, Mark, Parent
 from millrace.streams.journal.exclusions import Exclusion
 from millrace.streams.journal.journal import Summary, Writer, summarise
-from millrace.streams.journal.store import Store, read_manifest
+from millrace.streams.journal.store import Store, read_checkpoint
 from millrace.streams.source import Position, Source
 from millrace.streams.stream import Stream
 
@@ -36,24 +36,24 @@ def excluded(store: Store, found: Summary, version: Mark | None = None) -> list[
     return [one for place, one in enumerate(fork.exclude) if place not in ended]
 
 
-def replay_fork(recipe: Recipe, doors: Doors, branch: str, version: Mark, exclude: Sequence[Exclusion]) -> Fork:
+def replay_fork(fold_spec: FoldSpec, backends: Backends, branch: str, version: Mark, exclude: Sequence[Exclusion]) -> Fork:
     """The first entry of a branch that goes on from ``version`` over the log, and leaves out what ``exclude`` names.
 
     Raises: DamageError where the version's parts are not whole.
     """
     return msgspec.structs.replace(
-        recipe.new_fork(branch, doors.source),
+        fold_spec.new_fork(branch, backends.source),
         parent=Parent(version.branch, version.state_seq, version.state_sha256),
         learner_from=version.checkpoint,
         join_from=version.checkpoint,
-        positions=load_part(doors.store, version, "counts")["position"],
+        positions=load_part(backends.store, version, "counts")["position"],
         exclude=list(exclude),
     )
 
 
-def empty_fork(recipe: Recipe, source: Source, branch: str, positions: Position, exclude: Sequence[Exclusion]) -> Fork:
+def empty_fork(fold_spec: FoldSpec, source: Source, branch: str, positions: Position, exclude: Sequence[Exclusion]) -> Fork:
     """The first entry of a branch that begins with nothing, at ``positions`` of the log."""
-    return msgspec.structs.replace(recipe.new_fork(branch, source), positions=positions, exclude=list(exclude))
+    return msgspec.structs.replace(fold_spec.new_fork(branch, source), positions=positions, exclude=list(exclude))
 
 
 def reading_first(fork: Fork, source: Source) -> Fork:
@@ -62,7 +62,9 @@ def reading_first(fork: Fork, source: Source) -> Fork:
     return msgspec.structs.replace(fork, topics=fork.topics | source.topics(), positions=fork.positions | positions)
 
 
-def rewound_fork(recipe: Recipe, doors: Doors, branch: str, newest: Mark, version: Mark, exclude: Sequence[Exclusion]) -> Fork:
+def rewound_fork(
+    fold_spec: FoldSpec, backends: Backends, branch: str, newest: Mark, version: Mark, exclude: Sequence[Exclusion]
+) -> Fork:
     """The first entry of a branch that goes on where ``newest`` is, with the learner of ``version``, an earlier one.
 
     ``exclude`` is what the branch of ``newest`` leaves out. The parent is ``newest``: join, positions, clock, detectors and
@@ -71,12 +73,12 @@ def rewound_fork(recipe: Recipe, doors: Doors, branch: str, newest: Mark, versio
     Raises: DamageError where parts of ``newest`` are not whole.
     """
     return msgspec.structs.replace(
-        recipe.new_fork(branch, doors.source),
+        fold_spec.new_fork(branch, backends.source),
         parent=Parent(newest.branch, newest.state_seq, newest.state_sha256),
         learner_from=version.checkpoint,
         join_from=newest.checkpoint,
         detector_from=newest.checkpoint,
-        positions=load_part(doors.store, newest, "counts")["position"],
+        positions=load_part(backends.store, newest, "counts")["position"],
         exclude=list(exclude),
     )
 
@@ -85,23 +87,23 @@ def learner_of(store: Store, fork: Fork) -> str | None:
     """The version whose learner a branch began with; None: it began with nothing. Raises: DamageError."""
     if fork.parent is None or fork.learner_from == fork.join_from:
         return None if fork.parent is None else f"{fork.parent.branch}.{fork.parent.seq}"
-    learner = read_manifest(store, fork.branch, str(fork.learner_from))
+    learner = read_checkpoint(store, fork.branch, str(fork.learner_from))
     return f"{learner.branch}.{learner.state_seq}"
 
 
-def begin_fork(recipe: Recipe, doors: Doors, fork: Fork, version: str | None = None) -> None:
+def begin_fork(fold_spec: FoldSpec, backends: Backends, fork: Fork, version: str | None = None) -> None:
     """Copy the version's parts, append the fork, mark its start; whatever of that has been done before is not done again.
 
     The mark has the parent's state hash, which proves where the branch begins; where the learner is of an earlier version, the
     hash of both together, and ``version`` is the branch where that one lies. Without a parent nothing is marked.
     """
-    for declared in (recipe.config, recipe.schema.declared):
-        doors.store.put(fork.branch, declared)
+    for declared in (fold_spec.config, fold_spec.schema.declared):
+        backends.store.put(fork.branch, declared)
     start_of = None
     if fork.parent is not None:
-        start_of = _copied(doors.store, fork) if version is None else compose(recipe, doors.store, fork, version)
-    found = summarise(doors.journal, fork.branch)
-    writer = Writer(doors.journal, fork.branch, found.end)
+        start_of = _copied(backends.store, fork) if version is None else compose(fold_spec, backends.store, fork, version)
+    found = summarise(backends.journal, fork.branch)
+    writer = Writer(backends.journal, fork.branch, found.end)
     if found.fork is None:
         writer.append(fork)
     if start_of is not None and not found.marks and writer.cursor.epoch == 0:
@@ -115,7 +117,7 @@ def _copied(store: Store, fork: Fork) -> tuple[str, str]:
     """The name of the version's checkpoint as the new branch's own, with the parts that are carried over; its hash."""
     assert fork.parent is not None
     branch = fork.parent.branch
-    manifest = read_manifest(store, branch, str(fork.learner_from))
+    manifest = read_checkpoint(store, branch, str(fork.learner_from))
     parts = carried(fork, manifest.parts)
     for part in parts.values():
         store.put(fork.branch, store.get(branch, part.sha256))
@@ -123,13 +125,13 @@ def _copied(store: Store, fork: Fork) -> tuple[str, str]:
     return store.put(fork.branch, msgspec.json.encode(own)), fork.parent.state_sha256
 
 
-def compose(recipe: Recipe, store: Store, fork: Fork, version: str) -> tuple[str, str]:
+def compose(fold_spec: FoldSpec, store: Store, fork: Fork, version: str) -> tuple[str, str]:
     """The learner of a version of branch ``version``, copied as it lies there; then the start of the fork and its hash."""
     name = str(fork.learner_from)
-    manifest = read_manifest(store, version, name)
+    manifest = read_checkpoint(store, version, name)
     for blob in [part.sha256 for one, part in manifest.parts.items() if is_learned(one)] + [name]:
         store.put(fork.branch, store.get(version, blob))
-    checkpoint, own = save_checkpoint(store, fork.branch, 1, start(recipe, store, fork).parts())
+    checkpoint, own = save_checkpoint(store, fork.branch, 1, start(fold_spec, store, fork).parts())
     return checkpoint, own.state_sha256
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millrace.learners.protocol import Learner, State, Value
-from millrace.streams.branch.branch import Doors, Recipe, begin, load_part, save_checkpoint
+from millrace.streams.branch.branch import Backends, FoldSpec, begin, load_part, save_checkpoint
 from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
 from millrace.streams.journal.entries import Host, Mark, Merge
@@ -32,7 +32,7 @@ MergeLearners = Callable[[Mapping[str, Any]], tuple[Learner, Any]]  # in the ord
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class MergeInput:
     """A state of one shard, as a merge needs it."""
 
     branch: str
@@ -68,14 +68,14 @@ class Merged:
         }
 
 
-def piece_bytes(piece: Piece) -> bytes:
+def piece_bytes(piece: MergeInput) -> bytes:
     """What ``open_piece`` reads."""
     tables = {"truth": piece.learner.truth, "derived": piece.learner.derived, "features": piece.features}
     flat = {f"{table}.{name}": value for table, state in tables.items() for name, value in state.items()}
     return pack({"branch": piece.branch, "seq": piece.seq, "counts": piece.counts} | flat)
 
 
-def open_piece(blob: bytes) -> Piece:
+def open_piece(blob: bytes) -> MergeInput:
     """The piece in ``blob``. Raises: DamageError where its bytes are not one."""
     state = unpack(blob, "a shard's published state")
     tables: dict[str, dict[str, Value]] = {"truth": {}, "derived": {}, "features": {}}
@@ -84,21 +84,23 @@ def open_piece(blob: bytes) -> Piece:
         if dot:
             tables[table][own] = value
     learner = State(tables["truth"], tables["derived"])
-    return Piece(state["branch"], state["seq"], learner, tables["features"], state["counts"])
+    return MergeInput(state["branch"], state["seq"], learner, tables["features"], state["counts"])
 
 
-def piece_of(store: Store, mark: Mark) -> Piece:
+def piece_of(store: Store, mark: Mark) -> MergeInput:
     """What a mark of a shard brings. Raises: DamageError where its parts are not whole."""
     parts = {name: load_part(store, mark, name) for name in MERGED}
-    return Piece(mark.branch, mark.state_seq, State(parts["learner"], parts["derived"]), parts["features"], parts["counts"])
+    return MergeInput(
+        mark.branch, mark.state_seq, State(parts["learner"], parts["derived"]), parts["features"], parts["counts"]
+    )
 
 
-def named(pieces: Sequence[Piece]) -> list[tuple[str, int, str]]:
+def named(pieces: Sequence[MergeInput]) -> list[tuple[str, int, str]]:
     """What a merge entry says of its pieces."""
     return [(piece.branch, piece.seq, piece.learner_sha256) for piece in pieces]
 
 
-def merged_counts(pieces: Sequence[Piece]) -> dict[str, Value]:
+def merged_counts(pieces: Sequence[MergeInput]) -> dict[str, Value]:
     """Positions together, counts added up, and the clock of the shard that is furthest."""
     counts = Counter[str]()
     for piece in pieces:
@@ -110,24 +112,24 @@ def merged_counts(pieces: Sequence[Piece]) -> dict[str, Value]:
     }
 
 
-def merge_pieces(recipe: Recipe, merge: MergeLearners, entry: Merge, pieces: Sequence[Piece]) -> Merged:
+def merge_pieces(fold_spec: FoldSpec, merge: MergeLearners, entry: Merge, pieces: Sequence[MergeInput]) -> Merged:
     """The state that a merge entry names, from the states that it is of.
 
     Raises: DamageError where a piece is not the one that the entry names; LearnerError where they do not add up.
     """
     if named(pieces) != entry.of:
         raise DamageError(f"Merge {entry.branch}.{entry.seq} is of other states than these of its shards. Restore their store.")
-    return _merged(recipe, merge, entry, pieces)
+    return _merged(fold_spec, merge, entry, pieces)
 
 
-def _merged(recipe: Recipe, merge: MergeLearners, entry: Merge, pieces: Sequence[Piece]) -> Merged:
+def _merged(fold_spec: FoldSpec, merge: MergeLearners, entry: Merge, pieces: Sequence[MergeInput]) -> Merged:
     """The state of an entry that was made from these pieces."""
-    features = Features(recipe.schema).state()
+    features = Features(fold_spec.schema).state()
     if any(pack(piece.features) != pack(features) for piece in pieces):
         raise DamageError(f"Merge {entry.branch}.{entry.seq}: the shards' feature tables differ. Restore their store.")
     learners = {}
     for at, piece in enumerate(pieces):
-        learner = recipe.make_learner()
+        learner = fold_spec.make_learner()
         learner.load_state_dict(piece.learner)
         learners[f"{at:04d}"] = learner
     return Merged(entry, merge(learners)[0], features, merged_counts(pieces))
@@ -139,35 +141,35 @@ class Merging:
     Raises, on being made: ReplacedError, ConfigError, DamageError.
     """
 
-    def __init__(self, recipe: Recipe, doors: Doors, branch: str, merge: MergeLearners, host: Host) -> None:
+    def __init__(self, fold_spec: FoldSpec, backends: Backends, branch: str, merge: MergeLearners, host: Host) -> None:
         self.branch = branch
-        self._recipe = recipe
-        self._doors = doors
+        self._fold_spec = fold_spec
+        self._backends = backends
         self._merge = merge
-        summary = summarise(doors.journal, branch)
+        summary = summarise(backends.journal, branch)
         if summary.fork is None:
-            begin(recipe, doors, branch)
-            summary = summarise(doors.journal, branch)
+            begin(fold_spec, backends, branch)
+            summary = summarise(backends.journal, branch)
         assert summary.fork is not None
-        recipe.check(summary.fork, doors)
+        fold_spec.check(summary.fork, backends)
         self.marks = summary.marks
-        self._writer = Writer(doors.journal, branch, summary.end)
+        self._writer = Writer(backends.journal, branch, summary.end)
         self.epoch = self._writer.open(host, None)
         last = newest_version(self.marks)
-        self._marked = [] if last is None else merge_of(doors.journal, branch, last).of  # what the newest version merges
+        self._marked = [] if last is None else merge_of(backends.journal, branch, last).of  # what the newest version merges
 
     @property
     def seq(self) -> int:
         """Of the newest entry."""
         return self._writer.cursor.seq
 
-    def merge(self, pieces: Sequence[Piece]) -> Merged:
+    def merge(self, pieces: Sequence[MergeInput]) -> Merged:
         """Merge, journal it, and wait until it counts; on return it may be let out.
 
         Raises: ReplacedError where the branch has another writer; what ``merge_pieces`` raises.
         """
         entry = Merge(branch=self.branch, seq=self._writer.next_seq, epoch=self.epoch, of=named(pieces))
-        merged = _merged(self._recipe, self._merge, entry, pieces)
+        merged = _merged(self._fold_spec, self._merge, entry, pieces)
         self._writer.append(entry)
         return merged
 
@@ -178,7 +180,7 @@ class Merging:
         """
         asked_s = time.time()
         parts, version = merged.parts(), f"{self.branch}.{merged.entry.seq}"
-        checkpoint, manifest = save_checkpoint(self._doors.store, self.branch, merged.entry.seq, parts)
+        checkpoint, manifest = save_checkpoint(self._backends.store, self.branch, merged.entry.seq, parts)
         mark = Mark(
             branch=self.branch,
             seq=self._writer.next_seq,
@@ -191,9 +193,12 @@ class Merging:
         self._writer.append(mark)
         self.marks.append(mark)
         self._marked = merged.entry.of
-        retention, declared = self._doors.retention, {sha256(self._recipe.config), sha256(self._recipe.schema.declared)}
+        retention, declared = (
+            self._backends.retention,
+            {sha256(self._fold_spec.config), sha256(self._fold_spec.schema.declared)},
+        )
         released = set[str]() if retention is None else retention.release(self.marks)
-        sweep(self._doors.store, self.branch, kept_marks(self.marks, NEWEST, released), asked_s, declared)
+        sweep(self._backends.store, self.branch, kept_marks(self.marks, NEWEST, released), asked_s, declared)
         return version
 
     def version_of(self, marks: Sequence[Mark]) -> str:
@@ -201,7 +206,7 @@ class Merging:
 
         Raises: DamageError where a part of them is not whole; what ``merge`` and ``mark`` raise.
         """
-        pieces = [piece_of(self._doors.store, mark) for mark in marks]
+        pieces = [piece_of(self._backends.store, mark) for mark in marks]
         last = newest_version(self.marks)
         return last if last is not None and self._marked == named(pieces) else self.mark(self.merge(pieces))
 

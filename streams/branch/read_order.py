@@ -19,13 +19,13 @@ from millrace.streams.stream import Stream
 LARGE_BYTES = 4 << 20  # of values, at which a read along the path closes: one message may hold many rows
 FIRST_RECORDS = 64  # before it is known how large they are
 
-Piece = tuple[str, int, int]  # partition, from, to
+ReadRange = tuple[str, int, int]  # partition, from, to
 NEVER = 1 << 62  # a seq that no entry has
 
 
-def path_of(entries: Iterable[Entry], after_seq: int) -> list[Piece]:
+def path_of(entries: Iterable[Entry], after_seq: int) -> list[ReadRange]:
     """What the steps after ``after_seq`` read; neighbours of one partition are one piece."""
-    path: list[Piece] = []
+    path: list[ReadRange] = []
     for entry in entries:
         for tp, start, stop, _, _ in entry.reads if isinstance(entry, Step) and entry.seq > after_seq else []:
             if path and path[-1][0] == tp:
@@ -35,9 +35,9 @@ def path_of(entries: Iterable[Entry], after_seq: int) -> list[Piece]:
     return path
 
 
-def past(journal_of: Callable[[str], Stream], branch: str) -> list[Piece]:
+def past(journal_of: Callable[[str], Stream], branch: str) -> list[ReadRange]:
     """What led to the state of a branch: its reads, after those of its parents up to where each was left; the oldest first."""
-    path: list[Piece] = []
+    path: list[ReadRange] = []
     seq = NEVER
     while True:
         entries = list(counted(journal_of(branch), branch, Cursor()))
@@ -48,9 +48,9 @@ def past(journal_of: Callable[[str], Stream], branch: str) -> list[Piece]:
         branch, seq = fork.parent.branch, fork.parent.seq
 
 
-def future(journal_of: Callable[[str], Stream], branch: str, after_seq: int) -> list[Piece]:
+def future(journal_of: Callable[[str], Stream], branch: str, after_seq: int) -> list[ReadRange]:
     """What a branch has read after one of its states, then what the branches that took its place have."""
-    path: list[Piece] = []
+    path: list[ReadRange] = []
     heir: str | None = branch
     while heir is not None:
         cursor = Cursor()
@@ -59,9 +59,9 @@ def future(journal_of: Callable[[str], Stream], branch: str, after_seq: int) -> 
     return path
 
 
-def onward(path: Iterable[Piece], position: Position) -> list[Piece]:
+def onward(path: Iterable[ReadRange], position: Position) -> list[ReadRange]:
     """What of a path lies ahead of a position, each offset once and none left out; partitions that it lacks are not read."""
-    at, ahead = dict(position), list[Piece]()
+    at, ahead = dict(position), list[ReadRange]()
     for tp, _, stop in path:
         if stop > at.get(tp, stop):
             ahead.append((tp, at[tp], stop))
@@ -72,7 +72,7 @@ def onward(path: Iterable[Piece], position: Position) -> list[Piece]:
 class Retraced:
     """Reads along ``path``, then as the other source does."""
 
-    def __init__(self, source: Source, path: Sequence[Piece]) -> None:
+    def __init__(self, source: Source, path: Sequence[ReadRange]) -> None:
         self._source = source
         self._path = path
         self._left = deque(path)

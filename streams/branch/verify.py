@@ -13,8 +13,8 @@ import numpy as np
 from millrace.learners.errors import MillraceError
 from millrace.learners.protocol import Value
 from millrace.streams.branch.branch import (
-    Doors,
-    Recipe,
+    Backends,
+    FoldSpec,
     carried,
     check_start,
     load_checkpoint,
@@ -27,7 +27,7 @@ from millrace.streams.branch.host import same_numerics, this_host, use_threads
 from millrace.streams.branch.outputs import check_end, last_output
 from millrace.streams.errors import DamageError, FoldTimeoutError, MissingPartError, OffsetsGoneError
 from millrace.streams.journal.entries import Entry, Fork, Host, Mark, Open, decode_entry
-from millrace.streams.journal.journal import Cursor, Summary, begun, counted, place_before, summarise, take_in
+from millrace.streams.journal.journal import Cursor, Summary, counted, empty_summary, extend, place_before, summarise
 from millrace.streams.journal.segments import Journal, entries_of
 from millrace.streams.journal.store import Run, kept_marks
 from millrace.streams.parts import pack
@@ -67,45 +67,45 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
 
-def verify(recipe: Recipe, doors: Doors, branch: str, keep: int) -> Report:
+def verify(fold_spec: FoldSpec, backends: Backends, branch: str, keep: int) -> Report:
     """Fold the branch again from the earliest state the log still allows, and compare every mark on the way.
 
     The report's findings are empty if everything holds. Threads are set as each ``open`` recorded them.
     """
     report = Report(branch)
-    output = last_output(doors.producer, recipe.name, branch)
-    summary = _readable(doors, branch, report)
-    report.findings += _damaged_checkpoints(doors, summary, keep)
-    report.findings += _damaged_segments(doors, summary, {finding.what for finding in report.findings})
+    output = last_output(backends.producer, fold_spec.name, branch)
+    summary = _readable(backends, branch, report)
+    report.findings += _damaged_checkpoints(backends, summary, keep)
+    report.findings += _damaged_segments(backends, summary, {finding.what for finding in report.findings})
     try:
         check_end(output, branch, summary.end.seq)
         if summary.fork is None:
             raise DamageError(f"The journal of branch {branch} has no entries. Restore it from a copy.")
-        recipe.check(summary.fork, doors)
-        fold, base = _earliest(recipe, doors, summary, report)
-        _fold_and_compare(_Run(recipe, doors, summary, report), fold, base)
+        fold_spec.check(summary.fork, backends)
+        fold, base = _earliest(fold_spec, backends, summary, report)
+        _fold_and_compare(_Run(fold_spec, backends, summary, report), fold, base)
     except MillraceError as error:
         report.findings.append(Finding(str(error), _first_at(summary, report.state_seq + 1)))
     return report
 
 
-def verify_version(recipe: Recipe, doors: Doors, version: str, nearest: bool, enough: Callable[[], bool]) -> Report:
+def verify_version(fold_spec: FoldSpec, backends: Backends, version: str, nearest: bool, enough: Callable[[], bool]) -> Report:
     """Fold one version again from its parent, or with ``nearest`` from the nearest kept checkpoint, and compare it alone.
 
     Raises: MillraceError where it cannot be folded: no such version, damage, a log that has lost the records;
     FoldTimeoutError once it is ``enough``.
     """
     branch = version.rpartition(".")[0]
-    report, summary = Report(branch), summarise(doors.journal, branch)
+    report, summary = Report(branch), summarise(backends.journal, branch)
     mark = next((mark for mark in summary.marks if mark.version == version), None)
     if summary.fork is None or mark is None:
         raise MillraceError(f"The journal of branch {branch} has no version {version}; `millrace versions` lists them.")
-    recipe.check(summary.fork, doors)
-    load_checkpoint(doors.store, mark)
-    run = _Run(recipe, doors, summary, report)
+    fold_spec.check(summary.fork, backends)
+    load_checkpoint(backends.store, mark)
+    run = _Run(fold_spec, backends, summary, report)
     fold, after = _before(run, mark, nearest)
     hosts: list[Host] = []
-    for entry in refold(fold, _span(run, after, mark.state_seq, hosts), doors.source, recipe.reader_of(run.fork)):
+    for entry in refold(fold, _span(run, after, mark.state_seq, hosts), backends.source, fold_spec.reader_of(run.fork)):
         report.entries += 1
         report.state_seq = entry.seq
         if enough():
@@ -117,17 +117,17 @@ def verify_version(recipe: Recipe, doors: Doors, version: str, nearest: bool, en
 
 def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
     """The newest whole state before a mark that the log can be folded on from, and its seq."""
-    low = {tp: first for tp, (first, _) in run.doors.source.bounds().items()}
+    low = {tp: first for tp, (first, _) in run.backends.source.bounds().items()}
     for base in reversed([one for one in run.summary.marks if 1 < one.state_seq < mark.state_seq and (nearest or one.version)]):
-        fold = run.recipe.fold(run.fork)
+        fold = run.fold_spec.fold(run.fork)
         try:
-            fold.load(load_checkpoint(run.doors.store, base))
+            fold.load(load_checkpoint(run.backends.store, base))
         except DamageError:
             continue  # swept, or verifying the branch says so
         if all(low[tp] <= at for tp, at in fold.position.items()):
             run.report.base = f"version {base.version}" if base.version else f"checkpoint of seq {base.state_seq}"
             return fold, base.state_seq
-    fold = _begun(run.recipe, run.doors, run.summary, run.report)
+    fold = _begun(run.fold_spec, run.backends, run.summary, run.report)
     if all(low[tp] <= at for tp, at in fold.position.items()):
         return fold, 0
     raise OffsetsGoneError(
@@ -138,7 +138,7 @@ def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
 
 def _span(run: _Run, after: int, stop: int, hosts: list[Host]) -> Iterator[Entry]:
     """The counted entries after seq ``after`` up to ``stop``, with this process's threads as the live ones were."""
-    place = place_before(run.doors.journal, after)
+    place = place_before(run.backends.journal, after)
     if place is not None:
         hosts.append(place.host)
         use_threads(place.host.threads)
@@ -152,27 +152,27 @@ def _span(run: _Run, after: int, stop: int, hosts: list[Host]) -> Iterator[Entry
             yield entry
 
 
-def _readable(doors: Doors, branch: str, report: Report) -> Summary:
+def _readable(backends: Backends, branch: str, report: Report) -> Summary:
     """The branch as far as its entries are sound; a damaged one is a finding, and so is a segment that cannot be read."""
     summary = Summary()
     try:
-        summary = _after_lost(doors, branch, report)
-        take_in(summary, doors.journal, branch)
+        summary = _after_lost(backends, branch, report)
+        extend(summary, backends.journal, branch)
     except DamageError as error:
-        report.findings.append(Finding(str(error), _next_mark(doors, branch, summary.end.offset + 1)))
+        report.findings.append(Finding(str(error), _next_mark(backends, branch, summary.end.offset + 1)))
     return summary
 
 
-def _after_lost(doors: Doors, branch: str, report: Report) -> Summary:
+def _after_lost(backends: Backends, branch: str, report: Report) -> Summary:
     """A summary to go on with from the last segment that cannot be read, or from the fork where all can.
 
     Raises: DamageError where the journal was deleted from and no version says what was there.
     """
-    known = begun(doors.journal)
+    known = empty_summary(backends.journal)
     summary, seq = Summary(), 0
-    for run in doors.journal.runs() if isinstance(doors.journal, Journal) else []:
+    for run in backends.journal.runs() if isinstance(backends.journal, Journal) else []:
         try:
-            entries_of(doors.store, branch, run)
+            entries_of(backends.store, branch, run)
         except DamageError as error:
             inside = [mark for mark in known.marks if seq < mark.state_seq <= run.seq]
             report.findings.append(Finding(str(error), inside[0] if inside else None))
@@ -182,9 +182,9 @@ def _after_lost(doors: Doors, branch: str, report: Report) -> Summary:
     return summary
 
 
-def _next_mark(doors: Doors, branch: str, start: int) -> Mark | None:
+def _next_mark(backends: Backends, branch: str, start: int) -> Mark | None:
     """The first sound mark in the stream from ``start``."""
-    for offset, raw in doors.journal.read(max(start, doors.journal.first())):
+    for offset, raw in backends.journal.read(max(start, backends.journal.first())):
         try:
             entry = decode_entry(raw, f"Branch {branch}: the journal entry at offset {offset}")
         except DamageError:
@@ -194,13 +194,13 @@ def _next_mark(doors: Doors, branch: str, start: int) -> Mark | None:
     return None
 
 
-def _damaged_checkpoints(doors: Doors, summary: Summary, keep: int) -> list[Finding]:
+def _damaged_checkpoints(backends: Backends, summary: Summary, keep: int) -> list[Finding]:
     """Altered parts of kept checkpoints; missing ones only of versions and of the newest mark, which nothing sweeps."""
     findings = []
-    released = () if doors.retention is None else doors.retention.released()
+    released = () if backends.retention is None else backends.retention.released()
     for mark in kept_marks(summary.marks, keep, released):
         try:
-            load_checkpoint(doors.store, mark)
+            load_checkpoint(backends.store, mark)
         except MissingPartError as error:
             if (mark.version is not None and mark.version not in released) or mark == summary.marks[-1]:
                 findings.append(Finding(str(error), mark))
@@ -209,41 +209,41 @@ def _damaged_checkpoints(doors: Doors, summary: Summary, keep: int) -> list[Find
     return findings
 
 
-def _damaged_segments(doors: Doors, summary: Summary, known: set[str]) -> list[Finding]:
+def _damaged_segments(backends: Backends, summary: Summary, known: set[str]) -> list[Finding]:
     """Journal entries that kept versions say they have and have not, beyond what is ``known``."""
     findings, sound = [], set[str]()
-    released = () if doors.retention is None else doors.retention.released()
+    released = () if backends.retention is None else backends.retention.released()
     for mark in summary.marks:
-        for run in _runs_of(doors, mark) if mark.version is not None and mark.version not in released else []:
+        for run in _runs_of(backends, mark) if mark.version is not None and mark.version not in released else []:
             try:
-                sound |= {run.sha256} if run.sha256 in sound or entries_of(doors.store, mark.branch, run) else set()
+                sound |= {run.sha256} if run.sha256 in sound or entries_of(backends.store, mark.branch, run) else set()
             except DamageError as error:
                 findings += [] if str(error) in known else [Finding(str(error), mark)]
                 known.add(str(error))
     return findings
 
 
-def _runs_of(doors: Doors, mark: Mark) -> list[Run]:
+def _runs_of(backends: Backends, mark: Mark) -> list[Run]:
     try:
-        segment = manifest_of(doors.store, mark).segment
+        segment = manifest_of(backends.store, mark).segment
     except DamageError:
         return []  # a finding of its own
     return [] if segment is None else segment.runs
 
 
-def _earliest(recipe: Recipe, doors: Doors, summary: Summary, report: Report) -> tuple[Fold, Mark | None]:
+def _earliest(fold_spec: FoldSpec, backends: Backends, summary: Summary, report: Report) -> tuple[Fold, Mark | None]:
     """The fork's start, or the oldest checkpoint whose next records the log still has."""
     assert summary.fork is not None
-    fold = recipe.fold(summary.fork)
-    bounds = doors.source.bounds()
+    fold = fold_spec.fold(summary.fork)
+    bounds = backends.source.bounds()
     if not report.lost and all(bounds[tp][0] <= at for tp, at in fold.position.items()):
-        return _begun(recipe, doors, summary, report), None
+        return _begun(fold_spec, backends, summary, report), None
     for mark in summary.marks:
         if mark.state_seq < report.lost:
             report.unproved.append(mark)
             continue
         try:
-            fold.load(load_checkpoint(doors.store, mark))
+            fold.load(load_checkpoint(backends.store, mark))
         except DamageError:
             continue
         if all(bounds[tp][0] <= at for tp, at in fold.position.items()):
@@ -253,33 +253,33 @@ def _earliest(recipe: Recipe, doors: Doors, summary: Summary, report: Report) ->
     raise OffsetsGoneError("The log no longer has what any kept checkpoint goes on with, so nothing can be folded again.")
 
 
-def _begun(recipe: Recipe, doors: Doors, summary: Summary, report: Report) -> Fold:
+def _begun(fold_spec: FoldSpec, backends: Backends, summary: Summary, report: Report) -> Fold:
     """The fork's start. Raises: DamageError where it is not the state of the version that the fork names."""
     fork = summary.fork
     assert fork is not None
     if fork.parent is None:
-        return recipe.fold(fork)
+        return fold_spec.fold(fork)
     report.base = f"version {fork.parent.branch}.{fork.parent.seq}"
     if fork.learner_from != fork.join_from:  # two states became one, which is done again
         try:
-            return start(recipe, doors.store, fork)
+            return start(fold_spec, backends.store, fork)
         except DamageError:
             report.base = "its own copy of the start"
     for mark in [mark for mark in summary.marks if mark.state_seq == 1]:
         try:
-            fold = recipe.fold(fork)
-            fold.load(load_checkpoint(doors.store, mark))
+            fold = fold_spec.fold(fork)
+            fold.load(load_checkpoint(backends.store, mark))
         except DamageError:
             continue
         check_start(fork, fold, state_hash(fold.parts()))
         return fold
-    return start(recipe, doors.store, fork)
+    return start(fold_spec, backends.store, fork)
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    recipe: Recipe
-    doors: Doors
+    fold_spec: FoldSpec
+    backends: Backends
     summary: Summary
     report: Report
 
@@ -299,7 +299,7 @@ def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
     sound = (entry for entry in _up_to(run, begin) if entry.seq > begin)
     host: Host | None = None
     report.state_seq = begin
-    for entry in refold(fold, _threaded(sound), run.doors.source, run.recipe.reader_of(run.fork)):
+    for entry in refold(fold, _threaded(sound), run.backends.source, run.fold_spec.reader_of(run.fork)):
         host = entry.host if isinstance(entry, Open) else host
         report.entries += 1
         report.records = fold.records
@@ -311,9 +311,9 @@ def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
 
 def _up_to(run: _Run, after: int) -> Iterator[Entry]:
     """The counted entries that could be read: from the fork, or from a place before seq ``after`` that is known."""
-    place = place_before(run.doors.journal, after)
+    place = place_before(run.backends.journal, after)
     cursor = Cursor.after(place) if place else Cursor()
-    for entry in counted(run.doors.journal, run.report.branch, cursor):
+    for entry in counted(run.backends.journal, run.report.branch, cursor):
         yield entry
         if cursor.offset >= run.summary.end.offset:
             return
@@ -333,7 +333,7 @@ def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
     stored = None
     if mark.checkpoint is not None and not any(finding.mark == mark for finding in run.report.findings):
         try:
-            stored = load_checkpoint(run.doors.store, mark)
+            stored = load_checkpoint(run.backends.store, mark)
         except DamageError:
             stored = None  # swept, as checkpoints that are not kept are; its hash is in the mark all the same
     if exact and state_hash(parts) != mark.state_sha256:

@@ -18,7 +18,7 @@ class _Exclusion(msgspec.Struct, frozen=True, tag_field="by", tag=str.lower, for
     """What every kind of exclusion answers: ``names`` of a record and its partition."""
 
 
-class Range(_Exclusion, frozen=True):
+class OffsetRange(_Exclusion, frozen=True, tag="range"):
     """Offsets of one partition, ``start`` to ``stop`` (excluded)."""
 
     tp: str
@@ -62,16 +62,16 @@ class Key(_Exclusion, frozen=True):
         return event.key is not None and sha256(event.key) == self.sha256
 
 
-Exclusion = Range | Time | Header | Key
+Exclusion = OffsetRange | Time | Header | Key
 
 
-def words(one: Exclusion) -> str:
+def describe(one: Exclusion) -> str:
     """An exclusion in words.
 
-    >>> words(Header("producer", "till-7")), words(Range("digits:0", 40, 60))
+    >>> describe(Header("producer", "till-7")), describe(OffsetRange("digits:0", 40, 60))
     ('header producer=till-7', 'digits:0 offsets 40 to 59')
     """
-    if isinstance(one, Range):
+    if isinstance(one, OffsetRange):
         return f"{one.tp} offsets {one.start} to {one.stop - 1}"
     if isinstance(one, Time):
         return f"timestamps {one.start_ms} to {one.stop_ms - 1} ms"

@@ -131,12 +131,12 @@ def summarise(stream: Stream, branch: str) -> Summary:
 
     Raises: DamageError naming the offset of a damaged entry.
     """
-    summary = begun(stream)
-    take_in(summary, stream, branch)
+    summary = empty_summary(stream)
+    extend(summary, stream, branch)
     return summary
 
 
-def begun(stream: Stream) -> Summary:
+def empty_summary(stream: Stream) -> Summary:
     """A summary to go on with: empty, or as a version has it where the stream has deleted its beginning.
 
     Raises: DamageError where no version has.
@@ -160,7 +160,7 @@ def entries_after(stream: Stream, branch: str, seq: int) -> Iterator[Entry]:
     return (entry for entry in counted(stream, branch, Cursor.after(run) if run else Cursor()) if entry.seq > seq)
 
 
-def take_in(summary: Summary, stream: Stream, branch: str) -> None:
+def extend(summary: Summary, stream: Stream, branch: str) -> None:
     """Go on with a summary to the stream's end; what was read before a damaged entry stays in it.
 
     Raises: DamageError naming the offset of a damaged entry.

@@ -25,10 +25,10 @@ class Target(msgspec.Struct, frozen=True):
     follow: str | None = None
 
 
-def words(what: Target | None) -> str:
+def describe_target(what: Target | None) -> str:
     """A target in words.
 
-    >>> words(Target(version="main.7")), words(Target(follow="main")), words(None)
+    >>> describe_target(Target(version="main.7")), describe_target(Target(follow="main")), describe_target(None)
     ('version main.7', 'the newest of main', 'nothing')
     """
     if what is None:
@@ -83,8 +83,8 @@ class Certificate(_Decision, frozen=True, kw_only=True):
         return not self.verdict.startswith(DIFFERS)
 
 
-Stage = Literal["planned", "running", "done", "taken-over", "aborted"]
-NEXT: dict[Stage | None, tuple[Stage, ...]] = {
+OperationState = Literal["planned", "running", "done", "taken-over", "aborted"]
+NEXT: dict[OperationState | None, tuple[OperationState, ...]] = {
     None: ("planned",),
     "planned": ("running", "aborted"),
     "running": ("running", "done", "aborted"),  # running again: somebody resumed it
@@ -96,8 +96,8 @@ class Operation(_Decision, frozen=True, kw_only=True):
     """A replay goes from one stage to the next. Of all of a pipeline's one at a time is under way, from running to its end."""
 
     id: str
-    before: Stage | None = msgspec.field(name="from")
-    state: Stage
+    before: OperationState | None = msgspec.field(name="from")
+    state: OperationState
     plan_sha256: str
     branch: str  # that it makes
     version: str | None = None  # that it begins at, kept until then: of a plan alone, as what has begun has parts of its own

@@ -17,7 +17,7 @@ import msgspec
 
 from millrace.streams.errors import DamageError, PrunedError
 from millrace.streams.journal.entries import Mark, decode_entry
-from millrace.streams.journal.store import Run, Segment, Store, read_manifest
+from millrace.streams.journal.store import Run, Segment, Store, read_checkpoint
 from millrace.streams.stream import Ack, Stream
 
 log = logging.getLogger("millrace")
@@ -169,6 +169,6 @@ class Journal:
 
     def _said(self, mark: Mark) -> Segment | None:
         try:
-            return read_manifest(self._store, self._branch, str(mark.checkpoint)).segment
+            return read_checkpoint(self._store, self._branch, str(mark.checkpoint)).segment
         except DamageError:
             return None

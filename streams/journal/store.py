@@ -82,7 +82,7 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [*self.before, self.entries]
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a checkpoint is made of."""
 
     format: int
@@ -184,10 +184,10 @@ class FolderStore:
             return sum(path.stat().st_size for path in (self.root / branch).glob("*"))
 
 
-def read_manifest(store: Store, branch: str, name: str) -> Manifest:
+def read_checkpoint(store: Store, branch: str, name: str) -> Checkpoint:
     """The manifest of a checkpoint. Raises: DamageError where it is missing or damaged."""
     try:
-        manifest = msgspec.json.decode(store.get(branch, name), type=Manifest)
+        manifest = msgspec.json.decode(store.get(branch, name), type=Checkpoint)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamageError(f"Checkpoint {name} of branch {branch} was written by another release: {error}.") from error
     if state_sha256(manifest.parts) != manifest.state_sha256:
@@ -208,7 +208,7 @@ def sweep(store: Store, branch: str, marks: Sequence[Mark], owned_s: float, also
         for mark in marks:
             if mark.checkpoint is not None:
                 names.add(mark.checkpoint)
-                names |= read_manifest(store, branch, mark.checkpoint).blobs
+                names |= read_checkpoint(store, branch, mark.checkpoint).blobs
     except DamageError as error:
         log.warning("Nothing was swept from branch %s: %s", branch, error)
         return 0

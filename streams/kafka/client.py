@@ -35,7 +35,7 @@ from kafka.structs import OffsetAndMetadata
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.streams.kafka.cluster import Cluster, Secrets, security
 from millrace.streams.kafka.decompression import DECODERS
-from millrace.streams.kafka.reader import Reader, partition_of, refused, widened
+from millrace.streams.kafka.reader import KafkaReader, partition_of, refused, widened
 from millrace.streams.records import Record, decode_headers, tp_name
 from millrace.streams.source import Position, Topic
 from millrace.streams.stream import UNKNOWN
@@ -74,7 +74,7 @@ class Link:
         self._lock = threading.RLock()
         self._admin: Any = None
         self._producer: Any = None
-        self._readers: WeakSet[Reader] = WeakSet()
+        self._readers: WeakSet[KafkaReader] = WeakSet()
 
     # Topics
 
@@ -205,7 +205,7 @@ class Link:
 
     # Reading
 
-    def reader(self, committed: bool = True) -> Reader:
+    def reader(self, committed: bool = True) -> KafkaReader:
         """A reader of one's own. ``committed``: of transactions, only those that were committed."""
         own = {
             "group_id": None,
@@ -218,7 +218,7 @@ class Link:
             "metrics_enabled": False,
         }
         try:
-            reader = Reader(self.cluster, widened(self._made(KafkaConsumer, own)))
+            reader = KafkaReader(self.cluster, widened(self._made(KafkaConsumer, own)))
         except (KafkaError, OSError) as error:
             raise self._refused("the cluster", error) from error
         self._readers.add(reader)

@@ -13,7 +13,7 @@ from itertools import repeat
 from millrace.learners.errors import BadInputError, ConfigError
 from millrace.streams.errors import DamageError, OffsetsGoneError, StorageError
 from millrace.streams.kafka.client import Link, Sent, names_of
-from millrace.streams.kafka.reader import Piece, Reader
+from millrace.streams.kafka.reader import Fetched, KafkaReader
 from millrace.streams.kafka.replication import check_replication
 from millrace.streams.kafka.stalls import Stalls
 from millrace.streams.records import Event, Read, Record, make_read, tp_name
@@ -110,7 +110,7 @@ class KafkaLog:
         self._ranges.close()
 
 
-def _apart(piece: Piece) -> Iterable[Piece]:
+def _apart(piece: Fetched) -> Iterable[Fetched]:
     """Events that are all large each for itself: decoded one by one their rows need not be joined."""
     tp, start, stop, events = piece
     if not events or any(len(event.value or b"") < LARGE_BYTES for event in events):
@@ -124,10 +124,10 @@ class Ranges:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._own: Reader | None = None
+        self._own: KafkaReader | None = None
         self._ends: Position = {}
 
-    def _reader(self) -> Reader:
+    def _reader(self) -> KafkaReader:
         if self._own is not None and self._own.failed:
             self.close()
         self._own = self._own or self._link.reader()
@@ -165,7 +165,7 @@ class Ranges:
                 self.close()
         return events
 
-    def _at(self, tp: str, offset: int) -> Reader:
+    def _at(self, tp: str, offset: int) -> KafkaReader:
         reader = self._reader()
         if reader.at(tp) == -1:
             reader.go_to({tp: offset})
@@ -191,7 +191,7 @@ class KafkaSource:
         if missing := [name for name in topics if name not in self._topics]:
             raise BadInputError(f"There is no topic {missing[0]} at {link.cluster.bootstrap}; create it first.")
         self._ranges: dict[str, Ranges] = {}
-        self._live: Reader | None = None
+        self._live: KafkaReader | None = None
         self._stalls = Stalls(stall_s)
         self._looked_s = time.monotonic()
         if not self._names():
@@ -239,7 +239,7 @@ class KafkaSource:
             self._mend(self._ends)
         return [make_read(*part) for piece in pieces for part in _apart(piece)]
 
-    def _poll(self, limit: int, wait_ms: int) -> list[Piece]:
+    def _poll(self, limit: int, wait_ms: int) -> list[Fetched]:
         try:
             pieces = self._reader().poll(limit, wait_ms)
         except OffsetsGoneError:
@@ -248,7 +248,7 @@ class KafkaSource:
         self._position.update({tp: stop for tp, _, stop, _ in pieces})
         return pieces
 
-    def _reader(self) -> Reader:
+    def _reader(self) -> KafkaReader:
         if self._live is not None and self._live.failed:
             self._live.close()
             self._live = None

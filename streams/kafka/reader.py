@@ -33,17 +33,17 @@ HELD_RECORDS = 16_384  # taken from the client at a time, at most
 CLOSE_MS = 1000
 RECEIVE_BYTES = 1 << 20  # taken from a socket at a time, at most
 
-Piece = tuple[str, int, int, list[Event]]  # partition, from, to, what lies between: everything the partition has there
+Fetched = tuple[str, int, int, list[Event]]  # partition, from, to, what lies between: everything the partition has there
 
 
-class Reader:
+class KafkaReader:
     """A consumer of partitions that are named, from offsets that are named; for one thread."""
 
     def __init__(self, cluster: Cluster, consumer: Any) -> None:
         self._cluster = cluster
         self._consumer = consumer
         self._at: dict[str, int] = {}
-        self._held: list[Piece] = []  # fetched, and not given yet
+        self._held: list[Fetched] = []  # fetched, and not given yet
         self.failed = False  # it must not be used any more
 
     def at(self, tp: str) -> int:
@@ -80,7 +80,7 @@ class Reader:
         self._at[tp] = offset
         self._held = [piece for piece in self._held if piece[0] != tp]
 
-    def poll(self, limit: int, wait_ms: int) -> list[Piece]:
+    def poll(self, limit: int, wait_ms: int) -> list[Fetched]:
         """At most ``limit`` records that are there now, or come within ``wait_ms``. Where offsets hold no record, such as the
         marker of a transaction, a piece may be empty.
 
@@ -96,7 +96,7 @@ class Reader:
             pieces += self._take(left)
         return pieces
 
-    def _fetched(self, wait_ms: int) -> list[Piece]:
+    def _fetched(self, wait_ms: int) -> list[Fetched]:
         """Everything that the client has."""
         with self._failing("the next records"):
             found = self._consumer.poll(wait_ms, HELD_RECORDS)
@@ -107,9 +107,9 @@ class Reader:
             if (stop := stops[tp]) is not None and stop > start
         ]
 
-    def _take(self, limit: int) -> list[Piece]:
+    def _take(self, limit: int) -> list[Fetched]:
         """At most ``limit`` records of those that are held."""
-        pieces = list[Piece]()
+        pieces = list[Fetched]()
         while self._held and limit > 0:
             tp, start, stop, events = self._held.pop(0)
             if len(events) > limit:

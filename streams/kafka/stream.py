@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from millrace.learners.errors import ConfigError
 from millrace.streams.errors import DamageError, OffsetsGoneError, StorageError
 from millrace.streams.kafka.client import Link, Sent
-from millrace.streams.kafka.reader import Reader
+from millrace.streams.kafka.reader import KafkaReader
 from millrace.streams.kafka.replication import check_replication
 from millrace.streams.records import Record, tp_name
 from millrace.streams.stream import pruned
@@ -28,16 +28,16 @@ class Readers:
     """Readers of a process that are not in use, so that looking at a small topic takes no new connection."""
 
     link: Link
-    _free: SimpleQueue[Reader] = field(default_factory=SimpleQueue)
+    _free: SimpleQueue[KafkaReader] = field(default_factory=SimpleQueue)
 
-    def take(self) -> Reader:
+    def take(self) -> KafkaReader:
         """One that nobody else uses until it is given back."""
         try:
             return self._free.get_nowait()
         except Empty:
             return self.link.reader(committed=False)
 
-    def give_back(self, reader: Reader) -> None:
+    def give_back(self, reader: KafkaReader) -> None:
         """Let others use it, unless it has failed."""
         if reader.failed:
             reader.close()
@@ -107,7 +107,7 @@ class KafkaStream:
         finally:
             self._readers.give_back(reader)
 
-    def _until(self, reader: Reader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    def _until(self, reader: KafkaReader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         polls = int(self._link.cluster.patience_s * 1000 / WAIT_MS) + 1
         while start < end:
             pieces = next((found for _ in range(polls) if (found := reader.poll(CHUNK, WAIT_MS))), None)

@@ -31,7 +31,7 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class IdentityBlock:
     """A closed piece, immutable."""
 
     rows: Ids  # (3, n): hash64 of ids, ascending; revisions; hash64 of labels
@@ -71,7 +71,7 @@ class Identities:
         self._open: dict[int, tuple[int, ...]] = {}  # revision, label, revision, label ...
         self._open_rows = 0
         self._bucket = 0  # of the open segment
-        self._closed: dict[int, Segment] = {}  # by number, oldest first
+        self._closed: dict[int, IdentityBlock] = {}  # by number, oldest first
         self._next = 0  # number of the next closed one
         self._coming: Ids = np.empty(0, dtype=np.int64)  # ascending, each once
         self._near: dict[int, list[tuple[int, int, int]]] = {}  # until_ms, revision, label: of ids that are coming
@@ -99,7 +99,7 @@ class Identities:
         for segment in self._closed.values():
             self._bring_near(segment)
 
-    def _bring_near(self, segment: Segment) -> None:
+    def _bring_near(self, segment: IdentityBlock) -> None:
         for one, revision, label in segment.of(self._coming).T.tolist():
             self._near.setdefault(one, []).append((segment.until_ms, revision, label))
 
@@ -160,7 +160,7 @@ class Identities:
         self._plan()
 
     def _keep(self, rows: Ids, until_ms: int, tier: int) -> None:
-        self._closed[self._next] = Segment(_spilled(rows), until_ms, tier, _filter(rows[0]))
+        self._closed[self._next] = IdentityBlock(_spilled(rows), until_ms, tier, _filter(rows[0]))
         self._next += 1
 
     def _tiers(self) -> list[int]:
@@ -201,7 +201,7 @@ class Identities:
         self._closed = {}
         for number, until_ms, tier in state["closed"]:
             rows = segments[number]["rows"]
-            self._closed[number] = Segment(_spilled(rows), until_ms, tier, _filter(rows[0]))
+            self._closed[number] = IdentityBlock(_spilled(rows), until_ms, tier, _filter(rows[0]))
         self.approach(self._coming)
         self._plan()
 

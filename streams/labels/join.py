@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from millrace.learners.protocol import Array, Floats, Value
 from millrace.streams.formats.json_rows import RecordError, Rows, label_value
 from millrace.streams.labels.identities import NO_LABEL, Identities
-from millrace.streams.labels.pending import Lessons, Waiting
+from millrace.streams.labels.pending import TrainingRows, Waiting
 from millrace.streams.labels.served import LabelValue, LateLabel, Prediction, Served, Withheld, hash64
 from millrace.streams.schema import Label
 
@@ -183,7 +183,7 @@ class LabelJoin:
         for at, row in zip(fresh, scores.tolist(), strict=True):
             self._rows.answer(taken.slots[at], (classes, tuple(row)))
 
-    def lessons(self, taken: Taken) -> Lessons | None:
+    def lessons(self, taken: Taken) -> TrainingRows | None:
         """What is to be learned; who waits no more is let go."""
         found = None
         if taken.lessons:

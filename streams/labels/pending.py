@@ -13,16 +13,16 @@ from millrace.streams.formats.json_rows import Rows
 
 FIRST_SLOTS = 256
 
-Answered = tuple[tuple[str, ...], tuple[float, ...]]  # names of the scores, and the scores, as they were served
+ServedAnswer = tuple[tuple[str, ...], tuple[float, ...]]  # names of the scores, and the scores, as they were served
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
+class TrainingRows:
     """Predictions that met their label, in the order in which they did."""
 
     batch: Batch
     clock_ms: NDArray[np.int64]  # (n,)
-    answered: list[Answered]
+    answered: list[ServedAnswer]
 
     def by_classes(self) -> list[tuple[tuple[str, ...], Floats, Array]]:
         """Names, scores (k, C) and labels (k,) of each run of rows whose scores have the same names."""
@@ -44,7 +44,7 @@ class Waiting:
     def __init__(self) -> None:
         self.slots: dict[int, int] = {}  # hash64 of the id -> its slot, oldest first, so the first is the first that is due
         self.due_ms: list[int] = []  # by slot
-        self._answered: list[Answered | None] = []  # by slot
+        self._answered: list[ServedAnswer | None] = []  # by slot
         self._free: list[int] = []
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}  # equal names are held once
         self._x: Floats = np.empty((0, 0))  # (slots, d), as the feature stage saw the row when it was read
@@ -59,7 +59,7 @@ class Waiting:
             return one, self.due_ms[slot]
         return None
 
-    def take(self, one: int, answered: Answered, due_ms: int) -> int:
+    def take(self, one: int, answered: ServedAnswer, due_ms: int) -> int:
         """A slot for a prediction that does not wait there yet."""
         if not self._free:
             self._grow()
@@ -69,7 +69,7 @@ class Waiting:
         self.answer(slot, answered)
         return slot
 
-    def answer(self, slot: int, answered: Answered) -> None:
+    def answer(self, slot: int, answered: ServedAnswer) -> None:
         """Another answer for a prediction that waits there."""
         self._answered[slot] = (self._names.setdefault(answered[0], answered[0]), answered[1])
 
@@ -95,13 +95,13 @@ class Waiting:
         self._t = np.concatenate([self._t, np.zeros(more, dtype=np.int64)])
         self._key = np.concatenate([self._key, np.full(more, None, dtype=object)])
 
-    def lessons(self, slots: list[int], y: Array, clock_ms: list[int]) -> Lessons:
+    def lessons(self, slots: list[int], y: Array, clock_ms: list[int]) -> TrainingRows:
         """The rows in these slots with their labels (n,)."""
         at = np.array(slots, dtype=np.int64)
         batch = Batch(self._x[at], y, self._key[at], self._t[at], self._weight[at])
-        return Lessons(batch, np.array(clock_ms, dtype=np.int64), [self._of(slot) for slot in slots])
+        return TrainingRows(batch, np.array(clock_ms, dtype=np.int64), [self._of(slot) for slot in slots])
 
-    def _of(self, slot: int) -> Answered:
+    def _of(self, slot: int) -> ServedAnswer:
         answered = self._answered[slot]
         assert answered is not None
         return answered

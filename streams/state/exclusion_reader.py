@@ -21,11 +21,11 @@ from millrace.streams.labels.served import LateLabel, Prediction, Served, Withhe
 from millrace.streams.records import Event
 
 
-class Reader(Protocol):
+class Decoder(Protocol):
     """What decodes the log."""
 
     @property
-    def without_limit(self) -> Reader:
+    def without_limit(self) -> Decoder:
         """The same for records that were let in when they were first read."""
 
     def decode(self, events: Sequence[Event], tp: str, /) -> tuple[Rows | Served, list[Refused]]:
@@ -36,7 +36,7 @@ class Reader(Protocol):
 class Excluding:
     """Decodes as another reader does, and leaves out what a fork excludes."""
 
-    reader: Reader
+    reader: Decoder
     exclude: tuple[Exclusion, ...]
 
     @property

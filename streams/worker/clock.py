@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 
 
-class Wall:
+class Clock:
     """The wall clock. It decides when to look again and what is ahead of its time; it never reaches a learner."""
 
     def now_ms(self) -> int:
         """Milliseconds since 1970."""
         return time.time_ns() // 1_000_000
 
-    def elapsed_ms(self) -> int:
+    def monotonic_ms(self) -> int:
         """Milliseconds since some moment; nobody sets this clock back."""
         return time.monotonic_ns() // 1_000_000
 

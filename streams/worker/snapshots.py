@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from millrace.streams.branch.branch import save_checkpoint
-from millrace.streams.journal.store import Manifest, Store
-from millrace.streams.worker.versions import Cut
+from millrace.streams.journal.store import Checkpoint, Store
+from millrace.streams.worker.versions import SegmentDraft
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Snapshot:
     """A stored checkpoint that no mark names yet."""
 
     checkpoint: str
-    manifest: Manifest
+    manifest: Checkpoint
     version: str | None
 
 
@@ -34,7 +34,7 @@ class Snapshots:
         """Whether one is on its way."""
         return self._coming is not None
 
-    def begin(self, seq: int, parts: Mapping[str, Mapping[str, object]], cut: Cut | None) -> None:
+    def begin(self, seq: int, parts: Mapping[str, Mapping[str, object]], cut: SegmentDraft | None) -> None:
         """Store a copy of the state after entry ``seq``; as a version where journal entries are ``cut`` for it."""
 
         def save() -> Snapshot:

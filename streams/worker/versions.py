@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from millrace.streams.branch.branch import Doors, manifest_of
+from millrace.streams.branch.branch import Backends, manifest_of
 from millrace.streams.branch.outputs import plain_totals
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Act, Fork, Host, Mark
@@ -27,7 +27,7 @@ LEAST_VERSIONS = 2  # that stand in the journal after entries were deleted: shou
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class VersionFacts:
     """What a version says of its state beside the entries that led to it."""
 
     marks: list[Mark]  # of the checkpoints that are kept
@@ -39,7 +39,7 @@ class Facts:
     included: list[int]  # exclusions of the fork that acts have ended
 
     @classmethod
-    def of(cls, fold: Fold, marks: list[Mark], due: str) -> Facts:
+    def of(cls, fold: Fold, marks: list[Mark], due: str) -> VersionFacts:
         """Of the present state."""
         scores = {"scores": plain_totals(fold.scores.totals)}
         if fold.labels is not None:
@@ -49,7 +49,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class SegmentDraft:
     """Journal entries for a version; ``segment`` stores them, in any thread."""
 
     fork: Fork
@@ -59,7 +59,7 @@ class Cut:
     began: Position
     raws: list[bytes]
     end: Cursor  # of the writer
-    facts: Facts
+    facts: VersionFacts
 
     def segment(self, store: Store) -> Segment:
         """Pack and store them.
@@ -102,13 +102,13 @@ class Cut:
         return cause
 
 
-class Chronicle:
+class VersionLog:
     """A branch's marks, the segments of its newest version, and what is kept of both."""
 
-    def __init__(self, doors: Doors, fork: Fork, host: Host, keep: int, keep_entries: int) -> None:
+    def __init__(self, backends: Backends, fork: Fork, host: Host, keep: int, keep_entries: int) -> None:
         """``keep``: newest checkpoints; ``keep_entries``: newest in the journal where older ones go, 0: none goes."""
         self.marks: list[Mark] = []  # that count, oldest first
-        self._doors = doors
+        self._backends = backends
         self._fork = fork
         self._host = host
         self._keep = keep
@@ -132,20 +132,20 @@ class Chronicle:
 
     def _segment(self, mark: Mark) -> Segment | None:
         try:
-            return manifest_of(self._doors.store, mark).segment
+            return manifest_of(self._backends.store, mark).segment
         except DamageError as error:
             log.warning("Version %s: %s Its journal entries are packed again.", mark.version, error)
             return None
 
-    def cut(self, end: Cursor, fold: Fold, due: str) -> Cut:
+    def cut(self, end: Cursor, fold: Fold, due: str) -> SegmentDraft:
         """Read what the next version's segment holds: everything from where the newest one's ends to ``end``.
 
         Raises: DamageError where the journal cannot be read.
         """
         first = self._runs[-1].stop if self._runs else 0
-        raws = [raw for _, raw in islice(self._doors.journal.read(first), end.offset - first)]
-        facts = Facts.of(fold, kept_marks(self.marks, self._keep, self._released), due)
-        return Cut(self._fork, self._host, self._parent, self._runs, self._position, raws, end.copy(), facts)
+        raws = [raw for _, raw in islice(self._backends.journal.read(first), end.offset - first)]
+        facts = VersionFacts.of(fold, kept_marks(self.marks, self._keep, self._released), due)
+        return SegmentDraft(self._fork, self._host, self._parent, self._runs, self._position, raws, end.copy(), facts)
 
     def marked(self, mark: Mark, segment: Segment | None, owned_s: float) -> None:
         """A mark counts, and did when the writer was last sure of its branch, at ``owned_s``: let go of what need not be kept.
@@ -165,27 +165,31 @@ class Chronicle:
             str(self._fork.learner_from),
         }  # begun with, kept to compare
         kept = kept_marks(self.marks, self._keep, self._released)
-        sweep(self._doors.store, self._fork.branch, kept, owned_s, declared)
+        sweep(self._backends.store, self._fork.branch, kept, owned_s, declared)
 
     def _release(self, marks: Sequence[Mark]) -> set[str]:
-        return set() if self._doors.retention is None else self._doors.retention.release(marks)
+        return set() if self._backends.retention is None else self._backends.retention.release(marks)
 
     def _prune(self) -> None:
         """Delete from the journal what is older than its newest entries and than every state that is kept for being new.
 
         Only where the entries that go are in segments, to the byte.
         """
-        retention, first, end = self._doors.retention, self._doors.journal.first(), self._runs[-1].stop if self._runs else 0
+        retention, first, end = (
+            self._backends.retention,
+            self._backends.journal.first(),
+            self._runs[-1].stop if self._runs else 0,
+        )
         oldest = oldest_kept(self.marks, self._keep, 0 if retention is None else retention.keep)
         stops = [run.stop for run in self._runs if run.seq <= oldest and run.stop <= end - self._keep_entries]
         if stops and stops[-1] > first and self._held(first, stops[-1]):
-            self._doors.journal.delete_before(stops[-1])
+            self._backends.journal.delete_before(stops[-1])
 
     def _held(self, first: int, stop: int) -> bool:
-        entries = self._doors.journal.read(first)
+        entries = self._backends.journal.read(first)
         try:
             for run in [run for run in self._runs if first < run.stop <= stop]:
-                raws = entries_of(self._doors.store, self._fork.branch, run)[max(0, first - run.first) :]
+                raws = entries_of(self._backends.store, self._fork.branch, run)[max(0, first - run.first) :]
                 if raws != [raw for _, raw in islice(entries, len(raws))]:
                     raise DamageError(f"Segment {run.sha256} has other entries than the journal.")
         except DamageError as error:

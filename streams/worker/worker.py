@@ -6,7 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from millrace.streams.branch.branch import Doors, Recipe, begin, check_retention, in_force, refold, restore, warn_of_retention
+from millrace.streams.branch.branch import (
+    Backends,
+    FoldSpec,
+    begin,
+    check_retention,
+    in_force,
+    refold,
+    restore,
+    warn_of_retention,
+)
 from millrace.streams.branch.outputs import (
     check_end,
     contradictions,
@@ -22,9 +31,9 @@ from millrace.streams.journal.entries import Act, Host, Mark, StateName, Step
 from millrace.streams.journal.journal import Pending, Writer, entries_after, newest_version, summarise
 from millrace.streams.labels.served import Served
 from millrace.streams.records import Read
-from millrace.streams.worker.clock import Wall
+from millrace.streams.worker.clock import Clock
 from millrace.streams.worker.snapshots import Snapshot, Snapshots
-from millrace.streams.worker.versions import Chronicle
+from millrace.streams.worker.versions import VersionLog
 
 PAUSE_S = 0.005  # between two looks at a source that had nothing
 NEVER = 1 << 62  # a seq that no entry has
@@ -82,12 +91,12 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class WorkerIdentity:
     """Which branch a worker takes, on which host, by which clock; and whether scores and dead letters are let out."""
 
     branch: str
     host: Host
-    wall: Wall = field(default_factory=Wall)
+    wall: Clock = field(default_factory=Clock)
     emits: bool = True  # False: nobody follows the branch, so its journal and its checkpoints are all that leaves
 
 
@@ -97,9 +106,9 @@ class Worker:
     Raises, on being made: ReplacedError, ConfigError, DamageError, OffsetsGoneError.
     """
 
-    def __init__(self, recipe: Recipe, doors: Doors, config: WorkerConfig, opening: Opening) -> None:
-        self._recipe = recipe
-        self._doors = doors
+    def __init__(self, fold_spec: FoldSpec, backends: Backends, config: WorkerConfig, opening: WorkerIdentity) -> None:
+        self._fold_spec = fold_spec
+        self._backends = backends
         self._config = config
         self._wall = opening.wall
         self._emits = opening.emits
@@ -111,40 +120,40 @@ class Worker:
 
     def _open(self, host: Host) -> None:
         """Newest good checkpoint · append ``open`` · fold the counted entries after it."""
-        output = last_output(self._doors.producer, self._recipe.name, self.branch)
-        summary = summarise(self._doors.journal, self.branch)
+        output = last_output(self._backends.producer, self._fold_spec.name, self.branch)
+        summary = summarise(self._backends.journal, self.branch)
         check_end(output, self.branch, summary.end.seq)
         summary.end.refuse_ended()
         fork = summary.fork
         if fork is None:
-            fork = begin(self._recipe, self._doors, self.branch)
-            summary = summarise(self._doors.journal, self.branch)
-        self._reader = self._recipe.reader_of(fork)
-        restored = restore(self._recipe, self._doors, summary)
-        check_retention(restored.fold, self._doors.source)
-        warn_of_retention(self._doors.source, self._doors.store, summary.marks[-self._config.keep :])
+            fork = begin(self._fold_spec, self._backends, self.branch)
+            summary = summarise(self._backends.journal, self.branch)
+        self._reader = self._fold_spec.reader_of(fork)
+        restored = restore(self._fold_spec, self._backends, summary)
+        check_retention(restored.fold, self._backends.source)
+        warn_of_retention(self._backends.source, self._backends.store, summary.marks[-self._config.keep :])
         self.fold = restored.fold
-        self._chronicle = Chronicle(self._doors, fork, host, self._config.keep, self._config.journal_keep_entries)
-        self._chronicle.marks += summary.marks
+        self._version_log = VersionLog(self._backends, fork, host, self._config.keep, self._config.journal_keep_entries)
+        self._version_log.marks += summary.marks
         self._marked_records = self.fold.records if restored.mark else 0
         self._unversioned = restored.mark is None or restored.mark.version is None  # whether the state has no version yet
-        self._writer = Writer(self._doors.journal, self.branch, summary.end)
+        self._writer = Writer(self._backends.journal, self.branch, summary.end)
         name = StateName(restored.mark.state_seq, restored.mark.state_sha256) if restored.mark else None
         self.epoch = self._writer.open(host, name)
         self._undecided: Step | None = None  # the newest step, where it raised an alarm and nothing followed yet
         self._acted = False  # whether a version is due for what followed
         self._fold_on(restored.state_seq)
         self._decide()
-        self._doors.source.seek(self.fold.position)
-        self._snapshots = Snapshots(self._doors.store, self.branch)
-        self._chronicle.resume()
+        self._backends.source.seek(self.fold.position)
+        self._snapshots = Snapshots(self._backends.store, self.branch)
+        self._version_log.resume()
 
     def _fold_on(self, seq: int) -> None:
         """Fold what was journaled after ``seq``; what a crash kept from leaving leaves now."""
-        output = last_output(self._doors.producer, self._recipe.name, self.branch)
+        output = last_output(self._backends.producer, self._fold_spec.name, self.branch)
         emitted = output.seq if output else 0
-        entries, acted = entries_after(self._doors.journal, self.branch, seq), NEVER
-        for entry in refold(self.fold, entries, self._doors.source, self._reader):
+        entries, acted = entries_after(self._backends.journal, self.branch, seq), NEVER
+        for entry in refold(self.fold, entries, self._backends.source, self._reader):
             if isinstance(entry, Act):
                 self._undecided, self._unversioned, acted = None, True, entry.seq
             if isinstance(entry, Mark) and entry.version is not None and entry.state_seq >= acted:
@@ -155,9 +164,9 @@ class Worker:
                 if entry.seq > emitted:
                     self._emit(entry)
             elif (
-                isinstance(entry, Mark) and entry not in self._chronicle.marks
+                isinstance(entry, Mark) and entry not in self._version_log.marks
             ):  # of an owner that wrote on while this one opened
-                self._chronicle.marks.append(entry)
+                self._version_log.marks.append(entry)
         self._acted = acted != NEVER
 
     @property
@@ -168,7 +177,7 @@ class Worker:
     @property
     def newest_version(self) -> str | None:
         """The id of the branch's newest version."""
-        return newest_version(self._chronicle.marks)
+        return newest_version(self._version_log.marks)
 
     # Running
 
@@ -178,7 +187,7 @@ class Worker:
         Raises: what ``step`` raises. Nothing is lost: the next start goes on from the journal's end.
         """
         pauses = 0
-        self.heed()  # also where there is nothing to read
+        self.apply_ledger()  # also where there is nothing to read
         while not enough(self):
             phases = sum(1 for _ in self.step())
             self.mark_when_due()
@@ -187,20 +196,20 @@ class Worker:
                 pauses += 1
                 if pauses % CHECK_PAUSES == 0:
                     self._writer.check()  # an idle worker hears of its successor too
-            self.heed()
+            self.apply_ledger()
         self.close()
 
-    def heed(self) -> None:
+    def apply_ledger(self) -> None:
         """Journal and apply what operators have decided for this branch: exclusions that end. Between two steps."""
-        lifted = set() if self._doors.retention is None else self._doors.retention.included(self.branch)
+        lifted = set() if self._backends.retention is None else self._backends.retention.included(self.branch)
         for place in sorted(lifted - set(self.fold.included.get(self.branch, ()))):
             self.fold.act(self._writer.include(place))
             self._unversioned = True
 
     def caught_up(self) -> bool:
         """Whether the log has nothing more and no row waits for its batch."""
-        ends = {tp: high for tp, (_, high) in self._doors.source.bounds().items()}
-        return ends == self._doors.source.position and not self.fold.batches.waiting
+        ends = {tp: high for tp, (_, high) in self._backends.source.bounds().items()}
+        return ends == self._backends.source.position and not self.fold.batches.waiting
 
     def step(self) -> Iterator[str]:
         """One step, phase by phase (docs/design/journal.md, rule 5); nothing at all when there is nothing to do.
@@ -236,19 +245,19 @@ class Worker:
 
     def _read(self) -> list[Read]:
         """What is there, for at most ``step_ms`` after the first of it, or until it is large."""
-        reads = self._doors.source.next_batch(self._config.step_rows)
+        reads = self._backends.source.next_batch(self._config.step_rows)
         self._pass_time(bool(reads))
-        closes_ms = self._wall.elapsed_ms() + self._config.step_ms
+        closes_ms = self._wall.monotonic_ms() + self._config.step_ms
         left = self._config.step_rows - _records(reads)
-        while reads and left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.elapsed_ms() < closes_ms:
+        while reads and left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.monotonic_ms() < closes_ms:
             self._wall.sleep(PAUSE_S)
-            reads += self._doors.source.next_batch(left)
+            reads += self._backends.source.next_batch(left)
             left = self._config.step_rows - _records(reads)
         return reads
 
     def _pass_time(self, busy: bool) -> None:
         """Wall time counts for the journal's clock only between two looks at a source that had nothing."""
-        now_ms = self._wall.elapsed_ms()
+        now_ms = self._wall.monotonic_ms()
         if not busy and self._idle_from_ms is not None:
             self._idle_ms += now_ms - self._idle_from_ms
         self._idle_from_ms = None if busy else now_ms
@@ -274,7 +283,9 @@ class Worker:
 
     def _bury(self, refused: list[tuple[str, Refused]]) -> None:
         if self._emits:
-            self._doors.producer.append(dead_letter_topic(self._recipe.name), [dead_letter(tp, one) for tp, one in refused])
+            self._backends.producer.append(
+                dead_letter_topic(self._fold_spec.name), [dead_letter(tp, one) for tp, one in refused]
+            )
 
     def _append(self, checked: Checked) -> Sent:
         newest_ms = [int(rows.t.max()) for rows in checked.rows if len(rows)]
@@ -292,9 +303,9 @@ class Worker:
     def _emit(self, step: Step) -> None:
         if conflicts := contradictions(self.fold):
             self._bury(conflicts)
-        self._doors.producer.flush()  # the step before this one: what is not delivered is an error
+        self._backends.producer.flush()  # the step before this one: what is not delivered is an error
         if self._emits:
-            self._doors.producer.post(scores_topic(self._recipe.name, self.branch), [output_record(step, self.fold)])
+            self._backends.producer.post(scores_topic(self._fold_spec.name, self.branch), [output_record(step, self.fold)])
 
     def _decide(self) -> None:
         """Journal what the newest step's alarms lead to, and do it. After a crash between the two steps it is made up for."""
@@ -327,7 +338,7 @@ class Worker:
             example = f", such as {tp} offset {first.event.offset}: {first.detail}" if first else ""
             raise TooManyRejectedError(
                 f"{rejected} of the last {records} records were refused ({', '.join(reasons)}{example}). They are kept in "
-                f"topic {dead_letter_topic(self._recipe.name)}, nothing is lost, and everything else was learned. Mend the "
+                f"topic {dead_letter_topic(self._fold_spec.name)}, nothing is lost, and everything else was learned. Mend the "
                 "producer or the pipeline's fields, or raise worker.stop_share, and start again."
             )
 
@@ -351,7 +362,7 @@ class Worker:
         if version:
             rows, due = self._config.version_rows, self._due(self._config.version_rows)
             why = f"worker.version_rows = {rows}" if due else "run ended"
-            cut = self._chronicle.cut(self._writer.cursor, self.fold, why)
+            cut = self._version_log.cut(self._writer.cursor, self.fold, why)
         self._marked_records = self.fold.records
         self._unversioned &= not version
         self._acted &= not version
@@ -361,7 +372,7 @@ class Worker:
         """Append a ``mark`` for a stored snapshot; from then on it counts."""
         if snapshot is None:
             return
-        self._doors.producer.flush()  # recovery goes on from this mark, so what came before it must have left
+        self._backends.producer.flush()  # recovery goes on from this mark, so what came before it must have left
         asked_s = self._wall.now_ms() / 1000
         mark = Mark(
             branch=self.branch,
@@ -373,9 +384,9 @@ class Worker:
             version=snapshot.version,
         )
         self._writer.append(mark)
-        if self._doors.marked is not None:
-            self._doors.marked(self.fold.position)
-        self._chronicle.marked(mark, snapshot.manifest.segment, asked_s)
+        if self._backends.marked is not None:
+            self._backends.marked(self.fold.position)
+        self._version_log.marked(mark, snapshot.manifest.segment, asked_s)
 
     def close(self) -> None:
         """Mark the present state as a version, unless the newest mark already does.
@@ -387,7 +398,7 @@ class Worker:
         if self._unversioned:
             self._begin_snapshot(version=True)
             self._mark(self._snapshots.finished(wait=True))
-        self._doors.producer.flush()
+        self._backends.producer.flush()
         self._snapshots.close()
 
     def end(self, cause: str, successor: str) -> None:

@@ -22,7 +22,7 @@ import orjson
 import pyarrow as pa
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
-from millrace.streams.branch.branch import Doors, Recipe
+from millrace.streams.branch.branch import Backends, FoldSpec
 from millrace.streams.branch.host import this_host, use_threads
 from millrace.streams.formats.arrow import stream_bytes
 from millrace.streams.formats.contents import Contents
@@ -32,7 +32,7 @@ from millrace.streams.schema import Field, Label, Schema
 from millrace.streams.sqlite.log import SqliteLog, SqliteSource
 from millrace.streams.sqlite.stream import SqliteStream
 from millrace.streams.stream import Stored
-from millrace.streams.worker.worker import Opening, Worker, WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
 
 D = 64
 STEP_ROWS = 4096
@@ -147,11 +147,11 @@ def ours(log: SqliteLog, shape: str, folder: Path, rows: int) -> dict[str, float
     schema = SHAPES[shape]
     codec = Contents(schema, 1 << 20)
     make = lambda: Ridge(RidgeConfig(solve_rows=4096), D, 0)  # noqa: E731  # a factory of one line
-    recipe = Recipe("bench", schema, codec, "ridge", make, 256, 1000, 0, b"{}")
+    fold_spec = FoldSpec("bench", schema, codec, "ridge", make, 256, 1000, 0, b"{}")
     journal = TimedStream(SqliteStream(folder / "journal.sqlite"))
-    doors = Doors(SqliteSource(log, ["bench"]), log, journal, FolderStore(folder / "store"))
+    backends = Backends(SqliteSource(log, ["bench"]), log, journal, FolderStore(folder / "store"))
     config = WorkerConfig(step_rows=STEP_ROWS, checkpoint_rows=16384)
-    worker = TimedWorker(recipe, doors, config, Opening(folder.name, this_host(1)))
+    worker = TimedWorker(fold_spec, backends, config, WorkerIdentity(folder.name, this_host(1)))
     journal.seconds, start_s = 0.0, time.perf_counter()
     while worker.fold.records < rows:
         list(worker.step())

@@ -25,7 +25,7 @@ from results import Pairs, compared, machine, say
 from millrace.services.config.config import load_pipeline
 from millrace.services.demo.broker import JARS, Broker, running, tables
 from millrace.services.pipeline.instance import Instance
-from millrace.services.training.run import opening_of
+from millrace.services.training.run import identity_of_worker
 from millrace.streams.branch.host import use_threads
 from millrace.streams.formats.arrow import stream_bytes
 from millrace.streams.labels.served import LateLabel, Prediction, ServedCodec, encode, encode_row
@@ -206,17 +206,17 @@ class Town:
     def ours(self, turn: str, added: str, records: int) -> float:
         """Seconds of the whole worker, once its branch is open, from the connection until every record is folded."""
         instance, folded_s = self.instance(turn, added), list[float]()
-        recipe, doors = instance.recipe, instance.doors("main")
-        if recipe.served is not None:  # the topic is named after the pipeline, and here it is shared
-            recipe = replace(recipe, served=ServedCodec(recipe.schema, 1 << 20, self.topics[1], recipe.codec))
-            doors = replace(doors, source=instance.source(self.topics))
+        fold_spec, backends = instance.fold_spec, instance.backends("main")
+        if fold_spec.served is not None:  # the topic is named after the pipeline, and here it is shared
+            fold_spec = replace(fold_spec, served=ServedCodec(fold_spec.schema, 1 << 20, self.topics[1], fold_spec.codec))
+            backends = replace(backends, source=instance.source(self.topics))
 
         def enough(one: Worker) -> bool:
             if one.fold.records >= records:
                 folded_s.append(time.perf_counter())
             return bool(folded_s)
 
-        worker = Worker(recipe, doors, instance.loaded.pipeline.worker, opening_of(instance, "main"))
+        worker = Worker(fold_spec, backends, instance.loaded.pipeline.worker, identity_of_worker(instance, "main"))
         start_s = time.perf_counter()
         worker.run(enough)
         assert worker.fold.counts.rejected == 0

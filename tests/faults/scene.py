@@ -232,10 +232,10 @@ class Scene:
 
     def learned_once(self, numbers: Sequence[int], status: dict[str, object]) -> Shown:
         """Each record once in the log, by its id, and learned once: by count, the journal's reads, and the Gram matrix."""
-        doors = self.instance.doors("main")
-        steps = [entry for entry in counted(doors.journal, "main", Cursor()) if isinstance(entry, Step)]
+        backends = self.instance.backends("main")
+        steps = [entry for entry in counted(backends.journal, "main", Cursor()) if isinstance(entry, Step)]
         ids = self.ids([(tp, start, stop) for step in steps for tp, start, stop, _, _ in step.reads])
-        lie = self.ids([(tp, low, high) for tp, (low, high) in doors.source.bounds().items()])
+        lie = self.ids([(tp, low, high) for tp, (low, high) in backends.source.bounds().items()])
         once = sorted(ids) == sorted(lie) == sorted(numbers)
         name, holds, said = self.gram_of(ids, status)
         return name, once and holds, f"sent {len(numbers)}, in the log {len(lie)}, each read once; {said}"
@@ -243,7 +243,7 @@ class Scene:
     def gram_of(self, ids: Sequence[int], status: dict[str, object]) -> Shown:
         """The learner's sums are those of these rows, in the order they were read, but for the newest that wait."""
         waiting = int(str(status["waiting"]))  # for the rest of their batch
-        state = load_checkpoint(self.instance.doors("main").store, self.summary().marks[-1])["learner"]
+        state = load_checkpoint(self.instance.backends("main").store, self.summary().marks[-1])["learner"]
         x = np.array([row(number)[0] for number in ids[: len(ids) - waiting]], dtype=np.int64).reshape(-1, D)
         gram = np.concatenate([(x.T @ x)[at:, at] for at in range(D)]).astype(float)  # packed as LAPACK does
         apart = float(np.abs(state["gram"] - gram).max()) / max(1.0, float(np.abs(gram).max()))
@@ -253,7 +253,7 @@ class Scene:
 
     def ids(self, ranges: Sequence[tuple[str, int, int]]) -> list[int]:
         """The numbers of the good rows there, in order."""
-        source = self.instance.doors("main").source
+        source = self.instance.backends("main").source
         keys = [event.key for tp, start, stop in ranges for event in source.read(tp, start, stop).events]
         return [int(key) for key in keys if key is not None and key.isdigit()]
 

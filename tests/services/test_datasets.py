@@ -59,10 +59,10 @@ def test_every_row_is_accepted_by_its_own_pipeline(name, tmp_path) -> None:
     """Rows of the stream's beginning and of the held-out part decode without a refusal, to numbers and a label each."""
     instance = instance_of(name, tmp_path)
     for rows in (list(islice(values(name), SAMPLE)), held_out(name)[:SAMPLE]):
-        decoded, refused = instance.recipe.codec.decode(events_of(rows))
+        decoded, refused = instance.fold_spec.codec.decode(events_of(rows))
         assert [(one.reason, one.detail) for one in refused] == []
-        x = Features(instance.recipe.schema).transform(decoded)
-        assert x.shape == (len(rows), instance.recipe.schema.width)
+        x = Features(instance.fold_spec.schema).transform(decoded)
+        assert x.shape == (len(rows), instance.fold_spec.schema.width)
         assert np.isfinite(x).all()
         assert has_label(decoded).all()
 

@@ -20,7 +20,7 @@ from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.export import opened
 from millrace.services.registry.lineage import VERSION, Listed
 from millrace.services.registry.mirror import Mirror, record
-from millrace.streams.journal.store import read_manifest
+from millrace.streams.journal.store import read_checkpoint
 
 
 @dataclass
@@ -239,7 +239,7 @@ def test_a_version_whose_parts_are_damaged_is_left_out_and_the_others_are_not(
     """It is said once; once it is whole again it is registered."""
     registry, folder = ListRegistry(), pipeline.folder / "store" / "main"
     mark = next(mark for mark in Archive(pipeline).marks("main") if mark.version is not None)
-    part = read_manifest(pipeline.store(), "main", mark.checkpoint).parts["counts"].sha256
+    part = read_checkpoint(pipeline.store(), "main", mark.checkpoint).parts["counts"].sha256
     whole = (folder / part).read_bytes()
     (folder / part).write_bytes(b"?")
     mirror = Mirror(pipeline, registry)

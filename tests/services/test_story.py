@@ -19,7 +19,7 @@ from millrace.learners.errors import MillraceError
 from millrace.services.config.config import load_pipeline
 from millrace.services.data.datasets import held_out
 from millrace.services.decisions.status import journal_lines
-from millrace.services.demo.callers import Asked
+from millrace.services.demo.callers import CallLog
 from millrace.services.demo.evidence import Evidence, account, gather
 from millrace.services.demo.night import POISON_ROWS, PRODUCER, said
 from millrace.services.demo.repaired import learned_by, learned_without, producers_told
@@ -59,7 +59,7 @@ def stage_in(home) -> Stage:
     instance = Instance(load_pipeline(folder / "pipeline.toml"), folder)
     rows = len(stream.read_bytes().splitlines())
     return Stage(
-        Plan("digits", 0, SECONDS, 0, home), folder / "pipeline.toml", stream, rows, 0, instance, instance.doors(BRANCH)
+        Plan("digits", 0, SECONDS, 0, home), folder / "pipeline.toml", stream, rows, 0, instance, instance.backends(BRANCH)
     )
 
 
@@ -235,7 +235,7 @@ def test_one_changed_byte_in_the_log_is_named(played, tmp_path) -> None:
     assert prove(stage_in(home))["findings"] == 0
     change_one_byte(home, 30)
     with pytest.raises(NotProvedError, match=rf"{NAME}:0 offset 30 is not what was appended.*First bad mark: seq") as failed:
-        conclude(stage_in(home), Played([], Asked()))
+        conclude(stage_in(home), Played([], CallLog()))
     assert exit_code(failed.value) == 1
 
 
@@ -353,7 +353,7 @@ def test_a_second_preparation_replaces_the_first(tmp_path) -> None:
     beside = tmp_path / "mine" / "log.sqlite"
     beside.parent.mkdir()
     beside.touch()
-    prepare(Plan("digits", 100, 1.0, 0, tmp_path)).doors.producer.append(NAME, [])
+    prepare(Plan("digits", 100, 1.0, 0, tmp_path)).backends.producer.append(NAME, [])
     (tmp_path / NAME / "left.over").touch()
     stage = prepare(Plan("digits", 0, 1.0, 0, tmp_path))
     assert (stage.rows, stage.left) == (1442, 0)

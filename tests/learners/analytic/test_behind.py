@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from millrace.learners.analytic.exact import forget, merge, relabel
 from millrace.learners.analytic.normal_equations import Solution
 from millrace.learners.analytic.ridge import Ridge
-from millrace.learners.analytic.solver import Known
+from millrace.learners.analytic.solver import Statistics
 from millrace.learners.errors import LearnerError
 from millrace.learners.protocol import Batch, State
 
@@ -212,7 +212,7 @@ def heard(learner: Ridge, before: Callable[[], None]) -> Ridge:
     begin = learner.head.begin
     assert begin is not None
 
-    def begun(config: Any, known: Known) -> Callable[[], Solution]:
+    def begun(config: Any, known: Statistics) -> Callable[[], Solution]:
         rest = begin(config, known)
 
         def said() -> Solution:

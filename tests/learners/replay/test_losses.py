@@ -16,7 +16,7 @@ from millrace.learners.replay.augmentation import augmented, partners
 from millrace.learners.replay.er_ace import ErAce
 from millrace.learners.replay.hpcr import Hpcr, HpcrConfig
 from millrace.learners.replay.onpro import Onpro
-from millrace.learners.replay.step import Lesson, Rows
+from millrace.learners.replay.step import StepRows, TrainingStep
 from millrace.learners.replay.uer import Uer, UerConfig
 
 TAU = 0.09
@@ -69,7 +69,7 @@ def test_distilled_logits_are_the_mean_square_over_gathered_columns() -> None:
     rng = np.random.default_rng(0)
     now, old = torch.from_numpy(rng.normal(size=(6, 4))), torch.from_numpy(rng.normal(size=(3, 4)))
     labels = torch.tensor([0, 0, 1, 3, 3, 3, 1, 0])
-    drawn = Rows(now, labels[:3], torch.ones(3), {"logits": old, "known": torch.full((3,), 4)})
+    drawn = StepRows(now, labels[:3], torch.ones(3), {"logits": old, "known": torch.full((3,), 4)})
     slow = functional.mse_loss(now[:, labels], old.repeat(2, 1)[:, labels])
     assert torch.allclose(Hpcr.logits_kept(now, labels, drawn), slow, rtol=0, atol=1e-12)
     drawn.stored["known"] = torch.tensor([1, 2, 4])
@@ -119,9 +119,9 @@ def test_rows_weigh_by_their_weights_in_their_own_part() -> None:
     rng = np.random.default_rng(0)
     logits, y = torch.from_numpy(rng.normal(size=(7, 3))), torch.tensor([0, 1, 2, 0, 1, 1, 0])
     weight = torch.from_numpy(rng.random(7))
-    parts = [Rows(logits[at], y[at], weight[at]) for at in (slice(0, 5), slice(5, 7))]
+    parts = [StepRows(logits[at], y[at], weight[at]) for at in (slice(0, 5), slice(5, 7))]
     slow = sum(losses.cross_entropy(part.x, part.y, part.weight) for part in parts)
-    assert torch.allclose(losses.summed_cross_entropy(logits, y, Lesson.shares(*parts)), slow, rtol=0, atol=1e-12)
+    assert torch.allclose(losses.summed_cross_entropy(logits, y, TrainingStep.shares(*parts)), slow, rtol=0, atol=1e-12)
 
 
 @given(st.integers(0, 10_000))
@@ -204,7 +204,7 @@ def test_crops_are_windows_of_the_padded_image_and_flips_mirror_them() -> None:
     assert {tuple(view.flatten().tolist()) for view in unflipped} == windows
 
 
-def by_hand(kind: str, **config: object) -> tuple[Tensor, list[Rows], dict[str, Tensor], list[Tensor]]:
+def by_hand(kind: str, **config: object) -> tuple[Tensor, list[StepRows], dict[str, Tensor], list[Tensor]]:
     """A lesson's loss, the incoming rows and two draws, the weights, and features of those rows."""
     taught = learner(kind, **config)
     taught.learn_many(rows(60, 1))

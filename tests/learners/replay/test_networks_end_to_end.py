@@ -80,7 +80,7 @@ def test_a_network_learns_is_served_is_a_version_is_rolled_back_and_is_verified(
     versions = [mark.version for mark in archive.marks("main") if mark.version]
     assert done.version == versions[-1] and len(versions) >= 3
     bundle = archive.version(str(done.version))
-    rows, refused = there.recipe.codec.decode([event(row, at) for at, row in enumerate(flower_rows(12, seed=9))])
+    rows, refused = there.fold_spec.codec.decode([event(row, at) for at, row in enumerate(flower_rows(12, seed=9))])
     answer = bundle.predict(rows.columns)
     assert not refused and set(bundle.classes) == {"rose", "tulip", "daisy"} and len(answer.labels) == 12
     assert np.isfinite(answer.scores).all()
@@ -121,7 +121,7 @@ def test_changed_bytes_of_a_network_are_refused_with_words_or_harmless(kind: str
         except DamageError:
             refused += 1
             continue
-        rows, _ = there.recipe.codec.decode([event(row, at) for at, row in enumerate(flower_rows(3, seed=9))])
+        rows, _ = there.fold_spec.codec.decode([event(row, at) for at, row in enumerate(flower_rows(3, seed=9))])
         assert np.isfinite(bundle.predict(rows.columns).scores).all()
     assert refused > 50
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from millrace.learners.protocol import Batch
 from millrace.learners.replay.learner import Replay
-from millrace.learners.replay.step import Lesson, Rows
+from millrace.learners.replay.step import StepRows, TrainingStep
 from millrace.learners.table import LEARNERS
 from millrace.streams.parts import pack, sha256
 
@@ -31,15 +31,15 @@ def learner(kind: str, d: int = 6, **config: object) -> Replay:
     return made
 
 
-def lesson(taught: Replay, y: list[int], seed: int = 5) -> Lesson:
+def lesson(taught: Replay, y: list[int], seed: int = 5) -> TrainingStep:
     """The next step of a taught learner, with rows of these classes and draws of its own."""
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(rng.normal(size=(len(y), taught.d)).astype(np.float32))
-    incoming = Rows(x.view(-1, *taught.spec.image) if taught.spec.image else x, torch.tensor(y), torch.ones(len(y)))
+    incoming = StepRows(x.view(-1, *taught.spec.image) if taught.spec.image else x, torch.tensor(y), torch.ones(len(y)))
     seen = torch.from_numpy(taught.seen.copy())
     seen[incoming.y] = True
     draws = np.random.default_rng(seed)
-    return Lesson(incoming, taught.network, taught.buffer, taught.config, draws, seen, taught.steps, taught.rows)
+    return TrainingStep(incoming, taught.network, taught.buffer, taught.config, draws, seen, taught.steps, taught.rows)
 
 
 def cosine(z: Tensor, w: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from served_bundles import mixed_parts
 
 from millrace.learners.errors import BadInputError
 from millrace.services.pipeline.bundle import open_parts
-from millrace.services.protocol.inference import Answered
+from millrace.services.protocol.inference import Predicted
 from millrace.services.protocol.labels import checked_labels, label_records, places, prediction_records, read_labels
 from millrace.streams.formats.json_rows import Codec
 from millrace.streams.labels.served import Prediction, Served, ServedCodec
@@ -25,7 +25,7 @@ def test_a_served_row_is_read_back_bit_for_bit_with_its_answer() -> None:
     bundle = open_parts(mixed_parts(), MIXED)
     rows, _ = Codec(MIXED, 4096).decode(events([encoded(row) for row in mixed_rows(40)]))
     ids = tuple(f"request/{at}" for at in range(len(rows)))
-    answered = Answered(bundle, rows.columns, ids, bundle.predict(rows.columns), 7000)
+    answered = Predicted(bundle, rows.columns, ids, bundle.predict(rows.columns), 7000)
     appended = prediction_records(answered, "f" * 64)
     read = [Event(at, 7000, record.key, record.headers, record.value) for at, record in enumerate(appended)]
     served, refused = ServedCodec(MIXED, 1 << 20, TOPIC).decode(read, f"{TOPIC}:0")

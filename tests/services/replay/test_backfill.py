@@ -175,7 +175,7 @@ def test_a_file_that_changed_since_it_was_planned_is_refused_and_half_of_it_is_g
     folder = place(tmp_path / "there")
     append(folder, good_rows(1))
     there = instance(folder)
-    planned = backfill.described(there, folder / "old.jsonl", {})
+    planned = backfill.backfill_of(there, folder / "old.jsonl", {})
     assert planned.timestamp_ms == NOW_MS
     log = there.log()
     log.create_topic("digits.backfill-x")
@@ -193,7 +193,7 @@ def test_a_file_that_changed_since_it_was_planned_is_refused_and_half_of_it_is_g
         backfill.fill(there, "z", planned)
     (folder / "old.jsonl").write_bytes(b"")
     with pytest.raises(BadInputError, match="no rows"):
-        backfill.described(there, folder / "old.jsonl", {})
+        backfill.backfill_of(there, folder / "old.jsonl", {})
 
 
 @pytest.mark.parametrize("warm", [True, False])

@@ -23,7 +23,7 @@ from millrace.services.errors import BusyError, NotCountedError
 from millrace.services.pipeline.succession import heir_of
 from millrace.services.replay import learner_rollback
 from millrace.services.replay.operations import advance, planned_operation, step
-from millrace.services.training.run import opening_of
+from millrace.services.training.run import identity_of_worker
 from millrace.services.training.trainer import Trainer
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.branch.forks import begin_fork
@@ -119,7 +119,7 @@ def stages(folder: Path, stop: int) -> None:
         last = learner_rollback._ended(where, plan, mark)
     if stop > 2:
         fork = learner_rollback._fork(where, plan, last, mark)
-        begin_fork(where.recipe, where.doors(plan.branch), fork, mark.branch)
+        begin_fork(where.fold_spec, where.backends(plan.branch), fork, mark.branch)
     if stop > 3:
         decide(where, Change(where.ledger().serving["default"], Target(follow=plan.branch)), "poison")
 
@@ -257,7 +257,7 @@ def test_a_live_trainer_goes_on_with_its_branch_where_the_rollback_is_given_up(t
     trainer = Trainer(where, "main", Shelf(where))
     soon(lambda: trainer.state().epoch > 0)
     stages(there, 1)
-    taken = Worker(where.recipe, where.doors("main"), where.loaded.pipeline.worker, opening_of(where, "main"))
+    taken = Worker(where.fold_spec, where.backends("main"), where.loaded.pipeline.worker, identity_of_worker(where, "main"))
     taken.close()
     soon(lambda: not trainer.state().running)
     assert here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=there).exit_code == 0

@@ -88,8 +88,8 @@ def replayed(there: Instance, file: Path | None = None) -> tuple[dict, dict]:
     assert extent.excluded == (POISON_TO - POISON_FROM) * EACH
     _, plan = load_plan(there, plan_sha256)
     replay._caught_up(there, plan)
-    doors = there.doors(plan.branch)
-    assert verify(there.recipe, doors, plan.branch, 3).findings == []
+    backends = there.backends(plan.branch)
+    assert verify(there.fold_spec, backends, plan.branch, 3).findings == []
     return state(there, plan.branch)
 
 

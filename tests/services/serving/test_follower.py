@@ -16,7 +16,7 @@ from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Bundle, Identity, Parts, bundle_bytes
 from millrace.services.pipeline.instance import Instance
 from millrace.services.serving.follower import Fetched, Follower
-from millrace.services.training.current import Blob, Current, Publication
+from millrace.services.training.current import Blob, NewestWeights, Publication
 from millrace.streams.journal.ledger import Target
 from millrace.streams.parts import sha256, unpack
 
@@ -44,8 +44,8 @@ def state(instance: Instance, epoch: int, seq: int) -> tuple[Publication, Blob]:
     return Publication(parts.identity, sha256(blob), 1), np.frombuffer(blob, np.uint8)
 
 
-def following(current: Current) -> Callable[..., Awaitable[Fetched | None]]:
-    """Asks ``Current`` as a replica does, in one process."""
+def following(current: NewestWeights) -> Callable[..., Awaitable[Fetched | None]]:
+    """Asks ``NewestWeights`` as a replica does, in one process."""
 
     async def ask(branch: str, after: Publication | None, timeout_s: float) -> Fetched | None:
         news = await current.next(branch, after, max(timeout_s, 0.01))
@@ -54,11 +54,11 @@ def following(current: Current) -> Callable[..., Awaitable[Fetched | None]]:
     return ask
 
 
-def play(instance: Instance, story: Callable[[Follower, Current], Awaitable[None]]) -> None:
+def play(instance: Instance, story: Callable[[Follower, NewestWeights], Awaitable[None]]) -> None:
     """Run a follower beside a story about it."""
 
     async def both() -> None:
-        current = Current(lambda blob: blob)
+        current = NewestWeights(lambda blob: blob)
         follower = Follower(instance, following(current))
         task = asyncio.create_task(follower.run())
         try:
@@ -87,7 +87,7 @@ def versions(instance: Instance) -> list[str]:
 def test_a_replica_without_current_answers_from_the_newest_checkpoint_and_takes_what_comes(learned: Instance) -> None:
     """The newest wins; what is older, or damaged on its way, is never used."""
 
-    async def story(follower: Follower, current: Current) -> None:
+    async def story(follower: Follower, current: NewestWeights) -> None:
         assert (await soon(follower, lambda held: True)).identity.version == versions(learned)[-1]
         assert await current.publish(*state(learned, 9, 50))
         await soon(follower, lambda held: held.identity.place == (9, 50))
@@ -110,7 +110,7 @@ def test_a_decision_is_followed_at_once_and_an_impossible_one_changes_nothing(le
     """To an older version, on to one that is not there, and back to the branch's newest."""
     first = versions(learned)[0]
 
-    async def story(follower: Follower, current: Current) -> None:
+    async def story(follower: Follower, current: NewestWeights) -> None:
         await current.publish(*state(learned, 9, 50))
         await soon(follower, lambda held: held.identity.place == (9, 50))
         to_first = plan(learned, Target(version=first))
@@ -133,7 +133,7 @@ def test_current_holds_one_publication_a_branch_and_wakes_who_waits() -> None:
     """What is asked for before it is there arrives when it is; nothing newer in time is None."""
 
     async def story() -> None:
-        current = Current(lambda blob: blob)
+        current = NewestWeights(lambda blob: blob)
         one = Publication(Identity("main", 1, 5), "a", 1)
         assert await current.next("main", None, 0.01) is None and not await current.beat(one)
         waiting = asyncio.create_task(current.next("main", None, SOON_S))

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branches import SCHEMA, SMALL, Rooms, everything, make_events, recipe, run_to_end
+from branches import SCHEMA, SMALL, Rooms, everything, fold_spec, make_events, run_to_end
 from pipelines import PIPELINE, facts, millrace, pipeline_in
 
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
-from millrace.streams.branch.branch import Recipe
+from millrace.streams.branch.branch import FoldSpec
 from millrace.streams.branch.verify import verify
 
 PRIORS: list[tuple[str, Any]] = [("uniform", "uniform"), ("as-seen", "as-seen"), ("table", {"7": 0.5})]
@@ -54,14 +54,14 @@ def test_air_without_room_is_refused_before_a_row_is_read(tmp_path: Path) -> Non
     """By the operator's sentence and not a traceback: the bytes, the limit and the way out."""
     loaded = load_pipeline(pipeline_in(tmp_path, rows=0, text=PIPELINE), ['learner={kind="air", expand=8192}'])
     with pytest.raises(ConfigError, match=r"25603 MiB.*limit_mib = 1024; use fewer, or kind aef-ocl"):
-        Instance(loaded, tmp_path).recipe.make_learner()
+        Instance(loaded, tmp_path).fold_spec.make_learner()
 
 
-def learning(kind: str, **config: Any) -> Recipe:
+def learning(kind: str, **config: Any) -> FoldSpec:
     """The small pipeline with another learner."""
     algorithm = LEARNERS[kind]
     told = algorithm.config(solve_rows=9, **config)
-    return replace(recipe(), make_learner=lambda: algorithm.learner(told, SCHEMA.width, 0))
+    return replace(fold_spec(), make_learner=lambda: algorithm.learner(told, SCHEMA.width, 0))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def learning(kind: str, **config: Any) -> Recipe:
     ],
     ids=["aef-ocl", "aef-ocl, solved behind", "air", "air, solved behind", "slda", "ncm"],
 )
-def test_a_restart_in_the_middle_and_a_refold_give_the_same_bits(how: Recipe) -> None:
+def test_a_restart_in_the_middle_and_a_refold_give_the_same_bits(how: FoldSpec) -> None:
     """All parts, derived ones too: the balanced answers follow from the state alone; every mark is proved."""
     events = make_events(150)
     whole = Rooms(events)
@@ -87,7 +87,7 @@ def test_a_restart_in_the_middle_and_a_refold_give_the_same_bits(how: Recipe) ->
     again = halved.worker(how=how)
     run_to_end(again, 150)
     assert everything(again) == everything(steady)
-    report = verify(how, whole.doors(), "main", SMALL.keep)
+    report = verify(how, whole.backends(), "main", SMALL.keep)
     assert report.proved and not report.findings
 
 

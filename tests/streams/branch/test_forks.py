@@ -8,19 +8,19 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from branches import HOST, SMALL, START_MS, Rooms, SteppedWall, everything, make_events, run_to_end
+from branches import HOST, SMALL, START_MS, Rooms, SteppedClock, everything, make_events, run_to_end
 from forks import TILL_7, Forked, finish, forked, never_poisoned, phases_to, poisoned, truth
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from late_labels import RULES, late_recipe, make_late_events
+from late_labels import RULES, late_fold_spec, make_late_events
 from test_crash import DyingStore
 
-from millrace.streams.branch.branch import Recipe, refold, restore
+from millrace.streams.branch.branch import FoldSpec, refold, restore
 from millrace.streams.branch.forks import begin_fork, end_branch
 from millrace.streams.branch.verify import difference, verify
 from millrace.streams.errors import DamageError, EndedError, ReplacedError
 from millrace.streams.journal.entries import End, Step
-from millrace.streams.journal.exclusions import Key, Range, Time, left_out, words
+from millrace.streams.journal.exclusions import Key, OffsetRange, Time, describe, left_out
 from millrace.streams.journal.journal import Cursor, Writer, counted, summarise
 from millrace.streams.labels.served import LateLabel, Prediction, encode, encode_row
 from millrace.streams.parts import pack, sha256
@@ -28,7 +28,7 @@ from millrace.streams.records import Event, encode_headers
 from millrace.streams.source import CrashError
 from millrace.streams.state.exclusion_reader import Excluding
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Opening, Worker
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 LIMIT = 1e-8  # relative; batches are cut elsewhere, so the last bits of sums differ
 
@@ -58,7 +58,7 @@ def test_the_fork_is_the_model_that_never_saw_the_poison(late, seed, read_rows):
     assert parent > LIMIT
 
 
-class Poisoned(Recipe):
+class Poisoned(FoldSpec):
     """Broken: reads a fork as if it excluded nothing."""
 
     def reader_of(self, fork):
@@ -93,15 +93,15 @@ def test_verify_proves_a_fork_from_the_version_it_begins_at():
     there = forked()
     worker = finish(there.worker(), there.parent.items[-1].offset + 1)
     worker.close()
-    report = verify(there.how, there.doors(), "mended", SMALL.keep)
+    report = verify(there.how, there.backends(), "mended", SMALL.keep)
     assert report.findings == [] and report.proved[-1].version == worker.newest_version
     assert report.base == f"version {summarise(there.journal, 'mended').fork.parent.branch}.{report_seq(there)}"
-    assert verify(there.how, there.parent.doors(), "main", SMALL.keep).findings == []
+    assert verify(there.how, there.parent.backends(), "main", SMALL.keep).findings == []
     forged = ListStream()
     fork = there.fork()
     parent = msgspec.structs.replace(fork.parent, state_sha256="0" * 64)
-    begin_fork(there.how, replace(there.doors(), journal=forged), msgspec.structs.replace(fork, parent=parent))
-    report = verify(there.how, replace(there.doors(), journal=forged), "mended", SMALL.keep)
+    begin_fork(there.how, replace(there.backends(), journal=forged), msgspec.structs.replace(fork, parent=parent))
+    report = verify(there.how, replace(there.backends(), journal=forged), "mended", SMALL.keep)
     assert report.findings
 
 
@@ -116,13 +116,13 @@ def test_a_fork_whose_start_is_damaged_goes_back_to_the_version_and_without_that
     there.worker()
     summary = summarise(there.journal, "mended")
     del there.parent.store.blobs["mended", summary.marks[0].checkpoint]
-    restored = restore(there.how, there.doors(), summary)
+    restored = restore(there.how, there.backends(), summary)
     assert restored.mark is None and restored.state_seq == 1
     found = {name: pack(part) for name, part in restored.fold.parts().items()}
     assert found["learner"] in there.parent.store.blobs.values()
     del there.parent.store.blobs["main", summary.fork.learner_from]
     with pytest.raises(DamageError, match="plan a replay from another version"):
-        restore(there.how, there.doors(), summary)
+        restore(there.how, there.backends(), summary)
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -138,9 +138,9 @@ def test_a_crash_after_any_phase_of_a_replay_changes_nothing(late):
         for _ in itertools.islice(phases_to(again.worker(), end), count):
             pass
         assert everything(finish(again.worker(), end)) == whole, count
-    fold = restore(there.how, there.doors(), replace(summarise(there.journal, "mended"), marks=[])).fold
+    fold = restore(there.how, there.backends(), replace(summarise(there.journal, "mended"), marks=[])).fold
     entries = [entry for entry in counted(there.journal, "mended", Cursor()) if isinstance(entry, Step)]
-    list(refold(fold, entries, there.doors().source, there.how.reader_of(there.fork())))
+    list(refold(fold, entries, there.backends().source, there.how.reader_of(there.fork())))
     assert {name: pack(part) for name, part in fold.parts().items()} == whole
 
 
@@ -211,10 +211,10 @@ class Silent(Excluding):
         return super().decode([one for one in events if not left_out(self.exclude, one, tp)], tp)
 
 
-def counts_of(events: list[Event], how: Recipe, read_rows: int) -> dict[str, int]:
+def counts_of(events: list[Event], how: FoldSpec, read_rows: int) -> dict[str, int]:
     """What became of records on a branch that leaves the poisoner out from its beginning."""
     rooms = Rooms(events, read_rows=read_rows)
-    fork = msgspec.structs.replace(how.new_fork("main", rooms.doors().source), exclude=[TILL_7])
+    fork = msgspec.structs.replace(how.new_fork("main", rooms.backends().source), exclude=[TILL_7])
     for declared in (how.config, how.schema.declared):
         rooms.store.put("main", declared)
     Writer(rooms.journal, "main", Cursor()).append(fork)
@@ -248,7 +248,7 @@ STORY = told(
 @pytest.mark.parametrize("read_rows", [1, 2, 5, 16])
 def test_a_row_whose_label_is_left_out_gets_no_default_label_and_may_get_another(read_rows):
     """Its label before or after it; a label of the same id by another producer is learned; one too early says nothing."""
-    found = counts_of(STORY, late_recipe(rules=RULES), read_rows)
+    found = counts_of(STORY, late_fold_spec(rules=RULES), read_rows)
     assert (found["joined"], found["defaulted"], found["unlabelled"], found["unmatched"]) == (2, 2, 2, 1)
     assert found["learned"] == 4
 
@@ -257,7 +257,7 @@ def test_a_reader_that_gives_the_default_to_a_row_whose_label_is_left_out_is_not
     """The broken twin."""
     monkeypatch.setattr("millrace.streams.branch.branch.Excluding", Silent)
     with pytest.raises(AssertionError):
-        assert counts_of(STORY, late_recipe(rules=RULES), 5)["defaulted"] == 2
+        assert counts_of(STORY, late_fold_spec(rules=RULES), 5)["defaulted"] == 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -268,7 +268,7 @@ def test_no_state_of_a_fork_depends_on_how_records_were_grouped_into_reads(seed,
     states = []
     for rows in (read_rows, 60):
         rooms = Rooms(events, read_rows=rows)
-        how = late_recipe(rules=replace(RULES, memory_rows=8))
+        how = late_fold_spec(rules=replace(RULES, memory_rows=8))
         begun = rooms.worker(how=how)
         begun._reader = Excluding(how.reader, (TILL_7,))
         run_to_end(begun, len(events))
@@ -284,13 +284,13 @@ def test_no_state_of_a_fork_depends_on_how_records_were_grouped_into_reads(seed,
 def test_each_kind_of_exclusion_names_what_it_says_and_nothing_else():
     """Offsets of one partition, a time, a header, a key by its hash."""
     event = Event(7, 1000, b"customer", encode_headers((("producer", b"till-7"),)), b"{}")
-    assert left_out([Range("t:0", 7, 8)], event, "t:0")
-    assert not left_out([Range("t:0", 7, 8)], event, "t:1") and not left_out([Range("t:0", 6, 7)], event, "t:0")
+    assert left_out([OffsetRange("t:0", 7, 8)], event, "t:0")
+    assert not left_out([OffsetRange("t:0", 7, 8)], event, "t:1") and not left_out([OffsetRange("t:0", 6, 7)], event, "t:0")
     assert left_out([Time(1000, 1001)], event, "t:0") and not left_out([Time(999, 1000)], event, "t:0")
     assert left_out([TILL_7], event, "t:0") and not left_out([TILL_7], Event(7, 1000, None, b"", b""), "t:0")
     assert not left_out([TILL_7], Event(7, 1, None, b"\xff\xff\xff\x7f\xff", b""), "t:0"), "another program's headers"
     assert left_out([Key(sha256(b"customer"))], event, "t:0") and not left_out([Key(sha256(b"c"))], event, "t:0")
-    assert "customer" not in words(Key(sha256(b"customer")))
+    assert "customer" not in describe(Key(sha256(b"customer")))
 
 
 def test_an_ended_branch_is_opened_by_nobody_and_names_its_successor():
@@ -316,7 +316,7 @@ def test_a_branch_that_nobody_follows_goes_on_letting_out_once_it_is_followed():
     worker = there.worker()
     list(worker.step())
     before = len(there.parent.producer.records["small.scores"])
-    live = Worker(there.how, there.doors(), SMALL, Opening("mended", HOST, SteppedWall()))
+    live = Worker(there.how, there.backends(), SMALL, WorkerIdentity("mended", HOST, SteppedClock()))
     finish(live, there.parent.items[-1].offset + 1)
     let_out = [json.loads(one.value) for one in there.parent.producer.records["small.scores"][before:]]
     assert {one["branch"] for one in let_out} == {"mended"} and let_out[-1]["seq"] <= live.seq

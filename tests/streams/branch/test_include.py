@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from branches import HOST, SMALL, SteppedWall, everything, mark_at_once
+from branches import HOST, SMALL, SteppedClock, everything, mark_at_once
 from forks import Forked, forked
 from test_forks import DyingStream
 
-from millrace.streams.branch.branch import Doors, in_force
+from millrace.streams.branch.branch import Backends, in_force
 from millrace.streams.branch.verify import verify
 from millrace.streams.journal.entries import Act, Step
 from millrace.streams.journal.exclusions import left_out
@@ -20,7 +20,7 @@ from millrace.streams.journal.ledger import Include, append_decision
 from millrace.streams.journal.retention import Retention
 from millrace.streams.source import CrashError
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Opening, Worker
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 AFTER = 60  # records read when the operator says so
 WHO = {"who": "me", "why": "mended", "when_ms": 5}
@@ -34,9 +34,9 @@ class Heeding:
 
     def worker(self) -> Worker:
         """A new process."""
-        doors: Doors = replace(self.there.doors(), retention=Retention(self.ledger, 0, look_s=0.0))
+        backends: Backends = replace(self.there.backends(), retention=Retention(self.ledger, 0, look_s=0.0))
         self.there.worker()
-        return Worker(self.there.how, doors, SMALL, Opening("mended", HOST, SteppedWall(), emits=False))
+        return Worker(self.there.how, backends, SMALL, WorkerIdentity("mended", HOST, SteppedClock(), emits=False))
 
 
 def told() -> ListStream:
@@ -54,7 +54,7 @@ def finish(there: Heeding, end: int) -> Worker:
             worker = there.worker()
             while sum(worker.fold.position.values()) < end:
                 if sum(worker.fold.position.values()) >= AFTER:
-                    worker.heed()
+                    worker.apply_ledger()
                 list(worker.step())
                 mark_at_once(worker)
             worker.close()
@@ -89,7 +89,7 @@ def test_from_the_act_on_records_are_no_longer_excluded_and_verify_holds(late):
     assert worker.fold.counts.passed < plain.fold.counts.passed or late
     assert everything(worker)["learner"] != everything(plain)["learner"]
     assert worker.fold.included == {"mended": [0]} and summarise(there.journal, "mended").included == {0}
-    assert verify(there.how, there.doors(), "mended", SMALL.keep).findings == []
+    assert verify(there.how, there.backends(), "mended", SMALL.keep).findings == []
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -112,7 +112,7 @@ def test_a_fold_that_does_not_heed_the_act_is_noticed(monkeypatch):
     there = forked()
     finish(Heeding(there, told()), there.parent.items[-1].offset + 1)
     monkeypatch.setattr("millrace.streams.branch.branch.in_force", lambda reader, fold: reader)
-    assert verify(there.how, there.doors(), "mended", SMALL.keep).findings
+    assert verify(there.how, there.backends(), "mended", SMALL.keep).findings
 
 
 def test_a_fork_of_the_branch_has_exclusions_of_its_own():

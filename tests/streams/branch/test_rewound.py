@@ -9,17 +9,17 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import numpy as np
 import pytest
-from branches import HOST, SCHEMA, SMALL, Rooms, SteppedWall, everything, make_events, mark_at_once, recipe, run_to_end
+from branches import HOST, SCHEMA, SMALL, Rooms, SteppedClock, everything, fold_spec, make_events, mark_at_once, run_to_end
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from late_labels import RULES, late_recipe, make_late_events
+from late_labels import RULES, late_fold_spec, make_late_events
 from test_crash import DyingStore
 from test_forks import DyingStream
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.drift.alarms import DriftConfig
 from millrace.learners.protocol import Batch, State
-from millrace.streams.branch.branch import Doors, Recipe, load_checkpoint, restore
+from millrace.streams.branch.branch import Backends, FoldSpec, load_checkpoint, restore
 from millrace.streams.branch.forks import begin_fork, compose, rewound_fork
 from millrace.streams.branch.learner_rollback import moved
 from millrace.streams.branch.verify import verify
@@ -34,7 +34,7 @@ from millrace.streams.parts import pack
 from millrace.streams.schema import Schema
 from millrace.streams.source import CrashError, ListSource
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Opening, Worker
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 ROWS = 120
 PART = 80  # read when the learner goes back
@@ -45,38 +45,38 @@ class Rewound:
     """What outlives a process: the rooms of ``main``, and the journal of the branch that takes its place."""
 
     parent: Rooms
-    how: Recipe
+    how: FoldSpec
     journal: ListStream = field(default_factory=ListStream)
 
-    def doors(self) -> Doors:
+    def backends(self) -> Backends:
         """Of the new branch, for a new process."""
         source = ListSource(self.parent.items, read_rows=self.parent.read_rows)
-        return Doors(source, self.parent.producer, self.journal, self.parent.store)
+        return Backends(source, self.parent.producer, self.journal, self.parent.store)
 
     def begin(self) -> Fork:
         """End ``main`` and begin the other, wherever that was left; as ``millrace rollback --learner`` does."""
-        doors = self.doors()
+        backends = self.backends()
         version = [mark for mark in summarise(self.parent.journal, "main").marks if mark.version][0]
         if summarise(self.parent.journal, "main").end.ended is None:
             worker = self.parent.worker(how=self.how)
             worker.close()
-            fork = rewound_fork(self.how, doors, "back", worker._chronicle.marks[-1], version, [])
-            compose(self.how, doors.store, fork, "main")
+            fork = rewound_fork(self.how, backends, "back", worker._version_log.marks[-1], version, [])
+            compose(self.how, backends.store, fork, "main")
             worker.end("rollback", "back")
         newest = [mark for mark in summarise(self.parent.journal, "main").marks if mark.version][-1]
-        fork = rewound_fork(self.how, doors, "back", newest, version, [])
-        begin_fork(self.how, doors, fork, "main")
+        fork = rewound_fork(self.how, backends, "back", newest, version, [])
+        begin_fork(self.how, backends, fork, "main")
         return fork
 
     def worker(self) -> Worker:
         """A new process on the new branch."""
         self.begin()
-        return Worker(self.how, self.doors(), SMALL, Opening("back", HOST, SteppedWall()))
+        return Worker(self.how, self.backends(), SMALL, WorkerIdentity("back", HOST, SteppedClock()))
 
 
 def learned(late: bool, seed: int = 0, read_rows: int = 5, part: int = PART) -> Rewound:
     """A branch ``main`` that has read a part of the log."""
-    how = late_recipe(rules=RULES) if late else recipe()
+    how = late_fold_spec(rules=RULES) if late else fold_spec()
     events = make_late_events(ROWS, seed) if late else make_events(ROWS, seed)
     rooms = Rooms(events, read_rows=read_rows)
     worker = rooms.worker(how=how)
@@ -85,7 +85,7 @@ def learned(late: bool, seed: int = 0, read_rows: int = 5, part: int = PART) -> 
     return Rewound(rooms, how)
 
 
-def answers(parts: dict, columns: Rows, how: Recipe) -> bytes:
+def answers(parts: dict, columns: Rows, how: FoldSpec) -> bytes:
     """What a state answers to rows, as bytes."""
     learner, features = how.make_learner(), Features(how.schema)
     learner.load_state_dict(State(parts["learner"], parts["derived"]))
@@ -105,9 +105,9 @@ def test_it_answers_as_the_version_did_and_has_the_joins_and_counts_of_now(late,
     newest = load_checkpoint(there.parent.store, main.marks[-1])
     first = [mark for mark in main.marks if mark.version][0]
     version = load_checkpoint(there.parent.store, first)
-    worker = Worker(there.how, there.doors(), SMALL, Opening("back", HOST, SteppedWall()))
+    worker = Worker(there.how, there.backends(), SMALL, WorkerIdentity("back", HOST, SteppedClock()))
     now = worker.fold.parts()
-    rows, _ = recipe().codec.decode(make_events(60, seed + 1))
+    rows, _ = fold_spec().codec.decode(make_events(60, seed + 1))
     assert answers(now, rows, there.how) == answers(version, rows, there.how)
     for name in ("learner", "derived", "features", "serve"):
         assert pack(now[name]) == pack(version[name]), name
@@ -122,7 +122,7 @@ def test_it_answers_as_the_version_did_and_has_the_joins_and_counts_of_now(late,
     run_to_end(worker, ROWS)
     assert worker.fold.records == ROWS and worker.fold.counts.learned >= before
     worker.close()
-    assert verify(there.how, there.doors(), "back", SMALL.keep).findings == []
+    assert verify(there.how, there.backends(), "back", SMALL.keep).findings == []
 
 
 def test_late_labels_of_predictions_that_waited_are_joined():
@@ -193,7 +193,7 @@ def finished(there: Rewound) -> dict[str, bytes]:
             worker.close()
         except CrashError:
             continue
-        assert verify(there.how, there.doors(), "back", SMALL.keep).findings == []
+        assert verify(there.how, there.backends(), "back", SMALL.keep).findings == []
         return everything(worker)
 
 
@@ -204,13 +204,13 @@ def test_a_start_that_is_not_of_its_two_versions_is_a_finding():
     forged = ListStream()
     fork = there.begin()
     other = [mark for mark in summarise(there.parent.journal, "main").marks if mark.version][1]
-    wrong = rewound_fork(there.how, there.doors(), "back", mark_of(there, fork), other, [])
-    begin_fork(there.how, replace(there.doors(), journal=forged), wrong, "main")
+    wrong = rewound_fork(there.how, there.backends(), "back", mark_of(there, fork), other, [])
+    begin_fork(there.how, replace(there.backends(), journal=forged), wrong, "main")
     entries = list(counted(forged, "back", Cursor()))
     honest = ListStream()
     for entry in (fork, entries[1]):
         honest.send(seal(entry))
-    assert verify(there.how, replace(there.doors(), journal=honest), "back", SMALL.keep).findings
+    assert verify(there.how, replace(there.backends(), journal=honest), "back", SMALL.keep).findings
 
 
 def mark_of(there: Rewound, fork: Fork):
@@ -224,9 +224,9 @@ def test_a_start_is_made_again_from_the_fork_entry_where_its_own_copy_is_gone():
     there = learned(late=True)
     fork = there.begin()
     summary = summarise(there.journal, "back")
-    copy = restore(there.how, there.doors(), summary).fold
+    copy = restore(there.how, there.backends(), summary).fold
     del there.parent.store.blobs["back", summary.marks[0].checkpoint]
-    again = restore(there.how, there.doors(), summary)
+    again = restore(there.how, there.backends(), summary)
     assert again.mark is None and again.fold.position == fork.positions
     assert {name: pack(part) for name, part in again.fold.parts().items()} == {
         name: pack(part) for name, part in copy.parts().items()
@@ -236,7 +236,7 @@ def test_a_start_is_made_again_from_the_fork_entry_where_its_own_copy_is_gone():
 @given(seed=some.integers(0, 1000), cut=some.integers(0, 40), turned=some.booleans())
 def test_rows_move_between_tables_as_if_the_other_table_had_made_them(seed, cut, turned):
     """Categories that grew since become ``other``; those that both know move to their slot."""
-    rows, _ = recipe().codec.decode(make_events(40, seed))
+    rows, _ = fold_spec().codec.decode(make_events(40, seed))
     less = rows.only(~np.isnan(rows.columns[1][:, 0]))
     older, newer = Features(SCHEMA), Features(SCHEMA)
     older.transform(less.only(np.arange(min(cut, len(less)))[:: -1 if turned else 1]))
@@ -275,20 +275,20 @@ def test_a_writer_that_was_live_hears_that_its_branch_has_ended():
 
 def test_detectors_are_the_newest_and_count_on():
     """What they have seen is not forgotten, and the places of rows never go back."""
-    how = replace(recipe(), drift=DriftConfig(false_alarm_rows=2000, per_class=False, act="version"))
+    how = replace(fold_spec(), drift=DriftConfig(false_alarm_rows=2000, per_class=False, act="version"))
     rooms = Rooms(make_events(ROWS))
     worker = rooms.worker(how=how)
     run_to_end(worker, PART)
     there = Rewound(rooms, how)
     there.begin()
     newest = load_checkpoint(rooms.store, summarise(rooms.journal, "main").marks[-1])
-    worker = Worker(how, there.doors(), SMALL, Opening("back", HOST, SteppedWall()))
+    worker = Worker(how, there.backends(), SMALL, WorkerIdentity("back", HOST, SteppedClock()))
     now = worker.fold.parts()
     assert pack(now["detectors"]) == pack(newest["detectors"])
     assert worker.fold.counts.learned == newest["counts"]["counts"]["learned"]
     run_to_end(worker, ROWS)
     worker.close()
-    assert verify(how, there.doors(), "back", SMALL.keep).findings == []
+    assert verify(how, there.backends(), "back", SMALL.keep).findings == []
 
 
 WIDE = Schema((*SCHEMA.fields[:2], replace(SCHEMA.fields[2], max=40)), SCHEMA.label, weight="w")
@@ -298,7 +298,7 @@ def growing() -> Rewound:
     """Late labels of rows whose towns are new all the time."""
     ridge = RidgeConfig(solve_rows=9)
     codec = {"codec": Codec(WIDE, 4096), "served": ServedCodec(WIDE, 4096, "list")}
-    how = replace(late_recipe(rules=RULES), schema=WIDE, make_learner=lambda: Ridge(ridge, WIDE.width, 0), **codec)
+    how = replace(late_fold_spec(rules=RULES), schema=WIDE, make_learner=lambda: Ridge(ridge, WIDE.width, 0), **codec)
     events = [
         msgspec.structs.replace(event, value=re.sub(rb'("town": ?")', rb"\g<1>%d" % (event.offset // 4), event.value))
         for event in make_late_events(ROWS, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from branches import SCHEMA, Rooms, make_events, recipe, run_to_end
+from branches import SCHEMA, Rooms, fold_spec, make_events, run_to_end
 
 from millrace.streams.branch.learner_rollback import rewound
 from millrace.streams.state.held_out import HeldOutConfig
@@ -21,7 +21,7 @@ def towns(x: np.ndarray, slots: list[str]) -> list[str]:
 
 def test_held_out_rows_are_moved_to_the_versions_tables() -> None:
     """A town that the version's table has no slot for is another; where its slot is another, so is the row's column."""
-    how = replace(recipe(), held_out=HeldOutConfig(share=0.5, rows=100, every_rows=5))
+    how = replace(fold_spec(), held_out=HeldOutConfig(share=0.5, rows=100, every_rows=5))
     first = Rooms(make_events(6, seed=5)).worker(how=how)
     run_to_end(first, 6)
     last = Rooms(make_events(80, seed=6)).worker(how=how)

@@ -27,7 +27,7 @@ from millrace.streams.checksummed import seal, unseal
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Entry, Mark, Open, Step
 from millrace.streams.journal.journal import Cursor, counted, summarise
-from millrace.streams.journal.store import read_manifest
+from millrace.streams.journal.store import read_checkpoint
 from millrace.streams.records import Record
 from millrace.streams.sqlite.stream import SqliteStream
 
@@ -127,13 +127,13 @@ def test_one_flipped_bit_of_a_record_is_named_with_the_first_bad_mark(copy, seed
     """The record's offset is in the message, and so is the first mark whose state has taken it in."""
     chance = random.Random(seed)
     offset = chance.randrange(ROWS)
-    doors = instance(copy).doors("main")
+    backends = instance(copy).backends("main")
     step = next(
         entry
-        for entry in counted(doors.journal, "main", Cursor())
+        for entry in counted(backends.journal, "main", Cursor())
         if isinstance(entry, Step) and entry.reads and entry.reads[0][2] > offset
     )
-    flip_in_table(copy / "proof" / "log.sqlite", f"records_{doors.source.topics()['proof'].id}_0", offset, chance)
+    flip_in_table(copy / "proof" / "log.sqlite", f"records_{backends.source.topics()['proof'].id}_0", offset, chance)
     said = findings(copy)
     bad = next(mark for mark in marks(copy) if mark.state_seq >= step.seq)
     assert f"proof:0 offset {offset} " in said
@@ -167,7 +167,7 @@ def test_one_flipped_bit_of_a_checkpoint_part_is_named_with_its_mark(copy, seed)
     store = instance(copy).store()
     kept = [mark for mark in marks(copy) if mark.version]
     mark = chance.choice(kept)
-    manifest = read_manifest(store, "main", mark.checkpoint)
+    manifest = read_checkpoint(store, "main", mark.checkpoint)
     name = chance.choice([mark.checkpoint, *(part.sha256 for part in manifest.parts.values())])
     path = store.path("main", name)
     flip(path, chance.randrange(path.stat().st_size), chance.randrange(8))
@@ -181,22 +181,22 @@ def names(store, mark: Mark, damaged: str) -> set[str]:
     """The blobs of a mark's checkpoint; only its manifest if that is what was damaged."""
     if mark.checkpoint == damaged:
         return {damaged}
-    return {part.sha256 for part in read_manifest(store, "main", mark.checkpoint).parts.values()}
+    return {part.sha256 for part in read_checkpoint(store, "main", mark.checkpoint).parts.values()}
 
 
 def forge(folder: Path, part: str, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """A sound checkpoint of the newest marked state with one array changed, and a sound mark for it, then one as it was."""
-    doors = instance(folder).doors("main")
+    backends = instance(folder).backends("main")
     last = marks(folder)[-1]
-    parts = load_checkpoint(doors.store, last)
+    parts = load_checkpoint(backends.store, last)
     parts[part][name] = change(parts[part][name])
-    checkpoint, manifest = save_checkpoint(doors.store, "main", last.state_seq, parts)
-    at = summarise(doors.journal, "main").end
+    checkpoint, manifest = save_checkpoint(backends.store, "main", last.state_seq, parts)
+    at = summarise(backends.journal, "main").end
     forged = msgspec.structs.replace(
         last, seq=at.seq + 1, epoch=at.epoch, state_sha256=manifest.state_sha256, checkpoint=checkpoint, version=None
     )
-    doors.journal.send(seal(forged)).offset()
-    doors.journal.send(seal(msgspec.structs.replace(last, seq=at.seq + 2, epoch=at.epoch))).offset()
+    backends.journal.send(seal(forged)).offset()
+    backends.journal.send(seal(msgspec.structs.replace(last, seq=at.seq + 2, epoch=at.epoch))).offset()
 
 
 def test_a_checkpoint_of_another_state_is_found_although_its_bytes_are_sound(copy):

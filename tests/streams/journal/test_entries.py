@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from millrace.streams.checksummed import seal
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import End, Entry, Fork, Host, Mark, Open, Parent, StateName, Step, decode_entry
-from millrace.streams.journal.exclusions import Header, Key, Range, Time
+from millrace.streams.journal.exclusions import Header, Key, OffsetRange, Time
 from millrace.streams.journal.ledger import Certificate, Ledger, Serve, Target
 from millrace.streams.source import Topic
 from millrace.streams.stream import ListStream
@@ -30,7 +30,7 @@ FORK = Fork(
     config_sha256="c",
     features_sha256="f",
     seed=7,
-    exclude=[Range("t:0", 1, 3), Time(5, 9), Header("producer", "till-7"), Key("ab" * 32)],
+    exclude=[OffsetRange("t:0", 1, 3), Time(5, 9), Header("producer", "till-7"), Key("ab" * 32)],
 )
 OPEN = Open(branch="main", seq=2, epoch=1, after_seq=1, restored=StateName(1, "ef"), host=HOST, writer="w")
 STEP = Step(branch="main", seq=3, epoch=1, reads=[("t:0", 3, 9, 6, 123)], clock_ms=5, rejected=[("t:0", 4, None, "oversized")])

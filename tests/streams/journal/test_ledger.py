@@ -15,7 +15,7 @@ from pipelines import PATIENCE_S
 from millrace.streams.checksummed import seal
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Host
-from millrace.streams.journal.ledger import NEXT, Certificate, Ledger, Operation, Serve, Stage, Target, append_decision
+from millrace.streams.journal.ledger import NEXT, Certificate, Ledger, Operation, OperationState, Serve, Target, append_decision
 from millrace.streams.sqlite.stream import SqliteStream
 from millrace.streams.stream import ListStream, Stream
 
@@ -66,7 +66,7 @@ def test_of_two_hands_that_reach_for_one_endpoint_the_second_does_not_count() ->
     assert ledger.serving == {"default": Target(version="main.3")} and [d.who for d in ledger.counted] == ["me", "operator"]
 
 
-def operation(before: Stage | None, state: Stage, name: str = "replay-1", plan: str = "a") -> Operation:
+def operation(before: OperationState | None, state: OperationState, name: str = "replay-1", plan: str = "a") -> Operation:
     """A replay's step."""
     return Operation(who="me", why="w", when_ms=1, id=name, before=before, state=state, plan_sha256=plan, branch=name)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from branches import Rooms, everything, make_events, recipe, run_to_end
+from branches import Rooms, everything, fold_spec, make_events, run_to_end
 from hypothesis import given
 from hypothesis import strategies as st
 from pruned_branch import EVENTS, PRUNING, ROWS, Older, Remembering, here, pruned_rooms, segments, whole
@@ -18,7 +18,7 @@ from millrace.streams.branch.branch import manifest_of
 from millrace.streams.branch.verify import verify, verify_version
 from millrace.streams.errors import DamageError, ReplacedError
 from millrace.streams.journal.entries import Mark
-from millrace.streams.journal.journal import Cursor, Summary, counted, entries_after, summarise, take_in
+from millrace.streams.journal.journal import Cursor, Summary, counted, entries_after, extend, summarise
 from millrace.streams.journal.ledger import Alias, append_decision
 from millrace.streams.journal.retention import Retention
 from millrace.streams.journal.segments import WIDTH, entries_of, packed
@@ -26,8 +26,8 @@ from millrace.streams.journal.store import GRACE_S, FolderStore, Run
 from millrace.streams.records import Read, make_read
 from millrace.streams.source import CrashError, ListSource
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.versions import Chronicle, oldest_kept
-from millrace.streams.worker.worker import Opening, Worker, WorkerConfig
+from millrace.streams.worker.versions import VersionLog, oldest_kept
+from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
 
 # A journal that has lost its beginning
 
@@ -64,7 +64,7 @@ def test_a_branch_whose_journal_is_pruned_learns_as_one_whose_is_not() -> None:
     uninterrupted = plain.worker(config=replace(PRUNING, journal_keep_entries=0))
     assert everything(worker) == everything(uninterrupted) == everything(rooms.worker(config=PRUNING))
     assert rooms.journal.first() > 30 and worker.epoch == 2
-    report = verify(recipe(), rooms.doors(), "main", PRUNING.keep)
+    report = verify(fold_spec(), rooms.backends(), "main", PRUNING.keep)
     assert (report.findings, report.base, report.records) == ([], "fork", ROWS)
     assert len(report.proved) == len(whole(rooms).marks)
 
@@ -78,7 +78,7 @@ def test_a_version_before_the_pruned_point_is_folded_again_from_segments() -> No
     run_to_end(rooms.worker(config=PRUNING), ROWS)
     assert rooms.journal.first() > 20 > segments(rooms)[oldest].entries.stop
     for nearest in (False, True):
-        report = verify_version(recipe(), rooms.doors(), oldest, nearest, lambda: False)
+        report = verify_version(fold_spec(), rooms.backends(), oldest, nearest, lambda: False)
         assert [mark.version for mark in report.proved] == [oldest] and report.findings == []
 
 
@@ -90,7 +90,7 @@ def test_a_follower_that_is_overtaken_misses_nothing() -> None:
     summary = summarise(rooms.whole_journal(), "main")
     run_to_end(worker, ROWS)
     assert rooms.journal.first() > summary.end.offset
-    take_in(summary, rooms.whole_journal(), "main")
+    extend(summary, rooms.whole_journal(), "main")
     assert summary.end == whole(rooms).end and summary.marks == whole(rooms).marks
 
 
@@ -160,14 +160,14 @@ def test_a_sweep_keeps_segments_and_takes_those_that_no_kept_version_names(tmp_p
     needed = {run.sha256 for segment in segments(rooms).values() for run in segment.runs}
     assert needed <= there and any(run.level for segment in segments(rooms).values() for run in segment.runs)
     assert list(rooms.whole_journal().read(0)) == list(enumerate(rooms.journal.ever))
-    assert verify(recipe(), rooms.doors(), "main", PRUNING.keep).findings == []
+    assert verify(fold_spec(), rooms.backends(), "main", PRUNING.keep).findings == []
 
 
 class Patient(Worker):
     """Its wall clock is the real one, so that its sweeps see how old files are."""
 
-    def __init__(self, how, doors, config, opening) -> None:
-        super().__init__(how, doors, config, Opening(opening.branch, opening.host))
+    def __init__(self, how, backends, config, opening) -> None:
+        super().__init__(how, backends, config, WorkerIdentity(opening.branch, opening.host))
         self._unversioned = True
 
 
@@ -180,7 +180,7 @@ def test_a_missing_segment_is_named_with_what_can_no_longer_be_proved() -> None:
     runs = list(segments(rooms).values())[-1].runs
     lost = runs[1]
     del rooms.store.blobs["main", lost.sha256]
-    report = verify(recipe(), rooms.doors(), "main", PRUNING.keep)
+    report = verify(fold_spec(), rooms.backends(), "main", PRUNING.keep)
     said = "\n".join(map(str, report.findings))
     assert f"journal entries at offsets {lost.first} to {lost.stop - 1} (up to seq {lost.seq}) cannot be read" in said
     assert f"nothing that was learned up to seq {lost.seq} can be folded again" in said
@@ -191,7 +191,7 @@ def test_a_missing_segment_is_named_with_what_can_no_longer_be_proved() -> None:
 def whole_after(rooms: Rooms, lost: Run) -> Summary:
     """What the journal comes to after a run."""
     summary = Summary(end=Cursor.after(lost))
-    take_in(summary, rooms.whole_journal(), "main")
+    extend(summary, rooms.whole_journal(), "main")
     return summary
 
 
@@ -202,7 +202,7 @@ def test_a_journal_whose_beginning_nobody_has_is_damage_and_nobody_goes_on() -> 
     rooms.journal.delete_before(2)
     with pytest.raises(DamageError, match="begins at offset 2, and no version there that can be read has the entries before"):
         rooms.worker()
-    assert "no version there that can be read" in str(verify(recipe(), rooms.doors(), "main", 2).findings[0])
+    assert "no version there that can be read" in str(verify(fold_spec(), rooms.backends(), "main", 2).findings[0])
 
 
 def test_the_newest_version_damaged_the_one_before_has_the_past() -> None:
@@ -213,7 +213,7 @@ def test_the_newest_version_damaged_the_one_before_has_the_past() -> None:
     assert list(rooms.whole_journal().read(0)) == list(enumerate(rooms.journal.ever))
     worker = rooms.worker(config=PRUNING)
     worker.close()
-    segment = manifest_of(rooms.store, worker._chronicle.marks[-1]).segment
+    segment = manifest_of(rooms.store, worker._version_log.marks[-1]).segment
     have = [raw for run in segment.runs for raw in entries_of(rooms.store, "main", run)]
     assert have == rooms.journal.ever[: segment.entries.stop]
 
@@ -267,17 +267,17 @@ def test_a_crash_at_any_append_or_deletion_changes_nothing() -> None:
         assert state == whole_state
         assert list(rooms.whole_journal().read(0)) == list(enumerate(journal.ever))
         if at % 5 == 0:
-            assert verify(recipe(), rooms.doors(), "main", PRUNING.keep).findings == []
+            assert verify(fold_spec(), rooms.backends(), "main", PRUNING.keep).findings == []
         if journal.left > 0:
             break
     assert at > 30
 
 
-class Careless(Chronicle):
+class Careless(VersionLog):
     """Broken: deletes up to the newest version's mark, whatever versions have."""
 
     def _prune(self) -> None:
-        self._doors.journal.delete_before(1 << 60)
+        self._backends.journal.delete_before(1 << 60)
 
 
 def test_a_writer_that_deletes_what_no_version_holds_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +312,7 @@ def test_a_long_journal_stays_bounded_opens_fast_and_is_proved_from_the_fork() -
         journal_keep_entries=100,
     )
     rooms = Rooms(make_events(rows), journal=Remembering(), read_rows=1, retention=Retention(ListStream(), 3))
-    how = recipe("chain")
+    how = fold_spec("chain")
     held = []
     for end in range(1500, rows + 1, 1500):
         rooms.journal.reads = 0
@@ -322,6 +322,6 @@ def test_a_long_journal_stays_bounded_opens_fast_and_is_proved_from_the_fork() -
     assert len(rooms.journal.ever) > 20_000
     assert max(length for length, _ in held) < 4 * 400 and max(reads for _, reads in held) < 3 * 4 * 400
     assert len(list(segments(rooms).values())[-1].runs) < 2 * WIDTH
-    report = verify(how, replace(rooms.doors(), source=Sliced(rooms.items)), "main", config.keep)
+    report = verify(how, replace(rooms.backends(), source=Sliced(rooms.items)), "main", config.keep)
     assert (report.findings, report.base, report.records) == ([], "fork", rows)
     assert report.entries == worker.seq and len(report.proved) > 150

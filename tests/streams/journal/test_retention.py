@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 import pytest
-from branches import HOST, SMALL, Rooms, SteppedWall, make_events, mark_at_once, recipe, run_to_end
+from branches import HOST, SMALL, Rooms, SteppedClock, fold_spec, make_events, mark_at_once, run_to_end
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,11 +15,11 @@ from millrace.streams.branch.branch import load_checkpoint, save_checkpoint
 from millrace.streams.branch.verify import verify, verify_version
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark
-from millrace.streams.journal.ledger import Alias, Ledger, Operation, Release, Serve, Stage, Target, append_decision
+from millrace.streams.journal.ledger import Alias, Ledger, Operation, OperationState, Release, Serve, Target, append_decision
 from millrace.streams.journal.retention import Retention
 from millrace.streams.journal.store import ListStore, kept_marks, sweep
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Opening, Worker, WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
 
 WHO = {"who": "me", "why": "a reason", "when_ms": 5}
 HANDS = st.one_of(
@@ -130,7 +130,7 @@ def test_a_release_counts_for_what_nothing_names() -> None:
 
 
 @pytest.mark.parametrize("then", ["running", "aborted"])
-def test_a_plan_keeps_the_version_that_it_begins_at_until_it_has_begun_or_is_given_up(then: Stage) -> None:
+def test_a_plan_keeps_the_version_that_it_begins_at_until_it_has_begun_or_is_given_up(then: OperationState) -> None:
     """The writer's marks come and go meanwhile."""
     town, plan = Town(keep=1), {"id": "replay-1", "plan_sha256": "a", "branch": "replay-1"} | WHO
     append_decision(town.stream, Operation(before=None, state="planned", version="main.3", **plan))
@@ -147,35 +147,35 @@ def test_a_worker_keeps_the_newest_versions_and_verify_misses_none_of_the_others
     """With keep = 0 all of them."""
     rooms, stream = Rooms(make_events(200)), ListStream()
     config = WorkerConfig(step_rows=5, checkpoint_rows=11, version_rows=20, keep=SMALL.keep)
-    doors = replace(rooms.doors(), retention=Retention(stream, keep))
-    worker = Worker(recipe(), doors, config, Opening("main", HOST, SteppedWall()))
+    backends = replace(rooms.backends(), retention=Retention(stream, keep))
+    worker = Worker(fold_spec(), backends, config, WorkerIdentity("main", HOST, SteppedClock()))
     run_to_end(worker, 200)
     mark_at_once(worker)
     ledger = Ledger("ledger")
     ledger.follow(stream)
-    versions = [mark.version for mark in worker._chronicle.marks if mark.version]
+    versions = [mark.version for mark in worker._version_log.marks if mark.version]
     assert len(versions) >= 9 and ledger.released == (set(versions[:-keep]) if keep else set())
-    assert verify(recipe(), doors, "main", config.keep).findings == []
+    assert verify(fold_spec(), backends, "main", config.keep).findings == []
 
 
 def test_one_version_is_folded_again_from_its_parent_or_the_nearest_checkpoint() -> None:
     """And not a step further than it is."""
     rooms = Rooms(make_events(200))
     config = WorkerConfig(step_rows=5, checkpoint_rows=11, version_rows=60, keep=SMALL.keep)
-    worker = rooms.worker(config=config, how=recipe())
+    worker = rooms.worker(config=config, how=fold_spec())
     run_to_end(worker, 200)
     worker.close()
-    versions = [mark for mark in worker._chronicle.marks if mark.version]
+    versions = [mark for mark in worker._version_log.marks if mark.version]
     for base, mark in zip([None, *versions], versions, strict=False):
-        report = verify_version(recipe(), rooms.doors(), str(mark.version), False, lambda: False)
+        report = verify_version(fold_spec(), rooms.backends(), str(mark.version), False, lambda: False)
         assert report.base == (f"version {base.version}" if base else "fork") and not report.findings
         assert report.proved == [mark] and (report.state_seq, report.state_sha256) == (mark.state_seq, mark.state_sha256)
-    nearest = verify_version(recipe(), rooms.doors(), str(versions[-1].version), True, lambda: False)
+    nearest = verify_version(fold_spec(), rooms.backends(), str(versions[-1].version), True, lambda: False)
     assert (
         nearest.base.startswith("checkpoint of seq") and nearest.entries < report.entries and nearest.proved == [versions[-1]]
     )
     with pytest.raises(TooSlowError):
-        verify_version(recipe(), rooms.doors(), str(versions[-1].version), False, lambda: True)
+        verify_version(fold_spec(), rooms.backends(), str(versions[-1].version), False, lambda: True)
 
 
 def test_a_ledger_that_cannot_be_read_lets_nothing_go_and_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:

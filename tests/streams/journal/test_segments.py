@@ -6,7 +6,7 @@ import os
 
 import msgspec
 import pytest
-from branches import HOST, SMALL, Rooms, mark_at_once, recipe, run_to_end
+from branches import HOST, SMALL, Rooms, fold_spec, mark_at_once, run_to_end
 from hypothesis import given
 from hypothesis import strategies as st
 from pruned_branch import EVENTS, ROWS, Older, segments
@@ -124,4 +124,4 @@ def test_versions_of_older_releases_stay_what_they_were() -> None:
     run_to_end(rooms.worker(), ROWS)
     new = list(segments(rooms).values())[len(old) :]
     assert new[0].entries.first == 0 and new[0].parent == VersionName(str(old[-1].version), old[-1].state_sha256)
-    assert verify(recipe(), rooms.doors(), "main", SMALL.keep).findings == []
+    assert verify(fold_spec(), rooms.backends(), "main", SMALL.keep).findings == []

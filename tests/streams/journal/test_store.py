@@ -15,11 +15,11 @@ from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.store import (
     GRACE_S,
+    Checkpoint,
     FolderStore,
     ListStore,
-    Manifest,
     kept_marks,
-    read_manifest,
+    read_checkpoint,
     state_sha256,
     sweep,
 )
@@ -60,7 +60,7 @@ def files(store: FolderStore) -> set[str]:
 def needed(store: FolderStore, kept: list[Mark]) -> set[str]:
     """The files that these marks name, manifests and parts."""
     return {one.checkpoint for one in kept} | {
-        part.sha256 for one in kept for part in read_manifest(store, "main", one.checkpoint).parts.values()
+        part.sha256 for one in kept for part in read_checkpoint(store, "main", one.checkpoint).parts.values()
     }
 
 
@@ -77,7 +77,7 @@ def test_unchanged_parts_are_not_written_again(tmp_path: Path) -> None:
     mark(store, 10)
     first = files(store)
     age(store, OLD_S)
-    shared = read_manifest(store, "main", mark(store, 20).checkpoint).parts["features"].sha256
+    shared = read_checkpoint(store, "main", mark(store, 20).checkpoint).parts["features"].sha256
     assert shared in first and len(files(store) - first) == 3
     assert store.path("main", shared).stat().st_mtime > time.time() - GRACE_S
 
@@ -185,12 +185,12 @@ def test_a_manifest_that_lists_other_parts_than_its_state_is_refused() -> None:
     """Even where every hash is sound: the state's hash is over the parts that are its record of truth."""
     store = ListStore()
     one = mark(store, 10)
-    manifest = read_manifest(store, "main", one.checkpoint)
-    other = read_manifest(store, "main", mark(store, 20).checkpoint)
+    manifest = read_checkpoint(store, "main", one.checkpoint)
+    other = read_checkpoint(store, "main", mark(store, 20).checkpoint)
     mixed = msgspec.structs.replace(manifest, parts=manifest.parts | {"learner": other.parts["learner"]})
     name = store.put("main", msgspec.json.encode(mixed))
     with pytest.raises(DamageError, match="its parts are not those of the state it names"):
-        read_manifest(store, "main", name)
+        read_checkpoint(store, "main", name)
     with pytest.raises(DamageError, match="is not of the state that the mark of seq 10 names"):
         load_checkpoint(store, msgspec.structs.replace(one, checkpoint=mark(store, 20).checkpoint))
 
@@ -201,19 +201,19 @@ def test_a_manifest_that_cannot_be_read_is_refused_as_damage(blob: bytes) -> Non
     store = ListStore()
     name = store.put("main", blob)
     with pytest.raises(DamageError, match=f"Checkpoint {name} of branch main"):
-        read_manifest(store, "main", name)
+        read_checkpoint(store, "main", name)
 
 
 def test_the_hash_of_a_state_covers_its_record_of_truth_only() -> None:
     """Derived parts are compared by value; names count, order does not."""
     store = ListStore()
-    listed = read_manifest(store, "main", mark(store, 10).checkpoint).parts
+    listed = read_checkpoint(store, "main", mark(store, 10).checkpoint).parts
     truth = {name: part for name, part in listed.items() if part.truth}
     assert set(truth) == {"features", "learner"} and state_sha256(truth) == state_sha256(listed)
     assert state_sha256(dict(reversed(truth.items()))) == state_sha256(truth)
     renamed = {"learner": truth["features"], "features": truth["learner"]}
     assert state_sha256(renamed) != state_sha256(truth)
-    assert set(msgspec.structs.asdict(Manifest(1, "main", 10, "", listed))) == {
+    assert set(msgspec.structs.asdict(Checkpoint(1, "main", 10, "", listed))) == {
         *("format", "branch", "state_seq", "state_sha256", "parts", "segment")
     }
 

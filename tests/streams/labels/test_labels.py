@@ -10,7 +10,7 @@ import pytest
 from branches import START_MS, Rooms, everything, run_to_end
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from late_labels import RULES, Slow, late_recipe, make_late_events, x_of
+from late_labels import RULES, Slow, late_fold_spec, make_late_events, x_of
 
 from millrace.learners.protocol import Batch
 from millrace.streams.labels import join as labels
@@ -27,7 +27,7 @@ LONG = replace(RULES, retry_ms=1 << 40)  # ids are never forgotten, which the sl
 def folded(events: list[Event], rules=RULES, read_rows: int = 5):
     """A worker that has read every event, and what its learner was given."""
     rooms = Rooms(events, read_rows=read_rows)
-    worker = rooms.worker(how=late_recipe("chain", rules))
+    worker = rooms.worker(how=late_fold_spec("chain", rules))
     given_rows: list[tuple[tuple[float, ...], str]] = []
     learn = worker.fold.learner.learn_many
 
@@ -93,7 +93,7 @@ def replace_branch(event: Event, branch: str) -> Event:
 
 def answered_again(events: list[Event], read_rows: int):
     """A worker of branch main with a ridge that has read every event."""
-    worker = Rooms(events, read_rows=read_rows).worker(how=late_recipe("ridge", RULES))
+    worker = Rooms(events, read_rows=read_rows).worker(how=late_fold_spec("ridge", RULES))
     run_to_end(worker, len(events))
     return worker
 
@@ -241,14 +241,14 @@ def test_scores_are_those_of_the_prediction_as_it_was_served():
 )
 def test_a_record_that_cannot_be_meant_is_refused_with_its_reason(value, reason):
     """Nothing is coerced, and a served row has no label of its own."""
-    _, refused = late_recipe().reader.decode([Event(0, START_MS, None, b"", value)], "list:0")
+    _, refused = late_fold_spec().reader.decode([Event(0, START_MS, None, b"", value)], "list:0")
     assert [one.reason for one in refused] == [reason]
 
 
 def test_a_key_that_is_not_the_id_is_refused():
     """Else nothing keeps the records of an id in order."""
     value = encode(LateLabel("r", "a"))
-    _, refused = late_recipe().reader.decode([Event(0, START_MS, b"s", b"", value)], "list:0")
+    _, refused = late_fold_spec().reader.decode([Event(0, START_MS, b"s", b"", value)], "list:0")
     assert [one.reason for one in refused] == ["wrong-key"]
 
 

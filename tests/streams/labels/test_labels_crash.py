@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from branches import SMALL, Rooms, dies, everything, run_to_end
-from late_labels import late_recipe, make_late_events
+from late_labels import late_fold_spec, make_late_events
 from lossy import LossyWorker
 from test_crash import DyingStore
 
@@ -47,7 +47,7 @@ def survive(rooms: Rooms, kind: type[Worker] = Worker) -> Worker:
     """Start workers until one reaches the end."""
     while True:
         try:
-            worker = rooms.worker(kind, how=late_recipe())
+            worker = rooms.worker(kind, how=late_fold_spec())
             run_to_end(worker, ROWS)
         except CrashError:
             continue
@@ -73,7 +73,7 @@ def crash_before(event: int, kind: type[Worker] = Worker) -> Rooms:
 def crash_after_phase(count: int, kind: type[Worker] = Worker) -> Rooms:
     """Run to the end, dying once after so many phases of steps (each mark is a phase too)."""
     rooms = Rooms(EVENTS)
-    worker, phases = rooms.worker(kind, how=late_recipe()), itertools.count(1)
+    worker, phases = rooms.worker(kind, how=late_fold_spec()), itertools.count(1)
     while sum(worker.fold.position.values()) < ROWS and not dies(worker, phases, count):
         pass
     rooms.result = everything(survive(rooms, kind))
@@ -112,16 +112,16 @@ def test_folding_the_journal_again_gives_every_marked_join():
     """`verify` finds nothing, and a fold from the fork is the same state, byte for byte."""
     rooms = Rooms(EVENTS)
     survive(rooms)
-    report = verify(late_recipe(), rooms.doors(), "main", SMALL.keep)
+    report = verify(late_fold_spec(), rooms.backends(), "main", SMALL.keep)
     assert report.findings == [] and len(report.proved) >= 3
-    fold = late_recipe().fold(summarise(rooms.journal, "main").fork)
-    list(refold(fold, counted(rooms.journal, "main", Cursor()), rooms.doors().source, late_recipe().reader))
+    fold = late_fold_spec().fold(summarise(rooms.journal, "main").fork)
+    list(refold(fold, counted(rooms.journal, "main", Cursor()), rooms.backends().source, late_fold_spec().reader))
     assert {name: pack(part) for name, part in fold.parts().items()} == WHOLE
 
 
 def test_the_fates_of_all_records_add_up_at_every_step():
     """Learned, passed, rejected, waiting, and labels that did their work."""
-    worker = Rooms(EVENTS).worker(how=late_recipe())
+    worker = Rooms(EVENTS).worker(how=late_fold_spec())
     while sum(worker.fold.position.values()) < ROWS:
         list(worker.step())
         assert worker.fold.records == sum(worker.fold.position.values())
@@ -130,6 +130,6 @@ def test_the_fates_of_all_records_add_up_at_every_step():
 def test_an_idle_clock_ends_horizons():
     """With nothing more to read, time passes by empty steps and the default label applies."""
     rooms = Rooms(EVENTS[:20])
-    worker = rooms.worker(how=late_recipe())
+    worker = rooms.worker(how=late_fold_spec())
     worker.run(lambda one: not one.fold.waiting and sum(one.fold.position.values()) == 20)
     assert worker.fold.labels.counts.defaulted > 0 and not worker.fold.labels.waiting

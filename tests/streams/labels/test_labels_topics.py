@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from branches import HOST, SCHEMA, SMALL, START_MS, Rooms, SteppedWall, everything, mark_at_once
-from late_labels import RULES, Slow, late_recipe, make_late_events, x_of
+from branches import HOST, SCHEMA, SMALL, START_MS, Rooms, SteppedClock, everything, mark_at_once
+from late_labels import RULES, Slow, late_fold_spec, make_late_events, x_of
 from test_regression import HOW as NUMBERS
 from test_regression import SCHEMA as NUMBERS_SCHEMA
 
 from millrace.learners.protocol import Batch
-from millrace.streams.branch.branch import Doors, Recipe, refold
+from millrace.streams.branch.branch import Backends, FoldSpec, refold
 from millrace.streams.branch.verify import verify
 from millrace.streams.journal.entries import Step
 from millrace.streams.journal.journal import Cursor, counted, summarise
@@ -27,10 +27,10 @@ from millrace.streams.records import Event, Record, decode_headers, split_tp
 from millrace.streams.source import ListProducer
 from millrace.streams.sqlite.log import SqliteLog, SqliteSource
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Opening, Worker, WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
 
 LONG = replace(RULES, retry_ms=1 << 40)
-HOW = replace(late_recipe("chain", LONG), served=ServedCodec(SCHEMA, 4096, "small.served"))
+HOW = replace(late_fold_spec("chain", LONG), served=ServedCodec(SCHEMA, 4096, "small.served"))
 TOPICS = ("small", "small.served")
 
 
@@ -44,17 +44,17 @@ class Town:
         self.journal, self.store, self.producer = ListStream(), ListStore(), ListProducer()
         self.refolded: dict[str, bytes] = {}  # the state that folding the journal again gives
 
-    def doors(self) -> Doors:
+    def backends(self) -> Backends:
         """Of a new process."""
-        return Doors(SqliteSource(self.log, TOPICS), self.producer, self.journal, self.store)
+        return Backends(SqliteSource(self.log, TOPICS), self.producer, self.journal, self.store)
 
     def worker(self) -> Worker:
         """Of a new process."""
-        return Worker(HOW, self.doors(), replace(SMALL, step_rows=7), Opening("main", HOST, SteppedWall()))
+        return Worker(HOW, self.backends(), replace(SMALL, step_rows=7), WorkerIdentity("main", HOST, SteppedClock()))
 
     def lag(self, worker: Worker) -> int:
         """Records that the worker has not read."""
-        return sum(high - worker.fold.position[tp] for tp, (_, high) in self.doors().source.bounds().items())
+        return sum(high - worker.fold.position[tp] for tp, (_, high) in self.backends().source.bounds().items())
 
     def send(self, topic: str, events: list[Event]) -> None:
         """Append, keyed by id where there is one."""
@@ -129,7 +129,7 @@ def _other_lessons(town: Town, expected: list[tuple[tuple[float, ...], str]]) ->
         learn(batch)
 
     fold.learner.learn_many = noted
-    for _ in refold(fold, counted(town.journal, "main", Cursor()), town.doors().source, HOW.reader):
+    for _ in refold(fold, counted(town.journal, "main", Cursor()), town.backends().source, HOW.reader):
         pass
     waits = fold.batches.state()
     found += [(tuple(x[:3]), y) for x, y in zip(waits["x"].tolist(), waits["y"], strict=True)] if "x" in waits else []
@@ -154,10 +154,10 @@ def test_events_and_late_labels_in_one_run_are_learned_in_the_order_of_the_journ
     assert everything(worker) == town.refolded
     steps = [entry for entry in counted(town.journal, "main", Cursor()) if isinstance(entry, Step)]
     assert any(len({split_tp(tp)[0] for tp, *_ in step.reads}) == 2 for step in steps)
-    assert verify(HOW, town.doors(), "main", SMALL.keep).findings == []
+    assert verify(HOW, town.backends(), "main", SMALL.keep).findings == []
 
 
-def number_recipe(default: float | None = None) -> Recipe:
+def number_recipe(default: float | None = None) -> FoldSpec:
     """Prices that become known later."""
     return replace(NUMBERS, labels=LabelRules(default=default), served=ServedCodec(NUMBERS_SCHEMA, 4096, "list"))
 
@@ -172,7 +172,7 @@ def test_labels_that_are_numbers_are_joined_scored_and_contradicted_as_names_are
     told = [price("r", [1, 2], 4.0), price("s", [3, 4], 1.0), LateLabel("r", 7), LateLabel("s", 0), LateLabel("r", 7.0)]
     told += [LateLabel("r", 8.5), LateLabel("s", 1.0, 1), price("t", [5, 6], 2.0)]
     rooms = Rooms([Event(at, START_MS + at, None, b"", encode(record)) for at, record in enumerate(told)])
-    worker = Worker(number_recipe(), rooms.doors(), SMALL, Opening("main", HOST, SteppedWall()))
+    worker = Worker(number_recipe(), rooms.backends(), SMALL, WorkerIdentity("main", HOST, SteppedClock()))
     while worker.fold.records < len(told):
         list(worker.step())
         mark_at_once(worker)
@@ -181,7 +181,7 @@ def test_labels_that_are_numbers_are_joined_scored_and_contradicted_as_names_are
     found = {name: output["labels"][name] for name in ("joined", "repeated", "conflicts", "corrections")}
     assert found == {"joined": 2, "repeated": 1, "conflicts": 1, "corrections": 1}
     assert worker.fold.batches.state()["y"].tolist() == [7.0, 0.0]
-    again = Worker(number_recipe(), rooms.doors(), SMALL, Opening("main", HOST, SteppedWall()))
+    again = Worker(number_recipe(), rooms.backends(), SMALL, WorkerIdentity("main", HOST, SteppedClock()))
     assert everything(again) == everything(worker)
 
 
@@ -201,7 +201,7 @@ def test_conflicting_labels_are_dead_letters_and_stop_nobody():
     told += [LateLabel("r", 8 + at) for at in range(30)]
     rooms = Rooms([Event(at, START_MS + at, None, b"", encode(record)) for at, record in enumerate(told)])
     config = WorkerConfig(step_rows=5, step_ms=0, window_rows=20, stop_share=0.5)
-    worker = Worker(number_recipe(), rooms.doors(), config, Opening("main", HOST, SteppedWall()))
+    worker = Worker(number_recipe(), rooms.backends(), config, WorkerIdentity("main", HOST, SteppedClock()))
     worker.run(Worker.caught_up)
     letters = rooms.producer.records["small.dead-letters"]
     offsets = [int(dict(decode_headers(letter.headers))["millrace.offset"]) for letter in letters]
@@ -212,6 +212,6 @@ def test_the_default_of_numbers_is_learned_when_the_horizon_ends():
     """0.0 is a default, not the lack of one."""
     rooms = Rooms([Event(0, START_MS, None, b"", encode(price("r", [1, 2], 4.0)))])
     how = replace(number_recipe(0.0), labels=LabelRules(horizon_ms=50, default=0.0))
-    worker = Worker(how, rooms.doors(), SMALL, Opening("main", HOST, SteppedWall()))
+    worker = Worker(how, rooms.backends(), SMALL, WorkerIdentity("main", HOST, SteppedClock()))
     worker.run(lambda one: one.fold.counts.learned == 1)
     assert worker.fold.labels.counts.defaulted == 1 and np.isfinite(worker.fold.learner.state_dict().truth["gram"]).all()

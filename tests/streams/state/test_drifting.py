@@ -8,18 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from branches import START_MS, Rooms, SteppedWall, dies, everything, recipe, run_to_end
+from branches import START_MS, Rooms, SteppedClock, dies, everything, fold_spec, run_to_end
 
 from millrace.learners.drift.alarms import DriftConfig
 from millrace.learners.errors import LearnerError
-from millrace.streams.branch.branch import Recipe, refold
+from millrace.streams.branch.branch import FoldSpec, refold
 from millrace.streams.branch.host import this_host
 from millrace.streams.branch.verify import verify
 from millrace.streams.journal.entries import Act, Mark, Step
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.parts import pack
 from millrace.streams.records import Event
-from millrace.streams.worker.worker import Opening, Worker, WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
 
 ROWS = 1200
 FLIP = 700  # from here on every label is the other one
@@ -36,11 +36,11 @@ def flipped(rows: int = ROWS, flip: int = FLIP, seed: int = 4) -> list[Event]:
     return [Event(at, START_MS + 40 * at, None, b"", value) for at, value in enumerate(values)]
 
 
-def watching(act: str = "version", **more) -> Recipe:
+def watching(act: str = "version", **more) -> FoldSpec:
     """The small pipeline with one detector; its learner has a rate where that is to be raised."""
     keys = {"relearn_rows": 70} | more
     return replace(
-        recipe("softmax" if act == "raise-rate" else "ridge"),
+        fold_spec("softmax" if act == "raise-rate" else "ridge"),
         drift=DriftConfig(false_alarm_rows=2000, per_class=False, act=act, **keys),
     )
 
@@ -96,7 +96,7 @@ def test_an_act_that_changes_the_learner_helps_and_is_proved(act: str) -> None:
         run_to_end(worker, ROWS)
         worker.close()
         right[op] = worker.fold.scores.totals.correct
-        report = verify(watching(op), found.doors(), "main", STEPS.keep)
+        report = verify(watching(op), found.backends(), "main", STEPS.keep)
         assert report.findings == [] and report.proved
     assert right[act] > right["version"] + 100
 
@@ -126,20 +126,20 @@ def test_a_crash_between_any_two_phases_changes_no_byte_and_no_act(act: str, eve
 def test_a_raised_rate_is_journaled_with_its_rows_and_proved() -> None:
     """The act says how much and for how long, the learner's state what is left; every mark is proved to the bit."""
     found, how = rooms(), watching("raise-rate", rate_factor=3.0, rate_rows=45)
-    worker = Worker(how, found.doors(), STEPS, Opening("main", this_host(1), SteppedWall()))
+    worker = Worker(how, found.backends(), STEPS, WorkerIdentity("main", this_host(1), SteppedClock()))
     run_to_end(worker, ROWS)
     worker.close()
     (act,) = entries(found, Act)
     assert (act.op, act.args) == ("raise-rate", {"factor": 3.0, "rows": 45})
     assert worker.fold.learner.state_dict().truth["factor"] == 3.0
-    report = verify(how, found.doors(), "main", STEPS.keep)
+    report = verify(how, found.backends(), "main", STEPS.keep)
     assert report.findings == [] and len(report.proved) == len(entries(found, Mark))
 
 
 @pytest.mark.parametrize(("op", "says"), [("discount", "cannot discount"), ("raise-rate", "has no rate to be raised")])
 def test_an_act_that_the_learner_cannot_do_is_refused_when_it_is_folded(op: str, says: str) -> None:
     """It was written by a release whose learner could."""
-    fold = recipe("chain").fold(next(counted(begun().journal, "main", Cursor())))
+    fold = fold_spec("chain").fold(next(counted(begun().journal, "main", Cursor())))
     args = {"keep": 0.1} if op == "discount" else {"factor": 2.0, "rows": 3}
     with pytest.raises(LearnerError, match=says):
         fold.act(Act(branch="main", seq=2, epoch=1, op=op, args=args, cause="detector", evidence="main.1"))
@@ -159,6 +159,6 @@ def test_a_fold_that_ignores_acts_is_caught() -> None:
     run_to_end(worker, ROWS)
     counts = list(counted(found.journal, "main", Cursor()))
     fold = watching("reset").fold(counts[0])
-    for _ in refold(fold, [entry for entry in counts if not isinstance(entry, Act)], found.doors().source, watching().codec):
+    for _ in refold(fold, [entry for entry in counts if not isinstance(entry, Act)], found.backends().source, watching().codec):
         pass
     assert pack(fold.parts()["learner"]) != everything(worker)["learner"]

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from branches import SMALL, START_MS, Rooms, everything, make_events, recipe, run_to_end
+from branches import SMALL, START_MS, Rooms, everything, fold_spec, make_events, run_to_end
 from forks import Forked, phases_to, poisoned
-from late_labels import late_recipe, make_late_events
+from late_labels import late_fold_spec, make_late_events
 
 from millrace.learners.protocol import Array, Batch, Floats, Value
-from millrace.streams.branch.branch import Recipe
+from millrace.streams.branch.branch import FoldSpec
 from millrace.streams.branch.outputs import scores_topic
 from millrace.streams.branch.verify import verify
 from millrace.streams.parts import pack, unpack
@@ -23,9 +23,9 @@ ROWS = 400
 CONFIG = HeldOutConfig(share=0.2, rows=20, every_rows=7, window=3)
 
 
-def holding(config: HeldOutConfig = CONFIG) -> Recipe:
+def holding(config: HeldOutConfig = CONFIG) -> FoldSpec:
     """The small pipeline with rows held out."""
-    return replace(recipe(), held_out=config)
+    return replace(fold_spec(), held_out=config)
 
 
 class Always:
@@ -194,7 +194,7 @@ def test_a_crash_a_refold_and_other_reads_change_no_bit(stop: int, read_rows: in
     again = rooms.worker(config=replace(SMALL, step_rows=read_rows), how=holding())
     run_to_end(again, ROWS)
     assert everything(again) == everything(whole)
-    report = verify(holding(), steady.doors(), "main", SMALL.keep)
+    report = verify(holding(), steady.backends(), "main", SMALL.keep)
     assert report.proved and not report.findings
 
 
@@ -227,7 +227,7 @@ def test_how_much_is_read_at_once_does_not_matter() -> None:
 
 def test_outputs_carry_the_figures() -> None:
     """From the first evaluation on; without the table there is nothing."""
-    for how, there in ((holding(), True), (recipe(), False)):
+    for how, there in ((holding(), True), (fold_spec(), False)):
         rooms = Rooms(make_events(ROWS))
         worker = rooms.worker(how=how)
         run_to_end(worker, ROWS)
@@ -241,7 +241,7 @@ def test_outputs_carry_the_figures() -> None:
 
 def test_late_labels_are_held_out_too() -> None:
     """The rows they complete; everything adds up, and a restart in the middle changes no bit."""
-    how = replace(late_recipe(), held_out=CONFIG)
+    how = replace(late_fold_spec(), held_out=CONFIG)
     events = make_late_events(ROWS)
     steady, halved = Rooms(events), Rooms(events)
     whole = steady.worker(how=how)
@@ -253,7 +253,7 @@ def test_late_labels_are_held_out_too() -> None:
     assert everything(again) == everything(whole)
     assert fold.held_out is not None and fold.held_out.rows > 10 and fold.held_out.scores.evaluations > 3
     assert fold.records == ROWS and sum(fold.learner.state_dict().truth["counts"].tolist()) == fold.counts.learned
-    assert verify(how, steady.doors(), "main", SMALL.keep).findings == []
+    assert verify(how, steady.backends(), "main", SMALL.keep).findings == []
 
 
 def test_a_fork_holds_the_same_rows_out_and_is_proved() -> None:
@@ -270,7 +270,7 @@ def test_a_fork_holds_the_same_rows_out_and_is_proved() -> None:
     assert mended.fold.held_out is not None and plain.fold.held_out is not None
     ours, theirs = (held_rows(worker.fold.held_out) for worker in (mended, plain))
     assert ours < theirs  # those of the poisoner are left out, and no others are held out in their place
-    assert verify(holding(), there.doors(), "mended", SMALL.keep).findings == []
+    assert verify(holding(), there.backends(), "mended", SMALL.keep).findings == []
 
 
 def numeric_events(rows: int) -> list[Event]:

@@ -6,19 +6,19 @@ import json
 
 import numpy as np
 import pytest
-from branches import HOST, SMALL, START_MS, Rooms, SteppedWall, everything, run_to_end
+from branches import HOST, SMALL, START_MS, Rooms, SteppedClock, everything, run_to_end
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
-from millrace.streams.branch.branch import Recipe
+from millrace.streams.branch.branch import FoldSpec
 from millrace.streams.formats.json_rows import Codec
 from millrace.streams.records import Event
 from millrace.streams.schema import Field, Label, Schema
 from millrace.streams.source import Crash, CrashError
-from millrace.streams.worker.worker import Opening, Worker
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 ROWS = 40
 SCHEMA = Schema((Field("x", size=2),), Label("price", "number"))
-HOW = Recipe(
+HOW = FoldSpec(
     "small",
     SCHEMA,
     Codec(SCHEMA, 4096),
@@ -41,7 +41,7 @@ def rows():
 
 def finish(rooms: Rooms) -> Worker:
     """A worker that has read every row."""
-    worker = Worker(HOW, rooms.doors(), SMALL, Opening("main", HOST, SteppedWall()))
+    worker = Worker(HOW, rooms.backends(), SMALL, WorkerIdentity("main", HOST, SteppedClock()))
     run_to_end(worker, ROWS)
     return worker
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from branches import HOST, SMALL, Rooms, SteppedWall, dies, everything, mark_at_once, run_to_end
-from late_labels import late_recipe
+from branches import HOST, SMALL, Rooms, SteppedClock, dies, everything, mark_at_once, run_to_end
+from late_labels import late_fold_spec
 from lossy import LossyWorker
 from test_drifting import FLIP, ROWS, STEPS, alarms, entries, flipped, rooms, watching, worker_in
 
@@ -21,12 +21,12 @@ from millrace.streams.branch.host import this_host
 from millrace.streams.branch.verify import verify
 from millrace.streams.journal.entries import Act, Mark, decode_entry
 from millrace.streams.journal.journal import Cursor, counted, summarise
-from millrace.streams.journal.store import read_manifest
+from millrace.streams.journal.store import read_checkpoint
 from millrace.streams.labels.served import LateLabel, Prediction, encode, encode_row
 from millrace.streams.records import Event
 from millrace.streams.source import CrashError
 from millrace.streams.stream import ListStream, Stored
-from millrace.streams.worker.worker import Opening, Worker
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 
 def relearned(seed: int, **keys) -> tuple[Worker, Act, list[Event]]:
@@ -84,7 +84,7 @@ def late_events(rows: int, flip: int) -> list[Event]:
 
 def test_rows_whose_labels_came_late_are_relearned_too_through_any_crash() -> None:
     """The window holds what was learned, wherever it came from."""
-    how = replace(late_recipe(), drift=DriftConfig(false_alarm_rows=2000, per_class=False, act="relearn", relearn_rows=60))
+    how = replace(late_fold_spec(), drift=DriftConfig(false_alarm_rows=2000, per_class=False, act="relearn", relearn_rows=60))
     events, config = late_events(500, 300), replace(SMALL, step_rows=50, checkpoint_rows=170, version_rows=0)
     whole = Rooms(events, read_rows=50)
     worker = whole.worker(config=config, how=how)
@@ -158,7 +158,7 @@ def test_no_byte_depends_on_the_size_of_reads(read_rows: int) -> None:
     for size in (50, read_rows):
         found = Rooms(flipped(), read_rows=size)
         config = replace(STEPS, step_ms=10_000)  # of a clock that moves as it is waited for
-        worker = Worker(watching("relearn"), found.doors(), config, Opening("main", HOST, SteppedWall()))
+        worker = Worker(watching("relearn"), found.backends(), config, WorkerIdentity("main", HOST, SteppedClock()))
         run_to_end(worker, ROWS)
         assert len(entries(found, Act)) == 1
         states.append(everything(worker))
@@ -168,17 +168,17 @@ def test_no_byte_depends_on_the_size_of_reads(read_rows: int) -> None:
 def test_folding_from_the_fork_gives_the_same_bytes_and_every_mark_is_proved() -> None:
     """Live, refolded and verified are one."""
     found = rooms()
-    worker = Worker(watching("relearn"), found.doors(), STEPS, Opening("main", this_host(1), SteppedWall()))
+    worker = Worker(watching("relearn"), found.backends(), STEPS, WorkerIdentity("main", this_host(1), SteppedClock()))
     run_to_end(worker, ROWS)
     worker.close()
     log = list(counted(found.journal, "main", Cursor()))
     fold = watching("relearn").fold(log[0])
-    list(refold(fold, log, found.doors().source, watching().codec))
+    list(refold(fold, log, found.backends().source, watching().codec))
     assert fold.parts().keys() == worker.fold.parts().keys() and "window" in fold.parts()
     worker.fold = fold
     expected = everything(worker)
     assert everything(worker_in(found, "relearn")) == expected
-    report = verify(watching("relearn"), found.doors(), "main", STEPS.keep)
+    report = verify(watching("relearn"), found.backends(), "main", STEPS.keep)
     assert report.findings == [] and len(report.proved) == len(entries(found, Mark))
 
 
@@ -188,7 +188,7 @@ def test_an_unchanged_segment_is_one_blob_of_many_checkpoints() -> None:
     how = watching("relearn", relearn_rows=800)
     run_to_end(found.worker(config=STEPS, how=how), FLIP)
     marks = summarise(found.journal, "main").marks[-2:]
-    older, newer = (read_manifest(found.store, "main", mark.checkpoint).parts for mark in marks)
+    older, newer = (read_checkpoint(found.store, "main", mark.checkpoint).parts for mark in marks)
     shared = {name for name in older if name.startswith("window.") and newer.get(name) == older[name]}
     assert len(shared) >= 3 and older["window"] != newer["window"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.linear.softmax import Softmax, SoftmaxConfig
 from millrace.learners.protocol import Array, Batch, State, Value
-from millrace.streams.branch.branch import Doors, Recipe
+from millrace.streams.branch.branch import Backends, FoldSpec
 from millrace.streams.formats.json_rows import Codec
 from millrace.streams.journal.entries import Host
 from millrace.streams.journal.retention import Retention
@@ -23,7 +23,7 @@ from millrace.streams.records import Event
 from millrace.streams.schema import Field, Label, Schema
 from millrace.streams.source import ListProducer, ListSource
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Opening, Wall, Worker, WorkerConfig
+from millrace.streams.worker.worker import Wall, Worker, WorkerConfig, WorkerIdentity
 
 HOST = Host("test", "test", 1, None, "test")
 START_MS = 1_700_000_000_000
@@ -39,7 +39,7 @@ SCHEMA = Schema(
 SMALL = WorkerConfig(step_rows=5, step_ms=0, checkpoint_rows=11, version_rows=23, keep=2, window_rows=1000)
 
 
-class SteppedWall(Wall):
+class SteppedClock(Wall):
     """A clock that moves when somebody waits, and otherwise stands."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class SteppedWall(Wall):
         """What it shows."""
         return self.ms
 
-    def elapsed_ms(self) -> int:
+    def monotonic_ms(self) -> int:
         """What it shows."""
         return self.ms
 
@@ -125,14 +125,14 @@ def make_events(rows: int, seed: int = 0) -> list[Event]:
     return events
 
 
-def recipe(learner: str = "ridge", batch_rows: int = 7, batch_wait_ms: int = 200) -> Recipe:
+def fold_spec(learner: str = "ridge", batch_rows: int = 7, batch_wait_ms: int = 200) -> FoldSpec:
     """How the small pipeline folds; batches of 7 fit neither steps of 5 nor checkpoints of 11."""
     make = {
         "chain": Chain,
         "ridge": lambda: Ridge(RidgeConfig(solve_rows=9), SCHEMA.width, 0),
         "softmax": lambda: Softmax(SoftmaxConfig(step_rows=10, warm_up_rows=100), SCHEMA.width, 0),
     }[learner]
-    return Recipe("small", SCHEMA, Codec(SCHEMA, 4096), learner, make, batch_rows, batch_wait_ms, 0, b"{}")
+    return FoldSpec("small", SCHEMA, Codec(SCHEMA, 4096), learner, make, batch_rows, batch_wait_ms, 0, b"{}")
 
 
 @dataclass
@@ -146,18 +146,18 @@ class Rooms:
     read_rows: int = 5
     retention: Retention | None = None
 
-    def doors(self) -> Doors:
+    def backends(self) -> Backends:
         """Doors of a new process: a source at its beginning, the rest as it was left."""
         source = ListSource(self.items, read_rows=self.read_rows)
-        return Doors(source, self.producer, self.whole_journal(), self.store, self.retention)
+        return Backends(source, self.producer, self.whole_journal(), self.store, self.retention)
 
     def whole_journal(self) -> Journal:
         """The journal, and before it what segments have of it."""
         return Journal(self.journal, self.store, "main")
 
-    def worker(self, kind: type[Worker] = Worker, config: WorkerConfig = SMALL, how: Recipe | None = None) -> Worker:
+    def worker(self, kind: type[Worker] = Worker, config: WorkerConfig = SMALL, how: FoldSpec | None = None) -> Worker:
         """A new process's worker on branch main."""
-        return kind(how or recipe(), self.doors(), config, Opening("main", HOST, SteppedWall()))
+        return kind(how or fold_spec(), self.backends(), config, WorkerIdentity("main", HOST, SteppedClock()))
 
 
 def run_to_end(worker: Worker, records: int) -> None:
@@ -188,6 +188,6 @@ def everything(worker: Worker) -> dict[str, bytes]:
     return {name: pack(part) for name, part in worker.fold.parts().items()}
 
 
-def with_learner(how: Recipe, make) -> Recipe:
+def with_learner(how: FoldSpec, make) -> FoldSpec:
     """The same recipe with another learner."""
     return replace(how, make_learner=make)

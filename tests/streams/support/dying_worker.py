@@ -15,7 +15,7 @@ from lossy import WithoutRemainder
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.host import this_host, use_threads
-from millrace.streams.worker.worker import Opening, Worker
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 
 def main(pipeline: str, home: str, phases: int, kind: type[Worker]) -> None:
@@ -23,7 +23,9 @@ def main(pipeline: str, home: str, phases: int, kind: type[Worker]) -> None:
     loaded = load_pipeline(Path(pipeline))
     instance = Instance(loaded, Path(home) / loaded.pipeline.name)
     use_threads(1)
-    worker = kind(instance.recipe, instance.doors("main"), instance.loaded.pipeline.worker, Opening("main", this_host(1)))
+    worker = kind(
+        instance.fold_spec, instance.backends("main"), instance.loaded.pipeline.worker, WorkerIdentity("main", this_host(1))
+    )
     while not worker.caught_up():
         for _ in worker.step():
             phases -= 1

@@ -6,11 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from branches import HOST, SMALL, Rooms, SteppedWall, make_events, mark_at_once, recipe, run_to_end
-from late_labels import RULES, late_recipe, make_late_events
+from branches import HOST, SMALL, Rooms, SteppedClock, fold_spec, make_events, mark_at_once, run_to_end
+from late_labels import RULES, late_fold_spec, make_late_events
 
 from millrace.learners.protocol import Value
-from millrace.streams.branch.branch import Doors, Recipe
+from millrace.streams.branch.branch import Backends, FoldSpec
 from millrace.streams.branch.forks import begin_fork, replay_fork
 from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.exclusions import Header
@@ -18,7 +18,7 @@ from millrace.streams.journal.journal import summarise
 from millrace.streams.records import Event, encode_headers
 from millrace.streams.source import ListSource
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Opening, Worker
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 POISON = encode_headers((("producer", b"till-7"),))
 OTHERS = encode_headers((("producer", b"till-1"),))
@@ -48,30 +48,30 @@ class Forked:
     """What outlives a process: the parent's rooms, and the journal of the fork."""
 
     parent: Rooms
-    how: Recipe
+    how: FoldSpec
     journal: ListStream = field(default_factory=ListStream)
     kind: type[Worker] = Worker
 
-    def doors(self) -> Doors:
+    def backends(self) -> Backends:
         """Of the fork, for a new process."""
         source = ListSource(self.parent.items, read_rows=self.parent.read_rows)
-        return Doors(source, self.parent.producer, self.journal, self.parent.store)
+        return Backends(source, self.parent.producer, self.journal, self.parent.store)
 
     def fork(self) -> Fork:
         """From the newest version that had seen none of it."""
         marks = summarise(self.parent.journal, "main").marks
         version = [mark for mark in marks if mark.version][0]
-        return replay_fork(self.how, self.doors(), "mended", version, [TILL_7])
+        return replay_fork(self.how, self.backends(), "mended", version, [TILL_7])
 
     def worker(self) -> Worker:
         """A new process: it begins the fork if that has not been done, and opens it."""
-        begin_fork(self.how, self.doors(), self.fork())
-        return self.kind(self.how, self.doors(), SMALL, Opening("mended", HOST, SteppedWall(), emits=False))
+        begin_fork(self.how, self.backends(), self.fork())
+        return self.kind(self.how, self.backends(), SMALL, WorkerIdentity("mended", HOST, SteppedClock(), emits=False))
 
 
 def forked(late: bool = False, seed: int = 0, read_rows: int = 5) -> Forked:
     """A branch ``main`` that learned everything, and what its fork needs."""
-    how = late_recipe(rules=NO_DEFAULT) if late else recipe()
+    how = late_fold_spec(rules=NO_DEFAULT) if late else fold_spec()
     rooms = Rooms(poisoned(make_late_events(ROWS, seed) if late else make_events(ROWS, seed), seed), read_rows=read_rows)
     run_to_end(rooms.worker(how=how), rooms.items[-1].offset + 1)
     return Forked(rooms, how)

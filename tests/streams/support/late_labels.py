@@ -8,9 +8,9 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
-from branches import SCHEMA, START_MS, recipe
+from branches import SCHEMA, START_MS, fold_spec
 
-from millrace.streams.branch.branch import Recipe
+from millrace.streams.branch.branch import FoldSpec
 from millrace.streams.labels.join import LabelRules
 from millrace.streams.labels.served import LateLabel, Prediction, ServedCodec, encode, encode_row
 from millrace.streams.records import Event
@@ -18,9 +18,9 @@ from millrace.streams.records import Event
 RULES = LabelRules(horizon_ms=300, default="a", grace_ms=120, retry_ms=200, memory_rows=40)
 
 
-def late_recipe(learner: str = "ridge", rules: LabelRules = RULES) -> Recipe:
+def late_fold_spec(learner: str = "ridge", rules: LabelRules = RULES) -> FoldSpec:
     """The small pipeline with late labels; in tests its one topic is the served one."""
-    return replace(recipe(learner), labels=rules, served=ServedCodec(SCHEMA, 4096, "list"))
+    return replace(fold_spec(learner), labels=rules, served=ServedCodec(SCHEMA, 4096, "list"))
 
 
 def prediction(name: str, chance: random.Random) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from millrace.streams.journal.entries import Host
 from millrace.streams.journal.store import Store
 from millrace.streams.worker.snapshots import Snapshots
-from millrace.streams.worker.versions import Cut
+from millrace.streams.worker.versions import SegmentDraft
 from millrace.streams.worker.worker import Worker
 
 Parts = Mapping[str, Mapping[str, Any]]
@@ -21,7 +21,7 @@ class LossySnapshots(Snapshots):
         super().__init__(store, branch)
         self._lose = lose
 
-    def begin(self, seq: int, parts: Parts, cut: Cut | None) -> None:
+    def begin(self, seq: int, parts: Parts, cut: SegmentDraft | None) -> None:
         """Store the rest of it."""
         super().begin(seq, self._lose(parts), cut)
 
@@ -33,7 +33,7 @@ class LossyWorker(Worker):
 
     def _open(self, host: Host) -> None:
         super()._open(host)
-        self._snapshots = LossySnapshots(self._doors.store, self.branch, type(self).lose)
+        self._snapshots = LossySnapshots(self._backends.store, self.branch, type(self).lose)
 
 
 class WithoutRemainder(LossyWorker):

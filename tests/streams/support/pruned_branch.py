@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from branches import Rooms, SteppedWall, make_events, recipe, run_to_end
+from branches import Rooms, SteppedClock, fold_spec, make_events, run_to_end
 
-from millrace.streams.branch.branch import Recipe, manifest_of
+from millrace.streams.branch.branch import FoldSpec, manifest_of
 from millrace.streams.branch.host import this_host
-from millrace.streams.journal.journal import Summary, summarise, take_in
+from millrace.streams.journal.journal import Summary, extend, summarise
 from millrace.streams.journal.retention import Retention
 from millrace.streams.journal.store import Segment
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Opening, Worker, WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
 
 ROWS = 120
 EVENTS = make_events(ROWS)
@@ -24,9 +24,9 @@ def pruned_rooms(rows: int = ROWS, config: WorkerConfig = PRUNING, keep: int = 2
     return rooms
 
 
-def here(rooms: Rooms, config: WorkerConfig = PRUNING, how: Recipe | None = None) -> Worker:
+def here(rooms: Rooms, config: WorkerConfig = PRUNING, how: FoldSpec | None = None) -> Worker:
     """A new process's worker on this very host, so that every mark can be folded again and compared."""
-    return Worker(how or recipe(), rooms.doors(), config, Opening("main", this_host(1), SteppedWall()))
+    return Worker(how or fold_spec(), rooms.backends(), config, WorkerIdentity("main", this_host(1), SteppedClock()))
 
 
 class Remembering(ListStream):
@@ -50,7 +50,7 @@ class Remembering(ListStream):
 def whole(rooms: Rooms) -> Summary:
     """A summary of every entry there ever was."""
     summary = Summary()
-    take_in(summary, rooms.whole_journal(), "main")
+    extend(summary, rooms.whole_journal(), "main")
     return summary
 
 

@@ -17,8 +17,8 @@ from branches import (
     START_MS,
     Rooms,
     everything,
+    fold_spec,
     make_events,
-    recipe,
     run_to_end,
 )
 from forks import POISON
@@ -63,7 +63,7 @@ def sizes_of(count: int, seed: int) -> list[int]:
 def folded(items, how=None, read_rows: int = 5):
     """A worker at the end of these events."""
     rooms = Rooms(items, read_rows=read_rows)
-    worker = rooms.worker(how=how or replace(recipe(), codec=CONTENTS))
+    worker = rooms.worker(how=how or replace(fold_spec(), codec=CONTENTS))
     run_to_end(worker, items[-1].offset + 1)
     return worker, rooms
 
@@ -78,7 +78,7 @@ def parts(worker) -> dict[str, bytes]:
 def test_the_same_rows_in_any_split_into_messages_give_the_learner_of_json(seed, cut, read_rows) -> None:
     """Bit for bit, bad rows among them, however many messages a step reads; and the four counts add up in rows."""
     rows, t = rows_of(seed)
-    plain, _ = folded([Event(at, t[at], None, b"", encoded(row)) for at, row in enumerate(rows)], recipe())
+    plain, _ = folded([Event(at, t[at], None, b"", encoded(row)) for at, row in enumerate(rows)], fold_spec())
     ours, _ = folded(in_messages(rows, t, SCHEMA, sizes_of(len(rows), cut)), read_rows=read_rows)
     assert parts(ours) == parts(plain)
     assert ours.fold.counts == plain.fold.counts and ours.fold.records == len(rows)
@@ -103,7 +103,7 @@ def test_a_branch_of_messages_is_proved_from_the_log() -> None:
     worker, rooms = folded(items)
     rejected = [one for entry in counted(rooms.journal, "main", Cursor()) if isinstance(entry, Step) for one in entry.rejected]
     assert {row is None for _, _, row, _ in rejected} == {True, False}
-    assert verify(replace(recipe(), codec=CONTENTS), rooms.doors(), "main", SMALL.keep).findings == []
+    assert verify(replace(fold_spec(), codec=CONTENTS), rooms.backends(), "main", SMALL.keep).findings == []
     letters = [dict(decode_headers(record.headers)) for record in rooms.producer.records["small.dead-letters"]]
     said = [(int(one["millrace.offset"]), int(one["millrace.row"]) if "millrace.row" in one else None) for one in letters]
     assert said == [(offset, row) for _, offset, row, _ in rejected] and len(said) == worker.fold.counts.rejected
@@ -115,7 +115,7 @@ def test_a_step_that_names_other_rows_than_are_bad_is_damage() -> None:
     _, rooms = folded(items)
     steps = [entry for entry in counted(rooms.journal, "main", Cursor()) if isinstance(entry, Step)]
     step = next(entry for entry in steps if any(row is not None for _, _, row, _ in entry.rejected))
-    source = rooms.doors().source
+    source = rooms.backends().source
     assert reread(source, CONTENTS, step)
     rows = [one for one in step.rejected if one[2] is not None]
     fewer = msgspec.structs.replace(step, rejected=[one for one in step.rejected if one != rows[0]])
@@ -132,7 +132,7 @@ def test_a_crash_before_any_message_changes_nothing(at) -> None:
     items = mixed_items(3)
     whole, _ = folded(items)
     rooms = Rooms([*items[:at], Crash(), *items[at:]])
-    how = replace(recipe(), codec=CONTENTS)
+    how = replace(fold_spec(), codec=CONTENTS)
     with pytest.raises(CrashError):
         run_to_end(rooms.worker(how=how), items[-1].offset + 1)
     after = rooms.worker(how=how)
@@ -159,7 +159,7 @@ def test_a_message_full_of_bad_rows_stops_the_worker_by_their_share_of_rows() ->
     columns = {"x": pa.array([[1.0, 2.0, 3.0]] * 100, pa.list_(pa.float64(), 3)), "age": [np.nan] * 40 + [1.0] * 60}
     bad = message(pa.record_batch({**columns, "kind": ["a"] * 100}))
     rooms = Rooms([Event(0, START_MS, None, b"", bad)])
-    how = replace(recipe(), codec=CONTENTS)
+    how = replace(fold_spec(), codec=CONTENTS)
     config = WorkerConfig(step_ms=0, window_rows=100)
     worker = rooms.worker(config=config, how=how)
     with pytest.raises(TooManyRejectedError, match="40 of the last 100"):

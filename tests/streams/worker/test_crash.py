@@ -6,7 +6,7 @@ import itertools
 import json
 
 import pytest
-from branches import SMALL, Rooms, dies, everything, make_events, recipe, run_to_end
+from branches import SMALL, Rooms, dies, everything, fold_spec, make_events, run_to_end
 from lossy import WithoutRemainder
 
 from millrace.streams.branch.branch import refold, restore
@@ -190,7 +190,7 @@ def test_recovery_passes_by_a_checkpoint_that_does_not_verify():
     run_to_end(rooms.worker(), ROWS)
     newest = summarise(rooms.journal, "main").marks[-1]
     del rooms.store.blobs["main", newest.checkpoint]
-    restored = restore(recipe(), rooms.doors(), summarise(rooms.journal, "main"))
+    restored = restore(fold_spec(), rooms.backends(), summarise(rooms.journal, "main"))
     assert restored.state_seq < newest.state_seq
     assert everything(rooms.worker()) == WHOLE
 
@@ -200,7 +200,7 @@ def test_a_checkpoint_and_a_fold_from_the_start_are_the_same_state():
     rooms = Rooms(EVENTS)
     run_to_end(rooms.worker(), ROWS)
     summary = summarise(rooms.journal, "main")
-    fold: Fold = recipe().fold(summary.fork)
-    list(refold(fold, counted(rooms.journal, "main", Cursor()), rooms.doors().source, recipe().codec))
+    fold: Fold = fold_spec().fold(summary.fork)
+    list(refold(fold, counted(rooms.journal, "main", Cursor()), rooms.backends().source, fold_spec().codec))
     assert {name: pack(part) for name, part in fold.parts().items()} == WHOLE
     assert len(summary.marks) >= ROWS // SMALL.checkpoint_rows - 1

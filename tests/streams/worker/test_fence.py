@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from branches import Rooms, make_events, mark_at_once, recipe
-from late_labels import RULES, late_recipe, make_late_events
+from branches import Rooms, fold_spec, make_events, mark_at_once
+from late_labels import RULES, late_fold_spec, make_late_events
 
-from millrace.streams.branch.branch import Recipe, load_checkpoint, refold, state_hash
+from millrace.streams.branch.branch import FoldSpec, load_checkpoint, refold, state_hash
 from millrace.streams.errors import DamageError, ReplacedError
 from millrace.streams.journal.entries import Mark, Open, Step
 from millrace.streams.journal.journal import Cursor, Pending, Writer, counted
@@ -25,10 +25,10 @@ from millrace.streams.worker.worker import Worker, WorkerConfig
 
 ROWS = 24
 EVENTS = make_events(ROWS, seed=3)
-HOW = recipe("chain", batch_rows=4)
+HOW = fold_spec("chain", batch_rows=4)
 CONFIG = WorkerConfig(step_rows=3, step_ms=0, checkpoint_rows=7, version_rows=15, keep=2)
 PRUNING = replace(CONFIG, version_rows=4, journal_keep_entries=1)
-LATE = late_recipe("chain", replace(RULES, memory_rows=24, grace_ms=400))
+LATE = late_fold_spec("chain", replace(RULES, memory_rows=24, grace_ms=400))
 LATE_EVENTS = make_late_events(ROWS, seed=229)
 SCHEDULES = 5040
 LATE_SCHEDULES = 720
@@ -115,14 +115,19 @@ class Trusted(Worker):
 
     def _open(self, host) -> None:
         super()._open(host)
-        self._writer = Trusting(self._doors.journal, self.branch, self._writer.cursor)
+        self._writer = Trusting(self._backends.journal, self.branch, self._writer.cursor)
 
 
 class Schedule:
     """One seeded run of several writers on one branch, and what must hold after it."""
 
     def __init__(
-        self, seed: int, kind: type[Worker], how: Recipe = HOW, events: Sequence[Event] = EVENTS, config: WorkerConfig = CONFIG
+        self,
+        seed: int,
+        kind: type[Worker],
+        how: FoldSpec = HOW,
+        events: Sequence[Event] = EVENTS,
+        config: WorkerConfig = CONFIG,
     ) -> None:
         self.config = config
         self.chance = random.Random(seed)
@@ -208,7 +213,7 @@ class Schedule:
         wrong = [] if read == ROWS else [f"{read} of {ROWS} records read"]
         fold, buried = self.how.fold(entries[0]), set()
         marks = {entry.state_seq: entry for entry in entries if isinstance(entry, Mark)}
-        for entry in refold(fold, entries, self.rooms.doors().source, self.how.reader):
+        for entry in refold(fold, entries, self.rooms.backends().source, self.how.reader):
             buried |= {event.offset for _, event in fold.conflicts} if isinstance(entry, Step) else set()
             if entry.seq in marks and state_hash(fold.parts()) != marks[entry.seq].state_sha256:
                 wrong.append(f"the mark of seq {entry.seq} is of another state")

@@ -115,13 +115,13 @@ def verify(pipeline: Path) -> subprocess.CompletedProcess:
 def what_was_learned(pipeline: Path) -> dict[str, object]:
     """Facts that hold if and only if every row was learned once, from the journal, the log and the newest version."""
     instance = instance_of(pipeline)
-    doors = instance.doors("main")
-    steps = [entry for entry in counted(doors.journal, "main", Cursor()) if isinstance(entry, Step)]
+    backends = instance.backends("main")
+    steps = [entry for entry in counted(backends.journal, "main", Cursor()) if isinstance(entry, Step)]
     ranges = [(start, stop) for step in steps for _, start, stop, _, _ in step.reads]
     read = [
-        event.key for a, b in ranges for event in doors.source.read(tp_name(instance.loaded.pipeline.topic, 0), a, b).events
+        event.key for a, b in ranges for event in backends.source.read(tp_name(instance.loaded.pipeline.topic, 0), a, b).events
     ]
-    state = load_checkpoint(doors.store, summarise(doors.journal, "main").marks[-1])
+    state = load_checkpoint(backends.store, summarise(backends.journal, "main").marks[-1])
     x, _ = rows()
     batch_gram = np.concatenate([(x.T @ x)[at:, at] for at in range(D)]).astype(float)  # packed as LAPACK does
     return {

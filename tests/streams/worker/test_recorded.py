@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from branches import HOST, Rooms, SteppedWall, recipe
+from branches import HOST, Rooms, SteppedClock, fold_spec
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
-from millrace.streams.branch.branch import Recipe, state_hash
+from millrace.streams.branch.branch import FoldSpec, state_hash
 from millrace.streams.formats.json_rows import Codec
 from millrace.streams.records import Event
 from millrace.streams.schema import Field, Label, Schema
-from millrace.streams.worker.worker import Opening, Worker, WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
 
 RECORDED = Path(__file__).parents[2] / "recorded"
 HASHES = json.loads((RECORDED / "hashes.json").read_text()) if (RECORDED / "hashes.json").exists() else {}
@@ -41,29 +41,29 @@ FIELDS = (
 )
 
 
-def pipeline(label: Label, **settings) -> Recipe:
+def pipeline(label: Label, **settings) -> FoldSpec:
     """A pipeline over the recorded rows, with a ridge of these settings."""
     schema = Schema(FIELDS, label, weight="w")
     config = RidgeConfig(task=label.task, solve_rows=9, **settings)
     make = partial(Ridge, config, schema.width, 0)
-    return replace(recipe(), schema=schema, codec=Codec(schema, 4096), make_learner=make)
+    return replace(fold_spec(), schema=schema, codec=Codec(schema, 4096), make_learner=make)
 
 
 PIPELINES = {"classes": pipeline(Label("kind")), "numbers": pipeline(Label("size", "number"))}
 
 
-def folded(how: Recipe) -> str:
+def folded(how: FoldSpec) -> str:
     """The hash of the state after the whole recorded stream."""
     lines = (RECORDED / "small.jsonl").read_text().splitlines()
     rows = enumerate(map(json.loads, lines))
     events = [Event(at, row["t"], None, b"", row[how.schema.label.name].encode()) for at, row in rows]
-    worker = Worker(how, Rooms(events, read_rows=17).doors(), WorkerConfig(), Opening("main", HOST, SteppedWall()))
+    worker = Worker(how, Rooms(events, read_rows=17).backends(), WorkerConfig(), WorkerIdentity("main", HOST, SteppedClock()))
     while sum(worker.fold.position.values()) < len(events):
         list(worker.step())
     return state_hash(worker.fold.parts())
 
 
-def expected(name: str, how: Recipe) -> str | None:
+def expected(name: str, how: FoldSpec) -> str | None:
     """The recorded hash for the learner's present revision."""
     return HASHES.get(name, {}).get(str(how.make_learner().revision))
 

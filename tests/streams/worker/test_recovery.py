@@ -12,7 +12,7 @@ from branches import Rooms, run_to_end
 from test_drifting import STEPS, flipped, watching
 
 from millrace.learners.linear.softmax import Softmax, SoftmaxConfig
-from millrace.streams.branch.branch import Recipe
+from millrace.streams.branch.branch import FoldSpec
 
 ROWS = 2400
 FLIP = 1000
@@ -20,7 +20,7 @@ RIGHT = 0.9  # of the rows of a step of 50
 SLOW = SoftmaxConfig(rate=0.02, step_rows=10, warm_up_rows=100)
 
 
-def pipeline(kind: str, act: str) -> Recipe:
+def pipeline(kind: str, act: str) -> FoldSpec:
     """The small pipeline with a ridge, or with a softmax regression at a low rate."""
     how = watching(act, relearn_rows=500, rate_factor=20.0, rate_rows=200)
     make = how.make_learner if kind == "ridge" else lambda: Softmax(SLOW, how.schema.width, 0)
