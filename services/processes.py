@@ -16,17 +16,90 @@ from millrace.learners.errors import MillraceError
 # -P: modules come from where millrace is installed, never from the folder that one happens to stand in.
 COMMAND = [sys.executable, "-P", "-c", "from millrace.services.cli import main; main(prog_name='millrace')"]
 LOOK_S = 0.01  # between two looks
-END_S = 60.0  # a process has to end when it is asked to
+PATIENCE_S = 60.0  # nothing may move for so long
+WORK = 3.0  # patiences of processor time that processes are given, of which nothing is seen
+LONGEST = 30.0  # patiences until they are given up, however little of it they get
+TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
 
 Process = subprocess.Popen[bytes]
 
 
-class Processes:
-    """Those that were started and have not ended; leaving the block ends them."""
+class Patience:
+    """Ends where nothing moves on. On a busy machine processes are slow, which is no standstill.
 
-    def __init__(self, folder: Path, patience_s: float) -> None:
+    A sign that moves begins it anew. Without one, processes that work are waited for until they have had ``WORK`` times the
+    patience of processor time; those that neither work nor want to, for one patience.
+    """
+
+    def __init__(self, pids: Sequence[int], seconds: float = PATIENCE_S, sign: Callable[[], object] = lambda: None) -> None:
+        self._pids = pids
+        self._seconds = seconds
+        self._sign = sign
+        self._looked_s = self._since_s = self._worked_s = time.monotonic()
+        self._seen, self._work_s = sign(), work_s(pids)
+        self._work_then_s = self._work_s
+
+    def ended(self) -> bool:
+        """Whether it is time to give up; looks at most a hundred times in a patience."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < self._seconds / 100:
+            return False
+        self._looked_s = now_s
+        seen, (worked_s, wants) = self._sign(), _work(self._pids)
+        if wants or worked_s != self._work_s:
+            self._work_s, self._worked_s = worked_s, now_s
+        if seen != self._seen:
+            self._seen, self._since_s, self._work_then_s = seen, now_s, worked_s
+        return self._is_standstill(now_s)
+
+    def _is_standstill(self, now_s: float) -> bool:
+        unseen_s = now_s - self._since_s
+        idle = now_s - self._worked_s > self._seconds
+        worked_enough = self._work_s - self._work_then_s > WORK * self._seconds
+        return unseen_s > self._seconds and (idle or worked_enough or unseen_s > LONGEST * self._seconds)
+
+
+def work_s(pids: Sequence[int]) -> float:
+    """Processor time that these processes and all under them have had; of those that ended, what their parents were told."""
+    return _work(pids)[0]
+
+
+def _work(pids: Sequence[int]) -> tuple[float, bool]:
+    """The same, and whether one of them wants more: it waits for a processor or for a disk."""
+    stats = [_stat(pid) for root in pids for pid in [root, *descendants(root)]]
+    return sum(ticks for ticks, _ in stats) * TICKS_S, any(state in "RD" for _, state in stats)
+
+
+def _stat(pid: int) -> tuple[int, str]:
+    """Ticks of user and system time, its ended children's too, and its state."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0, "X"
+    state, *words = stat.rpartition(")")[2].split()
+    return sum(map(int, words[10:14])), state
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process, and theirs."""
+    try:
+        text = " ".join(path.read_text(encoding="utf-8") for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    children = [int(child) for child in text.split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
+class Processes:
+    """Those that were started and have not ended; leaving the block ends them.
+
+    ``sign`` moves while what they do together moves on.
+    """
+
+    def __init__(self, folder: Path, patience_s: float, sign: Callable[[], object] = lambda: None) -> None:
         self._folder = folder  # of their logs
         self._patience_s = patience_s
+        self._sign = sign
         self._running: dict[str, Process] = {}
 
     def __enter__(self) -> Processes:
@@ -48,14 +121,14 @@ class Processes:
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Look again and again.
 
-        Raises: MillraceError where a process fails meanwhile, or where patience ends.
+        Raises: MillraceError where a process fails meanwhile, or where nothing moves on.
         """
-        until_s = time.monotonic() + self._patience_s
+        patience = Patience([one.pid for one in self._running.values()], self._patience_s, self._sign)
         while not condition():
             for name, process in self._running.items():
                 if process.poll():
                     raise MillraceError(f"The {name} failed with exit code {process.returncode}: {self._last_line(name)}")
-            if time.monotonic() > until_s:
+            if patience.ended():
                 raise MillraceError(f"Nothing moved on for {self._patience_s:g} s. Look at the logs in {self._folder}.")
             time.sleep(LOOK_S)
 
@@ -80,26 +153,30 @@ def kill(pid: int) -> int:
     return at_ms
 
 
-def finish(process: Process) -> None:
+def finish(process: Process, patience_s: float = PATIENCE_S) -> None:
     """Ask a process to come to an end.
 
-    Raises: MillraceError where it fails or does not end in time.
+    Raises: MillraceError where it fails, or comes to a standstill instead.
     """
-    process.terminate()
-    try:
-        code = process.wait(END_S)
-    except subprocess.TimeoutExpired as error:
-        raise MillraceError(f"Process {process.pid} does not end though it was asked to.") from error
-    if code:
-        raise MillraceError(f"Process {process.pid} was asked to end and failed with exit code {code}.")
+    if not _ended(process, patience_s):
+        raise MillraceError(f"Process {process.pid} does not end though it was asked to.")
+    if process.returncode:
+        raise MillraceError(f"Process {process.pid} was asked to end and failed with exit code {process.returncode}.")
 
 
-def end(process: Process) -> None:
+def end(process: Process, patience_s: float = PATIENCE_S) -> None:
     """Make sure that a process has ended: asked first, then killed."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    if process.poll() is None and not _ended(process, patience_s):
+        process.kill()
+        process.wait()
+
+
+def _ended(process: Process, patience_s: float) -> bool:
+    """Whether it came to its end when it was asked."""
+    process.terminate()
+    patience = Patience([process.pid], patience_s)
+    while process.poll() is None:
+        if patience.ended():
+            return False
+        time.sleep(LOOK_S)
+    return True

@@ -21,12 +21,11 @@ from pathlib import Path
 
 import click
 
+from millrace.services.processes import Patience, end
 from millrace.services.serving.ports import free_port
 from millrace.streams.errors import StorageError
 
 JARS = ".kafka/jars"  # where `make kafka` puts them
-START_S = 60.0  # until the broker listens
-STOP_S = 30.0  # until it has ended when asked to
 LOOK_S = 0.05
 HEAP = ["-Xms128m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # small and soon there; not for a team's broker
 PROPERTIES = """
@@ -116,14 +115,14 @@ class Broker:
         return [str(self._java), *HEAP, "-cp", self._classes, *words]
 
     def start(self) -> None:
-        """Begin, and return when it listens. Raises: StorageError with its last words where it ends or is too slow."""
+        """Begin, and return when it listens. Raises: StorageError with its last words where it ends or does not move on."""
         with (self.folder / "broker.log").open("ab") as log:
             command = self._command("kafka.Kafka", str(self._properties))
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self._guard = _guarding(self._process.pid)
-        until_s = time.monotonic() + START_S
+        patience = Patience([self._process.pid])
         while not _listens(self.port):
-            if self._process.poll() is not None or time.monotonic() > until_s:
+            if self._process.poll() is not None or patience.ended():
                 self.kill()
                 lines = (self.folder / "broker.log").read_text(encoding="utf-8", errors="replace").splitlines()
                 raise StorageError(f"The Kafka broker in {self.folder} does not listen: {' '.join(lines[-3:])}")
@@ -138,10 +137,8 @@ class Broker:
     def stop(self) -> None:
         """Ask it to end, then make sure that it has."""
         if self._process is not None:
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_S)
-            self.kill()
+            end(self._process)
+            self._end()
 
     def _end(self) -> None:
         assert self._process is not None

@@ -28,7 +28,7 @@ from millrace.streams.schema import Field, Label, Schema
 
 ROWS = 8  # of a request
 PAUSE_S = 0.05  # between two requests
-PATIENCE_S = 20.0  # for an answer
+PATIENCE_S = 120.0  # for an answer; a replica that hangs is given up by the proxy before
 REQUESTS_PER_S = 16.0  # at most, of a caller that labels: faster streams ask about more rows at once
 
 
@@ -112,6 +112,7 @@ def asking(where: Where, values: Sequence[bytes], schema: Schema) -> Iterator[Ca
             start = turn // 2 * ROWS % len(rows)
             caller.ask(_rows_of(rows[start : start + ROWS], schema), turn)
             turn += 1
+        caller.asked.over = True
 
     with _in_a_thread(where, schema, "", ask_on) as asked:
         yield asked
@@ -160,7 +161,7 @@ def _in_a_thread(
         yield asked
     finally:
         over.set()
-        thread.join(PATIENCE_S)
+        thread.join()  # each of its calls ends
 
 
 def _chunks(values: Iterable[bytes], rows: int) -> Iterator[list[bytes]]:

@@ -32,10 +32,10 @@ from millrace.services.demo.repaired import (
     replayed_curve,
     served_curve,
 )
-from millrace.services.demo.stage import HONEST, PATIENCE_S, DemoStage, learned, named, newest_output, say, start_server, where
+from millrace.services.demo.stage import HONEST, DemoStage, learned, named, newest_output, say, start_server, where
 from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import BRANCH
-from millrace.services.processes import COMMAND, Processes, finish
+from millrace.services.processes import COMMAND, PATIENCE_S, Processes, finish
 from millrace.streams.branch.verify import difference
 
 POISON_ROWS = 300
@@ -45,7 +45,7 @@ PRODUCER = "till-7"
 CALLED = (3, 8)  # what it is, and what it says
 LABEL_AFTER_S = 0.5  # from a row's answer to its label
 SETTLED = 12  # answers in a row that name the same, over both protocols and all replicas
-AFTERWARDS_S = 1.5  # in which the repaired branch goes on learning
+AFTERWARDS_ROWS = 24  # that the repaired branch is asked about and labelled afterwards
 EQUAL = 1e-8  # relative, of the sums that a ridge is made of
 
 
@@ -154,7 +154,8 @@ class _Call:
         taken = begun_s, self._settled(f"{replayed['branch']}.")
         rows.append(labelled_rows(stage.instance))
         say(f"every answer is {replayed['branch']}'s {taken[1] - taken[0]:.1f} s after the command began")
-        time.sleep(AFTERWARDS_S)
+        labelled = self.asked.labelled
+        self.processes.wait_until(lambda: self.asked.labelled >= labelled + AFTERWARDS_ROWS)
         return _Called(start_s, alarm, alarm_s, version, rollback, plan, replayed, replay, taken, (rows[0], rows[1], rows[2]))
 
     def _poisoned(self) -> tuple[Alarm, float]:
@@ -187,7 +188,7 @@ class _Call:
 def said(stage: DemoStage, command: str, words: Sequence[str]) -> list[dict[str, Any]]:
     """What a command prints as JSON lines. Raises: MillraceError with its own words."""
     call = [*COMMAND, *command.split(), *named(stage), *words, "--output", "json"]
-    ran = subprocess.run(call, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    ran = subprocess.run(call, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise MillraceError(f"millrace {command} failed with exit code {ran.returncode}. {ran.stderr.strip()}")
     return [json.loads(line) for line in ran.stdout.splitlines()]

@@ -24,7 +24,6 @@ from millrace.streams.source import Position
 
 MADE_BY = "# Written by `make run`, which replaces this folder each time. Copy it to keep it.\n"
 MOST_ROWS = 6000  # of a longer data set, unless --rows says otherwise
-PATIENCE_S = 60.0  # for a process to move on, beyond the time that the stream takes
 NIGHTS = {"digits"}  # data sets that are learned well enough for a night call
 FIRST_ROWS = 64  # of those, sent with their labels in them, so that there is something to answer from
 WATCHED = """
@@ -168,6 +167,12 @@ def trainer_pid(stage: DemoStage) -> int | None:
 def newest_output(stage: DemoStage, branch: str = BRANCH) -> Output | None:
     """What the newest step let out, if it is the branch's."""
     return last_output(stage.backends.producer, stage.instance.loaded.pipeline.name, branch)
+
+
+def progress(stage: DemoStage) -> tuple[Position, int, int]:
+    """Moves while rows come into the log or are learned: its ends, and what the newest output counts."""
+    output = newest_output(stage)
+    return stage.ends(), *((0, 0) if output is None else (output.epoch, output.seq))
 
 
 def learned(stage: DemoStage, branch: str = BRANCH, unlabelled: int = 0) -> bool:

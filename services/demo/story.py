@@ -41,25 +41,25 @@ from millrace.services.demo.stage import (
     HONEST,
     MOST_ROWS,
     NIGHTS,
-    PATIENCE_S,
     DemoPlan,
     DemoStage,
     learned,
     named,
     newest_output,
     prepare,
+    progress,
     say,
     start_server,
     trainer_pid,
     where,
 )
 from millrace.services.errors import FAILED, NotProvedError, exit_code
-from millrace.services.processes import COMMAND, Processes, finish, kill
+from millrace.services.processes import COMMAND, PATIENCE_S, Processes, finish, kill
 from millrace.streams.records import tp_name
 
 KILL_AT = ((0.28, 0.45), (0.6, 0.8))  # shares of the stream between which each kill is drawn
 LATEST_S = 0.05  # from a row's arrival to a kill: long enough to hit any point of the step that reads it
-LAST_WORD_S = 1.0  # for callers, after everything was learned
+LAST_WORDS = 4  # answers to callers who go on asking, after everything was learned
 KAFKA_HELP = "On a Kafka broker of the story's own, from a folder of its jars; else in files."
 SMALLEST_WINDOW = 100  # rows of the windowed scores
 WIDEST = 110  # characters of the terminal plot
@@ -76,19 +76,25 @@ class Played:
 def play(stage: DemoStage) -> Played:
     """Serve the pipeline, stream the rows, ask all the time, kill the trainer at two moments, and come to the end.
 
-    Raises: MillraceError where a process ends by itself, or where there is no progress.
+    Raises: MillraceError where a process ends by itself, or where nothing moves on.
     """
     kills = []
-    with Processes(stage.instance.folder, PATIENCE_S + stage.plan.seconds) as processes:
+    with Processes(stage.instance.folder, PATIENCE_S + stage.plan.seconds, partial(progress, stage)) as processes:
         server = start_server(stage, processes)
         with (_labelled_late if stage.is_late else _sent)(stage, processes) as (asked, over):
             for epoch, moment in enumerate(moments(stage), start=1):
                 processes.wait_until(partial(arrived, stage, moment.row, epoch))
                 kills.append(_killed(stage, processes, moment))
             processes.wait_until(lambda: over() and learned(stage))
-            time.sleep(LAST_WORD_S)
+            _last_word(processes, asked)
         finish(server)
     return Played(kills, asked)
+
+
+def _last_word(processes: Processes, asked: CallLog) -> None:
+    """Let callers who have not come to their end ask the finished model."""
+    answered = len(asked.replies)
+    processes.wait_until(lambda: asked.over or len(asked.replies) >= answered + LAST_WORDS)
 
 
 Arriving = tuple[CallLog, Callable[[], bool]]  # what callers heard, and whether every row is in the log
@@ -164,7 +170,7 @@ def prove(stage: DemoStage) -> dict[str, Any]:
     """
     say("verify: everything is folded again from the log")
     command = [*COMMAND, "verify", *named(stage), "--output", "json"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise NotProvedError(f"verify failed with exit code {ran.returncode}. {ran.stderr.strip()}")
     verdict: dict[str, Any] = json.loads(ran.stdout)

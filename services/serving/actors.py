@@ -19,7 +19,7 @@ log = logging.getLogger("millrace")
 
 NAMESPACE = "millrace"
 PATIENCE_S = 5.0  # for another process to answer
-ASKED_S = 2.0  # the same, for whoever looks at the status
+ASKED_S = 5.0  # the same, for whoever looks at the status
 TRAINER_CPUS = 0.2  # logical ones, for placement; how many threads it uses is the pipeline's `threads`
 
 # How an actor stays: named, detached, started again whenever it dies.

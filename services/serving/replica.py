@@ -9,11 +9,13 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.schema import ProxyStatus
 
 from millrace.learners.errors import MillraceError
 from millrace.services.endpoint.endpoint import Endpoint, Recording, features_name
@@ -31,6 +33,7 @@ from millrace.streams.branch.host import use_threads
 log = logging.getLogger("millrace")
 
 APPLICATION = "millrace"
+SLOW_S = 300.0  # for Serve's proxy to start, once Serve itself has given up waiting
 KEEP_S = 1.0  # between two looks of the keeper
 FIRST_S = 5.0  # for a new replica to find something to answer from
 LOOK_S = 0.02  # between two looks whether it has
@@ -187,5 +190,23 @@ def start(serving: Serving) -> None:
     keeper: Any = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, **few)(Keeper)
     calls = {"port": serving.grpc_port, "grpc_servicer_functions": [f"{add_services.__module__}.{add_services.__name__}"]}
     quiet = {"enable_access_log": False}  # a line a request costs more than its answer; statistics count them
-    serve.start(http_options={"host": serving.host, "port": serving.port}, grpc_options=calls, logging_config=quiet)
-    serve.run(predictor.bind(serving, keeper.bind(serving)), name=APPLICATION, route_prefix="/")
+    http = {"host": serving.host, "port": serving.port}
+    application = predictor.bind(serving, keeper.bind(serving))
+    _despite_a_slow_proxy(lambda: serve.start(http_options=http, grpc_options=calls, logging_config=quiet))
+    _despite_a_slow_proxy(lambda: serve.run(application, name=APPLICATION, route_prefix="/"))
+
+
+def _despite_a_slow_proxy(call: Callable[[], object]) -> None:
+    """Serve waits a minute for its proxy, whatever is set; on a busy machine we wait on.
+
+    Raises: TimeoutError where none is there then either.
+    """
+    try:
+        call()
+    except TimeoutError:
+        log.warning("Serve's proxy is slow to start; it is waited for.")
+        until_s = time.monotonic() + SLOW_S
+        while ProxyStatus.HEALTHY not in serve.status().proxies.values():
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(KEEP_S)

@@ -19,7 +19,7 @@ from millrace.services.config.config import endpoint_token
 from millrace.services.errors import BusyError
 from millrace.services.pipeline.instance import Instance
 
-PATIENCE_S = 3.0  # for an answer
+PATIENCE_S = 15.0  # for an answer; a replica waits for the trainer's meanwhile
 
 
 class Place(msgspec.Struct, frozen=True):

@@ -39,8 +39,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("millrace")
 
 LOOK_S = 5.0  # between two looks at the trainer
-STOP_S = 30.0  # for the trainer to mark a version
+STOP_S = 60.0  # for the trainer to mark a version
 OBJECT_STORE_BYTES = 256 << 20  # weights on their way
+SLOW_S = (
+    300  # that a part of Ray or Serve may take to start or answer: a busy machine is slow, and who has died is noticed at once
+)
 CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
 
 
@@ -144,6 +147,13 @@ def prepare_environment(scratch: Path, block: int) -> str:
         "RAY_AUTH_MODE": "token",  # Ray's own ports listen on every interface: only this instance's processes may use them
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_worker_niceness": "0",  # else every other process of the machine comes before replicas and proxy
+        "RAY_gcs_server_port_wait_time_s": str(SLOW_S),  # Ray's default: 30, as for the next
+        "RAY_py_gcs_connect_timeout_s": str(SLOW_S),
+        "RAY_gcs_server_request_timeout_seconds": str(SLOW_S),  # 60, as for the next
+        "RAY_worker_register_timeout_seconds": str(SLOW_S),
+        "RAY_agent_register_timeout_ms": str(1000 * SLOW_S),  # 100 s
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(SLOW_S),  # 5; after three of them the proxy is killed
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",  # 10; the same, of a proxy that served
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # three failures replace a proxy; nobody else has its port meanwhile
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_BYTES),
         "OMP_NUM_THREADS": "1",
@@ -164,6 +174,7 @@ def prepare_environment(scratch: Path, block: int) -> str:
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(block + 2),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(block + 3),
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # it may be sent again: predicting is pure
+            "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": str(SLOW_S),  # 30; then HAProxy is killed
             "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "60",  # a replica that hangs is waited for so long
         }
         files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "SERVER_STATE_FILE": "server-state"}

@@ -6,23 +6,23 @@ import random
 import signal
 import time
 
-from scene import Ground, Scene, Told, no_lag, until
+from doomed import Doomed, die_often
+from scene import Ground, Scene, Told, no_lag, record, until
 
 
 def kill_worker(ground: Ground, scene: Scene) -> Told:
-    """kill -9 of the worker at any moment, again and again, while rows keep coming."""
-    chance, times = random.Random(11), 2 if ground.quick else 10
-    rows = scene.sending(times * 400, times * 4, 0.2)
-    for _ in range(times):
-        worker = scene.worker()
-        time.sleep(chance.uniform(1.5, 3.5))
-        worker.kill()
-        worker.wait()
-    rows.join()
+    """kill -9 of the worker at phases that it has reached, again and again, while rows keep coming."""
+    chance, times = random.Random(11), 2 if ground.quick else 12
+    total = times * 400
+    doomed = Doomed(scene.instance, scene.command("run", "--follow"), scene.name, [record(at) for at in range(total)])
+    took = die_often(doomed, times, total, chance)
+    scene.sent += range(total)
     begin_s = time.monotonic()
     code = scene.learn()
     lag = no_lag(time.monotonic() - begin_s, "the last worker's start")
-    told = Told("worker killed", f"kill -9 of the worker {times} times while {len(scene.sent)} rows came")
+    told = Told(
+        "worker killed", f"kill -9 of the worker {times} times while {total} rows came, {took} of them once it had the branch"
+    )
     told.shown = [*scene.proofs(), lag] if code == 0 else [("I9", False, scene.last_words())]
     return told
 
@@ -32,10 +32,10 @@ def kill_broker(ground: Ground, scene: Scene) -> Told:
     chance, times = random.Random(13), 1 if ground.quick else 10
     worker = scene.worker()
     rows = scene.sending(times * 600, times * 6, 0.5)
-    for _ in range(times):
-        time.sleep(chance.uniform(2.0, 4.0))
+    for at in range(times):
+        scene.wait_read(chance.randrange(at * 600 + 100, at * 600 + 500))  # clients have found it again since the last
         ground.broker.kill()
-        time.sleep(chance.uniform(0.0, 0.5))
+        time.sleep(chance.uniform(0.0, 0.5))  # it is away for so long
         ground.broker.start()
     begin_s = time.monotonic()
     rows.join()

@@ -52,7 +52,7 @@ def fill_broker_up(ground: Ground, scene: Scene) -> Told:
             broker = Broker(disk / "broker", Path(ground.broker._classes).parent)
             broker.start()
             try:
-                with closing(Scene(replace(ground, broker=broker), "broker-disk-full")) as own:
+                with closing(Scene(replace(ground, broker=broker), "broker-disk-full", patience_s=30.0)) as own:
                     _play_broker(own, told, disk)
             finally:
                 broker.kill()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from fault_proxy import FaultProxy
-from pipelines import clean_environment
+from pipelines import PATIENCE_S, clean_environment
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.data.dead_letters import letters
@@ -34,7 +34,7 @@ LOOK_S = 0.05
 # A broker that was killed has forgotten producers whose newest record is a day old (producer.id.expiration.ms), and takes what
 # they try again for new: with timestamps of 1970 rows stood twice in the log.
 BEGIN_MS = time.time_ns() // 1_000_000
-PATIENCE_S = 90.0  # that anything may take; no fault is red for being slow
+AWAY_S = 300.0  # that a broker may be, for a worker that lives through it
 PIPELINE = """
 name = "{name}"
 [label]
@@ -52,13 +52,14 @@ wait_ms = 50
 [worker]
 step_rows = 64
 step_ms = 0
-checkpoint_rows = 500
+checkpoint_rows = 150
 version_rows = 1000
 [log]
 kind = "kafka"
 partitions = {partitions}
 [log.kafka]
 bootstrap = "{bootstrap}"
+patience_s = {patience_s}
 """
 Shown = tuple[str, bool, str]  # an invariant, whether it holds, and by what that is seen
 
@@ -79,12 +80,12 @@ class Told:
         return bool(self.skipped) or (bool(self.shown) and all(holds for _, holds, _ in self.shown))
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> float:
+def until(true: Callable[[], bool], what: str) -> float:
     """Look again and again; how long it took. Raises: TimeoutError where it never becomes true."""
     start_s = time.monotonic()
     while not true():
-        if time.monotonic() - start_s > seconds:
-            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+        if time.monotonic() - start_s > PATIENCE_S:
+            raise TimeoutError(f"{what}: not within {PATIENCE_S:.0f} s")
         time.sleep(LOOK_S)
     return time.monotonic() - start_s
 
@@ -115,12 +116,13 @@ class Ground:
 class Scene:
     """One pipeline of one fault's own, in a folder and on topics of its own."""
 
-    def __init__(self, ground: Ground, name: str, partitions: int = 1) -> None:
+    def __init__(self, ground: Ground, name: str, partitions: int = 1, patience_s: float = AWAY_S) -> None:
         self.broker, self.name = ground.broker, f"{name}-{time.monotonic_ns()}"
         self.folder = ground.folder / self.name
         self.folder.mkdir()
         self.pipeline = self.folder / "faults.toml"
-        text = PIPELINE.format(name=self.name, bootstrap=ground.broker.bootstrap, partitions=partitions)
+        numbers = {"partitions": partitions, "patience_s": patience_s}
+        text = PIPELINE.format(name=self.name, bootstrap=ground.broker.bootstrap, **numbers)
         self.pipeline.write_text(text, encoding="utf-8")
         self.proxied = ["--set", f'log.kafka.bootstrap="127.0.0.1:{ground.proxy.port}"']
         self.home = self.folder

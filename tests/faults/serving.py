@@ -15,6 +15,10 @@ from scene import Ground, Shown, Told, until
 from served_pipeline import Load, Up, load, served
 from test_on_kafka import post, question
 
+from millrace.services.config.config import load_pipeline
+from millrace.services.pipeline import backends as logs
+from millrace.services.pipeline.instance import Instance
+
 LATE = "\n[labels]\nhorizon_ms = 3600000\ngrace_ms = 60000\n"
 SESSIONS = 3  # callers, each of which looks back at its own answers alone
 
@@ -44,17 +48,30 @@ class Serving:
     def label(self, ids: list[str]) -> None:
         """Say the label of each, again and again until it is acknowledged."""
         for one in ids:
-            until(lambda one=one: self._label(one), f"label {one} acknowledged", 120)
+            until(lambda one=one: self._label(one), f"label {one} acknowledged")
 
     def _label(self, one: str) -> bool:
         stored = post(self.up.port, "labels", {"labels": [{"id": one, "label": "lily"}]})[0] == 202
         self.stored += stored
         return stored
 
+    def recorded(self, ids: list[str]) -> None:
+        """Until the log has these predictions."""
+        instance = Instance(load_pipeline(self.folder / "digits.toml"), self.folder / ".millrace" / "digits")
+        source = instance.source([instance.loaded.pipeline.served_topic])
+
+        def there() -> bool:
+            reads = [source.read(tp, low, high) for tp, (low, high) in source.bounds().items()]
+            return {one.encode() for one in ids} <= {event.key for read in reads for event in read.events}
+
+        until(there, "the predictions are recorded")
+        instance.log().link.close()
+        logs._connected.cache_clear()
+
     def joined(self) -> float:
         """Until every acknowledged label has met its prediction, and nothing is left to read; how long it took."""
 
-        until(lambda: bool(facts(self.folder)), "the pipeline says where it is", 120)
+        until(lambda: bool(facts(self.folder)), "the pipeline says where it is")
         found = facts(self.folder)
         there = int(str(found["records"])) + int(str(found["lag_rows"]))  # callers go on, so more comes all the time
 
@@ -62,12 +79,12 @@ class Serving:
             found = facts(self.folder)
             return found.get("labels_joined") == self.stored and int(str(found["records"])) >= there
 
-        return until(caught_up, "labels joined and what lay there read", 120)
+        return until(caught_up, "labels joined and what lay there read")
 
     def newest_served(self) -> float:
         """Until answers name the newest state."""
         seq = int(str(facts(self.folder)["seq"]))
-        return until(lambda: int(self.up.ask()["parameters"]["seq"]) >= seq - 2, "the newest state is served", 120)
+        return until(lambda: int(self.up.ask()["parameters"]["seq"]) >= seq - 2, "the newest state is served")
 
     def shown(self) -> list[Shown]:
         """What callers saw."""
@@ -151,7 +168,7 @@ def while_serving(ground: Ground) -> list[Told]:
         one.newest_served()
         killed.shown = [*one.shown(), ("I9", True, f"lag 0 and all labels joined {lag_s:.1f} s after the last label")]
         ids, answers = one.predict(20), one.answers
-        time.sleep(1.0)  # predictions are appended after they are answered
+        one.recorded(ids)  # they are, after they are answered
         ground.broker.kill()
         time.sleep(away_s)
         meanwhile = one.answers - answers

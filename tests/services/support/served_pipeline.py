@@ -16,7 +16,8 @@ from pathlib import Path
 
 from pipelines import MILLRACE, PATIENCE_S, clean_environment
 
-from millrace.services.serving.ports import free_port  # callers import it from here
+from millrace.services.processes import descendants
+from millrace.services.serving.ports import free_port  # callers import it and the next from here
 
 ROW = {
     "inputs": [
@@ -91,16 +92,6 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return ""
-
-
-def descendants(pid: int) -> list[int]:
-    """The children of a process, and theirs."""
-    try:
-        text = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    children = [int(child) for child in text.split()]
-    return children + [below for child in children for below in descendants(child)]
 
 
 def until(true: Callable[[], bool], seconds: float = 40.0) -> float:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from doomed import Doomed, die_often
+from pipelines import PATIENCE_S
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
@@ -63,30 +63,17 @@ def records() -> tuple[list[Record], Counter[str]]:
 
 
 def test_labels_through_kill_nine_are_neither_lost_nor_learned_twice(tmp_path: Path):
-    """Killed at eight seeded moments while records keep coming; sums and counts are those of every row once."""
+    """Killed at eight phases while records keep coming; sums and counts are those of every row once."""
     pipeline = tmp_path / "late.toml"
     pipeline.write_text(PIPELINE)
     instance = Instance(load_pipeline(pipeline), tmp_path / "late")
     log, (sent, fates) = instance.log(), records()
-
-    def keep_sending() -> None:
-        for at in range(0, len(sent), 50):
-            log.append("late.served", sent[at : at + 50])
-            time.sleep(0.08)
-
     command = [sys.executable, "-c", "from millrace.services.cli import main; main()"]
-    words = [pipeline, "--home", tmp_path, "--output", "json"]
-    producer = threading.Thread(target=keep_sending)
-    producer.start()
-    chance = random.Random(5)
-    for _ in range(8):
-        child = subprocess.Popen([*command, "run", *words, "--follow"], stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.7, 1.6))
-        child.send_signal(signal.SIGKILL)
-        assert child.wait(timeout=60) == -signal.SIGKILL
-    producer.join()
+    words = [str(pipeline), "--home", str(tmp_path), "--output", "json"]
+    doomed = Doomed(instance, [*command, "run", *words, "--follow"], "late.served", sent)
+    assert die_often(doomed, 8, len(sent), random.Random(5)) == 6 and doomed.epoch >= 6
     for verb in ("run", "verify"):
-        done = subprocess.run([*command, verb, *words], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run([*command, verb, *words], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["records"] == len(sent)
     state = load_checkpoint(instance.store(), summarise(instance.journal("main"), "main").marks[-1])
