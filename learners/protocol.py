@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,18 +17,26 @@ Floats = NDArray[np.float64]
 Value = Any  # an array, or what JSON can say: bool, int, float, str, None, lists and string-keyed dicts of these
 
 
+def column(missing: object) -> Any:
+    """A column that a batch may lack. Rows without it that are joined to rows with it have ``missing`` there."""
+    return field(default=None, metadata={"missing": missing})
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows to learn or to predict, one column a concern; nobody writes to a batch after it is made.
+
+    A column is declared here and nowhere else: all that cuts, joins, keeps or stores rows goes by ``COLUMNS``. A state that was
+    stored before a column was declared gives rows without it.
 
     Source: docs/design/overview.md#learner.
     """
 
     x: Floats  # (n, d) features, finite
-    y: Array | None = None  # (n,) str objects for classes; (n,) or (n, k) float64 for regression; None: no labels
-    key: Array | None = None  # (n,) bytes | None objects, the records' keys
-    t: NDArray[np.int64] | None = None  # (n,) milliseconds since 1970, the records' timestamps
-    weight: Floats | None = None  # (n,) >= 0, more counts more; None: every row weighs 1
+    y: Array | None = column(missing=None)  # (n,) str objects for classes; (n,) or (n, k) float64 for numbers; None: no labels
+    key: Array | None = column(missing=None)  # (n,) bytes | None objects, the records' keys
+    t: NDArray[np.int64] | None = column(missing=0)  # (n,) milliseconds since 1970, the records' timestamps
+    weight: Floats | None = column(missing=1.0)  # (n,) >= 0, more counts more; None: every row weighs 1
 
     def __len__(self) -> int:
         return len(self.x)
@@ -37,13 +47,46 @@ class Batch:
 
     def only(self, cut: slice | NDArray[Any]) -> Batch:
         """The rows of a slice, as views, or those that a mask (n,) or indices choose, as copies."""
-        return Batch(
-            self.x[cut],
-            None if self.y is None else self.y[cut],
-            None if self.key is None else self.key[cut],
-            None if self.t is None else self.t[cut],
-            None if self.weight is None else self.weight[cut],
-        )
+        chosen: list[Any] = [None if whole is None else whole[cut] for whole in columns_of(self)]
+        return Batch(*chosen)
+
+
+COLUMNS = tuple(declared.name for declared in fields(Batch))  # in the order of the constructor's arguments
+MISSING = {declared.name: declared.metadata.get("missing", 0.0) for declared in fields(Batch)}  # by column
+columns_of: Callable[[Batch], tuple[Any, ...]] = attrgetter(*COLUMNS)  # arrays or None, in that order
+
+
+def as_columns(batch: Batch) -> dict[str, Array]:
+    """The columns that a batch has, by name."""
+    return {name: column for name, column in zip(COLUMNS, columns_of(batch), strict=True) if column is not None}
+
+
+def from_columns(columns: Mapping[str, Value]) -> Batch:
+    """The batch that has these columns; what else is there is left alone."""
+    return Batch(**{name: columns[name] for name in COLUMNS if name in columns})
+
+
+def join(pieces: list[Batch]) -> Batch:
+    """One batch of all rows, in order."""
+    if len(pieces) == 1:
+        return pieces[0]
+    lengths, columns = [len(piece) for piece in pieces], zip(*map(columns_of, pieces), strict=True)
+    return Batch(*[joined(name, parts, lengths) for name, parts in zip(COLUMNS, columns, strict=True)])
+
+
+def joined(name: str, parts: Sequence[Array | None], lengths: Sequence[int]) -> Any:
+    """One column (n, ...) of all rows; None where no piece has it. In rows of a piece that lacks it stands MISSING."""
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    if len(present) < len(parts):
+        present = [absent(name, present[0], rows) if part is None else part for part, rows in zip(parts, lengths, strict=True)]
+    return np.concatenate(present)
+
+
+def absent(name: str, like: Array, rows: int) -> Array:
+    """What stands for a column in so many rows that lack it, of the type of ``like``."""
+    return np.full((rows, *like.shape[1:]), MISSING[name], dtype=like.dtype)
 
 
 @dataclass(frozen=True, slots=True)

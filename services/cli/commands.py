@@ -156,7 +156,7 @@ def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, re
     from millrace.services.decisions import decide as deciding
     from millrace.services.serving import up as serving
 
-    deciding.refuse_part(instance, branch)
+    deciding.refuse_part(branch)
     tokens = click.get_current_context().meta["tokens"]
     warmed(instance, branch)
     serving.up(instance, branch, serving.Listening(host, port, grpc_port, replicas, endpoint_token(), tokens))

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.config.config import NAME_CHARACTERS
 from millrace.services.decisions.last_good import LAST_GOOD, last_good_of
-from millrace.services.decisions.versions import NEWEST, resolved
+from millrace.services.decisions.versions import NEWEST, meant
 from millrace.services.errors import NotCountedError, NotProvedError
 from millrace.services.pipeline.archive import Archive
-from millrace.services.pipeline.instance import ENDPOINT, Instance, require_branch
+from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.streams.branch.forks import learner_of
-from millrace.streams.journal.journal import summarise
 from millrace.streams.journal.ledger import Alias, Ledger, Serve, Target, append_decision, describe_target
 from millrace.streams.sharding import WHOLE, merging_branch, shard_of
 
@@ -59,17 +58,22 @@ def plan(instance: Instance, to: Target) -> Change:
 
     Raises: MillraceError where it is not there, DamageError where its parts are not whole.
     """
-    ledger = instance.ledger()
+    archive, ledger = Archive(instance), instance.ledger()
     if to.version is not None:
-        to = Target(version=resolved(instance, to.version))
-        refuse_part(instance, str(to.version).rpartition(".")[0])
-        _refuse_released(ledger, str(to.version))
-        Archive(instance).check(str(to.version))
+        to = Target(version=_servable(archive, ledger, to.version))
     else:
-        require_branch(instance, str(to.follow))
-        refuse_part(instance, str(to.follow))
-        _refuse_given_up(instance, str(to.follow))
+        refuse_part(str(to.follow))
+        _refuse_given_up(archive, str(to.follow))
     return Change(ledger.serving.get(ENDPOINT), to)
+
+
+def _servable(archive: Archive, ledger: Ledger, name: str) -> str:
+    """The version that a caller means, once it has been read. Raises: as ``plan``."""
+    version = meant(archive, ledger, name)
+    refuse_part(version.rpartition(".")[0])
+    _refuse_released(ledger, version)
+    archive.check(version)
+    return version
 
 
 def plan_rollback(instance: Instance, version: str | None) -> Change:
@@ -78,7 +82,9 @@ def plan_rollback(instance: Instance, version: str | None) -> Change:
     Versions that are not what their log says are passed by.
     Raises: as ``plan``; MillraceError where there is none before.
     """
-    return plan(instance, Target(version or _version_before(instance)))
+    archive, ledger = Archive(instance), instance.ledger()
+    to = _servable(archive, ledger, version or _version_before(archive, ledger))
+    return Change(ledger.serving.get(ENDPOINT), Target(version=to))
 
 
 def learner_version(instance: Instance, version: str | None) -> str:
@@ -86,9 +92,9 @@ def learner_version(instance: Instance, version: str | None) -> str:
 
     Raises: MillraceError where there is none, or it is no longer kept.
     """
-    ledger = instance.ledger()
+    archive, ledger = Archive(instance), instance.ledger()
     now = ledger.serving.get(ENDPOINT)
-    found = resolved(instance, version) if version else (now and now.version) or _version_before(instance)
+    found = meant(archive, ledger, version) if version else (now and now.version) or _version_before(archive, ledger)
     _refuse_released(ledger, found)
     return found
 
@@ -103,17 +109,14 @@ def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
     ledger = instance.ledger()
     if version == NOTHING:
         return Naming(name, ledger.aliases.get(name), None)
-    version = resolved(instance, version)
-    refuse_part(instance, version.rpartition(".")[0])
-    _refuse_released(ledger, version)
-    Archive(instance).check(version)
+    version = _servable(Archive(instance), ledger, version)
     certificate = ledger.certificates.get(version)
     if certificate is not None and not certificate.holds:
         raise NotProvedError(f"Version {version} {certificate.verdict}, says its certificate. It is not promoted.")
     return Naming(name, ledger.aliases.get(name), version)
 
 
-def refuse_part(instance: Instance, branch: str) -> None:
+def refuse_part(branch: str) -> None:
     """Raises: BadInputError where a branch is one of several shards, which no endpoint and no alias is for."""
     if shard_of(branch) != WHOLE:
         raise BadInputError(
@@ -129,30 +132,28 @@ def _refuse_released(ledger: Ledger, version: str) -> None:
         )
 
 
-def _refuse_given_up(instance: Instance, branch: str) -> None:
-    end = summarise(instance.journal(branch), branch).end.ended
+def _refuse_given_up(archive: Archive, branch: str) -> None:
+    end = archive.summary(branch).end.ended
     if end is not None and end.successor is None:
         raise MillraceError(
             f"Branch {branch} has ended ({end.cause}), and nothing goes on from it. Follow another, or serve a version of it."
         )
 
 
-def _version_before(instance: Instance) -> str:
-    ledger = instance.ledger()
+def _version_before(archive: Archive, ledger: Ledger) -> str:
     now = ledger.serving.get(ENDPOINT)
     if now is None:
         raise MillraceError(f"Endpoint {ENDPOINT} has never served anything, so there is nothing to go back from.")
-    archive = Archive(instance)
     branch = now.follow or str(now.version).rpartition(".")[0]
-    marks = archive.marks(branch)
-    versions = [mark.version for mark in marks if mark.version is not None]
-    good = last_good_of(instance, branch, ledger)
+    summary = archive.summary(branch)
+    versions = [mark.version for mark in summary.marks if mark.version is not None]
+    good = last_good_of(archive, branch, ledger)
     if good is not None and (now.version not in versions or versions.index(good) < versions.index(now.version)):
         return good
     earlier = versions[: versions.index(now.version)] if now.version in versions else versions
     belied = {version for version, certificate in ledger.certificates.items() if not certificate.holds}
-    fork = summarise(instance.journal(branch), branch).fork
-    begun_with = None if fork is None or versions else learner_of(instance.store(), fork)
+    fork = summary.fork
+    begun_with = None if fork is None or versions else learner_of(archive.instance.store(), fork)
     earlier = earlier or ([] if begun_with is None else [begun_with])
     sound = [version for version in earlier if version not in ledger.released | belied]
     if not sound:
@@ -166,7 +167,7 @@ def name_last_good(instance: Instance, branch: str) -> None:
     """Let the alias last-good name it, where an alarm has been raised; another hand that was faster is left alone."""
     try:
         ledger = instance.ledger()
-        version, now = last_good_of(instance, branch, ledger), ledger.aliases.get(LAST_GOOD)
+        version, now = last_good_of(Archive(instance), branch, ledger), ledger.aliases.get(LAST_GOOD)
         if version is not None and version != now:
             decide(instance, Naming(LAST_GOOD, now, version), "drift alarm")
     except MillraceError as error:

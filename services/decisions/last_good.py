@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from millrace.services.pipeline.archive import Archive
-from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_part
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark, Merge
@@ -33,12 +32,12 @@ def last_good(marks: Sequence[Mark], store: Store, ledger: Ledger) -> str | None
     return next((mark.version for mark in reversed(proved or before)), None)
 
 
-def last_good_of(instance: Instance, branch: str, ledger: Ledger) -> str | None:
+def last_good_of(archive: Archive, branch: str, ledger: Ledger) -> str | None:
     """Of a branch. Of one that merges shards: the newest version of what each shard was before its own newest alarm began.
 
     Raises: DamageError where a journal is damaged.
     """
-    archive, store = Archive(instance), instance.store()
+    instance, store = archive.instance, archive.instance.store()
     if instance.shards(branch) == [branch]:
         return last_good(archive.marks(branch), store, ledger)
     ends = {shard: _good_seq(archive.marks(shard), store) for shard in instance.shards(branch)}

@@ -34,12 +34,16 @@ def resolved(instance: Instance, name: str) -> str:
 
     Raises: MillraceError where there is none yet.
     """
-    ledger = instance.ledger()
+    return meant(Archive(instance), instance.ledger(), name)
+
+
+def meant(archive: Archive, ledger: Ledger, name: str) -> str:
+    """As ``resolved``, by what has been read already."""
     if name != NEWEST:
         return ledger.aliases.get(name, name)
     served = ledger.serving.get(ENDPOINT, Target(follow=BRANCH))
     branch = served.follow or str(served.version).rpartition(".")[0]
-    found = [mark.version for mark in Archive(instance).marks(branch) if mark.version is not None]
+    found = [mark.version for mark in archive.marks(branch) if mark.version is not None]
     if not found:
         raise MillraceError(f"Branch {branch} has no version yet; `millrace run` marks one at its end.")
     return found[-1]

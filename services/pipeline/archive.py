@@ -70,13 +70,17 @@ class Archive:
 
     def marks(self, branch: str) -> list[Mark]:
         """Of a branch, oldest first. Raises: MillraceError where there is no such branch."""
+        return self.summary(branch).marks
+
+    def summary(self, branch: str) -> Summary:
+        """Of a branch's journal, as far as it goes by now. Raises: MillraceError where there is no such branch."""
         if branch not in self._journals:
             require_branch(self.instance, branch)
             self._journals[branch] = self.instance.journal(branch)
         if branch not in self._summaries:
             self._summaries[branch] = empty_summary(self._journals[branch])
         extend(self._summaries[branch], self._journals[branch], branch)
-        return self._summaries[branch].marks
+        return self._summaries[branch]
 
     def bundle(self, mark: Mark) -> Bundle:
         """The state that a mark names. Raises: DamageError."""

@@ -11,6 +11,7 @@ from copy import copy
 from dataclasses import replace
 from itertools import groupby
 from sys import maxsize
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from millrace.streams.formats.arrow import BATCH_BYTES, CONTENT_TYPE, MAGIC
 from millrace.streams.formats.arrow_batches import BatchCodec
 from millrace.streams.formats.avro import Registry
 from millrace.streams.formats.cloudevents import Said, said_by, unwrap
-from millrace.streams.formats.json_rows import Codec, RecordError, Refused, Rows, refusal
+from millrace.streams.formats.json_rows import SHARED, Codec, RecordError, Refused, Rows, refusal
 from millrace.streams.records import Event
 from millrace.streams.schema import Schema
 
@@ -104,14 +105,14 @@ class Contents:
             return pieces[0]
         none = _rows_of(self._rows, [])[0][0]
         pieces = [piece for piece in pieces if len(piece)] or [none]
-        y, weight, key, t = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("y", "weight", "key", "t"))
+        shared: dict[str, Any] = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in SHARED}
         plain = np.concatenate([piece.plain for piece in pieces if piece.plain is not None]) if self._schema.plain else None
         if plain is None:
             columns = tuple(np.concatenate(parts) for parts in zip(*(piece.columns for piece in pieces), strict=True))
         else:
             columns = tuple(plain[:, at : at + 1] for at in range(plain.shape[1]))
         offset = np.concatenate([piece.offset for piece in pieces if piece.offset is not None])
-        return Rows(columns, y, weight, key, t, plain, offset=offset)
+        return Rows(columns, plain=plain, offset=offset, **shared)
 
 
 def _is_row(event: Event) -> bool:

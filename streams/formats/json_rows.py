@@ -12,7 +12,7 @@ import struct
 import sys
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.protocol import Array, Floats
+from millrace.learners.protocol import COLUMNS, Array, Batch, Floats
 from millrace.streams.formats.images import UnreadableImageError, check
 from millrace.streams.records import Event
 from millrace.streams.schema import LARGEST, Field, Label, Schema
@@ -74,8 +74,17 @@ class Rows:
     def only(self, chosen: NDArray[Any]) -> Rows:
         """The rows that a mask (n,) or indices choose, as copies."""
         columns = tuple(column[chosen] for column in self.columns)
-        plain, offset = (None if part is None else part[chosen] for part in (self.plain, self.offset))
-        return Rows(columns, self.y[chosen], self.weight[chosen], self.key[chosen], self.t[chosen], plain, 0, offset)
+        others = ((name, getattr(self, name)) for name in PER_ROW)
+        kept: dict[str, Any] = {name: None if whole is None else whole[chosen] for name, whole in others}
+        return Rows(columns, **kept)
+
+    def batch(self, x: Floats) -> Batch:
+        """The rows as a learner has them, with their features (n, d)."""
+        return Batch(x, **{name: getattr(self, name) for name in SHARED})
+
+
+PER_ROW = tuple(column.name for column in fields(Rows) if column.name not in ("columns", "left_out"))
+SHARED = tuple(name for name in PER_ROW if name in COLUMNS)  # columns of a batch that a record brings
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ class LabelJoin:
     def fill(self, taken: Taken, rows: Rows, x: Floats) -> None:
         """The rows of the fresh predictions, and their features (n, d)."""
         if taken.fresh:
-            self._rows.fill(taken.slots, rows, x)
+            self._rows.fill(taken.slots, rows.batch(x))
 
     def answer(self, fresh: list[int], taken: Taken, classes: tuple[str, ...], scores: Floats) -> None:
         """Answers (n, C) in place of the served ones, for the n of ``taken.fresh`` at these places."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.protocol import Array, Batch, Floats, Value
-from millrace.streams.formats.json_rows import Rows
+from millrace.learners.protocol import MISSING, Array, Batch, Floats, Value, absent, as_columns, from_columns
 
 FIRST_SLOTS = 256
 
@@ -47,10 +46,7 @@ class Waiting:
         self._answered: list[ServedAnswer | None] = []  # by slot
         self._free: list[int] = []
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}  # equal names are held once
-        self._x: Floats = np.empty((0, 0))  # (slots, d), as the feature stage saw the row when it was read
-        self._weight: Floats = np.empty(0)
-        self._t: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._key: Array = np.empty(0, dtype=object)
+        self._columns: dict[str, Array] = {}  # (slots, ...) by name, as the row was when it was read
 
     @property
     def first(self) -> tuple[int, int] | None:
@@ -81,24 +77,24 @@ class Waiting:
         self._answered += [None] * more
         self._names.clear()  # of answers long gone; those that wait keep theirs
 
-    def fill(self, slots: list[int], rows: Rows, x: Floats) -> None:
-        """Put the rows of a read into the slots that were given out for them."""
-        if len(self._x) < len(self.due_ms):
-            self._enlarge(x.shape[1])
+    def fill(self, slots: list[int], batch: Batch) -> None:
+        """Put the rows of a read into the slots that were given out for them; their labels are yet to come."""
         at = np.array(slots, dtype=np.int64)
-        self._x[at], self._weight[at], self._t[at], self._key[at] = x, rows.weight, rows.t, rows.key
+        brought = as_columns(replace(batch, y=None))
+        for name, like in {**self._columns, **brought}.items():
+            self._columns[name] = self._enlarged(name, like)
+            self._columns[name][at] = brought.get(name, MISSING[name])
 
-    def _enlarge(self, width: int) -> None:
-        have, more = len(self._x), len(self.due_ms) - len(self._x)
-        self._x = np.concatenate([self._x if have else np.empty((0, width)), np.zeros((more, width))])
-        self._weight = np.concatenate([self._weight, np.zeros(more)])
-        self._t = np.concatenate([self._t, np.zeros(more, dtype=np.int64)])
-        self._key = np.concatenate([self._key, np.full(more, None, dtype=object)])
+    def _enlarged(self, name: str, like: Array) -> Array:
+        """A column with a place for every slot."""
+        held = self._columns.get(name, like[:0])
+        more = len(self.due_ms) - len(held)
+        return held if not more else np.concatenate([held, absent(name, like, more)])
 
     def lessons(self, slots: list[int], y: Array, clock_ms: list[int]) -> TrainingRows:
         """The rows in these slots with their labels (n,)."""
         at = np.array(slots, dtype=np.int64)
-        batch = Batch(self._x[at], y, self._key[at], self._t[at], self._weight[at])
+        batch = from_columns({name: column[at] for name, column in self._columns.items()} | {"y": y})
         return TrainingRows(batch, np.array(clock_ms, dtype=np.int64), [self._of(slot) for slot in slots])
 
     def _of(self, slot: int) -> ServedAnswer:
@@ -110,8 +106,9 @@ class Waiting:
         """Give these out again."""
         for slot in slots:
             self._answered[slot] = None
-        if self._key.size:
-            self._key[np.array(slots, dtype=np.int64)] = None
+        for column in self._columns.values():
+            if column.dtype == object:
+                column[np.array(slots, dtype=np.int64)] = None
         self._free += slots
 
     def state(self) -> dict[str, Value]:
@@ -123,11 +120,8 @@ class Waiting:
         tables = {classes: number for number, classes in enumerate(dict.fromkeys(classes for classes, _ in answered))}
         return {
             "pending": np.array(list(self.slots), dtype=np.int64),
-            "x": self._x[at],
-            "weight": self._weight[at],
-            "t": self._t[at],
+            **{name: column[at] for name, column in self._columns.items()},
             "due_ms": np.array([self.due_ms[slot] for slot in slots], dtype=np.int64),
-            "key": self._key[at],
             "classes": [list(table) for table in tables],
             "table": np.array([tables[classes] for classes, _ in answered], dtype=np.int64),
             "outputs": np.array([len(scores) for _, scores in answered], dtype=np.int64),
@@ -142,4 +136,4 @@ class Waiting:
         pieces = np.split(state["scores"], np.cumsum(state["outputs"])[:-1])
         columns = zip(state["pending"].tolist(), state["table"].tolist(), pieces, state["due_ms"].tolist(), strict=True)
         slots = [self.take(one, (tables[table], tuple(scores.tolist())), due_ms) for one, table, scores, due_ms in columns]
-        self.fill(slots, Rows((), np.empty(0), state["weight"], state["key"], state["t"]), state["x"])
+        self.fill(slots, from_columns(state))

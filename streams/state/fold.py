@@ -152,7 +152,7 @@ class Fold:
         labelled = has_label(rows) if step.use == "learn" else np.zeros(len(rows), dtype=bool)
         self.counts.passed += int((~labelled).sum())
         self.clock_ms = int(clock_ms[-1]) if len(rows) else self.clock_ms
-        batch = Batch(x, rows.y, rows.key, rows.t, rows.weight)
+        batch = rows.batch(x)
         if not labelled.all():
             batch, clock_ms = batch.only(labelled), clock_ms[labelled]
         self._collect(batch, clock_ms, np.full(len(batch), np.nan))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.protocol import Array, Batch, Value
+from millrace.learners.protocol import Batch, Value, as_columns, from_columns, join
 
 
 class MicroBatches:
@@ -66,32 +66,3 @@ class MicroBatches:
         if "x" in state:
             self._pieces = [from_columns(state)]
             self.waiting = len(self._pieces[0])
-
-
-def as_columns(batch: Batch) -> dict[str, Array]:
-    """The columns that a batch has, by name."""
-    columns = {"x": batch.x, "y": batch.y, "key": batch.key, "t": batch.t, "weight": batch.weight}
-    return {name: column for name, column in columns.items() if column is not None}
-
-
-def from_columns(columns: Mapping[str, Value]) -> Batch:
-    """The batch that has these columns."""
-    return Batch(columns["x"], *[columns.get(name) for name in ("y", "key", "t", "weight")])
-
-
-def join(pieces: list[Batch]) -> Batch:
-    """One batch of all rows, in order."""
-    if len(pieces) == 1:
-        return pieces[0]
-    return Batch(
-        np.concatenate([piece.x for piece in pieces]),
-        _joined([piece.y for piece in pieces]),
-        _joined([piece.key for piece in pieces]),
-        _joined([piece.t for piece in pieces]),
-        _joined([piece.weight for piece in pieces]),
-    )
-
-
-def _joined(columns: list[Array | None]) -> Array | None:
-    present = [column for column in columns if column is not None]
-    return np.concatenate(present) if present else None

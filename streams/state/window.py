@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from millrace.learners.errors import LearnerError
-from millrace.learners.protocol import Batch, Value
-from millrace.streams.state.microbatch import as_columns, from_columns, join
+from millrace.learners.protocol import Batch, Value, as_columns, from_columns, join
 
 SEGMENTS = 8  # of a window: so many are written once, and at most an eighth more rows are held than asked for
 

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from test_microbatch import CUTS, numbers, rows_of
 
 from millrace.learners.errors import LearnerError
-from millrace.learners.protocol import Batch
+from millrace.learners.protocol import Batch, join
 from millrace.streams.parts import pack, unpack
-from millrace.streams.state.microbatch import join
 from millrace.streams.state.window import SEGMENTS, Window
 
 SIZES = st.integers(1, 30)
