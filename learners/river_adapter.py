@@ -18,12 +18,13 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
 
+from millrace.learners.declaration import declared
 from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.linear.servable import finite
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
@@ -208,7 +209,7 @@ class RiverServable:
         trees, floats = self._state
         return {
             "classes": list(self.classes),
-            "config": asdict(self._config),
+            "config": declared(self._config),
             "d": self._d,
             "trees": trees,
             "floats": floats,
@@ -324,7 +325,7 @@ class River:
 
     def _shape(self) -> dict[str, Value]:
         """What a state must agree on with its learner."""
-        return {"kind": "river", "d": self.d, "config": asdict(self.config)}
+        return {"kind": "river", "d": self.d, "config": declared(self.config)}
 
     def _picture(self) -> None:
         """Keep the state as it is now, and answer by a copy made from it: asking never touches what learns."""

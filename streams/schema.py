@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from millrace.learners.declaration import declared
+
 WIDEST = 1_000_000  # columns of x; a learner may need the square of it
 TALLEST = 4096  # pixels of a side of a network's input
 IMAGE_KEYS = ("backbone", "shape", "features", "sha256")
@@ -124,11 +126,11 @@ class Schema:
     @property
     def declared(self) -> bytes:
         """The declaration as JSON; its hash stands in every fork. A network is named by its sha256, wherever it lies."""
-        declared = msgspec.to_builtins(self)
-        for field in declared["fields"]:
+        written = declared(self)
+        for field in written["fields"]:
             for key in ("backbone",) if field["type"] == "image" else IMAGE_KEYS:
                 del field[key]
-        return msgspec.json.encode(declared, order="sorted")
+        return msgspec.json.encode(written, order="sorted")
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

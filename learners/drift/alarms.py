@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, get_args
@@ -27,6 +27,7 @@ import crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.learners.declaration import declared
 from millrace.learners.drift.calibration import threshold_for
 from millrace.learners.drift.detectors import SENSORS, Side
 from millrace.learners.errors import BadInputError, LearnerError, StateDamageError
@@ -81,7 +82,7 @@ class DriftConfig:
     def declared(self) -> dict[str, Value]:
         """What changes what is learned: without the keys of other acts than its own, which a branch need not remember."""
         idle = {key for act, keys in OWN_KEYS.items() if act != self.act for key in keys}
-        return {key: value for key, value in asdict(self).items() if key not in idle}
+        return {key: value for key, value in declared(self).items() if key not in idle}
 
 
 @dataclass(frozen=True, slots=True)

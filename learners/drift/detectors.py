@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from millrace.learners.errors import StateDamageError
 from millrace.learners.protocol import Floats
 
+RESTORE = "Restore it from a copy, or use the release that wrote it."
 RNG_WORDS = 625  # of the state of Python's Mersenne twister, which KSWIN draws from
 
 
@@ -64,7 +65,7 @@ class Adwin:
         """Raises: StateDamageError."""
         _set(self._window, state)
         if self._adwin.width != rows:
-            raise StateDamageError(f"An ADWIN window of {rows} rows was stored, and {self._adwin.width} came back.")
+            raise StateDamageError(f"An ADWIN window of {rows} rows was stored, and {self._adwin.width} came back. {RESTORE}")
 
 
 class PageHinkley:
@@ -132,7 +133,7 @@ class Kswin:
         try:
             self._test._rng.setstate((int(version), tuple(map(int, rest[:RNG_WORDS])), None))
         except (TypeError, ValueError, OverflowError) as error:
-            raise StateDamageError(f"The generator of a KSWIN cannot be restored ({error}).") from error
+            raise StateDamageError(f"The generator of a KSWIN cannot be restored ({error}). {RESTORE}") from error
         self._test.window = deque(rest[RNG_WORDS:], maxlen=self._test.window_size)
 
 
@@ -201,7 +202,9 @@ class HddmW:
         numbers, means = _floats(state[:96], 12), state[96:]
         each = len(samples[0]._ewma._ewmean.__getstate__())
         if len(means) != each * len(samples):
-            raise StateDamageError(f"The weighted means of an HDDM_W take {each * len(samples)} bytes, {len(means)} came back.")
+            raise StateDamageError(
+                f"The weighted means of an HDDM_W take {each * len(samples)} bytes, {len(means)} came back. {RESTORE}"
+            )
         for at, sample in enumerate(samples):
             sample._ibc, sample._is_init = numbers[2 * at], bool(numbers[2 * at + 1])
             _set(sample._ewma._ewmean, means[at * each : (at + 1) * each])
@@ -263,7 +266,7 @@ def _river() -> Any:
 def _floats(state: bytes, count: int) -> list[float]:
     """Raises: StateDamageError where there are not ``count`` numbers."""
     if len(state) != 8 * count:
-        raise StateDamageError(f"A detector's state takes {8 * count} bytes, {len(state)} came back.")
+        raise StateDamageError(f"A detector's state takes {8 * count} bytes, {len(state)} came back. {RESTORE}")
     numbers: Floats | NDArray[Any] = np.frombuffer(state, dtype=np.float64)
     return [float(number) for number in numbers]
 
@@ -275,4 +278,4 @@ def _set(restored: Any, state: bytes) -> None:
     except BaseException as error:
         if type(error).__module__ != "pyo3_runtime":  # its class cannot be imported
             raise
-        raise StateDamageError(f"river cannot read the stored state of a detector ({error}).") from error
+        raise StateDamageError(f"river cannot read the stored state of a detector ({error}). {RESTORE}") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from millrace.learners.declaration import declared
 from millrace.learners.linear.servable import finite
 from millrace.learners.protocol import Array, Batch, Floats, Value
 from millrace.learners.replay.config import Spec
@@ -64,8 +65,7 @@ class NetworkServable:
 
 def plain(spec: Spec) -> dict[str, Value]:
     """A spec as JSON says it."""
-    said = asdict(spec)
-    return said | {"hidden": list(spec.hidden), "image": list(spec.image)}
+    return declared(spec)
 
 
 def read_only(tensor: Tensor) -> Array:

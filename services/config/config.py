@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from millrace.learners.declaration import declared, declared_keys
 from millrace.learners.drift.alarms import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
@@ -109,11 +110,12 @@ class Pipeline:
     @property
     def declared(self) -> bytes:
         """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
-        drift = self.drift and self.drift.declared
-        given: dict[str, Any] = {"labels": self.labels, "drift": drift, "evaluate": self.evaluate}
-        more = {name: table for name, table in given.items() if table is not None}
+        learner = declared_keys(LEARNERS[self.learner["kind"]].config, self.learner)
+        tables = {"batch": self.batch, "labels": self.labels, "evaluate": self.evaluate}
+        more: dict[str, Any] = {name: declared(table) for name, table in tables.items() if table is not None}
+        more |= {} if self.drift is None else {"drift": self.drift.declared}
         more |= {} if self.shards == 1 else {"shards": self.shards}
-        return msgspec.json.encode({"learner": self.learner, "batch": self.batch, "seed": self.seed} | more, order="sorted")
+        return msgspec.json.encode({"learner": learner, "seed": self.seed} | more, order="sorted")
 
 
 @dataclass(frozen=True, slots=True)

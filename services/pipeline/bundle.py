@@ -24,6 +24,7 @@ from millrace.streams.schema import Schema
 
 GOLDEN_ROWS = 4  # answered again before a bundle is used
 GOLDEN_SEED = 20261121
+AGAIN = "Restore the state from a copy, or serve another version with `millrace rollback`."
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -129,12 +130,14 @@ def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
     Raises: DamageError where bytes, numbers, fields or golden rows are not what they should be.
     """
     if sha256(blob) != expected:
-        raise DamageError(f"Published weights are not what was published: their sha256 is not {expected}.")
+        raise DamageError(f"Published weights are not what was published: their sha256 is not {expected}. {AGAIN}")
     state = unpack(blob, "published weights")
     try:
         identity = msgspec.convert(state["identity"], Identity)
         if state["schema"] != sha256(schema.declared):
-            raise DamageError(f"State {identity.name} was learned with other fields than this pipeline file has.")
+            raise DamageError(
+                f"State {identity.name} was learned with other fields than this pipeline file has. Use the file of then."
+            )
         features = Features(schema)
         features.load(state["features"])
         serve = {name.removeprefix("serve."): value for name, value in state.items() if name.startswith("serve.")}
@@ -159,11 +162,13 @@ def open_parts(parts: Parts, schema: Schema) -> Bundle:
 def _refuse_not_finite(serve: dict[str, Value], identity: Identity) -> None:
     for name, value in serve.items():
         if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise DamageError(f"State {identity.name}: {name} holds a number that is not finite.")
+            raise DamageError(f"State {identity.name}: {name} holds a number that is not finite. {AGAIN}")
 
 
 def _try_golden(servable: Servable, rows: Floats, scores: Floats, identity: Identity, agreement: float) -> None:
     found = servable.predict_many(Batch(rows))
     largest = float(np.abs(scores).max(initial=1.0))
     if found.shape != scores.shape or not np.allclose(found, scores, rtol=0.0, atol=agreement * largest):
-        raise DamageError(f"State {identity.name} does not give its golden rows the answers that it was published with.")
+        raise DamageError(
+            f"State {identity.name} does not give its golden rows the answers that it was published with. {AGAIN}"
+        )

@@ -33,7 +33,7 @@ from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.forks import begin_fork, compose, excluded, rewound_fork
 from millrace.streams.branch.host import use_threads
 from millrace.streams.branch.learner_rollback import is_learned
-from millrace.streams.errors import EndedError, ReplacedError
+from millrace.streams.errors import DamageError, EndedError, ReplacedError
 from millrace.streams.journal.entries import Fork, Mark
 from millrace.streams.journal.journal import summarise
 from millrace.streams.journal.ledger import Operation, OperationState, Target
@@ -90,7 +90,10 @@ def is_rollback(instance: Instance, operation: Operation) -> bool:
 
 
 def _load(instance: Instance, operation: Operation) -> LearnerPlan:
-    return msgspec.json.decode(plans(instance).get(ROLLBACKS, operation.plan_sha256), type=LearnerPlan)
+    try:
+        return msgspec.json.decode(plans(instance).get(ROLLBACKS, operation.plan_sha256), type=LearnerPlan)
+    except msgspec.DecodeError as error:
+        raise DamageError(f"A rollback was begun by another release ({error}). Use that one to end it.") from error
 
 
 def _new_plan(instance: Instance, version: str | None) -> LearnerPlan:

@@ -24,7 +24,7 @@ from millrace.services.replay.operations import new_branch
 from millrace.streams.branch.branch import Backends, changed, start
 from millrace.streams.branch.forks import empty_fork, excluded, replay_fork
 from millrace.streams.branch.host import use_threads
-from millrace.streams.errors import OffsetsGoneError
+from millrace.streams.errors import DamageError, OffsetsGoneError
 from millrace.streams.journal.entries import Fork, Mark, Rejected, Step
 from millrace.streams.journal.exclusions import Exclusion, OffsetRange, describe, left_out
 from millrace.streams.journal.journal import summarise
@@ -97,7 +97,10 @@ def load_plan(instance: Instance, name: str) -> tuple[str, ReplayPlan]:
     if len(found) != 1:
         listed = ", ".join(one[:12] for one in there) or "none yet; make one with `millrace replay plan`"
         raise BadInputError(f"{name!r} names {len(found)} plans; give at least {SHORTEST} characters of one of: {listed}.")
-    return found[0], msgspec.json.decode(plans(instance).get(PLANS, found[0]), type=ReplayPlan)
+    try:
+        return found[0], msgspec.json.decode(plans(instance).get(PLANS, found[0]), type=ReplayPlan)
+    except msgspec.DecodeError as error:
+        raise DamageError(f"Plan {found[0][:12]} was written by another release ({error}). Make a new plan.") from error
 
 
 def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) -> tuple[str, ReplayPlan, Extent, list[str]]:

@@ -37,6 +37,7 @@ from millrace.streams.stream import Stream
 log = logging.getLogger("millrace")
 
 Carried = TypeVar("Carried")
+RESTORE = "Restore journal and store from one copy."
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,13 @@ def changed(store: Store, branch: str, name: str, now: bytes) -> list[str]:
         return [f"what it was cannot be read ({error})"]
     after = leaves(msgspec.json.decode(now))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [f"{key} = {after.get(key)!r} (begun with {before.get(key)!r})" for key in keys]
+    return [_difference(key, before, after) for key in keys]
+
+
+def _difference(key: str, before: Mapping[str, object], after: Mapping[str, object]) -> str:
+    """A key that one of them leaves out is there at its default, or in the other's tables alone."""
+    was = f"begun with {before[key]!r}" if key in before else "begun without it"
+    return f"{key} = {after[key]!r} ({was})" if key in after else f"{key} left out ({was})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,10 +291,12 @@ def _part(store: Store, mark: Mark, name: str, part: Part) -> dict[str, Value]:
 def manifest_of(store: Store, mark: Mark) -> Checkpoint:
     """What the checkpoint that a mark names is made of. Raises: DamageError where it is missing, damaged or another state's."""
     if mark.checkpoint is None:
-        raise DamageError(f"The mark of seq {mark.state_seq} names no checkpoint.")
+        raise DamageError(f"The mark of seq {mark.state_seq} names no checkpoint. Restore the journal from a copy.")
     manifest = read_checkpoint(store, mark.branch, mark.checkpoint)
     if (manifest.state_sha256, manifest.state_seq) != (mark.state_sha256, mark.state_seq):
-        raise DamageError(f"Checkpoint {mark.checkpoint} is not of the state that the mark of seq {mark.state_seq} names.")
+        raise DamageError(
+            f"Checkpoint {mark.checkpoint} is not of the state that the mark of seq {mark.state_seq} names. {RESTORE}"
+        )
     return manifest
 
 

@@ -93,7 +93,9 @@ def last_output(producer: Producer, pipeline: str, branch: str) -> Output | None
     try:
         outputs = [msgspec.json.decode(raw, type=Output) for raw in producer.tail(topic, OVERTAKEN)]
     except msgspec.DecodeError as error:
-        raise DamageError(f"The last record of topic {topic} is no output of ours ({error}).") from error
+        raise DamageError(
+            f"The last record of topic {topic} is no output of ours ({error}). Use the release that wrote it."
+        ) from error
     if not outputs or outputs[-1].branch != branch:
         return None
     return max((output for output in outputs if output.branch == branch), key=lambda output: output.seq)

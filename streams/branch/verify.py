@@ -374,12 +374,13 @@ def difference(one: Mapping[str, Value], other: Mapping[str, Value]) -> float:
 
 def _difference(one: Value, other: Value) -> float:
     numbers = isinstance(one, np.ndarray) and one.dtype != object or isinstance(one, float)
+    least = 1.0 if isinstance(one, float) else 0.0  # a number by itself may be a residual, which is rounding and nothing else
     if not numbers:
         return 0.0 if pack({"value": one}) == pack({"value": other}) else float("inf")
     one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if one.shape != other.shape:
         return float("inf")
-    largest = max(float(np.abs(one).max(initial=0.0)), float(np.abs(other).max(initial=0.0)))
+    largest = max(least, float(np.abs(one).max(initial=0.0)), float(np.abs(other).max(initial=0.0)))
     return round(float(np.abs(one - other).max(initial=0.0)) / largest, 15) if largest else 0.0
 
 

@@ -63,7 +63,7 @@ def entries_of(store: Store, branch: str, run: Run) -> list[bytes]:
     try:
         entries = unpacked(store.get(branch, run.sha256), f"{branch}/{run.sha256}")
         if len(entries) != run.count:
-            raise DamageError(f"{branch}/{run.sha256} has {len(entries)} entries.")
+            raise DamageError(f"{branch}/{run.sha256} has {len(entries)} entries. Restore it from a copy.")
     except DamageError as error:
         raise DamageError(
             f"Branch {branch}: the segment with the journal entries at offsets {run.first} to {run.stop - 1} (up to seq "

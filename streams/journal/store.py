@@ -189,9 +189,13 @@ def read_checkpoint(store: Store, branch: str, name: str) -> Checkpoint:
     try:
         manifest = msgspec.json.decode(store.get(branch, name), type=Checkpoint)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DamageError(f"Checkpoint {name} of branch {branch} was written by another release: {error}.") from error
+        raise DamageError(
+            f"Checkpoint {name} of branch {branch} was written by another release: {error}. Use that one."
+        ) from error
     if state_sha256(manifest.parts) != manifest.state_sha256:
-        raise DamageError(f"Checkpoint {name} of branch {branch}: its parts are not those of the state it names.")
+        raise DamageError(
+            f"Checkpoint {name} of branch {branch}: its parts are not those of the state it names. Restore it from a copy."
+        )
     return manifest
 
 

@@ -137,7 +137,9 @@ class KafkaReader:
             raise DamageError(f"{self._place()}: {error}. Restore the log, or begin a branch from another offset.") from error
         except Exception as error:
             self.failed = True
-            raise DamageError(f"{self._place()} cannot be read ({type(error).__name__}: {error}).") from error
+            raise DamageError(
+                f"{self._place()} cannot be read ({type(error).__name__}: {error}). Restore the topic from a copy."
+            ) from error
 
     def _place(self) -> str:
         """Where the records lie that the client was at when it failed; all it reads, where it does not say."""

@@ -191,7 +191,7 @@ class VersionLog:
             for run in [run for run in self._runs if first < run.stop <= stop]:
                 raws = entries_of(self._backends.store, self._fork.branch, run)[max(0, first - run.first) :]
                 if raws != [raw for _, raw in islice(entries, len(raws))]:
-                    raise DamageError(f"Segment {run.sha256} has other entries than the journal.")
+                    raise DamageError(f"Segment {run.sha256} has other entries than the journal. Restore it from a copy.")
         except DamageError as error:
             log.warning("Nothing was deleted from the journal of branch %s: %s", self._fork.branch, error)
             return False

@@ -95,7 +95,7 @@ def test_a_branch_keeps_to_the_act_it_was_begun_with(tmp_path: Path) -> None:
     pipeline_in(tmp_path, text=WATCHED + 'act = "relearn"\n')
     done = here("run", "digits.toml", cwd=tmp_path)
     assert done.exit_code != 0
-    assert "drift.act = 'relearn' (begun with 'version'), drift.relearn_rows = 2000 (begun with None)" in done.stderr
+    assert "drift.act = 'relearn' (begun with 'version'), drift.relearn_rows = 2000 (begun without it)" in done.stderr
     assert "Set it back, or begin a branch with --branch NEW." in done.stderr
     assert here("run", "digits.toml", "--branch", "other", cwd=tmp_path).exit_code == 0
 
