@@ -11,7 +11,7 @@ JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual calibrate lock proto clean kafka faults
+.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual calibrate lock proto reference clean kafka faults
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -97,6 +97,9 @@ proto: .venv-test/.ready  ## make the message classes from services/protocol/*.p
 	$(TEST)/python -m grpc_tools.protoc -Imillrace/services/protocol=services/protocol --python_out=build/proto --pyi_out=build/proto \
 		$(addprefix millrace/,$(wildcard services/protocol/*.proto))
 	mv build/proto/millrace/services/protocol/* services/protocol/
+
+reference: .venv-test/.installed  ## write anew what docs/reference has from the code
+	PYTHONPATH=tests $(TEST)/python tests/reference_pages.py
 
 bench-drift: .venv-test/.installed  ## false alarms against their budgets, detection delays, cost of a row beside bare river
 	$(TEST)/python tests/bench/bench_drift.py

@@ -61,12 +61,12 @@ Tree = Any  # what JSON can say; floats stand apart, in the order of the walk
 
 @dataclass(frozen=True, slots=True)
 class RiverConfig:
-    """Which of river's models, and its own parameters."""
+    """One of river's models, with its own parameters."""
 
-    model: str  # such as "linear_model.LogisticRegression"
-    params: dict[str, Param] = field(default_factory=dict)  # of the model's constructor, by river's own names
-    learning_rate: float = 0.0  # of models that take steps; more learns faster and forgets faster; 0: river's own
-    task: Literal["classify", "regress"] = "classify"
+    model: str  # which of river's models, such as linear_model.LogisticRegression
+    params: dict[str, Param] = field(default_factory=dict)  # arguments of the model's constructor, by river's own names
+    learning_rate: float = 0.0  # >= 0, of models that take steps; more learns faster and forgets faster; 0: river's own
+    task: Literal["classify", "regress"] = "classify"  # as the label's type says
 
     def __post_init__(self) -> None:
         """Refuse models that are not offered."""

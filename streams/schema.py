@@ -20,18 +20,19 @@ LARGEST = 1e100  # keeps squares and their sums finite in float64
 class Field:
     """One feature field of a record."""
 
-    name: str  # the key in the JSON row, and the tensor's name when serving
-    type: Literal["numeric", "categorical", "image"] = "numeric"
-    size: int = 1  # numbers in the field, >= 1; above 1 the row holds an array of exactly so many
-    center: float = 0.0  # x = (value - center) / scale; for values far from zero, such as times
-    scale: float = 1.0  # > 0, in the value's unit; more makes x smaller
-    missing: Literal["reject", "mean", "indicator", "category"] = "reject"  # what null or an absent key leads to
+    name: str  # the key in a row, and the tensor's name when serving
+    type: Literal["numeric", "categorical", "image"] = "numeric"  # numbers, a name, or a JPEG or PNG
+    size: int = 1  # >= 1, numbers in the field; above 1 the row holds an array of exactly so many
+    center: float = 0.0  # in (-1e100, 1e100), ``x = (value - center) / scale``; for values far from zero, such as times
+    scale: float = 1.0  # in (0, 1e100], in the value's unit; more makes x smaller
+    # null or an absent key: a dead letter; the mean so far; 0, and a column that says so; a category of its own
+    missing: Literal["reject", "mean", "indicator", "category"] = "reject"
     categories: tuple[str, ...] | Literal["grow", "hash"] = ()  # fixed names; or slots in order of arrival; or by hash
-    max: int = 0  # slots of "grow" and "hash", >= 1; more tells more categories apart
-    backbone: str = ""  # an image's network, an ONNX file beside the pipeline's; center and scale are of its input
-    shape: tuple[int, int] = (0, 0)  # height and width of that input, 1 to 4096
-    features: int = 0  # numbers in the network's output ``features``, >= 1
-    sha256: str = ""  # of the network's file; empty: whatever it is when the pipeline is read
+    max: int = 0  # >= 1, slots of "grow" and "hash"; more tells more categories apart
+    backbone: str = ""  # the network of an image, an ONNX file beside the pipeline's; center and scale are of its input
+    shape: tuple[int, int] = (0, 0)  # in [1, 4096], height and width of the network's input
+    features: int = 0  # >= 1, numbers in the network's output ``features``
+    sha256: str = ""  # hash of the network's file; empty: that of the file when the pipeline is read
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -87,8 +88,8 @@ class Field:
 class Label:
     """What is to be predicted. Null or an absent key is a row without a label."""
 
-    name: str
-    type: Literal["string", "integer", "boolean", "number"] = "string"  # number: regression; the others: classes
+    name: str  # the key in a row
+    type: Literal["string", "integer", "boolean", "number"] = "string"  # a number makes a regression, the others make classes
 
     @property
     def task(self) -> str:

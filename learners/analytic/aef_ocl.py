@@ -36,22 +36,23 @@ from millrace.learners.protocol import Floats
 
 @dataclass(frozen=True, slots=True)
 class AefOclConfig:
-    """What an AEF-OCL is told once; the keys of a ridge mean the same (ridge.py).
+    """AEF-OCL: a ridge that balances classes by drawn pseudo-features; the keys of a ridge mean the same (ridge.py).
 
     Raises: ValueError naming key, value and what is allowed.
     """
 
-    task: str = "classify"  # numbers have no classes to balance
-    prior: Prior = "uniform"  # "uniform" as in the paper, "as-seen" (a plain ridge), or class -> share in [0, 1]
-    noise: float = 1.0  # >= 0, deviations that pseudo-features scatter by; more is more diverse and less typical
-    pseudo_rows: int = 1024  # >= 1, drawn for a class at most; more is nearer to the expectation and costs their time
+    task: str = "classify"  # "classify", since numbers have no classes to balance
+    prior: Prior = "uniform"  # of classes: "uniform" (the paper's), "as-seen" (a plain ridge), or class = share in [0, 1]
+    noise: float = 1.0  # >= 0, deviations by which pseudo-features scatter; more is more diverse and less typical
+    pseudo_rows: int = 1024  # >= 1, pseudo-rows drawn for a class at most; more is nearer to the expectation and slower
     gamma: float = 1.0
     intercept: bool = True
     standardise: bool = True
-    solve_rows: int = 1024  # a solve draws anew: half a second for ten classes of 1,000 features, so take more rows there
+    # >= 1, learned rows from one solve to the next, which draws anew: half a second for ten classes of 1,000 features
+    solve_rows: int = 1024
     decay: float = 1.0
     expand: int = 0
-    solve_behind: bool = False  # solve beside learning and answer by it solve_rows later; for hundreds of features or more
+    solve_behind: bool = False  # solve beside learning, answer by it ``solve_rows`` later; pays from hundreds of features on
 
     def __post_init__(self) -> None:
         refuse_unfit("aef-ocl", self.task, self.prior)

@@ -35,26 +35,26 @@ ONE_ROW = 1.0  # the least n_c that pi is reckoned by
 
 @dataclass(frozen=True, slots=True)
 class AirConfig:
-    """What an AIR is told once; the keys of a ridge mean the same (ridge.py).
+    """AIR: a ridge that balances classes exactly; the keys of a ridge mean the same (ridge.py).
 
     Raises: ValueError naming key, value and what is allowed.
     """
 
-    task: str = "classify"  # numbers have no classes to balance
-    prior: Prior = "uniform"  # "uniform", "as-seen" (a plain ridge), or class -> share in [0, 1]
-    most_classes: int = 100  # >= 1, more are refused; what memory is reckoned by
-    limit_mib: float = 1024.0  # > 0, of memory for the second moments of ``most_classes``
+    task: str = "classify"  # "classify", since numbers have no classes to balance
+    prior: Prior = "uniform"  # of classes: "uniform", "as-seen" (a plain ridge), or class = share in [0, 1]
+    most_classes: int = 100  # >= 1, classes at most, by which memory is reckoned; more are refused
+    limit_mib: float = 1024.0  # > 0, mebibytes of memory for the second moments of ``most_classes``
     gamma: float = 1.0
     intercept: bool = True
     standardise: bool = True
     solve_rows: int = 1024
     decay: float = 1.0
     expand: int = 0
-    solve_behind: bool = False  # solve beside learning and answer by it solve_rows later; for a thousand features or more
+    solve_behind: bool = False  # solve beside learning, answer by it ``solve_rows`` later; pays from a thousand features on
 
     def __post_init__(self) -> None:
         refuse_unfit("air", self.task, self.prior)
-        if not (isinstance(self.most_classes, int) and self.most_classes >= 1 and self.limit_mib > 0.0):
+        if not (isinstance(self.most_classes, int) and self.most_classes >= 1 and 0.0 < self.limit_mib < np.inf):
             raise ValueError(f"most_classes = {self.most_classes}, limit_mib = {self.limit_mib}: must be from 1 and above 0")
         self.ridge()
 

@@ -28,13 +28,13 @@ from millrace.learners.errors import LearnerError
 
 @dataclass(frozen=True, slots=True)
 class NcmConfig:
-    """What an NCM is told once; the keys of a ridge mean the same (ridge.py).
+    """Nearest class mean; the keys of a ridge mean the same (ridge.py).
 
     Raises: ValueError naming key, value and what is allowed.
     """
 
-    task: str = "classify"
-    distance: str = "euclid"  # or "cosine", where the length of a row says nothing
+    task: str = "classify"  # "classify", as numbers have no classes
+    distance: str = "euclid"  # "euclid" or "cosine", the second where the length of a row says nothing
     standardise: bool = True
     solve_rows: int = 1024
     decay: float = 1.0

@@ -38,12 +38,12 @@ from millrace.learners.protocol import Array, Batch, Floats, State, Value
 
 @dataclass(frozen=True, slots=True)
 class RidgeConfig:
-    """What a ridge is told once.
+    """Ridge regression of everything seen, exactly.
 
     Raises: ValueError naming key, value and what is allowed.
     """
 
-    task: str = "classify"  # "classify": y are class names; "regress": y are numbers (n,) or (n, k)
+    task: str = "classify"  # "classify" or "regress", as the label's type says
     gamma: float = 1.0  # > 0, penalty in rows (with standardise); more is flatter and safer, less follows the data
     intercept: bool = True  # answers may have a mean of their own, which gamma does not pull to 0
     standardise: bool = True  # every feature counts the same whatever its unit, by the exact deviation at solve time

@@ -34,13 +34,13 @@ NEVER = -1e9  # score of a class without rows or share: below any other, and sti
 
 @dataclass(frozen=True, slots=True)
 class SldaConfig:
-    """What an SLDA is told once; the keys of a ridge mean the same (ridge.py).
+    """Streaming linear discriminant analysis; the keys of a ridge mean the same (ridge.py).
 
     Raises: ValueError naming key, value and what is allowed.
     """
 
-    task: str = "classify"
-    prior: Prior = UNIFORM  # "uniform" as in the paper, "as-seen", or class -> share in [0, 1]
+    task: str = "classify"  # "classify", as numbers have no classes
+    prior: Prior = UNIFORM  # of classes: "uniform" as in the paper, "as-seen", or class = share in [0, 1]
     shrink: float = 1e-4  # in (0, 1], share of the identity in the covariance; more is nearer to the class means alone
     standardise: bool = True
     solve_rows: int = 1024

@@ -44,19 +44,23 @@ NEAR = 0.5  # a class counts as new from this share of the window before the ons
 
 @dataclass(frozen=True, slots=True)
 class DriftConfig:
-    """What is watched, how often it may be wrong, and what follows.
+    """Which detector watches the loss, how often it may be wrong, and what an alarm leads to.
 
     Raises: ValueError naming key, value and what is allowed; ConfigError where the detector cannot keep the budget.
     """
 
-    detector: str = "adwin"  # one of ``SENSORS``
-    false_alarm_rows: int = 100_000  # >= 1, rows expected between false alarms of all detectors; more is later and surer
-    per_class: bool = True  # also one detector for each label, for half of the budget; of no use where y are numbers
-    max_classes: int = 100  # >= 1, labels watched and remembered; those that appear later are watched by the pipeline's alone
-    act: FollowUp = "version"  # after an alarm that something got worse
-    relearn_rows: int = 2000  # >= 1, with ``relearn``: newest rows kept, some 9 bytes a feature each, in checkpoints too
-    rate_factor: float = 5.0  # above 1, with ``raise-rate``: so many times as large are steps; more adapts and wavers more
-    rate_rows: int = 1000  # >= 1, with ``raise-rate``: for so many rows
+    detector: str = "adwin"  # "adwin", "page-hinkley", "kswin", "hddm-a", "hddm-w" or "fhddm", one of river's detectors
+    # >= 1, rows expected between false alarms of all detectors together; more is later and surer
+    false_alarm_rows: int = 100_000
+    per_class: bool = True  # also one detector for each class, for half of the budget; has no effect in a regression
+    # >= 1, classes with a detector of their own; those that appear later are watched by the pipeline's alone
+    max_classes: int = 100
+    # what follows an alarm that the loss rose: a version is marked; before that past rows are discounted, the learner is reset,
+    # it is reset and learns the newest rows again, or its steps are raised for a while
+    act: FollowUp = "version"
+    relearn_rows: int = 2000  # >= 1, with act = "relearn": newest rows kept, some 9 bytes a feature each, in checkpoints too
+    rate_factor: float = 5.0  # > 1, with act = "raise-rate": steps are so many times as large; more adapts and wavers more
+    rate_rows: int = 1000  # >= 1, with act = "raise-rate": rows for which steps are larger
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, and a budget that the detector cannot keep."""

@@ -32,15 +32,15 @@ CLIP = 10.0  # deviations; keeps one wild row from throwing the weights far away
 
 @dataclass(frozen=True, slots=True)
 class SoftmaxConfig:
-    """What a softmax regression is told once.
+    """Softmax (logistic) regression by gradient steps.
 
     Raises: ValueError naming key, value and what is allowed.
     """
 
-    task: str = "classify"  # y are class names
-    rate: float = 0.1  # eta > 0, step along the mean gradient of its rows; more adapts faster and wavers more
+    task: str = "classify"  # "classify", as numbers have no classes
+    rate: float = 0.1  # > 0, eta, the step along the mean gradient of its rows; more adapts faster and wavers more
     step_rows: int = 32  # >= 1, rows of a step; more is steadier and slower to adapt
-    l2: float = 0.0  # lambda >= 0, pull of the weights towards 0 by every step; more is flatter and forgets faster
+    l2: float = 0.0  # >= 0, lambda, the pull of the weights towards 0 by every step; more is flatter and forgets faster
     warm_up_rows: int = 1000  # >= 1, first rows, whose mean and deviation scale the features; then they are frozen
 
     def __post_init__(self) -> None:

@@ -94,17 +94,18 @@ class NetworkConfig:
     """
 
     task: str = word("classify")  # networks learn classes
-    classes: tuple[str, ...] = ()  # the declared set: others are left out and counted; empty: any, as they come
-    image: tuple[int, ...] = number((), 1)  # channels, height, width, whose product is d; empty: rows are no images
+    classes: tuple[str, ...] = ()  # the declared set: rows of others are left out and counted; empty: any class, as it comes
+    image: tuple[int, ...] = number((), 1)  # >= 1, [channels, height, width], whose product is d; empty: rows are no images
     pixels: bool = False  # x is whole numbers 0..255: kept in one byte, divided by 255; what is beyond is the nearest
     warm_up_rows: int = number(100, 2)  # >= 2, rows that the frozen scale is taken from before any is learned (not of pixels)
     step_rows: int = number(10, 1)  # >= 1, incoming rows of one gradient step; more is faster and learns less from each
-    optimiser: str = word("sgd", "adam")
-    rate: float = number(0.1, 0.0, ends="(]")  # > 0, of learning; more follows the data faster
-    momentum: float = number(0.0, 0.0, 1.0, "[)")  # in [0, 1), of sgd; more goes on longer in one direction
+    optimiser: str = word("sgd", "adam")  # which rule makes a step of a gradient
+    rate: float = number(0.1, 0.0, ends="(]")  # > 0, the learning rate; more follows the data faster
+    momentum: float = number(0.0, 0.0, 1.0, "[)")  # in [0, 1), with optimiser = "sgd"; more goes on longer in one direction
     weight_decay: float = number(0.0, 0.0)  # >= 0; more pulls weights to 0
-    ema: float = number(0.0, 0.0, 1.0, "[)")  # in [0, 1), kept by the served average a step (CoLLAs 2023: 0.99); 0: none
-    device: str = word("cpu", "cuda")  # where the network trains; it is served on the processor
+    # in [0, 1), share that the served average of weights keeps at a step (CoLLAs 2023: 0.99); 0: no average
+    ema: float = number(0.0, 0.0, 1.0, "[)")
+    device: str = word("cpu", "cuda")  # where the network trains; it answers on the processor
 
     def __post_init__(self) -> None:
         for key in fields(self):
@@ -121,12 +122,12 @@ class NetworkConfig:
 class ReplayConfig(NetworkConfig):
     """The keys of every learner that replays stored rows."""
 
-    network: str = word("mlp", "convnet", "resnet18")  # the last two need ``image``
-    hidden: tuple[int, ...] = number((100, 100), 1)  # >= 1 each, units of the layers of an mlp; more is finer and slower
-    channels: int = number(20, 1)  # >= 1, of the first convolution (nf); more is finer, its square slower
+    network: str = word("mlp", "convnet", "resnet18")  # its architecture; the last two need ``image``
+    hidden: tuple[int, ...] = number((100, 100), 1)  # >= 1, units of each layer of an mlp; more is finer and slower
+    channels: int = number(20, 1)  # >= 1, channels of the first convolution (nf); more is finer, and slower by its square
     buffer_rows: int = number(1000, 1)  # >= 1, rows kept; more forgets less and takes more memory
     replay_rows: int = number(10, 1)  # >= 1, stored rows of one gradient step; more forgets less and is slower
-    augment: str = word("crop-flip", "crop", "colour", "none")  # of images: what is done to the second view of a row
+    augment: str = word("crop-flip", "crop", "colour", "none")  # how the second view of an image is changed
 
 
 def spec_of(config: NetworkConfig, head: Head, d: int) -> Spec:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DerppConfig(ReplayConfig):
-    """What DER++ is told once."""
+    """DER++: stored rows are to get the label they had and the logits that they were given when they came."""
 
     alpha: float = number(0.2, 0.0)  # >= 0; more holds on to the logits of old
     beta: float = number(1.0, 0.0)  # >= 0; more holds on to the labels of old

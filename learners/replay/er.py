@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ErConfig(ReplayConfig):
-    """What ER is told once: nothing of its own."""
+    """Experience replay: learn from what comes in and from a uniform sample of what came before."""
 
 
 class Er:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ErAceConfig(ReplayConfig):
-    """What ER-ACE is told once."""
+    """ER-ACE: incoming rows do not push down classes that only the buffer holds."""
 
-    scale: float = number(10.0, 0.0, ends="(]")  # > 0, of the cosines; more is more confident
+    scale: float = number(10.0, 0.0, ends="(]")  # > 0, what cosines are multiplied by; more is more confident
 
 
 class ErAce:

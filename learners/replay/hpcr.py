@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class HpcrConfig(ReplayConfig):
-    """What HPCR is told once."""
+    """HPCR: PCR with pairs of rows, a temperature for the gradient, and distillation of what the buffer remembers."""
 
     temperature: float = number(0.09, 0.0, ends="(]")  # > 0, of the softmax; more is softer
     sharpest: float = number(0.05, 0.0, ends="(]")  # > 0, temperature of the gradient at its strongest; less is stronger
-    softest: float = number(0.16, 0.0, ends="(]")  # > 0, at its weakest
+    softest: float = number(0.16, 0.0, ends="(]")  # > 0, temperature of the gradient at its weakest
     period_steps: int = number(500, 1)  # >= 1, steps from weakest to weakest
     pair_rows: int = number(100, 1)  # >= 1, drawn rows from which on rows are contrasted with rows; more: with proxies alone
     distil_rows: int = number(5000, 0)  # >= 0, learned rows before distillation begins

@@ -32,14 +32,14 @@ NEAREST = 1e-3  # a smaller distance counts as this one, so that equal prototype
 
 @dataclass(frozen=True, slots=True)
 class OnproConfig(ReplayConfig):
-    """What OnPro is told once."""
+    """OnPro: prototypes of the rows at hand repel each other, and classes that stand close are mixed more often."""
 
-    prototype_temperature: float = number(0.5, 0.0, ends="(]")  # > 0; more is softer
-    instance_temperature: float = number(0.07, 0.0, ends="(]")  # > 0; more is softer
-    projection: int = number(128, 1)  # >= 1, units; more is finer
+    prototype_temperature: float = number(0.5, 0.0, ends="(]")  # > 0, of the softmax over prototypes; more is softer
+    instance_temperature: float = number(0.07, 0.0, ends="(]")  # > 0, of the softmax over rows; more is softer
+    projection: int = number(128, 1)  # >= 1, units of the projection that rows are contrasted in; more is finer
     feedback: float = number(0.25, 0.0, 1.0)  # in [0, 1], share of drawn rows that are mixed by closeness of prototypes
-    mixing: float = number(0.4, 0.0, ends="(]")  # > 0, of Beta(mixing, mixing); more mixes more evenly
-    replay_rows: int = number(64, 1)  # >= 1, the paper's
+    mixing: float = number(0.4, 0.0, ends="(]")  # > 0, parameter of Beta(mixing, mixing); more mixes more evenly
+    replay_rows: int = number(64, 1)  # >= 1, stored rows of one gradient step, as many as in the paper
     optimiser: str = word("adam", "sgd")
     rate: float = number(5e-4, 0.0, ends="(]")  # > 0
     weight_decay: float = number(1e-4, 0.0)  # >= 0

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PcrConfig(ReplayConfig):
-    """What PCR is told once."""
+    """PCR: contrast rows with the proxies of the classes in the batch."""
 
-    temperature: float = number(0.09, 0.0, ends="(]")  # > 0; more is softer
+    temperature: float = number(0.09, 0.0, ends="(]")  # > 0, of the softmax; more is softer
 
 
 class Pcr:

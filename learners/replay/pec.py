@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PecConfig(NetworkConfig):
-    """What PEC is told once."""
+    """PEC: the class whose small network best predicts what a frozen random one says; nothing is stored."""
 
-    units: int = number(20, 1)  # >= 1, hidden of a student; more is finer and slower
-    teacher_units: int = number(2000, 1)  # >= 1, hidden of the teacher (the paper: 100 times the student's)
+    units: int = number(20, 1)  # >= 1, hidden units of a student; more is finer and slower
+    teacher_units: int = number(2000, 1)  # >= 1, hidden units of the teacher (the paper: 100 times the student's)
     outputs: int = number(100, 1)  # >= 1, numbers to predict; more is steadier and slower
-    step_rows: int = number(1, 1)  # >= 1, the paper's batch
+    step_rows: int = number(1, 1)  # >= 1, incoming rows of one gradient step, as many as in the paper
     optimiser: str = word("adam", "sgd")
     rate: float = number(1e-3, 0.0, ends="(]")  # > 0
 

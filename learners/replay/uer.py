@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class UerConfig(ReplayConfig):
-    """What UER is told once."""
+    """UER: incoming rows turn class vectors by their angle only; stored rows set their lengths."""
 
-    temperature: float = number(0.1, 0.0, ends="(]")  # > 0; more is softer (the same author's cosine head: 0.09)
+    temperature: float = number(0.1, 0.0, ends="(]")  # > 0, of the softmax; more is softer (the author's cosine head: 0.09)
 
 
 class Uer:

@@ -39,23 +39,24 @@ NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXY
 class Pipeline:
     """Everything a pipeline file can say."""
 
-    name: str  # letters, digits, - and _
-    fields: tuple[Field, ...]
-    label: Label
-    learner: dict[str, Any]  # kind, and that learner's own keys
-    weight: str | None = None  # the key of a row's weight
-    seed: int = 0  # >= 0
-    threads: int = 1  # of every BLAS in the worker, >= 1
-    shards: int = 1  # workers that learn at once, each its share of the partitions; merged exactly, served as one
-    batch: BatchConfig = field(default_factory=BatchConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    name: str  # letters, digits, - and _: names the folder, the topics and the model that is served
+    fields: tuple[Field, ...]  # the features of a row, in the order of their columns; at least one
+    label: Label  # what is to be predicted
+    learner: dict[str, Any]  # its kind, and the keys of that kind
+    weight: str | None = None  # the row's key that holds its weight, a number from 0, more counts more; without it: 1
+    seed: int = 0  # >= 0, where all random draws begin; another seed is another model
+    threads: int = 1  # >= 1, threads of every BLAS in the worker
+    # >= 1, at most log.partitions: workers that learn at once, each its share of the partitions; merged exactly, served as one
+    shards: int = 1
+    batch: BatchConfig = field(default_factory=BatchConfig)  # how rows are gathered into training batches
+    log: LogConfig = field(default_factory=LogConfig)  # where events come from
+    worker: WorkerConfig = field(default_factory=WorkerConfig)  # how the worker reads and marks
     drift: DriftConfig | None = None  # what is watched for drift; without it nothing is
-    evaluate: HeldOutConfig | None = None  # of rows that are never learned and asked about again and again; without it none
-    serving: ServingConfig = field(default_factory=ServingConfig)
-    versions: VersionsConfig = field(default_factory=VersionsConfig)
-    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
-    labels: LabelRules | None = None  # of labels that come after their prediction; without it they stand in the rows
+    evaluate: HeldOutConfig | None = None  # rows that are held out and evaluated again and again; without it none are
+    serving: ServingConfig = field(default_factory=ServingConfig)  # how the endpoint answers
+    versions: VersionsConfig = field(default_factory=VersionsConfig)  # which versions are kept
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)  # where versions are mirrored to
+    labels: LabelRules | None = None  # labels that come after their prediction; without it they stand in the rows
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

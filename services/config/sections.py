@@ -10,10 +10,10 @@ from millrace.streams.kafka.cluster import Cluster
 
 @dataclass(frozen=True, slots=True)
 class BatchConfig:
-    """Training batches."""
+    """How rows are gathered into training batches. Both keys change what is learned."""
 
-    rows: int = 256  # of a full batch, >= 1; more learns in fewer, larger lessons
-    wait_ms: int = 1000  # by the journal's clock, >= 1; a part of a batch is learned after so long
+    rows: int = 256  # >= 1, rows of a full batch; more makes fewer and larger updates, and newer answers wait longer
+    wait_ms: int = 1000  # >= 1, milliseconds of the journal's clock after which a part of a batch is learned
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -24,16 +24,16 @@ class BatchConfig:
 
 @dataclass(frozen=True, slots=True)
 class LogConfig:
-    """Where events come from, and where journals and ledger are."""
+    """Where events come from, and where the journals and the ledger lie."""
 
     kind: Literal["sqlite", "kafka"] = "sqlite"  # files in the pipeline's folder, or topics of a cluster
-    topic: str = ""  # empty: the pipeline's name
-    partitions: int = 1  # >= 1, fixed when the topic is made
-    retention_hours: float = 0.0  # of the embedded log and of topics made on Kafka; 0 keeps everything
-    max_bytes: int = 1 << 20  # of one record's value; a larger one is a dead letter
-    max_batch_bytes: int = 8 << 20  # of one columnar message, as it lies there and decompressed
-    registry: str = ""  # URL of a schema registry, for Avro records; empty: there are none
-    kafka: Cluster = field(default_factory=Cluster)  # which cluster
+    topic: str = ""  # the topic of events; empty: the pipeline's name
+    partitions: int = 1  # >= 1, partitions of the topics that are read; fixed when a topic is made
+    retention_hours: float = 0.0  # >= 0, how long the embedded log and topics made here keep a record; 0: for ever
+    max_bytes: int = 1 << 20  # >= 1, bytes of one record's value; a larger one is a dead letter
+    max_batch_bytes: int = 8 << 20  # >= 1, bytes of one Arrow message, as it lies there and decompressed
+    registry: str = ""  # URL of a schema registry, http:// or https://, for Avro records; empty: there are none
+    kafka: Cluster = field(default_factory=Cluster)  # which cluster, with kind = "kafka"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -48,10 +48,11 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True)
 class VersionsConfig:
-    """Which versions are kept. What an alias names or an endpoint serves, or did last, is kept whatever this says."""
+    """Which versions are kept. A version that an alias names or that an endpoint serves, or served last, is always kept."""
 
-    keep: int = 20  # newest of each branch; 0: all
-    verify_budget_s: float = 60.0  # for folding a new version again beside `millrace up`; 0: none is
+    keep: int = 20  # >= 0, newest versions of each branch that are kept; 0: all
+    # >= 0, seconds to fold a new version again from its parent beside `millrace up`; past it, from the nearest state; 0: none
+    verify_budget_s: float = 60.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -62,15 +63,15 @@ class VersionsConfig:
 
 @dataclass(frozen=True, slots=True)
 class MlflowConfig:
-    """Where versions are mirrored to. Nothing of it changes what is learned or served."""
+    """Where versions are mirrored to. No key changes what is learned or served."""
 
-    uri: str = ""  # of the tracking server, such as http://127.0.0.1:5000; empty: nothing is mirrored
-    model: str = ""  # the registered model and the experiment; empty: the pipeline's name
-    moved_by_hand: Literal["set-back", "adopt"] = "set-back"  # what becomes of an alias that somebody moved there
+    uri: str = ""  # of MLflow's tracking server, such as http://127.0.0.1:5000; empty: nothing is mirrored
+    model: str = ""  # name of the registered model and of the experiment; empty: the pipeline's name
+    moved_by_hand: Literal["set-back", "adopt"] = "set-back"  # an alias moved in MLflow: put it back, or let the ledger follow
 
 
 @dataclass(frozen=True, slots=True)
 class ServingConfig:
-    """How the endpoint goes about it. Nothing of it changes what is learned from a record that is in the log."""
+    """How the endpoint answers. No key changes what is learned from a record that is in the log."""
 
-    record: Literal["after-reply", "before-reply", "off"] = "after-reply"  # when an answer that labels may follow is appended
+    record: Literal["after-reply", "before-reply", "off"] = "after-reply"  # when an answer is appended for its late label

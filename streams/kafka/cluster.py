@@ -16,19 +16,19 @@ Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Where it is, and how it is gone about. Passwords are not in here: see ``Secrets``."""
+    """Which Kafka cluster, and how to connect. Passwords come from the environment alone."""
 
     bootstrap: str = ""  # one or more brokers as host:port, with commas between
-    replication: int = 0  # of topics made here; above 1 journals and ledger must keep to it; 0: the cluster's own default
-    patience_s: float = 30.0  # that a broker may not answer before it is an error, above 0
-    compression: Compression = "none"  # of what is appended
-    security_protocol: Protocol = "PLAINTEXT"
-    ssl_cafile: str = ""  # of the certificates that brokers are trusted by; empty: the machine's own
-    ssl_certfile: str = ""  # of this client
-    ssl_keyfile: str = ""  # its private key
-    ssl_check_hostname: bool = True
-    sasl_mechanism: Mechanism = "SCRAM-SHA-512"  # where the protocol is one with SASL
-    sasl_username: str = ""
+    replication: int = 0  # >= 0, replicas of topics made here; above 1 journals and ledger must have them; 0: the broker's own
+    patience_s: float = 30.0  # > 0, seconds that a broker may take to answer before it is an error
+    compression: Compression = "none"  # of the records that are appended
+    security_protocol: Protocol = "PLAINTEXT"  # how brokers are connected to
+    ssl_cafile: str = ""  # file of the certificates that brokers are trusted by; empty: the machine's own
+    ssl_certfile: str = ""  # file of this client's certificate
+    ssl_keyfile: str = ""  # file of its private key
+    ssl_check_hostname: bool = True  # whether a broker's certificate must name its host
+    sasl_mechanism: Mechanism = "SCRAM-SHA-512"  # how this client proves who it is, where the protocol has SASL
+    sasl_username: str = ""  # as whom it does; the password is MILLRACE_KAFKA_PASSWORD in the environment
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

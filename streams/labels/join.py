@@ -37,13 +37,13 @@ SEGMENTS = 8  # of ``memory_rows`` one is held open by the remembered identities
 
 @dataclass(frozen=True, slots=True)
 class LabelRules:
-    """How long whom is waited for, by the journal's clock. All of it changes what is learned."""
+    """How long predictions and labels wait for each other, by the journal's clock. Every key changes what is learned."""
 
-    horizon_ms: int = 3_600_000  # a prediction waits so long for its label, >= 1
-    default: LabelValue | None = None  # what a prediction is learned with whose horizon ends; without it: passed
-    grace_ms: int = 60_000  # a label waits so long for its prediction, >= 1
-    retry_ms: int = 86_400_000  # past the horizon, in which the same label or id may come again, >= 0
-    memory_rows: int = 100_000  # predictions and labels that wait, >= 1; past it the oldest waits no longer
+    horizon_ms: int = 3_600_000  # in [1, 2^50), milliseconds that a prediction waits for its label
+    default: LabelValue | None = None  # the label of a prediction whose horizon ends; without it such a prediction is passed
+    grace_ms: int = 60_000  # in [1, 2^50), milliseconds that a label waits for its prediction
+    retry_ms: int = 86_400_000  # in [0, 2^50), milliseconds past the horizon in which a repeated id or label is recognised
+    memory_rows: int = 100_000  # in [1, 2^50), predictions and labels that may wait; past it the oldest waits no longer
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -27,13 +27,13 @@ GOLDEN, FIRST, SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1C
 
 @dataclass(frozen=True, slots=True)
 class HeldOutConfig:
-    """The table [evaluate].
+    """Rows that are held out, never learned, and evaluated again and again.
 
     Raises: ValueError naming key, value and what is allowed.
     """
 
-    share: float = 0.01  # in (0, 0.5], of labelled rows that are held out; more is surer and learns less
-    rows: int = 500  # >= 1, kept at most; more is surer and costs memory and time at each evaluation
+    share: float = 0.01  # in (0, 0.5], share of labelled rows that is held out; more is surer and learns less
+    rows: int = 500  # >= 1, held-out rows kept at most; more is surer and costs memory and time at each evaluation
     every_rows: int = 1000  # >= 1, learned rows from one evaluation to the next; fewer show shorter drops
     window: int = 10  # >= 2, evaluations that windowed forgetting and plasticity look at
 

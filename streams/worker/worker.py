@@ -43,20 +43,20 @@ CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch:
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """How a worker goes about it: in which steps it reads, when it marks, what it takes for ahead of its time.
+    """In which steps a worker reads, when it marks, and which records it rejects.
 
-    All that follows from it for learning (what was rejected, the order of rows from several partitions) is in the journal.
+    What follows from that for learning (rejected records, the order of rows from several partitions) is in the journal.
     """
 
-    step_rows: int = 4096  # a step closes at so many rows, >= 1
-    step_ms: int = 25  # or after so long, whichever comes first; 0 or more
-    checkpoint_rows: int = 50_000  # records between two checkpoints, >= 1; more loses more time after a crash
-    version_rows: int = 0  # records between two versions; 0: only at the end of a run
-    keep: int = 3  # newest checkpoints kept beside those of versions, >= 2
-    journal_keep_entries: int = 0  # newest that stay in the journal when older ones go, which versions hold; 0: none goes
-    max_ahead_ms: int = 60_000  # a timestamp further past the wall clock is rejected, >= 0
-    stop_share: float = 0.1  # of rejected records that stops the worker, above 0, up to 1
-    window_rows: int = 1000  # records over which that share is taken, >= 1
+    step_rows: int = 4096  # >= 1, rows at which a step closes
+    step_ms: int = 25  # >= 0, milliseconds after which a step closes with fewer rows
+    checkpoint_rows: int = 50_000  # >= 1, records between two checkpoints; more takes longer to resume after a crash
+    version_rows: int = 0  # >= 0, records between two versions; 0: only at the end of a run
+    keep: int = 3  # >= 2, newest checkpoints kept beside those of versions
+    journal_keep_entries: int = 0  # >= 0, newest entries that stay in the journal when versions hold the older ones; 0: all
+    max_ahead_ms: int = 60_000  # >= 0, milliseconds; a record whose timestamp is further past the wall clock is rejected
+    stop_share: float = 0.1  # in (0, 1], share of rejected records that stops the worker
+    window_rows: int = 1000  # >= 1, records over which that share is taken
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -1,0 +1,183 @@
+"""The pages of docs/reference that are made from the code; `make reference` writes them.
+
+What is made stands between two marks in a page, and everything outside them is written by hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import msgspec
+from declarations import Key, Range, declared, keys
+
+from millrace.learners.replay.config import NetworkConfig
+from millrace.learners.table import LEARNERS, Algorithm
+from millrace.services.config.config import Pipeline
+
+PAGES = Path(__file__).resolve().parents[1] / "docs" / "reference"
+MADE = re.compile(r"(<!-- made from ([a-z ]+) by `make reference`: begin -->\n)(.*?)(<!-- made from \2: end -->\n)", re.DOTALL)
+NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "nothing"}
+MANY = {int: "list of whole numbers", float: "list of numbers", str: "list of texts"}
+
+
+def sentences(thing: Any) -> str:
+    """The words of a docstring, before what it raises, as one paragraph."""
+    told = inspect.getdoc(thing) or ""
+    return " ".join(told.partition("Raises:")[0].split())
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    heads = list(heads)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def type_name(kind: Any) -> str:
+    """A type as somebody who writes TOML says it."""
+    if get_origin(kind) is Literal:
+        return "text"
+    if get_origin(kind) in (UnionType, Union):
+        names = dict.fromkeys(type_name(one) for one in get_args(kind) if one is not type(None))
+        return " or ".join(names)
+    if get_origin(kind) is tuple:
+        return MANY.get(get_args(kind)[0], "list of tables")
+    if get_origin(kind) is dict or is_dataclass(kind):
+        return "table"
+    return NAMES[kind]
+
+
+def allowed_words(allowed: Range | tuple[str, ...] | None) -> str:
+    """A range, or the words to choose from."""
+    if isinstance(allowed, Range):
+        return f"`{allowed}`"
+    return ", ".join(f'`"{word}"`' for word in allowed or ())
+
+
+def default_words(key: Key) -> str:
+    """A default as TOML writes it."""
+    if key.default is MISSING:
+        return "must be given"
+    if key.default is None or is_dataclass(key.default):
+        return ""
+    return f"`{msgspec.json.encode(key.default).decode().replace(',', ', ')}`"
+
+
+def rows_of(found: Iterable[Key]) -> str:
+    """The table of some keys."""
+    rows = [
+        (f"`{key.name}`", type_name(key.type), allowed_words(key.allowed), default_words(key), _sentence(key.meaning))
+        for key in found
+    ]
+    return table(("key", "type", "range", "default", "meaning"), rows)
+
+
+def _sentence(text: str) -> str:
+    """A meaning with a capital and a full stop, its code in single backticks."""
+    text = text.replace("``", "`")
+    return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def record_of(kind: Any) -> Any:
+    """The record that a key's table is, or None."""
+    return next((one for one in [kind, *get_args(kind)] if is_dataclass(one)), None)
+
+
+def sections(record: type[Any], path: str = "") -> list[tuple[str, type[Any]]]:
+    """Every table below a record, in order: its heading in a pipeline file, and its record."""
+    found = []
+    for key in keys(record):
+        if (below := record_of(key.type)) is not None:
+            name = f"{path}{key.name}"
+            found += [(f"[[{name}]]" if get_origin(key.type) is tuple else f"[{name}]", below), *sections(below, f"{name}.")]
+    return found
+
+
+def config_records() -> list[tuple[str, type[Any]]]:
+    """Every table of a pipeline file but the learner's, as the steps to it, and its record."""
+    return [("", Pipeline), *((name.strip("[]"), record) for name, record in sections(Pipeline))]
+
+
+def config_tables() -> str:
+    """Every table of a pipeline file, and every kind of learner."""
+    parts = [f"## The top of the file\n\n{sentences(Pipeline)}\n\n{rows_of(keys(Pipeline))}"]
+    parts += [f"## `{name}`\n\n{sentences(record)}\n\n{rows_of(keys(record))}" for name, record in sections(Pipeline)]
+    parts.append(_learners())
+    return "\n".join(parts)
+
+
+def _learners() -> str:
+    kinds = {kind: f"[`{kind}`](#kind--{kind})" for kind in LEARNERS}
+    head = f"## `[learner]`\n\n`kind` says which: {', '.join(kinds.values())}. The other keys are those of the kind.\n"
+    shared = dict.fromkeys(one for algorithm in LEARNERS.values() for one in reversed(_shared(algorithm.config)))
+    own = [f"### {_title(record)}\n\n{rows_of(_declared(record))}" for record in shared]
+    return "\n".join([head, *own, *(f"### kind = {kind}\n\n{learner_words(*pair)}" for kind, pair in _pairs())])
+
+
+def _pairs() -> Iterable[tuple[str, tuple[str, Algorithm]]]:
+    return ((kind, (kind, algorithm)) for kind, algorithm in LEARNERS.items())
+
+
+def _shared(config: type[Any]) -> list[type[Any]]:
+    """The records of keys that a learner's own inherits from, nearest first."""
+    return [one for one in config.__mro__[1:] if issubclass(one, NetworkConfig)]
+
+
+def _title(record: type[Any]) -> str:
+    return sentences(record).rstrip(".").removeprefix("The ").capitalize()
+
+
+def learner_like(config: type[Any]) -> type[Any] | None:
+    """Whose keys mean the same where a learner's record does not say: a ridge's, where it has one inside."""
+    return LEARNERS["ridge"].config if hasattr(config, "ridge") else None
+
+
+def _declared(record: type[Any]) -> list[Key]:
+    own = declared(record)
+    return [key for key in keys(record, learner_like(record)) if key.name in own]
+
+
+def learner_words(kind: str, algorithm: Algorithm) -> str:
+    """What a kind is, what it can do, and its own keys."""
+    facts = [sentences(algorithm.config).split("; the keys of a ridge")[0].rstrip(".") + "."]
+    facts += [f"It needs `millrace[{algorithm.needs}]`."] if algorithm.needs else []
+    facts += ["Its shards are merged exactly (`shards`)."] if algorithm.merge is not None else []
+    acts = {"discount": "discount", "raise_rate": "raise-rate"}
+    facts += [f'After an alarm it can also `drift.act = "{acts[able]}"`.' for able in algorithm.abilities]
+    links = [f"[{_title(one)}](#{_title(one).lower().replace(' ', '-')})" for one in reversed(_shared(algorithm.config))]
+    facts += [f"It also has: {', '.join(links)}."] if links else []
+    own = _declared(algorithm.config)
+    return " ".join(facts) + "\n" + (f"\n{rows_of(own)}" if own else "")
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"the records of a pipeline file": config_tables}
+
+
+def renewed(page: str) -> str:
+    """A page with every block that is made from the code as it is now.
+
+    Raises: ValueError where a page asks for a block that is not made.
+    """
+    for _, name, _, _ in MADE.findall(page):
+        if name not in BLOCKS:
+            raise ValueError(f"made from {name}: there is no such block; there are: {', '.join(BLOCKS)}")
+    return MADE.sub(lambda block: f"{block[1]}\n{BLOCKS[block[2]]()}\n{block[4]}", page)
+
+
+def main() -> None:
+    """Write every page anew."""
+    for path in sorted(PAGES.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(renewed(text), encoding="utf-8")
+        sys.stdout.write(f"{path.name}{'' if renewed(text) == text else ' changed'}\n")
+
+
+if __name__ == "__main__":
+    main()
