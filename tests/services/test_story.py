@@ -23,8 +23,8 @@ from millrace.services.demo.callers import CallLog
 from millrace.services.demo.evidence import Evidence, account, gather
 from millrace.services.demo.night import POISON_ROWS, PRODUCER, said
 from millrace.services.demo.repaired import learned_by, learned_without, producers_told
-from millrace.services.demo.stage import FIRST_ROWS, HONEST, newest_output
-from millrace.services.demo.story import Plan, Played, Stage, conclude, prepare, prove
+from millrace.services.demo.stage import FIRST_ROWS, HONEST, DemoPlan, DemoStage, newest_output
+from millrace.services.demo.story import Played, conclude, prepare, prove
 from millrace.services.errors import NotProvedError, exit_code
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import BRANCH, Instance
@@ -52,14 +52,14 @@ class Told:
     err: str
 
 
-def stage_in(home) -> Stage:
+def stage_in(home) -> DemoStage:
     """The stage of a story of digits that was played in ``home``."""
     folder = home / NAME
     stream = folder / "stream.jsonl"
     instance = Instance(load_pipeline(folder / "pipeline.toml"), folder)
     rows = len(stream.read_bytes().splitlines())
-    return Stage(
-        Plan("digits", 0, SECONDS, 0, home), folder / "pipeline.toml", stream, rows, 0, instance, instance.backends(BRANCH)
+    return DemoStage(
+        DemoPlan("digits", 0, SECONDS, 0, home), folder / "pipeline.toml", stream, rows, 0, instance, instance.backends(BRANCH)
     )
 
 
@@ -344,7 +344,7 @@ def test_a_folder_that_is_not_a_storys_is_left_alone(tmp_path) -> None:
     kept.parent.mkdir()
     kept.write_bytes(b"precious")
     with pytest.raises(MillraceError, match="was not made by `make run`"):
-        prepare(Plan("digits", 0, 1.0, 0, tmp_path))
+        prepare(DemoPlan("digits", 0, 1.0, 0, tmp_path))
     assert kept.read_bytes() == b"precious"
 
 
@@ -353,9 +353,9 @@ def test_a_second_preparation_replaces_the_first(tmp_path) -> None:
     beside = tmp_path / "mine" / "log.sqlite"
     beside.parent.mkdir()
     beside.touch()
-    prepare(Plan("digits", 100, 1.0, 0, tmp_path)).backends.producer.append(NAME, [])
+    prepare(DemoPlan("digits", 100, 1.0, 0, tmp_path)).backends.producer.append(NAME, [])
     (tmp_path / NAME / "left.over").touch()
-    stage = prepare(Plan("digits", 0, 1.0, 0, tmp_path))
+    stage = prepare(DemoPlan("digits", 0, 1.0, 0, tmp_path))
     assert (stage.rows, stage.left) == (1442, 0)
     assert not (tmp_path / NAME / "left.over").exists()
     assert beside.exists()

@@ -23,7 +23,8 @@ from millrace.streams.records import Event
 from millrace.streams.schema import Field, Label, Schema
 from millrace.streams.source import ListProducer, ListSource
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Wall, Worker, WorkerConfig, WorkerIdentity
+from millrace.streams.worker.clock import Clock
+from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
 
 HOST = Host("test", "test", 1, None, "test")
 START_MS = 1_700_000_000_000
@@ -39,7 +40,7 @@ SCHEMA = Schema(
 SMALL = WorkerConfig(step_rows=5, step_ms=0, checkpoint_rows=11, version_rows=23, keep=2, window_rows=1000)
 
 
-class SteppedClock(Wall):
+class SteppedClock(Clock):
     """A clock that moves when somebody waits, and otherwise stands."""
 
     def __init__(self) -> None:
