@@ -57,13 +57,13 @@ faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, then e
 	PYTHONPATH=tests/faults:tests/services/support:tests/streams/support:tests/services/serving $(TEST)/python tests/faults/faults.py
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
-	$(TEST)/ruff check $(ROOMS) tests
-	$(TEST)/ruff format --check $(ROOMS) tests
+	$(TEST)/ruff check $(ROOMS) tests examples
+	$(TEST)/ruff format --check $(ROOMS) tests examples
 	$(TEST)/mypy --strict $(addprefix -p millrace.,$(ROOMS))
 
 format: .venv-test/.ready  ## let ruff lay out the code and mend what it can
-	$(TEST)/ruff check --fix $(ROOMS) tests
-	$(TEST)/ruff format $(ROOMS) tests
+	$(TEST)/ruff check --fix $(ROOMS) tests examples
+	$(TEST)/ruff format $(ROOMS) tests examples
 
 clients: .venv-clients/.ready $(if $(shell command -v go),.tools/bin/grpcurl)  ## make what the tests call us with: other people's clients
 

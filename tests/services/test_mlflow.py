@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pages import blocks, reading
 from pipelines import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, flower_rows, json_lines, millrace, pipeline_in
 from served_pipeline import command_of, descendants, served
 
@@ -271,3 +272,15 @@ def test_what_is_served_is_verified_and_mirrored_beside_it_and_nothing_is_left_w
         beside = [pid for pid in descendants(up.process.pid) if "--parent" in command_of(pid)]
         assert len(beside) == 2
     assert not any(map(command_of, beside))
+
+
+def test_the_page_of_mlflow_holds(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of docs/how-to/mlflow.md, against this server."""
+    for name, value in SAFE.items():
+        monkeypatch.setenv(name, value)
+    server.start()
+    with reading(tmp_path, {"http://127.0.0.1:5000": server.uri}) as reader:
+        reader.read(blocks("docs/how-to/mlflow.md"))
+    assert "model.onnx" in reader.printed[-2] and "MLmodel" in reader.printed[-2]
+    by_alias, from_folder = reader.printed[-1].splitlines()
+    assert by_alias == from_folder and "'label'" in by_alias

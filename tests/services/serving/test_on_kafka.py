@@ -40,10 +40,10 @@ def tables(broker, tmp_path: Path) -> Iterator[str]:
         forget(broker, next(tmp_path.rglob("digits.toml")))
 
 
-def forget(broker, pipeline: Path) -> None:
-    """Delete the topics of the pipeline called digits, and close this process's own connections."""
+def forget(broker, pipeline: Path, called: str = "digits") -> None:
+    """Delete the topics of the pipeline of that name, and close this process's own connections."""
     link = Link(Cluster(broker.bootstrap), Secrets(), 1 << 20)
-    link.delete([name for name in link.names() if name.startswith("digits")])
+    link.delete([name for name in link.names() if name.startswith(called)])
     link.close()
     logs.OnKafka(load_pipeline(pipeline).pipeline)._readers.link.close()
     logs._connected.cache_clear()

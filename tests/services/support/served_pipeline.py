@@ -121,13 +121,13 @@ def is_ready(port: int) -> bool:
 
 
 @contextmanager
-def served(folder: Path, *words: str, millrace: Sequence[str] = MILLRACE) -> Iterator[Up]:
+def served(folder: Path, *words: str, millrace: Sequence[str] = MILLRACE, file: str = "digits.toml") -> Iterator[Up]:
     """`millrace up digits.toml` with two replicas, from the moment both are ready; ended with everything it started.
 
-    ``millrace``: what is run for it.
+    ``millrace``: what is run for it; ``file``: the pipeline file.
     """
     port, grpc_port, said = free_port(), free_port(), folder / "up.log"
-    command = [*millrace, "up", "digits.toml", "--port", str(port), "--grpc-port", str(grpc_port), *words]
+    command = [*millrace, "up", file, "--port", str(port), "--grpc-port", str(grpc_port), *words]
     with said.open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
     try:
