@@ -18,7 +18,13 @@ LARGEST = 1e100  # keeps squares and their sums finite in float64
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One feature field of a record."""
+    """One feature field of a record.
+
+    Raises: ValueError naming the key and what it must be.
+
+    >>> Field("x", size=64, scale=16.0).width, Field("colour", type="categorical", categories=("red", "blue")).width
+    (64, 2)
+    """
 
     name: str  # the key in a row, and the tensor's name when serving
     type: Literal["numeric", "categorical", "image"] = "numeric"  # numbers, a name, or a JPEG or PNG
@@ -93,7 +99,11 @@ class Label:
 
     @property
     def task(self) -> str:
-        """``classify`` or ``regress``."""
+        """``classify`` or ``regress``.
+
+        >>> Label("digit", "integer").task, Label("price", "number").task
+        ('classify', 'regress')
+        """
         return "regress" if self.type == "number" else "classify"
 
 

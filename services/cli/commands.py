@@ -121,17 +121,13 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 
     Example: millrace run digits.toml
     """
-    from millrace.services.decisions import sweep as ended
-    from millrace.services.proof import merges
     from millrace.services.serving import companion
     from millrace.services.training import run as running
     from millrace.services.training import shards as sharded
 
     warmed(instance, branch)
-    learn = sharded.run_shards if merges.is_merged(instance, branch) else running.run
-    done = learn(instance, branch, running.Bounds(follow, rows), take_over)
+    done = sharded.learn(instance, branch, running.Bounds(follow, rows), take_over)
     show([asdict(done)])
-    ended.sweep_ended(instance)
     if verify and done.version is not None:
         companion.finish([*instance.words("verify"), "--version", done.version])
 

@@ -135,8 +135,18 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
 
     Raises: ConfigError naming key, value and the nearest valid name.
     """
-    flags = tuple(flags)
-    raw = _read_toml(path)
+    return _loaded(_read_toml(path), path, tuple(flags))
+
+
+def build_pipeline(raw: dict[str, Any], flags: Iterable[str] = ()) -> Loaded:
+    """The same for what a program says in place of a file, as TOML would be read.
+
+    Raises: as ``load_pipeline``.
+    """
+    return _loaded(raw, Path(f"pipeline {raw.get('name')}"), tuple(flags))
+
+
+def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
     origin = dict.fromkeys(leaves(raw), path.name)
     for key, text, where in [*_from_environment(), *_from_flags(flags)]:
         value = _set(raw, key, text, where)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
+import msgspec
+
+from millrace.learners.errors import ConfigError
+from millrace.services.config.config import Loaded
 from millrace.services.data.files import DataSet
 from millrace.streams.schema import Field
 
@@ -78,3 +84,73 @@ def _ridge(chosen: DataSet) -> str:
 def _toml(value: str | float | bool | tuple[str, ...]) -> str:
     """JSON and TOML write these alike."""
     return json.dumps(value)
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it on one line.
+
+    >>> toml({"a": 1.5, "b": [True, "x"]})
+    '{"a" = 1.5, "b" = [true, "x"]}'
+
+    Raises: TypeError for what TOML cannot hold, such as None.
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_text(str(key))} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, int | float):
+        return repr(float(value) if isinstance(value, float) else int(value))
+    raise TypeError(f"{type(value).__name__} has no place in a pipeline file")
+
+
+def _text(value: str) -> str:
+    """JSON's escapes are TOML's, but for one character that only TOML refuses."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def flags_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Settings by their dotted keys as the words of ``--set``.
+
+    >>> flags_of({"learner.gamma": 2.0, "log.topic": "all"})
+    ('learner.gamma=2.0', 'log.topic="all"')
+
+    Raises: ConfigError for a value that no pipeline file holds.
+    """
+    flags = []
+    for key, value in settings.items():
+        try:
+            flags.append(f"{key}={toml(value)}")
+        except TypeError as error:
+            raise ConfigError(f"settings: {key} = {value!r}: {error}. Give a number, a text, a boolean or a list.") from error
+    return tuple(flags)
+
+
+def loaded_toml(loaded: Loaded) -> str:
+    """The text of a pipeline file that says what file, environment and flags said together, and leaves defaults out."""
+    tree = _said(msgspec.to_builtins(loaded.pipeline), loaded.origin, "")
+    plain = [f"{key} = {toml(value)}" for key, value in tree.items() if not isinstance(value, Mapping)]
+    tables = [
+        "\n".join([f"\n[{name}]", *(f"{key} = {toml(value)}" for key, value in table.items())])
+        for name, table in tree.items()
+        if isinstance(table, Mapping)
+    ]
+    return "\n".join([*plain, *tables, ""])
+
+
+def _said(tree: Mapping[str, Any], origin: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    """The part of a tree of settings that somebody set, by the dotted keys of ``origin``; names as ``schema.leaves`` gives."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            if part := _said(value, origin, f"{name}."):
+                found[key] = part
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            found[key] = [_said(item, origin, f"{name}[{at}].") for at, item in enumerate(value)]
+        elif name in origin:
+            found[key] = value
+    return found

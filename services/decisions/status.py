@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from millrace.learners.drift.alarms import Alarm
+from millrace.services.errors import NotReadyError
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.forks import excluded, learner_of
@@ -80,6 +81,23 @@ def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
     return facts | ({} if ended is None else {"ended": ended.cause, "successor": ended.successor})
 
 
+def scored(instance: Instance, branch: str) -> tuple[int, dict[str, float | None], dict[str, float]]:
+    """Rows that were answered and learned, the means of what that scored, and the recall of labels, as ``status`` names them.
+
+    Raises: MillraceError where there is no such branch; NotReadyError where it has let nothing out.
+    """
+    require_branch(instance, branch)
+    backends = instance.backends(branch)
+    output = last_output(backends.producer, instance.loaded.pipeline.name, branch)
+    if output is None:
+        raise NotReadyError(f"Branch {branch} has let no scores out yet. Ask for them when it has learned.")
+    return (
+        output.scores["rows"],
+        shares(output.scores) | _as_served(output),
+        recall(instance, summarise(backends.journal, branch).marks),
+    )
+
+
 def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
     """By label, as of the newest checkpoint that can be read: the share of its rows that was answered right, by the worker just
     before it learned them or as they were served.
@@ -141,8 +159,12 @@ def _late(output: Output) -> dict[str, Any]:
     if output.labels is None or output.served_scores is None:
         return {}
     rows = {"scored_by_worker": output.scores["rows"], "scored_as_served": output.served_scores["rows"]}
-    served = {f"served_{name}": value for name, value in shares(output.served_scores).items()}
-    return {f"labels_{name}": count for name, count in output.labels.items()} | rows | served
+    return {f"labels_{name}": count for name, count in output.labels.items()} | rows | _as_served(output)
+
+
+def _as_served(output: Output) -> dict[str, float | None]:
+    """How good the answers were as they were served; nothing where labels stand in the rows."""
+    return {f"served_{name}": value for name, value in shares(output.served_scores or {"rows": 0}).items()}
 
 
 def shares(scores: dict[str, Any]) -> dict[str, float | None]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
@@ -33,7 +36,12 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a run did."""
+    """What a run did.
+
+    >>> from millrace.services.api import example_pipeline
+    >>> example_pipeline().learn().read
+    0
+    """
 
     branch: str
     epoch: int
@@ -50,8 +58,19 @@ class _Until:
         self._start = start_records
         self._stopped = False
         self._told_s = time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
+
+    @contextmanager
+    def heard(self) -> Iterator[_Until]:
+        """Hear signals for as long as the block runs. Python gives them to the main thread alone; no other hears them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopped = True
@@ -82,7 +101,8 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         worker = Worker(instance.fold_spec, backends, pipeline.worker, identity_of_worker(instance, branch))
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
         before = worker.fold.records
-        worker.run(_Until(bounds, before))
+        with _Until(bounds, before).heard() as until:
+            worker.run(until)
         drift = worker.fold.drift
         if drift is not None and drift.newest is not None and merging_branch(branch) == branch:
             name_last_good(instance, branch)

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 from millrace.learners.errors import BadInputError
 from millrace.services.decisions.decide import name_last_good
+from millrace.services.decisions.sweep import sweep_ended
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
-from millrace.services.proof.merges import merge_learners
+from millrace.services.proof.merges import is_merged, merge_learners
 from millrace.services.training.run import Bounds, Done, run, serve_first
 from millrace.streams.branch.host import this_host, use_threads
 from millrace.streams.branch.merge import Merging
@@ -46,6 +47,16 @@ def run_shards(instance: Instance, branch: str, bounds: Bounds, take_over: bool)
         if instance.fold_spec.drift is not None:
             name_last_good(instance, branch)
         return Done(branch, writer.epoch, writer.seq, read, version)
+
+
+def learn(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Done:
+    """Learn a branch, whether it reads the log or merges shards, and sweep what ended branches still hold.
+
+    Raises: as ``run`` and ``run_shards``.
+    """
+    done = (run_shards if is_merged(instance, branch) else run)(instance, branch, bounds, take_over)
+    sweep_ended(instance)
+    return done
 
 
 def newest_versions(archive: Archive, shards: Sequence[str]) -> list[Mark]:

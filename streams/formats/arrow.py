@@ -160,6 +160,19 @@ def stream_bytes(batch: Batch) -> bytes:
     return bytes(sink.getvalue())
 
 
+def columns_of(exporter: Any) -> tuple[list[str], list[list[Any]]]:
+    """Names and columns of what hands itself over as Arrow (``__arrow_c_stream__``, ``__arrow_c_array__``), as Python values.
+
+    Null is None. Raises: BadInputError where pyarrow is missing or cannot take the object over.
+    """
+    arrow = _pyarrow("Taking rows over from an Arrow table or a data frame")
+    try:
+        table = arrow.table(exporter)
+        return list(table.column_names), [column.to_pylist() for column in table.columns]
+    except (arrow.ArrowException, TypeError, ValueError) as error:
+        raise BadInputError(f"rows: pyarrow cannot take the {type(exporter).__name__} over: {error}.") from error
+
+
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file. Raises: BadInputError where pyarrow is missing; OSError, ValueError as pyarrow does."""
     for batch in _parquet(path).ParquetFile(path).iter_batches(CHUNK_ROWS):

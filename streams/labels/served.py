@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.learners.errors import BadInputError
 from millrace.streams.formats.contents import Contents
 from millrace.streams.formats.json_rows import Codec, RecordError, Refused, Rows, has_label, label_value, refusal, unique
 from millrace.streams.records import Event, split_tp
@@ -45,7 +46,12 @@ LABEL_MARKS = 2 * (3 + 2)  # without those of the label itself
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="prediction", forbid_unknown_fields=True):
-    """An answer, with the row it was given for."""
+    """An answer, with the row it was given for.
+
+    >>> record = Prediction("mail 1", encode_row({"links": 9}), "main", 1, 2, ("no", "yes"), (0.25, 0.75))
+    >>> bytes(record.row), record.propensity
+    (b'{"links":9}', 1.0)
+    """
 
     id: Id  # the request's, or the client's own
     row: msgspec.Raw  # the fields as in an event's JSON
@@ -60,7 +66,11 @@ class Prediction(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="p
 
 
 class LateLabel(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="label", forbid_unknown_fields=True):
-    """What was right. Its identity is (id, revision); a correction is sent with a higher revision."""
+    """What was right. Its identity is (id, revision); a correction is sent with a higher revision.
+
+    >>> LateLabel("mail 1", True) == LateLabel("mail 1", True, revision=0) != LateLabel("mail 1", False, revision=1)
+    True
+    """
 
     id: Id
     label: LabelValue
@@ -257,5 +267,18 @@ def encode(record: Prediction | LateLabel) -> bytes:
 
 
 def encode_row(row: dict[str, Any]) -> msgspec.Raw:
-    """A row for ``Prediction.row``."""
-    return msgspec.Raw(msgspec.json.encode(row))
+    """A row for ``Prediction.row``.
+
+    >>> bytes(encode_row({"links": 9}))
+    b'{"links":9}'
+
+    Raises: BadInputError for a value that JSON does not have.
+    """
+    return msgspec.Raw(msgspec.json.encode(row, enc_hook=_of_numpy))
+
+
+def _of_numpy(cell: Any) -> Any:
+    """A number or an array of NumPy as Python has it."""
+    if not hasattr(cell, "tolist"):
+        raise BadInputError(f"A value of type {type(cell).__name__} has no place in a row; make it a number or a text.")
+    return cell.tolist()

@@ -1,0 +1,159 @@
+"""Rows that a Python program has, as the JSON values of records: mappings, pandas and polars frames, Arrow tables.
+
+Every row is checked by the codec that the worker reads with, so what is let in here becomes no dead letter. Neither pandas nor
+polars is imported: a frame is known by what it can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from sys import maxsize
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from millrace.learners.errors import BadInputError
+from millrace.learners.protocol import Array
+from millrace.streams.formats.arrow import columns_of
+from millrace.streams.formats.json_rows import Codec, Refused
+from millrace.streams.labels.served import LateLabel, Prediction, ServedCodec, encode
+from millrace.streams.records import Event
+from millrace.streams.schema import LARGEST, Schema
+
+MISSING = ("NAType", "NaTType")  # the classes of pandas.NA and pandas.NaT
+EXPECTED = "a list of mappings, a pandas or polars DataFrame, or an Arrow table"
+
+
+def events_of(rows: Any, schema: Schema, max_bytes: int, without: Container[str | None] = ()) -> list[Event]:
+    """Rows as the events that they would be, numbered from 0, without the columns ``without``.
+
+    ``max_bytes``: of one row. None, NaN, NA and NaT are missing values.
+    Raises: BadInputError naming the row, counted from 0, and the column of the first value that the pipeline cannot take.
+    """
+    cells = _Cells(schema)
+    events = [
+        Event(at, 0, None, b"", msgspec.json.encode(cells.row(at, row, without))) for at, row in enumerate(_mappings(rows))
+    ]
+    _, refused = Codec(schema, max_bytes).decode(events)
+    if refused:
+        raise BadInputError(_words(refused))
+    return events
+
+
+def served_values(records: Iterable[Prediction | LateLabel], codec: ServedCodec) -> list[bytes]:
+    """Served predictions and late labels as values of records, each checked as rows are.
+
+    Raises: BadInputError naming the record, counted from 0, and what is wrong with it.
+    """
+    values = [_served_value(at, record) for at, record in enumerate(records)]
+    _, refused = codec.decode([Event(at, 0, None, b"", value) for at, value in enumerate(values)], f"{codec.topic}:0")
+    if refused:
+        raise BadInputError(_words(refused, "Record"))
+    return values
+
+
+def _served_value(at: int, record: Any) -> bytes:
+    """One of them, NumPy's scalars as numbers."""
+    try:
+        if isinstance(record, LateLabel):
+            return encode(replace(record, label=_plain(record.label)))
+        if isinstance(record, Prediction):
+            return encode(replace(record, scores=tuple(map(_plain, record.scores))))
+        raise ValueError(f"expected a Prediction or a LateLabel, got {type(record).__name__}")
+    except (TypeError, ValueError) as error:
+        raise BadInputError(f"Record {at} (counted from 0): {error}.") from error
+
+
+def columns_of_events(events: Sequence[Event], schema: Schema) -> tuple[Array, ...]:
+    """Checked rows as columns, one a field, as a state answers them."""
+    return Codec(schema, maxsize).decode(events)[0].columns
+
+
+def _mappings(rows: Any) -> Iterator[Mapping[str, Any]]:
+    """Each row under its columns' names."""
+    if hasattr(rows, "iloc") and hasattr(rows, "columns"):
+        return _zipped(list(rows.columns), [rows.iloc[:, at].tolist() for at in range(len(rows.columns))])
+    if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):
+        return _zipped(*columns_of(rows))
+    if hasattr(rows, "to_arrow"):
+        return _zipped(*columns_of(rows.to_arrow()))
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
+        raise BadInputError(f"rows: expected {EXPECTED}, got one {type(rows).__name__}. Put a single row into a list.")
+    return iter(rows)
+
+
+def _zipped(names: Sequence[Any], columns: Sequence[Sequence[Any]]) -> Iterator[Mapping[str, Any]]:
+    twice = sorted({str(name) for name in names if list(names).count(name) > 1})
+    if twice:
+        raise BadInputError(f"rows: the column {twice[0]} stands twice. Rename or drop one of them.")
+    return (dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True))
+
+
+class _Cells:
+    """What JSON holds of the cells of rows of one schema."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._images = {field.name for field in schema.fields if field.type == "image"}
+        self._whole = schema.label.name if schema.label.type == "integer" else None
+
+    def row(self, at: int, row: Any, without: Container[str | None]) -> dict[str, Any]:
+        """A row without the columns ``without``. Raises: BadInputError."""
+        if not isinstance(row, Mapping):
+            raise BadInputError(f"Row {at} (counted from 0) is of type {type(row).__name__}; expected {EXPECTED}.")
+        return {name: self._cell(at, name, cell) for name, cell in row.items() if name not in without}
+
+    def _cell(self, at: int, name: Any, cell: Any) -> Any:
+        if not isinstance(name, str):
+            raise BadInputError(f"Row {at} (counted from 0): the column {name!r} is not named by a text. Rename it.")
+        try:
+            _unicode(name)
+            value = _plain(cell)
+        except ValueError as error:
+            raise BadInputError(f"Row {at} (counted from 0), column {name}: {error}.") from error
+        if isinstance(value, bytes) and name not in self._images:
+            raise BadInputError(f"Row {at} (counted from 0), column {name}: bytes are for a field of type image.")
+        if name == self._whole and isinstance(value, float) and value.is_integer():
+            return int(value)  # as pandas keeps whole numbers in a column where some are missing
+        return value
+
+
+def _plain(cell: Any) -> Any:
+    """A cell as None, bool, int, float, str, bytes or a list of these. Raises: ValueError saying why there is none."""
+    if cell is None or type(cell) in (bool, bytes):
+        return cell
+    if isinstance(cell, str):
+        return _unicode(cell)
+    if isinstance(cell, int | float):
+        if abs(cell) > LARGEST:
+            raise ValueError(f"the number is not finite, or beyond {LARGEST:g}")
+        kind = int if isinstance(cell, int) else float  # of a subclass, such as an enumeration's member
+        return None if cell != cell else kind(cell)  # NaN is not itself
+    if isinstance(cell, list | tuple):
+        return [_plain(one) for one in cell]
+    if type(cell).__name__ in MISSING:
+        return None
+    if hasattr(cell, "tolist"):  # a number or an array of NumPy, a Series
+        return _plain(cell.tolist())
+    if isinstance(cell, bytes):  # of a subclass
+        return bytes(cell)
+    raise ValueError(
+        f"a value of type {type(cell).__name__} has no meaning in a pipeline; make it a number, a text or a boolean first"
+    )
+
+
+def _unicode(text: str) -> str:
+    """A text, also of a subclass. Raises: ValueError for half a character, which UTF-8 has no bytes for."""
+    try:
+        return str(text) if text.isascii() else str(text.encode(), "utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text is not Unicode ({error.reason})") from error
+
+
+def _words(refused: Sequence[Refused], called: str = "Row") -> str:
+    """The first of the rows or records that the pipeline cannot take, and how many there are."""
+    first = min(refused, key=lambda one: one.event.offset)
+    what, _, where = first.detail.partition(" - at `$.")
+    column = f", column {where.rstrip('`')}" if where else ""
+    more = "" if len(refused) == 1 else f" {len(refused)} {called.lower()}s cannot be taken."
+    return f"{called} {first.event.offset} (counted from 0){column}: {what.rstrip('.')} ({first.reason}).{more}"

@@ -1,0 +1,89 @@
+"""What docs/reference/python.md says of the public names, made from the objects.
+
+Run as a program it writes the page's part anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType
+from typing import Annotated, Any, get_args, get_origin
+
+from millrace.services import api
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "python.md"
+BEGIN, END = "<!-- made from the public names by `make reference`: begin -->\n", "<!-- made from the public names: end -->\n"
+
+
+def public_names() -> str:
+    """Every public name with its signature and its first sentence, errors last."""
+    things = [(name, getattr(api, name)) for name in api.__all__]
+    errors = [pair for pair in things if _is_error(pair[1])]
+    others = [pair for pair in things if not _is_error(pair[1])]
+    parts = ["\n".join(_lines(name, thing)) for name, thing in others]
+    raised = "\n".join(f"- `{name}`: {first_sentence(thing)}" for name, thing in errors)
+    return "\n\n".join([*parts, f"### Errors\n\n{raised}\n"])
+
+
+def renewed(page: str) -> str:
+    """The page with its part as the code is now. Raises: ValueError where it has no such part."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{PAGE.name} has not both of {BEGIN.strip()} and {END.strip()}")
+    return f"{before}{begin}\n{public_names()}\n{end}{after}"
+
+
+def first_sentence(thing: Any) -> str:
+    """Of its docstring."""
+    first = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s+(?=[A-Z`])", first)[0].replace("``", "`")
+
+
+def members(thing: type[Any]) -> Iterator[tuple[str, Any]]:
+    """The public methods and properties that a class declares itself, in their order."""
+    for name, member in vars(thing).items():
+        if not name.startswith("_") and isinstance(member, FunctionType | classmethod | property) and name != "of":
+            yield name, member
+
+
+def _is_error(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, Exception)
+
+
+def _lines(name: str, thing: Any) -> Iterator[str]:
+    made = thing is not api.Pipeline  # which is made by its class methods
+    yield f"### `{name}{signature(thing) if made else ''}`\n\n{first_sentence(thing)}"
+    methods = list(members(thing)) if isinstance(thing, type) else []
+    if methods:
+        yield ""
+    for called, member in methods:
+        said = "" if isinstance(member, property) else signature(getattr(thing, called))
+        yield f"- `{name}.{called}{said}`: {first_sentence(member)}"
+
+
+def signature(thing: Any) -> str:
+    """Parameters with types and defaults, and what it returns; private ones are left out."""
+    found = inspect.signature(thing)
+    words, keywords = [], False
+    for name, parameter in found.parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and not keywords:
+            words, keywords = [*words, "*"], True
+        if not name.startswith("_") and name != "self":
+            default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+            words.append(f"{name}: {_type(parameter.annotation)}{default}")
+    returns = "" if isinstance(thing, type) else f" -> {_type(found.return_annotation)}"
+    return f"({', '.join(words)}){returns}"
+
+
+def _type(annotation: Any) -> str:
+    """As the code writes it, without the bounds of a number."""
+    annotation = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
