@@ -143,11 +143,11 @@ def _default(field: Field[Any]) -> Any:
 
 
 def constants(module: ModuleType) -> Iterator[tuple[str, float, str]]:
-    """Name, value and comment of every number that a module names in capitals."""
+    """Name, value and comment of every number that a module writes down under a name in capitals."""
     source = inspect.getsource(module)
     told = comments(source)
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
             value = getattr(module, node.targets[0].id)
-            if isinstance(value, (int, float)):
+            if isinstance(value, (int, float)) and not any(isinstance(part, ast.Name) for part in ast.walk(node.value)):
                 yield node.targets[0].id, value, told.get(node.end_lineno or 0, "")

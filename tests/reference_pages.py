@@ -10,20 +10,39 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+import click
 import msgspec
-from declarations import Key, Range, declared, keys
+from declarations import Key, Range, constants, declared, keys
 
+from millrace.learners.errors import MillraceError
 from millrace.learners.replay.config import NetworkConfig
 from millrace.learners.table import LEARNERS, Algorithm
+from millrace.services.cli import main as millrace
 from millrace.services.config.config import Pipeline
+from millrace.services.endpoint.endpoint import Endpoint
+from millrace.services.endpoint.grpc import GrpcApp
+from millrace.services.endpoint.http import HttpApp
+from millrace.services.endpoint.pool import Pool
+from millrace.services.endpoint.recording import Recorder
+from millrace.services.errors import MEANINGS
+from millrace.services.protocol.access import Access
+from millrace.services.protocol.labels import read_labels
+from millrace.services.protocol.tensors import Tensor
+from millrace.streams.formats.images import UnreadableImageError
+from millrace.streams.labels.served import LateLabel
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "reference"
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
 MADE = re.compile(r"(<!-- made from ([a-z ]+) by `make reference`: begin -->\n)(.*?)(<!-- made from \2: end -->\n)", re.DOTALL)
 NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "nothing"}
+LIMITED = (HttpApp, GrpcApp, Endpoint, Pool, Tensor, read_labels, Access, Recorder)  # all numbers of their modules are limits
+ALSO = {LateLabel: "LONGEST_ID", UnreadableImageError: "MOST_PIXELS"}  # of their modules, these are
+UNITS = {"_S": "s", "_BYTES": "bytes", "_ROWS": "rows"}  # by how a constant's name ends
 MANY = {int: "list of whole numbers", float: "list of numbers", str: "list of texts"}
 
 
@@ -157,7 +176,65 @@ def learner_words(kind: str, algorithm: Algorithm) -> str:
     return " ".join(facts) + "\n" + (f"\n{rows_of(own)}" if own else "")
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"the records of a pipeline file": config_tables}
+def commands(command: click.Command, context: click.Context) -> list[tuple[str, str]]:
+    """The words of a command and of every one below it, each with its help."""
+    found = [(context.command_path, command.get_help(context))]
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.commands[name]
+            found += commands(below, click.Context(below, parent=context, info_name=name))
+    return found
+
+
+def command_texts() -> str:
+    """The help of every command, as wide as it is in a terminal that is wide enough."""
+    width = millrace.context_settings["max_content_width"] - 2  # click's margin
+    top = click.Context(millrace, info_name="millrace", terminal_width=width, **millrace.context_settings)
+    return "\n".join(f"## {words}\n\n```text\n{text}\n```\n" for words, text in commands(millrace, top))
+
+
+def remedy(error: type[MillraceError]) -> tuple[str, str]:
+    """What an error means, and what to do, as its docstring says."""
+    meaning, _, way_out = " ".join((vars(error).get("__doc__") or "").split()).partition(" What to do: ")
+    return _sentence(meaning.rstrip(".")), _sentence(way_out.rstrip("."))
+
+
+def error_table() -> str:
+    """Every row of the table of meanings."""
+    heads = ("error", "exit code", "HTTP", "gRPC", "what it means", "what to do")
+    rows = [
+        (f"`{error.__name__}`", str(seen.exit_code), str(seen.http), f"`{seen.grpc}`", *remedy(error))
+        for error, seen in MEANINGS.items()
+    ]
+    return table(heads, rows)
+
+
+def limits() -> list[tuple[str, float, str]]:
+    """Name, value and comment of every number that bounds what the endpoint does."""
+    found = [limit for thing in LIMITED for limit in constants(sys.modules[thing.__module__])]
+    return found + [
+        limit for thing, name in ALSO.items() for limit in constants(sys.modules[thing.__module__]) if limit[0] == name
+    ]
+
+
+def limit_table() -> str:
+    """Every limit, with its unit."""
+    return table(
+        ("limit", "of what"), ((f"{value:,.15g} {unit(name)}".strip(), _sentence(told)) for name, value, told in limits())
+    )
+
+
+def unit(name: str) -> str:
+    """The unit that a constant's name ends in."""
+    return next((word for end, word in UNITS.items() if name.endswith(end)), "")
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "the records of a pipeline file": config_tables,
+    "the help of every command": command_texts,
+    "the table of meanings": error_table,
+    "the limits of the endpoint": limit_table,
+}
 
 
 def renewed(page: str) -> str:
@@ -169,6 +246,17 @@ def renewed(page: str) -> str:
         if name not in BLOCKS:
             raise ValueError(f"made from {name}: there is no such block; there are: {', '.join(BLOCKS)}")
     return MADE.sub(lambda block: f"{block[1]}\n{BLOCKS[block[2]]()}\n{block[4]}", page)
+
+
+def lines_of(page: str, *heads: str) -> list[list[str]]:
+    """The cells of the table with these heads, without backticks."""
+    head = f"| {' | '.join(heads)} |\n"
+    assert TEXTS[page].count(head) == 1
+    body = TEXTS[page].partition(head)[2].splitlines()[1:]
+    return [
+        [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+        for line in takewhile(lambda line: line.startswith("|"), body)
+    ]
 
 
 def main() -> None:

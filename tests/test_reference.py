@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +15,15 @@ from typing import Any
 
 import pytest
 from declarations import Key, Range, keys, stated
-from reference_pages import BLOCKS, MADE, PAGES, config_records, learner_like, renewed
+from reference_pages import BLOCKS, MADE, TEXTS, command_texts, config_records, learner_like, remedy, renewed
 
 from millrace.learners.drift.detectors import SENSORS
-from millrace.learners.errors import ConfigError
+from millrace.learners.errors import ConfigError, MillraceError
 from millrace.learners.table import LEARNERS
 from millrace.services.config.config import load_pipeline
+from millrace.services.errors import FAILED, MEANINGS, MISUSED
+from millrace.services.processes import COMMAND
 
-TEXTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
 RENEW = "run `make reference` and look at what it changed"
 DECLARE = "write `# RANGE, meaning` behind its declaration, then run `make reference`"
 
@@ -233,3 +236,48 @@ def test_the_environment_on_the_page_is_the_one_that_is_read() -> None:
     source = inspect.getsource(inspect.getmodule(load_pipeline))
     read = set(re.findall(r'"(MILLRACE_[A-Z_]*[A-Z])"', source))
     assert set(re.findall(r"^\| `(MILLRACE_\w+)`", TEXTS["config.md"], re.MULTILINE)) == read
+
+
+def test_a_command_prints_the_help_that_the_page_shows() -> None:
+    """In a terminal that is wide enough, word for word."""
+    env = os.environ | {"COLUMNS": "200"}
+    shown = dict(re.findall(r"^## (millrace[^\n]*)\n\n```text\n(.*?)\n```$", TEXTS["cli.md"], re.MULTILINE | re.DOTALL))
+    assert len(shown) > 20
+    for words in ("millrace", "millrace up", "millrace replay plan"):
+        done = subprocess.run([*COMMAND, *words.split()[1:], "--help"], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.rstrip() == shown[words]
+
+
+def test_the_help_on_the_page_is_as_wide_on_every_terminal(monkeypatch) -> None:
+    """So that the page is the same wherever it is made."""
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = command_texts()
+    monkeypatch.setenv("COLUMNS", "200")
+    assert command_texts() == narrow
+
+
+def test_the_exit_codes_on_the_page_are_the_ones_that_there_are() -> None:
+    """The table of cli.md has done, failed and misused, in words of its own."""
+    assert re.findall(r"^\| (\d+) \|", TEXTS["cli.md"], re.MULTILINE) == ["0", str(FAILED), str(MISUSED)]
+
+
+def test_every_error_says_what_it_means_and_what_to_do() -> None:
+    """In its docstring: a sentence, and a paragraph that begins with "What to do:"."""
+    advice = 'write its docstring as a sentence, an empty line and "What to do: ...", then run `make reference`'
+    assert [f"{error.__name__}: {advice}" for error in MEANINGS if not all(remedy(error))] == []
+
+
+def test_every_error_of_ours_is_on_the_page() -> None:
+    """Each class has a row of its own, wherever it is declared."""
+    missing = {error.__name__ for error in below(MillraceError)} - set(
+        re.findall(r"^\| `(\w+)`", TEXTS["errors.md"], re.MULTILINE)
+    )
+    assert sorted(missing) == [], "give them a row in MEANINGS, then run `make reference`"
+
+
+def below(error: type[MillraceError]) -> Iterator[type[MillraceError]]:
+    """The classes of ours that derive from one."""
+    for kind in error.__subclasses__():
+        if kind.__module__.startswith("millrace."):
+            yield kind
+        yield from below(kind)

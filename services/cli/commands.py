@@ -97,7 +97,7 @@ rows_option = click.option(
     metavar="N",
     callback=remember,
     expose_value=False,
-    help="Of Arrow batches; default 1000.",
+    help="Rows of an Arrow message; default 1000.",
 )
 
 
@@ -136,8 +136,8 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 @on_pipeline
 @branch_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Of HTTP.")
-@click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535), help="Of gRPC.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port of HTTP.")
+@click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535), help="Port of gRPC.")
 @tokens_option
 @warm_option
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
@@ -163,9 +163,9 @@ def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, re
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @data_option
 @click.option(
-    "--rows-per-second", default=0.0, type=click.FloatRange(0), metavar="R", help="Pace them; 0 (default): as fast as it goes."
+    "--rows-per-second", default=0.0, type=click.FloatRange(0), metavar="R", help="Rows a second; 0 (default): no limit."
 )
-@click.option("--served", is_flag=True, help="They are served predictions and late labels, for the topic NAME.served.")
+@click.option("--served", is_flag=True, help="The rows are served predictions and late labels, for the topic NAME.served.")
 @header_option
 @format_option
 @rows_option
@@ -251,7 +251,7 @@ def status(instance: Instance, branch: str) -> None:
 @main.command()
 @on_pipeline
 @branch_option
-@click.option("--ledger", is_flag=True, help="The pipeline's decisions instead of a branch's journal.")
+@click.option("--ledger", is_flag=True, help="Print the pipeline's decisions instead of a branch's journal.")
 def log(instance: Instance, branch: str, ledger: bool) -> None:
     """The journal of a branch, entry by entry, or the ledger.
 
@@ -265,7 +265,7 @@ def log(instance: Instance, branch: str, ledger: bool) -> None:
 @main.command()
 @on_pipeline
 @branch_option
-@click.option("--version", metavar="VERSION", help="This one alone, from the nearest state that is kept.")
+@click.option("--version", metavar="VERSION", help="Verify this version alone, from the nearest state that is kept.")
 @click.option("--watch", is_flag=True, help="Verify versions as they are made, newest first, until SIGINT or SIGTERM.")
 @click.option("--parent", default=0, hidden=True, help="Go on for as long as this process lives.")
 def verify(instance: Instance, branch: str, version: str | None, watch: bool, parent: int) -> None:

@@ -15,13 +15,13 @@ def dead_letters() -> None:
     """Records that could not be read: which, why, and how they are sent once more."""
 
 
-because_option = click.option("--because", metavar="REASON", help="Only those of this reason, such as unreadable.")
+because_option = click.option("--because", metavar="REASON", help="Only letters of this reason, such as unreadable.")
 
 
 @dead_letters.command(name="list")
 @on_pipeline
 @because_option
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="So many at most, oldest first.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="Letters at most, oldest first.")
 def list_letters(instance: Instance, because: str | None, limit: int) -> None:
     """Each record's letter once, with why it could not be read.
 
@@ -49,7 +49,7 @@ def show_letter(instance: Instance, letter: int) -> None:
 @on_pipeline
 @click.argument("letter", nargs=-1, type=click.IntRange(0))
 @because_option
-@click.option("--again", is_flag=True, help="Those that have been sent once more already, too.")
+@click.option("--again", is_flag=True, help="Also letters that were sent once more already.")
 @reason_option
 @yes_option
 def redrive(instance: Instance, letter: tuple[int, ...], because: str | None, again: bool, reason: str, yes: bool) -> None:

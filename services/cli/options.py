@@ -30,7 +30,7 @@ def on_pipeline(command: C) -> C:
     """Give a command its ``instance`` argument, with the options that say which."""
     later: dict[str, Any] = {"callback": remember, "expose_value": False, "is_eager": True}
     home = click.option("--home", metavar="DIR", help="Folder of all state (else $MILLRACE_HOME, else .millrace).", **later)
-    flags = click.option("--set", multiple=True, metavar="KEY=VALUE", help="Overrides the pipeline file.", **later)
+    flags = click.option("--set", multiple=True, metavar="KEY=VALUE", help="Set a key; wins over the pipeline file.", **later)
     kind = click.Choice(["json", "table"])
     output = click.option("--output", type=kind, default="table", help="JSON lines, or a table (default).", **later)
     path = click.Path(dir_okay=False, path_type=Path)
@@ -44,7 +44,7 @@ def _branch_name(_ctx: click.Context, _param: click.Parameter, name: str) -> str
     return name
 
 
-branch_help = "Which history of the pipeline."
+branch_help = "Which branch of the pipeline."
 branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=_branch_name, help=branch_help)
 
 
@@ -55,7 +55,7 @@ def _reason(_ctx: click.Context, _param: click.Parameter, why: str) -> str:
 
 
 reason_option = click.option("--reason", required=True, callback=_reason, help="Why; kept in the ledger.")
-yes_option = click.option("--yes", is_flag=True, help="Do it; without, the plan is shown and nothing changes.")
+yes_option = click.option("--yes", is_flag=True, help="Do it; without this the plan is shown and nothing changes.")
 
 
 def show(rows: Iterable[dict[str, Any]]) -> None:

@@ -112,14 +112,14 @@ file: dict[str, Any] = once | {"type": click.Path(exists=True, dir_okay=False, p
 
 @replay.command()
 @on_pipeline
-@click.option("--from", metavar="VERSION", help="The last good one; `millrace versions` lists them.", **once)
-@click.option("--from-start", is_flag=True, help="With nothing, over all the log still has.", **once)
-@click.option("--from-offsets", help="With nothing, from these offsets on.", **places)
-@click.option("--from-time", help="With nothing, from the first record on that is not older than TIME.", **since)
+@click.option("--from", metavar="VERSION", help="Begin at the last good version; `millrace versions` lists them.", **once)
+@click.option("--from-start", is_flag=True, help="Begin with an empty learner, at the first record that the log has.", **once)
+@click.option("--from-offsets", help="Begin with an empty learner, at these offsets.", **places)
+@click.option("--from-time", help="Begin with an empty learner, at the first record that is not older than TIME.", **since)
 @click.option("--backfill", help="Learn the rows of a file first (.jsonl, .csv, .parquet).", **file)
 @click.option("--include", multiple=True, metavar="EXCLUSION", help="Read what the live branch leaves out.", **once)
 @click.option("--exclude-header", metavar="NAME=VALUE", help="Leave out records with this header.", **many)
-@click.option("--exclude-offsets", metavar="TP:FIRST-LAST", help="Leave out these offsets, last included.", **many)
+@click.option("--exclude-offsets", metavar="TP:FIRST-LAST", help="Leave out these offsets of TOPIC:PARTITION.", **many)
 @click.option("--exclude-time", metavar="FROM..TO", help="Leave out timestamps from FROM on, before TO.", **many)
 @click.option("--exclude-key", metavar="KEY", help="Leave out records with this key; only its hash is kept.", **many)
 @reason_option
@@ -169,7 +169,7 @@ def resume(instance: Instance) -> None:
 
 @replay.command()
 @on_pipeline
-@click.option("--rows", default=1000, show_default=True, type=click.IntRange(1), help="The log's last rows to ask both.")
+@click.option("--rows", default=1000, show_default=True, type=click.IntRange(1), help="Rows at the log's end that both answer.")
 def diff(instance: Instance, rows: int) -> None:
     """Compare the replayed branch with what is served: their answers to the log's last rows, and what each scored.
 
@@ -220,7 +220,7 @@ def abort(instance: Instance, plan: str | None, reason: str, yes: bool) -> None:
 @replay.command()
 @on_pipeline
 @click.argument("exclusion")
-@click.option("--branch", default=None, help="Of which branch, if not of the live one.")
+@click.option("--branch", default=None, help="The branch, if not the live one.")
 @reason_option
 @yes_option
 def include(instance: Instance, exclusion: str, branch: str | None, reason: str, yes: bool) -> None:

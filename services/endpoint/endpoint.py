@@ -24,7 +24,7 @@ from millrace.streams.labels.served import LONGEST_ID, LateLabel
 from millrace.streams.parts import sha256
 from millrace.streams.schema import Schema
 
-INLINE_BYTES = 1 << 16  # of a request that is answered on the event loop: a thread would cost more than the answer
+INLINE_BYTES = 1 << 16  # of a request that is answered at once; a larger one waits for a thread
 MAX_BYTES = 16 << 20  # of a request
 
 

@@ -33,7 +33,7 @@ from millrace.services.protocol.messages import Inferred, infer_message, labels_
 
 log = logging.getLogger("millrace")
 
-LOOK_S = 1.0  # between two looks of a health watch
+LOOK_S = 1.0  # between two looks of a health watch (gRPC)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

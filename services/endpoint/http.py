@@ -22,8 +22,8 @@ from millrace.services.protocol.labels import PRODUCER, producer_headers, read_l
 log = logging.getLogger("millrace")
 
 JSON = b"application/json"
-BODY_S = 10.0  # a request's body has to be whole after so long
-ARRIVING_BYTES = 256 << 20  # of all bodies that are arriving
+BODY_S = 10.0  # by which a request's body has to be whole
+ARRIVING_BYTES = 256 << 20  # of all bodies that are arriving, together
 PAGES = frozenset({b"origin", b"sec-fetch-site"})  # a web page asks, not this machine's user, whatever machine it is shown on
 LENGTH = b"inference-header-content-length"
 

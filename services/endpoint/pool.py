@@ -12,8 +12,8 @@ from millrace.services.errors import OverloadedError
 A = TypeVarTuple("A")
 T = TypeVar("T")
 
-THREADS = 2  # large requests at work; NumPy lets go of the interpreter for part of each
-WAITING_BYTES = 256 << 20  # of requests that are at work or wait
+THREADS = 2  # large requests at work at once; NumPy lets go of the interpreter for part of each
+WAITING_BYTES = 256 << 20  # of large requests that are at work or wait, together
 
 
 class Pool:

@@ -25,11 +25,11 @@ from millrace.streams.source import Producer
 
 log = logging.getLogger("millrace")
 
-WAITING_ROWS = 8192  # records of answers that may wait for the log
-COMMIT_ROWS = 1024  # records a commit, about
-SAY_S = 10.0  # between two warnings
-RETRY_S = 0.5  # after the log refused
-PATIENCE_S = 5.0  # of a caller, until the log has a label
+WAITING_ROWS = 8192  # of answers that may wait for the log; further ones are not recorded
+COMMIT_ROWS = 1024  # that one commit to the log takes, about
+SAY_S = 10.0  # between two warnings that answers are not recorded
+RETRY_S = 0.5  # after the log refused, until answers are offered again
+PATIENCE_S = 5.0  # by which the log must have a label, or the caller gets 503
 
 Stored = list[tuple[int, int]]  # partition and offset of every record, in order
 

@@ -24,7 +24,7 @@ LABEL = "label"
 SCOPES = frozenset({PREDICT, LABEL})
 BEARER = b"Bearer "
 FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})  # headers by which a proxy says for whom it calls
-LONGEST = 4096  # bytes of a header that is looked at
+LONGEST = 4096  # characters of an ``Authorization`` header that is looked at
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from millrace.streams.labels.served import LONGEST_ID, LateLabel, Prediction, en
 from millrace.streams.records import Record, encode_headers, tp_name
 from millrace.streams.schema import Field, Label
 
-MOST_LABELS = 4096  # of a request
+MOST_LABELS = 4096  # labels of a request
 PRODUCER = b"millrace-producer"  # the HTTP header and the gRPC metadata by which a caller says who it is
 PRODUCER_HEADER = "producer"  # of the records that are appended for it
 _PRODUCER_NAME = re.compile(rb"[A-Za-z0-9._-]{1,64}")

@@ -39,9 +39,9 @@ NUMBERS = {
     "UINT16": "<u2",
     "UINT8": "<u1",
 }
-LARGEST_SIDE = 1 << 31  # of a tensor
+LARGEST_SIDE = 1 << 31  # a side of a tensor is smaller
 
-MOST_PICTURES = 1024  # of a request: each goes through a network
+MOST_PICTURES = 1024  # pictures of a request: each goes through a network
 
 Scalar = bool | int | float | str
 

@@ -20,7 +20,7 @@ from millrace.streams.schema import Field, Schema
 
 CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
 MAGIC = b"\xff\xff\xff\xff"  # how every stream begins, and no JSON
-MOST_ROWS = 65_536  # of one message
+MOST_ROWS = 65_536  # of one Arrow message
 BATCH_BYTES = 8 << 20  # of one message, as it lies in the log and decompressed
 CHUNK_ROWS = 1000  # of a Parquet file at a time
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from millrace.learners.errors import BadInputError
 from millrace.streams.schema import Field
 
-MOST_PIXELS = 1 << 24  # of a picture, before it is resized
+MOST_PIXELS = 1 << 24  # pixels of a picture, before it is resized
 FORMATS = ("JPEG", "PNG")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's names for pixels that fit 8 bits a colour
 

@@ -32,7 +32,7 @@ REASONS = (  # beside those of the rows' codec
     "other-partition",  # of a pipeline with several shards: not where its key belongs, so a label may miss its prediction
 )
 
-LONGEST_ID = 512  # characters
+LONGEST_ID = 512  # characters of a row's id
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
