@@ -83,14 +83,12 @@ def test_the_wheel_holds_the_modules_of_the_tree_and_no_others() -> None:
     assert {f"millrace/{room}/py.typed" for room in ROOMS} <= set(here)
 
 
-@pytest.mark.skipif("millrace.services.cli" not in MODULES, reason="services/cli/commands.py is not written yet")
 def test_the_command_line_imports_nothing_heavy() -> None:
     """The command line answers without the seconds that Ray, MLflow, torch or a plot take to import."""
     loaded = {name.split(".")[0] for name in loaded_by("millrace.services.cli")}
     assert loaded & set(HEAVY) == set()
 
 
-@pytest.mark.skipif("millrace.services.cli" not in MODULES, reason="services/cli/commands.py is not written yet")
 def test_the_console_script_prints_its_help() -> None:
     """`millrace --help` works as installed beside this Python."""
     script = Path(sys.executable).with_name("millrace")

@@ -19,7 +19,17 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import blocks, reading
-from pipelines import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, flower_rows, json_lines, millrace, pipeline_in
+from pipelines import (
+    ANSWER_S,
+    MILLRACE,
+    PATIENCE_S,
+    PIPELINE,
+    clean_environment,
+    flower_rows,
+    json_lines,
+    millrace,
+    pipeline_in,
+)
 from served_pipeline import command_of, descendants, served
 
 from millrace.services.config.config import load_pipeline
@@ -69,7 +79,7 @@ def asked(url: str, body: object = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
             return answer.read().decode()
     except OSError:
         return None

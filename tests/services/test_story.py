@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from pipelines import PATIENCE_S
 from served_pipeline import command_of, descendants, until
 
 from millrace.learners.errors import MillraceError
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.xdist_group("story")  # one worker plays it once
 STORY = [sys.executable, "-P", "-W", "error", "-m", "millrace.services.demo.story"]
 NAME = "story-digits"
 SECONDS = 8.0  # of the stream; `make run` takes longer over it
+STORY_S = 3 * PATIENCE_S  # a story that takes longer hangs
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def played(tmp_path_factory) -> Told:
         [*STORY, "--no-night", "--seconds", str(SECONDS), "--home", str(home)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=STORY_S,
         check=False,
     )
     return Told(home, done.returncode, done.stdout, done.stderr)
@@ -249,7 +251,7 @@ def test_an_interrupted_story_leaves_no_process_behind(number, tmp_path) -> None
     started = [server, sender, *descendants(server)]
     assert len(started) > 8
     os.kill(story.pid, number)
-    story.communicate(timeout=90)
+    story.communicate(timeout=STORY_S)
     assert story.returncode == 1
     until(lambda: not any(map(command_of, started)))
 
@@ -260,7 +262,7 @@ def test_a_regression_is_told_in_its_unit(data_dir, tmp_path, monkeypatch) -> No
     pytest.importorskip("pyarrow", reason="pyarrow, which reads the shared data, is not installed")
     monkeypatch.setenv("MILLRACE_DATA", str(data_dir))
     command = [*STORY, "--data", "metro_traffic", "--rows", "2000", "--seconds", "6", "--home", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=STORY_S, check=False)
     assert done.returncode == 0, done.stderr
     errors = [
         float(line.split()[-2].replace(",", "")) for line in re.findall(r"^(?:millrace|mean so far) .*$", done.stdout, re.M)[1:]
@@ -275,7 +277,7 @@ def night(tmp_path_factory) -> Told:
     """The whole story, the night call with it."""
     home = tmp_path_factory.mktemp("night")
     command = [*STORY, "--seconds", "8", "--home", str(home)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=STORY_S, check=False)
     return Told(home, done.returncode, done.stdout, done.stderr)
 
 

@@ -232,7 +232,7 @@ def test_the_learning_thread_does_not_solve_what_falls_due(kind: str) -> None:
     learner.state_dict()  # waits for the last
     assert len(threads) == ROWS // PERIOD and threading.current_thread() not in threads
     for thread in threads:
-        thread.join(10.0)
+        thread.join(60.0)
     assert not any(thread.is_alive() for thread in threads)
 
 

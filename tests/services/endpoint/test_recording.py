@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,9 +97,11 @@ def test_a_caller_who_leaves_harms_nobody(tmp_path: Path) -> None:
 
     async def calls() -> None:
         leaving, staying = (asyncio.create_task(recorder.now(records(value))) for value in (1, 2))
-        await asyncio.sleep(0.05)
-        leaving.cancel()
-        threading.Timer(0.05, lambda: holder.execute("rollback")).start()
+        await asyncio.sleep(0)  # both have said what to append
+        assert leaving.cancel()
+        await asyncio.wait([leaving])
+        assert not staying.done()
+        holder.execute("rollback")
         await staying
 
     asyncio.run(calls())

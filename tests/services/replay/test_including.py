@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from pipelines import MILLRACE, clean_environment, here, json_lines, millrace
+from pipelines import MILLRACE, PATIENCE_S, clean_environment, here, json_lines, millrace
 from poisoned import BAD, GOOD, begin, good_rows, instance, planned, replay, send
+from served_pipeline import until
 
 from millrace.streams.journal.entries import Act
 from millrace.streams.journal.journal import Cursor, counted, summarise
@@ -18,13 +19,19 @@ pytestmark = pytest.mark.slow
 TILL_7 = "header producer=till-7"
 
 
-@pytest.fixture
-def there(tmp_path: Path) -> Path:
-    """A pipeline whose live branch leaves till-7 out."""
-    folder = begin(tmp_path / "there", with_poison=True)
+@pytest.fixture(scope="module")
+def mended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline whose live branch leaves till-7 out, once for all of these tests."""
+    folder = begin(tmp_path_factory.mktemp("mended") / "there", with_poison=True)
     assert replay(folder, "run", planned(folder)).returncode == 0
     assert here("replay", "take-over", "digits.toml", "--reason", "r", "--yes", cwd=folder).exit_code == 0
     return folder
+
+
+@pytest.fixture
+def there(mended: Path, tmp_path: Path) -> Path:
+    """A copy of it to do things to."""
+    return shutil.copytree(mended, tmp_path / "there")
 
 
 def facts(folder: Path, branch: str) -> dict[str, object]:
@@ -93,18 +100,15 @@ def test_a_live_writer_hears_of_it_within_seconds(there: Path) -> None:
     try:
         journal = instance(there).journal("replay-1")
         before = summarise(journal, "replay-1").end.epoch
-        until = time.monotonic() + 30
-        while summarise(journal, "replay-1").end.epoch == before and time.monotonic() < until:
-            time.sleep(0.1)
+        until(lambda: summarise(journal, "replay-1").end.epoch > before)
         epoch = summarise(journal, "replay-1").end.epoch
         assert epoch == before + 1 and include(there, "--yes")[0] == 0
-        while not summarise(journal, "replay-1").included and time.monotonic() < until:
-            time.sleep(0.1)
+        until(lambda: bool(summarise(journal, "replay-1").included))
         acts = [entry for entry in counted(journal, "replay-1", Cursor()) if isinstance(entry, Act)]
         assert [(act.op, act.epoch) for act in acts] == [("include", epoch)]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shlex
 import shutil
-import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from pipelines import MILLRACE, clean_environment, here, json_lines, millrace
+from phases import killed_after
+from pipelines import MILLRACE, here, json_lines, millrace
 from poisoned import BAD, GOOD, begin, good_rows, instance, lines, newest, operation, planned, replay, send, versions
 from test_trainer import SOON_S, Shelf, soon
 
@@ -163,23 +161,19 @@ def test_a_rollback_can_be_given_up_before_the_branch_has_ended(there: Path) -> 
     assert millrace("run", "digits.toml", cwd=there).returncode == 0
 
 
-def test_killed_at_any_moment_the_same_command_goes_on(there: Path) -> None:
-    """Seeded moments of real kill -9; the learner is the version's all the same."""
+def test_killed_after_any_write_the_same_command_goes_on(there: Path) -> None:
+    """Real kill -9 after a seeded count of its writes; the learner is the version's all the same."""
     good, chance, deaths = versions(there)[0], random.Random(5), 0
     words = [*MILLRACE, *BACK[:2], good, *BACK[2:]]
     for _ in range(6):
-        process = subprocess.Popen(words, cwd=there, env=clean_environment(), stderr=subprocess.PIPE, start_new_session=True)
-        time.sleep(chance.uniform(0.4, 1.4))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            deaths += 1
-        process.communicate()
+        deaths += killed_after(words, there, 1 + deaths + chance.randint(0, 2), chance)
         if "rollback-1" in instance(there).ledger().operations and operation(there, "rollback-1") == "taken-over":
             break
     states = {name: one.state for name, one in instance(there).ledger().operations.items()}
     if "taken-over" not in states.values():
         assert here(*words[len(MILLRACE) :], cwd=there).exit_code == 0
     print(f"killed {deaths} times; {states}")
+    assert deaths, "none was killed"
     heir = heir_of(instance(there), "main")
     assert heir.startswith("rollback-") and same_learner(there, heir, good)
     sound(there, "main", heir)
@@ -233,15 +227,17 @@ def test_a_plan_that_was_never_run_can_be_given_up(there: Path) -> None:
     assert lines(there, "versions")
 
 
-def test_a_live_trainer_waits_while_the_branch_changes_hands_and_goes_on_with_the_new_one(there: Path) -> None:
+def test_a_live_trainer_waits_while_the_branch_changes_hands_and_goes_on_with_the_new_one(there: Path, monkeypatch) -> None:
     """It makes no empty branch where the new one is to be; the rows that come meanwhile are learned there."""
     where, good = instance(there), versions(there)[0]
     trainer = Trainer(where, "main", Shelf(where))
     soon(lambda: trainer.state().epoch > 0)
     stages(there, 2)
     soon(lambda: "has ended (rollback)" in trainer.state().said or "another writer" in trainer.state().said.lower())
-    time.sleep(3.0)
-    assert trainer.state().branch == "main" and not where.has_branch("rollback-1")
+    looks: list[str] = []
+    monkeypatch.setattr("millrace.services.training.trainer.heir_of", lambda *asked: looks.append(heir_of(*asked)) or looks[-1])
+    soon(lambda: len(looks) == 2)
+    assert looks == ["main", "main"] and trainer.state().branch == "main" and not where.has_branch("rollback-1")
     assert here(*BACK, cwd=there).exit_code == 0
     send(there, good_rows(3), "till-1")
     soon(lambda: trainer.state().branch == "rollback-1" and trainer.state().records == 3 * GOOD + BAD)

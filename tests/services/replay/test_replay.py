@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from pipelines import here, json_lines, millrace
+from phases import killed_after
+from pipelines import MILLRACE, PATIENCE_S, here, json_lines, millrace
 from poisoned import (
     BAD,
     GOOD,
@@ -33,6 +34,7 @@ from millrace.services.errors import NotCountedError
 from millrace.services.proof.certify import prove_version
 from millrace.services.replay import run as replaying
 from millrace.streams.branch.verify import difference
+from millrace.streams.journal.journal import summarise
 from millrace.streams.journal.ledger import Target
 from millrace.streams.parts import pack
 
@@ -111,20 +113,16 @@ def status(folder: Path, branch: str) -> str:
     return here("status", "digits.toml", "--branch", branch, "--output", "json", cwd=folder).stdout
 
 
-def test_a_replay_that_is_killed_at_any_moment_goes_on_with_resume(tmp_path: Path) -> None:
-    """Ten seeded moments of real kill -9; the state is that of an undisturbed replay, and another process proves it."""
+def test_a_replay_that_is_killed_after_any_write_goes_on_with_resume(tmp_path: Path) -> None:
+    """Ten times kill -9 after a seeded count of writes; the state is an undisturbed replay's, and another process proves it."""
     folder = begin(tmp_path / "there", with_poison=True, later=4000)
     whole = shutil.copytree(folder, tmp_path / "whole")
     assert replay(whole, "run", planned(whole)).returncode == 0
     plan, chance, deaths = planned(folder), random.Random(7), 0
     while operation(folder) in ("planned", "running") and deaths < KILLS:
         words = ["run", plan] if operation(folder) == "planned" else ["resume"]
-        process = started(folder, *words)
-        time.sleep(chance.uniform(0.3, 1.6))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            deaths += 1
-        process.communicate()
+        command = [*MILLRACE, "replay", words[0], "digits.toml", *words[1:]]
+        deaths += killed_after(command, folder, chance.randint(1, 25), chance)
     assert deaths >= KILLS or operation(folder) == "done"
     print(f"killed {deaths} times; {operation(folder)}")
     while operation(folder) != "done":
@@ -142,7 +140,7 @@ def test_a_signal_stops_a_replay_with_the_way_on(tmp_path: Path) -> None:
     folder = begin(tmp_path / "there", with_poison=True, later=6000)
     process = under_way(folder)
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1 and "`millrace replay resume` goes on" in err and "Traceback" not in err
     assert replay(folder, "resume").returncode == 0 and operation(folder) == "done"
 
@@ -154,7 +152,7 @@ def test_a_proof_that_was_killed_is_said_to_be_and_is_done_again_by_resume(there
     while process.poll() is None and not (proving := children.read_text(encoding="utf-8").split()):
         time.sleep(0.01)
     os.kill(int(proving[0]), signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1 and "not proved: the process ended with -9; `millrace replay resume` tries again" in err
     assert replay(there, "resume").returncode == 0 and operation(there) == "done"
 
@@ -162,10 +160,15 @@ def test_a_proof_that_was_killed_is_said_to_be_and_is_done_again_by_resume(there
 def under_way(folder: Path) -> subprocess.Popen[str]:
     """A replay that has begun its branch."""
     process = started(folder, "run", planned(folder))
-    while process.poll() is None and not instance(folder).has_branch("replay-1"):
+    while process.poll() is None and not begun(folder):
         time.sleep(0.01)
-    time.sleep(0.2)
     return process
+
+
+def begun(folder: Path) -> bool:
+    """Whether the replay has read something."""
+    where = instance(folder)
+    return where.has_branch("replay-1") and any(summarise(where.journal("replay-1"), "replay-1").position.values())
 
 
 def refused(folder: Path, *words: str) -> str:
@@ -254,7 +257,7 @@ def test_of_two_operators_the_second_is_refused_with_who_and_when(there: Path) -
     """One after the other, at once, with the same plan and with another; until the first is given up."""
     first, second = planned(there), planned(there, "--exclude-offsets", "digits:0:200-219")
     one, other = started(there, "run", first), started(there, "run", second)
-    said = [process.communicate(timeout=60)[1] for process in (one, other)]
+    said = [process.communicate(timeout=PATIENCE_S)[1] for process in (one, other)]
     codes = [one.returncode, other.returncode]
     assert sorted(codes) == [0, 1], said
     late = said[codes.index(1)]
@@ -292,7 +295,7 @@ def test_an_abort_stops_a_live_replay_and_is_refused_while_the_endpoint_follows_
     assert "The endpoint follows replay-1" in refused(folder, "abort", "--reason", "wrong", "--yes")
     assert here("serve", "digits.toml", "--follow", "main", "--reason", "back", "--yes", cwd=folder).exit_code == 0
     assert here("replay", "abort", "digits.toml", "--reason", "wrong", "--yes", cwd=folder).exit_code == 0
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1 and "replay-1 of " in err and "is aborted since 2" in err and "(wrong)" in err
     assert operation(folder) == "aborted"
     late = here("serve", "digits.toml", "--follow", "replay-1", "--reason", "late", "--yes", cwd=folder)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pipelines import PIPELINE, here, millrace, pipeline_in
+from pipelines import PATIENCE_S, PIPELINE, here, millrace, pipeline_in
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.decisions.decide import decide, plan
@@ -20,7 +20,7 @@ from millrace.services.training.current import Blob, NewestWeights, Publication
 from millrace.streams.journal.ledger import Target
 from millrace.streams.parts import sha256, unpack
 
-SOON_S = 20.0
+SOON_S = float(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,13 @@ def play(instance: Instance, story: Callable[[Follower, NewestWeights], Awaitabl
     asyncio.run(both())
 
 
+async def warned(caplog: pytest.LogCaptureFixture, words: str) -> None:
+    """Once a replica has said so."""
+    async with asyncio.timeout(SOON_S):
+        while words not in caplog.text:
+            await asyncio.sleep(0.01)
+
+
 async def soon(follower: Follower, true: Callable[[Bundle], bool]) -> Bundle:
     """The bundle, once it is as it should be."""
     async with asyncio.timeout(SOON_S):
@@ -84,7 +91,7 @@ def versions(instance: Instance) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_replica_without_current_answers_from_the_newest_checkpoint_and_takes_what_comes(learned: Instance) -> None:
+def test_a_replica_without_current_answers_from_the_newest_checkpoint_and_takes_what_comes(learned: Instance, caplog) -> None:
     """The newest wins; what is older, or damaged on its way, is never used."""
 
     async def story(follower: Follower, current: NewestWeights) -> None:
@@ -94,7 +101,7 @@ def test_a_replica_without_current_answers_from_the_newest_checkpoint_and_takes_
         assert not await current.publish(*state(learned, 8, 99))
         publication, blob = state(learned, 9, 60)
         await current.publish(publication, np.append(blob[:-1], blob[-1] ^ 1).astype(np.uint8))
-        await asyncio.sleep(0.3)
+        await warned(caplog, "It is not used; what was served before goes on.")
         assert follower.held.identity.place == (9, 50)
         await current.publish(*state(learned, 9, 70))
         before = await soon(follower, lambda held: held.identity.place == (9, 70))
@@ -106,7 +113,7 @@ def test_a_replica_without_current_answers_from_the_newest_checkpoint_and_takes_
 
 
 @pytest.mark.slow
-def test_a_decision_is_followed_at_once_and_an_impossible_one_changes_nothing(learned: Instance) -> None:
+def test_a_decision_is_followed_at_once_and_an_impossible_one_changes_nothing(learned: Instance, caplog) -> None:
     """To an older version, on to one that is not there, and back to the branch's newest."""
     first = versions(learned)[0]
 
@@ -121,7 +128,7 @@ def test_a_decision_is_followed_at_once_and_an_impossible_one_changes_nothing(le
         await current.publish(*state(learned, 9, 80))
         nowhere = replace(to_first, before=Target(version=first), to=Target(version="main.999"))
         decide(learned, nowhere, "a slip")
-        await asyncio.sleep(0.4)
+        await warned(caplog, "no version main.999")
         assert follower.held.identity.version == first
         decide(learned, replace(nowhere, before=nowhere.to, to=Target(follow="main")), "mended")
         await soon(follower, lambda held: held.identity.place == (9, 80))

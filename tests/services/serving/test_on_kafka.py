@@ -164,9 +164,9 @@ def test_it_serves_records_learns_late_labels_and_rolls_back(tables: str, broker
                 time.sleep(0.2)
             stored += code == 202
         assert stored == 40
-        until(lambda: facts(tmp_path).get("labels_joined") == 40, 60)
+        until(lambda: facts(tmp_path).get("labels_joined") == 40)
         seq = int(str(facts(tmp_path)["seq"]))
-        until(lambda: up.ask()["parameters"]["seq"] >= seq - 1, 60)
+        until(lambda: up.ask()["parameters"]["seq"] >= seq - 1)
         done = millrace("rollback", "digits.toml", versions(tmp_path)[0], "--reason", "test", "--yes", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         until(lambda: up.ask()["parameters"].get("version") == versions(tmp_path)[0])

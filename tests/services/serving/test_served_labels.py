@@ -5,11 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import re
 import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
-from pipelines import PIPELINE, facts, fill, millrace, pipeline_in, small_disk
+from pipelines import ANSWER_S, PATIENCE_S, PIPELINE, facts, fill, millrace, pipeline_in, small_disk
 from served_pipeline import Up, served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
@@ -42,7 +43,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def called(up: Up, verb: str, body: object | None) -> tuple[int, dict, dict]:
     """Status, headers and body of a call, sent again where its connection broke, as a client would."""
     for _ in range(20):
-        connection = http.client.HTTPConnection("127.0.0.1", up.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", up.port, timeout=ANSWER_S)
         try:
             text = None if body is None else json.dumps(body)
             connection.request("GET" if body is None else "POST", f"/v2/models/digits/{verb}", text)
@@ -81,8 +82,15 @@ def status(up: Up) -> dict:
 def settled(up: Up, **wanted: int) -> dict:
     """The status once it says so."""
     found = status(up)
-    until(lambda: {name: found.get(name) for name in wanted} == wanted or (found.update(status(up)) or False), 30)
+    until(lambda: {name: found.get(name) for name in wanted} == wanted or (found.update(status(up)) or False))
     return found
+
+
+def all_answer(up: Up) -> bool:
+    """Whether each live replica has recorded an answer: the proxy knows all of them, so that one of them can be killed."""
+    told = [re.search(r"process (\d+); records of answers: (\d+) in", str(line)) for line in status(up).values()]
+    answering = {int(found[1]) for found in told if found and int(found[2])}
+    return answering >= set(up.pids(":Predictor"))
 
 
 def test_a_class_that_only_labels_over_http_and_grpc_name_is_in_the_next_answers(up: Up) -> None:
@@ -158,6 +166,7 @@ def test_status_shows_trainer_replicas_what_they_serve_and_what_they_recorded(up
 def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_twice(up: Up) -> None:
     """Every label that was answered 202 is joined once; those sent again are counted as repeated."""
     before, killed = status(up), threading.Event()
+    before_pids = {title: up.pids(title) for title in (":Predictor", ":Trainer", ":Current")}
     accepted: list[str] = []
 
     def client() -> None:
@@ -174,9 +183,10 @@ def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_t
         sent = len(accepted)
         until(lambda sent=sent: len(accepted) > sent + 30)
         dead = up.kill(title)
-        until(lambda title=title, dead=dead: any(pid != dead for pid in up.pids(title)))
+        until(lambda title=title, dead=dead: dead not in (there := up.pids(title)) and len(there) == len(before_pids[title]))
+        until(lambda: all_answer(up))
     killed.set()
-    thread.join(60)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive() and len(accepted) >= 120
     # A prediction may be lost with its replica before it is appended: its label then waits for it. Sent again, both are joined.
     for at in range(0, len(accepted), 100):

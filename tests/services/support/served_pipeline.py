@@ -10,11 +10,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines import MILLRACE, PATIENCE_S, clean_environment
+from pipelines import ANSWER_S, MILLRACE, PATIENCE_S, clean_environment
 
 from millrace.services.processes import descendants
 from millrace.services.serving.ports import free_port  # callers import it and the next from here
@@ -38,7 +38,7 @@ class Up:
 
     def ask(self) -> dict:
         """The answer to ``ROW``, on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
         try:
             connection.request("POST", "/v2/models/digits/infer", json.dumps(ROW))
             answer = connection.getresponse()
@@ -67,7 +67,7 @@ class Up:
 
 def post(port: int, verb: str, body: object) -> tuple[int, dict]:
     """Status and answer of one call to a pipeline called digits."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     connection.request("POST", f"/v2/models/digits/{verb}", json.dumps(body))
     answer = connection.getresponse()
     said = answer.status, json.loads(answer.read())
@@ -94,11 +94,11 @@ def command_of(pid: int) -> str:
         return ""
 
 
-def until(true: Callable[[], bool], seconds: float = 40.0) -> float:
+def until(true: Callable[[], bool]) -> float:
     """Look again and again; how long it took. Fails where it never becomes true."""
     start_s = time.monotonic()
     while not true():
-        assert time.monotonic() - start_s < seconds, "it never came true"
+        assert time.monotonic() - start_s < PATIENCE_S, "it never came true"
         time.sleep(0.02)
     return time.monotonic() - start_s
 
@@ -108,7 +108,7 @@ IN_A_ROW = 20  # ready answers: both replicas are among those who gave them
 
 def is_ready(port: int) -> bool:
     """Whether one replica is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     try:
         connection.request("GET", "/v2/health/ready")
         answer = connection.getresponse()
@@ -131,9 +131,9 @@ def served(folder: Path, *words: str, millrace: Sequence[str] = MILLRACE, file: 
     with said.open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
     try:
-        until(lambda: process.poll() is not None or b"Ctrl-C" in said.read_bytes(), PATIENCE_S)
+        until(lambda: process.poll() is not None or b"Ctrl-C" in said.read_bytes())
         assert process.poll() is None, said.read_text()
-        until(lambda: all(is_ready(port) for _ in range(IN_A_ROW)), PATIENCE_S)
+        until(lambda: all(is_ready(port) for _ in range(IN_A_ROW)))
         yield Up(folder, port, grpc_port, process)
     finally:
         end(process)
@@ -144,13 +144,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
     started = descendants(process.pid)
     process.send_signal(signal.SIGINT)
     try:
-        process.wait(60)
+        process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    time.sleep(0.5)
     for pid in [pid for pid in started if command_of(pid)]:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it was about to end
+            os.kill(pid, signal.SIGKILL)
 
 
 @dataclass
@@ -169,7 +169,7 @@ class Load:
         return [name for when, name in list(self.answers) if when >= at_s]
 
     def _ask(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.up.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.up.port, timeout=ANSWER_S)
         body, used = json.dumps(ROW), 0  # requests on this connection
         while not self._stop.is_set():
             try:

@@ -210,12 +210,12 @@ def test_shards_are_served_as_one_and_survive_kills(tmp_path) -> None:
             (tmp_path / "more.jsonl").write_bytes(b"\n".join(flower_rows(60, seed=len(title))) + b"\n")
             assert millrace("send", "digits.toml", "more.jsonl", cwd=tmp_path).returncode == 0
             assert up.ask()["status"] == 200
-        until(lambda: facts(tmp_path).get("learned") == 580, 60)
+        until(lambda: facts(tmp_path).get("learned") == 580)
         answered = up.ask()
         assert answered["model_version"].startswith("main.")
         assert post(up.port, "infer", question(ids := [f"asked/{at}" for at in range(9)]))[0] == 200
         assert post(up.port, "labels", {"labels": [{"id": one, "label": "lily"} for one in ids]})[0] == 202
-        until(lambda: facts(tmp_path).get("labels_joined") == 9, 60)
+        until(lambda: facts(tmp_path).get("labels_joined") == 9)
     assert json.loads(here("status", "digits.toml", "--output", "json", cwd=tmp_path).stdout.splitlines()[0])
     done = here("verify", "digits.toml", cwd=tmp_path)
     assert done.exit_code == 0, done.stderr

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pipelines import PATIENCE_S
 
 from millrace.streams.kafka.cluster import Cluster, Secrets
 from millrace.streams.records import Read, Record, make_read
@@ -25,7 +26,6 @@ KAFKA = [
     pytest.mark.filterwarnings("ignore:Exception ignored in.*socket:pytest.PytestUnraisableExceptionWarning"),  # see ``swept``
 ]
 LOGS = ["sqlite", pytest.param("kafka", marks=KAFKA)]
-PATIENCE_S = 30.0
 
 
 @dataclass

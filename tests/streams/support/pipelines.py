@@ -20,6 +20,7 @@ from millrace.streams.schema import Field, Label, Schema
 
 MILLRACE = [sys.executable, "-c", "from millrace.services.cli import main; main()"]
 PATIENCE_S = 600  # a process that takes longer hangs, on a busy machine too; no test passes or fails by how fast it was
+ANSWER_S = 120  # the same, for one request: longer than the proxy waits for a replica
 
 MIXED = Schema(
     (
