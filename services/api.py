@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from millrace.learners.errors import BadInputError, ConfigError, MillraceError
-from millrace.services import frames
 from millrace.services.config.config import NAME_CHARACTERS, Loaded, build_pipeline, home_folder, load_pipeline
 from millrace.services.data.templates import flags_of, loaded_toml
 from millrace.services.errors import BusyError, NotCountedError, NotProvedError, NotReadyError
 from millrace.services.pipeline.instance import BRANCH, ENDPOINT, Instance
-from millrace.services.results import Answers, Decided, Proof, Scores, Status, Version
+from millrace.services.python import frames
+from millrace.services.python.results import Answers, Decided, Proof, Scores, Status, Version
 from millrace.services.training.run import Bounds, Done
 from millrace.streams.labels.served import LateLabel, Prediction, encode_row
 from millrace.streams.schema import Field, Label
@@ -346,7 +346,7 @@ class Pipeline:
     def _bundle(self, version: str | None) -> Bundle:
         """The state that answers."""
         from millrace.services.decisions import decide as deciding
-        from millrace.services.serving.follower import Archive
+        from millrace.services.pipeline.archive import Archive
 
         archive, served = Archive(self._instance), self._instance.ledger().serving.get(ENDPOINT)
         target = served if version is None else deciding.target(version, None)

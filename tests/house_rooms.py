@@ -35,6 +35,7 @@ ARROWS: Mapping[str, str] = {
         "learners learners/drift learners/evaluation streams streams/features streams/formats streams/journal streams/labels "
         "streams/state"
     ),
+    "services/python": "learners streams streams/branch streams/formats streams/labels",
     "streams/worker": "streams streams/branch streams/formats streams/journal streams/labels streams/state",
     "services/config": (
         "learners learners/drift learners/table streams streams/features streams/kafka streams/labels streams/state "
@@ -71,6 +72,10 @@ ARROWS: Mapping[str, str] = {
     "services/serving": (
         "learners services services/config services/endpoint services/pipeline services/protocol services/training streams "
         "streams/branch streams/journal"
+    ),
+    "services/api": (
+        "learners services services/config services/data services/decisions services/pipeline services/proof services/python "
+        "services/registry services/serving services/training streams streams/labels"
     ),
     "services/cli": (
         "learners services services/config services/data services/decisions services/pipeline services/proof "

@@ -15,7 +15,7 @@ from pictures import drawn
 from pipelines import PIPELINE, flower_rows, pipeline_in
 
 from millrace.services.api import BadInputError, Field, Label, LateLabel, Pipeline, Prediction, encode_row
-from millrace.services.frames import events_of
+from millrace.services.python.frames import events_of
 from millrace.streams.schema import Schema
 
 ROW = {"x": [1.0, 2.0, 3.0, 4.0], "site": "north", "label": "rose"}

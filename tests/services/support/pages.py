@@ -30,7 +30,7 @@ from pipelines import MILLRACE, PATIENCE_S, clean_environment
 
 from millrace.services.config.config import load_pipeline
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KINDS = {"toml", "sh", "bash", "console", "python", "text"}
 FENCE = re.compile(r"^(?:<!-- not run: (?P<why>[^\n]*) -->\n+)?^```(?P<kind>\S*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[0-9a-f]{12,}|\d[\d.,:]*")

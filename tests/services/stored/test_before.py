@@ -23,7 +23,7 @@ from millrace.streams.labels.served import LateLabel, encode
 from millrace.streams.parts import sha256
 from millrace.streams.records import Record
 
-BEFORE = Path(__file__).parent.parent / "recorded" / "before"
+BEFORE = Path(__file__).parents[2] / "recorded" / "before"
 BRANCHES = [("flowers", "main"), ("flowers", "replay-1"), ("mail", "main")]
 ROUNDING = 1e-9  # between processors
 

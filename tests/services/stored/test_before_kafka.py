@@ -20,7 +20,7 @@ from millrace.services.demo.broker import Broker, tables
 from millrace.streams.errors import StorageError
 
 pytestmark = KAFKA
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

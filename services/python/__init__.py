@@ -1,0 +1,1 @@
+"""What the public Python surface is made of."""
