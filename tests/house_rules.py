@@ -49,7 +49,7 @@ BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("services/endpoint/grpc.py", "GrpcApp.answer"): "a call that fails unforeseen gets its INTERNAL and harms no other",
     (
         "streams/kafka/reader.py",
-        "Reader._failing",
+        "KafkaReader._failing",
     ): "decompressors and a parser raise what they like; the reader is given up",
     ("services/endpoint/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
 }
