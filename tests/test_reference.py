@@ -257,7 +257,7 @@ def test_the_help_on_the_page_is_as_wide_on_every_terminal(monkeypatch) -> None:
 
 
 def test_the_exit_codes_on_the_page_are_the_ones_that_there_are() -> None:
-    """The table of cli.md has done, failed and misused, in words of its own."""
+    """The table of docs/reference/cli.md has done, failed and misused, in words of its own."""
     assert re.findall(r"^\| (\d+) \|", TEXTS["cli.md"], re.MULTILINE) == ["0", str(FAILED), str(MISUSED)]
 
 

@@ -1,6 +1,6 @@
 """What a merging branch holds, merged again from the versions of its shards.
 
-Source: journal.md, rule 15.
+Source: docs/design/journal.md, rule 15.
 """
 
 from __future__ import annotations

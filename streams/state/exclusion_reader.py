@@ -4,7 +4,7 @@ What is left out is decoded as ever, so that what is rejected stays the same. Th
 it is counted as passed: no row of it is predicted, learned or taken in by a feature table, and its timestamps do not move the
 clock. Of a label that is left out one thing is known: its row gets no default label.
 
-Source: journal.md, rules 2, 9 and 18.
+Source: docs/design/journal.md, rules 2, 9 and 18.
 """
 
 from __future__ import annotations
