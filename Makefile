@@ -60,6 +60,7 @@ lint: .venv-test/.installed  ## ruff and mypy --strict
 	$(TEST)/ruff check $(ROOMS) tests examples
 	$(TEST)/ruff format --check $(ROOMS) tests examples
 	$(TEST)/mypy --strict $(addprefix -p millrace.,$(ROOMS))
+	$(TEST)/mypy --strict examples/own_learner.py
 
 format: .venv-test/.ready  ## let ruff lay out the code and mend what it can
 	$(TEST)/ruff check --fix $(ROOMS) tests examples

@@ -20,18 +20,15 @@ SHOWN = {  # example -> the pages that show it as it stands, and are played by t
     "images.toml": ["docs/how-to/arrow-avro-cloudevents-images.md"],
     "kafka.toml": ["docs/how-to/kafka.md"],
 }
-RUN = {  # example -> the test that runs it
-    "arrow_producer.py": "test_examples.py",
-    "client_grpc.py": "test_pages.py",
-    "own_learner.py": "../learners/test_own_learner.py",
-}
 
 
 def test_every_example_is_run() -> None:
-    """Each stands in one of the two tables above, and the test that is said to run it names it."""
-    assert sorted(path.name for path in EXAMPLES.iterdir() if path.is_file()) == sorted([*SHOWN, *RUN])
-    for name, test in RUN.items():
-        assert name in (Path(__file__).parent / test).read_text(encoding="utf-8").replace(f'"{name}": "', "")
+    """Each is shown by a page that is played, or a test names its path, without which it could not run it."""
+    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    paths = "\n".join(re.sub(r"[\"' ]", "", text) for text in tests)
+    for path in EXAMPLES.glob("*.*"):
+        assert path.name in SHOWN or re.search(rf"examples/{re.escape(path.name)}", paths, re.IGNORECASE), path.name
+    assert all((EXAMPLES / name).is_file() for name in SHOWN)
 
 
 @pytest.mark.parametrize("name", SHOWN)
