@@ -1,7 +1,4 @@
-"""What docs/reference/python.md says of the public names, made from the objects.
-
-Run as a program it writes the page's part anew.
-"""
+"""What docs/reference/python.md says of the public names, made from the objects."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from typing import Annotated, Any, get_args, get_origin
 from millrace.services import api
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "python.md"
-BEGIN, END = "<!-- made from the public names by `make reference`: begin -->\n", "<!-- made from the public names: end -->\n"
 
 
 def public_names() -> str:
@@ -26,15 +22,6 @@ def public_names() -> str:
     parts = ["\n".join(_lines(name, thing)) for name, thing in others]
     raised = "\n".join(f"- `{name}`: {first_sentence(thing)}" for name, thing in errors)
     return "\n\n".join([*parts, f"### Errors\n\n{raised}\n"])
-
-
-def renewed(page: str) -> str:
-    """The page with its part as the code is now. Raises: ValueError where it has no such part."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name} has not both of {BEGIN.strip()} and {END.strip()}")
-    return f"{before}{begin}\n{public_names()}\n{end}{after}"
 
 
 def first_sentence(thing: Any) -> str:
@@ -83,7 +70,3 @@ def _type(annotation: Any) -> str:
     """As the code writes it, without the bounds of a number."""
     annotation = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

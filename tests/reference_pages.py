@@ -1,4 +1,4 @@
-"""The pages of docs/reference that are made from the code; `make reference` writes them.
+"""The pages of docs/reference, and the table of rooms, that are made from the code; `make reference` writes them.
 
 What is made stands between two marks in a page, and everything outside them is written by hand.
 """
@@ -18,6 +18,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 import msgspec
 from declarations import Key, Range, constants, declared, keys
+from house_rooms import ARROWS, shown
+from python_names import public_names
 
 from millrace.learners.errors import MillraceError
 from millrace.learners.replay.config import NetworkConfig
@@ -37,7 +39,8 @@ from millrace.streams.formats.images import UnreadableImageError
 from millrace.streams.labels.served import LateLabel
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "reference"
-TEXTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
+FILES = [*sorted(PAGES.glob("*.md")), PAGES.parent / "design" / "walk.md"]
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in FILES}
 MADE = re.compile(r"(<!-- made from ([a-z ]+) by `make reference`: begin -->\n)(.*?)(<!-- made from \2: end -->\n)", re.DOTALL)
 NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "nothing"}
 LIMITED = (HttpApp, GrpcApp, Endpoint, Pool, Tensor, read_labels, Access, Recorder)  # all numbers of their modules are limits
@@ -229,11 +232,18 @@ def unit(name: str) -> str:
     return next((word for end, word in UNITS.items() if name.endswith(end)), "")
 
 
+def room_table() -> str:
+    """Which sub-room imports which, as ``tests/house_rooms.py`` allows it."""
+    return f"```text\n{shown(ARROWS)}\n```\n"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "the records of a pipeline file": config_tables,
     "the help of every command": command_texts,
     "the table of meanings": error_table,
     "the limits of the endpoint": limit_table,
+    "the public names": public_names,
+    "the table of rooms": room_table,
 }
 
 
@@ -261,7 +271,7 @@ def lines_of(page: str, *heads: str) -> list[list[str]]:
 
 def main() -> None:
     """Write every page anew."""
-    for path in sorted(PAGES.glob("*.md")):
+    for path in FILES:
         text = path.read_text(encoding="utf-8")
         path.write_text(renewed(text), encoding="utf-8")
         sys.stdout.write(f"{path.name}{'' if renewed(text) == text else ' changed'}\n")

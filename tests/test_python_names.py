@@ -10,12 +10,6 @@ import python_names
 from millrace.services import api
 
 
-def test_the_page_says_what_the_objects_do() -> None:
-    """Signatures and first sentences are those of the code; `python tests/python_names.py` writes them anew."""
-    page = python_names.PAGE.read_text(encoding="utf-8")
-    assert python_names.renewed(page) == page
-
-
 def test_every_public_name_has_an_example_that_runs() -> None:
     """And so has each method of the pipeline; errors, which are raised, have a page of their own."""
     finder = doctest.DocTestFinder(recurse=True)

@@ -147,7 +147,7 @@ def load(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_page_is_what_is_made_from_the_code(name: str) -> None:
     """Every block between two marks is the one that the code gives now."""
-    assert renewed(TEXTS[name]) == TEXTS[name], f"docs/reference/{name}: {RENEW}"
+    assert renewed(TEXTS[name]) == TEXTS[name], f"{name}: {RENEW}"
 
 
 def test_every_block_stands_in_one_page() -> None:

@@ -5,8 +5,6 @@ import pytest
 from house_rooms import ARROWS, EXCEPTIONS, NEVER
 from house_rules import ROOMS, ROOT, Module, modules
 
-TABLE = ROOT / "docs" / "design" / "walk.md"
-
 
 def test_our_imports_follow_the_table() -> None:
     """No file imports what its sub-room may not."""
@@ -38,13 +36,6 @@ def test_some_arrows_may_never_be_drawn(place: str, target: str, why: str) -> No
 def test_every_file_stands_in_a_place_of_the_table() -> None:
     """Sub-rooms have a sentence in ``__init__.py`` and at most twenty files; the roots have the files that ROOTS names."""
     assert list(rooms.misplaced(modules(*ROOMS))) == []
-
-
-def test_the_document_shows_this_table() -> None:
-    """``docs/design/walk.md`` has the same table; `make reference` writes it there."""
-    text = TABLE.read_text(encoding="utf-8")
-    block = text.partition("<!-- rooms: begin -->")[2].partition("<!-- rooms: end -->")[0]
-    assert block.strip().removeprefix("```text").removesuffix("```").strip() == rooms.shown(ARROWS).strip()
 
 
 def test_every_exception_exists() -> None:
