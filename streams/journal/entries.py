@@ -97,7 +97,7 @@ class Act(_Entry, frozen=True, kw_only=True):
     evidence: str  # BRANCH.SEQ of the step whose output has the alarms, or what the operator gave as a reason
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """What was done, such as ``relearn (rows = 300)``."""
         return self.op + (f" ({', '.join(f'{name} = {value}' for name, value in self.args.items())})" if self.args else "")
 
