@@ -47,7 +47,7 @@ class Excluding:
     def decode(self, events: Sequence[Event], tp: str, /) -> tuple[Rows | Served, list[Refused]]:
         """As the other reader, without what is left out."""
         piece, refused = self.reader.decode(events, tp)
-        bad = {one.event.offset for one in refused if one.row is None}
+        bad = {refusal.event.offset for refusal in refused if refusal.row is None}
         if isinstance(piece, Rows) and piece.offset is not None:
             gone = [event.offset for event in events if left_out(self.exclude, event, tp)]
             return _rows_without(piece, np.isin(piece.offset, gone)), refused
