@@ -101,8 +101,8 @@ class Features:
         if field.categories == "hash":
             return lambda name: crc32(name.encode()) % field.max
         if field.categories == "grow":
-            known = {name: at for at, name in enumerate(self._slots[field.name])}
-            return lambda name: known.get(name, field.max)
+            slots = {name: at for at, name in enumerate(self._slots[field.name])}
+            return lambda name: slots.get(name, field.max)
         fixed = {name: at for at, name in enumerate(field.categories)}
         return fixed.__getitem__
 
