@@ -38,7 +38,7 @@ def rewound(schema: Schema, make_learner: Callable[[], Learner], version: Parts,
     counts["passed"] += len(newest["batches"].get("x", ()))
     parts["counts"]["counts"] = counts
     parts["batches"] = {"deadline_ms": 0}
-    for name in [one for one in ("x", "pending") if "held_out" in parts and len(parts["held_out"][one])]:
+    for name in [column for column in ("x", "pending") if "held_out" in parts and len(parts["held_out"][column])]:
         rows, slots = parts["held_out"][name], (newest["features"]["slots"], version["features"]["slots"])
         parts["held_out"][name] = moved(schema, rows, *slots)
     if "join" in parts:

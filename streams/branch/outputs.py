@@ -75,8 +75,8 @@ def output_record(step: Step, fold: Fold) -> Record:
 
 def _late(join: LabelJoin) -> dict[str, int]:
     """What came of served predictions and labels; how many of each wait; how many identities are remembered."""
-    now = {"awaited": join.waiting_predictions, "waiting": join.waiting_labels, "remembered": join.remembered.rows}
-    return msgspec.structs.asdict(join.counts) | now
+    sizes = {"awaited": join.waiting_predictions, "waiting": join.waiting_labels, "remembered": join.remembered.rows}
+    return msgspec.structs.asdict(join.counts) | sizes
 
 
 def plain_totals(totals: ClassScores | ValueScores) -> dict[str, Value]:
