@@ -191,9 +191,9 @@ class RiverServable:
         """Scores (n, C), or values (n, k). Raises: BadInputError where ``batch.x`` is not finite numbers (n, d)."""
         rows = finite("x", batch.x, (self._d,)).tolist()
         with self._asking:
-            found = [self._answer(dict(enumerate(row))) for row in rows]
+            answers = [self._answer(dict(enumerate(row))) for row in rows]
         columns = len(self.classes) if self._config.task == "classify" else max(1, len(self._models))
-        return np.array(found, dtype=np.float64).reshape(len(rows), columns)
+        return np.array(answers, dtype=np.float64).reshape(len(rows), columns)
 
     def _answer(self, x: dict[int, float]) -> list[float]:
         tells = MODELS[self._config.model]
@@ -201,8 +201,8 @@ class RiverServable:
             return [model.predict_one(x) for model in self._models] or [0.0]
         if tells == "one":
             return [model.predict_proba_one(x).get(True, 0.0) for model in self._models]
-        given = self._models[0].predict_proba_one(x) if self.classes else {}
-        return [given.get(name, 0.0) for name in self.classes]
+        probabilities = self._models[0].predict_proba_one(x) if self.classes else {}
+        return [probabilities.get(name, 0.0) for name in self.classes]
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``from_arrays`` needs."""

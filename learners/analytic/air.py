@@ -79,19 +79,19 @@ def air(config: AirConfig, d: int, seed: int) -> Ridge:
     return Ridge(config.ridge(), d, seed, Solver("air", config, answer, statistics, begun if config.solve_behind else None))
 
 
-def answer(config: AirConfig, known: Statistics) -> Solution:
+def answer(config: AirConfig, statistics: Statistics) -> Solution:
     """W = (sum_c pi_c A_c + gamma I)^-1 C diag(pi), in the ridge's centred and scaled form."""
-    return begun(config, known)()
+    return begun(config, statistics)()
 
 
-def begun(config: AirConfig, known: Statistics) -> Callable[[], Solution]:
+def begun(config: AirConfig, statistics: Statistics) -> Callable[[], Solution]:
     """The same with the statistics taken as they are now; what is left is to solve.
 
     The sums are those that would be if every row of class c had weighed pi_c of what it did.
     """
-    sums, grams = known.sums, known.per_class
+    sums, grams = statistics.sums, statistics.per_class
     assert isinstance(grams, ClassGrams)
-    pi = weights(config.prior if known.prior is None else known.prior, known.names, sums.targets)
+    pi = weights(config.prior if statistics.prior is None else statistics.prior, statistics.names, sums.targets)
     packed, cross = grams.weighed(pi), sums.cross[: len(pi)] * pi[:, None]
     targets, squares = sums.targets * pi, sums.squares * pi
 

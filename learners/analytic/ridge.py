@@ -116,9 +116,9 @@ class Ridge:
         if not len(batch):
             return
         x, y, weight = self._checked(batch)
-        known = len(self._sums.targets)
+        outputs = len(self._sums.targets)
         targets = self._targets(y)
-        grown, start = targets.shape[1] > known, 0
+        grown, start = targets.shape[1] > outputs, 0
         for stop in [len(x)] if grown else self._due(len(x)):
             self._add(x[start:stop], targets[start:stop], None if weight is None else weight[start:stop])
             self._solve_due(grown)
@@ -223,8 +223,8 @@ class Ridge:
         if y.ndim != 1 or strange:
             raise BadInputError(f"column y: expected class names (n,), got {y.shape} with {strange[:1]}")
         most = None if self._per_class is None else self._per_class.most
-        if most is not None and len(known := self._classes.keys() | set(names)) > most:
-            raise BadInputError(f"column y: {len(known)} classes; there is room for most_classes = {most}; raise it, or fork")
+        if most is not None and len(classes := self._classes.keys() | set(names)) > most:
+            raise BadInputError(f"column y: {len(classes)} classes; there is room for most_classes = {most}; raise it, or fork")
         return y
 
     def _numbers(self, y: Array) -> Floats:
@@ -373,11 +373,11 @@ class Ridge:
         self._servable = LinearServable(tuple(self._classes), solution.weights, solution.intercept, self._projection)
 
 
-def _regression(config: RidgeConfig, known: Statistics) -> Solution:
+def _regression(config: RidgeConfig, statistics: Statistics) -> Solution:
     """The answers of a ridge."""
-    if known.prior is not None:
+    if statistics.prior is not None:
         raise LearnerError("a ridge keeps nothing of each class, so it has the prior it saw; use kind air or aef-ocl")
-    return solve(known.sums, config.gamma, config.intercept, config.standardise)
+    return solve(statistics.sums, config.gamma, config.intercept, config.standardise)
 
 
 def _projection(features: int, d: int, seed: int) -> Floats:

@@ -65,11 +65,13 @@ def slda(config: SldaConfig, d: int, seed: int) -> Ridge:
     return Ridge(config.ridge(), d, seed, Solver("slda", config, answer))
 
 
-def answer(config: SldaConfig, known: Statistics) -> Solution:
+def answer(config: SldaConfig, statistics: Statistics) -> Solution:
     """W = Lambda mu and b, both seen from the mean of all rows, where less is lost to rounding."""
-    sums = known.sums
+    sums = statistics.sums
     if sums.weight <= 0.0:
-        return Solution(np.zeros((len(sums.features), len(known.names)), order="F"), np.full(len(known.names), 0.0), 0.0, 1.0)
+        return Solution(
+            np.zeros((len(sums.features), len(statistics.names)), order="F"), np.full(len(statistics.names), 0.0), 0.0, 1.0
+        )
     around = system_of(sums, config.shrink, True, config.standardise)
     mu = class_means(sums) - around.mean  # (C, d_phi)
     mu[sums.targets <= 0.0] = 0.0
@@ -77,7 +79,7 @@ def answer(config: SldaConfig, known: Statistics) -> Solution:
         scatter_within(sums, mu, around.mean, config.shrink), around.scale, np.zeros_like(around.mean), config.shrink
     ).solved()
     w = solution.weights
-    share = shares(config.prior if known.prior is None else known.prior, known.names, sums.targets)
+    share = shares(config.prior if statistics.prior is None else statistics.prior, statistics.names, sums.targets)
     log_prior = np.log(share, out=np.full(len(share), NEVER), where=share > 0.0)
     return replace(solution, intercept=log_prior - around.mean @ w - 0.5 * np.einsum("cd,dc->c", mu, w))
 

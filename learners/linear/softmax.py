@@ -44,7 +44,7 @@ class SoftmaxConfig:
     warm_up_rows: int = 1000  # >= 1, first rows, whose mean and deviation scale the features; then they are frozen
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ValueError for a setting out of range."""
         for key, allowed, fits in (
             ("task", '"classify"; softmax learns classes, ridge learns numbers too', self.task == "classify"),
             ("rate", "a finite number above 0", 0.0 < self.rate < np.inf),

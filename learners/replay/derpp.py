@@ -49,15 +49,17 @@ class Derpp:
 
     def loss(self, lesson: TrainingStep) -> Tensor | None:
         """Equation 6. The buffer keeps the logits of this step's own pass."""
-        incoming, one, other = lesson.view(lesson.incoming), lesson.drawn(), lesson.drawn()
-        if one is None or other is None:
+        incoming, distilled, replayed = lesson.view(lesson.incoming), lesson.drawn(), lesson.drawn()
+        if distilled is None or replayed is None:
             logits = lesson.logits(lesson.together(incoming)[1])
             lesson.keep("logits", logits)
             return cross_entropy(logits, incoming.y, incoming.weight)
-        other.weight *= self.config.beta  # drawn rows are copies
-        one, other = lesson.view(one), lesson.view(other)
-        rows, z = lesson.together(incoming, other, one)
-        logits, labelled = lesson.logits(z), len(incoming) + len(other)
+        replayed.weight *= self.config.beta  # drawn rows are copies
+        distilled, replayed = lesson.view(distilled), lesson.view(replayed)
+        rows, z = lesson.together(incoming, replayed, distilled)
+        logits, labelled = lesson.logits(z), len(incoming) + len(replayed)
         lesson.keep("logits", logits[: len(incoming)])
-        labels = summed_cross_entropy(logits[:labelled], rows.y[:labelled], lesson.shares(incoming, other))
-        return labels + self.config.alpha * known_distance(logits[labelled:], one.stored["logits"], one.stored["known"])
+        labels = summed_cross_entropy(logits[:labelled], rows.y[:labelled], lesson.shares(incoming, replayed))
+        return labels + self.config.alpha * known_distance(
+            logits[labelled:], distilled.stored["logits"], distilled.stored["known"]
+        )

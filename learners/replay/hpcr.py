@@ -74,9 +74,9 @@ class Hpcr:
         directions, proxies = unit(z), unit(lesson.head)
         loss = self.coefficient(lesson.steps) * self._contrast(directions, proxies, rows, len(drawn))
         if lesson.rows >= self.config.distil_rows:
-            now = directions[len(incoming) :]
-            loss = loss + self.config.alpha * self.logits_kept(now @ proxies.T, rows.y, drawn)
-            loss = loss + self.config.beta * self.structure_kept(now, drawn.stored["features"])
+            present = directions[len(incoming) :]
+            loss = loss + self.config.alpha * self.logits_kept(present @ proxies.T, rows.y, drawn)
+            loss = loss + self.config.beta * self.structure_kept(present, drawn.stored["features"])
         return loss
 
     def _keep(self, lesson: TrainingStep, z: Tensor) -> None:
@@ -95,16 +95,18 @@ class Hpcr:
     def logits_kept(cosines: Tensor, labels: Tensor, drawn: StepRows) -> Tensor:
         """PCD = mean (l - l_old)^2 in the columns of the step's ``labels`` (N,), repeats included; cosines (m or 2m, C)."""
         views = len(cosines) // len(drawn)
-        old, known = drawn.stored["logits"].repeat(views, 1), drawn.stored["known"].repeat(views)
+        old, known_columns = drawn.stored["logits"].repeat(views, 1), drawn.stored["known"].repeat(views)
         counts = labels.bincount(minlength=cosines.shape[1])[: old.shape[1]].to(cosines.dtype)
-        there = counts * (counts.new_ones(len(counts)).cumsum(0)[None] <= known[:, None])
-        return (there * (cosines[:, : old.shape[1]] - old).square()).sum() / there.sum().clamp(min=1.0)
+        counted = counts * (counts.new_ones(len(counts)).cumsum(0)[None] <= known_columns[:, None])
+        return (counted * (cosines[:, : old.shape[1]] - old).square()).sum() / counted.sum().clamp(min=1.0)
 
-    def structure_kept(self, now: Tensor, stored: Tensor) -> Tensor:
+    def structure_kept(self, present: Tensor, stored: Tensor) -> Tensor:
         """SCD = mean_i -sum_j P_old log P_new: softmax over j != i of cosines / tau, by stored features and by today's."""
-        then = unit(stored.repeat(len(now) // len(stored), 1))
-        if len(now) < 2:
-            return now.sum() * 0.0
-        itself = now.new_ones(len(now)).diag() > 0.0
-        new, old = ((rows @ rows.T / self.config.temperature).masked_fill(itself, -1e9).log_softmax(1) for rows in (now, then))
+        then = unit(stored.repeat(len(present) // len(stored), 1))
+        if len(present) < 2:
+            return present.sum() * 0.0
+        itself = present.new_ones(len(present)).diag() > 0.0
+        new, old = (
+            (rows @ rows.T / self.config.temperature).masked_fill(itself, -1e9).log_softmax(1) for rows in (present, then)
+        )
         return -(old.exp() * new).masked_fill(itself, 0.0).sum(1).mean()

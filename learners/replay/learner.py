@@ -89,8 +89,8 @@ class Replay:
         if not len(batch):
             return
         settle()
-        given = self._checked(batch)
-        pending = {name: np.concatenate([self.waiting[name], given[name]]) for name in given}
+        columns = self._checked(batch)
+        pending = {name: np.concatenate([self.waiting[name], columns[name]]) for name in columns}
         at, count = 0, self.config.step_rows
         if self._scale is None and not self.spec.pixels:
             if len(pending["y"]) < self.config.warm_up_rows:
@@ -225,8 +225,8 @@ class Replay:
     def _descend(self, loss: Tensor) -> bool:
         """One step of the optimiser, and of the average; whether the gradient was finite, so that it was taken."""
         weights = self.network.weights
-        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        gradients = {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+        derivatives = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        gradients = {name: gradient for name, gradient in zip(weights, derivatives, strict=True) if gradient is not None}
         if not all(map(math.isfinite, torch._foreach_norm(list(gradients.values())))):
             self.skipped += 1
             return False

@@ -78,10 +78,14 @@ class Onpro:
         count = len(turned)
         pseudo = (turned.y * 4 + parts).repeat(len(both) // count)
         raw, view = z[: len(rows)], z[len(both) - count :][: len(rows)]
-        labels, one = prototypes(raw, rows.y)
-        other = prototypes(view, rows.y)[1]
+        labels, row_means = prototypes(raw, rows.y)
+        view_means = prototypes(view, rows.y)[1]
         loss = supervised_contrast(z, pseudo, self.config.instance_temperature)
-        return loss + prototype_contrast(one, other, self.config.prototype_temperature), (one + other) / 2.0, labels
+        return (
+            loss + prototype_contrast(row_means, view_means, self.config.prototype_temperature),
+            (row_means + view_means) / 2.0,
+            labels,
+        )
 
     def _mixed(self, lesson: TrainingStep, drawn: StepRows, centres: Tensor, labels: Tensor) -> tuple[StepRows, Tensor, Tensor]:
         """Rows with a share (m,) of others in them, whose labels are (m,); the last ones by closeness of prototypes."""
