@@ -92,8 +92,8 @@ class Taken:
 
     fresh: list[int] = field(default_factory=list)  # which of the rows are predictions to wait for
     slots: list[int] = field(default_factory=list)  # where those wait
-    lessons: list[tuple[int, str | float, int]] = field(default_factory=list)  # slot, label, and when they met
-    let_go: list[int] = field(default_factory=list)  # slots of predictions that wait no more, without a lesson
+    to_learn: list[tuple[int, str | float, int]] = field(default_factory=list)  # slot, label, and when they met
+    let_go: list[int] = field(default_factory=list)  # slots of predictions that wait no more, unlearned
     passed: int = 0
     conflicts: list[int] = field(default_factory=list)  # which of the records
 
@@ -185,13 +185,13 @@ class LabelJoin:
         for at, row in zip(fresh, scores.tolist(), strict=True):
             self._rows.answer(taken.slots[at], (classes, tuple(row)))
 
-    def lessons(self, taken: Taken) -> TrainingRows | None:
+    def training_rows(self, taken: Taken) -> TrainingRows | None:
         """What is to be learned; who waits no more is let go."""
         training_rows = None
-        if taken.lessons:
-            slots, labels, clock_ms = map(list, zip(*taken.lessons, strict=True))
+        if taken.to_learn:
+            slots, labels, clock_ms = map(list, zip(*taken.to_learn, strict=True))
             y = np.array(labels, dtype=np.float64) if self._numbers else _objects(labels)
-            training_rows = self._rows.lessons(slots, y, clock_ms)
+            training_rows = self._rows.training_rows(slots, y, clock_ms)
             self._rows.release(slots)
         self._rows.release(taken.let_go)
         return training_rows
@@ -214,7 +214,7 @@ class LabelJoin:
             return
         self.counts.defaulted += 1
         self._known.add(identity, NO_LABEL, 0, now_ms)
-        taken.lessons.append((self._pending.pop(identity), self._default, now_ms))
+        taken.to_learn.append((self._pending.pop(identity), self._default, now_ms))
 
     def _let_go(self, identity: int, now_ms: int, taken: Taken) -> None:
         """A prediction is passed; its label is late from now on."""
@@ -252,7 +252,7 @@ class LabelJoin:
         self._joined(self._pending.pop(identity), early.label, now_ms, taken)
 
     def _joined(self, slot: int, label: str | float, now_ms: int, taken: Taken) -> None:
-        taken.lessons.append((slot, label, now_ms))
+        taken.to_learn.append((slot, label, now_ms))
         self.counts.joined += 1
         self.settled += 1
 

@@ -91,7 +91,7 @@ class Waiting:
         more = len(self.due_ms) - len(held)
         return held if not more else np.concatenate([held, absent(name, like, more)])
 
-    def lessons(self, slots: list[int], y: Array, clock_ms: list[int]) -> TrainingRows:
+    def training_rows(self, slots: list[int], y: Array, clock_ms: list[int]) -> TrainingRows:
         """The rows in these slots with their labels (n,)."""
         at = np.array(slots, dtype=np.int64)
         batch = from_columns({name: column[at] for name, column in self._columns.items()} | {"y": y})

@@ -128,7 +128,7 @@ class Fold:
         self.clock_ms = step.clock_ms
         self._expire(step, self.clock_ms)
         for batch in self.batches.release(self.clock_ms):
-            self._lesson(batch)
+            self._learn(batch)
         self._count_scored()
         self.position.update({tp: stop for tp, _, stop, _, _ in step.reads})
         self.counts.rejected += len(step.rejected)
@@ -146,7 +146,7 @@ class Fold:
         yield rows.only(np.arange(start, len(rows))) if start else rows
 
     def _take(self, step: Step, rows: Rows) -> None:
-        """Rows in log order through features and batches into lessons."""
+        """Rows in log order through features and training batches."""
         clock_ms = np.maximum.accumulate(np.maximum(rows.t, self.clock_ms))
         x = self.features.transform(rows)
         labelled = has_label(rows) if step.use == "learn" else np.zeros(len(rows), dtype=bool)
@@ -187,7 +187,7 @@ class Fold:
             may_learn = self.batches.due(last_ms) or self.labels.may_learn(served.ids[start:stop], first_ms, last_ms)
             for first, last in pairwise(range(start, stop + 1) if is_prediction[start] and may_learn else (start, stop)):
                 for batch in self.batches.release(int(clock_ms[first])):
-                    self._lesson(batch)
+                    self._learn(batch)
                 yield served.part(first, last)
 
     def _answer_again(self, served: Served, taken: Taken, x: Floats) -> None:
@@ -211,17 +211,17 @@ class Fold:
     def _apply(self, step: Step, taken: Taken) -> None:
         assert self.labels is not None
         self.counts.passed += taken.passed
-        lessons = self.labels.lessons(taken)
-        if lessons is None:
+        training_rows = self.labels.training_rows(taken)
+        if training_rows is None:
             return
         if step.use != "learn":
-            self.counts.passed += len(lessons.batch)
+            self.counts.passed += len(training_rows.batch)
             return
         losses = []
-        for classes, scores, y in lessons.by_classes():
+        for classes, scores, y in training_rows.by_classes():
             losses.append(self.served_scores.losses(scores, classes, y))
             self.served_scores.update(scores, classes, y)
-        self._collect(lessons.batch, lessons.clock_ms, np.concatenate(losses))
+        self._collect(training_rows.batch, training_rows.clock_ms, np.concatenate(losses))
 
     def _collect(self, batch: Batch, clock_ms: NDArray[np.int64], served_losses: Floats) -> None:
         """Rows into batches, with their losses as served (n,), NaN where the own answer is to be scored."""
@@ -232,9 +232,9 @@ class Fold:
         if self.labels is not None:
             self._given += served_losses.tolist()
         for full in self.batches.cut(batch, clock_ms):
-            self._lesson(full)
+            self._learn(full)
 
-    def _lesson(self, batch: Batch) -> None:
+    def _learn(self, batch: Batch) -> None:
         """Test, then train: every row is scored by the state after the last batch before its own."""
         if batch.y is None:
             raise LearnerError("A training batch has no labels; batches are made of labelled rows only.")
