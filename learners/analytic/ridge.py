@@ -127,7 +127,7 @@ class Ridge:
             self._add(x[start:], targets[start:], None if weight is None else weight[start:])
 
     def predict_many(self, batch: Batch) -> Floats:
-        """Scores (n, C) in the order of ``servable().classes``, or values (n, k); 0 before the first lesson.
+        """Scores (n, C) in the order of ``servable().classes``, or values (n, k); 0 before the first update.
 
         Raises: BadInputError where ``batch.x`` is not finite numbers (n, d).
         """

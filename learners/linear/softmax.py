@@ -60,9 +60,9 @@ class Softmax:
     """Softmax regression; rows wait until ``step_rows`` of them make a step.
 
     >>> model = Softmax(SoftmaxConfig(rate=0.5, step_rows=4), d=1, seed=0)
-    >>> lesson = Batch(np.array([[0.0], [1.0], [4.0], [5.0]]), np.array(["low", "low", "high", "high"], dtype=object))
+    >>> batch = Batch(np.array([[0.0], [1.0], [4.0], [5.0]]), np.array(["low", "low", "high", "high"], dtype=object))
     >>> for _ in range(20):
-    ...     model.learn_many(lesson)
+    ...     model.learn_many(batch)
     >>> model.predict_many(Batch(np.array([[0.0], [5.0]]))).round(2)
     array([[0.97, 0.03],
            [0.03, 0.97]])

@@ -10,7 +10,7 @@ mask here is the set of the definition.
 | symbol | name | shape |
 |---|---|---|
 | C_curr | ``present`` | (C,) |
-| C_old | ``lesson.seen`` and not ``present`` | (C,) |
+| C_old | ``step.seen`` and not ``present`` | (C,) |
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class ErAce:
         left_out[: len(y)] = seen & (y.bincount(minlength=len(seen)) == 0)
         return logits.masked_fill(left_out, float("-inf"))
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """Section 4, equation 4; before the buffer holds a row, of the incoming rows alone."""
-        incoming, drawn = lesson.view(lesson.incoming), lesson.drawn()
-        parts = [incoming] if drawn is None else [incoming, lesson.view(drawn)]
-        rows, z = lesson.together(*parts)
-        logits = self.masked(lesson.logits(z), incoming.y, lesson.seen)
-        return summed_cross_entropy(logits, rows.y, lesson.shares(*parts))
+        incoming, drawn = step.view(step.incoming), step.drawn()
+        parts = [incoming] if drawn is None else [incoming, step.view(drawn)]
+        rows, z = step.together(*parts)
+        logits = self.masked(step.logits(z), incoming.y, step.seen)
+        return summed_cross_entropy(logits, rows.y, step.shares(*parts))

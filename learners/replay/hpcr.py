@@ -61,29 +61,29 @@ class Hpcr:
         most, least = self.config.temperature / self.config.sharpest, self.config.temperature / self.config.softest
         return least + (most - least) / 2.0 * (1.0 - math.cos(2.0 * math.pi * step / self.config.period_steps))
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """While the buffer is empty rows are only stored, with their logits and features."""
-        incoming, drawn = lesson.both(lesson.incoming), lesson.drawn()
+        incoming, drawn = step.both(step.incoming), step.drawn()
         if drawn is None:
-            z = lesson.features(incoming)[0]
-            self._keep(lesson, z)
+            z = step.features(incoming)[0]
+            self._keep(step, z)
             return None
-        replayed = lesson.both(drawn)
-        rows, z = lesson.together(incoming, replayed)
-        self._keep(lesson, z)
-        directions, proxies = unit(z), unit(lesson.head)
-        loss = self.coefficient(lesson.steps) * self._contrast(directions, proxies, rows, len(drawn))
-        if lesson.rows >= self.config.distil_rows:
+        replayed = step.both(drawn)
+        rows, z = step.together(incoming, replayed)
+        self._keep(step, z)
+        directions, proxies = unit(z), unit(step.head)
+        loss = self.coefficient(step.steps) * self._contrast(directions, proxies, rows, len(drawn))
+        if step.rows >= self.config.distil_rows:
             present = directions[len(incoming) :]
             loss = loss + self.config.alpha * self.logits_kept(present @ proxies.T, rows.y, drawn)
             loss = loss + self.config.beta * self.structure_kept(present, drawn.stored["features"])
         return loss
 
-    def _keep(self, lesson: TrainingStep, z: Tensor) -> None:
+    def _keep(self, step: TrainingStep, z: Tensor) -> None:
         """l_old and h_old of the raw incoming rows, which stand first."""
-        raw = z[: len(lesson.incoming)]
-        lesson.keep("features", raw)
-        lesson.keep("logits", unit(raw) @ unit(lesson.head).T)
+        raw = z[: len(step.incoming)]
+        step.keep("features", raw)
+        step.keep("logits", unit(raw) @ unit(step.head).T)
 
     def _contrast(self, directions: Tensor, proxies: Tensor, rows: StepRows, drawn: int) -> Tensor:
         """L_PCR, with pairs of rows where enough are drawn for them to be stable."""

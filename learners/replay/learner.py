@@ -38,7 +38,7 @@ class Method(Protocol):
 
     head: Head
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """What this step descends; None: nothing, the rows are only stored."""
 
 
@@ -210,13 +210,13 @@ class Replay:
         self.seen[rows["y"]] = True
         incoming = StepRows(scaled(self.spec, None, stored["x"]), stored["y"], stored["weight"])
         seen = torch.from_numpy(self.seen).to(self.config.device)
-        lesson = TrainingStep(incoming, self.network, self.buffer, self.config, self.draws, seen, self.steps, self.rows)
+        step = TrainingStep(incoming, self.network, self.buffer, self.config, self.draws, seen, self.steps, self.rows)
         before = {name: tensor.clone() for name, tensor in self.network.statistics.items() if ".norm." in name}
-        loss = self.method.loss(lesson)
+        loss = self.method.loss(step)
         if loss is not None and not self._descend(loss):
             self.network.statistics |= before
         if self.buffer.size:
-            self._store(stored | lesson.kept, rows["key"])
+            self._store(stored | step.kept, rows["key"])
         self.rows += len(rows["y"])
         self.steps += 1
         self._raised["rows"] = max(0, self._raised["rows"] - len(rows["y"]))

@@ -56,25 +56,25 @@ class Onpro:
         self.config = config
         self.head = Head(projection=config.projection)
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """Equation 9; while the buffer is empty, the cross entropy is of the incoming rows."""
-        drawn = lesson.drawn()
-        loss, _, _ = self._contrasts(lesson, lesson.incoming)
+        drawn = step.drawn()
+        loss, _, _ = self._contrasts(step, step.incoming)
         if drawn is None:
-            (z,) = lesson.features(lesson.view(lesson.incoming))
-            return loss + cross_entropy(lesson.logits(z), lesson.incoming.y, lesson.incoming.weight)
-        more, centres, labels = self._contrasts(lesson, drawn)
-        mixed, other, share = self._mixed(lesson, drawn, centres.detach(), labels)
-        (z,) = lesson.features(lesson.view(mixed))
-        logits = lesson.logits(z)
+            (z,) = step.features(step.view(step.incoming))
+            return loss + cross_entropy(step.logits(z), step.incoming.y, step.incoming.weight)
+        more, centres, labels = self._contrasts(step, drawn)
+        mixed, other, share = self._mixed(step, drawn, centres.detach(), labels)
+        (z,) = step.features(step.view(mixed))
+        logits = step.logits(z)
         first = cross_entropy(logits, mixed.y, mixed.weight * (1.0 - share))
         return loss + more + first + cross_entropy(logits, other, mixed.weight * share)
 
-    def _contrasts(self, lesson: TrainingStep, rows: StepRows) -> tuple[Tensor, Tensor, Tensor]:
+    def _contrasts(self, step: TrainingStep, rows: StepRows) -> tuple[Tensor, Tensor, Tensor]:
         """L_INS + L_OPE of rows, their prototypes (K, projection), and whose these are (K,)."""
-        turned, parts = lesson.turned(rows)
-        both = lesson.both(turned)
-        z = unit(lesson.projected(lesson.features(both)[0]))
+        turned, parts = step.turned(rows)
+        both = step.both(turned)
+        z = unit(step.projected(step.features(both)[0]))
         count = len(turned)
         pseudo = (turned.y * 4 + parts).repeat(len(both) // count)
         raw, view = z[: len(rows)], z[len(both) - count :][: len(rows)]
@@ -87,10 +87,10 @@ class Onpro:
             labels,
         )
 
-    def _mixed(self, lesson: TrainingStep, drawn: StepRows, centres: Tensor, labels: Tensor) -> tuple[StepRows, Tensor, Tensor]:
+    def _mixed(self, step: TrainingStep, drawn: StepRows, centres: Tensor, labels: Tensor) -> tuple[StepRows, Tensor, Tensor]:
         """Rows with a share (m,) of others in them, whose labels are (m,); the last ones by closeness of prototypes."""
         by_closeness = round(self.config.feedback * len(drawn)) if len(labels) > 1 else 0
-        return lesson.mixed(drawn, self.closeness(centres), labels, by_closeness, self.config.mixing)
+        return step.mixed(drawn, self.closeness(centres), labels, by_closeness, self.config.mixing)
 
     @staticmethod
     def closeness(centres: Tensor) -> Tensor:
