@@ -1,6 +1,6 @@
 """Shards: a pipeline's partitions dealt out to branches of their own, with one learner each.
 
-A shard is a branch like any other, named ``BRANCH-1of4``; ``BRANCH`` itself then has no steps, only merges (merging.py).
+A shard is a branch like any other, named ``BRANCH-1of4``; ``BRANCH`` itself then has no steps, only merges (branch/merge.py).
 
 Source: docs/design/journal.md, rule 15.
 """

@@ -25,7 +25,7 @@ OUTPUT = "features"  # what the network must call them
 def located(fields: Sequence[Field], folder: Path) -> tuple[Field, ...]:
     """Fields whose networks' paths are taken from ``folder``, with the sha256 of each file.
 
-    A file that is not there is let pass where the pipeline says its sha256: a rollback needs no network.
+    A missing file is let pass where the pipeline says its sha256: a rollback needs no network.
     Raises: ConfigError where a file is not there, or another than its sha256 says.
     """
     return tuple(_located(field, folder) if field.type == "image" else field for field in fields)

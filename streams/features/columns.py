@@ -1,6 +1,6 @@
 """Decoded columns into the feature matrix x, with the tables that grow on the way.
 
-d is fixed by the declaration. The tables (running means, category slots) are state: they see rows in log order, one after the
+d is fixed by the declaration. The tables (running means, category slots) are state. They see rows in log order, one after the
 other, so that no result depends on how rows were grouped into reads.
 """
 

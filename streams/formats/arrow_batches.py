@@ -106,7 +106,7 @@ class BatchCodec:
 
 
 def _named(batch: Batch, name: str | None) -> Any:
-    """A column, or None where the batch has none of this name."""
+    """The column of this name, or None."""
     at = -1 if name is None else batch.schema.get_field_index(name)
     return None if at < 0 else batch.column(at)
 

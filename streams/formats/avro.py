@@ -1,7 +1,7 @@
 """Avro records in a schema registry's wire format, as rows of JSON: a zero byte, the schema's id in four bytes, the record.
 
-The one door to fastavro. A schema never changes under its id, so each is asked for once and kept in the pipeline's folder:
-folding is the same years later, without the registry. Only flat records of what a row can hold are read: numbers, booleans,
+The one door to fastavro. A schema never changes under its id, so each is asked for once and kept in the pipeline's folder.
+Folding is the same years later, without the registry. Only flat records of what a row can hold are read: numbers, booleans,
 texts, bytes, enumerations, arrays of numbers, and any of them or null.
 
 Source: Avro 1.12 specification, binary encoding; Confluent Schema Registry, wire format and GET /schemas/ids/ID.
@@ -123,7 +123,7 @@ class Registry:
 
 
 def _check(schema: Any) -> None:
-    """Raises: RecordError where records of the schema are no flat rows: an array of what takes no bytes could have no end."""
+    """Only flat rows are read; an array whose items take no bytes could be endless. Raises: RecordError for another schema."""
     if schema["type"] != "record":
         raise RecordError("unknown-schema", f"its schema is of type {schema['type']}, not record")
     for column in schema["fields"]:

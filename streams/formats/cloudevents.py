@@ -1,9 +1,9 @@
 """What a record's headers say of its value: its content type, and whether it is a CloudEvent.
 
-Both modes of the CloudEvents Kafka binding are understood. In binary mode the value is the data as it stands and the attributes
-are headers ``ce_...``; in structured mode the value is a JSON object with the attributes and the data. Of the attributes only
-those that must be there are checked; a record's time is the log's, never ``time``, so that whoever writes an event cannot move
-the clock.
+Both modes of the CloudEvents Kafka binding are understood. In binary mode the value is the data as it stands and the
+attributes are headers ``ce_...``; in structured mode the value is a JSON object with the attributes and the data. Of the
+attributes only those that must be there are checked. A record's time is the log's in place of ``time``, so that whoever writes
+an event cannot move the clock.
 
 Source: CloudEvents 1.0.2, Kafka protocol binding 3.1 to 3.3 and JSON event format 2 and 3.
 """

@@ -1,7 +1,7 @@
 """What operators and gates decided for a pipeline: one small stream with many writers.
 
-An entry counts only if what it says it changes *from* is what is true there, so of two hands that reach for the same
-endpoint one is told. Source: docs/design/journal.md, rule 10.
+An entry counts only if what it says it changes *from* is true there. So of two operators that change the same endpoint one is
+told. Source: docs/design/journal.md, rule 10.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Alias(_Decision, frozen=True, kw_only=True):
 class Release(_Decision, frozen=True, kw_only=True):
     """Versions that no policy keeps any longer: their parts may be deleted once this counts.
 
-    Of those listed, what is named here stays. What was released is never served or named again: a writer that deleted first and
-    an operator who named the version meanwhile would else leave an endpoint with nothing to answer from.
+    Of those listed, what is named here stays. What was released is never served or named again. A writer may have deleted it
+    while an operator names it, and the endpoint would have nothing to answer from.
     """
 
     versions: list[str]

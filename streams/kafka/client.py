@@ -1,8 +1,8 @@
-"""The door to kafka-python, with kafka_reader.py: topics and appends in our words, and the client's errors in one sentence.
+"""The door to kafka-python, with reader.py: topics and appends in our words, and the client's errors in one sentence.
 
 What is known of the client and guarded here (3.0.12; docs/decisions/0004-kafka-python.md):
 
-* After an exception a ``poll`` of the same consumer may never return, so a reader that has failed is never polled again.
+* After an exception a ``poll`` of the same consumer may never return, so a reader that has failed is dropped.
 * An acknowledgement may name no offset: a duplicate of an append that was tried again counts as stored.
 * It decodes a compressed batch whole, whatever it becomes, so its decoders are replaced by bounded ones of ours.
 * A client that cannot be made leaves a thread and four file descriptors behind.

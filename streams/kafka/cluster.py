@@ -45,7 +45,7 @@ class Cluster:
         return [place.strip() for place in self.bootstrap.split(",")] if self.bootstrap else []
 
     def check_files(self) -> None:
-        """Raises: ConfigError for one that is not there, of which the client says no more than that something is not."""
+        """Raises: ConfigError naming a file that is missing; the client's own error names none."""
         for name in FILES:
             if (path := getattr(self, name)) and not Path(path).is_file():
                 raise ConfigError(f"log.kafka.{name} = {path!r}: there is no such file.")

@@ -13,8 +13,8 @@ PROBE_S = 2.0  # for one look
 def look_at(cluster: Cluster) -> str:
     """Connect to its first broker, without a word of Kafka's own: what was seen, and what to look at in the pipeline file.
 
-    A broker that does not take a password hangs up, as one does that is spoken to in another protocol: kafka-python 3.0.12
-    drops what came with the end of a connection, and that is the broker's answer.
+    A broker that refuses a password closes the connection, as one does that is spoken to in another protocol. kafka-python
+    3.0.12 drops what came with the end of a connection, and that is the broker's answer.
     """
     place, _, port = cluster.brokers[0].rpartition(":")
     host = place.strip("[]")

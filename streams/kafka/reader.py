@@ -1,6 +1,6 @@
 """Reading from Kafka: the consumer's half of the door to kafka-python.
 
-After an exception a ``poll`` of the same consumer may never return, so a reader that has failed is never polled again.
+After an exception a ``poll`` of the same consumer may never return, so a reader that has failed is dropped.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class KafkaReader:
         """At most ``limit`` records that are there now, or come within ``wait_ms``. Where offsets hold no record, such as the
         marker of a transaction, a piece may be empty.
 
-        What was fetched is taken from the client whole and given in parts from here: while the client holds some of one
-        partition it fetches the others alone, and where those have nothing that takes half a second.
+        What was fetched is taken from the client whole and given in parts from here. While the client holds records of one
+        partition it fetches only the others; where those have nothing, that takes half a second.
 
         Raises: OffsetsGoneError where the log no longer has the position; DamageError where what it has cannot be read;
         StorageError where it cannot be reached. It must not be used again after any of them.
@@ -160,8 +160,8 @@ class KafkaReader:
 class WideSocket:
     """A socket that gives all it has, however little it is asked for.
 
-    The client asks for 4 KiB at a time, in a thread that afterwards waits for Python's lock as often: while another thread
-    learns, a fetch of 2 MiB would hardly come in.
+    The client asks for 4 KiB at a time, in a thread that waits for Python's lock after each. While another thread learns, a
+    fetch of 2 MiB would hardly come in.
     """
 
     def __init__(self, narrow: Any) -> None:

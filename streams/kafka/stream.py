@@ -1,7 +1,7 @@
 """Journals and the ledger on Kafka: a topic of one partition each, that forgets nothing.
 
-Source: docs/design/journal.md, rules 1 and 4. An acknowledgement's offset is what the fence goes by, so nothing here hides
-that one is unknown, and there are no transactions.
+Source: docs/design/journal.md, rules 1 and 4. An acknowledgement's offset is what the fence goes by, so an unknown one is
+passed on as such. There are no transactions.
 """
 
 from __future__ import annotations

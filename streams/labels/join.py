@@ -2,8 +2,8 @@
 
 By the journal's clock and record by record, so that no result depends on how records were grouped into reads:
 
-- label identity is (id, revision); the same value again is ignored, another value is a conflict and a dead letter, a higher
-  revision than the one that was learned a correction, a lower one outdated; all are counted
+- label identity is (id, revision); the same value again is ignored, another value is a conflict and a dead letter; a higher
+  revision than the one that was learned is a correction, a lower one outdated; all are counted
 - a label that comes before its prediction waits ``grace_ms``; the highest revision among those that wait is learned, the others
   are outdated
 - a prediction whose horizon ends is learned with the default label, or passed if there is none; its label is late from then on

@@ -68,7 +68,7 @@ class LateLabel(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="la
 
 
 class Withheld(msgspec.Struct, frozen=True, gc=False):
-    """In place of a label that a branch excludes: nothing is learned of it but that its row gets no default label."""
+    """In place of a label that a branch excludes: all that is known of it is that its row gets no default label."""
 
     id: str
 
@@ -238,8 +238,8 @@ class ServedCodec:
 def _refuse_twice(value: bytes, record: Prediction | LateLabel) -> None:
     """Refuse a key that stands twice; JSON decoders keep the last and say nothing.
 
-    A record with no more quotation marks than its keys and texts need has none; any other is parsed again with its pairs. The
-    row's own codec looks after what is in the row.
+    A record with just the quotation marks that its keys and texts need has no such key; any other is parsed again with its
+    pairs. The row's own codec looks after what is in the row.
     """
     marks = value.count(b'"')
     if isinstance(record, Prediction):

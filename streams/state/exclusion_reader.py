@@ -1,10 +1,10 @@
 """The reader that passes records by which a fork leaves out, live and when folding again.
 
-What is left out is decoded as ever, so that what is rejected stays the same. Then it is as if it had never been sent, but that
-it is counted as passed: no row of it is predicted, learned or taken in by a feature table, and its timestamps do not move the
-clock. Of a label that is left out one thing is known: its row gets no default label.
+What is left out is decoded as ever, so that what is rejected stays the same. It is counted as passed; apart from that it is as
+if it had never been sent. None of its rows is predicted, learned or taken in by a feature table, and the clock ignores its
+timestamps. Of a label that is left out one thing is known: its row gets no default label.
 
-Source: journal.md, rules 2, 9 and 18.
+Source: docs/design/journal.md, rules 2, 9 and 18.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Rows that are never learned, on which the learner is asked again and again: what it kept, and what it lost.
 
-A row is held out by a hash of itself (time and features), so the same rows are held out in every branch and however they are
-read. A reservoir keeps an even sample of those held out so far
-(Vitter's algorithm R, its draws by the seed and the count of rows). Held-out rows are counted as passed.
+A row is held out by a hash of its time and features, so every branch holds out the same rows, however they are read. A
+reservoir keeps an even sample of those held out so far (Vitter's algorithm R, its draws by the seed and the count of rows).
+Held-out rows are counted as passed.
 
-Features that follow from tables which branches may fill differently (an imputed mean, a grown category) are part of the hash: a
-row that has them may be held out in one branch and learned in another.
+The hash includes features from tables that branches may fill differently (an imputed mean, a grown category). A row that has
+them may be held out in one branch and learned in another.
 """
 
 from __future__ import annotations

@@ -207,12 +207,12 @@ class Worker:
             self._unversioned = True
 
     def caught_up(self) -> bool:
-        """Whether the log has nothing more and no row waits for its batch."""
+        """Whether every record of the log was read, and no row waits for its batch."""
         ends = {tp: high for tp, (_, high) in self._backends.source.bounds().items()}
         return ends == self._backends.source.position and not self.fold.batches.waiting
 
     def step(self) -> Iterator[str]:
-        """One step, phase by phase (docs/design/journal.md, rule 5); nothing at all when there is nothing to do.
+        """One step, phase by phase (docs/design/journal.md, rule 5); without work it ends before the first.
 
         1. read
         2. check, reject, confirm the dead letters
@@ -402,7 +402,7 @@ class Worker:
         self._snapshots.close()
 
     def end(self, cause: str, successor: str) -> None:
-        """Close; the branch goes no further: nothing counts between its last version and its end. Raises: ReplacedError."""
+        """Close and end the branch: nothing counts between its last version and its end. Raises: ReplacedError."""
         self.close()
         self._writer.end(cause, successor)
 
