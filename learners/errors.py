@@ -18,7 +18,7 @@ class BadInputError(MillraceError):
 
 
 class LearnerError(MillraceError):
-    """A learner cannot go on: its state and its input do not fit together."""
+    """A learner cannot go on: its state and its input disagree."""
 
 
 class StateDamageError(MillraceError):

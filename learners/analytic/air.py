@@ -4,13 +4,13 @@ Fang et al., "AIR: Analytic Imbalance Rectifier for Continual Learning", arXiv 2
 
 | symbol | name | shape |
 |---|---|---|
-| A_c | second moment of class c, ``Known.per_class`` | (d_phi, d_phi), half of it kept |
+| A_c | second moment of class c, ``Statistics.per_class`` | (d_phi, d_phi), half of it kept |
 | C | class sums, the rows of Q: ``Sums.cross`` | (C, d_phi) |
 | n_c | weight of class c, ``Sums.targets`` | (C,) |
 | pi_c | ``pi``, share_c / n_c, scaled to a mean of 1 over the classes that have one | (C,) |
 
 Differs from the paper: any prior and not only the uniform one; an intercept and scaled features, both of the re-weighted rows.
-Memory, and every checkpoint, is C d_phi (d_phi + 1) / 2 doubles (382 MiB for 100 classes of 1,000 features), so what
+Memory, and every checkpoint, is C d_phi (d_phi + 1) / 2 doubles (382 MiB for 100 classes of 1,000 features). So what
 ``most_classes`` would need is refused above ``limit_mib``.
 """
 

@@ -3,9 +3,9 @@
 Zhuang et al., "ACIL: Analytic Class-Incremental Learning with Absolute Memorization", NeurIPS 2022, arXiv 2205.14922;
 classes may come back and batches may mix old and new ones as in G-ACIL, NeurIPS 2024, arXiv 2403.15706.
 
-Differs from the paper: keeps the sums G and Q and solves them from time to time instead of running the recursion on the
-inverse R = (G + gamma I)^-1 (faster from about ten rows a batch, and more accurate on class-ordered streams:
-docs/design/learners.md#ridge); has an intercept, scales features, weighs rows, forgets, and does regression.
+Differs from the paper: keeps the sums G and Q and solves them from time to time, in place of the recursion on the inverse R =
+(G + gamma I)^-1. That is faster from about ten rows a batch, and more accurate on class-ordered streams
+(docs/design/learners.md#ridge). It also has an intercept, scales features, weighs rows, forgets, and does regression.
 
 The same sums answer in other ways too: a ``Solver`` says how, and what must be kept of each class besides (aef_ocl.py, air.py,
 slda.py, ncm.py). Taking rows out again, giving them other labels and merging workers stand in exact.py.
@@ -67,7 +67,7 @@ class Ridge:
     """Ridge regression that learns online, to class names (one-hot) or to numbers.
 
     Solves after every ``solve_rows`` learned rows, and after a batch that brings a class (or the first numbers); never
-    because it was asked. Where its head lets the solution follow behind (behind.py), that of ``solve_rows`` learned rows
+    because it was asked. Where its head lets the solution follow behind (background.py), that of ``solve_rows`` learned rows
     answers ``solve_rows`` later; a class is still answered from the batch that brings it, for which learning waits.
 
     >>> ridge = Ridge(RidgeConfig(gamma=0.1), d=1, seed=0)

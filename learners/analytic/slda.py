@@ -11,9 +11,9 @@ Hayes and Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discrimin
 
 score_c = x . Lambda mu_c - mu_c . Lambda mu_c / 2 + log prior_c, up to a number that is the same for every class.
 
-Differs from the paper: S is exact (the running form of the public copies weighs a row by the count of all rows in place of its
-class's, and measures a class's first row from 0); the classes' prior; ``standardise`` shrinks towards the features' own
-variances and not towards 1. Features that never varied have weight 0.
+Differs from the paper: S is exact. (The running form of the public copies weighs a row by the count of all rows in place of
+its class's, and measures a class's first row from 0.) New are the classes' prior and ``standardise``, which shrinks towards
+the features' own variances and not towards 1. Features that never varied have weight 0.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Drift alarms on the prequential loss of a pipeline, and of each class, within one budget of false alarms.
 
-One detector watches every row, and one the rows of each label. A detector alarms on its own rows, and every row belongs to
-one label, so however many classes there are, those of all classes together take as many rows as the pipeline's: each of the
-two halves gets half of the budget, and no class gets less because there are others. Improvements are reported and are no
+One detector watches every row, and one the rows of each label. A detector alarms on its own rows, and every row belongs to one
+label. So the detectors of all classes together take as many rows as the pipeline's, however many classes there are. Each of
+the two halves gets half of the budget, and no class gets less because there are others. Improvements are reported and are no
 reason to act. Nothing here acts: what an alarm leads to is decided and journaled by who called.
 
-The onset is the split of a detector's rows that explains their losses best: of all k with a change to the alarm's side, the
-one with the largest k (n - k) / n (mean after - mean before)^2. (ADWIN itself stops cutting as soon as it can: with errors
-from 0.1 to 0.3 at row 2,000, 60 seeds, where it cuts is 400 rows off in the median, this 4.)
+The onset is the split of a detector's rows that explains their losses best. Of all k with a change to the alarm's side it is
+the one with the largest k (n - k) / n (mean after - mean before)^2. (ADWIN itself stops cutting as soon as it can. With errors
+from 0.1 to 0.3 at row 2,000, 60 seeds, its cut is 400 rows off in the median, this 4.)
 
 The same rows give the same alarms and the same state, bit for bit, however they are cut.
 
@@ -84,7 +84,7 @@ class DriftConfig:
 
     @property
     def declared(self) -> dict[str, Value]:
-        """What changes what is learned: without the keys of other acts than its own, which a branch need not remember."""
+        """What changes what is learned, without the keys of other acts: a branch need not remember those."""
         idle = {key for act, keys in OWN_KEYS.items() if act != self.act for key in keys}
         return {key: value for key, value in declared(self).items() if key not in idle}
 
@@ -131,7 +131,7 @@ class Detectors:
 
         ``losses`` (n,) of predictions made before the rows were learned, clipped to [0, 1]; ``labels`` (n,) str objects, or
         None where y are numbers; ``places`` (n,) never decreasing, where each row stands as the caller counts.
-        Raises: BadInputError where the shapes do not fit or a loss is not a number (nothing is taken then).
+        Raises: BadInputError before any row is taken, where the shapes differ or a loss is not a number.
         """
         if losses.shape != places.shape or losses.ndim != 1 or (labels is not None and labels.shape != losses.shape):
             shapes = (losses.shape, None if labels is None else labels.shape, places.shape)

@@ -7,9 +7,9 @@
 
 In a stream without tasks every class is one, met when it is first evaluated (``ContinualScores``).
 
-Differs from RaptorMai/online-continual-learning (and PCR, which has it from there): its forgetting takes the largest accuracy
-over all t, the last too, and divides by T where T - 1 tasks can be forgotten, so times T / (T - 1) it compares with ours where
-nothing improved at the end; its backward transfer is over all pairs t > i, and never below 0. Both are here under their names.
+Differs from RaptorMai/online-continual-learning (and PCR, which has it from there). Its forgetting takes the largest accuracy
+over all t, the last too, and divides by T where T - 1 tasks can be forgotten. So times T / (T - 1) it compares with ours where
+nothing improved at the end. Its backward transfer is over all pairs t > i, and never below 0. Both are here under their names.
 
 Source: Lopez-Paz and Ranzato, GEM, NIPS 2017 (BWT, FWT); Chaudhry et al., ECCV 2018 (forgetting); De Lange et al., arXiv
 2205.13452 (min-ACC, WC-ACC, windowed); Caccia et al., ICLR 2022 (AAA); Verwimp et al., CLAD, arXiv 2210.03482 (AMCA).

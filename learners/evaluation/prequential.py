@@ -137,8 +137,8 @@ class PrequentialClasses:
     def _count_majority(self, places: Array) -> int:
         """Count labels by their places (n,); how often the commonest one before a row was the row's.
 
-        A label's rows only grow, so the commonest so far is the one whose row was the highest so far: by its label's rows up to
-        there, and among equal ones by the label seen first.
+        A label's count only grows, so the commonest so far is the label of the row with the highest count so far. Among equal
+        counts it is the label seen first.
         """
         rows, counts = np.array(self._label_rows), np.bincount(places, minlength=len(self._label_rows))
         order, first = np.argsort(places, kind="stable"), np.cumsum(counts) - counts

@@ -3,9 +3,9 @@
 Caccia et al., "New Insights on Reducing Abrupt Representation Change in Online Continual Learning", ICLR 2022,
 arXiv 2104.05025.
 
-Differs from the paper: nothing known. Differs from public code, which unmasks all columns from the highest class seen upward
-(AML, mammoth: assumes that classes come in order), or takes the batch's size for the number of classes (CCL-DC, MKD): the
-mask here is the set of the definition.
+Differs from the paper: nothing known. Differs from public code: the mask here is the set of the definition. AML and mammoth
+unmask all columns from the highest class seen upward, which assumes that classes come in order. CCL-DC and MKD take the
+batch's size for the number of classes.
 
 | symbol | name | shape |
 |---|---|---|

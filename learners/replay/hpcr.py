@@ -2,9 +2,9 @@
 
 Lin et al., "HPCR: Holistic Proxy-based Contrastive Replay for Online Continual Learning", TNNLS 2025, arXiv 2309.15038.
 
-Differs from the paper: knows no task boundaries. kappa runs by the learner's own count of steps, and distillation begins after
+Differs from the paper: knows no task boundaries. kappa runs by the learner's own count of steps. Distillation begins after
 ``distil_rows`` learned rows, where the paper begins with its second task (5,000 rows on split CIFAR-100). Pairs of rows take
-part from ``pair_rows`` drawn rows on; the paper's threshold is not known, and its public code has no such branch. Logits and
+part from ``pair_rows`` drawn rows on; the paper's threshold is unknown, and its public code has no such branch. Logits and
 features are stored as this step's own pass gave them; logits are compared in the columns that were there then.
 
 | symbol | name | shape |

@@ -1,10 +1,10 @@
-"""The machinery that every learner which is a network shares; what an algorithm adds is its loss.
+"""What every learner that is a network shares; an algorithm adds its loss.
 
-Rows are cut into gradient steps of ``step_rows`` rows; fewer wait in the state, so that the same rows in any batches give
-the same learner bit for bit. Each step: the algorithm's loss over incoming and drawn rows, one step of the optimiser, then
-the incoming rows are offered to the reservoir. Where rows are not pixels, the first ``warm_up_rows`` rows are not learned
-before the scale (mean and deviation of each feature) has been taken from them and frozen. A step whose gradient is not
-finite is left out and counted.
+Rows are cut into gradient steps of ``step_rows`` rows; fewer wait in the state, so that the same rows in any batches give the
+same learner bit for bit. Each step: the algorithm's loss over incoming and drawn rows, one step of the optimiser, then the
+incoming rows are offered to the reservoir. Where rows are not pixels, the first ``warm_up_rows`` rows wait until the scale
+(mean and deviation of each feature) has been taken from them and frozen. A step whose gradient is not finite is left out and
+counted.
 
 Source: docs/design/learners.md#replay; serving averages of weights and running statistics: Soutif-Cormerais
 et al., "Improving Online Continual Learning Performance and Stability with Temporal Ensembles", CoLLAs 2023.

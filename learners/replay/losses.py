@@ -68,7 +68,7 @@ def proxy_and_row_contrast(z: Tensor, proxies: Tensor, y: Tensor, temperature: f
 def supervised_contrast(z: Tensor, y: Tensor, temperature: float) -> Tensor:
     """Supervised InfoNCE over rows z (n, p) of length 1: positives are the other rows of the same class.
 
-    A row without such takes no part; 0 where none has one. Source: Khosla et al., NeurIPS 2020, equation 2.
+    A row without such is left out; 0 where none has one. Source: Khosla et al., NeurIPS 2020, equation 2.
     """
     if len(z) < 2:
         return z.sum() * 0.0

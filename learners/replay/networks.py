@@ -1,8 +1,8 @@
 """Networks as data: a list of layers that one small interpreter runs in torch, and another writes as ONNX.
 
-mlp; a small convnet; the reduced ResNet-18 of online continual learning (nf = 20, first convolution 3x3 with stride 1,
-160 features of a 32x32 image, 640 of an 84x84 one: the head takes what comes). Weights are drawn as PyTorch draws them,
-uniform in +-1 / sqrt(fan in), from a generator that is an argument.
+There are an mlp, a small convnet, and the reduced ResNet-18 of online continual learning. That has nf = 20, a first
+convolution of 3x3 with stride 1, and 160 features of a 32x32 image or 640 of an 84x84 one; the head takes what comes. Weights
+are drawn as PyTorch draws them, uniform in +-1 / sqrt(fan in), from a generator that is an argument.
 
 | symbol | name | shape |
 |---|---|---|

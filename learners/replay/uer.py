@@ -6,8 +6,8 @@ Differs from the paper: no code of its authors is to be had, so the two losses a
 (docs/design/learners.md#uer). Open there and chosen here: ``temperature``; classes never seen take no part;
 both losses weigh the same; images go in as they are and augmented, as in the author's later work.
 
-Gradients of z are about 1 / (tau |z|) in L_in and |w| in L_re: where features are short, which nothing prevents in a network
-that is not normalised (convnet: |z| 0.4 to 1.1 on CIFAR-10, resnet18: 7 to 8), stored rows have little say.
+Gradients of z are about 1 / (tau |z|) in L_in and |w| in L_re, so where features are short, stored rows have little say. A
+network that is not normalised may have such (on CIFAR-10 |z| is 0.4 to 1.1 with convnet, 7 to 8 with resnet18).
 
 | symbol | name | shape |
 |---|---|---|
