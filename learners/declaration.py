@@ -39,17 +39,17 @@ def later(default: T) -> T:
 
 def declared(record: Any) -> dict[str, Any]:
     """A dataclass as plain values, nested ones too, without the later keys that are at their default."""
-    values = {one.name: _plain(getattr(record, one.name)) for one in fields(record)}
+    values = {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
     return declared_keys(type(record), values)
 
 
 def declared_keys(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The same of a record's keys that are plain already; keys that ``kind`` does not have stay."""
-    defaults = {one.name: _plain(one.default) for one in fields(kind) if one.metadata.get(LATER)}
+    defaults = {field.name: _plain(field.default) for field in fields(kind) if field.metadata.get(LATER)}
     return {key: value for key, value in values.items() if key not in defaults or _plain(value) != defaults[key]}
 
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return declared(value)
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

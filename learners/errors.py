@@ -27,7 +27,7 @@ class BadInputError(MillraceError):
 
 
 class LearnerError(MillraceError):
-    """A learner cannot go on: its state and its input do not fit together.
+    """A learner cannot go on: its state and its input disagree.
 
     What to do: keep the pipeline file as the branch began with it, or begin another with ``--branch NEW``.
     """

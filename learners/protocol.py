@@ -179,7 +179,7 @@ class RaisesRate(Protocol):
         ``factor`` is above 0 (1: as before), ``rows`` >= 1. Rows are counted, not calls. Where one step learns several rows,
         it is all of it as large as its first row says, or as large as its rows say on average; the learner says which. A
         second call replaces what is left of the first. What is left, and the factor, are in the state; the servable does not
-        know of them, and nothing is answered otherwise before the next row is learned.
+        know of them, and answers stay the same until the next row is learned.
         Raises: BadInputError where an argument is out of range.
         """
 

@@ -1,14 +1,14 @@
 """river's models as learners: those whose whole state is numbers and names, saved without pickle and resumed exactly.
 
-A model that tells two classes apart is trained once a class against the rest, each from the class's first row on (as river's
-OneVsRestClassifier does); a model of one number once an output. Rows are learned one after the other.
+A model that tells two classes apart is trained once a class against the rest, from the class's first row on, as river's
+OneVsRestClassifier does. A model of one number is trained once an output. Rows are learned one after the other.
 
-A state is the model's object graph, walked attribute by attribute: numbers, texts, lists, dictionaries in their order, arrays,
-and objects of the few classes in ``PARTS``. What never changes as a model learns (losses, initialisers, functions) comes from a
-fresh model. Anything else is refused by name, so a new release of river cannot lose a part of the state silently.
+A state is the model's object graph, walked attribute by attribute. It has numbers, texts, lists, dictionaries in their order,
+arrays, and objects of the few classes in ``PARTS``. What never changes as a model learns (losses, initialisers, functions)
+comes from a fresh model. Anything else is refused by name, so a new release of river cannot lose a part of the state silently.
 
-Source: river 0.26; the models of ``MODELS`` pass the learner contract, which others do not: trees and forests grow without
-bound, neighbours hold graphs of their rows, MultinomialNB and ComplementNB fail on a negative number, and the answers of
+Source: river 0.26. The models of ``MODELS`` pass the learner contract. Others break it: trees and forests grow without bound,
+neighbours hold graphs of their rows, MultinomialNB and ComplementNB fail on a negative number; the answers of
 BayesianLinearRegression depend on how its matrices lie in memory.
 """
 
@@ -191,9 +191,9 @@ class RiverServable:
         """Scores (n, C), or values (n, k). Raises: BadInputError where ``batch.x`` is not finite numbers (n, d)."""
         rows = finite("x", batch.x, (self._d,)).tolist()
         with self._asking:
-            found = [self._answer(dict(enumerate(row))) for row in rows]
+            answers = [self._answer(dict(enumerate(row))) for row in rows]
         columns = len(self.classes) if self._config.task == "classify" else max(1, len(self._models))
-        return np.array(found, dtype=np.float64).reshape(len(rows), columns)
+        return np.array(answers, dtype=np.float64).reshape(len(rows), columns)
 
     def _answer(self, x: dict[int, float]) -> list[float]:
         tells = MODELS[self._config.model]
@@ -201,8 +201,8 @@ class RiverServable:
             return [model.predict_one(x) for model in self._models] or [0.0]
         if tells == "one":
             return [model.predict_proba_one(x).get(True, 0.0) for model in self._models]
-        given = self._models[0].predict_proba_one(x) if self.classes else {}
-        return [given.get(name, 0.0) for name in self.classes]
+        probabilities = self._models[0].predict_proba_one(x) if self.classes else {}
+        return [probabilities.get(name, 0.0) for name in self.classes]
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``from_arrays`` needs."""

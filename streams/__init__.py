@@ -1,1 +1,1 @@
-"""Streams: from a record in the log to a lesson learned, and the journal that proves it."""
+"""Streams: from a record in the log to what is learned from it, and the journal that proves it."""

@@ -25,9 +25,9 @@ def unseal(raw: bytes, decoder: msgspec.json.Decoder[T], where: str) -> T:
 
     Raises: DamageError naming ``where`` if a byte differs, or if a newer release wrote what is unknown here.
     """
-    body, found, crc = raw.rpartition(_SEAL)
+    body, separator, crc = raw.rpartition(_SEAL)
     body += b"}"
-    if not found or crc != str(crc32c(body)).encode() + b"}":
+    if not separator or crc != str(crc32c(body)).encode() + b"}":
         raise DamageError(f"{where} is damaged: its bytes do not match its crc32c. Restore it from a copy.")
     try:
         return decoder.decode(body)

@@ -41,7 +41,7 @@ class Field:
     sha256: str = ""  # hash of the network's file; empty: that of the file when the pipeline is read
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ValueError for a setting out of range."""
         checks = {"numeric": self._check_numeric, "categorical": self._check_categorical, "image": self._check_image}
         checks[self.type]()
         if self.type != "image" and (self.backbone, self.shape, self.features, self.sha256) != ("", (0, 0), 0, ""):
@@ -150,14 +150,14 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     >>> leaves({"learner": {"gamma": 1.0}, "fields": [{"name": "x", "categories": ["a", "b"]}]})
     {'learner.gamma': 1.0, 'fields[0].name': 'x', 'fields[0].categories': ['a', 'b']}
     """
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found |= leaves(value, f"{name}.")
+            flat |= leaves(value, f"{name}.")
         elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
             for at, item in enumerate(value):
-                found |= leaves(item, f"{name}[{at}].")
+                flat |= leaves(item, f"{name}[{at}].")
         else:
-            found[name] = value
-    return found
+            flat[name] = value
+    return flat

@@ -1,6 +1,6 @@
 """Shards: a pipeline's partitions dealt out to branches of their own, with one learner each.
 
-A shard is a branch like any other, named ``BRANCH-1of4``; ``BRANCH`` itself then has no steps, only merges (merging.py).
+A shard is a branch like any other, named ``BRANCH-1of4``; ``BRANCH`` itself then has no steps, only merges (branch/merge.py).
 
 Source: docs/design/journal.md, rule 15.
 """
@@ -58,8 +58,8 @@ def shard_of(branch: str) -> Shard:
     >>> shard_of("main-2of3"), shard_of("main")
     (Shard(at=1, of=3), Shard(at=0, of=1))
     """
-    found = NAME.fullmatch(branch)
-    return WHOLE if found is None else Shard(int(found[2]) - 1, int(found[3]))
+    match = NAME.fullmatch(branch)
+    return WHOLE if match is None else Shard(int(match[2]) - 1, int(match[3]))
 
 
 def merging_branch(branch: str) -> str:
@@ -68,8 +68,8 @@ def merging_branch(branch: str) -> str:
     >>> merging_branch("main-2of3"), merging_branch("main")
     ('main', 'main')
     """
-    found = NAME.fullmatch(branch)
-    return branch if found is None else found[1]
+    match = NAME.fullmatch(branch)
+    return branch if match is None else match[1]
 
 
 def refuse_name(branch: str, shards: int) -> None:
@@ -80,8 +80,8 @@ def refuse_name(branch: str, shards: int) -> None:
     """
     shard = shard_of(branch)
     if shard != WHOLE and (shard.of != shards or not 0 <= shard.at < shards):
-        there = ", ".join(shard_branches(merging_branch(branch), shards))
-        raise BadInputError(f"--branch {branch} names a shard, and the pipeline has shards = {shards}: {there}.")
+        branches = ", ".join(shard_branches(merging_branch(branch), shards))
+        raise BadInputError(f"--branch {branch} names a shard, and the pipeline has shards = {shards}: {branches}.")
 
 
 def refuse_unmergeable(schema: Schema, partitions: int, shards: int) -> None:
@@ -121,13 +121,13 @@ def murmur2(keys: Sequence[bytes]) -> NDArray[np.uint32]:
 def _of_one_length(octets: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """The hashes of keys (n, length); products wrap round, as they are meant to."""
     factor, whole = np.uint32(0x5BD1E995), octets.shape[1] // 4 * 4
-    found = np.full(len(octets), 0x9747B28C ^ octets.shape[1], dtype=np.uint32)
+    hashes = np.full(len(octets), 0x9747B28C ^ octets.shape[1], dtype=np.uint32)
     for word in np.ascontiguousarray(octets[:, :whole]).view("<u4").T:
         mixed = word * factor
-        found = found * factor ^ (mixed ^ mixed >> np.uint32(24)) * factor
+        hashes = hashes * factor ^ (mixed ^ mixed >> np.uint32(24)) * factor
     if octets.shape[1] > whole:
         for place, column in enumerate(octets[:, whole:].T):
-            found ^= column.astype(np.uint32) << np.uint32(8 * place)
-        found *= factor
-    found = (found ^ found >> np.uint32(13)) * factor
-    return found ^ found >> np.uint32(15)
+            hashes ^= column.astype(np.uint32) << np.uint32(8 * place)
+        hashes *= factor
+    hashes = (hashes ^ hashes >> np.uint32(13)) * factor
+    return hashes ^ hashes >> np.uint32(15)

@@ -176,8 +176,8 @@ class ListProducer:
 def gone(tp: str, start: int, stop: int, bounds: tuple[int, int]) -> OffsetsGoneError:
     """The error for records that the log does not have."""
     topic, partition = split_tp(tp)
-    there = f"{bounds[0]} to {bounds[1] - 1}" if bounds[0] < bounds[1] else f"none before {bounds[1]}"
+    held = f"{bounds[0]} to {bounds[1] - 1}" if bounds[0] < bounds[1] else f"none before {bounds[1]}"
     return OffsetsGoneError(
-        f"Topic {topic} partition {partition} no longer has offsets {start} to {stop - 1}: it holds {there}. "
+        f"Topic {topic} partition {partition} no longer has offsets {start} to {stop - 1}: it holds {held}. "
         "Restore the log, or start a new branch from what is there with --branch NEW."
     )

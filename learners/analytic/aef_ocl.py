@@ -71,30 +71,30 @@ def aef_ocl(config: AefOclConfig, d: int, seed: int) -> Ridge:
     return Ridge(config.ridge(), d, seed, Solver("aef-ocl", config, answer, partial(ClassMoments, d), behind))
 
 
-def answer(config: AefOclConfig, known: Statistics) -> Solution:
+def answer(config: AefOclConfig, statistics: Statistics) -> Solution:
     """The ridge solution of the real rows and the pseudo-features together."""
-    return solve(balanced(config, known), config.gamma, config.intercept, config.standardise, config.solve_behind)
+    return solve(balanced(config, statistics), config.gamma, config.intercept, config.standardise, config.solve_behind)
 
 
-def begun(config: AefOclConfig, known: Statistics) -> Callable[[], Solution]:
+def begun(config: AefOclConfig, statistics: Statistics) -> Callable[[], Solution]:
     """The same with the statistics copied as they are now; what is left is to draw and to solve."""
-    own = replace(known, sums=deepcopy(known.sums), per_class=deepcopy(known.per_class))
+    own = replace(statistics, sums=deepcopy(statistics.sums), per_class=deepcopy(statistics.per_class))
     return partial(answer, config, own)
 
 
-def balanced(config: AefOclConfig, known: Statistics) -> Sums:
+def balanced(config: AefOclConfig, statistics: Statistics) -> Sums:
     """Sums of their own: the real rows' and, for each rare class, pseudo-features that make up what it lacks."""
-    moments, sums = known.per_class, known.sums
+    moments, sums = statistics.per_class, statistics.sums
     assert isinstance(moments, ClassMoments)
     pseudo = deepcopy(sums)
     deviation = moments.deviation()
-    prior = config.prior if known.prior is None else known.prior
-    for column, k in enumerate(missing(prior, known.names, moments.weight)):
+    prior = config.prior if statistics.prior is None else statistics.prior
+    for column, k in enumerate(missing(prior, statistics.names, moments.weight)):
         rows = min(round(k), config.pseudo_rows)
         if rows > 0:
-            eps = _generator(known, column).standard_normal((rows, moments.mean.shape[1]))
+            eps = _generator(statistics, column).standard_normal((rows, moments.mean.shape[1]))
             z = moments.mean[column] + config.noise * deviation[column] * eps
-            phi = expanded(z, known.projection)
+            phi = expanded(z, statistics.projection)
             if config.solve_behind:
                 pseudo.add_apart(phi, column, k / rows)
             else:
@@ -112,7 +112,7 @@ def missing(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
     return lacking
 
 
-def _generator(known: Statistics, column: int) -> np.random.Generator:
+def _generator(statistics: Statistics, column: int) -> np.random.Generator:
     """Draws by (seed, class, learned rows), the class by name, so that its column does not matter."""
-    name = int.from_bytes(hashlib.sha256(known.names[column].encode()).digest()[:8], "big")
-    return np.random.Generator(np.random.PCG64([known.seed, name, known.rows]))
+    name = int.from_bytes(hashlib.sha256(statistics.names[column].encode()).digest()[:8], "big")
+    return np.random.Generator(np.random.PCG64([statistics.seed, name, statistics.rows]))

@@ -4,13 +4,13 @@ Fang et al., "AIR: Analytic Imbalance Rectifier for Continual Learning", arXiv 2
 
 | symbol | name | shape |
 |---|---|---|
-| A_c | second moment of class c, ``Known.per_class`` | (d_phi, d_phi), half of it kept |
+| A_c | second moment of class c, ``Statistics.per_class`` | (d_phi, d_phi), half of it kept |
 | C | class sums, the rows of Q: ``Sums.cross`` | (C, d_phi) |
 | n_c | weight of class c, ``Sums.targets`` | (C,) |
 | pi_c | ``pi``, share_c / n_c, scaled to a mean of 1 over the classes that have one | (C,) |
 
 Differs from the paper: any prior and not only the uniform one; an intercept and scaled features, both of the re-weighted rows.
-Memory, and every checkpoint, is C d_phi (d_phi + 1) / 2 doubles (382 MiB for 100 classes of 1,000 features), so what
+Memory, and every checkpoint, is C d_phi (d_phi + 1) / 2 doubles (382 MiB for 100 classes of 1,000 features). So what
 ``most_classes`` would need is refused above ``limit_mib``.
 """
 
@@ -79,19 +79,19 @@ def air(config: AirConfig, d: int, seed: int) -> Ridge:
     return Ridge(config.ridge(), d, seed, Solver("air", config, answer, statistics, begun if config.solve_behind else None))
 
 
-def answer(config: AirConfig, known: Statistics) -> Solution:
+def answer(config: AirConfig, statistics: Statistics) -> Solution:
     """W = (sum_c pi_c A_c + gamma I)^-1 C diag(pi), in the ridge's centred and scaled form."""
-    return begun(config, known)()
+    return begun(config, statistics)()
 
 
-def begun(config: AirConfig, known: Statistics) -> Callable[[], Solution]:
+def begun(config: AirConfig, statistics: Statistics) -> Callable[[], Solution]:
     """The same with the statistics taken as they are now; what is left is to solve.
 
     The sums are those that would be if every row of class c had weighed pi_c of what it did.
     """
-    sums, grams = known.sums, known.per_class
+    sums, grams = statistics.sums, statistics.per_class
     assert isinstance(grams, ClassGrams)
-    pi = weights(config.prior if known.prior is None else known.prior, known.names, sums.targets)
+    pi = weights(config.prior if statistics.prior is None else statistics.prior, statistics.names, sums.targets)
     packed, cross = grams.weighed(pi), sums.cross[: len(pi)] * pi[:, None]
     targets, squares = sums.targets * pi, sums.squares * pi
 

@@ -6,7 +6,8 @@
 | A_c | sum over rows of class c of w phi phi^T, in ``packed`` | (d_phi (d_phi + 1) / 2,) each |
 
 Rows can be taken out again as they were added. Differs from the reference code: the spread is a sum of squared distances to
-the running mean (Chan, Golub, LeVeque 1979), which rounding cannot make negative, and not E[x^2] - E[x]^2, which it does.
+the running mean (Chan, Golub, LeVeque 1979). Rounding leaves that at 0 or
+more, and makes the code's E[x^2] - E[x]^2 negative.
 
 Source: docs/design/learners.md#class-statistics.
 """

@@ -65,7 +65,7 @@ def forget_key(learner: Ridge, batch: Batch, key: bytes) -> Certificate:
     """Take out those of the labelled rows whose key is ``key``. Raises: as ``forget``; BadInputError without keys."""
     if batch.key is None:
         raise BadInputError("column key: the rows have no keys; give the rows to be forgotten to forget()")
-    return forget(learner, batch.only(np.array([one == key for one in batch.key], dtype=bool)))
+    return forget(learner, batch.only(np.array([row_key == key for row_key in batch.key], dtype=bool)))
 
 
 def forget_class(learner: Ridge, name: str) -> Certificate:
@@ -73,10 +73,10 @@ def forget_class(learner: Ridge, name: str) -> Certificate:
 
     Raises: BadInputError where no such class was seen; LearnerError where the learner does not keep second moments by class.
     """
-    known = learner.known()
-    if name not in known.names:
-        raise BadInputError(f"class {name!r}: never learned; the classes are {list(known.names)}")
-    if not isinstance(known.per_class, ClassGrams):
+    statistics = learner.known()
+    if name not in statistics.names:
+        raise BadInputError(f"class {name!r}: never learned; the classes are {list(statistics.names)}")
+    if not isinstance(statistics.per_class, ClassGrams):
         raise LearnerError(
             f"kind {learner.head.kind} keeps one second moment of all classes, so class {name!r} cannot be taken out without "
             "its rows; give them to forget(), or learn with kind air"
@@ -141,9 +141,9 @@ def with_prior(learner: Ridge, prior: Prior) -> LinearServable:
 
     Raises: LearnerError where this learner has no prior; BadInputError where the prior cannot be used.
     """
-    known = learner.known()
-    solution = learner.head.answer(learner.head.config, replace(known, prior=prior))
-    return LinearServable(known.names, solution.weights, solution.intercept, known.projection)
+    statistics = learner.known()
+    solution = learner.head.answer(learner.head.config, replace(statistics, prior=prior))
+    return LinearServable(statistics.names, solution.weights, solution.intercept, statistics.projection)
 
 
 def _no_decay(learner: Ridge, verb: str) -> None:
@@ -160,12 +160,12 @@ def _known_rows(learner: Ridge, batch: Batch, verb: str) -> None:
         if len(batch) > learner.rows:
             raise BadInputError(f"{len(batch)} rows are to be {verb} and {learner.rows} were learned")
         return
-    known, total = learner.class_rows, dict(zip(learner.class_rows, learner.known().sums.targets, strict=True))
+    learned, total = learner.class_rows, dict(zip(learner.class_rows, learner.known().sums.targets, strict=True))
     weight = np.ones(len(batch)) if batch.weight is None else batch.weight
     for name in dict.fromkeys(batch.y.tolist()):
         rows = batch.y == name
-        if rows.sum() > known.get(name, 0):
-            raise BadInputError(f"{rows.sum()} rows of class {name!r} are to be {verb} and {known.get(name, 0)} were learned")
+        if rows.sum() > learned.get(name, 0):
+            raise BadInputError(f"{rows.sum()} rows of class {name!r} are to be {verb} and {learned.get(name, 0)} were learned")
         if weight[rows].sum() > total[name] * (1.0 + ROUNDING):
             raise BadInputError(
                 f"column weight: rows of class {name!r} that weigh {weight[rows].sum():g} are to be {verb} and those learned "
@@ -175,14 +175,16 @@ def _known_rows(learner: Ridge, batch: Batch, verb: str) -> None:
 
 def _same_make(ours: str, first: Ridge, theirs: str, other: Ridge) -> None:
     """Raises: LearnerError where two shards cannot be added."""
-    for what, one, two in (
+    for what, our_value, their_value in (
         ("kind", first.head.kind, other.head.kind),
         ("config", first.head.config, other.head.config),
         ("d", first.d, other.d),
         ("seed", first.seed, other.seed),
     ):
-        if one != two:
-            raise LearnerError(f"shards {ours!r} and {theirs!r} differ in {what}: {one} and {two}; they cannot be merged")
+        if our_value != their_value:
+            raise LearnerError(
+                f"shards {ours!r} and {theirs!r} differ in {what}: {our_value} and {their_value}; they cannot be merged"
+            )
     ours_drawn, theirs_drawn = first.known().projection, other.known().projection
     if ours_drawn is not None and theirs_drawn is not None and not np.array_equal(ours_drawn, theirs_drawn):
         raise LearnerError(f"shards {ours!r} and {theirs!r} expand features differently; they cannot be merged")

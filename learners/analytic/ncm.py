@@ -57,16 +57,18 @@ def ncm(config: NcmConfig, d: int, seed: int) -> Ridge:
     return Ridge(config.ridge(), d, seed, Solver("ncm", config, answer))
 
 
-def answer(config: NcmConfig, known: Statistics) -> Solution:
+def answer(config: NcmConfig, statistics: Statistics) -> Solution:
     """The distances to class means as weights and an intercept.
 
     Raises: LearnerError where a prior is asked for: distances have none.
     """
-    if known.prior is not None:
+    if statistics.prior is not None:
         raise LearnerError("nearest class means have no prior; use kind slda, whose scores have one")
-    sums = known.sums
+    sums = statistics.sums
     if sums.weight <= 0.0:
-        return Solution(np.zeros((len(sums.features), len(known.names)), order="F"), np.zeros(len(known.names)), 0.0, 1.0)
+        return Solution(
+            np.zeros((len(sums.features), len(statistics.names)), order="F"), np.zeros(len(statistics.names)), 0.0, 1.0
+        )
     around = system_of(sums, 1.0, True, config.standardise)
     euclid, empty = config.distance == "euclid", sums.targets <= 0.0
     mean = around.mean if euclid else np.zeros_like(around.mean)

@@ -103,8 +103,8 @@ class Sums:
     def clean(self, before: Floats, empty: Array) -> None:
         """Set to 0 what rounding left of rows that were taken out.
 
-        That is the classes ``empty``, which have no row now, and features whose sum of squares, once ``before`` (d,), is next
-        to nothing, because no row is left that has them. Where ``before`` is infinite, no row is left at all.
+        That is the classes ``empty``, which have no row now, and the features that no row has any more. Of those the sum of
+        squares, once ``before`` (d,), is nearly 0. Where ``before`` is infinite, no row is left at all.
         """
         self.cross[empty], self.targets[empty], self.squares[empty] = 0.0, 0.0, 0.0
         gone = np.flatnonzero(np.diag(self.gram) <= FORGOTTEN * before)

@@ -42,10 +42,10 @@ def shares(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
     elif isinstance(prior, str):
         share = seen
     else:
-        given = np.array([prior.get(name, np.nan) for name in names])
-        rest = np.where(np.isnan(given), seen, 0.0)
+        declared = np.array([prior.get(name, np.nan) for name in names])
+        rest = np.where(np.isnan(declared), seen, 0.0)
         left = max(0.0, 1.0 - sum(prior.values()))
-        share = np.where(np.isnan(given), rest * (left / rest.sum() if rest.sum() > 0.0 else 0.0), given) * (seen > 0.0)
+        share = np.where(np.isnan(declared), rest * (left / rest.sum() if rest.sum() > 0.0 else 0.0), declared) * (seen > 0.0)
     if share.size and seen.any() and share.sum() <= 0.0:
         raise BadInputError(f"prior = {prior!r}: leaves no share to any class that was seen: {list(names)}")
     return np.asarray(share / share.sum() if share.sum() > 0.0 else share, dtype=np.float64)

@@ -3,9 +3,9 @@
 Zhuang et al., "ACIL: Analytic Class-Incremental Learning with Absolute Memorization", NeurIPS 2022, arXiv 2205.14922;
 classes may come back and batches may mix old and new ones as in G-ACIL, NeurIPS 2024, arXiv 2403.15706.
 
-Differs from the paper: keeps the sums G and Q and solves them from time to time instead of running the recursion on the
-inverse R = (G + gamma I)^-1 (faster from about ten rows a batch, and more accurate on class-ordered streams:
-docs/design/learners.md#ridge); has an intercept, scales features, weighs rows, forgets, and does regression.
+Differs from the paper: keeps the sums G and Q and solves them from time to time, in place of the recursion on the inverse R =
+(G + gamma I)^-1. That is faster from about ten rows a batch, and more accurate on class-ordered streams
+(docs/design/learners.md#ridge). It also has an intercept, scales features, weighs rows, forgets, and does regression.
 
 The same sums answer in other ways too: a ``Solver`` says how, and what must be kept of each class besides (aef_ocl.py, air.py,
 slda.py, ncm.py). Taking rows out again, giving them other labels and merging workers stand in exact.py.
@@ -67,7 +67,7 @@ class Ridge:
     """Ridge regression that learns online, to class names (one-hot) or to numbers.
 
     Solves after every ``solve_rows`` learned rows, and after a batch that brings a class (or the first numbers); never
-    because it was asked. Where its head lets the solution follow behind (behind.py), that of ``solve_rows`` learned rows
+    because it was asked. Where its head lets the solution follow behind (background.py), that of ``solve_rows`` learned rows
     answers ``solve_rows`` later; a class is still answered from the batch that brings it, for which learning waits.
 
     >>> ridge = Ridge(RidgeConfig(gamma=0.1), d=1, seed=0)
@@ -116,9 +116,9 @@ class Ridge:
         if not len(batch):
             return
         x, y, weight = self._checked(batch)
-        known = len(self._sums.targets)
+        outputs = len(self._sums.targets)
         targets = self._targets(y)
-        grown, start = targets.shape[1] > known, 0
+        grown, start = targets.shape[1] > outputs, 0
         for stop in [len(x)] if grown else self._due(len(x)):
             self._add(x[start:stop], targets[start:stop], None if weight is None else weight[start:stop])
             self._solve_due(grown)
@@ -127,7 +127,7 @@ class Ridge:
             self._add(x[start:], targets[start:], None if weight is None else weight[start:])
 
     def predict_many(self, batch: Batch) -> Floats:
-        """Scores (n, C) in the order of ``servable().classes``, or values (n, k); 0 before the first lesson.
+        """Scores (n, C) in the order of ``servable().classes``, or values (n, k); 0 before the first update.
 
         Raises: BadInputError where ``batch.x`` is not finite numbers (n, d).
         """
@@ -223,8 +223,8 @@ class Ridge:
         if y.ndim != 1 or strange:
             raise BadInputError(f"column y: expected class names (n,), got {y.shape} with {strange[:1]}")
         most = None if self._per_class is None else self._per_class.most
-        if most is not None and len(known := self._classes.keys() | set(names)) > most:
-            raise BadInputError(f"column y: {len(known)} classes; there is room for most_classes = {most}; raise it, or fork")
+        if most is not None and len(classes := self._classes.keys() | set(names)) > most:
+            raise BadInputError(f"column y: {len(classes)} classes; there is room for most_classes = {most}; raise it, or fork")
         return y
 
     def _numbers(self, y: Array) -> Floats:
@@ -373,11 +373,11 @@ class Ridge:
         self._servable = LinearServable(tuple(self._classes), solution.weights, solution.intercept, self._projection)
 
 
-def _regression(config: RidgeConfig, known: Statistics) -> Solution:
+def _regression(config: RidgeConfig, statistics: Statistics) -> Solution:
     """The answers of a ridge."""
-    if known.prior is not None:
+    if statistics.prior is not None:
         raise LearnerError("a ridge keeps nothing of each class, so it has the prior it saw; use kind air or aef-ocl")
-    return solve(known.sums, config.gamma, config.intercept, config.standardise)
+    return solve(statistics.sums, config.gamma, config.intercept, config.standardise)
 
 
 def _projection(features: int, d: int, seed: int) -> Floats:

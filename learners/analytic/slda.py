@@ -11,9 +11,9 @@ Hayes and Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discrimin
 
 score_c = x . Lambda mu_c - mu_c . Lambda mu_c / 2 + log prior_c, up to a number that is the same for every class.
 
-Differs from the paper: S is exact (the running form of the public copies weighs a row by the count of all rows in place of its
-class's, and measures a class's first row from 0); the classes' prior; ``standardise`` shrinks towards the features' own
-variances and not towards 1. Features that never varied have weight 0.
+Differs from the paper: S is exact. (The running form of the public copies weighs a row by the count of all rows in place of
+its class's, and measures a class's first row from 0.) New are the classes' prior and ``standardise``, which shrinks towards
+the features' own variances and not towards 1. Features that never varied have weight 0.
 """
 
 from __future__ import annotations
@@ -65,11 +65,13 @@ def slda(config: SldaConfig, d: int, seed: int) -> Ridge:
     return Ridge(config.ridge(), d, seed, Solver("slda", config, answer))
 
 
-def answer(config: SldaConfig, known: Statistics) -> Solution:
+def answer(config: SldaConfig, statistics: Statistics) -> Solution:
     """W = Lambda mu and b, both seen from the mean of all rows, where less is lost to rounding."""
-    sums = known.sums
+    sums = statistics.sums
     if sums.weight <= 0.0:
-        return Solution(np.zeros((len(sums.features), len(known.names)), order="F"), np.full(len(known.names), 0.0), 0.0, 1.0)
+        return Solution(
+            np.zeros((len(sums.features), len(statistics.names)), order="F"), np.full(len(statistics.names), 0.0), 0.0, 1.0
+        )
     around = system_of(sums, config.shrink, True, config.standardise)
     mu = class_means(sums) - around.mean  # (C, d_phi)
     mu[sums.targets <= 0.0] = 0.0
@@ -77,7 +79,7 @@ def answer(config: SldaConfig, known: Statistics) -> Solution:
         scatter_within(sums, mu, around.mean, config.shrink), around.scale, np.zeros_like(around.mean), config.shrink
     ).solved()
     w = solution.weights
-    share = shares(config.prior if known.prior is None else known.prior, known.names, sums.targets)
+    share = shares(config.prior if statistics.prior is None else statistics.prior, statistics.names, sums.targets)
     log_prior = np.log(share, out=np.full(len(share), NEVER), where=share > 0.0)
     return replace(solution, intercept=log_prior - around.mean @ w - 0.5 * np.einsum("cd,dc->c", mu, w))
 

@@ -33,4 +33,4 @@ class Solver:
     config: Any  # what it was told
     answer: Callable[[Any, Statistics], Solution]  # (config, statistics), pure
     per_class: Callable[[], ClassStatistics] | None = None  # makes empty ones, where more than the sums is to be kept
-    begin: Callable[[Any, Statistics], Callable[[], Solution]] | None = None  # see behind.py; None: learning waits for a solve
+    begin: Callable[[Any, Statistics], Callable[[], Solution]] | None = None  # for background.py; None: learning waits for it

@@ -1,13 +1,13 @@
 """Drift alarms on the prequential loss of a pipeline, and of each class, within one budget of false alarms.
 
-One detector watches every row, and one the rows of each label. A detector alarms on its own rows, and every row belongs to
-one label, so however many classes there are, those of all classes together take as many rows as the pipeline's: each of the
-two halves gets half of the budget, and no class gets less because there are others. Improvements are reported and are no
+One detector watches every row, and one the rows of each label. A detector alarms on its own rows, and every row belongs to one
+label. So the detectors of all classes together take as many rows as the pipeline's, however many classes there are. Each of
+the two halves gets half of the budget, and no class gets less because there are others. Improvements are reported and are no
 reason to act. Nothing here acts: what an alarm leads to is decided and journaled by who called.
 
-The onset is the split of a detector's rows that explains their losses best: of all k with a change to the alarm's side, the
-one with the largest k (n - k) / n (mean after - mean before)^2. (ADWIN itself stops cutting as soon as it can: with errors
-from 0.1 to 0.3 at row 2,000, 60 seeds, where it cuts is 400 rows off in the median, this 4.)
+The onset is the split of a detector's rows that explains their losses best. Of all k with a change to the alarm's side it is
+the one with the largest k (n - k) / n (mean after - mean before)^2. (ADWIN itself stops cutting as soon as it can. With errors
+from 0.1 to 0.3 at row 2,000, 60 seeds, its cut is 400 rows off in the median, this 4.)
 
 The same rows give the same alarms and the same state, bit for bit, however they are cut.
 
@@ -63,7 +63,7 @@ class DriftConfig:
     rate_rows: int = 1000  # >= 1, with act = "raise-rate": rows for which steps are larger
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant, and a budget that the detector cannot keep."""
+        """Raise ValueError for a setting out of range, or for a budget that the detector cannot keep."""
         for key, allowed, fits in (
             ("detector", f"one of {', '.join(SENSORS)}", self.detector in SENSORS),
             ("false_alarm_rows", "a whole number from 1", _whole(self.false_alarm_rows)),
@@ -84,7 +84,7 @@ class DriftConfig:
 
     @property
     def declared(self) -> dict[str, Value]:
-        """What changes what is learned: without the keys of other acts than its own, which a branch need not remember."""
+        """What changes what is learned, without the keys of other acts: a branch need not remember those."""
         idle = {key for act, keys in OWN_KEYS.items() if act != self.act for key in keys}
         return {key: value for key, value in declared(self).items() if key not in idle}
 
@@ -131,24 +131,24 @@ class Detectors:
 
         ``losses`` (n,) of predictions made before the rows were learned, clipped to [0, 1]; ``labels`` (n,) str objects, or
         None where y are numbers; ``places`` (n,) never decreasing, where each row stands as the caller counts.
-        Raises: BadInputError where the shapes do not fit or a loss is not a number (nothing is taken then).
+        Raises: BadInputError before any row is taken, where the shapes differ or a loss is not a number.
         """
         if losses.shape != places.shape or losses.ndim != 1 or (labels is not None and labels.shape != losses.shape):
             shapes = (losses.shape, None if labels is None else labels.shape, places.shape)
             raise BadInputError(f"losses, labels and places: expected columns of one length, got {shapes}")
         if np.isnan(losses).any():
             raise BadInputError(f"column losses: row {int(np.isnan(losses).argmax())} is not a number")
-        clipped, found = np.clip(losses, 0.0, 1.0), []
+        clipped, raised = np.clip(losses, 0.0, 1.0), []
         if labels is not None:
             self._meet(labels, places)
         for name, at in self._shares(labels):
             watch = self._watches[name]
             share, where = (clipped, places) if at is None else (clipped[at], places[at])
             for row, alarm in watch.feed(share.tolist(), where):
-                found.append((row if at is None else int(at[row]), replace(alarm, label=name)))
+                raised.append((row if at is None else int(at[row]), replace(alarm, label=name)))
         self.rows += len(losses)
-        found.sort(key=lambda one: one[0])  # stable, and the pipeline's were found first
-        return [replace(alarm, new_classes=self._new(alarm)) for _, alarm in found]
+        raised.sort(key=lambda pair: pair[0])  # stable, and the pipeline's were found first
+        return [replace(alarm, new_classes=self._new(alarm)) for _, alarm in raised]
 
     def state(self) -> dict[str, Value]:
         """Everything, as one array of bytes with its checksum and plain values."""
@@ -280,11 +280,11 @@ class Trail:
     def split(self, rows: int, total: float, side: Side) -> tuple[int, float, float]:
         """Place of the onset and the mean losses before and after, for ``rows`` losses that add up to ``total``."""
         marks = sorted(mark for level in self.levels for mark in level)
-        found = [(row, place, lost / row, (total - lost) / (rows - row)) for row, place, lost in marks if row]
-        fits = [one for one in found if one[0] >= side.earliest - MARK_ROWS and (one[3] > one[2]) == side.worse]
+        cuts = [(row, place, lost / row, (total - lost) / (rows - row)) for row, place, lost in marks if row]
+        fits = [cut for cut in cuts if cut[0] >= side.earliest - MARK_ROWS and (cut[3] > cut[2]) == side.worse]
         if not fits:  # too few rows for a mark between
             return marks[0][1], total / rows, total / rows
-        _, place, before, after = max(fits, key=lambda one: one[0] * (rows - one[0]) * (one[3] - one[2]) ** 2)
+        _, place, before, after = max(fits, key=lambda cut: cut[0] * (rows - cut[0]) * (cut[3] - cut[2]) ** 2)
         return place, before, after
 
 
@@ -301,12 +301,12 @@ def _checksum(state: dict[str, Value]) -> int:
 def _check(state: dict[str, Value]) -> None:
     """Raises: StateDamageError where the state is not what was stored."""
     try:
-        known, stored, now = state["format"] == 1, state["crc32c"], _checksum(state)
+        right_format, stored, computed = state["format"] == 1, state["crc32c"], _checksum(state)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StateDamageError(f"This is not the state of drift detectors ({error}). Restore it from a copy.") from error
-    if stored != now:
+    if stored != computed:
         raise StateDamageError(
-            f"The state of the drift detectors has crc32c {now}, stored was {stored}. Restore it from a copy."
+            f"The state of the drift detectors has crc32c {computed}, stored was {stored}. Restore it from a copy."
         )
-    if not known:
+    if not right_format:
         raise StateDamageError(f"The drift detectors have format {state['format']}, this release reads 1. Use its own.")

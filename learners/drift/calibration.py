@@ -1,10 +1,10 @@
 """The threshold at which a drift detector keeps a budget of false alarms, from a table measured once.
 
-A figure is the least number of rows between two false alarms that stationary zeros and ones, drawn independently, bear out
-(99 % confidence, worst of five error rates from 0.02 to 0.8, worst of short and long streams). Losses that hang on each other
-alarm more often. Between two thresholds of the table the stricter one is taken, so nothing
-rests on interpolation; a budget above the last figure is refused, for nobody has measured it. A change of this table changes
-what the same rows lead to; a branch that has begun goes on with the threshold in its state.
+A figure is the least number of rows between two false alarms on stationary zeros and ones that are drawn independently. It
+holds at 99 % confidence, for the worst of five error rates from 0.02 to 0.8 and of short and long streams. Losses that hang on
+each other alarm more often. Between two thresholds of the table the stricter one is taken, so nothing rests on interpolation;
+a budget above the last figure is refused, for nobody has measured it. A change of this table changes what the same rows lead
+to; a branch that has begun goes on with the threshold in its state.
 
 Source of the numbers: ``make calibrate`` (tests/bench/calibrate_drift.py, seed 1) with river 0.26.1.
 """

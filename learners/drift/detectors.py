@@ -4,9 +4,9 @@ The only door to river, which is imported when a detector is made (its import ta
 ADWIN's window is what river's ``__getstate__`` gives, the others are their numbers as float64. A damaged ADWIN window is a
 Rust panic, which derives from BaseException; it becomes StateDamageError here.
 
-Left out: DDM, for at an error rate of 2 % its lowest point is 0 +- 0 in every second start, and then the first error is an
-alarm whatever the threshold; EDDM, for it sees only losses of exactly 1.
-FHDDM is fed 1 - loss: river's docs say 1 = error, its code looks for a falling mean. It cannot see improvements.
+Left out: DDM and EDDM. At an error rate of 2 % DDM's lowest point is 0 +- 0 in every second start; then the first error is an
+alarm whatever the threshold. EDDM sees only losses of exactly 1. FHDDM is fed 1 - loss: river's docs say 1 = error, its code
+looks for a falling mean. It cannot see improvements.
 
 At a budget of 10,000 rows HDDM_W and KSWIN (30 losses against 30) miss a change of the error rate from 0.1 to 0.3.
 

@@ -7,9 +7,9 @@
 
 In a stream without tasks every class is one, met when it is first evaluated (``ContinualScores``).
 
-Differs from RaptorMai/online-continual-learning (and PCR, which has it from there): its forgetting takes the largest accuracy
-over all t, the last too, and divides by T where T - 1 tasks can be forgotten, so times T / (T - 1) it compares with ours where
-nothing improved at the end; its backward transfer is over all pairs t > i, and never below 0. Both are here under their names.
+Differs from RaptorMai/online-continual-learning (and PCR, which has it from there). Its forgetting takes the largest accuracy
+over all t, the last too, and divides by T where T - 1 tasks can be forgotten. So times T / (T - 1) it compares with ours where
+nothing improved at the end. Its backward transfer is over all pairs t > i, and never below 0. Both are here under their names.
 
 Source: Lopez-Paz and Ranzato, GEM, NIPS 2017 (BWT, FWT); Chaudhry et al., ECCV 2018 (forgetting); De Lange et al., arXiv
 2205.13452 (min-ACC, WC-ACC, windowed); Caccia et al., ICLR 2022 (AAA); Verwimp et al., CLAD, arXiv 2210.03482 (AMCA).
@@ -130,16 +130,16 @@ class ContinualScores:
             if name not in self.names:
                 self._meet(name, counted[name][0] / counted[name][1])
         shares = np.array([counted[name][0] / counted[name][1] if name in counted else np.nan for name in self.names])
-        first, best, now, least, drop, rise = self._by_class
+        first, best, newest, least, drop, rise = self._by_class
         seen, again = ~np.isnan(shares), ~np.isnan(shares) & (self._met < self.evaluations)
-        best[again] = np.maximum(best[again], now[again])
+        best[again] = np.maximum(best[again], newest[again])
         least[again] = np.fmin(least[again], shares[again])
-        now[seen] = shares[seen]
+        newest[seen] = shares[seen]
         self._recent = np.concatenate([self._recent[1:], shares[None]])
         higher, lower = np.fmax.reduce(self._recent), np.fmin.reduce(self._recent)
         drop[seen] = np.maximum(drop[seen], higher[seen] - shares[seen])
         rise[seen] = np.maximum(rise[seen], shares[seen] - lower[seen])
-        hits, rows = (sum(one[at] for one in counted.values()) for at in (0, 1))
+        hits, rows = (sum(counts[at] for counts in counted.values()) for at in (0, 1))
         self._rows_accuracy = hits / rows
         self._sums += (self._rows_accuracy, float(np.nanmean(shares)))
         self.evaluations += 1
@@ -148,18 +148,18 @@ class ContinualScores:
         """What the evaluations so far say; empty before the first."""
         if not self.evaluations:
             return {}
-        first, best, now, least, drop, rise = self._by_class
+        first, best, newest, least, drop, rise = self._by_class
         old = ~np.isnan(least)  # met before the newest evaluation
         anytime, mean_class = self._sums / self.evaluations
         return {
             "accuracy": self._rows_accuracy,
-            "mean_class_accuracy": float(now.mean()),
+            "mean_class_accuracy": float(newest.mean()),
             "average_anytime_accuracy": float(anytime),
             "amca": float(mean_class),
-            "forgetting": _mean((best - now)[old]),
-            "backward_transfer": _mean((now - first)[old]),
+            "forgetting": _mean((best - newest)[old]),
+            "backward_transfer": _mean((newest - first)[old]),
             "min_accuracy": self._min_accuracy(),
-            "worst_case_accuracy": float(now[-1]) / len(now) + (1.0 - 1.0 / len(now)) * self._min_accuracy(),
+            "worst_case_accuracy": float(newest[-1]) / len(newest) + (1.0 - 1.0 / len(newest)) * self._min_accuracy(),
             "windowed_forgetting": _mean(drop),
             "windowed_plasticity": _mean(rise),
         }

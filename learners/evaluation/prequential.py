@@ -137,8 +137,8 @@ class PrequentialClasses:
     def _count_majority(self, places: Array) -> int:
         """Count labels by their places (n,); how often the commonest one before a row was the row's.
 
-        A label's rows only grow, so the commonest so far is the one whose row was the highest so far: by its label's rows up to
-        there, and among equal ones by the label seen first.
+        A label's count only grows, so the commonest so far is the label of the row with the highest count so far. Among equal
+        counts it is the label seen first.
         """
         rows, counts = np.array(self._label_rows), np.bincount(places, minlength=len(self._label_rows))
         order, first = np.argsort(places, kind="stable"), np.cumsum(counts) - counts
@@ -232,18 +232,18 @@ def _columns(classes: tuple[str, ...], y: Array) -> Array:
 
 def _squared_errors(scores: Floats, label: Array) -> Floats:
     """|scores - one-hot|^2 of each row (n,); a label without a column (-1) misses by 1."""
-    known = label >= 0
+    has_column = label >= 0
     errors = scores.copy()
-    errors[np.flatnonzero(known), label[known]] -= 1.0
-    return np.asarray((errors**2).sum(axis=1) + ~known)
+    errors[np.flatnonzero(has_column), label[has_column]] -= 1.0
+    return np.asarray((errors**2).sum(axis=1) + ~has_column)
 
 
 def _log_losses(scores: Floats, label: Array) -> Floats:
     """-log of the score of each row's label (n,)."""
-    known = label >= 0
-    given = np.zeros(len(label))
-    given[known] = scores[np.flatnonzero(known), label[known]]
-    return -np.log(np.clip(given, SMALLEST_PROBABILITY, 1.0))
+    has_column = label >= 0
+    label_scores = np.zeros(len(label))
+    label_scores[has_column] = scores[np.flatnonzero(has_column), label[has_column]]
+    return -np.log(np.clip(label_scores, SMALLEST_PROBABILITY, 1.0))
 
 
 def _sum(total: float, rows: Floats) -> float:

@@ -50,8 +50,8 @@ class LinearServable:
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``from_arrays`` needs; the arrays are read-only."""
-        said = {"classes": list(self.classes), "weights": self.weights, "intercept": self.intercept}
-        return said | {"projection": self.projection} | ({"softmax": True} if self.softmax else {})
+        arrays = {"classes": list(self.classes), "weights": self.weights, "intercept": self.intercept}
+        return arrays | {"projection": self.projection} | ({"softmax": True} if self.softmax else {})
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Value]) -> LinearServable:

@@ -4,8 +4,8 @@ Bishop, "Pattern Recognition and Machine Learning", 2006, sections 3.1.3 and 4.3
 
 Differs from the book: a step takes the next ``step_rows`` rows, whatever batches they come in, so a batch equals its rows bit
 for bit; rows weigh; classes may appear at any time, with weights of 0; features are standardised, and count up to ``CLIP``
-deviations in a step; the penalty shrinks W after the step, so no rate is too large for it (Duchi and Singer, "Efficient Online
-and Batch Learning Using Forward Backward Splitting", JMLR 10, 2009, section 5.2).
+deviations in a step; the penalty shrinks W after the step, so no rate is too large for it. (Duchi and Singer, "Efficient
+Online and Batch Learning Using Forward Backward Splitting", JMLR 10, 2009, section 5.2.)
 
 | symbol | name | shape |
 |---|---|---|
@@ -44,7 +44,7 @@ class SoftmaxConfig:
     warm_up_rows: int = 1000  # >= 1, first rows, whose mean and deviation scale the features; then they are frozen
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ValueError for a setting out of range."""
         for key, allowed, fits in (
             ("task", '"classify"; softmax learns classes, ridge learns numbers too', self.task == "classify"),
             ("rate", "a finite number above 0", 0.0 < self.rate < np.inf),
@@ -60,9 +60,9 @@ class Softmax:
     """Softmax regression; rows wait until ``step_rows`` of them make a step.
 
     >>> model = Softmax(SoftmaxConfig(rate=0.5, step_rows=4), d=1, seed=0)
-    >>> lesson = Batch(np.array([[0.0], [1.0], [4.0], [5.0]]), np.array(["low", "low", "high", "high"], dtype=object))
+    >>> batch = Batch(np.array([[0.0], [1.0], [4.0], [5.0]]), np.array(["low", "low", "high", "high"], dtype=object))
     >>> for _ in range(20):
-    ...     model.learn_many(lesson)
+    ...     model.learn_many(batch)
     >>> model.predict_many(Batch(np.array([[0.0], [5.0]]))).round(2)
     array([[0.97, 0.03],
            [0.03, 0.97]])

@@ -33,11 +33,11 @@ def cropped(images: Tensor, flips: bool, draws: np.random.Generator) -> Tensor:
     border = max(1, height // BORDER)
     down, across = draws.integers(0, 2 * border + 1, (2, count)).tolist()
     flipped = (draws.random(count) < 0.5).tolist() if flips else [False] * count
-    padded, found = functional.pad(images, (border, border, border, border)), torch.empty_like(images)
-    for image, row, column, turned, view in zip(padded, down, across, flipped, found, strict=True):
+    padded, views = functional.pad(images, (border, border, border, border)), torch.empty_like(images)
+    for image, row, column, turned, view in zip(padded, down, across, flipped, views, strict=True):
         crop = image[:, row : row + height, column : column + width]
         view.copy_(crop.flip(2) if turned else crop)
-    return found
+    return views
 
 
 def resized(images: Tensor, draws: np.random.Generator) -> Tensor:
@@ -95,8 +95,8 @@ def hue_turned(images: Tensor, turn: Tensor) -> Tensor:
     sixths = torch.where(value == green, (blue - red) / chroma + 2.0, (red - green) / chroma + 4.0)
     sixths = torch.where(value == red, (green - blue) / chroma, sixths).nan_to_num()  # without chroma there is no hue
     hue = sixths + 6.0 * turn[:, 0]
-    there = [(place + hue) % 6.0 for place in (5.0, 3.0, 1.0)]
-    return torch.stack([value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0) for k in there], 1)
+    sectors = [(place + hue) % 6.0 for place in (5.0, 3.0, 1.0)]
+    return torch.stack([value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0) for k in sectors], 1)
 
 
 def partners(y: Tensor, pairs: Tensor, labels: Tensor, by_closeness: int, draws: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""What learners that are networks are told once: the keys they share, each with its range; needs no torch.
+"""The configuration of learners that are networks: the keys they share, each with its range; needs no torch.
 
-Records of keys, and nothing else, inherit here: the pipeline file's [learner] table is flat, and each algorithm has defaults
-of its own for the same keys.
+Only records of keys inherit here. The pipeline file's [learner] table is flat, and each algorithm has defaults of its own for
+the same keys.
 """
 
 from __future__ import annotations

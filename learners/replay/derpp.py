@@ -47,17 +47,19 @@ class Derpp:
     def __init__(self, config: DerppConfig) -> None:
         self.config = config
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """Equation 6. The buffer keeps the logits of this step's own pass."""
-        incoming, one, other = lesson.view(lesson.incoming), lesson.drawn(), lesson.drawn()
-        if one is None or other is None:
-            logits = lesson.logits(lesson.together(incoming)[1])
-            lesson.keep("logits", logits)
+        incoming, distilled, replayed = step.view(step.incoming), step.drawn(), step.drawn()
+        if distilled is None or replayed is None:
+            logits = step.logits(step.together(incoming)[1])
+            step.keep("logits", logits)
             return cross_entropy(logits, incoming.y, incoming.weight)
-        other.weight *= self.config.beta  # drawn rows are copies
-        one, other = lesson.view(one), lesson.view(other)
-        rows, z = lesson.together(incoming, other, one)
-        logits, labelled = lesson.logits(z), len(incoming) + len(other)
-        lesson.keep("logits", logits[: len(incoming)])
-        labels = summed_cross_entropy(logits[:labelled], rows.y[:labelled], lesson.shares(incoming, other))
-        return labels + self.config.alpha * known_distance(logits[labelled:], one.stored["logits"], one.stored["known"])
+        replayed.weight *= self.config.beta  # drawn rows are copies
+        distilled, replayed = step.view(distilled), step.view(replayed)
+        rows, z = step.together(incoming, replayed, distilled)
+        logits, labelled = step.logits(z), len(incoming) + len(replayed)
+        step.keep("logits", logits[: len(incoming)])
+        labels = summed_cross_entropy(logits[:labelled], rows.y[:labelled], step.shares(incoming, replayed))
+        return labels + self.config.alpha * known_distance(
+            logits[labelled:], distilled.stored["logits"], distilled.stored["known"]
+        )

@@ -49,9 +49,9 @@ class Er:
     def __init__(self, config: ErConfig) -> None:
         self.config = config
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """Algorithm 1; before the buffer holds a row, of the incoming rows alone."""
-        incoming, drawn = lesson.view(lesson.incoming), lesson.drawn()
-        parts = [incoming] if drawn is None else [incoming, lesson.view(drawn)]
-        rows, z = lesson.together(*parts)
-        return summed_cross_entropy(lesson.logits(z), rows.y, lesson.shares(*parts))
+        incoming, drawn = step.view(step.incoming), step.drawn()
+        parts = [incoming] if drawn is None else [incoming, step.view(drawn)]
+        rows, z = step.together(*parts)
+        return summed_cross_entropy(step.logits(z), rows.y, step.shares(*parts))

@@ -3,14 +3,14 @@
 Caccia et al., "New Insights on Reducing Abrupt Representation Change in Online Continual Learning", ICLR 2022,
 arXiv 2104.05025.
 
-Differs from the paper: nothing known. Differs from public code, which unmasks all columns from the highest class seen upward
-(AML, mammoth: assumes that classes come in order), or takes the batch's size for the number of classes (CCL-DC, MKD): the
-mask here is the set of the definition.
+Differs from the paper: nothing known. Differs from public code: the mask here is the set of the definition. AML and mammoth
+unmask all columns from the highest class seen upward, which assumes that classes come in order. CCL-DC and MKD take the
+batch's size for the number of classes.
 
 | symbol | name | shape |
 |---|---|---|
 | C_curr | ``present`` | (C,) |
-| C_old | ``lesson.seen`` and not ``present`` | (C,) |
+| C_old | ``step.seen`` and not ``present`` | (C,) |
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class ErAce:
         left_out[: len(y)] = seen & (y.bincount(minlength=len(seen)) == 0)
         return logits.masked_fill(left_out, float("-inf"))
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """Section 4, equation 4; before the buffer holds a row, of the incoming rows alone."""
-        incoming, drawn = lesson.view(lesson.incoming), lesson.drawn()
-        parts = [incoming] if drawn is None else [incoming, lesson.view(drawn)]
-        rows, z = lesson.together(*parts)
-        logits = self.masked(lesson.logits(z), incoming.y, lesson.seen)
-        return summed_cross_entropy(logits, rows.y, lesson.shares(*parts))
+        incoming, drawn = step.view(step.incoming), step.drawn()
+        parts = [incoming] if drawn is None else [incoming, step.view(drawn)]
+        rows, z = step.together(*parts)
+        logits = self.masked(step.logits(z), incoming.y, step.seen)
+        return summed_cross_entropy(logits, rows.y, step.shares(*parts))

@@ -2,9 +2,9 @@
 
 Lin et al., "HPCR: Holistic Proxy-based Contrastive Replay for Online Continual Learning", TNNLS 2025, arXiv 2309.15038.
 
-Differs from the paper: knows no task boundaries. kappa runs by the learner's own count of steps, and distillation begins after
+Differs from the paper: knows no task boundaries. kappa runs by the learner's own count of steps. Distillation begins after
 ``distil_rows`` learned rows, where the paper begins with its second task (5,000 rows on split CIFAR-100). Pairs of rows take
-part from ``pair_rows`` drawn rows on; the paper's threshold is not known, and its public code has no such branch. Logits and
+part from ``pair_rows`` drawn rows on; the paper's threshold is unknown, and its public code has no such branch. Logits and
 features are stored as this step's own pass gave them; logits are compared in the columns that were there then.
 
 | symbol | name | shape |
@@ -61,29 +61,29 @@ class Hpcr:
         most, least = self.config.temperature / self.config.sharpest, self.config.temperature / self.config.softest
         return least + (most - least) / 2.0 * (1.0 - math.cos(2.0 * math.pi * step / self.config.period_steps))
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """While the buffer is empty rows are only stored, with their logits and features."""
-        incoming, drawn = lesson.both(lesson.incoming), lesson.drawn()
+        incoming, drawn = step.both(step.incoming), step.drawn()
         if drawn is None:
-            z = lesson.features(incoming)[0]
-            self._keep(lesson, z)
+            z = step.features(incoming)[0]
+            self._keep(step, z)
             return None
-        replayed = lesson.both(drawn)
-        rows, z = lesson.together(incoming, replayed)
-        self._keep(lesson, z)
-        directions, proxies = unit(z), unit(lesson.head)
-        loss = self.coefficient(lesson.steps) * self._contrast(directions, proxies, rows, len(drawn))
-        if lesson.rows >= self.config.distil_rows:
-            now = directions[len(incoming) :]
-            loss = loss + self.config.alpha * self.logits_kept(now @ proxies.T, rows.y, drawn)
-            loss = loss + self.config.beta * self.structure_kept(now, drawn.stored["features"])
+        replayed = step.both(drawn)
+        rows, z = step.together(incoming, replayed)
+        self._keep(step, z)
+        directions, proxies = unit(z), unit(step.head)
+        loss = self.coefficient(step.steps) * self._contrast(directions, proxies, rows, len(drawn))
+        if step.rows >= self.config.distil_rows:
+            present = directions[len(incoming) :]
+            loss = loss + self.config.alpha * self.logits_kept(present @ proxies.T, rows.y, drawn)
+            loss = loss + self.config.beta * self.structure_kept(present, drawn.stored["features"])
         return loss
 
-    def _keep(self, lesson: TrainingStep, z: Tensor) -> None:
+    def _keep(self, step: TrainingStep, z: Tensor) -> None:
         """l_old and h_old of the raw incoming rows, which stand first."""
-        raw = z[: len(lesson.incoming)]
-        lesson.keep("features", raw)
-        lesson.keep("logits", unit(raw) @ unit(lesson.head).T)
+        raw = z[: len(step.incoming)]
+        step.keep("features", raw)
+        step.keep("logits", unit(raw) @ unit(step.head).T)
 
     def _contrast(self, directions: Tensor, proxies: Tensor, rows: StepRows, drawn: int) -> Tensor:
         """L_PCR, with pairs of rows where enough are drawn for them to be stable."""
@@ -95,16 +95,18 @@ class Hpcr:
     def logits_kept(cosines: Tensor, labels: Tensor, drawn: StepRows) -> Tensor:
         """PCD = mean (l - l_old)^2 in the columns of the step's ``labels`` (N,), repeats included; cosines (m or 2m, C)."""
         views = len(cosines) // len(drawn)
-        old, known = drawn.stored["logits"].repeat(views, 1), drawn.stored["known"].repeat(views)
+        old, known_columns = drawn.stored["logits"].repeat(views, 1), drawn.stored["known"].repeat(views)
         counts = labels.bincount(minlength=cosines.shape[1])[: old.shape[1]].to(cosines.dtype)
-        there = counts * (counts.new_ones(len(counts)).cumsum(0)[None] <= known[:, None])
-        return (there * (cosines[:, : old.shape[1]] - old).square()).sum() / there.sum().clamp(min=1.0)
+        counted = counts * (counts.new_ones(len(counts)).cumsum(0)[None] <= known_columns[:, None])
+        return (counted * (cosines[:, : old.shape[1]] - old).square()).sum() / counted.sum().clamp(min=1.0)
 
-    def structure_kept(self, now: Tensor, stored: Tensor) -> Tensor:
+    def structure_kept(self, present: Tensor, stored: Tensor) -> Tensor:
         """SCD = mean_i -sum_j P_old log P_new: softmax over j != i of cosines / tau, by stored features and by today's."""
-        then = unit(stored.repeat(len(now) // len(stored), 1))
-        if len(now) < 2:
-            return now.sum() * 0.0
-        itself = now.new_ones(len(now)).diag() > 0.0
-        new, old = ((rows @ rows.T / self.config.temperature).masked_fill(itself, -1e9).log_softmax(1) for rows in (now, then))
+        then = unit(stored.repeat(len(present) // len(stored), 1))
+        if len(present) < 2:
+            return present.sum() * 0.0
+        itself = present.new_ones(len(present)).diag() > 0.0
+        new, old = (
+            (rows @ rows.T / self.config.temperature).masked_fill(itself, -1e9).log_softmax(1) for rows in (present, then)
+        )
         return -(old.exp() * new).masked_fill(itself, 0.0).sum(1).mean()

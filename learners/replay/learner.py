@@ -1,10 +1,10 @@
-"""The machinery that every learner which is a network shares; what an algorithm adds is its loss.
+"""What every learner that is a network shares; an algorithm adds its loss.
 
-Rows are cut into gradient steps of ``step_rows`` rows; fewer wait in the state, so that the same rows in any batches give
-the same learner bit for bit. Each step: the algorithm's loss over incoming and drawn rows, one step of the optimiser, then
-the incoming rows are offered to the reservoir. Where rows are not pixels, the first ``warm_up_rows`` rows are not learned
-before the scale (mean and deviation of each feature) has been taken from them and frozen. A step whose gradient is not
-finite is left out and counted.
+Rows are cut into gradient steps of ``step_rows`` rows; fewer wait in the state, so that the same rows in any batches give the
+same learner bit for bit. Each step: the algorithm's loss over incoming and drawn rows, one step of the optimiser, then the
+incoming rows are offered to the reservoir. Where rows are not pixels, the first ``warm_up_rows`` rows wait until the scale
+(mean and deviation of each feature) has been taken from them and frozen. A step whose gradient is not finite is left out and
+counted.
 
 Source: docs/design/learners.md#replay; serving averages of weights and running statistics: Soutif-Cormerais
 et al., "Improving Online Continual Learning Performance and Stability with Temporal Ensembles", CoLLAs 2023.
@@ -38,7 +38,7 @@ class Method(Protocol):
 
     head: Head
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """What this step descends; None: nothing, the rows are only stored."""
 
 
@@ -89,8 +89,8 @@ class Replay:
         if not len(batch):
             return
         settle()
-        given = self._checked(batch)
-        pending = {name: np.concatenate([self.waiting[name], given[name]]) for name in given}
+        columns = self._checked(batch)
+        pending = {name: np.concatenate([self.waiting[name], columns[name]]) for name in columns}
         at, count = 0, self.config.step_rows
         if self._scale is None and not self.spec.pixels:
             if len(pending["y"]) < self.config.warm_up_rows:
@@ -210,13 +210,13 @@ class Replay:
         self.seen[rows["y"]] = True
         incoming = StepRows(scaled(self.spec, None, stored["x"]), stored["y"], stored["weight"])
         seen = torch.from_numpy(self.seen).to(self.config.device)
-        lesson = TrainingStep(incoming, self.network, self.buffer, self.config, self.draws, seen, self.steps, self.rows)
+        step = TrainingStep(incoming, self.network, self.buffer, self.config, self.draws, seen, self.steps, self.rows)
         before = {name: tensor.clone() for name, tensor in self.network.statistics.items() if ".norm." in name}
-        loss = self.method.loss(lesson)
+        loss = self.method.loss(step)
         if loss is not None and not self._descend(loss):
             self.network.statistics |= before
         if self.buffer.size:
-            self._store(stored | lesson.kept, rows["key"])
+            self._store(stored | step.kept, rows["key"])
         self.rows += len(rows["y"])
         self.steps += 1
         self._raised["rows"] = max(0, self._raised["rows"] - len(rows["y"]))
@@ -225,8 +225,8 @@ class Replay:
     def _descend(self, loss: Tensor) -> bool:
         """One step of the optimiser, and of the average; whether the gradient was finite, so that it was taken."""
         weights = self.network.weights
-        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        gradients = {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+        derivatives = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        gradients = {name: gradient for name, gradient in zip(weights, derivatives, strict=True) if gradient is not None}
         if not all(map(math.isfinite, torch._foreach_norm(list(gradients.values())))):
             self.skipped += 1
             return False

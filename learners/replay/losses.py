@@ -28,13 +28,13 @@ def summed_cross_entropy(logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
     return functional.cross_entropy(logits, y, reduction="none").dot(share.to(logits.dtype))
 
 
-def known_distance(logits: Tensor, stored: Tensor, known: Tensor) -> Tensor:
+def known_distance(logits: Tensor, stored: Tensor, known_columns: Tensor) -> Tensor:
     """Mean over rows of the mean over columns c < known_i of (logits - stored)^2.
 
-    ``logits`` (n, C); ``stored`` (n, C or fewer); ``known`` (n,) >= 1.
+    ``logits`` (n, C); ``stored`` (n, C or fewer); ``known_columns`` (n,) >= 1.
     """
-    there = logits.new_ones(stored.shape[1]).cumsum(0)[None] <= known[:, None]
-    return ((logits[:, : stored.shape[1]] - stored).square() * (there / known[:, None])).sum() / len(known)
+    within = logits.new_ones(stored.shape[1]).cumsum(0)[None] <= known_columns[:, None]
+    return ((logits[:, : stored.shape[1]] - stored).square() * (within / known_columns[:, None])).sum() / len(known_columns)
 
 
 def proxy_contrast(cosines: Tensor, y: Tensor, weight: Tensor, temperature: float) -> Tensor:
@@ -68,7 +68,7 @@ def proxy_and_row_contrast(z: Tensor, proxies: Tensor, y: Tensor, temperature: f
 def supervised_contrast(z: Tensor, y: Tensor, temperature: float) -> Tensor:
     """Supervised InfoNCE over rows z (n, p) of length 1: positives are the other rows of the same class.
 
-    A row without such takes no part; 0 where none has one. Source: Khosla et al., NeurIPS 2020, equation 2.
+    A row without such is left out; 0 where none has one. Source: Khosla et al., NeurIPS 2020, equation 2.
     """
     if len(z) < 2:
         return z.sum() * 0.0
@@ -88,14 +88,14 @@ def prototypes(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return labels, own @ z / own.sum(1, keepdim=True)
 
 
-def prototype_contrast(one: Tensor, other: Tensor, temperature: float) -> Tensor:
+def prototype_contrast(view: Tensor, other: Tensor, temperature: float) -> Tensor:
     """L_pro: a prototype's direction (K, p) in one view picks that in the other out of all 2 K - 1 others; mean over 2 K.
 
     Source: OnPro, ICCV 2023, equation 3.
     """
-    first, second = unit(one), unit(other)
+    first, second = unit(view), unit(other)
     same, across = first @ first.T / temperature, first @ second.T / temperature
-    itself = same.new_ones(len(one)).diag() > 0.0
+    itself = same.new_ones(len(view)).diag() > 0.0
     own = across.diagonal()
     left = across.logsumexp(1).logaddexp(same.masked_fill(itself, float("-inf")).logsumexp(1))
     twin = (second @ second.T / temperature).masked_fill(itself, float("-inf")).logsumexp(1)

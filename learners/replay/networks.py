@@ -1,8 +1,8 @@
 """Networks as data: a list of layers that one small interpreter runs in torch, and another writes as ONNX.
 
-mlp; a small convnet; the reduced ResNet-18 of online continual learning (nf = 20, first convolution 3x3 with stride 1,
-160 features of a 32x32 image, 640 of an 84x84 one: the head takes what comes). Weights are drawn as PyTorch draws them,
-uniform in +-1 / sqrt(fan in), from a generator that is an argument.
+There are an mlp, a small convnet, and the reduced ResNet-18 of online continual learning. That has nf = 20, a first
+convolution of 3x3 with stride 1, and 160 features of a 32x32 image or 640 of an 84x84 one; the head takes what comes. Weights
+are drawn as PyTorch draws them, uniform in +-1 / sqrt(fan in), from a generator that is an argument.
 
 | symbol | name | shape |
 |---|---|---|
@@ -51,11 +51,11 @@ def layers_of(spec: Spec) -> tuple[Layer, ...]:
         return _convnet(spec)
     if spec.network == "resnet18":
         return _resnet18(spec)
-    found, ins = [Layer("flatten")], spec.d
+    layers, ins = [Layer("flatten")], spec.d
     for at, outs in enumerate(spec.hidden):
-        found += [Layer("linear", f"body.{at}", ins, outs), Layer("relu")]
+        layers += [Layer("linear", f"body.{at}", ins, outs), Layer("relu")]
         ins = outs
-    return tuple(found)
+    return tuple(layers)
 
 
 def _convnet(spec: Spec) -> tuple[Layer, ...]:
@@ -78,16 +78,16 @@ def _convnet(spec: Spec) -> tuple[Layer, ...]:
 def _resnet18(spec: Spec) -> tuple[Layer, ...]:
     """Eight residual blocks of nf, 2 nf, 4 nf, 8 nf channels; the mean of 4x4 at the end."""
     colours, height, width = spec.image
-    found, ins = [*_convolution("body.0", colours, spec.channels, 3, 1), Layer("relu")], spec.channels
+    layers, ins = [*_convolution("body.0", colours, spec.channels, 3, 1), Layer("relu")], spec.channels
     for at in range(8):
         outs, stride = spec.channels * 2 ** (at // 2), 2 if at in (2, 4, 6) else 1
         height, width = -(-height // stride), -(-width // stride)
         name = f"body.{at + 1}"
         main = (*_convolution(f"{name}.0", ins, outs, 3, stride), Layer("relu"), *_convolution(f"{name}.1", outs, outs, 3, 1))
         same = stride == 1 and ins == outs
-        found.append(Layer("residual", main=main, skip=() if same else _convolution(f"{name}.skip", ins, outs, 1, stride)))
+        layers.append(Layer("residual", main=main, skip=() if same else _convolution(f"{name}.skip", ins, outs, 1, stride)))
         ins = outs
-    return (*found, Layer("mean", size=min(4, height, width)), Layer("flatten"))
+    return (*layers, Layer("mean", size=min(4, height, width)), Layer("flatten"))
 
 
 def _convolution(name: str, ins: int, outs: int, size: int, stride: int) -> tuple[Layer, ...]:
@@ -123,12 +123,12 @@ def drawn_head(head: Head, p: int, rows: int, draws: np.random.Generator) -> Ten
         shapes = {"0.weight": (head.hidden, p), "0.bias": (head.hidden,)}
         shapes |= {"1.weight": (head.outputs, head.hidden), "1.bias": (head.outputs,)}
         fans = {"0": p, "1": head.hidden}
-        one = {name: uniform(draws, shape, fans[name[0]]) for name, shape in shapes.items()}  # students begin alike
-        return {f"head.{name}": start.expand(rows, *start.shape).clone() for name, start in one.items()}
-    found = {"head.weight": uniform(draws, (rows, p), p)}
+        student = {name: uniform(draws, shape, fans[name[0]]) for name, shape in shapes.items()}  # students begin alike
+        return {f"head.{name}": start.expand(rows, *start.shape).clone() for name, start in student.items()}
+    tensors = {"head.weight": uniform(draws, (rows, p), p)}
     if head.kind == "linear" and head.bias:
-        found["head.bias"] = uniform(draws, (rows,), p)
-    return found
+        tensors["head.bias"] = uniform(draws, (rows,), p)
+    return tensors
 
 
 def drawn_teacher(head: Head, p: int, draws: np.random.Generator) -> Tensors:

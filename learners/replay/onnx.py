@@ -28,7 +28,7 @@ class Graph:
         """The name of an operator's output; an array among its inputs becomes a constant. ``said``: its attributes."""
         from onnx.helper import make_node
 
-        names = [given if isinstance(given, str) else self.constant(given) for given in inputs]
+        names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         output = f"v{len(self.nodes)}"
         self.nodes.append(make_node(operator, names, [output], **(said or {})))
         return output

@@ -3,9 +3,9 @@
 Wei et al., "Online Prototype Learning for Online Continual Learning", ICCV 2023, arXiv 2308.00301; the instance loss is that of
 Guo et al., "Online Continual Learning through Mutual Information Maximization", ICML 2022 (OCM).
 
-Differs from the paper: knows no task boundaries, so there is one form of the step and not a first task's and the others';
-rows are mixed within the drawn ones and by this step's prototypes; the instance loss compares projections, without a slice of
-the features; images that are not square are not rotated. Rows that are no images have one view.
+Differs from the paper: knows no task boundaries, so the step of a first task and of the others has one form; rows are mixed
+within the drawn ones and by this step's prototypes; the instance loss compares projections, without a slice of the features;
+only square images are rotated. Rows that are no images have one view.
 
 | symbol | name | shape |
 |---|---|---|
@@ -56,37 +56,41 @@ class Onpro:
         self.config = config
         self.head = Head(projection=config.projection)
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """Equation 9; while the buffer is empty, the cross entropy is of the incoming rows."""
-        drawn = lesson.drawn()
-        loss, _, _ = self._contrasts(lesson, lesson.incoming)
+        drawn = step.drawn()
+        loss, _, _ = self._contrasts(step, step.incoming)
         if drawn is None:
-            (z,) = lesson.features(lesson.view(lesson.incoming))
-            return loss + cross_entropy(lesson.logits(z), lesson.incoming.y, lesson.incoming.weight)
-        more, centres, labels = self._contrasts(lesson, drawn)
-        mixed, other, share = self._mixed(lesson, drawn, centres.detach(), labels)
-        (z,) = lesson.features(lesson.view(mixed))
-        logits = lesson.logits(z)
+            (z,) = step.features(step.view(step.incoming))
+            return loss + cross_entropy(step.logits(z), step.incoming.y, step.incoming.weight)
+        more, centres, labels = self._contrasts(step, drawn)
+        mixed, other, share = self._mixed(step, drawn, centres.detach(), labels)
+        (z,) = step.features(step.view(mixed))
+        logits = step.logits(z)
         first = cross_entropy(logits, mixed.y, mixed.weight * (1.0 - share))
         return loss + more + first + cross_entropy(logits, other, mixed.weight * share)
 
-    def _contrasts(self, lesson: TrainingStep, rows: StepRows) -> tuple[Tensor, Tensor, Tensor]:
+    def _contrasts(self, step: TrainingStep, rows: StepRows) -> tuple[Tensor, Tensor, Tensor]:
         """L_INS + L_OPE of rows, their prototypes (K, projection), and whose these are (K,)."""
-        turned, parts = lesson.turned(rows)
-        both = lesson.both(turned)
-        z = unit(lesson.projected(lesson.features(both)[0]))
+        turned, parts = step.turned(rows)
+        both = step.both(turned)
+        z = unit(step.projected(step.features(both)[0]))
         count = len(turned)
         pseudo = (turned.y * 4 + parts).repeat(len(both) // count)
         raw, view = z[: len(rows)], z[len(both) - count :][: len(rows)]
-        labels, one = prototypes(raw, rows.y)
-        other = prototypes(view, rows.y)[1]
+        labels, row_means = prototypes(raw, rows.y)
+        view_means = prototypes(view, rows.y)[1]
         loss = supervised_contrast(z, pseudo, self.config.instance_temperature)
-        return loss + prototype_contrast(one, other, self.config.prototype_temperature), (one + other) / 2.0, labels
+        return (
+            loss + prototype_contrast(row_means, view_means, self.config.prototype_temperature),
+            (row_means + view_means) / 2.0,
+            labels,
+        )
 
-    def _mixed(self, lesson: TrainingStep, drawn: StepRows, centres: Tensor, labels: Tensor) -> tuple[StepRows, Tensor, Tensor]:
+    def _mixed(self, step: TrainingStep, drawn: StepRows, centres: Tensor, labels: Tensor) -> tuple[StepRows, Tensor, Tensor]:
         """Rows with a share (m,) of others in them, whose labels are (m,); the last ones by closeness of prototypes."""
         by_closeness = round(self.config.feedback * len(drawn)) if len(labels) > 1 else 0
-        return lesson.mixed(drawn, self.closeness(centres), labels, by_closeness, self.config.mixing)
+        return step.mixed(drawn, self.closeness(centres), labels, by_closeness, self.config.mixing)
 
     @staticmethod
     def closeness(centres: Tensor) -> Tensor:

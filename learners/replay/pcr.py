@@ -8,7 +8,7 @@ batch). Features of any width fit the head (the public one is built for 160 and 
 
 | symbol | name | shape |
 |---|---|---|
-| z_i, p_c | directions of features and of rows of ``lesson.head`` | (n, p), (C, p) |
+| z_i, p_c | directions of features and of rows of ``step.head`` | (n, p), (C, p) |
 | tau | ``temperature`` | () |
 | n_c | rows of class c among the rows of the step | (C,) |
 """
@@ -46,10 +46,10 @@ class Pcr:
         self.config = config
         self.head = Head("cosine", scale=1.0 / config.temperature)
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """Over incoming and drawn rows, each with its second view; while the buffer is empty rows are only stored."""
-        drawn = lesson.drawn()
+        drawn = step.drawn()
         if drawn is None:
             return None
-        rows, z = lesson.together(lesson.both(lesson.incoming), lesson.both(drawn))
-        return proxy_contrast(unit(z) @ unit(lesson.head).T, rows.y, rows.weight, self.config.temperature)
+        rows, z = step.together(step.both(step.incoming), step.both(drawn))
+        return proxy_contrast(unit(z) @ unit(step.head).T, rows.y, rows.weight, self.config.temperature)

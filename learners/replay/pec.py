@@ -48,10 +48,10 @@ class Pec:
         self.config = config
         self.head = Head("error", hidden=config.units, outputs=config.outputs, teacher=config.teacher_units)
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """Equation 1, summed over classes of the mean over each class's rows: every student takes a step of its own."""
-        rows = lesson.incoming
-        (x,) = lesson.features(rows)
-        errors = -lesson.own_logits(x, rows.y)
+        rows = step.incoming
+        (x,) = step.features(rows)
+        errors = -step.own_logits(x, rows.y)
         counts = rows.y.bincount()[rows.y]
         return (rows.weight * errors / counts).sum()

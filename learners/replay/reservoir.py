@@ -3,8 +3,8 @@
 Vitter, "Random Sampling with a Reservoir", ACM TOMS 11(1), 1985, Algorithm R.
 
 Differs from the paper: items are deleted. A deleted item's slot stays empty until an item draws it, and what was seen stays
-counted, so that every item that was not deleted is in the reservoir with the same probability M / n. (Public replay buffers
-draw for a whole batch with the count before it, and let an item of the batch overwrite another: not uniform.)
+counted. So every item that was not deleted is in the reservoir with the same probability M / n. (Public replay buffers draw
+for a whole batch with the count before it, and let an item of the batch overwrite another: not uniform.)
 
 | symbol | name | |
 |---|---|---|

@@ -39,8 +39,8 @@ class NetworkServable:
         rows = torch.from_numpy(x.copy())
         with torch.inference_mode():
             parts = [self._scores(rows[at : at + CHUNK]) for at in range(0, len(rows), CHUNK)]
-        found: Floats = torch.cat(parts).double().numpy()
-        return found
+        scores: Floats = torch.cat(parts).double().numpy()
+        return scores
 
     def _scores(self, x: Tensor) -> Tensor:
         z = run(layers_of(self.spec), self.tensors, scaled(self.spec, self.scale, x))
@@ -49,10 +49,10 @@ class NetworkServable:
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``from_arrays`` needs; the arrays are read-only."""
-        found: dict[str, Value] = {"classes": list(self.classes), "spec": plain(self.spec)}
+        arrays: dict[str, Value] = {"classes": list(self.classes), "spec": plain(self.spec)}
         if self.scale is not None:
-            found |= {"mean": read_only(self.scale[0]), "deviation": read_only(self.scale[1])}
-        return found | {f"tensor.{name}": read_only(tensor) for name, tensor in self.tensors.items()}
+            arrays |= {"mean": read_only(self.scale[0]), "deviation": read_only(self.scale[1])}
+        return arrays | {f"tensor.{name}": read_only(tensor) for name, tensor in self.tensors.items()}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Value]) -> NetworkServable:

@@ -6,13 +6,13 @@ Differs from the paper: no code of its authors is to be had, so the two losses a
 (docs/design/learners.md#uer). Open there and chosen here: ``temperature``; classes never seen take no part;
 both losses weigh the same; images go in as they are and augmented, as in the author's later work.
 
-Gradients of z are about 1 / (tau |z|) in L_in and |w| in L_re: where features are short, which nothing prevents in a network
-that is not normalised (convnet: |z| 0.4 to 1.1 on CIFAR-10, resnet18: 7 to 8), stored rows have little say.
+Gradients of z are about 1 / (tau |z|) in L_in and |w| in L_re, so where features are short, stored rows have little say. A
+network that is not normalised may have such (on CIFAR-10 |z| is 0.4 to 1.1 with convnet, 7 to 8 with resnet18).
 
 | symbol | name | shape |
 |---|---|---|
 | z | features of ``incoming``, ``drawn`` | (n, p) |
-| w_c | rows of ``lesson.head``, no bias | (C, p) |
+| w_c | rows of ``step.head``, no bias | (C, p) |
 | tau | ``temperature`` | () |
 """
 
@@ -61,13 +61,13 @@ class Uer:
         """L_in = mean -log [exp(cos(z, w_y) / tau) / sum_c exp(cos(z, w_c) / tau)]."""
         return cross_entropy(angles, y, weight)
 
-    def loss(self, lesson: TrainingStep) -> Tensor | None:
+    def loss(self, step: TrainingStep) -> Tensor | None:
         """L_in + L_re, with L_re = mean -log [exp(z w_y) / sum_c exp(z w_c)]; before the buffer holds a row, L_in."""
-        incoming, drawn = lesson.both(lesson.incoming), lesson.drawn()
-        parts = [incoming] if drawn is None else [incoming, lesson.both(drawn)]
-        z = lesson.features(*parts)
-        angles = lesson.over_seen(self.angles(z[0], lesson.head))
+        incoming, drawn = step.both(step.incoming), step.drawn()
+        parts = [incoming] if drawn is None else [incoming, step.both(drawn)]
+        z = step.features(*parts)
+        angles = step.over_seen(self.angles(z[0], step.head))
         loss = self.incoming_loss(angles, incoming.y, incoming.weight)
         if drawn is None:
             return loss
-        return loss + cross_entropy(lesson.over_seen(lesson.logits(z[1])), parts[1].y, parts[1].weight)
+        return loss + cross_entropy(step.over_seen(step.logits(z[1])), parts[1].y, parts[1].weight)

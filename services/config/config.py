@@ -59,7 +59,7 @@ class Pipeline:
     labels: LabelRules | None = None  # labels that come after their prediction; without it they stand in the rows
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ValueError for a setting out of range."""
         if not self.name or not set(self.name) <= NAME_CHARACTERS:
             raise ValueError(f"name = {self.name!r}: must be letters, digits, - and _")
         if self.seed < 0 or self.threads < 1:

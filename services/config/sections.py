@@ -16,7 +16,7 @@ class BatchConfig:
     wait_ms: int = 1000  # >= 1, milliseconds of the journal's clock after which a part of a batch is learned
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ValueError for a setting out of range."""
         for name in ("rows", "wait_ms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
@@ -36,7 +36,7 @@ class LogConfig:
     kafka: Cluster = field(default_factory=Cluster)  # which cluster, with kind = "kafka"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ValueError for a setting out of range."""
         for name, low in (("partitions", 1), ("retention_hours", 0), ("max_bytes", 1), ("max_batch_bytes", 1)):
             if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
@@ -55,7 +55,7 @@ class VersionsConfig:
     verify_budget_s: float = 60.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ValueError for a setting out of range."""
         for name in ("keep", "verify_budget_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 0")

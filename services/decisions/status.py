@@ -144,7 +144,7 @@ def _acted(summary: Summary) -> dict[str, Any]:
     if act is None:
         return {}
     version = next((mark.version for mark in summary.marks if mark.version is not None and mark.state_seq >= act.seq), None)
-    return {"act": f"{act.words} at seq {act.seq}, after {act.cause} {act.evidence}; version: {version or 'on its way'}"}
+    return {"act": f"{act.description} at seq {act.seq}, after {act.cause} {act.evidence}; version: {version or 'on its way'}"}
 
 
 def _held_out(output: Output) -> dict[str, Any]:

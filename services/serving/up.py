@@ -64,7 +64,7 @@ class Listening:
         return self.host == "localhost" or ip_address(self.host).is_loopback
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ConfigError for a setting out of range."""
         try:
             ip_address("127.0.0.1" if self.host == "localhost" else self.host)
         except ValueError as error:

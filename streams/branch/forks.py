@@ -22,18 +22,18 @@ from millrace.streams.stream import Stream
 END_TRIES = 5  # against openers that are faster, and appends that land late
 
 
-def excluded(store: Store, found: Summary, version: Mark | None = None) -> list[Exclusion]:
+def excluded(store: Store, summary: Summary, version: Mark | None = None) -> list[Exclusion]:
     """What a branch leaves out: what its fork says and no act has ended, as of now or of one of its versions.
 
     Raises: DamageError where the state cannot be read that says so.
     """
-    fork, mark = found.fork, version or (found.marks[-1] if found.marks else None)
+    fork, mark = summary.fork, version or (summary.marks[-1] if summary.marks else None)
     if fork is None or not fork.exclude:
         return []
-    ended = set(found.included) if version is None else set[int]()
+    ended = set(summary.included) if version is None else set[int]()
     if mark is not None:
         ended |= set(load_part(store, mark, "counts").get("included", {}).get(fork.branch, ()))
-    return [one for place, one in enumerate(fork.exclude) if place not in ended]
+    return [exclusion for place, exclusion in enumerate(fork.exclude) if place not in ended]
 
 
 def replay_fork(fold_spec: FoldSpec, backends: Backends, branch: str, version: Mark, exclude: Sequence[Exclusion]) -> Fork:
@@ -102,11 +102,11 @@ def begin_fork(fold_spec: FoldSpec, backends: Backends, fork: Fork, version: str
     start_of = None
     if fork.parent is not None:
         start_of = _copied(backends.store, fork) if version is None else compose(fold_spec, backends.store, fork, version)
-    found = summarise(backends.journal, fork.branch)
-    writer = Writer(backends.journal, fork.branch, found.end)
-    if found.fork is None:
+    summary = summarise(backends.journal, fork.branch)
+    writer = Writer(backends.journal, fork.branch, summary.end)
+    if summary.fork is None:
         writer.append(fork)
-    if start_of is not None and not found.marks and writer.cursor.epoch == 0:
+    if start_of is not None and not summary.marks and writer.cursor.epoch == 0:
         checkpoint, sha256 = start_of
         writer.append(
             Mark(branch=fork.branch, seq=2, epoch=0, state_seq=1, state_sha256=sha256, checkpoint=checkpoint, version=None)
@@ -129,7 +129,7 @@ def compose(fold_spec: FoldSpec, store: Store, fork: Fork, version: str) -> tupl
     """The learner of a version of branch ``version``, copied as it lies there; then the start of the fork and its hash."""
     name = str(fork.learner_from)
     manifest = read_checkpoint(store, version, name)
-    for blob in [part.sha256 for one, part in manifest.parts.items() if is_learned(one)] + [name]:
+    for blob in [part.sha256 for part_name, part in manifest.parts.items() if is_learned(part_name)] + [name]:
         store.put(fork.branch, store.get(version, blob))
     checkpoint, own = save_checkpoint(store, fork.branch, 1, start(fold_spec, store, fork).parts())
     return checkpoint, own.state_sha256

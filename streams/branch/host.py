@@ -22,9 +22,9 @@ def this_host(threads: int) -> Host:
     return Host(_cpu(), _blas(), threads, _torch(), version("millrace"))
 
 
-def same_numerics(one: Host, other: Host) -> bool:
+def same_numerics(host: Host, other: Host) -> bool:
     """Whether states folded on both are compared bit for bit."""
-    return (one.cpu, one.blas, one.threads, one.torch) == (other.cpu, other.blas, other.threads, other.torch)
+    return (host.cpu, host.blas, host.threads, host.torch) == (other.cpu, other.blas, other.threads, other.torch)
 
 
 def _cpu() -> str:

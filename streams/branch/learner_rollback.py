@@ -1,12 +1,12 @@
 """A branch that goes on with an older learner: the newest state of a branch, with what an earlier version of it had learned.
 
-Of the version: the learner, what is derived from it, and the feature tables that its weights belong to (categories have their
-slots there, means stand in for missing numbers), so it answers every row as the version did, bit for bit.
-Of the newest state: the label join, positions, the clock, detectors, scores, and the count of where every record went. The rows
-between the two are not learned again. Those that waited for their batch are passed: a batch never has rows from before and
-after. A prediction that waits for its label waits on; its row is put as the version's tables put it, and its answer becomes
-that of the version, since what the learner that was taken back had answered says nothing about this one.
-Rows that are held out are put as the version puts them, too.
+Of the version: the learner, what is derived from it, and the feature tables that its weights belong to. Categories have their
+slots there, and means stand in for missing numbers. So it answers every row as the version did, bit for bit. Of the newest
+state: the label join, positions, the clock, detectors, scores, and the count of where every record went. The rows between the
+two are not learned again. Those that waited for their batch are passed: a batch never has rows from before and after. A
+prediction that waits for its label waits on. Its row is put as the version's tables put it, and its answer becomes the
+version's: the answer of the learner that was taken back says nothing about this one. Rows that are held out are put as the
+version puts them, too.
 
 Source: docs/design/journal.md, rule 9.
 """
@@ -38,7 +38,7 @@ def rewound(schema: Schema, make_learner: Callable[[], Learner], version: Parts,
     counts["passed"] += len(newest["batches"].get("x", ()))
     parts["counts"]["counts"] = counts
     parts["batches"] = {"deadline_ms": 0}
-    for name in [one for one in ("x", "pending") if "held_out" in parts and len(parts["held_out"][one])]:
+    for name in [column for column in ("x", "pending") if "held_out" in parts and len(parts["held_out"][column])]:
         rows, slots = parts["held_out"][name], (newest["features"]["slots"], version["features"]["slots"])
         parts["held_out"][name] = moved(schema, rows, *slots)
     if "join" in parts:

@@ -1,6 +1,6 @@
 """The branch that merges shards: each entry names the states of all of them, and its state is their exact merge.
 
-A merge adds up what the shards' learners know, so nothing is lost, and no row is learned twice. What is live is merged as the
+A merge adds up what the shards' learners know: all of it is kept, and each row is learned once. What is live is merged as the
 shards go on; a version is merged from marks of the shards, so that verifying those and merging again proves it.
 
 Source: docs/design/journal.md, rules 12 and 15.

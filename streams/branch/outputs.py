@@ -75,8 +75,8 @@ def output_record(step: Step, fold: Fold) -> Record:
 
 def _late(join: LabelJoin) -> dict[str, int]:
     """What came of served predictions and labels; how many of each wait; how many identities are remembered."""
-    now = {"awaited": join.waiting_predictions, "waiting": join.waiting_labels, "remembered": join.remembered.rows}
-    return msgspec.structs.asdict(join.counts) | now
+    sizes = {"awaited": join.waiting_predictions, "waiting": join.waiting_labels, "remembered": join.remembered.rows}
+    return msgspec.structs.asdict(join.counts) | sizes
 
 
 def plain_totals(totals: ClassScores | ValueScores) -> dict[str, Value]:
@@ -132,10 +132,10 @@ def dead_letter(tp: str, refused: Refused) -> Record:
 def contradictions(fold: Fold) -> list[tuple[str, Refused]]:
     """Labels of the newest step of ``fold`` that contradict the one that came first under their id and revision.
 
-    Only folding the first shows that the second conflicts, so their dead letters cannot be confirmed before the step is
-    journaled, as those of unreadable records are (docs/design/journal.md, rule 5). They leave after the acknowledgement, before
-    the step's scores, and again whenever the step is folded again and its scores had not been seen to leave. So each leaves at
-    least once; a dead letter is identified by its topic, partition and offset, by which a reader knows the repetition.
+    Only folding the first shows that the second conflicts. So their dead letters are confirmed after the step is journaled;
+    those of unreadable records are before (docs/design/journal.md, rule 5). They leave after the acknowledgement, before the
+    step's scores. They leave again whenever the step is folded again and its scores had not been seen to leave. So each leaves
+    at least once; a dead letter is identified by its topic, partition and offset, by which a reader knows the repetition.
     """
     why = "another label than the one that came first under this id and revision"
     return [(tp, Refused(event, "conflicting-label", why)) for tp, event in fold.conflicts]

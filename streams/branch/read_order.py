@@ -109,8 +109,8 @@ class Retraced:
             if cut < stop:
                 self._left.appendleft((tp, cut, stop))
             reads.append(self._source.read(tp, start, cut))
-            if found := len(reads[-1].events):
-                self._most = max(1, LARGE_BYTES * found // max(1, reads[-1].size))
+            if count := len(reads[-1].events):
+                self._most = max(1, LARGE_BYTES * count // max(1, reads[-1].size))
             limit -= cut - start
             self._source.seek(self._source.position | {tp: cut})
         return reads or self._source.next_batch(limit)

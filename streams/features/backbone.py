@@ -25,27 +25,27 @@ OUTPUT = "features"  # what the network must call them
 def located(fields: Sequence[Field], folder: Path) -> tuple[Field, ...]:
     """Fields whose networks' paths are taken from ``folder``, with the sha256 of each file.
 
-    A file that is not there is let pass where the pipeline says its sha256: a rollback needs no network.
+    A missing file is let pass where the pipeline says its sha256: a rollback needs no network.
     Raises: ConfigError where a file is not there, or another than its sha256 says.
     """
-    return tuple(_located(one, folder) if one.type == "image" else one for one in fields)
+    return tuple(_located(field, folder) if field.type == "image" else field for field in fields)
 
 
-def _located(one: Field, folder: Path) -> Field:
-    path = (folder / one.backbone).absolute()
-    if one.sha256 and not path.exists():
-        return replace(one, backbone=str(path))
+def _located(field: Field, folder: Path) -> Field:
+    path = (folder / field.backbone).absolute()
+    if field.sha256 and not path.exists():
+        return replace(field, backbone=str(path))
     try:
-        found = sha256(path.read_bytes())
+        digest = sha256(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"Field {one.name}: its backbone {path} cannot be read: {error.strerror}.") from error
-    _compare(one, found, path)
-    return replace(one, backbone=str(path), sha256=found)
+        raise ConfigError(f"Field {field.name}: its backbone {path} cannot be read: {error.strerror}.") from error
+    _compare(field, digest, path)
+    return replace(field, backbone=str(path), sha256=digest)
 
 
-def _compare(one: Field, found: str, path: Path) -> None:
-    if one.sha256 not in ("", found):
-        raise ConfigError(f"Field {one.name}: {path} has sha256 {found}, not {one.sha256}. Put the other file back.")
+def _compare(field: Field, digest: str, path: Path) -> None:
+    if field.sha256 not in ("", digest):
+        raise ConfigError(f"Field {field.name}: {path} has sha256 {digest}, not {field.sha256}. Put the other file back.")
 
 
 class Backbone:
@@ -54,36 +54,36 @@ class Backbone:
     Raises: ConfigError where its file is not what the field says; BadInputError where onnxruntime is not installed.
     """
 
-    def __init__(self, one: Field) -> None:
+    def __init__(self, field: Field) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise BadInputError("A field of images needs onnxruntime; pip install 'millrace[backbone]'.") from error
-        path = Path(one.backbone)
+        path = Path(field.backbone)
         try:
             network = path.read_bytes()
         except OSError as error:
-            raise ConfigError(f"Field {one.name}: its backbone {path} cannot be read: {error.strerror}.") from error
-        _compare(one, sha256(network), path)
+            raise ConfigError(f"Field {field.name}: its backbone {path} cannot be read: {error.strerror}.") from error
+        _compare(field, sha256(network), path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what goes wrong is raised
         states = onnxruntime.capi.onnxruntime_pybind11_state
-        known = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
-        refusals = (ValueError, RuntimeError, IndexError, *(getattr(states, name) for name in known))
-        self._field = one
+        error_names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+        refusals = (ValueError, RuntimeError, IndexError, *(getattr(states, name) for name in error_names))
+        self._field = field
         try:
             self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
             self._input = self._session.get_inputs()[0].name
-            found = self._run(np.zeros((1, 3, *one.shape), dtype=np.float32)).shape
+            shape = self._run(np.zeros((1, 3, *field.shape), dtype=np.float32)).shape
         except refusals as error:
-            raise ConfigError(f"Field {one.name}: {path} is no network that takes {(1, 3, *one.shape)}: {error}") from error
-        if found != (1, one.features):
-            raise ConfigError(f"Field {one.name}: output {OUTPUT} of {path} is {found}; set features = {found[-1]}.")
+            raise ConfigError(f"Field {field.name}: {path} is no network that takes {(1, 3, *field.shape)}: {error}") from error
+        if shape != (1, field.features):
+            raise ConfigError(f"Field {field.name}: output {OUTPUT} of {path} is {shape}; set features = {shape[-1]}.")
 
     def _run(self, picture: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Array:
-        found: Array = self._session.run([OUTPUT], {self._input: picture})[0]
-        return found
+        output: Array = self._session.run([OUTPUT], {self._input: picture})[0]
+        return output
 
     def features(self, pictures: Array) -> Floats:
         """Features (n, features) of the bytes of n pictures that can be read."""
@@ -94,6 +94,6 @@ class Backbone:
 
 
 @lru_cache(maxsize=8)
-def backbone(one: Field) -> Backbone:
+def backbone(field: Field) -> Backbone:
     """The network of a field, loaded once a process. Raises: as ``Backbone`` does."""
-    return Backbone(one)
+    return Backbone(field)

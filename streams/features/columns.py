@@ -1,6 +1,6 @@
 """Decoded columns into the feature matrix x, with the tables that grow on the way.
 
-d is fixed by the declaration. The tables (running means, category slots) are state: they see rows in log order, one after the
+d is fixed by the declaration. The tables (running means, category slots) are state. They see rows in log order, one after the
 other, so that no result depends on how rows were grouped into reads.
 """
 
@@ -101,8 +101,8 @@ class Features:
         if field.categories == "hash":
             return lambda name: crc32(name.encode()) % field.max
         if field.categories == "grow":
-            known = {name: at for at, name in enumerate(self._slots[field.name])}
-            return lambda name: known.get(name, field.max)
+            slots = {name: at for at, name in enumerate(self._slots[field.name])}
+            return lambda name: slots.get(name, field.max)
         fixed = {name: at for at, name in enumerate(field.categories)}
         return fixed.__getitem__
 

@@ -48,7 +48,7 @@ class BatchCodec:
     def __init__(self, schema: Schema, max_bytes: int = BATCH_BYTES) -> None:
         self._schema = schema
         self._max_bytes = max_bytes  # of a message, as it lies in the log and decompressed
-        self._names = [one.name for one in schema.fields]
+        self._names = [field.name for field in schema.fields]
 
     def decode(self, event: Event) -> tuple[list[Rows], list[Refused]]:
         """The rows of a message that can be read, batch by batch, and those that cannot, each with its number.
@@ -67,13 +67,13 @@ class BatchCodec:
     def _check_columns(self, columns: Any) -> None:
         """Exactly the declared fields, label and weight, those that may be missing left out or not."""
         label, weight = self._schema.label.name, self._schema.weight
-        known = {*self._names, label, weight, TIMESTAMP}
+        allowed = {*self._names, label, weight, TIMESTAMP}
         for name in columns.names:
-            if name not in known:
+            if name not in allowed:
                 raise RecordError("unknown-field", f"{name} is no field of the pipeline")
-        for one in self._schema.fields:
-            if one.missing == "reject" and one.name not in columns.names:
-                raise RecordError("missing-field", f"there is no column {one.name}")
+        for declared in self._schema.fields:
+            if declared.missing == "reject" and declared.name not in columns.names:
+                raise RecordError("missing-field", f"there is no column {declared.name}")
 
     def _rows(self, batch: Batch, event: Event) -> tuple[Rows, Faults]:
         """Every row, those in ``Faults`` with whatever stands there."""
@@ -86,7 +86,7 @@ class BatchCodec:
             _within(plain, EVERYTHING, "a number", faults)
             columns = tuple(plain[:, at : at + 1] for at in range(len(self._names)))
         else:
-            columns = tuple(_column(one, _named(batch, one.name), n, faults) for one in self._schema.fields)
+            columns = tuple(_column(field, _named(batch, field.name), n, faults) for field in self._schema.fields)
         y = _labels(self._schema.label, _named(batch, self._schema.label.name), n, faults)
         weight = _weights(_named(batch, self._schema.weight), n, faults)
         t = self._times(batch, event, faults)
@@ -106,7 +106,7 @@ class BatchCodec:
 
 
 def _named(batch: Batch, name: str | None) -> Any:
-    """A column, or None where the batch has none of this name."""
+    """The column of this name, or None."""
     at = -1 if name is None else batch.schema.get_field_index(name)
     return None if at < 0 else batch.column(at)
 
@@ -146,65 +146,65 @@ def _within(block: Floats, bounds: tuple[float, float], name: str, faults: Fault
     return block
 
 
-def _column(one: Field, column: Any, rows: int, faults: Faults) -> Array:
+def _column(field: Field, column: Any, rows: int, faults: Faults) -> Array:
     """One field's cells: (n, size) float64, or (n,) texts and None."""
     if column is None:
-        return np.full((rows, 1), math.nan) if one.type == "numeric" else np.full(rows, None, dtype=object)
+        return np.full((rows, 1), math.nan) if field.type == "numeric" else np.full(rows, None, dtype=object)
     absent = _nulls(column)
-    if one.missing == "reject":
-        faults.say(absent, "missing-field", f"{one.name} is null")
-    if one.type == "categorical":
-        return _categories(one, column, faults)
-    if one.type == "image":
-        return _images(one, column, absent, faults)
-    if one.size > 1:
-        return _within(_lists(one, column, absent, faults), number_range(one), one.name, faults)
-    _number_kind(column, one.name)
-    return _within(_floats(column).reshape(-1, 1), number_range(one), one.name, faults, absent)
+    if field.missing == "reject":
+        faults.say(absent, "missing-field", f"{field.name} is null")
+    if field.type == "categorical":
+        return _categories(field, column, faults)
+    if field.type == "image":
+        return _images(field, column, absent, faults)
+    if field.size > 1:
+        return _within(_lists(field, column, absent, faults), number_range(field), field.name, faults)
+    _number_kind(column, field.name)
+    return _within(_floats(column).reshape(-1, 1), number_range(field), field.name, faults, absent)
 
 
-def _lists(one: Field, column: Any, absent: NDArray[np.bool_], faults: Faults) -> Floats:
+def _lists(field: Field, column: Any, absent: NDArray[np.bool_], faults: Faults) -> Floats:
     """An array field's numbers (n, size); rows that have none are zeros, and refused."""
     if kind_of(column.type) != "list":
-        raise RecordError("wrong-type", f"{one.name} is {column.type}, not a list of {one.size} numbers")
-    _number_kind(column.values, one.name)
+        raise RecordError("wrong-type", f"{field.name} is {column.type}, not a list of {field.size} numbers")
+    _number_kind(column.values, field.name)
     wrong = absent.copy()
     if not (fixed := getattr(column.type, "list_size", None)):
         lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        wrong |= lengths != one.size
-        faults.say(wrong, "wrong-shape", f"{one.name} has not {one.size} numbers")
-    elif fixed != one.size:
-        raise RecordError("wrong-shape", f"{one.name} has {fixed} numbers, not {one.size}")
+        wrong |= lengths != field.size
+        faults.say(wrong, "wrong-shape", f"{field.name} has not {field.size} numbers")
+    elif fixed != field.size:
+        raise RecordError("wrong-shape", f"{field.name} has {fixed} numbers, not {field.size}")
     if not wrong.any() and not column.values.null_count:
-        return _floats(column.flatten()).reshape(-1, one.size)
+        return _floats(column.flatten()).reshape(-1, field.size)
     kept = column if not wrong.any() else column.filter(_mask(~wrong))
     cells = kept.flatten()
-    block = np.zeros((len(wrong), one.size))
-    block[~wrong] = _floats(cells).reshape(-1, one.size)
+    block = np.zeros((len(wrong), field.size))
+    block[~wrong] = _floats(cells).reshape(-1, field.size)
     if cells.null_count:
         holes = np.zeros(len(wrong), dtype=bool)
-        holes[~wrong] = _nulls(cells).reshape(-1, one.size).any(axis=1)
-        faults.say(holes, "wrong-type", f"{one.name} has a null among its numbers")
+        holes[~wrong] = _nulls(cells).reshape(-1, field.size).any(axis=1)
+        faults.say(holes, "wrong-type", f"{field.name} has a null among its numbers")
     return block
 
 
-def _images(one: Field, column: Any, absent: NDArray[np.bool_], faults: Faults) -> Array:
+def _images(field: Field, column: Any, absent: NDArray[np.bool_], faults: Faults) -> Array:
     """The bytes of each picture (n,), looked at one by one."""
     if kind_of(column.type) != "bytes":
-        raise RecordError("wrong-type", f"{one.name} is {column.type}, not binary")
+        raise RecordError("wrong-type", f"{field.name} is {column.type}, not binary")
     pictures = np.empty(len(absent), dtype=object)
     pictures[:] = column.to_pylist()
     for at in np.flatnonzero(~absent).tolist():
         try:
-            checked_images(one, [pictures[at]])
+            checked_images(field, [pictures[at]])
         except RecordError as error:
             faults.say(np.arange(len(absent)) == at, error.reason, error.detail)
     return pictures
 
 
 def _mask(chosen: NDArray[np.bool_]) -> list[bool]:
-    found: list[bool] = chosen.tolist()
-    return found
+    mask: list[bool] = chosen.tolist()
+    return mask
 
 
 def _texts(column: Any, name: str) -> Array:
@@ -224,12 +224,12 @@ def _coded(column: Any, text: Callable[[Any], str]) -> Array:
     return texts
 
 
-def _categories(one: Field, column: Any, faults: Faults) -> Array:
-    names = _texts(column, one.name)
-    if isinstance(one.categories, tuple):
-        known = {*one.categories, None}
-        wrong = np.array([name not in known for name in names.tolist()], dtype=bool)
-        faults.say(wrong, "unknown-category", f"{one.name} is none of its declared categories")
+def _categories(field: Field, column: Any, faults: Faults) -> Array:
+    names = _texts(column, field.name)
+    if isinstance(field.categories, tuple):
+        categories = {*field.categories, None}
+        wrong = np.array([name not in categories for name in names.tolist()], dtype=bool)
+        faults.say(wrong, "unknown-category", f"{field.name} is none of its declared categories")
     return names
 
 

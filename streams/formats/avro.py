@@ -1,7 +1,7 @@
 """Avro records in a schema registry's wire format, as rows of JSON: a zero byte, the schema's id in four bytes, the record.
 
-The one door to fastavro. A schema never changes under its id, so each is asked for once and kept in the pipeline's folder:
-folding is the same years later, without the registry. Only flat records of what a row can hold are read: numbers, booleans,
+The one door to fastavro. A schema never changes under its id, so each is asked for once and kept in the pipeline's folder.
+Folding is the same years later, without the registry. Only flat records of what a row can hold are read: numbers, booleans,
 texts, bytes, enumerations, arrays of numbers, and any of them or null.
 
 Source: Avro 1.12 specification, binary encoding; Confluent Schema Registry, wire format and GET /schemas/ids/ID.
@@ -85,10 +85,10 @@ class Registry:
                 self._known[number] = error
             except (self._fastavro.schema.SchemaParseException, self._fastavro.schema.UnknownType, *BROKEN) as error:
                 self._known[number] = RecordError("unknown-schema", f"schema {number} cannot be read ({error!r})")
-        found = self._known[number]
-        if isinstance(found, RecordError):
-            raise RecordError(found.reason, found.detail)
-        return found
+        cached = self._known[number]
+        if isinstance(cached, RecordError):
+            raise RecordError(cached.reason, cached.detail)
+        return cached
 
     def _text(self, number: int) -> str:
         """A schema as the registry has it, from the folder where it was asked for before."""
@@ -110,26 +110,26 @@ class Registry:
     def _asked(self, number: int) -> str:
         try:
             with urlopen(f"{self.url.rstrip('/')}/schemas/ids/{number}", timeout=PATIENCE_S) as reply:
-                said = json.loads(reply.read(LARGEST_SCHEMA))
+                answer = json.loads(reply.read(LARGEST_SCHEMA))
         except HTTPError as error:
             if error.code == 404:
                 raise RecordError("unknown-schema", f"the registry has no schema {number}") from error
             raise
         except ValueError as error:
             raise StorageError(f"{self.url} gave something else than a schema for {number} ({error}).") from error
-        if said.get("schemaType", "AVRO") != "AVRO" or said.get("references") or not isinstance(said.get("schema"), str):
+        if answer.get("schemaType", "AVRO") != "AVRO" or answer.get("references") or not isinstance(answer.get("schema"), str):
             raise RecordError("unknown-schema", f"schema {number} is not an Avro schema that stands for itself")
-        return str(said["schema"])
+        return str(answer["schema"])
 
 
 def _check(schema: Any) -> None:
-    """Raises: RecordError where records of the schema are no flat rows: an array of what takes no bytes could have no end."""
+    """Only flat rows are read; an array whose items take no bytes could be endless. Raises: RecordError for another schema."""
     if schema["type"] != "record":
         raise RecordError("unknown-schema", f"its schema is of type {schema['type']}, not record")
-    for one in schema["fields"]:
-        for kind in one["type"] if isinstance(one["type"], list) else [one["type"]]:
+    for column in schema["fields"]:
+        for kind in column["type"] if isinstance(column["type"], list) else [column["type"]]:
             name = kind["type"] if isinstance(kind, dict) else kind
             items = kind.get("items") if isinstance(kind, dict) else None
             logical = isinstance(kind, dict) and "logicalType" in kind
             if logical or not (name in CELLS or (name == "array" and items in NUMBERS)):
-                raise RecordError("unknown-schema", f"{one['name']} is of a type that no row holds")
+                raise RecordError("unknown-schema", f"{column['name']} is of a type that no row holds")

@@ -1,9 +1,9 @@
 """What a record's headers say of its value: its content type, and whether it is a CloudEvent.
 
-Both modes of the CloudEvents Kafka binding are understood. In binary mode the value is the data as it stands and the attributes
-are headers ``ce_...``; in structured mode the value is a JSON object with the attributes and the data. Of the attributes only
-those that must be there are checked; a record's time is the log's, never ``time``, so that whoever writes an event cannot move
-the clock.
+Both modes of the CloudEvents Kafka binding are understood. In binary mode the value is the data as it stands and the
+attributes are headers ``ce_...``; in structured mode the value is a JSON object with the attributes and the data. Of the
+attributes only those that must be there are checked. A record's time is the log's in place of ``time``, so that whoever writes
+an event cannot move the clock.
 
 Source: CloudEvents 1.0.2, Kafka protocol binding 3.1 to 3.3 and JSON event format 2 and 3.
 """
@@ -70,13 +70,13 @@ def unwrap(event: Event) -> tuple[str, Event]:
 
     Raises: RecordError where it is a malformed CloudEvent.
     """
-    said = said_by(event.headers) if event.headers else Said()
-    if said.malformed:
-        raise RecordError("malformed-envelope", f"a CloudEvent in binary mode: {said.malformed}")
-    if not said.content_type.startswith(STRUCTURED):
-        return said.content_type, event
-    if said.content_type != f"{STRUCTURED}+json":
-        raise RecordError("malformed-envelope", f"{said.content_type} is not read; send one event a record, as JSON")
+    envelope = said_by(event.headers) if event.headers else Said()
+    if envelope.malformed:
+        raise RecordError("malformed-envelope", f"a CloudEvent in binary mode: {envelope.malformed}")
+    if not envelope.content_type.startswith(STRUCTURED):
+        return envelope.content_type, event
+    if envelope.content_type != f"{STRUCTURED}+json":
+        raise RecordError("malformed-envelope", f"{envelope.content_type} is not read; send one event a record, as JSON")
     return _structured(event)
 
 
@@ -91,8 +91,8 @@ def _structured(event: Event) -> tuple[str, Event]:
         value = bytes(cloud.data) if isinstance(cloud.data, msgspec.Raw) else _from_base64(str(cloud.data_base64))
     except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or not base64
         raise RecordError("malformed-envelope", f"a CloudEvent in structured mode: {error}") from error
-    said = cloud.datacontenttype.partition(";")[0].strip().lower()
-    return said, Event(event.offset, event.timestamp_ms, event.key, b"", value)
+    content_type = cloud.datacontenttype.partition(";")[0].strip().lower()
+    return content_type, Event(event.offset, event.timestamp_ms, event.key, b"", value)
 
 
 def _from_base64(text: str) -> bytes:

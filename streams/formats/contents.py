@@ -62,7 +62,12 @@ class Contents:
             pieces += some
             refused += bad
         originals = {event.offset: event for event in events}  # a CloudEvent is a dead letter as it came
-        refused = [one if one.row is not None else replace(one, event=originals[one.event.offset]) for one in refused]
+        refused = [
+            refused_record
+            if refused_record.row is not None
+            else replace(refused_record, event=originals[refused_record.event.offset])
+            for refused_record in refused
+        ]
         return self._joined(pieces), refused
 
     def _opened(self, events: Sequence[Event]) -> tuple[list[tuple[Codec | None, Event]], list[Refused]]:
@@ -123,6 +128,6 @@ def _is_row(event: Event) -> bool:
 
 def _rows_of(codec: Codec, events: Sequence[Event]) -> tuple[list[Rows], list[Refused]]:
     rows, refused = codec.decode(events)
-    bad = {one.event.offset for one in refused}
+    bad = {refused_record.event.offset for refused_record in refused}
     offsets = [event.offset for event in events if event.offset not in bad]
     return [replace(rows, offset=np.array(offsets, dtype=np.int64))], refused

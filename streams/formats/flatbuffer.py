@@ -47,8 +47,8 @@ def _size(body: bytes | memoryview, start: int, length: int, compressed: bool) -
     """A buffer's bytes: where it is compressed they stand before it; -1 there says that it is not."""
     if not compressed or not length:
         return length
-    said = int(_I64.unpack_from(body, start)[0])
-    return length if said == -1 else said
+    unpacked = int(_I64.unpack_from(body, start)[0])
+    return length if unpacked == -1 else unpacked
 
 
 def _slot(raw: bytes, table: int, number: int) -> int:

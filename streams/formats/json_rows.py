@@ -1,7 +1,7 @@
 """One JSON row into columns, strictly: the only place where a record's bytes end.
 
-Nothing is coerced: ``true`` and ``"1.5"`` are not numbers, an unknown key, a key twice, a number that is not finite are all
-refused. The fast path decodes a whole read with one typed call a record; only where that raises is each record looked at.
+Nothing is coerced. ``true`` and ``"1.5"`` for a number, an unknown key, a key twice, a NaN or an infinity are all refused. The
+fast path decodes a whole read with one typed call a record; only where that raises is each record looked at.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """What a journal says: the entries of one branch, as JSON that carries the checksum of its own bytes.
 
-The rules are docs/design/journal.md, rules 2 to 4. Two fields are ours. ``Mark.state_seq``, because a snapshot is written off
-the learning thread and steps go on meanwhile, so a mark stands later in the stream than the state it names; and
-``Open.writer``, because two processes that start in the same instant would otherwise write the same bytes and each take the
-other's for its own.
+The rules are docs/design/journal.md, rules 2 to 4. Two fields are ours. ``Mark.state_seq``: a snapshot is written off the
+learning thread and steps go on meanwhile, so a mark stands later in the stream than the state it names. ``Open.writer``: two
+processes that start in the same instant would otherwise write the same bytes, and each take the other's for its own.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ class Act(_Entry, frozen=True, kw_only=True):
     evidence: str  # BRANCH.SEQ of the step whose output has the alarms, or what the operator gave as a reason
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """What was done, such as ``relearn (rows = 300)``."""
         return self.op + (f" ({', '.join(f'{name} = {value}' for name, value in self.args.items())})" if self.args else "")
 

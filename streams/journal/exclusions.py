@@ -65,17 +65,21 @@ class Key(_Exclusion, frozen=True):
 Exclusion = OffsetRange | Time | Header | Key
 
 
-def describe(one: Exclusion) -> str:
+def describe(exclusion: Exclusion) -> str:
     """An exclusion in words.
 
     >>> describe(Header("producer", "till-7")), describe(OffsetRange("digits:0", 40, 60))
     ('header producer=till-7', 'digits:0 offsets 40 to 59')
     """
-    if isinstance(one, OffsetRange):
-        return f"{one.tp} offsets {one.start} to {one.stop - 1}"
-    if isinstance(one, Time):
-        return f"timestamps {one.start_ms} to {one.stop_ms - 1} ms"
-    return f"header {one.name}={one.value}" if isinstance(one, Header) else f"the key with sha256 {one.sha256[:12]}"
+    if isinstance(exclusion, OffsetRange):
+        return f"{exclusion.tp} offsets {exclusion.start} to {exclusion.stop - 1}"
+    if isinstance(exclusion, Time):
+        return f"timestamps {exclusion.start_ms} to {exclusion.stop_ms - 1} ms"
+    return (
+        f"header {exclusion.name}={exclusion.value}"
+        if isinstance(exclusion, Header)
+        else f"the key with sha256 {exclusion.sha256[:12]}"
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -88,4 +92,4 @@ def _headers(raw: bytes) -> frozenset[tuple[str, bytes]]:
 
 def left_out(exclude: Sequence[Exclusion], event: Event, tp: str) -> bool:
     """Whether any of the exclusions names the record."""
-    return any(one.names(event, tp) for one in exclude)
+    return any(exclusion.names(event, tp) for exclusion in exclude)

@@ -201,11 +201,11 @@ class Writer:
         return self.cursor.seq + 1
 
     def send(self, entry: Entry) -> Pending:
-        """Start appending; nothing that follows from the entry may leave before ``settle``."""
+        """Start appending; nothing that follows from the entry may leave before ``confirm``."""
         raw = seal(entry)
         return Pending(entry, raw, self._stream.send(raw))
 
-    def settle(self, pending: Pending) -> None:
+    def confirm(self, pending: Pending) -> None:
         """Wait for the acknowledgement; on return the entry counts and its effects may leave.
 
         Raises: ReplacedError where another writer has the branch, or where the entry does not count.
@@ -256,8 +256,8 @@ class Writer:
         return epoch
 
     def append(self, entry: Entry) -> None:
-        """``send`` and ``settle``."""
-        self.settle(self.send(entry))
+        """``send`` and ``confirm``."""
+        self.confirm(self.send(entry))
 
     def include(self, place: int) -> Act:
         """Say that an exclusion, by its place in the fork's list, ends here. Raises: as ``append``."""

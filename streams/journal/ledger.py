@@ -1,7 +1,7 @@
 """What operators and gates decided for a pipeline: one small stream with many writers.
 
-An entry counts only if what it says it changes *from* is what is true there, so of two hands that reach for the same
-endpoint one is told. Source: docs/design/journal.md, rule 10.
+An entry counts only if what it says it changes *from* is true there. So of two operators that change the same endpoint one is
+told. Source: docs/design/journal.md, rule 10.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Alias(_Decision, frozen=True, kw_only=True):
 class Release(_Decision, frozen=True, kw_only=True):
     """Versions that no policy keeps any longer: their parts may be deleted once this counts.
 
-    Of those listed, what is named here stays. What was released is never served or named again: a writer that deleted first and
-    an operator who named the version meanwhile would else leave an endpoint with nothing to answer from.
+    Of those listed, what is named here stays. What was released is never served or named again. A writer may have deleted it
+    while an operator names it, and the endpoint would have nothing to answer from.
     """
 
     versions: list[str]
@@ -140,9 +140,9 @@ class Ledger:
     @property
     def named(self) -> set[str]:
         """Versions that an alias names or an endpoint serves, or did last, so that an undo finds them; and those of plans."""
-        now = [*self.aliases.values(), *(target.version for target in self.serving.values()), *self._left.values()]
-        now += [one.version for one in self.operations.values()]
-        return {version for version in now if version is not None}
+        versions = [*self.aliases.values(), *(target.version for target in self.serving.values()), *self._left.values()]
+        versions += [operation.version for operation in self.operations.values()]
+        return {version for version in versions if version is not None}
 
     def follow(self, stream: Stream) -> None:
         """Take in what the stream has from where this ledger has read to.
@@ -156,7 +156,7 @@ class Ledger:
     @property
     def operation(self) -> Operation | None:
         """The one under way."""
-        return next((one for one in self.operations.values() if one.state in ("running", "done")), None)
+        return next((operation for operation in self.operations.values() if operation.state in ("running", "done")), None)
 
     def _take(self, decision: Decision) -> None:
         if self._counts(decision):
@@ -195,13 +195,13 @@ class Ledger:
         else:
             self.certificates[decision.version] = decision
 
-    def _steps(self, one: Operation) -> bool:
+    def _steps(self, operation: Operation) -> bool:
         """Whether an operation may take this step: from where it stands, with its own plan, while no other is under way."""
-        known, under_way = self.operations.get(one.id), self.operation
-        before = None if known is None else known.state
-        same = known is None or (known.plan_sha256, known.branch) == (one.plan_sha256, one.branch)
-        free = one.state != "running" or under_way is None or under_way.id == one.id
-        return same and free and one.before == before and one.state in NEXT.get(before, ())
+        earlier, under_way = self.operations.get(operation.id), self.operation
+        before = None if earlier is None else earlier.state
+        same = earlier is None or (earlier.plan_sha256, earlier.branch) == (operation.plan_sha256, operation.branch)
+        free = operation.state != "running" or under_way is None or under_way.id == operation.id
+        return same and free and operation.before == before and operation.state in NEXT.get(before, ())
 
 
 def append_decision(stream: Stream, decision: Decision) -> None:

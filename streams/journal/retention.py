@@ -47,7 +47,7 @@ class Retention:
     def release(self, marks: Sequence[Mark]) -> set[str]:
         """Let go of what the policy no longer keeps among a branch's marks; every version that was let go so far.
 
-        Where the ledger cannot be read or written nothing is let go, and learning goes on.
+        Where the ledger cannot be read or written no more versions are let go, and learning goes on.
         """
         try:
             if left := self._left(marks):

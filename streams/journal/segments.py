@@ -78,9 +78,9 @@ def gathered(store: Store, branch: str, runs: Sequence[Run]) -> list[Run]:
 
     Where one cannot be read they stay apart. Raises: StorageError.
     """
-    found = list(runs)
+    merged = list(runs)
     for level in range(LEVELS):
-        these = [run for run in found if run.level == level]
+        these = [run for run in merged if run.level == level]
         if len(these) < WIDTH:
             break
         try:
@@ -88,10 +88,10 @@ def gathered(store: Store, branch: str, runs: Sequence[Run]) -> list[Run]:
         except DamageError as error:
             log.warning("Segments stay apart: %s", error)
             break
-        one = store.put(branch, packed(entries))
-        whole = msgspec.structs.replace(these[-1], sha256=one, first=these[0].first, level=level + 1)
-        found = [run for run in found if run.level > level] + [whole]
-    return found
+        blob_name = store.put(branch, packed(entries))
+        whole = msgspec.structs.replace(these[-1], sha256=blob_name, first=these[0].first, level=level + 1)
+        merged = [run for run in merged if run.level > level] + [whole]
+    return merged
 
 
 class Journal:
@@ -143,7 +143,7 @@ class Journal:
             except PrunedError:
                 continue
             for mark in reversed(versions):
-                segment = self._said(mark)
+                segment = self._segment_of(mark)
                 if segment is not None and segment.entries.stop >= first:
                     return segment
             raise DamageError(
@@ -167,7 +167,7 @@ class Journal:
             if isinstance(entry, Mark) and entry.version is not None and entry.branch == self._branch:
                 yield entry
 
-    def _said(self, mark: Mark) -> Segment | None:
+    def _segment_of(self, mark: Mark) -> Segment | None:
         try:
             return read_checkpoint(self._store, self._branch, str(mark.checkpoint)).segment
         except DamageError:

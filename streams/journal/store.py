@@ -200,12 +200,12 @@ def read_checkpoint(store: Store, branch: str, name: str) -> Checkpoint:
 
 
 def sweep(store: Store, branch: str, marks: Sequence[Mark], owned_s: float, also: Collection[str] = ()) -> int:
-    """Delete the checkpoints of a branch that are not of ``marks``, and orphans, but nothing of ``also``.
+    """Delete orphans and the checkpoints of a branch that are not of ``marks``; keep those of ``also``.
 
     Only the branch's writer calls it.
 
-    ``owned_s`` is when the writer was last sure of that: if it has been frozen since, what its successor stored stays.
-    Returns bytes freed: none while a kept manifest is damaged, since nobody knows then which parts it needs.
+    ``owned_s`` is when the writer was last sure of that: if it has been frozen since, what its successor stored stays. Returns
+    bytes freed: 0 while a kept manifest is damaged, since it is unknown then which parts it needs.
     """
     names = set(also)
     try:

@@ -1,8 +1,8 @@
-"""The door to kafka-python, with kafka_reader.py: topics and appends in our words, and the client's errors in one sentence.
+"""The door to kafka-python, with reader.py: topics and appends in our words, and the client's errors in one sentence.
 
 What is known of the client and guarded here (3.0.12; docs/decisions/0004-kafka-python.md):
 
-* After an exception a ``poll`` of the same consumer may never return, so a reader that has failed is never polled again.
+* After an exception a ``poll`` of the same consumer may never return, so a reader that has failed is dropped.
 * An acknowledgement may name no offset: a duplicate of an append that was tried again counts as stored.
 * It decodes a compressed batch whole, whatever it becomes, so its decoders are replaced by bounded ones of ours.
 * A client that cannot be made leaves a thread and four file descriptors behind.
@@ -80,9 +80,9 @@ class Link:
 
     def topics(self, names: Sequence[str]) -> dict[str, Topic]:
         """Those of the names that are there."""
-        found = self._ask(lambda admin: admin.describe_topics(list(names)), f"topics {', '.join(names)}")
-        there = {one["name"]: one for one in found if not one["error_code"]}
-        return {name: Topic(str(one["topic_id"]), len(one["partitions"])) for name, one in there.items()}
+        described = self._ask(lambda admin: admin.describe_topics(list(names)), f"topics {', '.join(names)}")
+        existing = {topic["name"]: topic for topic in described if not topic["error_code"]}
+        return {name: Topic(str(topic["topic_id"]), len(topic["partitions"])) for name, topic in existing.items()}
 
     def names(self) -> list[str]:
         """All topics that this user may see."""
@@ -91,16 +91,18 @@ class Link:
 
     def replicas(self, name: str) -> int:
         """Of the partition of a topic that has the fewest."""
-        found = self._ask(lambda admin: admin.describe_topics([name]), f"topic {name}")
-        return min(len(one["replica_nodes"]) for one in found[0]["partitions"])
+        described = self._ask(lambda admin: admin.describe_topics([name]), f"topic {name}")
+        return min(len(partition["replica_nodes"]) for partition in described[0]["partitions"])
 
     def create(self, name: str, partitions: int, settings: Mapping[str, str]) -> None:
         """Make a topic, unless it is there by now; of three replicas or more two acknowledge what is appended."""
         insync = {"min.insync.replicas": "2"} if self.cluster.replication >= 3 else {}
         configs = {"max.message.bytes": str(MESSAGE_BYTES)} | insync | dict(settings)
-        asked = {"num_partitions": partitions, "replication_factor": self.cluster.replication or -1, "configs": configs}
+        topic_spec = {"num_partitions": partitions, "replication_factor": self.cluster.replication or -1, "configs": configs}
         with suppress(TopicAlreadyExistsError):  # another process may have been faster
-            self._ask(lambda admin: admin.create_topics({name: asked}, self._patience_ms), f"topic {name}, which is to be made")
+            self._ask(
+                lambda admin: admin.create_topics({name: topic_spec}, self._patience_ms), f"topic {name}, which is to be made"
+            )
         self._ask(lambda admin: admin.wait_for_topics([name], self._patience_ms), f"topic {name}")
 
     def delete(self, names: Sequence[str]) -> None:
@@ -110,9 +112,11 @@ class Link:
 
     def settings(self, name: str) -> dict[str, str]:
         """Every setting of a topic, defaults of the cluster included."""
-        asked = [ConfigResource("topic", name)]
-        found = self._ask(lambda admin: admin.describe_configs(asked, config_filter="all"), f"the settings of topic {name}")
-        return {key: str(one["value"]) for key, one in found["topic"][name].items()}
+        resources = [ConfigResource("topic", name)]
+        described = self._ask(
+            lambda admin: admin.describe_configs(resources, config_filter="all"), f"the settings of topic {name}"
+        )
+        return {key: str(setting["value"]) for key, setting in described["topic"][name].items()}
 
     def delete_before(self, tp: str, offset: int) -> None:
         """Forget records before ``offset``."""

@@ -31,7 +31,7 @@ class Cluster:
     sasl_username: str = ""  # as whom it does; the password is MILLRACE_KAFKA_PASSWORD in the environment
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ValueError for a setting out of range."""
         if self.replication < 0 or not 0.0 < self.patience_s < float("inf"):
             raise ValueError(f"replication = {self.replication}, patience_s = {self.patience_s}: at least 0, and above 0")
         for place in self.brokers:
@@ -45,7 +45,7 @@ class Cluster:
         return [place.strip() for place in self.bootstrap.split(",")] if self.bootstrap else []
 
     def check_files(self) -> None:
-        """Raises: ConfigError for one that is not there, of which the client says no more than that something is not."""
+        """Raises: ConfigError naming a file that is missing; the client's own error names none."""
         for name in FILES:
             if (path := getattr(self, name)) and not Path(path).is_file():
                 raise ConfigError(f"log.kafka.{name} = {path!r}: there is no such file.")
@@ -66,11 +66,11 @@ def security(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
     >>> security(Cluster("a:9092"), Secrets())
     {'security_protocol': 'PLAINTEXT'}
     """
-    said: dict[str, Any] = {"security_protocol": cluster.security_protocol}
+    settings: dict[str, Any] = {"security_protocol": cluster.security_protocol}
     if cluster.security_protocol.endswith("SSL"):
         files = {name: getattr(cluster, name) or None for name in FILES}
-        said |= files | {"ssl_check_hostname": cluster.ssl_check_hostname, "ssl_password": secrets.ssl_password}
+        settings |= files | {"ssl_check_hostname": cluster.ssl_check_hostname, "ssl_password": secrets.ssl_password}
     if cluster.security_protocol.startswith("SASL"):
-        said |= {"sasl_mechanism": cluster.sasl_mechanism, "sasl_plain_username": cluster.sasl_username}
-        said |= {"sasl_plain_password": secrets.sasl_password}
-    return said
+        settings |= {"sasl_mechanism": cluster.sasl_mechanism, "sasl_plain_username": cluster.sasl_username}
+        settings |= {"sasl_plain_password": secrets.sasl_password}
+    return settings

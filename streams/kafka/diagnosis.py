@@ -13,8 +13,8 @@ PROBE_S = 2.0  # for one look
 def look_at(cluster: Cluster) -> str:
     """Connect to its first broker, without a word of Kafka's own: what was seen, and what to look at in the pipeline file.
 
-    A broker that does not take a password hangs up, as one does that is spoken to in another protocol: kafka-python 3.0.12
-    drops what came with the end of a connection, and that is the broker's answer.
+    A broker that refuses a password closes the connection, as one does that is spoken to in another protocol. kafka-python
+    3.0.12 drops what came with the end of a connection, and that is the broker's answer.
     """
     place, _, port = cluster.brokers[0].rpartition(":")
     host = place.strip("[]")
@@ -28,7 +28,7 @@ def look_at(cluster: Cluster) -> str:
         return f"It does not speak TLS with us ({error.reason}): look at log.kafka.security_protocol and ssl_cafile."
     except OSError as error:
         return f"{error.strerror or error}: look at its brokers, and at log.kafka.bootstrap."
-    return f"It listens, and does not let us in: look at {_words(cluster)}."
+    return f"It listens, and does not let us in: look at {_described_settings(cluster)}."
 
 
 def _trusting(cluster: Cluster) -> ssl.SSLContext:
@@ -37,15 +37,15 @@ def _trusting(cluster: Cluster) -> ssl.SSLContext:
     return context
 
 
-def _words(cluster: Cluster) -> str:
+def _described_settings(cluster: Cluster) -> str:
     """What a client shows of itself, as it is set.
 
-    >>> _words(Cluster(security_protocol="SASL_SSL"))
+    >>> _described_settings(Cluster(security_protocol="SASL_SSL"))
     'log.kafka.security_protocol, sasl_mechanism, sasl_username and the password in MILLRACE_KAFKA_PASSWORD'
     """
-    said = "log.kafka.security_protocol"
+    keys = "log.kafka.security_protocol"
     if cluster.ssl_keyfile:
-        said += ", ssl_certfile, ssl_keyfile and the password in MILLRACE_KAFKA_SSL_PASSWORD"
+        keys += ", ssl_certfile, ssl_keyfile and the password in MILLRACE_KAFKA_SSL_PASSWORD"
     if cluster.security_protocol.startswith("SASL"):
-        said += ", sasl_mechanism, sasl_username and the password in MILLRACE_KAFKA_PASSWORD"
-    return said
+        keys += ", sasl_mechanism, sasl_username and the password in MILLRACE_KAFKA_PASSWORD"
+    return keys

@@ -53,7 +53,7 @@ class KafkaLog:
         Raises: StorageError where one was not acknowledged; some may be stored then. BadInputError for one that is too large.
         """
         sent = [self.link.send(topic, record) for record in records]
-        return [one.place() for one in sent]
+        return [ack.place() for ack in sent]
 
     def post(self, topic: str, records: Sequence[Record]) -> None:
         """Start to append; ``flush`` tells how it went."""
@@ -62,8 +62,8 @@ class KafkaLog:
     def flush(self) -> None:
         """Wait until everything posted is acknowledged. Raises: StorageError where something was not."""
         posted, self._posted = self._posted, []
-        for one in posted:
-            one.place()
+        for ack in posted:
+            ack.place()
 
     def tail(self, topic: str, count: int) -> list[bytes]:
         """The newest values of a topic of one partition, at most ``count``, in their order."""
@@ -94,16 +94,16 @@ class KafkaLog:
         Raises: ConfigError where they do not. What makes versions unverifiable, or loses what was acknowledged, is said.
         """
         for name in topics:
-            said = self.link.settings(name)
-            kept_ms = int(said["retention.ms"])
-            if "delete" in said["cleanup.policy"] and 0 <= kept_ms < outlast_ms:
+            settings = self.link.settings(name)
+            kept_ms = int(settings["retention.ms"])
+            if "delete" in settings["cleanup.policy"] and 0 <= kept_ms < outlast_ms:
                 raise ConfigError(
                     f"Topic {name} keeps records for {kept_ms} ms (retention.ms), and a label may come after {outlast_ms}. "
                     "Raise it, or shorten labels.horizon_ms."
                 )
-            if "compact" in said["cleanup.policy"]:
+            if "compact" in settings["cleanup.policy"]:
                 log.warning("Topic %s is compacted: what it has learned from it cannot be verified later.", name)
-            check_replication(self.link, name, said, must=False)
+            check_replication(self.link, name, settings, must=False)
 
     def close(self) -> None:
         """Let go of the readers; the link stays."""
@@ -135,9 +135,9 @@ class Ranges:
 
     def bounds(self, tps: Sequence[str]) -> dict[str, tuple[int, int]]:
         """First offset still there and the next to be written, by partition."""
-        found = self._reader().bounds(tps)
-        self._ends |= {tp: high for tp, (_, high) in found.items()}
-        return found
+        bounds = self._reader().bounds(tps)
+        self._ends |= {tp: high for tp, (_, high) in bounds.items()}
+        return bounds
 
     def read(self, tp: str, start: int, stop: int) -> Read:
         """Exactly what the partition has in ``start`` to ``stop``.
@@ -157,8 +157,8 @@ class Ranges:
         at, moved_s = start, time.monotonic()
         while at < stop:
             if pieces := self._at(tp, at).poll(stop - at, WAIT_MS):
-                (_, _, at, found), moved_s = pieces[0], time.monotonic()
-                events += [event for event in found if event.offset < stop]
+                (_, _, at, polled), moved_s = pieces[0], time.monotonic()
+                events += [event for event in polled if event.offset < stop]
             elif time.monotonic() - moved_s > patience_s:
                 raise StorageError(f"Kafka gives nothing of {tp} from offset {at}, though it is there. Look at its brokers.")
             elif time.monotonic() - moved_s > STALL_S:
@@ -267,21 +267,21 @@ class KafkaSource:
 
         Raises: DamageError where a topic is gone or was made anew.
         """
-        now = self._link.topics(list(self._topics))
+        topics = self._link.topics(list(self._topics))
         for name, before in self._topics.items():
-            if name not in now or now[name].id != before.id:
-                what = "was deleted" if name not in now else "was deleted and made anew"
+            if name not in topics or topics[name].id != before.id:
+                what = "was deleted" if name not in topics else "was deleted and made anew"
                 raise DamageError(
                     f"Topic {name} {what}. Restore the log from a copy, or begin a branch on it with --branch NEW."
                 )
-        if added := [name for name, before in self._topics.items() if now[name].partitions > before.partitions]:
+        if added := [name for name, before in self._topics.items() if topics[name].partitions > before.partitions]:
             if self._shard != WHOLE and len(self._topics) > 1:
                 raise DamageError(
                     f"Partitions were added to topic {added[0]}, so what belongs together may lie in other shards from now on. "
                     "Begin a branch on it with --branch NEW."
                 )
             log.warning("Partitions were added to topic %s; they are read from their beginning.", ", ".join(added))
-            self._topics = now
+            self._topics = topics
             self.close()  # clients that know of them take over
             self.seek(self._position)
         return {tp: high for tp, (_, high) in self.bounds().items()}  # by a reader for which no fetch is under way
@@ -308,7 +308,7 @@ class KafkaSource:
 
     def close(self) -> None:
         """Let go of the readers; the link stays."""
-        for one in (self._live, *self._ranges.values()):
-            if one is not None:
-                one.close()
+        for reader in (self._live, *self._ranges.values()):
+            if reader is not None:
+                reader.close()
         self._live, self._ranges = None, {}

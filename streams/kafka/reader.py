@@ -1,6 +1,6 @@
 """Reading from Kafka: the consumer's half of the door to kafka-python.
 
-After an exception a ``poll`` of the same consumer may never return, so a reader that has failed is never polled again.
+After an exception a ``poll`` of the same consumer may never return, so a reader that has failed is dropped.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class KafkaReader:
         with self._failing(f"the bounds of {', '.join(tps)}"):
             low = _all(partitions, self._consumer.beginning_offsets(partitions, self._cluster.patience_s * 1000))
             high = _all(partitions, self._consumer.end_offsets(partitions, self._cluster.patience_s * 1000))
-        return {tp: (low[one], high[one]) for tp, one in zip(tps, partitions, strict=True)}
+        return {tp: (low[partition], high[partition]) for tp, partition in zip(tps, partitions, strict=True)}
 
     def ends(self, tps: Sequence[str]) -> Position:
         """The next offset to be written, by partition."""
         partitions = [partition_of(tp) for tp in tps]
         with self._failing(f"the ends of {', '.join(tps)}"):
             high = _all(partitions, self._consumer.end_offsets(partitions, self._cluster.patience_s * 1000))
-        return {tp: high[one] for tp, one in zip(tps, partitions, strict=True)}
+        return {tp: high[partition] for tp, partition in zip(tps, partitions, strict=True)}
 
     def go_to(self, position: Position) -> None:
         """Read these partitions, and no others, from there."""
@@ -84,8 +84,8 @@ class KafkaReader:
         """At most ``limit`` records that are there now, or come within ``wait_ms``. Where offsets hold no record, such as the
         marker of a transaction, a piece may be empty.
 
-        What was fetched is taken from the client whole and given in parts from here: while the client holds some of one
-        partition it fetches the others alone, and where those have nothing that takes half a second.
+        What was fetched is taken from the client whole and given in parts from here. While the client holds records of one
+        partition it fetches only the others; where those have nothing, that takes half a second.
 
         Raises: OffsetsGoneError where the log no longer has the position; DamageError where what it has cannot be read;
         StorageError where it cannot be reached. It must not be used again after any of them.
@@ -99,10 +99,10 @@ class KafkaReader:
     def _fetched(self, wait_ms: int) -> list[Fetched]:
         """Everything that the client has."""
         with self._failing("the next records"):
-            found = self._consumer.poll(wait_ms, HELD_RECORDS)
+            records = self._consumer.poll(wait_ms, HELD_RECORDS)
             stops = {tp: self._consumer.position(partition_of(tp), 0) for tp in self._at}
         return [
-            (tp, start, stop, [_event(one) for one in found.get(partition_of(tp), ())])
+            (tp, start, stop, [_event(record) for record in records.get(partition_of(tp), ())])
             for tp, start in self._at.items()
             if (stop := stops[tp]) is not None and stop > start
         ]
@@ -160,8 +160,8 @@ class KafkaReader:
 class WideSocket:
     """A socket that gives all it has, however little it is asked for.
 
-    The client asks for 4 KiB at a time, in a thread that afterwards waits for Python's lock as often: while another thread
-    learns, a fetch of 2 MiB would hardly come in.
+    The client asks for 4 KiB at a time, in a thread that waits for Python's lock after each. While another thread learns, a
+    fetch of 2 MiB would hardly come in.
     """
 
     def __init__(self, narrow: Any) -> None:
@@ -192,25 +192,27 @@ def widened(consumer: Any) -> Any:
 
 def refused(cluster: Cluster, what: str, error: Exception) -> MillraceError:
     """What the client said, as one of our errors with what to do."""
-    said = f"{type(error).__name__}: {error}".strip()
+    message = f"{type(error).__name__}: {error}".strip()
     if isinstance(error, AuthorizationError):
-        return StorageError(f"Kafka at {cluster.bootstrap} does not let this user do that ({said}). Ask for access to {what}.")
-    look = look_at(cluster) if "Unable to bootstrap" in said else "Look at log.kafka in the pipeline file."
+        return StorageError(
+            f"Kafka at {cluster.bootstrap} does not let this user do that ({message}). Ask for access to {what}."
+        )
+    look = look_at(cluster) if "Unable to bootstrap" in message else "Look at log.kafka in the pipeline file."
     return StorageError(
-        f"Kafka at {cluster.bootstrap} does not answer or refuses ({what}: {said}). Nothing acknowledged was lost; what was "
+        f"Kafka at {cluster.bootstrap} does not answer or refuses ({what}: {message}). Nothing acknowledged was lost; what was "
         f"under way goes on once the brokers are back. {look}"
     )
 
 
-def _event(one: Any) -> Event:
+def _event(record: Any) -> Event:
     """A record as the client gives it. A header without a value has an empty one here."""
-    headers = encode_headers(tuple((name, value or b"") for name, value in one.headers)) if one.headers else b""
-    return Event(one.offset, one.timestamp, one.key, headers, one.value)
+    headers = encode_headers(tuple((name, value or b"") for name, value in record.headers)) if record.headers else b""
+    return Event(record.offset, record.timestamp, record.key, headers, record.value)
 
 
 def _all(partitions: Sequence[TopicPartition], offsets: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
     """The offsets, of all of the partitions; the client leaves out those that it does not know of yet."""
-    if missing := [one for one in partitions if one not in offsets]:
+    if missing := [partition for partition in partitions if partition not in offsets]:
         raise UnknownTopicOrPartitionError(str(missing[0]))
     return offsets
 

@@ -12,24 +12,24 @@ from millrace.streams.kafka.client import Link
 log = logging.getLogger("millrace")
 
 
-def check_replication(link: Link, topic: str, said: Mapping[str, str], must: bool) -> None:
-    """Look at a topic that is there, by its settings ``said``; what is weak about it is said, once a process.
+def check_replication(link: Link, topic: str, settings: Mapping[str, str], must: bool) -> None:
+    """Look at a topic that is there, by its settings ``settings``; what is weak about it is said, once a process.
 
     Raises: ConfigError where it ``must`` keep what it has acknowledged, and the pipeline file asks for replicas.
     """
-    asked = link.cluster.replication
-    if not (found := weak(asked, link.replicas(topic), said)):
+    wanted = link.cluster.replication
+    if not (weaknesses := weak(wanted, link.replicas(topic), settings)):
         return
     text = (
-        f"Topic {topic} may lose what it has acknowledged, or take nothing: {', '.join(found)}. Give it replicas with "
+        f"Topic {topic} may lose what it has acknowledged, or take nothing: {', '.join(weaknesses)}. Give it replicas with "
         "kafka-reassign-partitions, and other settings with kafka-configs"
     )
-    if must and asked > 1:
+    if must and wanted > 1:
         raise ConfigError(f"{text}; or ask for less with log.kafka.replication in the pipeline file.")
     _warn(f"{text}.")
 
 
-def weak(asked: int, replicas: int, said: Mapping[str, str]) -> list[str]:
+def weak(wanted: int, replicas: int, settings: Mapping[str, str]) -> list[str]:
     """Each thing that is, with its value. A broker before Kafka 3.7 takes nothing where fewer replicas are there than
     ``min.insync.replicas``; newer ones go by those that there are.
 
@@ -40,13 +40,13 @@ def weak(asked: int, replicas: int, said: Mapping[str, str]) -> list[str]:
     >>> weak(0, 3, {"min.insync.replicas": "1", "unclean.leader.election.enable": "true"})
     ['min.insync.replicas = 1 with replicas = 3', 'unclean.leader.election.enable = true']
     """
-    insync = int(said.get("min.insync.replicas", "0"))  # not every broker that speaks Kafka's protocol has it
-    found = {
-        f"{replicas} of the {asked} replicas of log.kafka.replication": replicas < asked,
+    insync = int(settings.get("min.insync.replicas", "0"))  # not every broker that speaks Kafka's protocol has it
+    weaknesses = {
+        f"{replicas} of the {wanted} replicas of log.kafka.replication": replicas < wanted,
         f"min.insync.replicas = {insync} with replicas = {replicas}": insync > replicas or (insync == 1 and replicas >= 3),
-        "unclean.leader.election.enable = true": said.get("unclean.leader.election.enable") == "true",
+        "unclean.leader.election.enable = true": settings.get("unclean.leader.election.enable") == "true",
     }
-    return [text for text, wrong in found.items() if wrong]
+    return [text for text, wrong in weaknesses.items() if wrong]
 
 
 @cache

@@ -1,7 +1,7 @@
 """Which partitions give nothing though the log has something: clients of every kind have gone silent on one of many.
 
-Known cases are in docs/decisions/0004-kafka-python.md. A client is mended in two steps: it is sent to the position once more,
-and if that does not help another client takes its place.
+Known cases are in docs/decisions/0004-kafka-python.md. A client is mended in two steps. It is sent to the position once more;
+if that does not help, another client takes its place.
 """
 
 from __future__ import annotations

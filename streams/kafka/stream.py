@@ -1,7 +1,7 @@
 """Journals and the ledger on Kafka: a topic of one partition each, that forgets nothing.
 
-Source: docs/design/journal.md, rules 1 and 4. An acknowledgement's offset is what the fence goes by, so nothing here hides
-that one is unknown, and there are no transactions.
+Source: docs/design/journal.md, rules 1 and 4. An acknowledgement's offset is what the fence goes by, so an unknown one is
+passed on as such. There are no transactions.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ class KafkaStream:
         """Whether there is such a topic. Raises: ConfigError where it would lose entries, or has several partitions; where the
         pipeline file asks for replicas, also where one that was acknowledged could be lost with a broker."""
         if not self._there and (topic := self._link.topics([self.topic]).get(self.topic)) is not None:
-            said = self._link.settings(self.topic)
-            wrong = [f"{name} = {said[name]}" for name, right in FOREVER.items() if said[name] != right]
+            settings = self._link.settings(self.topic)
+            wrong = [f"{name} = {settings[name]}" for name, right in FOREVER.items() if settings[name] != right]
             if topic.partitions != 1 or wrong:
                 right = ", ".join(f"{name} = {value}" for name, value in FOREVER.items())
                 raise ConfigError(
-                    f"Topic {self.topic} has {topic.partitions} partitions{''.join(f', {one}' for one in wrong)}. It must have "
-                    f"one, and {right}, or entries are lost. Change its settings."
+                    f"Topic {self.topic} has {topic.partitions} partitions{''.join(f', {setting}' for setting in wrong)}. "
+                    f"It must have one, and {right}, or entries are lost. Change its settings."
                 )
-            check_replication(self._link, self.topic, said, must=True)
+            check_replication(self._link, self.topic, settings, must=True)
             self._there = True
         return self._there
 
@@ -110,7 +110,7 @@ class KafkaStream:
     def _until(self, reader: KafkaReader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         polls = int(self._link.cluster.patience_s * 1000 / WAIT_MS) + 1
         while start < end:
-            pieces = next((found for _ in range(polls) if (found := reader.poll(CHUNK, WAIT_MS))), None)
+            pieces = next((fetched for _ in range(polls) if (fetched := reader.poll(CHUNK, WAIT_MS))), None)
             if pieces is None:
                 reader.failed = True
                 raise StorageError(

@@ -43,8 +43,8 @@ class IdentityBlock:
         """(3, k) what the segment has of these ids."""
         ids = self.passing(ids)
         low, high = (np.searchsorted(self.rows[0], ids, side) for side in ("left", "right"))
-        found = [self.rows[:, start:stop] for start, stop in zip(low.tolist(), high.tolist(), strict=True) if start < stop]
-        return np.concatenate([self.rows[:, :0], *found], axis=1)
+        pieces = [self.rows[:, start:stop] for start, stop in zip(low.tolist(), high.tolist(), strict=True) if start < stop]
+        return np.concatenate([self.rows[:, :0], *pieces], axis=1)
 
     def passing(self, ids: Ids) -> Ids:
         """Those of the ids that the filter lets pass: all that are here, and a few that are not."""
@@ -100,26 +100,26 @@ class Identities:
             self._bring_near(segment)
 
     def _bring_near(self, segment: IdentityBlock) -> None:
-        for one, revision, label in segment.of(self._coming).T.tolist():
-            self._near.setdefault(one, []).append((segment.until_ms, revision, label))
+        for identity, revision, label in segment.of(self._coming).T.tolist():
+            self._near.setdefault(identity, []).append((segment.until_ms, revision, label))
 
-    def get(self, one: int) -> dict[int, int]:
+    def get(self, identity: int) -> dict[int, int]:
         """What is known of an id that ``approach`` was told of, as revision -> hash64(label); empty: nothing."""
-        near = self._near.get(one, [])
-        known = {revision: label for until_ms, revision, label in near if until_ms > self._gone_ms}
-        opened = self._open.get(one, ())
-        return known | dict(zip(opened[::2], opened[1::2], strict=True))
+        near = self._near.get(identity, [])
+        remembered = {revision: label for until_ms, revision, label in near if until_ms > self._gone_ms}
+        opened = self._open.get(identity, ())
+        return remembered | dict(zip(opened[::2], opened[1::2], strict=True))
 
-    def maybe(self, one: int) -> bool:
+    def maybe(self, identity: int) -> bool:
         """Whether something may be known of an id; False: nothing is."""
-        return one in self._open or one in self._near
+        return identity in self._open or identity in self._near
 
-    def add(self, one: int, revision: int, label: int, now_ms: int) -> None:
+    def add(self, identity: int, revision: int, label: int, now_ms: int) -> None:
         """Remember a label of an id by its revision and hash64."""
         if not self._open:
             self._bucket = now_ms // self._width_ms
             self.turn_ms = min(self.turn_ms, (self._bucket + 1) * self._width_ms)
-        self._open[one] = self._open.get(one, ()) + (revision, label)
+        self._open[identity] = self._open.get(identity, ()) + (revision, label)
         self._open_rows += 1
         if self._open_rows >= self._segment_rows:
             self._close()
@@ -195,8 +195,8 @@ class Identities:
     def load(self, state: dict[str, Value], segments: dict[int, dict[str, Value]]) -> None:
         """Become what gave ``state`` and these segments."""
         self._open = {}
-        for one, revision, label in state["open"].T.tolist():
-            self._open[one] = self._open.get(one, ()) + (revision, label)
+        for identity, revision, label in state["open"].T.tolist():
+            self._open[identity] = self._open.get(identity, ()) + (revision, label)
         self._open_rows, self._bucket, self._next = state["open"].shape[1], state["bucket"], state["next"]
         self._closed = {}
         for number, until_ms, tier in state["closed"]:
@@ -206,11 +206,11 @@ class Identities:
         self._plan()
 
 
-def _table(known: dict[int, tuple[int, ...]]) -> Ids:
+def _table(remembered: dict[int, tuple[int, ...]]) -> Ids:
     """(3, n), by id; of one id in the order they were settled."""
-    counts = np.array([len(flat) // 2 for flat in known.values()], dtype=np.int64)
-    ids = np.repeat(np.array(list(known), dtype=np.int64), counts)
-    pairs = np.array(list(chain.from_iterable(known.values())), dtype=np.int64).reshape(-1, 2)
+    counts = np.array([len(flat) // 2 for flat in remembered.values()], dtype=np.int64)
+    ids = np.repeat(np.array(list(remembered), dtype=np.int64), counts)
+    pairs = np.array(list(chain.from_iterable(remembered.values())), dtype=np.int64).reshape(-1, 2)
     order = np.argsort(ids, kind="stable")
     return np.stack([ids[order], *pairs[order].T])
 

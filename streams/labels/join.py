@@ -2,8 +2,8 @@
 
 By the journal's clock and record by record, so that no result depends on how records were grouped into reads:
 
-- label identity is (id, revision); the same value again is ignored, another value is a conflict and a dead letter, a higher
-  revision than the one that was learned a correction, a lower one outdated; all are counted
+- label identity is (id, revision); the same value again is ignored, another value is a conflict and a dead letter; a higher
+  revision than the one that was learned is a correction, a lower one outdated; all are counted
 - a label that comes before its prediction waits ``grace_ms``; the highest revision among those that wait is learned, the others
   are outdated
 - a prediction whose horizon ends is learned with the default label, or passed if there is none; its label is late from then on
@@ -46,7 +46,7 @@ class LabelRules:
     memory_rows: int = 100_000  # in [1, 2^50), predictions and labels that may wait; past it the oldest waits no longer
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ValueError for a setting out of range."""
         for name, low in (("horizon_ms", 1), ("grace_ms", 1), ("retry_ms", 0), ("memory_rows", 1)):
             if not low <= getattr(self, name) < 1 << 50:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}, and less than 2^50")
@@ -92,8 +92,8 @@ class Taken:
 
     fresh: list[int] = field(default_factory=list)  # which of the rows are predictions to wait for
     slots: list[int] = field(default_factory=list)  # where those wait
-    lessons: list[tuple[int, str | float, int]] = field(default_factory=list)  # slot, label, and when they met
-    let_go: list[int] = field(default_factory=list)  # slots of predictions that wait no more, without a lesson
+    to_learn: list[tuple[int, str | float, int]] = field(default_factory=list)  # slot, label, and when they met
+    let_go: list[int] = field(default_factory=list)  # slots of predictions that wait no more, unlearned
     passed: int = 0
     conflicts: list[int] = field(default_factory=list)  # which of the records
 
@@ -142,7 +142,7 @@ class LabelJoin:
         """Whether predictions under these ids, read between two times, could let anything be learned before the last one."""
         due_ms = self.due_ms
         ends = (due_ms is not None and due_ms <= to_ms) or to_ms - from_ms >= self._rules.horizon_ms
-        return ends or any(one in self._early for one in ids.tolist())
+        return ends or any(identity in self._early for identity in ids.tolist())
 
     @property
     def due_ms(self) -> int | None:
@@ -153,23 +153,25 @@ class LabelJoin:
 
     def take(self, served: Served, clock_ms: NDArray[np.int64]) -> Taken:
         """Records in log order, each at its clock (n,)."""
-        taken, row, known = Taken(), 0, self._known
-        known.approach(served.ids)
-        for at, (record, one, now_ms) in enumerate(zip(served.records, served.ids.tolist(), clock_ms.tolist(), strict=True)):
-            if now_ms >= self._turn_ms or now_ms >= known.turn_ms:
+        taken, row, remembered = Taken(), 0, self._known
+        remembered.approach(served.ids)
+        for at, (record, identity, now_ms) in enumerate(
+            zip(served.records, served.ids.tolist(), clock_ms.tolist(), strict=True)
+        ):
+            if now_ms >= self._turn_ms or now_ms >= remembered.turn_ms:
                 self.advance(now_ms, taken)
             if isinstance(record, Prediction):
-                if one in self._pending or (known.maybe(one) and known.get(one)):
+                if identity in self._pending or (remembered.maybe(identity) and remembered.get(identity)):
                     self.counts.repeated_predictions += 1
                     taken.passed += 1
                 else:
                     taken.fresh.append(row)
-                    self._prediction(one, record, now_ms, taken)
+                    self._prediction(identity, record, now_ms, taken)
                 row += 1
             elif isinstance(record, Withheld):
-                self._withhold(one, now_ms)
+                self._withhold(identity, now_ms)
                 taken.passed += 1
-            elif not self._label(one, record, now_ms, taken):
+            elif not self._label(identity, record, now_ms, taken):
                 taken.conflicts.append(at)
         return taken
 
@@ -183,16 +185,16 @@ class LabelJoin:
         for at, row in zip(fresh, scores.tolist(), strict=True):
             self._rows.answer(taken.slots[at], (classes, tuple(row)))
 
-    def lessons(self, taken: Taken) -> TrainingRows | None:
+    def training_rows(self, taken: Taken) -> TrainingRows | None:
         """What is to be learned; who waits no more is let go."""
-        found = None
-        if taken.lessons:
-            slots, labels, clock_ms = map(list, zip(*taken.lessons, strict=True))
+        training_rows = None
+        if taken.to_learn:
+            slots, labels, clock_ms = map(list, zip(*taken.to_learn, strict=True))
             y = np.array(labels, dtype=np.float64) if self._numbers else _objects(labels)
-            found = self._rows.lessons(slots, y, clock_ms)
+            training_rows = self._rows.training_rows(slots, y, clock_ms)
             self._rows.release(slots)
         self._rows.release(taken.let_go)
-        return found
+        return training_rows
 
     def advance(self, now_ms: int, taken: Taken) -> None:
         """Let the clock come to ``now_ms``: horizons and graces end, identities are forgotten."""
@@ -205,70 +207,70 @@ class LabelJoin:
             del self._forewarned[due[0]]
         self._turn_ms = NEVER_MS if (due_ms := self.due_ms) is None else due_ms
 
-    def _expire(self, one: int, now_ms: int, taken: Taken) -> None:
-        if self._default is None or one in self._withheld:
+    def _expire(self, identity: int, now_ms: int, taken: Taken) -> None:
+        if self._default is None or identity in self._withheld:
             self.counts.unlabelled += 1
-            self._let_go(one, now_ms, taken)
+            self._let_go(identity, now_ms, taken)
             return
         self.counts.defaulted += 1
-        self._known.add(one, NO_LABEL, 0, now_ms)
-        taken.lessons.append((self._pending.pop(one), self._default, now_ms))
+        self._known.add(identity, NO_LABEL, 0, now_ms)
+        taken.to_learn.append((self._pending.pop(identity), self._default, now_ms))
 
-    def _let_go(self, one: int, now_ms: int, taken: Taken) -> None:
+    def _let_go(self, identity: int, now_ms: int, taken: Taken) -> None:
         """A prediction is passed; its label is late from now on."""
-        taken.let_go.append(self._pending.pop(one))
-        self._withheld.pop(one, None)
+        taken.let_go.append(self._pending.pop(identity))
+        self._withheld.pop(identity, None)
         taken.passed += 1
-        self._known.add(one, NO_LABEL, 0, now_ms)
+        self._known.add(identity, NO_LABEL, 0, now_ms)
 
-    def _unmatched(self, one: int) -> None:
-        self._early_seen -= len(self._early.pop(one).seen)
+    def _unmatched(self, identity: int) -> None:
+        self._early_seen -= len(self._early.pop(identity).seen)
         self.counts.unmatched += 1
         self.settled += 1
 
-    def _prediction(self, one: int, record: Prediction, now_ms: int, taken: Taken) -> None:
+    def _prediction(self, identity: int, record: Prediction, now_ms: int, taken: Taken) -> None:
         """Take a prediction that has not been there."""
         if record.features not in self._features:
             self.counts.refeaturised += 1
         due_ms = now_ms + self._rules.horizon_ms
-        taken.slots.append(self._rows.take(one, (record.classes, record.scores), due_ms))
-        if one in self._early:
-            self._join_early(one, now_ms, taken)
+        taken.slots.append(self._rows.take(identity, (record.classes, record.scores), due_ms))
+        if identity in self._early:
+            self._join_early(identity, now_ms, taken)
             return
-        if self._forewarned.pop(one, 0) > now_ms:
-            self._withheld[one] = None
+        if self._forewarned.pop(identity, 0) > now_ms:
+            self._withheld[identity] = None
         if due_ms < self._turn_ms:
             self._turn_ms = due_ms
         if len(self._pending) + self._early_seen > self._rules.memory_rows:
             self._make_room(now_ms, taken)
 
-    def _join_early(self, one: int, now_ms: int, taken: Taken) -> None:
-        early = self._early.pop(one)
+    def _join_early(self, identity: int, now_ms: int, taken: Taken) -> None:
+        early = self._early.pop(identity)
         self._early_seen -= len(early.seen)
         for revision, label in early.seen.items():
-            self._known.add(one, revision, label, now_ms)
-        self._joined(self._pending.pop(one), early.label, now_ms, taken)
+            self._known.add(identity, revision, label, now_ms)
+        self._joined(self._pending.pop(identity), early.label, now_ms, taken)
 
     def _joined(self, slot: int, label: str | float, now_ms: int, taken: Taken) -> None:
-        taken.lessons.append((slot, label, now_ms))
+        taken.to_learn.append((slot, label, now_ms))
         self.counts.joined += 1
         self.settled += 1
 
-    def _label(self, one: int, record: LateLabel, now_ms: int, taken: Taken) -> bool:
+    def _label(self, identity: int, record: LateLabel, now_ms: int, taken: Taken) -> bool:
         """Take a label; False for a conflict."""
         value: str | float = record.label  # as the codec leaves it
         hashed = _label_hash(value)
-        slot = self._pending.pop(one, None)
+        slot = self._pending.pop(identity, None)
         if slot is not None:
-            self._withheld.pop(one, None)
-            self._known.add(one, record.revision, hashed, now_ms)
+            self._withheld.pop(identity, None)
+            self._known.add(identity, record.revision, hashed, now_ms)
             self._joined(slot, value, now_ms, taken)
             return True
-        early = self._early.get(one)
-        seen = self._known.get(one) if early is None else early.seen
+        early = self._early.get(identity)
+        seen = self._known.get(identity) if early is None else early.seen
         if not seen:
             due_ms = now_ms + self._rules.grace_ms
-            self._early[one] = Early(value, record.revision, due_ms, {record.revision: hashed})
+            self._early[identity] = Early(value, record.revision, due_ms, {record.revision: hashed})
             self._turn_ms = min(self._turn_ms, due_ms)
             self._saw_early(now_ms, taken)
             return True
@@ -282,17 +284,17 @@ class LabelJoin:
             self._saw_early(now_ms, taken)
             fate = "outdated"
         elif fate in ("corrections", "outdated"):
-            self._known.add(one, record.revision, hashed, now_ms)
+            self._known.add(identity, record.revision, hashed, now_ms)
         setattr(self.counts, fate, getattr(self.counts, fate) + 1)
         return True
 
-    def _withhold(self, one: int, now_ms: int) -> None:
+    def _withhold(self, identity: int, now_ms: int) -> None:
         """A label is left out: its prediction waits on for another, and gets no default."""
-        if one in self._pending:
-            self._withheld[one] = None
+        if identity in self._pending:
+            self._withheld[identity] = None
             return
-        self._forewarned.pop(one, None)
-        self._forewarned[one] = now_ms + self._rules.grace_ms
+        self._forewarned.pop(identity, None)
+        self._forewarned[identity] = now_ms + self._rules.grace_ms
         if len(self._forewarned) > self._rules.memory_rows:
             del self._forewarned[next(iter(self._forewarned))]
             self.counts.crowded += 1
@@ -320,7 +322,7 @@ class LabelJoin:
         early = self._early.items()
         state = {
             **self._rows.state(),
-            "early": [[one, e.revision, e.due_ms, e.label, list(map(list, e.seen.items()))] for one, e in early],
+            "early": [[identity, e.revision, e.due_ms, e.label, list(map(list, e.seen.items()))] for identity, e in early],
             "counts": msgspec.to_builtins(self.counts),
             "settled": self.settled,
             **{f"known_{name}": value for name, value in self._known.state().items()},
@@ -335,15 +337,17 @@ class LabelJoin:
         self._rows = Waiting()
         self._rows.load(state)
         self._pending = self._rows.slots
-        self._early = {one: Early(label, revision, due_ms, dict(seen)) for one, revision, due_ms, label, seen in state["early"]}
+        self._early = {
+            identity: Early(label, revision, due_ms, dict(seen)) for identity, revision, due_ms, label, seen in state["early"]
+        }
         self._early_seen = sum(len(early.seen) for early in self._early.values())
         withheld, forewarned = state.get("withheld", ([], []))
         self._withheld, self._forewarned = dict.fromkeys(withheld), dict(forewarned)
         self.counts = msgspec.convert(state["counts"], JoinCounts)
         self.settled = state["settled"]
-        known = {name.removeprefix("known_"): value for name, value in state.items() if name.startswith("known_")}
+        remembered = {name.removeprefix("known_"): value for name, value in state.items() if name.startswith("known_")}
         segments = {int(name.partition(".")[2]): part for name, part in parts.items() if name.startswith("join.")}
-        self._known.load(known, segments)
+        self._known.load(remembered, segments)
         self._turn_ms = NEVER_MS if (due_ms := self.due_ms) is None else due_ms
 
 

@@ -51,16 +51,16 @@ class Waiting:
     @property
     def first(self) -> tuple[int, int] | None:
         """Who is due next, and when."""
-        for one, slot in self.slots.items():
-            return one, self.due_ms[slot]
+        for identity, slot in self.slots.items():
+            return identity, self.due_ms[slot]
         return None
 
-    def take(self, one: int, answered: ServedAnswer, due_ms: int) -> int:
+    def take(self, identity: int, answered: ServedAnswer, due_ms: int) -> int:
         """A slot for a prediction that does not wait there yet."""
         if not self._free:
             self._grow()
         slot = self._free.pop()
-        self.slots[one] = slot
+        self.slots[identity] = slot
         self.due_ms[slot] = due_ms
         self.answer(slot, answered)
         return slot
@@ -91,7 +91,7 @@ class Waiting:
         more = len(self.due_ms) - len(held)
         return held if not more else np.concatenate([held, absent(name, like, more)])
 
-    def lessons(self, slots: list[int], y: Array, clock_ms: list[int]) -> TrainingRows:
+    def training_rows(self, slots: list[int], y: Array, clock_ms: list[int]) -> TrainingRows:
         """The rows in these slots with their labels (n,)."""
         at = np.array(slots, dtype=np.int64)
         batch = from_columns({name: column[at] for name, column in self._columns.items()} | {"y": y})
@@ -135,5 +135,7 @@ class Waiting:
         tables = [tuple(table) for table in state["classes"]]
         pieces = np.split(state["scores"], np.cumsum(state["outputs"])[:-1])
         columns = zip(state["pending"].tolist(), state["table"].tolist(), pieces, state["due_ms"].tolist(), strict=True)
-        slots = [self.take(one, (tables[table], tuple(scores.tolist())), due_ms) for one, table, scores, due_ms in columns]
+        slots = [
+            self.take(identity, (tables[table], tuple(scores.tolist())), due_ms) for identity, table, scores, due_ms in columns
+        ]
         self.fill(slots, from_columns(state))

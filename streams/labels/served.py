@@ -78,7 +78,7 @@ class LateLabel(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="la
 
 
 class Withheld(msgspec.Struct, frozen=True, gc=False):
-    """In place of a label that a branch excludes: nothing is learned of it but that its row gets no default label."""
+    """In place of a label that a branch excludes: all that is known of it is that its row gets no default label."""
 
     id: str
 
@@ -101,7 +101,8 @@ class Served:
     def part(self, start: int, stop: int) -> Served:
         """Records ``start`` to ``stop``; what was left out belongs to the first part."""
         before, within = (
-            sum(isinstance(one, Prediction) for one in records) for records in (self.records[:start], self.records[start:stop])
+            sum(isinstance(record, Prediction) for record in records)
+            for records in (self.records[:start], self.records[start:stop])
         )
         rows, left_out = self.rows.only(np.arange(before, before + within)), 0 if start else self.left_out
         cut = slice(start, stop)
@@ -153,7 +154,7 @@ class ServedCodec:
         if topic != self.topic:
             return self._events.decode(events, tp)
         refused = list(self._misplaced(events, partition))
-        astray = {one.event.offset for one in refused}
+        astray = {refused_record.event.offset for refused_record in refused}
         good = [event for event in events if event.offset not in astray]
         try:
             records = self._records(good)
@@ -162,7 +163,7 @@ class ServedCodec:
             records, refused = self._records(good), refused + unreadable
         rows, bad = self._rows_of(good, records)
         if bad:
-            left_out = {one.event.offset for one in bad}
+            left_out = {refused_record.event.offset for refused_record in bad}
             kept = [at for at, event in enumerate(good) if event.offset not in left_out]
             good, records = [good[at] for at in kept], [records[at] for at in kept]
         t = np.array([event.timestamp_ms for event in good], dtype=np.int64)
@@ -197,7 +198,7 @@ class ServedCodec:
             raise RecordError("oversized", f"over {self._max_bytes} bytes, the pipeline's log.max_bytes")
         records = list(map(self._decode, values))
         keys, ids = [event.key for event in events], [record.id.encode() for record in records]
-        if keys != ids and any(key not in (None, one) for key, one in zip(keys, ids, strict=True)):
+        if keys != ids and any(key not in (None, record_id) for key, record_id in zip(keys, ids, strict=True)):
             raise RecordError("wrong-key", "the record's key is not its id, so nothing keeps the records of an id in order")
         if list(map(ENCODER.encode, records)) != values:  # else they are as we write them ourselves, and hold no key twice
             for value, record in zip(values, records, strict=True):
@@ -232,8 +233,11 @@ class ServedCodec:
         if not bad and not has_label(rows).any():
             return rows, []
         originals = {event.offset: event for event in good}
-        refused = [Refused(originals[one.event.offset], one.reason, one.detail) for one in bad]
-        left_out = {one.event.offset for one in bad}
+        refused = [
+            Refused(originals[refused_record.event.offset], refused_record.reason, refused_record.detail)
+            for refused_record in bad
+        ]
+        left_out = {refused_record.event.offset for refused_record in bad}
         places = [originals[event.offset] for event in events if event.offset not in left_out]
         labelled = has_label(rows)
         detail = f"a served row has no {self._label.name}: its label comes as a record of its own"
@@ -244,8 +248,8 @@ class ServedCodec:
 def _refuse_twice(value: bytes, record: Prediction | LateLabel) -> None:
     """Refuse a key that stands twice; JSON decoders keep the last and say nothing.
 
-    A record with no more quotation marks than its keys and texts need has none; any other is parsed again with its pairs. The
-    row's own codec looks after what is in the row.
+    A record with just the quotation marks that its keys and texts need has no such key; any other is parsed again with its
+    pairs. The row's own codec looks after what is in the row.
     """
     marks = value.count(b'"')
     if isinstance(record, Prediction):

@@ -52,7 +52,7 @@ def connect(path: Path, schema: str) -> Connection:
 
 
 def _read_only(path: Path) -> Connection:
-    """Without a write-ahead log beside it the file is all there is, and SQLite needs no lock file to read it."""
+    """Opened for reading. A file without a write-ahead log beside it holds everything; SQLite reads it without a lock file."""
     log = path.with_name(f"{path.name}-wal")
     alone = not log.exists() or not log.stat().st_size
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI

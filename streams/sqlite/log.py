@@ -58,13 +58,13 @@ class SqliteLog:
 
         Raises: BadInputError where it is there with another number of partitions.
         """
-        there = self.topic(name)
-        if there is None:
+        topic = self.topic(name)
+        if topic is None:
             with storage_errors(self.path), transaction(self._connection):
-                there = self._topic(name) or self._new_topic(name, partitions)  # another process may have been faster
-        if there.partitions != partitions:
-            raise BadInputError(f"Topic {name} in {self.path} has {there.partitions} partitions, not {partitions}.")
-        return there
+                topic = self._topic(name) or self._new_topic(name, partitions)  # another process may have been faster
+        if topic.partitions != partitions:
+            raise BadInputError(f"Topic {name} in {self.path} has {topic.partitions} partitions, not {partitions}.")
+        return topic
 
     def _new_topic(self, name: str, partitions: int) -> Topic:
         topic = Topic(uuid.uuid4().hex, partitions)
@@ -103,13 +103,13 @@ class SqliteLog:
             coming.result()
 
     def _start(self, topic: str, records: Sequence[Record]) -> Future[list[tuple[int, int]]]:
-        known = self.topic(topic)
-        if known is None:
+        stored = self.topic(topic)
+        if stored is None:
             raise BadInputError(f"There is no topic {topic} in {self.path}; create it first.")
         for record in records:
             if record.value is not None and len(record.value) > MAX_VALUE_BYTES:
                 raise BadInputError(f"A value of {len(record.value)} bytes is over the log's {MAX_VALUE_BYTES}.")
-        return self._thread.submit(self._commit, topic, known.partitions, records)
+        return self._thread.submit(self._commit, topic, stored.partitions, records)
 
     def _commit(self, topic: str, partitions: int, records: Sequence[Record]) -> list[tuple[int, int]]:
         with storage_errors(self.path), transaction(self._writes):
@@ -163,8 +163,8 @@ class SqliteLog:
         with storage_errors(self.path):
             table, _, end = _partition(self._connection, tp)
             query = f"select min(offset) from {table} where timestamp_ms >= ?"
-            found: list[Any] = self._connection.execute(query, (older_than_ms,)).fetchall()
-        self.delete_before(tp, end if found[0][0] is None else found[0][0])
+            rows: list[Any] = self._connection.execute(query, (older_than_ms,)).fetchall()
+        self.delete_before(tp, end if rows[0][0] is None else rows[0][0])
 
     def fetch(self, tp: str, start: int, stop: int | None, limit: int) -> tuple[list[Event], int]:
         """Records from ``start``, at most ``limit``, fewer where their values are large; and the crc32c of all of them.
@@ -188,8 +188,8 @@ class SqliteLog:
                     break
             cursor.close(True)
         if events and events[-1].offset - events[0].offset != len(events) - 1:
-            there = {event.offset for event in events}
-            missing = min(offset for offset in range(events[0].offset, events[-1].offset) if offset not in there)
+            offsets = {event.offset for event in events}
+            missing = min(offset for offset in range(events[0].offset, events[-1].offset) if offset not in offsets)
             raise DamageError(f"{self.path}: the record at {tp} offset {missing} is missing. Restore the log from a copy.")
         return events, self._check(tp, events, expected)
 

@@ -1,8 +1,8 @@
 """The reader that passes records by which a fork leaves out, live and when folding again.
 
-What is left out is decoded as ever, so that what is rejected stays the same. Then it is as if it had never been sent, but that
-it is counted as passed: no row of it is predicted, learned or taken in by a feature table, and its timestamps do not move the
-clock. Of a label that is left out one thing is known: its row gets no default label.
+What is left out is decoded as ever, so that what is rejected stays the same. It is counted as passed; apart from that it is as
+if it had never been sent. None of its rows is predicted, learned or taken in by a feature table, and the clock ignores its
+timestamps. Of a label that is left out one thing is known: its row gets no default label.
 
 Source: docs/design/journal.md, rules 2, 9 and 18.
 """
@@ -47,7 +47,7 @@ class Excluding:
     def decode(self, events: Sequence[Event], tp: str, /) -> tuple[Rows | Served, list[Refused]]:
         """As the other reader, without what is left out."""
         piece, refused = self.reader.decode(events, tp)
-        bad = {one.event.offset for one in refused if one.row is None}
+        bad = {refusal.event.offset for refusal in refused if refusal.row is None}
         if isinstance(piece, Rows) and piece.offset is not None:
             gone = [event.offset for event in events if left_out(self.exclude, event, tp)]
             return _rows_without(piece, np.isin(piece.offset, gone)), refused

@@ -128,7 +128,7 @@ class Fold:
         self.clock_ms = step.clock_ms
         self._expire(step, self.clock_ms)
         for batch in self.batches.release(self.clock_ms):
-            self._lesson(batch)
+            self._learn(batch)
         self._count_scored()
         self.position.update({tp: stop for tp, _, stop, _, _ in step.reads})
         self.counts.rejected += len(step.rejected)
@@ -146,7 +146,7 @@ class Fold:
         yield rows.only(np.arange(start, len(rows))) if start else rows
 
     def _take(self, step: Step, rows: Rows) -> None:
-        """Rows in log order through features and batches into lessons."""
+        """Rows in log order through features and training batches."""
         clock_ms = np.maximum.accumulate(np.maximum(rows.t, self.clock_ms))
         x = self.features.transform(rows)
         labelled = has_label(rows) if step.use == "learn" else np.zeros(len(rows), dtype=bool)
@@ -180,14 +180,14 @@ class Fold:
         if not any(isinstance(record, Prediction) and record.branch != self.answers_of for record in served.records):
             yield served
             return
-        asked = np.array([isinstance(record, Prediction) for record in served.records], dtype=bool)
+        is_prediction = np.array([isinstance(record, Prediction) for record in served.records], dtype=bool)
         clock_ms = np.maximum.accumulate(np.maximum(served.t, self.clock_ms))
-        for start, stop in pairwise([0, *(np.flatnonzero(np.diff(asked)) + 1).tolist(), len(served)]):
+        for start, stop in pairwise([0, *(np.flatnonzero(np.diff(is_prediction)) + 1).tolist(), len(served)]):
             first_ms, last_ms = int(clock_ms[start]), int(clock_ms[stop - 1])
             may_learn = self.batches.due(last_ms) or self.labels.may_learn(served.ids[start:stop], first_ms, last_ms)
-            for first, last in pairwise(range(start, stop + 1) if asked[start] and may_learn else (start, stop)):
+            for first, last in pairwise(range(start, stop + 1) if is_prediction[start] and may_learn else (start, stop)):
                 for batch in self.batches.release(int(clock_ms[first])):
-                    self._lesson(batch)
+                    self._learn(batch)
                 yield served.part(first, last)
 
     def _answer_again(self, served: Served, taken: Taken, x: Floats) -> None:
@@ -211,35 +211,35 @@ class Fold:
     def _apply(self, step: Step, taken: Taken) -> None:
         assert self.labels is not None
         self.counts.passed += taken.passed
-        lessons = self.labels.lessons(taken)
-        if lessons is None:
+        training_rows = self.labels.training_rows(taken)
+        if training_rows is None:
             return
         if step.use != "learn":
-            self.counts.passed += len(lessons.batch)
+            self.counts.passed += len(training_rows.batch)
             return
         losses = []
-        for classes, scores, y in lessons.by_classes():
+        for classes, scores, y in training_rows.by_classes():
             losses.append(self.served_scores.losses(scores, classes, y))
             self.served_scores.update(scores, classes, y)
-        self._collect(lessons.batch, lessons.clock_ms, np.concatenate(losses))
+        self._collect(training_rows.batch, training_rows.clock_ms, np.concatenate(losses))
 
-    def _collect(self, batch: Batch, clock_ms: NDArray[np.int64], given: Floats) -> None:
+    def _collect(self, batch: Batch, clock_ms: NDArray[np.int64], served_losses: Floats) -> None:
         """Rows into batches, with their losses as served (n,), NaN where the own answer is to be scored."""
         if self.held_out is not None:
             stay = self.held_out.take(batch, self.counts.learned + self.batches.waiting)
             self.counts.passed += int((~stay).sum())
-            batch, clock_ms, given = batch.only(stay), clock_ms[stay], given[stay]
+            batch, clock_ms, served_losses = batch.only(stay), clock_ms[stay], served_losses[stay]
         if self.labels is not None:
-            self._given += given.tolist()
+            self._given += served_losses.tolist()
         for full in self.batches.cut(batch, clock_ms):
-            self._lesson(full)
+            self._learn(full)
 
-    def _lesson(self, batch: Batch) -> None:
+    def _learn(self, batch: Batch) -> None:
         """Test, then train: every row is scored by the state after the last batch before its own."""
         if batch.y is None:
             raise LearnerError("A training batch has no labels; batches are made of labelled rows only.")
-        given, self._given = self._given[: len(batch)], self._given[len(batch) :]
-        losses = np.array(given) if given else np.full(len(batch), np.nan)
+        served_losses, self._given = self._given[: len(batch)], self._given[len(batch) :]
+        losses = np.array(served_losses) if served_losses else np.full(len(batch), np.nan)
         own = np.isnan(losses)
         scored = batch if own.all() else batch.only(own)
         servable = self.learner.servable()
@@ -263,7 +263,7 @@ class Fold:
     def _count_scored(self) -> None:
         """Count scored batches, those with the same columns at once: bit for bit what they would count one by one."""
         scored, self._scored = self._scored, []
-        for (classes, _), same in groupby(scored, key=lambda one: (one[0], one[1].shape[1])):
+        for (classes, _), same in groupby(scored, key=lambda batch: (batch[0], batch[1].shape[1])):
             _, scores, y = zip(*same, strict=True)
             self.scores.update(np.concatenate(scores), classes, np.concatenate(y))
 
@@ -324,9 +324,9 @@ class Fold:
     def _join_parts(self) -> dict[str, dict[str, Value]]:
         if self.labels is None:
             return {}
-        given = {"given": [None if np.isnan(loss) else loss for loss in self._given]}
+        losses = {"given": [None if np.isnan(loss) else loss for loss in self._given]}
         parts = self.labels.parts()
-        return parts | {"join": parts["join"] | given, "served_scores": self.served_scores.state()}
+        return parts | {"join": parts["join"] | losses, "served_scores": self.served_scores.state()}
 
     def load(self, parts: dict[str, dict[str, Value]]) -> None:
         """Become the state that gave ``parts``."""

@@ -1,11 +1,11 @@
 """Rows that are never learned, on which the learner is asked again and again: what it kept, and what it lost.
 
-A row is held out by a hash of itself (time and features), so the same rows are held out in every branch and however they are
-read. A reservoir keeps an even sample of those held out so far
-(Vitter's algorithm R, its draws by the seed and the count of rows). Held-out rows are counted as passed.
+A row is held out by a hash of its time and features, so every branch holds out the same rows, however they are read. A
+reservoir keeps an even sample of those held out so far (Vitter's algorithm R, its draws by the seed and the count of rows).
+Held-out rows are counted as passed.
 
-Features that follow from tables which branches may fill differently (an imputed mean, a grown category) are part of the hash: a
-row that has them may be held out in one branch and learned in another.
+The hash includes features from tables that branches may fill differently (an imputed mean, a grown category). A row that has
+them may be held out in one branch and learned in another.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class HeldOut:
         if due > self._evaluated and len(self._y):
             answers = servable.predict_many(Batch(self._x))
             names = np.array(servable.classes, dtype=object)
-            said = names[answers.argmax(axis=1)] if len(names) else np.full(len(self._y), None)
-            rows, right = Counter(self._y.tolist()), Counter(self._y[said == self._y].tolist())
+            predicted = names[answers.argmax(axis=1)] if len(names) else np.full(len(self._y), None)
+            rows, right = Counter(self._y.tolist()), Counter(self._y[predicted == self._y].tolist())
             self.scores.update({name: (right[name], count) for name, count in rows.items()})
         self._evaluated = max(due, self._evaluated)
 
@@ -111,17 +111,17 @@ class HeldOut:
 
         ``recall``: of the classes with the lowest, at most LOWEST.
         """
-        found = self.scores.figures()
-        if not found:
+        figures = self.scores.figures()
+        if not figures:
             return {}
         commonest = max(self._labels, key=self._labels.__getitem__, default=None)  # ties go to the label seen first
         baselines = {
             "accuracy_last": float(self._unchanged.mean()),
             "accuracy_majority": float((self._y == commonest).mean()),
         }
-        lowest = sorted(self.scores.recall().items(), key=lambda one: one[1])[:LOWEST]
+        lowest = sorted(self.scores.recall().items(), key=lambda class_recall: class_recall[1])[:LOWEST]
         counts = {"evaluations": self.scores.evaluations, "rows": self.rows, "kept": len(self._y)}
-        return counts | found | baselines | {"recall": dict(lowest)}
+        return counts | figures | baselines | {"recall": dict(lowest)}
 
     def _offer(self, row: Row) -> None:
         """One more row: into a free place, or with chance kept / offered into another's. Source: Vitter, TOMS 1985."""
@@ -160,7 +160,7 @@ class HeldOut:
         self._labels = Counter(dict(state["labels"]))
         self._offered = state["offered"]
         rows = zip(np.array(state["pending"]), state["pending_rows"], strict=True)
-        self._pending = [Row(x, *told) for x, told in rows]
+        self._pending = [Row(x, *rest) for x, rest in rows]
 
 
 def hashes(batch: Batch) -> Hashes:

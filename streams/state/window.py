@@ -1,8 +1,8 @@
 """The newest learned rows of a branch, kept so that an alarm can lead to learning only what came since its onset.
 
-They lie in segments by the number of the row. Only the newest is open; a closed one is immutable, so it is a checkpoint part
-that is written once, and it goes when the newest rows no longer reach it. The same rows give the same parts, bit for bit,
-however they were cut. A window that has seen no row has no part, so a branch may begin to keep one.
+They lie in segments by the number of the row. Only the newest is open. A closed one is immutable: a checkpoint part that is
+written once. It goes when the newest rows no longer reach it. The same rows give the same parts, bit for bit, however they
+were cut. An empty window has no part, so a branch may begin to keep one.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class SegmentDraft:
         for raw in self.raws:
             entry = checked_entry(raw, self.fork.branch, cursor.offset, cursor)
             if cursor.take(entry) and isinstance(entry, Act):
-                cause = f"{entry.cause}: {entry.words}, {entry.evidence}"
+                cause = f"{entry.cause}: {entry.description}, {entry.evidence}"
         if cursor != self.end:
             raise DamageError(
                 f"Branch {self.fork.branch}: the journal up to offset {self.end.offset} is not what its writer has read and "

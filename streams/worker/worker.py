@@ -59,7 +59,7 @@ class WorkerConfig:
     window_rows: int = 1000  # >= 1, records over which that share is taken
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ValueError for a setting out of range."""
         least = {"step_rows": 1, "step_ms": 0, "checkpoint_rows": 1, "version_rows": 0, "keep": 2, "max_ahead_ms": 0}
         for name, low in (least | {"window_rows": 1, "journal_keep_entries": 0}).items():
             if getattr(self, name) < low:
@@ -207,12 +207,12 @@ class Worker:
             self._unversioned = True
 
     def caught_up(self) -> bool:
-        """Whether the log has nothing more and no row waits for its batch."""
+        """Whether every record of the log was read, and no row waits for its batch."""
         ends = {tp: high for tp, (_, high) in self._backends.source.bounds().items()}
         return ends == self._backends.source.position and not self.fold.batches.waiting
 
     def step(self) -> Iterator[str]:
-        """One step, phase by phase (docs/design/journal.md, rule 5); nothing at all when there is nothing to do.
+        """One step, phase by phase (docs/design/journal.md, rule 5); without work it ends before the first.
 
         1. read
         2. check, reject, confirm the dead letters
@@ -233,7 +233,7 @@ class Worker:
         self.fold.step(pending.entry, checked.rows)
         self._unversioned = True
         yield "learned"
-        self._writer.settle(pending.sent)
+        self._writer.confirm(pending.sent)
         yield "acknowledged"
         self._emit(pending.entry)
         yield "emitted"
@@ -276,15 +276,15 @@ class Worker:
             decoded, bad = in_force(self._reader, self.fold).decode(timely, read.tp)
             bad += [Refused(event, "ahead-of-time", f"its timestamp is past {horizon_ms} ms") for event in ahead]
             rows.append(decoded)
-            refused += [(read.tp, one) for one in sorted(bad, key=lambda one: one.event.offset)]
+            refused += [(read.tp, refusal) for refusal in sorted(bad, key=lambda refusal: refusal.event.offset)]
         if refused:
-            self._bury(refused)
+            self._dead_letter(refused)
         return Checked(reads, rows, refused)
 
-    def _bury(self, refused: list[tuple[str, Refused]]) -> None:
+    def _dead_letter(self, refused: list[tuple[str, Refused]]) -> None:
         if self._emits:
             self._backends.producer.append(
-                dead_letter_topic(self._fold_spec.name), [dead_letter(tp, one) for tp, one in refused]
+                dead_letter_topic(self._fold_spec.name), [dead_letter(tp, refusal) for tp, refusal in refused]
             )
 
     def _append(self, checked: Checked) -> Sent:
@@ -295,14 +295,14 @@ class Worker:
             epoch=self.epoch,
             reads=[(read.tp, read.start, read.stop, len(read.events), read.crc32c) for read in checked.reads],
             clock_ms=max([self.fold.clock_ms + self._idle_ms, *newest_ms]),
-            rejected=[(tp, one.event.offset, one.row, one.reason) for tp, one in checked.refused],
+            rejected=[(tp, refusal.event.offset, refusal.row, refusal.reason) for tp, refusal in checked.refused],
         )
         self._idle_ms = 0
         return Sent(entry, self._writer.send(entry))
 
     def _emit(self, step: Step) -> None:
         if conflicts := contradictions(self.fold):
-            self._bury(conflicts)
+            self._dead_letter(conflicts)
         self._backends.producer.flush()  # the step before this one: what is not delivered is an error
         if self._emits:
             self._backends.producer.post(scores_topic(self._fold_spec.name, self.branch), [output_record(step, self.fold)])
@@ -333,7 +333,7 @@ class Worker:
             records -= self._window.popleft()[0]
         rejected = sum(count for _, count in self._window)
         if rejected > self._config.stop_share * max(records, self._config.window_rows):
-            reasons = sorted({one.reason for _, one in refused})
+            reasons = sorted({refusal.reason for _, refusal in refused})
             tp, first = refused[0] if refused else ("", None)
             example = f", such as {tp} offset {first.event.offset}: {first.detail}" if first else ""
             raise TooManyRejectedError(
@@ -402,7 +402,7 @@ class Worker:
         self._snapshots.close()
 
     def end(self, cause: str, successor: str) -> None:
-        """Close; the branch goes no further: nothing counts between its last version and its end. Raises: ReplacedError."""
+        """Close and end the branch: nothing counts between its last version and its end. Raises: ReplacedError."""
         self.close()
         self._writer.end(cause, successor)
 

@@ -13,12 +13,12 @@ from apsw_rows import change
 from pipelines import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, facts, here, json_lines, millrace, pipeline_in
 
 from millrace.services.config.config import load_pipeline
-from millrace.services.errors import TooSlowError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.proof.certify import newest, prove_version
 from millrace.streams.branch.branch import load_checkpoint, save_checkpoint
 from millrace.streams.checksummed import seal
+from millrace.streams.errors import FoldTimeoutError
 from millrace.streams.journal.entries import Mark
 
 STEPS = "step_rows = 50\nversion_rows = 100\ncheckpoint_rows = 50\n"
@@ -99,7 +99,7 @@ def test_a_version_that_differs_is_certified_so_never_promoted_and_passed_by_in_
 
 def test_a_version_that_takes_longer_than_its_budget_stays_pending(learned: Instance, tmp_path: Path) -> None:
     """Nothing is certified by what was not folded to its end."""
-    with pytest.raises(TooSlowError):
+    with pytest.raises(FoldTimeoutError):
         prove_version(learned, marks(learned)[-1].version, budget_s=0.0)
     assert set(verified(tmp_path).values()) == {"pending"}
 

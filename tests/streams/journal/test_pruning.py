@@ -282,7 +282,7 @@ class Careless(VersionLog):
 
 def test_a_writer_that_deletes_what_no_version_holds_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same facts do not hold for a broken twin, so they prove something."""
-    monkeypatch.setattr("millrace.streams.worker.worker.Chronicle", Careless)
+    monkeypatch.setattr("millrace.streams.worker.worker.VersionLog", Careless)
     with pytest.raises(DamageError, match="no version there that can be read has the entries before"):
         pruned_rooms()
 

@@ -10,10 +10,9 @@ from branches import HOST, SMALL, Rooms, SteppedClock, fold_spec, make_events, m
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.services.errors import TooSlowError
 from millrace.streams.branch.branch import load_checkpoint, save_checkpoint
 from millrace.streams.branch.verify import verify, verify_version
-from millrace.streams.errors import DamageError
+from millrace.streams.errors import DamageError, FoldTimeoutError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Alias, Ledger, Operation, OperationState, Release, Serve, Target, append_decision
 from millrace.streams.journal.retention import Retention
@@ -174,7 +173,7 @@ def test_one_version_is_folded_again_from_its_parent_or_the_nearest_checkpoint()
     assert (
         nearest.base.startswith("checkpoint of seq") and nearest.entries < report.entries and nearest.proved == [versions[-1]]
     )
-    with pytest.raises(TooSlowError):
+    with pytest.raises(FoldTimeoutError):
         verify_version(fold_spec(), rooms.backends(), str(versions[-1].version), False, lambda: True)
 
 

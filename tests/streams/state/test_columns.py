@@ -94,7 +94,7 @@ def test_a_slot_that_is_used_again_keeps_nothing_of_the_row_before() -> None:
     waiting.release([slot])
     again = waiting.take(2, ANSWERED, 99)
     waiting.fill([again], Batch(np.zeros((1, 1))))
-    batch = waiting.lessons([again], np.array(["ham"], dtype=object), [0]).batch
+    batch = waiting.training_rows([again], np.array(["ham"], dtype=object), [0]).batch
     assert again == slot and batch.key is not None and batch.weight is not None
     assert (batch.key.tolist(), batch.weight.tolist()) == ([None], [1.0])
 

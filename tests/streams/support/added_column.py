@@ -56,7 +56,7 @@ def waiting_with(batch: Batch, state: Mapping[str, Any] | None = None) -> Waitin
 def learned(waiting: Waiting) -> Batch:
     """All that wait, with labels."""
     slots = list(waiting.slots.values())
-    return waiting.lessons(slots, np.full(len(slots), "ham", dtype=object), [0] * len(slots)).batch
+    return waiting.training_rows(slots, np.full(len(slots), "ham", dtype=object), [0] * len(slots)).batch
 
 
 def stored(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Flight:
 class Trusting(Writer):
     """Broken: takes any acknowledgement for proof that the branch is still its own."""
 
-    def settle(self, pending: Pending) -> None:
+    def confirm(self, pending: Pending) -> None:
         pending.ack.offset()
         self.cursor.take(pending.entry)
 
