@@ -11,9 +11,8 @@ from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.host import this_host
 from millrace.streams.branch.verify import Report, verify
-from millrace.streams.errors import DamageError, StorageError
+from millrace.streams.errors import StorageError
 from millrace.streams.journal.entries import Mark
-from millrace.streams.journal.journal import Summary, extend
 from millrace.streams.journal.ledger import Certificate, append_decision
 
 log = logging.getLogger("millrace")
@@ -25,12 +24,13 @@ def prove(instance: Instance, branch: str) -> Report:
     Raises: NotProvedError naming each thing that does not hold and the first bad mark.
     """
     require_branch(instance, branch)
-    pipeline = instance.loaded.pipeline
-    report = verify(instance.fold_spec, instance.backends(branch), branch, pipeline.worker.keep)
-    known = instance.ledger().certificates
-    findings = [str(finding) for finding in report.findings] + _belied(known, branch, _marked(instance, branch))
+    ledger = instance.ledger()  # before the journal, which has each version before its certificate
+    known = ledger.certificates
+    report = verify(instance.fold_spec, instance.backends(branch), branch, instance.loaded.pipeline.worker.keep)
+    findings = [str(finding) for finding in report.findings] + _belied(known, branch, report.marks)
     if findings:
         raise NotProvedError("\n".join(findings))
+    ledger.follow(instance.ledger_stream())  # others certify meanwhile
     for mark in report.proved:
         if mark.version is not None and (mark.version not in known or not known[mark.version].holds):
             certify(instance, mark, report, proven(report))
@@ -40,16 +40,6 @@ def prove(instance: Instance, branch: str) -> Report:
 def proven(report: Report) -> str:
     """The verdict on what a report proved."""
     return f"within {report.difference:.1e}" if report.difference else "equal"
-
-
-def _marked(instance: Instance, branch: str) -> list[Mark] | None:
-    """The branch's marks, or None where its journal is damaged, which is a finding of its own."""
-    summary = Summary()
-    try:
-        extend(summary, instance.journal(branch), branch)
-        return summary.marks
-    except DamageError:
-        return None
 
 
 def _belied(known: dict[str, Certificate], branch: str, marked: Sequence[Mark] | None) -> list[str]:

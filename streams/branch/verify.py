@@ -65,6 +65,7 @@ class Report:
     lost: int = 0  # seq up to which entries cannot be read: they were deleted from the journal, and their segment is not whole
     difference: float = 0.0  # the largest relative one; 0 where every state was compared bit for bit
     findings: list[Finding] = field(default_factory=list)
+    marks: list[Mark] | None = None  # of the whole branch; None where its journal is damaged, which is a finding
 
 
 def verify(fold_spec: FoldSpec, backends: Backends, branch: str, keep: int) -> Report:
@@ -72,18 +73,20 @@ def verify(fold_spec: FoldSpec, backends: Backends, branch: str, keep: int) -> R
 
     The report's findings are empty if everything holds. Threads are set as each ``open`` recorded them.
     """
-    report = Report(branch)
+    report, sound = Report(branch), set[str]()  # runs of the journal that were read whole, by their sha256
     output = last_output(backends.producer, fold_spec.name, branch)
-    summary = _readable(backends, branch, report)
-    report.findings += _damaged_checkpoints(backends, summary, keep)
-    report.findings += _damaged_segments(backends, summary, {finding.what for finding in report.findings})
+    summary = _readable(backends, branch, report, sound)
+    report.marks = None if report.findings else summary.marks
+    released = set[str]() if backends.retention is None else backends.retention.released()
+    report.findings += _damaged_checkpoints(backends, summary, keep, released)
+    report.findings += _damaged_segments(backends, summary, released, {finding.what for finding in report.findings}, sound)
     try:
         check_end(output, branch, summary.end.seq)
         if summary.fork is None:
             raise DamageError(f"The journal of branch {branch} has no entries. Restore it from a copy.")
         fold_spec.check(summary.fork, backends)
-        fold, base = _earliest(fold_spec, backends, summary, report)
-        _fold_and_compare(_Run(fold_spec, backends, summary, report), fold, base)
+        run = _Run(fold_spec, backends, summary, report)
+        _fold_and_compare(run, *_earliest(run))
     except MillraceError as error:
         report.findings.append(Finding(str(error), _first_at(summary, report.state_seq + 1)))
     return report
@@ -127,7 +130,7 @@ def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
         if all(low[tp] <= at for tp, at in fold.position.items()):
             run.report.base = f"version {base.version}" if base.version else f"checkpoint of seq {base.state_seq}"
             return fold, base.state_seq
-    fold = _begun(run.fold_spec, run.backends, run.summary, run.report)
+    fold = _begun(run)
     if all(low[tp] <= at for tp, at in fold.position.items()):
         return fold, 0
     raise OffsetsGoneError(
@@ -152,19 +155,21 @@ def _span(run: _Run, after: int, stop: int, hosts: list[Host]) -> Iterator[Entry
             yield entry
 
 
-def _readable(backends: Backends, branch: str, report: Report) -> Summary:
+def _readable(backends: Backends, branch: str, report: Report, sound: set[str]) -> Summary:
     """The branch as far as its entries are sound; a damaged one is a finding, and so is a segment that cannot be read."""
     summary = Summary()
     try:
-        summary = _after_lost(backends, branch, report)
+        summary = _after_lost(backends, branch, report, sound)
         extend(summary, backends.journal, branch)
     except DamageError as error:
         report.findings.append(Finding(str(error), _next_mark(backends, branch, summary.end.offset + 1)))
     return summary
 
 
-def _after_lost(backends: Backends, branch: str, report: Report) -> Summary:
+def _after_lost(backends: Backends, branch: str, report: Report, sound: set[str]) -> Summary:
     """A summary to go on with from the last segment that cannot be read, or from the fork where all can.
+
+    Those that can join the ``sound``.
 
     Raises: DamageError where the journal was deleted from and no version says what was there.
     """
@@ -173,6 +178,7 @@ def _after_lost(backends: Backends, branch: str, report: Report) -> Summary:
     for run in backends.journal.runs() if isinstance(backends.journal, Journal) else []:
         try:
             entries_of(backends.store, branch, run)
+            sound.add(run.sha256)
         except DamageError as error:
             inside = [mark for mark in known.marks if seq < mark.state_seq <= run.seq]
             report.findings.append(Finding(str(error), inside[0] if inside else None))
@@ -194,10 +200,9 @@ def _next_mark(backends: Backends, branch: str, start: int) -> Mark | None:
     return None
 
 
-def _damaged_checkpoints(backends: Backends, summary: Summary, keep: int) -> list[Finding]:
+def _damaged_checkpoints(backends: Backends, summary: Summary, keep: int, released: set[str]) -> list[Finding]:
     """Altered parts of kept checkpoints; missing ones only of versions and of the newest mark, which nothing sweeps."""
     findings = []
-    released = () if backends.retention is None else backends.retention.released()
     for mark in kept_marks(summary.marks, keep, released):
         try:
             load_checkpoint(backends.store, mark)
@@ -209,10 +214,11 @@ def _damaged_checkpoints(backends: Backends, summary: Summary, keep: int) -> lis
     return findings
 
 
-def _damaged_segments(backends: Backends, summary: Summary, known: set[str]) -> list[Finding]:
-    """Journal entries that kept versions say they have and have not, beyond what is ``known``."""
-    findings, sound = [], set[str]()
-    released = () if backends.retention is None else backends.retention.released()
+def _damaged_segments(
+    backends: Backends, summary: Summary, released: set[str], known: set[str], sound: set[str]
+) -> list[Finding]:
+    """Journal entries that kept versions say they have and have not, beyond what is ``known`` and what was found ``sound``."""
+    findings = []
     for mark in summary.marks:
         for run in _runs_of(backends, mark) if mark.version is not None and mark.version not in released else []:
             try:
@@ -231,19 +237,18 @@ def _runs_of(backends: Backends, mark: Mark) -> list[Run]:
     return [] if segment is None else segment.runs
 
 
-def _earliest(fold_spec: FoldSpec, backends: Backends, summary: Summary, report: Report) -> tuple[Fold, Mark | None]:
+def _earliest(run: _Run) -> tuple[Fold, Mark | None]:
     """The fork's start, or the oldest checkpoint whose next records the log still has."""
-    assert summary.fork is not None
-    fold = fold_spec.fold(summary.fork)
-    bounds = backends.source.bounds()
-    if not report.lost and all(bounds[tp][0] <= at for tp, at in fold.position.items()):
-        return _begun(fold_spec, backends, summary, report), None
-    for mark in summary.marks:
+    report, bounds = run.report, run.backends.source.bounds()
+    if not report.lost and all(bounds[tp][0] <= at for tp, at in run.fork.positions.items()):
+        return _begun(run), None
+    fold = run.fold_spec.fold(run.fork)
+    for mark in run.summary.marks:
         if mark.state_seq < report.lost:
             report.unproved.append(mark)
             continue
         try:
-            fold.load(load_checkpoint(backends.store, mark))
+            fold.load(load_checkpoint(run.backends.store, mark))
         except DamageError:
             continue
         if all(bounds[tp][0] <= at for tp, at in fold.position.items()):
@@ -253,27 +258,26 @@ def _earliest(fold_spec: FoldSpec, backends: Backends, summary: Summary, report:
     raise OffsetsGoneError("The log no longer has what any kept checkpoint goes on with, so nothing can be folded again.")
 
 
-def _begun(fold_spec: FoldSpec, backends: Backends, summary: Summary, report: Report) -> Fold:
+def _begun(run: _Run) -> Fold:
     """The fork's start. Raises: DamageError where it is not the state of the version that the fork names."""
-    fork = summary.fork
-    assert fork is not None
+    fold_spec, store, fork = run.fold_spec, run.backends.store, run.fork
     if fork.parent is None:
         return fold_spec.fold(fork)
-    report.base = f"version {fork.parent.branch}.{fork.parent.seq}"
+    run.report.base = f"version {fork.parent.branch}.{fork.parent.seq}"
     if fork.learner_from != fork.join_from:  # two states became one, which is done again
         try:
-            return start(fold_spec, backends.store, fork)
+            return start(fold_spec, store, fork)
         except DamageError:
-            report.base = "its own copy of the start"
-    for mark in [mark for mark in summary.marks if mark.state_seq == 1]:
+            run.report.base = "its own copy of the start"
+    for mark in [mark for mark in run.summary.marks if mark.state_seq == 1]:
         try:
             fold = fold_spec.fold(fork)
-            fold.load(load_checkpoint(backends.store, mark))
+            fold.load(load_checkpoint(store, mark))
         except DamageError:
             continue
         check_start(fork, fold, state_hash(fold.parts()))
         return fold
-    return start(fold_spec, backends.store, fork)
+    return start(fold_spec, store, fork)
 
 
 @dataclass(frozen=True, slots=True)
