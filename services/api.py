@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from millrace.learners.errors import BadInputError, ConfigError, MillraceError
-from millrace.services.config.config import NAME_CHARACTERS, Loaded, build_pipeline, home_folder, load_pipeline
+from millrace.services.config.config import Loaded, build_pipeline, home_folder, load_pipeline
+from millrace.services.config.names import BRANCH, NAME_CHARACTERS
 from millrace.services.data.templates import flags_of, loaded_toml
 from millrace.services.errors import BusyError, NotCountedError, NotProvedError, NotReadyError
-from millrace.services.pipeline.instance import BRANCH, ENDPOINT, Instance
+from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.python import frames
 from millrace.services.python.results import Answers, Decided, Proof, Scores, Status, Version
 from millrace.services.training.run import Bounds, Done

@@ -32,6 +32,7 @@ DOORS: Mapping[str, str | tuple[str, ...] | None] = {
     "pyarrow": "streams/formats/arrow.py",
     "ray.serve": "services/serving/replica.py",
     "river": ("learners/drift/detectors.py", "learners/river_adapter.py"),  # its detectors, and its models
+    "scipy": ("learners/analytic/linalg.py", "streams/branch/host.py"),  # its routines, and its threads
     "vllm": None,
 }
 UNPICKLERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from pipelines import clean_environment, json_lines, millrace, pipeline_in
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("learners", "streams", "services")
 LOCKS = sorted((ROOT / "deploy" / "requirements").glob("*.txt"))
 HEAVY = ("ray", "kafka", "mlflow", "torch", "river", "vllm", "onnxruntime", "matplotlib", "sklearn", "pandas")
+UNNEEDED = ("pyarrow", "scipy")  # by a command that neither learns nor reads Arrow
 MODULES = sorted(
     "millrace." + file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
     for room in ROOMS
@@ -83,10 +85,41 @@ def test_the_wheel_holds_the_modules_of_the_tree_and_no_others() -> None:
     assert {f"millrace/{room}/py.typed" for room in ROOMS} <= set(here)
 
 
-def test_the_command_line_imports_nothing_heavy() -> None:
-    """The command line answers without the seconds that Ray, MLflow, torch or a plot take to import."""
-    loaded = {name.split(".")[0] for name in loaded_by("millrace.services.cli")}
-    assert loaded & set(HEAVY) == set()
+def loaded_by_command(*words: str, cwd: Path) -> set[str]:
+    """The modules loaded once a command has run in a fresh Python."""
+    code = (
+        f"import sys\nfrom millrace.services.cli import main\nmain({list(words)!r}, standalone_mode=False)\nprint(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_loads_neither_numbers_nor_configuration(tmp_path: Path) -> None:
+    """Of the program, of a group and of a command: they are asked for often, and answered from the command line's own files."""
+    for words in (["--help"], ["replay", "--help"], ["rollback", "--help"], ["replay", "plan", "--help"]):
+        loaded = loaded_by_command(*words, cwd=tmp_path)
+        assert "millrace.services.cli.commands" in loaded
+        assert {name.split(".")[0] for name in loaded} & {*HEAVY, *UNNEEDED, "numpy", "msgspec", "apsw"} == set()
+        assert "millrace.services.config.config" not in loaded
+
+
+@pytest.mark.slow
+def test_a_rollback_and_its_plan_load_what_they_need_and_no_more(tmp_path: Path) -> None:
+    """Somebody waits for it at night: nothing is imported that only learning, serving or mirroring needs."""
+    pipeline_in(tmp_path)
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]) * 2:
+        assert millrace(*words, cwd=tmp_path).returncode == 0
+    follow = millrace("serve", "digits.toml", "--follow", "main", "--reason", "begin", "--yes", cwd=tmp_path)
+    assert follow.returncode == 0, follow.stderr
+    for more in ([], ["--yes"]):
+        loaded = loaded_by_command("rollback", "digits.toml", "--reason", "garbage", *more, cwd=tmp_path)
+        assert "millrace.services.decisions.decide" in loaded
+        assert {name.split(".")[0] for name in loaded} & {*HEAVY, *UNNEEDED} == set()
+    lines = json_lines(millrace("log", "digits.toml", "--ledger", "--output", "json", cwd=tmp_path).stdout)
+    assert len(lines) == 2, lines  # begun, gone back
 
 
 def test_the_console_script_prints_its_help() -> None:

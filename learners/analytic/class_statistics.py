@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.linalg import lapack
 
+from millrace.learners.analytic.linalg import lapack
 from millrace.learners.protocol import Array, Floats, Value
 
 
@@ -111,7 +111,7 @@ class ClassGrams:
             chosen = columns == column
             rows = np.asfortranarray((phi[chosen] * np.sqrt(weight[chosen])[:, None]).T)  # (d_phi, n)
             c = self.packed[column]
-            lapack.dsfrk(self.d_phi, rows.shape[1], 1.0, rows, 1.0, c, uplo="L", overwrite_c=1)
+            lapack().dsfrk(self.d_phi, rows.shape[1], 1.0, rows, 1.0, c, uplo="L", overwrite_c=1)
 
     def combine(self, other: ClassGrams, columns: list[int], sign: float) -> None:
         """Add (``sign`` 1) or take out (-1) the rows of ``other``, whose class i is column ``columns[i]`` here."""
@@ -145,7 +145,7 @@ class ClassGrams:
 
     def whole(self, packed: Floats) -> Floats:
         """What is packed as (d_phi, d_phi), Fortran order, lower triangle."""
-        whole: Floats = np.asfortranarray(np.tril(lapack.dtfttr(self.d_phi, packed, uplo="L")[0]))
+        whole: Floats = np.asfortranarray(np.tril(lapack().dtfttr(self.d_phi, packed, uplo="L")[0]))
         return whole
 
 

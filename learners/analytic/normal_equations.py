@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
-from scipy.linalg import blas, lapack
 
+from millrace.learners.analytic.linalg import blas, lapack
 from millrace.learners.errors import LearnerError
 from millrace.learners.protocol import Array, Floats
 
@@ -71,9 +71,9 @@ class Sums:
         root = np.ones(len(phi)) if weight is None else np.sqrt(weight)
         rooted = y if weight is None else y * root[:, None]
         phi = phi if weight is None else phi * root[:, None]
-        blas.dsyrk(1.0, phi.T, beta=keep, c=self.gram, lower=1, overwrite_c=1)
+        blas().dsyrk(1.0, phi.T, beta=keep, c=self.gram, lower=1, overwrite_c=1)
         cross = self.cross[: y.shape[1]].T
-        blas.dgemm(1.0, phi.T, np.asfortranarray(rooted), beta=keep, c=cross, overwrite_c=1)
+        blas().dgemm(1.0, phi.T, np.asfortranarray(rooted), beta=keep, c=cross, overwrite_c=1)
         self.features = keep * self.features + root @ phi
         self.targets = keep * self.targets + root @ rooted
         self.squares = keep * self.squares + np.einsum("ij,ij->j", rooted, rooted)
@@ -139,7 +139,7 @@ class System:
     def matrix(self) -> Floats:
         """A, lower triangle, in an array of its own: the only (d, d) one besides G."""
         a = self.sums.gram.copy(order="F")
-        blas.dsyr(-self.sums.weight, self.mean, a=a, lower=1, overwrite_a=1)
+        blas().dsyr(-self.sums.weight, self.mean, a=a, lower=1, overwrite_a=1)
         a *= self.scale[:, None]
         a *= self.scale
         a[np.diag_indices_from(a)] += self.gamma
@@ -148,15 +148,15 @@ class System:
     def right_side(self, cut: slice) -> Floats:
         """The columns ``cut`` of B, (d, columns), Fortran order."""
         b = self.sums.cross[cut].T.copy(order="F")
-        blas.dger(-1.0, self.mean, self.sums.targets[cut], a=b, overwrite_a=1)
+        blas().dger(-1.0, self.mean, self.sums.targets[cut], a=b, overwrite_a=1)
         b *= self.scale[:, None]
         return b
 
     def applied(self, v: Floats) -> Floats:
         """A v for v (d, columns), from G and not from a copy of A, so that forming A is checked too."""
         scaled = v * self.scale[:, None]
-        out = cast(Floats, blas.dsymm(1.0, self.sums.gram, scaled, lower=1))
-        blas.dger(-self.sums.weight, self.mean, self.mean @ scaled, a=out, overwrite_a=1)
+        out = cast(Floats, blas().dsymm(1.0, self.sums.gram, scaled, lower=1))
+        blas().dger(-self.sums.weight, self.mean, self.mean @ scaled, a=out, overwrite_a=1)
         out *= self.scale[:, None]
         out += self.gamma * v
         return out
@@ -185,7 +185,7 @@ class System:
         Raises: LearnerError where the sums are not finite.
         """
         system, factor = _factored(self)
-        v = lapack.dpotrs(factor, system.right_side(slice(0, len(self.sums.targets))), lower=1, overwrite_b=1)[0]
+        v = lapack().dpotrs(factor, system.right_side(slice(0, len(self.sums.targets))), lower=1, overwrite_b=1)[0]
         missed, whole = system.squared_norms(v)
         if whole > 0.0 and np.sqrt(missed / whole) > RESIDUAL:
             refine(system, factor, v)
@@ -218,7 +218,7 @@ def solve(sums: Sums, gamma: float, intercept: bool, standardise: bool, apart: b
 def refine(system: System, factor: Floats, v: Floats) -> None:
     """One step of iterative refinement of v (d, C), in place, with the Cholesky factor of A (lower triangle)."""
     for cut, miss, _ in system.misses(v):
-        v[:, cut] += lapack.dpotrs(factor, miss, lower=1)[0]
+        v[:, cut] += lapack().dpotrs(factor, miss, lower=1)[0]
 
 
 def system_of(sums: Sums, gamma: float, intercept: bool, standardise: bool) -> System:
@@ -250,7 +250,7 @@ def _factored(system: System) -> tuple[System, Floats]:
 
 def _cholesky(a: Floats) -> Floats | None:
     """The Cholesky factor of ``a`` (lower triangles), in its place; None where there is none."""
-    factor, info = lapack.dpotrf(a, lower=1, clean=0, overwrite_a=1)
+    factor, info = lapack().dpotrf(a, lower=1, clean=0, overwrite_a=1)
     return None if info else cast(Floats, factor)
 
 

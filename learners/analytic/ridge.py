@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import lapack
 
 from millrace.learners.analytic.background import BackgroundSolve, derived, restored
 from millrace.learners.analytic.class_statistics import ClassGrams
+from millrace.learners.analytic.linalg import lapack
 from millrace.learners.analytic.normal_equations import Solution, Sums, solve
 from millrace.learners.analytic.solver import Solver, Statistics
 from millrace.learners.errors import BadInputError, LearnerError
@@ -143,7 +143,7 @@ class Ridge:
         Raises: LearnerError where that could not be solved.
         """
         sums, columns = self._sums, len(self._sums.targets)
-        packed = lapack.dtrttp(sums.gram, uplo="L")[0]
+        packed = lapack().dtrttp(sums.gram, uplo="L")[0]
         truth = {
             **self._shape(),
             "gram": packed,  # (d_phi (d_phi + 1) / 2,), LAPACK order
@@ -167,7 +167,7 @@ class Ridge:
         """
         truth = state.truth_of(self._shape())
         copied: dict[str, Any] = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in truth.items()}
-        gram = lapack.dtpttr(self.config.expand or self.d, copied["gram"], uplo="L")[0]
+        gram = lapack().dtpttr(self.config.expand or self.d, copied["gram"], uplo="L")[0]
         sums = (copied[key] for key in ("cross", "features", "targets", "squares", "weight"))
         self._sums = Sums(gram, *sums)
         self._classes = {name: column for column, name in enumerate(copied["classes"])}

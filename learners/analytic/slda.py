@@ -21,8 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import blas
 
+from millrace.learners.analytic.linalg import blas
 from millrace.learners.analytic.normal_equations import Solution, Sums, System, system_of
 from millrace.learners.analytic.priors import UNIFORM, Prior, refuse_unfit, shares
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
@@ -94,9 +94,9 @@ def class_means(sums: Sums) -> Floats:
 def scatter_within(sums: Sums, mu: Floats, mean: Floats, shrink: float) -> Sums:
     """(1 - shrink) Sigma as the second moment, and the centred class means ``mu`` as what is to be solved for."""
     scatter = sums.gram.copy(order="F")
-    blas.dsyr(-sums.weight, mean, a=scatter, lower=1, overwrite_a=1)
+    blas().dsyr(-sums.weight, mean, a=scatter, lower=1, overwrite_a=1)
     rows = np.asfortranarray((mu * np.sqrt(np.maximum(sums.targets, 0.0))[:, None]).T)  # (d_phi, C)
-    blas.dsyrk(-1.0, rows, beta=1.0, c=scatter, lower=1, overwrite_c=1)
+    blas().dsyrk(-1.0, rows, beta=1.0, c=scatter, lower=1, overwrite_c=1)
     freedom = sums.weight - np.count_nonzero(sums.targets > 0.0)
     scatter *= (1.0 - shrink) / freedom if freedom > 0.0 else 0.0
     outputs = len(mu)

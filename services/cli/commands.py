@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,10 @@ import click
 
 from millrace.learners.errors import MillraceError
 from millrace.services.cli.dead_letters import dead_letters
-from millrace.services.cli.options import branch_option, on_pipeline, reason_option, remember, show, yes_option
+from millrace.services.cli.options import Call, branch_option, gathering, on_pipeline, reason_option, yes_option
 from millrace.services.cli.replay import replay
 from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner
-from millrace.services.config.config import endpoint_token, settings
 from millrace.services.errors import FAILED, exit_code
-from millrace.services.pipeline.instance import Instance
-from millrace.streams.sharding import refuse_name
 
 if TYPE_CHECKING:
     from millrace.streams.branch.verify import Report
@@ -48,57 +45,83 @@ def _data_name(ctx: click.Context, _param: click.Parameter, name: str | None) ->
     return name
 
 
-def _headers(ctx: click.Context, _param: click.Parameter, said: tuple[str, ...]) -> None:
-    pairs = [text.partition("=") for text in said]
+def _headers(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
+    pairs = [text.partition("=") for text in texts]
     if bad := [name for name, equals, _ in pairs if not name or not equals]:
         raise click.BadParameter(f"{bad[0]!r}: write NAME=VALUE, such as producer=till-7")
-    ctx.meta["header"] = tuple((name, value.encode()) for name, _, value in pairs)
+    return tuple((name, value.encode()) for name, _, value in pairs)
 
 
 warm_help = "Let a branch that has not begun learn a file's rows first (.jsonl, .csv, .parquet)."
 warm_path = click.Path(exists=True, dir_okay=False, path_type=Path)
-warm_option = click.option(
-    "--warm-start", type=warm_path, metavar="FILE", callback=remember, expose_value=False, help=warm_help
-)
+warm_option = click.option("--warm-start", type=warm_path, metavar="FILE", help=warm_help)
 
 
-def warmed(instance: Instance, branch: str) -> None:
+def warmed(call: Call, branch: str, warm_start: Path | None) -> None:
     """Do what --warm-start says, for a branch of a name that it can have."""
     from millrace.services.replay import backfill
+    from millrace.streams.sharding import refuse_name
 
-    refuse_name(branch, instance.loaded.pipeline.shards)
-    if (file := click.get_current_context().meta["warm_start"]) is not None:
-        backfill.warm_start(instance, branch, file)
+    refuse_name(branch, call.instance.loaded.pipeline.shards)
+    if warm_start is not None:
+        backfill.warm_start(call.instance, branch, warm_start)
 
 
 data_help = "A built-in data set instead of a file; `--data help` lists them."
-header_help = "A header of every record, such as the producer's name; may be given more than once."
-header_option = click.option(
-    "--header", multiple=True, metavar="NAME=VALUE", callback=_headers, expose_value=False, help=header_help
-)
 data_option = click.option("--data", metavar="NAME", callback=_data_name, is_eager=True, help=data_help)
+rate_option = click.option(
+    "--rows-per-second", default=0.0, type=click.FloatRange(0), metavar="R", help="Rows a second; 0 (default): no limit."
+)
+header_help = "A header of every record, such as the producer's name; may be given more than once."
+header_option = click.option("--header", multiple=True, metavar="NAME=VALUE", callback=_headers, help=header_help)
+formats = click.Choice(["json", "arrow"])
+format_option = click.option("--format", default="json", type=formats, help="A message a row, or Arrow batches.")
+rows_range = click.IntRange(1, 65536)
+rows_help = "Rows of an Arrow message; default 1000."
+rows_option = click.option("--rows-per-message", default=1000, type=rows_range, metavar="N", help=rows_help)
+
+
+@dataclass(frozen=True, slots=True)
+class SendOptions:
+    """How rows are sent, as the options of `millrace send` say."""
+
+    rows_per_second: float  # 0: no limit
+    served: bool
+    header: tuple[tuple[str, bytes], ...]
+    format: str  # json or arrow
+    rows_per_message: int  # of an Arrow message
+
+    @property
+    def rows_each(self) -> int:
+        """Rows of a message."""
+        return self.rows_per_message if self.format == "arrow" else 1
 
 
 tokens_help = "A file of tokens: a line each, scopes (predict, label, or predict,label), a space, the token."
-tokens_path = click.Path(path_type=Path)
-tokens_option = click.option(
-    "--tokens", type=tokens_path, metavar="FILE", callback=remember, expose_value=False, help=tokens_help
-)
+tokens_option = click.option("--tokens", type=click.Path(path_type=Path), metavar="FILE", help=tokens_help)
 
 
-formats = click.Choice(["json", "arrow"])
-format_option = click.option(
-    "--format", default="json", type=formats, callback=remember, expose_value=False, help="A message a row, or Arrow batches."
-)
-rows_option = click.option(
-    "--rows-per-message",
-    default=1000,
-    type=click.IntRange(1, 65536),
-    metavar="N",
-    callback=remember,
-    expose_value=False,
-    help="Rows of an Arrow message; default 1000.",
-)
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How long `millrace run` learns, and what it does before and after, as its options say."""
+
+    follow: bool
+    rows: int  # 0: no bound
+    take_over: bool
+    warm_start: Path | None
+    verify: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """Where `millrace up` listens, and what it does before, as its options say."""
+
+    host: str
+    port: int
+    grpc_port: int
+    tokens: Path | None
+    warm_start: Path | None
+    replicas: int
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -108,7 +131,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
 
 
-@main.command()
+@main.command(cls=gathering("how", RunOptions))
 @on_pipeline
 @branch_option
 @click.option("--follow", is_flag=True, help="Wait for more at the log's end, until SIGINT or SIGTERM.")
@@ -116,7 +139,7 @@ def main() -> None:
 @click.option("--take-over", is_flag=True, help="Take the branch from a live process, which then stops.")
 @warm_option
 @click.option("--verify", is_flag=True, help="Let another process fold the new version again before this one ends.")
-def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: bool, verify: bool) -> None:
+def run(call: Call, branch: str, how: RunOptions) -> None:
     """Learn from the log, to its end or as told, then mark a version.
 
     Example: millrace run digits.toml
@@ -125,14 +148,14 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
     from millrace.services.training import run as running
     from millrace.services.training import shards as sharded
 
-    warmed(instance, branch)
-    done = sharded.learn(instance, branch, running.Bounds(follow, rows), take_over)
-    show([asdict(done)])
-    if verify and done.version is not None:
-        companion.finish([*instance.words("verify"), "--version", done.version])
+    warmed(call, branch, how.warm_start)
+    done = sharded.learn(call.instance, branch, running.Bounds(how.follow, how.rows), how.take_over)
+    call.show([asdict(done)])
+    if how.verify and done.version is not None:
+        companion.finish([*call.instance.words("verify"), "--version", done.version])
 
 
-@main.command()
+@main.command(cls=gathering("how", UpOptions))
 @on_pipeline
 @branch_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
@@ -141,7 +164,7 @@ def run(instance: Instance, branch: str, follow: bool, rows: int, take_over: boo
 @tokens_option
 @warm_option
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
-def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, replicas: int) -> None:
+def up(call: Call, branch: str, how: UpOptions) -> None:
     """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
 
     Callers show a token: $MILLRACE_TOKEN, one of --tokens, else one that is made and kept in the pipeline's folder. With the
@@ -149,27 +172,26 @@ def up(instance: Instance, branch: str, host: str, port: int, grpc_port: int, re
 
     Example: millrace up digits.toml
     """
+    from millrace.services.config.config import endpoint_token
     from millrace.services.decisions import decide as deciding
     from millrace.services.serving import up as serving
 
     deciding.refuse_part(branch)
-    tokens = click.get_current_context().meta["tokens"]
-    warmed(instance, branch)
-    serving.up(instance, branch, serving.Listening(host, port, grpc_port, replicas, endpoint_token(), tokens))
+    warmed(call, branch, how.warm_start)
+    listening = serving.Listening(how.host, how.port, how.grpc_port, how.replicas, endpoint_token(), how.tokens)
+    serving.up(call.instance, branch, listening)
 
 
-@main.command()
+@main.command(cls=gathering("how", SendOptions))
 @on_pipeline
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @data_option
-@click.option(
-    "--rows-per-second", default=0.0, type=click.FloatRange(0), metavar="R", help="Rows a second; 0 (default): no limit."
-)
+@rate_option
 @click.option("--served", is_flag=True, help="The rows are served predictions and late labels, for the topic NAME.served.")
 @header_option
 @format_option
 @rows_option
-def send(instance: Instance, file: Path | None, data: str | None, rows_per_second: float, served: bool) -> None:
+def send(call: Call, file: Path | None, data: str | None, how: SendOptions) -> None:
     """Append the rows of a file (.jsonl, .csv, .parquet) or of a data set to the log.
 
     With --header producer=NAME they say who sent them, so that a replay can leave them out. With --format arrow many rows
@@ -180,18 +202,14 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
     from millrace.services.data import datasets
     from millrace.services.data import send as sending
 
-    if file is not None and data is None:
-        values = sending.values_of(file, instance.loaded.pipeline.schema)
-    elif data is not None and file is None:
-        values = datasets.values(data)
-    else:
+    if (file is None) == (data is None):
         raise click.UsageError("Name a file, or a data set with --data, and not both.")
-    meta = click.get_current_context().meta
-    rows = meta["rows_per_message"] if meta["format"] == "arrow" else 1
-    if meta["format"] == "arrow":
-        values, rows_per_second = sending.as_arrow(instance, values, rows_per_second, served, rows)
-    sent = sending.send(instance, values, rows_per_second, served, meta["header"], rows)
-    show([{"topic": sending.topic_of(instance, served), "sent": sent}])
+    values = sending.values_of(file, call.instance.loaded.pipeline.schema) if file else datasets.values(str(data))
+    rate = how.rows_per_second
+    if how.format == "arrow":
+        values, rate = sending.as_arrow(call.instance, values, rate, how.served, how.rows_each)
+    sent = sending.send(call.instance, values, rate, how.served, how.header, how.rows_each)
+    call.show([{"topic": sending.topic_of(call.instance, how.served), "sent": sent}])
 
 
 @main.command()
@@ -200,7 +218,7 @@ def send(instance: Instance, file: Path | None, data: str | None, rows_per_secon
 @click.option("--learner", is_flag=True, help="Let learning go on from VERSION too: another branch takes the live one's place.")
 @reason_option
 @yes_option
-def rollback(instance: Instance, version: str | None, learner: bool, reason: str, yes: bool) -> None:
+def rollback(call: Call, version: str | None, learner: bool, reason: str, yes: bool) -> None:
     """Serve VERSION, else the version before what is served. Learning goes on.
 
     With --learner it goes on from VERSION, else from the version that is served or the one before; rows between are not learned
@@ -211,9 +229,9 @@ def rollback(instance: Instance, version: str | None, learner: bool, reason: str
     from millrace.services.decisions import decide as deciding
 
     if learner:
-        confirm_learner(instance, version, reason, yes)
+        confirm_learner(call, version, reason, yes)
     else:
-        confirm(instance, deciding.plan_rollback(instance, version), reason, yes)
+        confirm(call, deciding.plan_rollback(call.instance, version), reason, yes)
 
 
 @main.command()
@@ -222,20 +240,20 @@ def rollback(instance: Instance, version: str | None, learner: bool, reason: str
 @click.option("--follow", metavar="BRANCH", help="Serve the newest state of a branch instead of a version.")
 @reason_option
 @yes_option
-def serve(instance: Instance, version: str | None, follow: str | None, reason: str, yes: bool) -> None:
+def serve(call: Call, version: str | None, follow: str | None, reason: str, yes: bool) -> None:
     """Let the endpoint answer from a VERSION, or from the newest state of a branch.
 
     Example: millrace serve digits.toml --follow main --reason "mended"
     """
     from millrace.services.decisions import decide as deciding
 
-    confirm(instance, deciding.plan(instance, deciding.target(version, follow)), reason, yes)
+    confirm(call, deciding.plan(call.instance, deciding.target(version, follow)), reason, yes)
 
 
 @main.command()
 @on_pipeline
 @branch_option
-def status(instance: Instance, branch: str) -> None:
+def status(call: Call, branch: str) -> None:
     """Where a branch is, how far behind, where every record went, what it scores, what trainer and replicas do.
 
     Example: millrace status digits.toml
@@ -244,22 +262,22 @@ def status(instance: Instance, branch: str) -> None:
     from millrace.services.registry import mirror
     from millrace.services.serving import status as endpoint_status
 
-    facts = looking.status(instance, branch) | mirror.describe(instance) | endpoint_status.served(instance)
-    show([{"what": name, "value": value} for name, value in facts.items()])
+    facts = looking.status(call.instance, branch) | mirror.describe(call.instance) | endpoint_status.served(call.instance)
+    call.show([{"what": name, "value": value} for name, value in facts.items()])
 
 
 @main.command()
 @on_pipeline
 @branch_option
 @click.option("--ledger", is_flag=True, help="Print the pipeline's decisions instead of a branch's journal.")
-def log(instance: Instance, branch: str, ledger: bool) -> None:
+def log(call: Call, branch: str, ledger: bool) -> None:
     """The journal of a branch, entry by entry, or the ledger.
 
     Example: millrace log digits.toml --output json
     """
     from millrace.services.decisions import status as looking
 
-    show(looking.ledger_lines(instance) if ledger else looking.journal_lines(instance, branch))
+    call.show(looking.ledger_lines(call.instance) if ledger else looking.journal_lines(call.instance, branch))
 
 
 @main.command()
@@ -268,7 +286,7 @@ def log(instance: Instance, branch: str, ledger: bool) -> None:
 @click.option("--version", metavar="VERSION", help="Verify this version alone, from the nearest state that is kept.")
 @click.option("--watch", is_flag=True, help="Verify versions as they are made, newest first, until SIGINT or SIGTERM.")
 @click.option("--parent", default=0, hidden=True, help="Go on for as long as this process lives.")
-def verify(instance: Instance, branch: str, version: str | None, watch: bool, parent: int) -> None:
+def verify(call: Call, branch: str, version: str | None, watch: bool, parent: int) -> None:
     """Fold the branch again from the log and compare every mark; exit 1 and name what does not hold.
 
     Example: millrace verify digits.toml
@@ -277,13 +295,13 @@ def verify(instance: Instance, branch: str, version: str | None, watch: bool, pa
     from millrace.services.proof import certify as certifying
 
     if watch:
-        certifying.watch(instance, parent)
+        certifying.watch(call.instance, parent)
         return
     if version is None:
-        reports = certifying.prove_branch(instance, branch)
+        reports = certifying.prove_branch(call.instance, branch)
     else:
-        reports = [certifying.prove_version(instance, versions.resolved(instance, version))]
-    show([_proved(report) for report in reports])
+        reports = [certifying.prove_version(call.instance, versions.resolved(call.instance, version))]
+    call.show([_proved(report) for report in reports])
 
 
 def _proved(report: Report) -> dict[str, Any]:
@@ -303,12 +321,14 @@ def config() -> None:
 
 @config.command(name="show")
 @on_pipeline
-def config_show(instance: Instance) -> None:
+def config_show(call: Call) -> None:
     """Every key, its value, and whether the file, the environment, a flag or the default set it.
 
     Example: millrace config show digits.toml
     """
-    show([{"key": key, "value": value, "from": origin} for key, value, origin in settings(instance.loaded)])
+    from millrace.services.config.config import settings
+
+    call.show([{"key": key, "value": value, "from": origin} for key, value, origin in settings(call.instance.loaded)])
 
 
 for command in VERSION_COMMANDS:

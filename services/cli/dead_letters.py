@@ -6,8 +6,7 @@ from itertools import islice
 
 import click
 
-from millrace.services.cli.options import on_pipeline, reason_option, show, yes_option
-from millrace.services.pipeline.instance import Instance
+from millrace.services.cli.options import UNCHANGED, Call, on_pipeline, reason_option, yes_option
 
 
 @click.group(name="dead-letters")
@@ -22,27 +21,27 @@ because_option = click.option("--because", metavar="REASON", help="Only letters 
 @on_pipeline
 @because_option
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="Letters at most, oldest first.")
-def list_letters(instance: Instance, because: str | None, limit: int) -> None:
+def list_letters(call: Call, because: str | None, limit: int) -> None:
     """Each record's letter once, with why it could not be read.
 
     Example: millrace dead-letters list digits.toml
     """
     from millrace.services.data import dead_letters as letters
 
-    show(one.row for one in islice(letters.letters(instance, because), limit))
+    call.show(one.row for one in islice(letters.letters(call.instance, because), limit))
 
 
 @dead_letters.command(name="show")
 @on_pipeline
 @click.argument("letter", type=click.IntRange(0))
-def show_letter(instance: Instance, letter: int) -> None:
+def show_letter(call: Call, letter: int) -> None:
     """All of one: the record as it was, its headers, and why it could not be read.
 
     Example: millrace dead-letters show digits.toml 0
     """
     from millrace.services.data import dead_letters as letters
 
-    show(letters.letter(instance, letter).content)
+    call.show(letters.letter(call.instance, letter).content)
 
 
 @dead_letters.command()
@@ -52,17 +51,17 @@ def show_letter(instance: Instance, letter: int) -> None:
 @click.option("--again", is_flag=True, help="Also letters that were sent once more already.")
 @reason_option
 @yes_option
-def redrive(instance: Instance, letter: tuple[int, ...], because: str | None, again: bool, reason: str, yes: bool) -> None:
+def redrive(call: Call, letter: tuple[int, ...], because: str | None, again: bool, reason: str, yes: bool) -> None:
     """Send LETTERs once more, or all that have not been: new events at the log's end, with their original key and value.
 
     Example: millrace dead-letters redrive digits.toml --reason mended
     """
     from millrace.services.data import dead_letters as letters
 
-    sent = letters.chosen(instance, letter, because, again)
+    sent = letters.chosen(call.instance, letter, because, again)
     if yes:
-        letters.redrive(instance, sent, reason, again)
-    show(one.row | {"redriven": yes} for one in sent)
+        letters.redrive(call.instance, sent, reason, again)
+    call.show(one.row | {"redriven": yes} for one in sent)
     if letter and (before := len(set(letter)) - len(sent)):
         click.echo(f"Sent already: {before} of those that you named; --again sends them too.", err=True)
-    click.echo(f"{len(sent)} sent." if yes else "Nothing was changed. Give --yes to do it.", err=True)
+    click.echo(f"{len(sent)} sent." if yes else UNCHANGED, err=True)

@@ -1,41 +1,97 @@
-"""What the commands share: which pipeline, which branch, why, and how rows are printed."""
+"""What the commands share: which pipeline, which branch, why, and how rows are printed.
+
+Nothing here is imported that a command's help can do without: configuration, learners and log come when a pipeline is opened.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from millrace.services.config.config import NAME_CHARACTERS, home_folder, load_pipeline
-from millrace.services.pipeline.instance import BRANCH, Instance
+from millrace.services.config.names import BRANCH, NAME_CHARACTERS
+
+if TYPE_CHECKING:
+    from millrace.services.pipeline.instance import Instance
 
 C = TypeVar("C", bound=Callable[..., None])
 
-
-def remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    """Keep an option for whoever asks the context, rather than pass it to the command."""
-    ctx.meta[str(param.name)] = value
+UNCHANGED = "Nothing was changed. Give --yes to do it."
 
 
-def _opened(ctx: click.Context, _param: click.Parameter, path: Path) -> Instance:
-    ctx.meta["path"] = path
-    loaded = load_pipeline(path, ctx.meta["set"])
-    return Instance(loaded, home_folder(ctx.meta["home"]) / loaded.pipeline.name)
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a command: on which pipeline, and how its rows are printed."""
+
+    instance: Instance
+    home: str | None  # --home, where it was given
+    output: str  # json or table
+
+    @property
+    def pipeline(self) -> str:
+        """The pipeline's file, as it was given."""
+        return str(self.instance.loaded.path)
+
+    @property
+    def at_home(self) -> list[str]:
+        """The words of ``--home``, where it was given."""
+        return [] if self.home is None else ["--home", self.home]
+
+    @property
+    def words(self) -> list[str]:
+        """The words by which the same pipeline is found again from the same folder."""
+        return [self.pipeline, *self.at_home, *(word for flag in self.instance.loaded.flags for word in ("--set", flag))]
+
+    def show(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Print rows as JSON lines or as a table, as ``--output`` says."""
+        if self.output == "json":
+            for row in rows:
+                click.echo(json.dumps(row, default=str))
+        else:
+            for line in table(list(rows)):
+                click.echo(line)
+
+
+def _call(ctx: click.Context, _param: click.Parameter, path: Path) -> Call:
+    """The pipeline that is named, opened; the options that say how were read before and are not given on."""
+    home, flags, output = (ctx.params.pop(name) for name in ("home", "flags", "output"))
+    return Call(_opened(path, home, flags), home, output)
 
 
 def on_pipeline(command: C) -> C:
-    """Give a command its ``instance`` argument, with the options that say which."""
-    later: dict[str, Any] = {"callback": remember, "expose_value": False, "is_eager": True}
-    home = click.option("--home", metavar="DIR", help="Folder of all state (else $MILLRACE_HOME, else .millrace).", **later)
-    flags = click.option("--set", multiple=True, metavar="KEY=VALUE", help="Set a key; wins over the pipeline file.", **later)
+    """Give a command its argument ``call``, with the options that say on which pipeline."""
+    home_help = "Folder of all state (else $MILLRACE_HOME, else .millrace)."
+    home = click.option("--home", metavar="DIR", is_eager=True, help=home_help)
+    set_help = "Set a key; wins over the pipeline file."
+    flags = click.option("--set", "flags", multiple=True, metavar="KEY=VALUE", is_eager=True, help=set_help)
     kind = click.Choice(["json", "table"])
-    output = click.option("--output", type=kind, default="table", help="JSON lines, or a table (default).", **later)
+    output = click.option("--output", type=kind, default="table", is_eager=True, help="JSON lines, or a table (default).")
     path = click.Path(dir_okay=False, path_type=Path)
-    pipeline = click.argument("instance", metavar="PIPELINE.toml", type=path, callback=_opened)
+    pipeline = click.argument("call", metavar="PIPELINE.toml", type=path, callback=_call)
     return home(flags(output(pipeline(command))))
+
+
+def gathering(name: str, record: type[Any]) -> type[click.Command]:
+    """A class of commands that are given the options named as the fields of ``record`` as one argument, called ``name``."""
+
+    class Gathering(click.Command):
+        def invoke(self, ctx: click.Context) -> Any:
+            ctx.params[name] = record(**{field.name: ctx.params.pop(field.name) for field in fields(record)})
+            return super().invoke(ctx)
+
+    return Gathering
+
+
+def _opened(path: Path, home: str | None, flags: tuple[str, ...]) -> Instance:
+    from millrace.services.config.config import home_folder, load_pipeline
+    from millrace.services.pipeline.instance import Instance
+
+    loaded = load_pipeline(path, flags)
+    return Instance(loaded, home_folder(home) / loaded.pipeline.name)
 
 
 def _branch_name(_ctx: click.Context, _param: click.Parameter, name: str) -> str:
@@ -56,16 +112,6 @@ def _reason(_ctx: click.Context, _param: click.Parameter, why: str) -> str:
 
 reason_option = click.option("--reason", required=True, callback=_reason, help="Why; kept in the ledger.")
 yes_option = click.option("--yes", is_flag=True, help="Do it; without this the plan is shown and nothing changes.")
-
-
-def show(rows: Iterable[dict[str, Any]]) -> None:
-    """Print rows as JSON lines or as a table, as ``--output`` says."""
-    if click.get_current_context().meta.get("output") == "json":
-        for row in rows:
-            click.echo(json.dumps(row, default=str))
-    else:
-        for line in table(list(rows)):
-            click.echo(line)
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

@@ -8,48 +8,44 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millrace.services.cli.options import on_pipeline, reason_option, show, yes_option
-from millrace.services.pipeline.instance import Instance
+from millrace.services.cli.options import UNCHANGED, Call, on_pipeline, reason_option, yes_option
 
 if TYPE_CHECKING:
     from millrace.services.decisions.decide import Change, Naming
 
 
-def confirm(instance: Instance, change: Change | Naming, reason: str, yes: bool) -> None:
+def confirm(call: Call, change: Change | Naming, reason: str, yes: bool) -> None:
     """Show a change, make it where ``yes``, and say last how to undo it."""
     from millrace.services.decisions import decide as deciding
 
     if yes:
-        deciding.decide(instance, change, reason)
-    settle_words(change, yes, {})
+        deciding.decide(call.instance, change, reason)
+    settle_words(call, change, yes, {})
 
 
-def settle_words(change: Change | Naming, yes: bool, more: dict[str, Any]) -> None:
+def settle_words(call: Call, change: Change | Naming, yes: bool, more: dict[str, Any]) -> None:
     """Show a change, with ``more`` about it, and say last how to undo it."""
     from millrace.services.decisions import decide as deciding
 
-    meta = click.get_current_context().meta
-    show([more | {"from": deciding.describe(change.before), "to": deciding.describe(change.to), "done": yes}])
-    back = deciding.undo(change, str(meta["path"]), meta["home"])
+    call.show([more | {"from": deciding.describe(change.before), "to": deciding.describe(change.to), "done": yes}])
+    back = deciding.undo(change, call.pipeline, call.home)
     if not yes:
-        click.echo("Nothing was changed. Give --yes to do it.", err=True)
+        click.echo(UNCHANGED, err=True)
     elif back is not None:
         click.echo(f"undo: {back}", err=True)
 
 
-def confirm_learner(instance: Instance, version: str | None, reason: str, yes: bool) -> None:
+def confirm_learner(call: Call, version: str | None, reason: str, yes: bool) -> None:
     """Show a rollback of the learner, do it where ``yes``, and say last how to undo it."""
     from millrace.services.replay import learner_rollback
 
-    meta = click.get_current_context().meta
-    rewinding = learner_rollback.plan_learner(instance, version)
-    newest = learner_rollback.roll_back(instance, rewinding, reason) if yes else None
-    show([rewinding.rows | learner_rollback.endpoint_words(rewinding) | {"done": yes}])
+    rewinding = learner_rollback.plan_learner(call.instance, version)
+    newest = learner_rollback.roll_back(call.instance, rewinding, reason) if yes else None
+    call.show([rewinding.rows | learner_rollback.endpoint_words(rewinding) | {"done": yes}])
     if newest is None:
-        click.echo("Nothing was changed. Give --yes to do it.", err=True)
+        click.echo(UNCHANGED, err=True)
     else:
-        home = [] if meta["home"] is None else ["--home", meta["home"]]
-        back = ["millrace", "rollback", str(meta["path"]), newest, "--learner", *home, "--reason", "undo", "--yes"]
+        back = ["millrace", "rollback", call.pipeline, newest, "--learner", *call.at_home, "--reason", "undo", "--yes"]
         click.echo(f"undo: {shlex.join(back)}", err=True)
 
 
@@ -59,7 +55,7 @@ def confirm_learner(instance: Instance, version: str | None, reason: str, yes: b
 @click.option("--alias", default="champion", show_default=True, help="Which name: champion, challenger, last-good or another.")
 @reason_option
 @yes_option
-def promote(instance: Instance, version: str, alias: str, reason: str, yes: bool) -> None:
+def promote(call: Call, version: str, alias: str, reason: str, yes: bool) -> None:
     """Let an alias name VERSION; `none` takes the alias away. What an alias names is kept, whatever its age.
 
     The endpoint goes on with what it serves.
@@ -68,42 +64,42 @@ def promote(instance: Instance, version: str, alias: str, reason: str, yes: bool
     """
     from millrace.services.decisions import decide as deciding
 
-    confirm(instance, deciding.plan_promotion(instance, alias, version), reason, yes)
+    confirm(call, deciding.plan_promotion(call.instance, alias, version), reason, yes)
 
 
 @click.command()
 @on_pipeline
-def versions(instance: Instance) -> None:
+def versions(call: Call) -> None:
     """Every version, what it weighs, whether it was verified, what names it and which endpoint serves it.
 
     Example: millrace versions digits.toml
     """
     from millrace.services.decisions import versions
 
-    show(versions.versions(instance))
-    click.echo(versions.weight(instance), err=True)
+    call.show(versions.versions(call.instance))
+    click.echo(versions.weight(call.instance), err=True)
 
 
 @click.command()
 @on_pipeline
 @click.argument("version")
 @click.argument("folder", type=click.Path(path_type=Path))
-def export(instance: Instance, version: str, folder: Path) -> None:
+def export(call: Call, version: str, folder: Path) -> None:
     """Write VERSION into a new FOLDER that stands for itself: mlflow.pyfunc.load_model(FOLDER), its head as ONNX.
 
     Example: millrace export digits.toml newest exported
     """
     from millrace.services.registry.export import export
 
-    manifest = export(instance, version, folder)
-    show([{"version": manifest.identity.name, "folder": str(folder), "weights_sha256": manifest.weights_sha256}])
+    manifest = export(call.instance, version, folder)
+    call.show([{"version": manifest.identity.name, "folder": str(folder), "weights_sha256": manifest.weights_sha256}])
 
 
 @click.command()
 @on_pipeline
 @click.option("--once", is_flag=True, help="Look once; exit 1 where MLflow cannot be reached.")
 @click.option("--parent", default=0, hidden=True, help="Go on for as long as this process lives.")
-def mirror(instance: Instance, once: bool, parent: int) -> None:
+def mirror(call: Call, once: bool, parent: int) -> None:
     """Register every version in MLflow with its aliases and tags, and go on until SIGINT or SIGTERM.
 
     The server is the pipeline's [mlflow] uri; a token for it is taken from the environment, as MLflow does.
@@ -112,7 +108,7 @@ def mirror(instance: Instance, once: bool, parent: int) -> None:
     """
     from millrace.services.registry.mirroring import mirror
 
-    show([mirror(instance, once, parent)])
+    call.show([mirror(call.instance, once, parent)])
 
 
 VERSION_COMMANDS = (promote, versions, export, mirror)

@@ -21,6 +21,7 @@ from millrace.learners.declaration import declared, declared_keys
 from millrace.learners.drift.alarms import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
+from millrace.services.config.names import NAME_CHARACTERS
 from millrace.services.config.sections import BatchConfig, LogConfig, MlflowConfig, ServingConfig, VersionsConfig
 from millrace.streams.features.backbone import located
 from millrace.streams.kafka.cluster import Secrets
@@ -32,7 +33,6 @@ from millrace.streams.worker.worker import WorkerConfig
 
 ENVIRONMENT = "MILLRACE__"
 NEEDS = {"discount": "discount", "raise-rate": "raise_rate"}  # drift.act -> the ability that its learner must have
-NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 
 from millrace.learners.errors import BadInputError, MillraceError
-from millrace.services.config.config import NAME_CHARACTERS
+from millrace.services.config.names import NAME_CHARACTERS
 from millrace.services.decisions.last_good import LAST_GOOD, last_good_of
 from millrace.services.decisions.versions import NEWEST, meant
 from millrace.services.errors import NotCountedError, NotProvedError

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from millrace.learners.errors import MillraceError
+from millrace.services.config.names import BRANCH
 from millrace.services.pipeline.archive import Archive
-from millrace.services.pipeline.instance import BRANCH, ENDPOINT, Instance
+from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.streams.branch.branch import load_part
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark

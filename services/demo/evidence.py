@@ -14,8 +14,9 @@ import numpy as np
 from millrace.learners.drift.alarms import Alarm
 from millrace.learners.protocol import Array, Batch
 from millrace.learners.table import LEARNERS
+from millrace.services.config.names import BRANCH
 from millrace.services.errors import NotProvedError
-from millrace.services.pipeline.instance import BRANCH, Instance
+from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.branch.outputs import Output, scores_topic
 from millrace.streams.features.columns import Features

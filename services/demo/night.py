@@ -20,6 +20,7 @@ import msgspec
 from millrace.learners.drift.alarms import Alarm
 from millrace.learners.errors import MillraceError
 from millrace.learners.protocol import Value
+from millrace.services.config.names import BRANCH
 from millrace.services.data import datasets
 from millrace.services.demo.callers import CallLog, Late, labelling
 from millrace.services.demo.repaired import (
@@ -34,7 +35,6 @@ from millrace.services.demo.repaired import (
 )
 from millrace.services.demo.stage import HONEST, DemoStage, learned, named, newest_output, say, start_server, where
 from millrace.services.errors import NotProvedError
-from millrace.services.pipeline.instance import BRANCH
 from millrace.services.processes import COMMAND, PATIENCE_S, Processes, finish
 from millrace.streams.branch.verify import difference
 

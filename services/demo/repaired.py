@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from millrace.learners.protocol import Array, Batch, Floats, Value
+from millrace.services.config.names import BRANCH
 from millrace.services.demo.evidence import READ_ROWS, Labelled, labels_told, outputs_of, totals_of, windows
 from millrace.services.pipeline.archive import Archive
-from millrace.services.pipeline.instance import BRANCH, Instance
+from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.labels import PRODUCER_HEADER
 from millrace.streams.branch.branch import load_part, refold, start
 from millrace.streams.errors import DamageError

@@ -12,9 +12,10 @@ import msgspec
 
 from millrace.learners.errors import MillraceError
 from millrace.services.config.config import load_pipeline
+from millrace.services.config.names import BRANCH
 from millrace.services.data import datasets
 from millrace.services.demo.callers import Late, Where
-from millrace.services.pipeline.instance import BRANCH, Instance
+from millrace.services.pipeline.instance import Instance
 from millrace.services.processes import Process, Processes
 from millrace.services.serving.ports import free_port
 from millrace.services.serving.status import found, overview

@@ -26,7 +26,6 @@ import click
 import numpy as np
 
 from millrace.learners.errors import MillraceError
-from millrace.services.cli.options import remember
 from millrace.services.config.config import home_folder
 from millrace.services.data import datasets
 from millrace.services.demo import night_plots, plots
@@ -231,35 +230,55 @@ def look_on(stage: DemoStage) -> None:
     click.echo(f"LOOK ON  {_millrace()} status {stage.pipeline}")
 
 
-jars_path = click.Path(path_type=Path)
-kafka_option = click.option("--kafka", type=jars_path, metavar="JARS", callback=remember, expose_value=False, help=KAFKA_HELP)
+@dataclass(frozen=True, slots=True)
+class StoryOptions:
+    """What is told, as the options say."""
+
+    data: str
+    rows: int  # 0: at most MOST_ROWS
+    seconds: float
+    seed: int
+    home: str | None
+    kafka: Path | None  # a folder of a broker's jars; None: in files
+    night: bool
+
+    def planned(self, log: str) -> DemoPlan:
+        """What is to happen, on the log of a table ``[log]``; empty: files in the folder."""
+        return DemoPlan(self.data, self.rows, self.seconds, self.seed, home_folder(self.home), log)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class StoryCommand(click.Command):
+    """A command that is given its options as one record."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        ctx.params = {"story": StoryOptions(**ctx.params)}
+        return super().invoke(ctx)
+
+
+@click.command(cls=StoryCommand, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--data", default="digits", show_default=True, metavar="NAME", help="A data set; `help` lists them.")
 @click.option("--rows", default=0, metavar="N", help=f"Stream at most N rows; 0 (default): at most {MOST_ROWS:,}.")
 @click.option("--seconds", default=24.0, show_default=True, metavar="S", help="How long the stream takes.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the rows' order and of the kills.")
 @click.option("--home", metavar="DIR", help="Folder of all state (else $MILLRACE_HOME, else .millrace).")
-@click.option(
-    "--kafka", type=click.Path(path_type=Path), metavar="JARS", callback=remember, expose_value=False, help=KAFKA_HELP
-)
+@click.option("--kafka", type=click.Path(path_type=Path), metavar="JARS", help=KAFKA_HELP)
 @click.option("--night/--no-night", default=True, show_default=True, help="Whether a night call follows; digits have one.")
-def main(data: str, rows: int, seconds: float, seed: int, home: str | None, night: bool) -> None:
+def main(story: StoryOptions) -> None:
     """Stream a data set to a served pipeline whose trainer is killed twice, then prove and show what it learned.
 
     Example: python -m millrace.services.demo.story --data digits
     """
-    if data == "help":
+    if story.data == "help":
         click.echo(datasets.listing())
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))
     try:
         start_s = time.monotonic()
-        with of_a_story(click.get_current_context().meta.get("kafka"), home_folder(home)) as log:
-            stage = prepare(DemoPlan(data, rows, seconds, seed, home_folder(home), log))
+        with of_a_story(story.kafka, home_folder(story.home)) as log:
+            stage = prepare(story.planned(log))
             tell(stage, conclude(stage, play(stage)))
-            if night and stage.plan.data in NIGHTS and not stage.left:
+            if story.night and stage.plan.data in NIGHTS and not stage.left:
                 say("\nthe night call: the pipeline is served again")
                 tell_night(stage, play_night(stage))
             click.echo(f"TOTAL    {time.monotonic() - start_s:.0f} s")

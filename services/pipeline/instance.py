@@ -33,7 +33,6 @@ from millrace.streams.sharding import WHOLE, shard_branches, shard_of
 from millrace.streams.source import Log, Source
 from millrace.streams.stream import Stream
 
-BRANCH = "main"  # the branch a pipeline begins with
 ENDPOINT = "default"  # what answers callers
 
 

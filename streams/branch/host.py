@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from millrace.streams.journal.entries import Host
 
 def use_threads(threads: int) -> None:
     """Let every BLAS in this process use exactly ``threads`` threads."""
+    _load_blas()
     threadpool_limits(limits=threads)
 
 
@@ -35,7 +37,13 @@ def _cpu() -> str:
     return " ".join([platform.machine(), *names])
 
 
+def _load_blas() -> None:
+    """Load the BLAS that scipy brings, which no limit would reach otherwise; numpy's is here already."""
+    import_module("scipy.linalg")
+
+
 def _blas() -> str:
+    _load_blas()
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     names = sorted({f"{pool['internal_api']} {pool['version']} {pool.get('architecture')}" for pool in pools})
     return ", ".join(["numpy " + version("numpy"), "scipy " + version("scipy"), *names])

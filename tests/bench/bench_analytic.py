@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 from results import compared, machine, say
-from threadpoolctl import threadpool_limits
 
 from millrace.learners.analytic.ridge import Ridge
 from millrace.learners.linear.servable import expanded
 from millrace.learners.protocol import Array, Batch, Floats
 from millrace.learners.table import LEARNERS
+from millrace.streams.branch.host import use_threads
 
 KINDS = ("aef-ocl", "air", "slda", "ncm")
 D, BATCH, NEVER = 1000, 500, 10**9
@@ -163,14 +163,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     seeds = parser.parse_args().seeds
-    with threadpool_limits(1):
-        say(machine("analytic"))
-        train, test = digits()
-        for line in chain(family(train, test, seeds), behind(train, seeds)):
-            say(line)
-        pairs = [ds_al(train, test, seed) for seed in range(seeds)]
-        why = ("ridge of the same bytes", None)
-        say(accurate("DS-AL without tasks, not offered: mean-class accuracy", pairs, why))
+    use_threads(1)
+    say(machine("analytic"))
+    train, test = digits()
+    for line in chain(family(train, test, seeds), behind(train, seeds)):
+        say(line)
+    pairs = [ds_al(train, test, seed) for seed in range(seeds)]
+    why = ("ridge of the same bytes", None)
+    say(accurate("DS-AL without tasks, not offered: mean-class accuracy", pairs, why))
 
 
 if __name__ == "__main__":

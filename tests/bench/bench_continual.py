@@ -21,7 +21,8 @@ from typing import Any
 from continual_runs import FULL, QUICK, Request, asked_for, best_rates, kept, loaded, peer_run, searched, taught
 from continual_table import drawn, markdown, printed
 from results import machine, say
-from threadpoolctl import threadpool_limits
+
+from millrace.streams.branch.host import use_threads
 
 Told = tuple[Path, Path, str, str]  # data, folder, the peer's python and checkout
 
@@ -35,8 +36,8 @@ def one(request: Request, told: Told) -> dict[str, Any]:
     def run() -> dict[str, Any]:
         return taught(request, loaded(request.stream, request.seed, request.rows, data, folder))
 
-    with threadpool_limits(1):
-        return kept(request, folder, run)
+    use_threads(1)
+    return kept(request, folder, run)
 
 
 def all_of(requests: list[Request], told: Told, jobs: int) -> list[dict[str, Any]]:

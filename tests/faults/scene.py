@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from millrace.services.demo.broker import Broker
 from millrace.services.demo.evidence import outputs_of
 from millrace.services.pipeline import backends as logs
 from millrace.services.pipeline.instance import Instance
+from millrace.services.processes import COMMAND
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.errors import StorageError
 from millrace.streams.journal.entries import Step
@@ -150,7 +150,7 @@ class Scene:
     def command(self, verb: str, *words: str) -> list[str]:
         """The command line of a fresh process."""
         home = ["--home", str(self.home), "--output", "json"]
-        return [sys.executable, "-m", "millrace.services.cli", verb, str(self.pipeline), *home, *words]
+        return [*COMMAND, verb, str(self.pipeline), *home, *words]
 
     def worker(self, *words: str, follow: bool = True) -> subprocess.Popen[bytes]:
         """`millrace run --follow` in a process of its own."""

@@ -18,6 +18,7 @@ from served_pipeline import command_of, descendants, until
 
 from millrace.learners.errors import MillraceError
 from millrace.services.config.config import load_pipeline
+from millrace.services.config.names import BRANCH
 from millrace.services.data.datasets import held_out
 from millrace.services.decisions.status import journal_lines
 from millrace.services.demo.callers import CallLog
@@ -28,7 +29,7 @@ from millrace.services.demo.stage import FIRST_ROWS, HONEST, DemoPlan, DemoStage
 from millrace.services.demo.story import Played, conclude, prepare, prove
 from millrace.services.errors import NotProvedError, exit_code
 from millrace.services.pipeline.archive import Archive
-from millrace.services.pipeline.instance import BRANCH, Instance
+from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.verify import difference
 from millrace.streams.sqlite.database import connect

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import msgspec
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -15,6 +18,21 @@ def test_every_blas_uses_exactly_the_threads_it_was_told(threads: int) -> None:
     with threadpool_limits():  # put back afterwards
         use_threads(threads)
         assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {threads}
+
+
+def test_the_limit_reaches_the_blas_that_a_learner_loads_later() -> None:
+    """In a fresh process: the learners' BLAS comes with scipy, which nothing imports before it is used."""
+    code = (
+        "from threadpoolctl import threadpool_info\n"
+        "from millrace.learners.analytic.linalg import blas\n"
+        "from millrace.streams.branch.host import use_threads\n"
+        "use_threads(1)\n"
+        "blas()\n"
+        "pools = [pool for pool in threadpool_info() if pool['user_api'] == 'blas']\n"
+        "print(len(pools), {pool['num_threads'] for pool in pools})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "{1}"]  # numpy's and scipy's
 
 
 def test_the_host_record_is_the_same_each_time_and_names_processor_and_blas() -> None:
