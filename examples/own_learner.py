@@ -27,13 +27,13 @@ from millrace.learners.protocol import Array, Batch, Floats, State, Value
 
 @dataclass(frozen=True, slots=True)
 class PassiveAggressiveConfig:
-    """What a passive-aggressive learner is told once.
+    """Passive-aggressive classification, row by row.
 
     Raises: ValueError naming key, value and what is allowed.
     """
 
-    task: str = "classify"  # y are class names
-    aggressiveness: float = 1.0  # C > 0, largest step; more follows each row and its noise
+    task: str = "classify"  # "classify", as numbers have no classes
+    aggressiveness: float = 1.0  # > 0, C, the largest step; more follows each row and its noise
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
