@@ -29,7 +29,7 @@ from millrace.streams.labels.join import LabelRules
 from millrace.streams.schema import Field, Label, Schema, leaves
 from millrace.streams.sharding import refuse_unmergeable
 from millrace.streams.state.held_out import HeldOutConfig
-from millrace.streams.worker.worker import WorkerConfig
+from millrace.streams.worker.config import WorkerConfig
 
 ENVIRONMENT = "MILLRACE__"
 NEEDS = {"discount": "discount", "raise-rate": "raise_rate"}  # drift.act -> the ability that its learner must have

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from millrace.learners.drift.alarms import DriftConfig
 from millrace.learners.errors import ConfigError, LearnerError
 from millrace.learners.protocol import Learner, Value
 from millrace.streams.branch.learner_rollback import is_learned, rewound
-from millrace.streams.errors import DamageError, OffsetsGoneError
+from millrace.streams.errors import DamageError
 from millrace.streams.formats.contents import Contents
 from millrace.streams.formats.json_rows import Codec, Rows
 from millrace.streams.journal.entries import Act, Entry, Fork, Mark, Step
@@ -374,29 +374,3 @@ def reread(source: Source, codec: Decoder, step: Step) -> list[Rows | Served]:
             "Use the release that wrote the step."
         )
     return pieces
-
-
-def check_retention(fold: Fold, source: Source) -> None:
-    """The log must hold what the state is to read next.
-
-    Raises: OffsetsGoneError with the choices.
-    """
-    for tp, (low, high) in source.bounds().items():
-        at = fold.position.get(tp, low)
-        if not low <= at <= high:
-            raise OffsetsGoneError(
-                f"{tp}: the state goes on at offset {at}, but the log holds {low} to {high - 1}. Restore the log, or begin a "
-                "branch from what is there with --branch NEW."
-            )
-
-
-def warn_of_retention(source: Source, store: Store, marks: Sequence[Mark]) -> None:
-    """Warn about a kept checkpoint whose following records the log no longer has (docs/design/journal.md, rule 17)."""
-    bounds = source.bounds()
-    for mark in marks:
-        try:
-            position = load_part(store, mark, "counts")["position"]
-        except DamageError:
-            continue  # restoring says so, where it matters
-        if any(at < bounds[tp][0] for tp, at in position.items() if tp in bounds):
-            log.warning("The log no longer has what follows the checkpoint of seq %d; keep records longer.", mark.state_seq)

@@ -6,16 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from millrace.streams.branch.branch import (
-    Backends,
-    FoldSpec,
-    begin,
-    check_retention,
-    in_force,
-    refold,
-    restore,
-    warn_of_retention,
-)
+from millrace.streams.branch.branch import Backends, FoldSpec, begin, in_force, refold, restore
+from millrace.streams.branch.log_bounds import check_retention, warn_of_retention
 from millrace.streams.branch.outputs import (
     check_end,
     contradictions,
@@ -32,6 +24,7 @@ from millrace.streams.journal.journal import Pending, Writer, entries_after, new
 from millrace.streams.labels.served import Served
 from millrace.streams.records import Read
 from millrace.streams.worker.clock import Clock
+from millrace.streams.worker.config import WorkerConfig
 from millrace.streams.worker.snapshots import Snapshot, Snapshots
 from millrace.streams.worker.versions import VersionLog
 
@@ -39,33 +32,6 @@ PAUSE_S = 0.005  # between two looks at a source that had nothing
 NEVER = 1 << 62  # a seq that no entry has
 LARGE_BYTES = 1 << 19  # of values, at which a step closes too
 CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch: about a second
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerConfig:
-    """In which steps a worker reads, when it marks, and which records it rejects.
-
-    What follows from that for learning (rejected records, the order of rows from several partitions) is in the journal.
-    """
-
-    step_rows: int = 4096  # >= 1, rows at which a step closes
-    step_ms: int = 25  # >= 0, milliseconds after which a step closes with fewer rows
-    checkpoint_rows: int = 50_000  # >= 1, records between two checkpoints; more takes longer to resume after a crash
-    version_rows: int = 0  # >= 0, records between two versions; 0: only at the end of a run
-    keep: int = 3  # >= 2, newest checkpoints kept beside those of versions
-    journal_keep_entries: int = 0  # >= 0, newest entries that stay in the journal when versions hold the older ones; 0: all
-    max_ahead_ms: int = 60_000  # >= 0, milliseconds; a record whose timestamp is further past the wall clock is rejected
-    stop_share: float = 0.1  # in (0, 1], share of rejected records that stops the worker
-    window_rows: int = 1000  # >= 1, records over which that share is taken
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a setting out of range."""
-        least = {"step_rows": 1, "step_ms": 0, "checkpoint_rows": 1, "version_rows": 0, "keep": 2, "max_ahead_ms": 0}
-        for name, low in (least | {"window_rows": 1, "journal_keep_entries": 0}).items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
-        if not 0.0 < self.stop_share <= 1.0:
-            raise ValueError(f"stop_share = {self.stop_share}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +62,7 @@ class WorkerIdentity:
 
     branch: str
     host: Host
-    wall: Clock = field(default_factory=Clock)
+    clock: Clock = field(default_factory=Clock)
     emits: bool = True  # False: nobody follows the branch, so its journal and its checkpoints are all that leaves
 
 
@@ -106,17 +72,17 @@ class Worker:
     Raises, on being made: ReplacedError, ConfigError, DamageError, OffsetsGoneError.
     """
 
-    def __init__(self, fold_spec: FoldSpec, backends: Backends, config: WorkerConfig, opening: WorkerIdentity) -> None:
+    def __init__(self, fold_spec: FoldSpec, backends: Backends, config: WorkerConfig, identity: WorkerIdentity) -> None:
         self._fold_spec = fold_spec
         self._backends = backends
         self._config = config
-        self._wall = opening.wall
-        self._emits = opening.emits
+        self._wall = identity.clock
+        self._emits = identity.emits
         self._idle_ms = 0  # gone by with nothing to read since the last step
         self._idle_from_ms: int | None = None
         self._window: deque[tuple[int, int]] = deque()  # records and rejected of the newest steps
-        self.branch = opening.branch
-        self._open(opening.host)
+        self.branch = identity.branch
+        self._open(identity.host)
 
     def _open(self, host: Host) -> None:
         """Newest good checkpoint · append ``open`` · fold the counted entries after it."""

@@ -32,7 +32,8 @@ from millrace.streams.schema import Field, Label, Schema
 from millrace.streams.sqlite.log import SqliteLog, SqliteSource
 from millrace.streams.sqlite.stream import SqliteStream
 from millrace.streams.stream import Stored
-from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
+from millrace.streams.worker.config import WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 D = 64
 STEP_ROWS = 4096

@@ -26,8 +26,9 @@ from millrace.streams.journal.store import GRACE_S, FolderStore, Run
 from millrace.streams.records import Read, make_read
 from millrace.streams.source import CrashError, ListSource
 from millrace.streams.stream import ListStream
+from millrace.streams.worker.config import WorkerConfig
 from millrace.streams.worker.versions import VersionLog, oldest_kept
-from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 # A journal that has lost its beginning
 

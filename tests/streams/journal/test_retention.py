@@ -18,7 +18,8 @@ from millrace.streams.journal.ledger import Alias, Ledger, Operation, OperationS
 from millrace.streams.journal.retention import Retention
 from millrace.streams.journal.store import ListStore, kept_marks, sweep
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
+from millrace.streams.worker.config import WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 WHO = {"who": "me", "why": "a reason", "when_ms": 5}
 HANDS = st.one_of(

@@ -27,7 +27,8 @@ from millrace.streams.records import Event, Record, decode_headers, split_tp
 from millrace.streams.source import ListProducer
 from millrace.streams.sqlite.log import SqliteLog, SqliteSource
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
+from millrace.streams.worker.config import WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 LONG = replace(RULES, retry_ms=1 << 40)
 HOW = replace(late_fold_spec("chain", LONG), served=ServedCodec(SCHEMA, 4096, "small.served"))

@@ -19,7 +19,8 @@ from millrace.streams.journal.entries import Act, Mark, Step
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.parts import pack
 from millrace.streams.records import Event
-from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
+from millrace.streams.worker.config import WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 ROWS = 1200
 FLIP = 700  # from here on every label is the other one

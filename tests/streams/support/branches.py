@@ -24,7 +24,8 @@ from millrace.streams.schema import Field, Label, Schema
 from millrace.streams.source import ListProducer, ListSource
 from millrace.streams.stream import ListStream
 from millrace.streams.worker.clock import Clock
-from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
+from millrace.streams.worker.config import WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 HOST = Host("test", "test", 1, None, "test")
 START_MS = 1_700_000_000_000

@@ -10,7 +10,8 @@ from millrace.streams.journal.journal import Summary, extend, summarise
 from millrace.streams.journal.retention import Retention
 from millrace.streams.journal.store import Segment
 from millrace.streams.stream import ListStream
-from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
+from millrace.streams.worker.config import WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 ROWS = 120
 EVENTS = make_events(ROWS)

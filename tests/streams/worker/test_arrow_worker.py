@@ -36,7 +36,7 @@ from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.records import Event, decode_headers
 from millrace.streams.source import Crash, CrashError
 from millrace.streams.state.exclusion_reader import Excluding
-from millrace.streams.worker.worker import WorkerConfig
+from millrace.streams.worker.config import WorkerConfig
 
 ROWS = 60
 CONTENTS = Contents(SCHEMA, 4096)

@@ -21,7 +21,8 @@ from millrace.streams.journal.store import kept_marks
 from millrace.streams.parts import pack
 from millrace.streams.records import Event, decode_headers
 from millrace.streams.stream import UNKNOWN, ListStream, pruned
-from millrace.streams.worker.worker import Worker, WorkerConfig
+from millrace.streams.worker.config import WorkerConfig
+from millrace.streams.worker.worker import Worker
 
 ROWS = 24
 EVENTS = make_events(ROWS, seed=3)

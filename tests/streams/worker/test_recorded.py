@@ -21,7 +21,8 @@ from millrace.streams.branch.branch import FoldSpec, state_hash
 from millrace.streams.formats.json_rows import Codec
 from millrace.streams.records import Event
 from millrace.streams.schema import Field, Label, Schema
-from millrace.streams.worker.worker import Worker, WorkerConfig, WorkerIdentity
+from millrace.streams.worker.config import WorkerConfig
+from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 RECORDED = Path(__file__).parents[2] / "recorded"
 HASHES = json.loads((RECORDED / "hashes.json").read_text()) if (RECORDED / "hashes.json").exists() else {}
