@@ -87,12 +87,11 @@ def plan_rollback(instance: Instance, version: str | None) -> Change:
     return Change(ledger.serving.get(ENDPOINT), Target(version=to))
 
 
-def learner_version(instance: Instance, version: str | None) -> str:
+def learner_version(archive: Archive, ledger: Ledger, version: str | None) -> str:
     """Whose learner is to go on: ``version``, else the one that is served, else as ``plan_rollback``.
 
     Raises: MillraceError where there is none, or it is no longer kept.
     """
-    archive, ledger = Archive(instance), instance.ledger()
     now = ledger.serving.get(ENDPOINT)
     found = meant(archive, ledger, version) if version else (now and now.version) or _version_before(archive, ledger)
     _refuse_released(ledger, found)

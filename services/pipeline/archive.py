@@ -82,6 +82,10 @@ class Archive:
         extend(self._summaries[branch], self._journals[branch], branch)
         return self._summaries[branch]
 
+    def so_far(self, branch: str) -> Summary:
+        """As ``summary``; empty where there is no such branch yet."""
+        return self.summary(branch) if self.instance.has_branch(branch) else Summary()
+
     def bundle(self, mark: Mark) -> Bundle:
         """The state that a mark names. Raises: DamageError."""
         return open_parts(self.parts(mark), self.instance.loaded.pipeline.schema)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from millrace.services.pipeline.instance import Instance
-from millrace.streams.journal.journal import Cursor, counted, summarise
+from millrace.services.pipeline.archive import Archive
 
 
-def heir_of(instance: Instance, branch: str) -> str:
+def heir_of(archive: Archive, branch: str) -> str:
     """The branch that goes on in a branch's place; itself where it has not ended, or where that one has not begun yet."""
-    while (heir := successor_of(instance, branch)) is not None and _begun(instance, heir):
+    while (heir := successor_of(archive, branch)) is not None and archive.so_far(heir).fork is not None:
         branch = heir
     return branch
 
 
-def successor_of(instance: Instance, branch: str) -> str | None:
+def successor_of(archive: Archive, branch: str) -> str | None:
     """The branch that a branch which has ended names."""
-    if not instance.has_branch(branch):
-        return None
-    ended = summarise(instance.journal(branch), branch).end.ended
+    ended = archive.so_far(branch).end.ended
     return None if ended is None else ended.successor
-
-
-def _begun(instance: Instance, branch: str) -> bool:
-    there = instance.has_branch(branch)
-    return there and next(iter(counted(instance.journal(branch), branch, Cursor())), None) is not None

@@ -36,11 +36,12 @@ def compare(instance: Instance, rows: int) -> list[dict[str, Any]]:
 
     Raises: MillraceError where no replay is under way, or one of the two cannot answer yet.
     """
-    operation = instance.ledger().operation
+    ledger = instance.ledger()
+    operation = ledger.operation
     if operation is None:
         raise MillraceError("No replay is under way, so there is nothing to compare.")
     _, plan = load_plan(instance, operation.plan_sha256)
-    archive, target = Archive(instance), instance.ledger().serving.get(ENDPOINT)
+    archive, target = Archive(instance), ledger.serving.get(ENDPOINT)
     served = archive.version(target.version) if target and target.version else archive.newest(str(target and target.follow))
     replayed = archive.newest(operation.branch)
     if served is None or replayed is None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.errors import NotCountedError
-from millrace.services.pipeline.instance import Instance, require_branch
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.instance import Instance
 from millrace.services.replay.plan import live_branch
 from millrace.streams.journal.exclusions import describe
-from millrace.streams.journal.journal import summarise
 from millrace.streams.journal.ledger import Include, append_decision
 
 
@@ -34,13 +34,13 @@ def plan_include(instance: Instance, said: str, branch: str | None) -> Inclusion
 
     Raises: BadInputError naming those that are in force, where it is none of them.
     """
-    name = branch or live_branch(instance)
+    archive, ledger = Archive(instance), instance.ledger()
+    name = branch or live_branch(archive, ledger)
     if name is None:
         raise MillraceError("No branch is live yet, so nothing is left out.")
-    require_branch(instance, name)
-    found = summarise(instance.journal(name), name)
+    found = archive.summary(name)
     found.end.refuse_ended()
-    decided = {place for of, place in instance.ledger().included if of == name}
+    decided = {place for of, place in ledger.included if of == name}
     there = {describe(one): place for place, one in enumerate(found.fork.exclude if found.fork else []) if place not in decided}
     if said not in there:
         listed = "; ".join(repr(one) for one in there) or "nothing"

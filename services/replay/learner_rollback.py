@@ -35,8 +35,7 @@ from millrace.streams.branch.host import use_threads
 from millrace.streams.branch.learner_rollback import is_learned
 from millrace.streams.errors import DamageError, EndedError, ReplacedError
 from millrace.streams.journal.entries import Fork, Mark
-from millrace.streams.journal.journal import summarise
-from millrace.streams.journal.ledger import Operation, OperationState, Target
+from millrace.streams.journal.ledger import Ledger, Operation, OperationState, Target
 from millrace.streams.journal.store import read_checkpoint
 from millrace.streams.worker.worker import Worker
 
@@ -71,7 +70,7 @@ def plan_learner(instance: Instance, version: str | None) -> Rewinding:
     """
     instance.refuse_shards("A rollback of the learner")
     use_threads(instance.loaded.pipeline.threads)
-    ledger = instance.ledger()
+    archive, ledger = Archive(instance), instance.ledger()
     operation = ledger.operation
     if operation is not None and is_rollback(instance, operation):
         plan = _load(instance, operation)
@@ -79,9 +78,9 @@ def plan_learner(instance: Instance, version: str | None) -> Rewinding:
             raise BusyError(f"{operation.id} is under way, to {plan.version}. Go on with it, or end it with `replay abort`.")
     else:
         refuse_other(ledger, None)
-        operation, plan = None, _new_plan(instance, version)
+        operation, plan = None, _new_plan(archive, ledger, version)
     change = Change(ledger.serving.get(ENDPOINT), Target(follow=plan.branch))
-    return Rewinding(plan, operation, change, _rows(instance, plan))
+    return Rewinding(plan, operation, change, _rows(archive, plan))
 
 
 def is_rollback(instance: Instance, operation: Operation) -> bool:
@@ -96,30 +95,30 @@ def _load(instance: Instance, operation: Operation) -> LearnerPlan:
         raise DamageError(f"A rollback was begun by another release ({error}). Use that one to end it.") from error
 
 
-def _new_plan(instance: Instance, version: str | None) -> LearnerPlan:
-    mark = Archive(instance).mark(learner_version(instance, version))
+def _new_plan(archive: Archive, ledger: Ledger, version: str | None) -> LearnerPlan:
+    mark = archive.mark(learner_version(archive, ledger, version))
     name = str(mark.version)
-    certificate = instance.ledger().certificates.get(name)
+    certificate = ledger.certificates.get(name)
     if certificate is not None and not certificate.holds:
         raise NotProvedError(f"Version {name} {certificate.verdict}, says its certificate. Nothing goes on from it.")
-    changed_state(instance, instance.backends(mark.branch), mark)
-    ends = live_branch(instance) or heir_of(instance, mark.branch)
-    there = summarise(instance.journal(ends), ends).position
-    ahead = [tp for tp, at in _position(instance, mark).items() if at > there.get(tp, 0)]
+    changed_state(archive, mark)
+    ends = live_branch(archive, ledger) or heir_of(archive, mark.branch)
+    there = archive.so_far(ends).position
+    ahead = [tp for tp, at in _position(archive, mark).items() if at > there.get(tp, 0)]
     if ahead:
         raise MillraceError(f"Version {name} has read further in {', '.join(ahead)} than branch {ends}. Serve it instead.")
-    return LearnerPlan(new_branch(instance, "rollback"), name, mark.state_sha256, ends)
+    return LearnerPlan(new_branch(archive.instance.branches(), ledger, "rollback"), name, mark.state_sha256, ends)
 
 
-def _position(instance: Instance, mark: Mark) -> dict[str, int]:
-    position: dict[str, int] = load_part(instance.store(), mark, "counts")["position"]
+def _position(archive: Archive, mark: Mark) -> dict[str, int]:
+    position: dict[str, int] = load_part(archive.instance.store(), mark, "counts")["position"]
     return position
 
 
-def _rows(instance: Instance, plan: LearnerPlan) -> dict[str, Any]:
+def _rows(archive: Archive, plan: LearnerPlan) -> dict[str, Any]:
     """What it comes to as the branch stands now."""
-    version = _position(instance, Archive(instance).mark(plan.version))
-    there = summarise(instance.journal(plan.ends), plan.ends).position
+    version = _position(archive, archive.mark(plan.version))
+    there = archive.so_far(plan.ends).position
     between = sum(at - version.get(tp, 0) for tp, at in there.items())
     return {"branch": plan.branch, "learner": plan.version, "ends": plan.ends, "not_relearned": between}
 
@@ -131,18 +130,19 @@ def roll_back(instance: Instance, rewinding: Rewinding, why: str) -> str:
     meanwhile; ReplacedError where another process has taken the branch. Given again, the command goes on.
     """
     plan, operation = rewinding.plan, rewinding.operation or _begun(instance, rewinding.plan, why)
-    mark = Archive(instance).mark(plan.version)
+    archive = Archive(instance)
+    mark = archive.mark(plan.version)
     if mark.state_sha256 != plan.state_sha256:
         raise OutdatedError(f"Version {plan.version} is not the one that was planned with. Restore the journal from a copy.")
     with instance.hold(plan.ends, take_over=True):
         try:
-            newest = _ended(instance, plan, mark)
+            newest = _ended(archive, plan, mark)
         except EndedError:
             raise
         except ReplacedError as error:
             said = f"Another process took branch {plan.ends} meanwhile. Give the same command again; it goes on."
             raise ReplacedError(said) from error
-        begin_fork(instance.fold_spec, instance.backends(plan.branch), _fork(instance, plan, newest, mark), mark.branch)
+        begin_fork(instance.fold_spec, instance.backends(plan.branch), _fork(archive, plan, newest, mark), mark.branch)
     decide(instance, Change(instance.ledger().serving.get(ENDPOINT), Target(follow=plan.branch)), why)
     while (state := NEXT.get(operation.state)) is not None:
         operation = advance(instance, operation, state, why)
@@ -160,16 +160,15 @@ def _begun(instance: Instance, plan: LearnerPlan, why: str) -> Operation:
         raise
 
 
-def _fork(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) -> Fork:
-    backends = instance.backends(plan.ends)  # with all the topics that it has read
-    found = summarise(instance.journal(plan.ends), plan.ends)
-    exclude = excluded(instance.store(), found)
-    return rewound_fork(instance.fold_spec, backends, plan.branch, newest, version, exclude)
+def _fork(archive: Archive, plan: LearnerPlan, newest: Mark, version: Mark) -> Fork:
+    backends = archive.instance.backends(plan.ends)  # with all the topics that it has read
+    exclude = excluded(backends.store, archive.summary(plan.ends))
+    return rewound_fork(archive.instance.fold_spec, backends, plan.branch, newest, version, exclude)
 
 
-def _ended(instance: Instance, plan: LearnerPlan, version: Mark) -> Mark:
+def _ended(archive: Archive, plan: LearnerPlan, version: Mark) -> Mark:
     """The last version of the branch that ends: of its very end, after which nothing counts."""
-    found = summarise(instance.journal(plan.ends), plan.ends)
+    instance, found = archive.instance, archive.summary(plan.ends)
     if found.end.ended is None:
         worker = Worker(
             instance.fold_spec,
@@ -179,9 +178,9 @@ def _ended(instance: Instance, plan: LearnerPlan, version: Mark) -> Mark:
         )
         worker.apply_ledger()  # what was decided for this branch holds for the one in its place
         worker.close()
-        _gate(instance, plan, Archive(instance).mark(str(worker.newest_version)), version)
+        _gate(archive, plan, archive.mark(str(worker.newest_version)), version)
         worker.end("rollback", plan.branch)
-        found = summarise(instance.journal(plan.ends), plan.ends)
+        found = archive.summary(plan.ends)
     if found.end.ended is None or found.end.ended.successor != plan.branch:
         raise MillraceError(
             f"Branch {plan.ends} has ended otherwise. Give this up with `millrace replay abort`, then roll back."
@@ -189,13 +188,13 @@ def _ended(instance: Instance, plan: LearnerPlan, version: Mark) -> Mark:
     return next(mark for mark in reversed(found.marks) if mark.version is not None)
 
 
-def _gate(instance: Instance, plan: LearnerPlan, newest: Mark, version: Mark) -> None:
+def _gate(archive: Archive, plan: LearnerPlan, newest: Mark, version: Mark) -> None:
     """Make the new branch's start, and see that it answers as the version does.
 
     Raises: NotProvedError where it does not; NotCountedError where the operation has been given up meanwhile.
     """
-    store = instance.store()
-    checkpoint, _ = compose(instance.fold_spec, store, _fork(instance, plan, newest, version), version.branch)
+    instance, store = archive.instance, archive.instance.store()
+    checkpoint, _ = compose(instance.fold_spec, store, _fork(archive, plan, newest, version), version.branch)
     made = read_checkpoint(store, plan.branch, checkpoint).parts
     said = read_checkpoint(store, version.branch, str(version.checkpoint)).parts
     operation = instance.ledger().operations[plan.branch]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from millrace.services.errors import BusyError, NotCountedError
@@ -18,9 +19,9 @@ def planned_operation(branch: str, plan_sha256: str, version: str | None, why: s
     )
 
 
-def new_branch(instance: Instance, kind: str) -> str:
-    """A name that no branch and no operation has."""
-    taken = {*instance.branches(), *(one.branch for one in instance.ledger().operations.values())}
+def new_branch(branches: Iterable[str], ledger: Ledger, kind: str) -> str:
+    """A name that none of the branches and no operation has."""
+    taken = {*branches, *(one.branch for one in ledger.operations.values())}
     return next(name for number in range(1, len(taken) + 2) if (name := f"{kind}-{number}") not in taken)
 
 

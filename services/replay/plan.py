@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from millrace.learners.errors import BadInputError, ConfigError, MillraceError
-from millrace.services.decisions.versions import resolved
+from millrace.services.decisions.versions import meant
 from millrace.services.errors import OutdatedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
@@ -27,8 +27,7 @@ from millrace.streams.branch.host import use_threads
 from millrace.streams.errors import DamageError, OffsetsGoneError
 from millrace.streams.journal.entries import Fork, Mark, Rejected, Step
 from millrace.streams.journal.exclusions import Exclusion, OffsetRange, describe, left_out
-from millrace.streams.journal.journal import summarise
-from millrace.streams.journal.ledger import Target
+from millrace.streams.journal.ledger import Ledger, Target
 from millrace.streams.journal.ledger import describe_target as target_words
 from millrace.streams.journal.store import FolderStore, read_checkpoint
 from millrace.streams.source import Position, Source, Topic
@@ -112,21 +111,22 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
     """
     instance.refuse_shards("A replay")
     use_threads(instance.loaded.pipeline.threads)
-    origin = origin if origin.version is None else replace(origin, version=resolved(instance, origin.version))
-    branch = new_branch(instance, "replay")
-    exclude = [*(inherited := _inherited(instance, origin)), *(one for one in exclude if one not in inherited)]
-    if origin.version is None:
-        fork, differs = _empty(instance, branch, origin, exclude), _changed_since(instance)
+    archive, ledger = Archive(instance), instance.ledger()
+    live, branch = live_branch(archive, ledger), new_branch(instance.branches(), ledger, "replay")
+    mark = None if origin.version is None else _kept(archive, ledger, meant(archive, ledger, origin.version))
+    exclude = [*(inherited := _inherited(archive, live, mark, origin)), *(one for one in exclude if one not in inherited)]
+    if mark is None:
+        fork, differs = _empty(instance, branch, origin, exclude), _changed_since(archive, live)
     else:
-        mark = _kept(instance, origin.version)
         backends = instance.backends(mark.branch)
         fork = replay_fork(instance.fold_spec, backends, branch, mark, exclude)
-        differs = changed_state(instance, backends, mark)
-        _refuse_gone(instance, backends, fork, origin.version)
-    _refuse_absent(_source(instance, fork), exclude)
+        differs = changed_state(archive, mark)
+        _refuse_gone(archive, ledger, backends, fork, mark)
+    source = _source(instance, fork)
+    _refuse_absent(source, exclude)
     backfill = None if origin.file is None else backfill_of(instance, origin.file, fork.positions)
-    plan = planned(instance, fork, backfill)
-    extent = _extent(instance, fork, backfill)
+    plan = _planned(fork, _kept_positions(source, fork), ledger, backfill, live)
+    extent = _extent(instance, source, fork, backfill)
     return plans(instance).put(PLANS, msgspec.json.encode(plan)), plan, extent, differs
 
 
@@ -137,25 +137,23 @@ def _refuse_absent(source: Source, exclude: Sequence[Exclusion]) -> None:
         raise BadInputError(f"The log has no {', '.join(wrong)} to leave out. There are: {', '.join(there)}.")
 
 
-def _inherited(instance: Instance, origin: Origin) -> list[Exclusion]:
+def _inherited(archive: Archive, live: str | None, mark: Mark | None, origin: Origin) -> list[Exclusion]:
     """What the live branch and the version's own leave out lasts, unless it is said that it does not.
 
     Raises: BadInputError where it is said of something else.
     """
-    mark = None if origin.version is None else _kept(instance, origin.version)
-    branch = live_branch(instance)
-    there = [] if mark is None else _left_out(instance, mark.branch, mark)
-    if branch is not None and (mark is None or branch != mark.branch):
-        there += [one for one in _left_out(instance, branch) if one not in there]
+    there = [] if mark is None else _left_out(archive, mark.branch, mark)
+    if live is not None and (mark is None or live != mark.branch):
+        there += [one for one in _left_out(archive, live) if one not in there]
     if wrong := set(origin.include) - set(map(describe, there)):
         listed = "; ".join(describe(one) for one in there) or "nothing"
-        raise BadInputError(f"{', '.join(sorted(wrong))} is not left out by branch {branch}. It leaves out: {listed}.")
+        raise BadInputError(f"{', '.join(sorted(wrong))} is not left out by branch {live}. It leaves out: {listed}.")
     return [one for one in there if describe(one) not in origin.include]
 
 
-def _left_out(instance: Instance, branch: str, at: Mark | None = None) -> list[Exclusion]:
+def _left_out(archive: Archive, branch: str, at: Mark | None = None) -> list[Exclusion]:
     """What a branch leaves out, as of a mark or now."""
-    return excluded(instance.store(), summarise(instance.journal(branch), branch), at)
+    return excluded(archive.instance.store(), archive.so_far(branch), at)
 
 
 def _empty(instance: Instance, branch: str, origin: Origin, exclude: Sequence[Exclusion]) -> Fork:
@@ -182,40 +180,44 @@ def first_since(source: Source, tp: str, since_ms: int) -> int:
     return high
 
 
-def live_branch(instance: Instance) -> str | None:
+def live_branch(archive: Archive, ledger: Ledger) -> str | None:
     """The branch that the endpoint follows, or whose version it serves, or the one that goes on in its place; None: no yet."""
-    target = instance.ledger().serving.get(ENDPOINT)
-    return None if target is None else heir_of(instance, target.follow or str(target.version).rpartition(".")[0])
+    target = ledger.serving.get(ENDPOINT)
+    return None if target is None else heir_of(archive, target.follow or str(target.version).rpartition(".")[0])
 
 
-def _changed_since(instance: Instance) -> list[str]:
+def _changed_since(archive: Archive, live: str | None) -> list[str]:
     """What of the configuration is another than that of the live branch: a branch that begins with nothing may differ."""
-    live = live_branch(instance)
-    fork = None if live is None else summarise(instance.journal(live), live).fork
+    fork = None if live is None else archive.so_far(live).fork
     if live is None or fork is None:
         return []
-    store, fold_spec = instance.store(), instance.fold_spec
+    store, fold_spec = archive.instance.store(), archive.instance.fold_spec
     pairs = ((fork.config_sha256, fold_spec.config), (fork.features_sha256, fold_spec.schema.declared))
     return [change for name, now in pairs for change in changed(store, live, name, now)]
 
 
-def planned(instance: Instance, fork: Fork, backfill: Backfill | None) -> ReplayPlan:
-    """The plan of a fork, from what is so now."""
+def _planned(fork: Fork, kept: Position, ledger: Ledger, backfill: Backfill | None, live: str | None) -> ReplayPlan:
+    """The plan of a fork."""
     parent = fork.parent
-    bounds = _source(instance, fork).bounds()
     return ReplayPlan(
         branch=fork.branch,
         version=None if parent is None else f"{parent.branch}.{parent.seq}",
         state_sha256=None if parent is None else parent.state_sha256,
         exclude=fork.exclude,
-        serves=instance.ledger().serving.get(ENDPOINT),
+        serves=ledger.serving.get(ENDPOINT),
         topics=fork.topics,
         config_sha256=fork.config_sha256,
         features_sha256=fork.features_sha256,
-        kept={tp: max(at, bounds[tp][0]) for tp, at in sorted(fork.positions.items())},
+        kept=kept,
         backfill=backfill,
-        ends=live_branch(instance),
+        ends=live,
     )
+
+
+def _kept_positions(source: Source, fork: Fork) -> Position:
+    """Where reading begins: of each partition at the fork's offset, or at the first that the log still has after it."""
+    bounds = source.bounds()
+    return {tp: max(at, bounds[tp][0]) for tp, at in sorted(fork.positions.items())}
 
 
 def _source(instance: Instance, fork: Fork) -> Source:
@@ -223,25 +225,26 @@ def _source(instance: Instance, fork: Fork) -> Source:
     return instance.source(list(fork.topics))
 
 
-def fork_of(instance: Instance, plan: ReplayPlan) -> Fork:
+def fork_of(archive: Archive, ledger: Ledger, plan: ReplayPlan) -> Fork:
     """The first entry of the branch that a plan makes, without its back-fill.
 
     Raises: OutdatedError where the version has another state now, or is no longer kept.
     """
+    instance = archive.instance
     if plan.version is None:
         source = instance.source(instance.loaded.pipeline.topics)
         return empty_fork(instance.fold_spec, source, plan.branch, plan.kept, plan.exclude)
-    mark = _kept(instance, plan.version)
+    mark = _kept(archive, ledger, plan.version)
     if mark.state_sha256 != plan.state_sha256:
         raise OutdatedError(f"Version {plan.version} is not the one that was planned with. Restore the journal from a copy.")
     return replay_fork(instance.fold_spec, instance.backends(mark.branch), plan.branch, mark, plan.exclude)
 
 
-def _kept(instance: Instance, version: str) -> Mark:
+def _kept(archive: Archive, ledger: Ledger, version: str) -> Mark:
     """The mark of a version whose parts are still there. Raises: OutdatedError naming those that are."""
-    mark = Archive(instance).mark(version)
-    if version in instance.ledger().released:
-        kept = [one.version for one in _versions(instance, mark.branch)]
+    mark = archive.mark(version)
+    if version in ledger.released:
+        kept = [one.version for one in _versions(archive, ledger, mark.branch)]
         raise OutdatedError(
             f"Version {version} has been let go; versions.keep says how many are kept, and what an alias names always is. "
             f"Plan from one that is there: {', '.join(map(str, kept[-5:])) or 'none of this branch'}."
@@ -249,45 +252,43 @@ def _kept(instance: Instance, version: str) -> Mark:
     return mark
 
 
-def _versions(instance: Instance, branch: str) -> list[Mark]:
+def _versions(archive: Archive, ledger: Ledger, branch: str) -> list[Mark]:
     """The marks of a branch's versions that are kept, oldest first."""
-    released = instance.ledger().released
-    return [mark for mark in Archive(instance).marks(branch) if mark.version is not None and mark.version not in released]
+    return [mark for mark in archive.marks(branch) if mark.version is not None and mark.version not in ledger.released]
 
 
-def check_plan(instance: Instance, plan: ReplayPlan) -> Fork:
+def check_plan(archive: Archive, ledger: Ledger, plan: ReplayPlan) -> Fork:
     """The fork to be made, once everything that the plan was made from is found to be so still.
 
     Raises: OutdatedError naming each thing that differs.
     """
-    fork = fork_of(instance, plan)
-    now = planned(instance, fork, plan.backfill)
+    fork = fork_of(archive, ledger, plan)
     said = {
-        "what is served": (target_words(plan.serves), target_words(now.serves)),
-        "the topics": (plan.topics, now.topics),
-        "the configuration": (plan.config_sha256[:12], now.config_sha256[:12]),
-        "the fields": (plan.features_sha256[:12], now.features_sha256[:12]),
-        "what the log still has": (plan.kept, now.kept),
+        "what is served": (target_words(plan.serves), target_words(ledger.serving.get(ENDPOINT))),
+        "the topics": (plan.topics, fork.topics),
+        "the configuration": (plan.config_sha256[:12], fork.config_sha256[:12]),
+        "the fields": (plan.features_sha256[:12], fork.features_sha256[:12]),
+        "what the log still has": (plan.kept, _kept_positions(_source(archive.instance, fork), fork)),
     }
     differs = [f"{what} (planned: {before}; now: {after})" for what, (before, after) in said.items() if before != after]
-    if instance.has_branch(plan.branch):
+    if archive.instance.has_branch(plan.branch):
         differs.append(f"branch {plan.branch}, which is there already")
     if differs:
         raise OutdatedError(f"Since this replay was planned, other is {'; '.join(differs)}. Make a new plan.")
     return fork
 
 
-def changed_state(instance: Instance, backends: Backends, mark: Mark) -> list[str]:
+def changed_state(archive: Archive, mark: Mark) -> list[str]:
     """What of the configuration differs from that of the version's branch, and does not matter to its state.
 
     Raises: ConfigError where it does.
     """
-    fork, fold_spec = summarise(backends.journal, mark.branch).fork, instance.fold_spec
+    fork, fold_spec, store = archive.summary(mark.branch).fork, archive.instance.fold_spec, archive.instance.store()
     if fork is None:
         raise MillraceError(f"Branch {mark.branch} has no first entry. Restore its journal from a copy.")
-    differs = changed(backends.store, mark.branch, fork.config_sha256, fold_spec.config)
-    fields = changed(backends.store, mark.branch, fork.features_sha256, fold_spec.schema.declared)
-    manifest = read_checkpoint(backends.store, mark.branch, str(mark.checkpoint))
+    differs = changed(store, mark.branch, fork.config_sha256, fold_spec.config)
+    fields = changed(store, mark.branch, fork.features_sha256, fold_spec.schema.declared)
+    manifest = read_checkpoint(store, mark.branch, str(mark.checkpoint))
     late = "join" in manifest.parts
     if late != (fold_spec.labels is not None):
         fields.append("the table [labels]")
@@ -304,28 +305,28 @@ def changed_state(instance: Instance, backends: Backends, mark: Mark) -> list[st
     return differs
 
 
-def _refuse_gone(instance: Instance, backends: Backends, fork: Fork, version: str) -> None:
+def _refuse_gone(archive: Archive, ledger: Ledger, backends: Backends, fork: Fork, begun_at: Mark) -> None:
     """Raises: OffsetsGoneError saying what retention has taken, and from which version a replay is possible."""
+    fold_spec = archive.instance.fold_spec
     bounds = backends.source.bounds()
     gone = {tp: bounds[tp][0] - at for tp, at in fork.positions.items() if bounds[tp][0] > at}
     if not gone:
         return
     possible = [
         str(mark.version)
-        for mark in _versions(instance, version.rpartition(".")[0])
-        if all(bounds[tp][0] <= at for tp, at in replay_fork(instance.fold_spec, backends, "x", mark, []).positions.items())
+        for mark in _versions(archive, ledger, begun_at.branch)
+        if all(bounds[tp][0] <= at for tp, at in replay_fork(fold_spec, backends, "x", mark, []).positions.items())
     ]
     taken = ", ".join(f"{count} records of {tp}" for tp, count in gone.items())
     raise OffsetsGoneError(
-        f"Retention has taken {taken} that follow version {version}, so they cannot be read again. "
+        f"Retention has taken {taken} that follow version {begun_at.version}, so they cannot be read again. "
         f"A replay is possible from: {', '.join(possible[-5:]) or 'no version of this branch'}."
     )
 
 
-def _extent(instance: Instance, fork: Fork, backfill: Backfill | None) -> Extent:
+def _extent(instance: Instance, source: Source, fork: Fork, backfill: Backfill | None) -> Extent:
     """Read all there is once, and learn a little of it."""
     records = size = excluded = 0
-    source = _source(instance, fork)
     for tp, at in fork.positions.items():
         end = source.bounds()[tp][1]
         for begin in range(at, end, CHUNK):
@@ -338,7 +339,8 @@ def _extent(instance: Instance, fork: Fork, backfill: Backfill | None) -> Extent
 
 def _rate(instance: Instance, source: Source, fork: Fork) -> float:
     """Records a second that this machine folds, from the state it will begin with; 0 where there is none to try it on."""
-    fold, reader = start(instance.fold_spec, instance.store(), fork), instance.fold_spec.reader_of(fork)
+    fold_spec = instance.fold_spec
+    fold, reader = start(fold_spec, instance.store(), fork), fold_spec.reader_of(fork)
     begin_s, tried = time.perf_counter(), 0
     for tp, at in fork.positions.items():
         end = min(source.bounds()[tp][1], at + SAMPLE_ROWS)

@@ -18,6 +18,7 @@ from typing import Any
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.decisions.decide import Change, decide
 from millrace.services.errors import NotProvedError
+from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.pipeline.succession import heir_of, successor_of
 from millrace.services.processes import COMMAND
@@ -25,14 +26,14 @@ from millrace.services.replay.backfill import filled, topic_of
 from millrace.services.replay.learner_rollback import is_rollback
 from millrace.services.replay.operations import advance, describe_operation, planned_operation, refuse_other, step
 from millrace.services.replay.plan import SHORTEST, ReplayPlan, check_plan, fork_of, live_branch, load_plan
-from millrace.streams.branch.branch import Backends, restore
+from millrace.streams.branch.branch import Backends, FoldSpec, restore
 from millrace.streams.branch.forks import begin_fork, end_branch
 from millrace.streams.branch.host import this_host, use_threads
 from millrace.streams.branch.read_order import ReadRange, Retraced, future, onward, past
 from millrace.streams.errors import ReplacedError
 from millrace.streams.journal.entries import Fork
-from millrace.streams.journal.journal import Summary, summarise
-from millrace.streams.journal.ledger import Operation, OperationState, Target
+from millrace.streams.journal.journal import Summary
+from millrace.streams.journal.ledger import Ledger, Operation, OperationState, Target
 from millrace.streams.records import tp_name
 from millrace.streams.worker.worker import Worker, WorkerIdentity
 
@@ -46,9 +47,9 @@ def record_plan(instance: Instance, plan_sha256: str, plan: ReplayPlan, why: str
     step(instance, planned_operation(plan.branch, plan_sha256, plan.version, why))
 
 
-def under_way(instance: Instance, *states: OperationState) -> Operation:
+def under_way(instance: Instance, ledger: Ledger, *states: OperationState) -> Operation:
     """The operation that is. Raises: MillraceError where there is none, or in another stage."""
-    found = instance.ledger().operation
+    found = ledger.operation
     if found is None:
         raise MillraceError("No replay is under way. Make one with `millrace replay plan`, then `millrace replay run`.")
     if is_rollback(instance, found):
@@ -83,15 +84,15 @@ def run(instance: Instance, name: str, again: Sequence[str]) -> Replayed:
     Raises: OutdatedError where the plan no longer holds; BusyError where another replay is under way.
     """
     plan_sha256, plan = load_plan(instance, name)
-    ledger = instance.ledger()
+    archive, ledger = Archive(instance), instance.ledger()
     refuse_other(ledger, plan.branch)
     operation = ledger.operations.get(plan.branch)
     if operation is None or operation.plan_sha256 != plan_sha256:
         raise MillraceError(f"Plan {plan_sha256[:12]} does not stand in the ledger. Make it again with `millrace replay plan`.")
     if operation.state != "planned":
         raise MillraceError(f"{operation.id} is {operation.state} already. A replay that was stopped goes on with `resume`.")
-    check_plan(instance, plan)
-    return _replay(instance, advance(instance, operation, "running", operation.why), plan, again)
+    fork, live = check_plan(archive, ledger, plan), live_branch(archive, ledger)
+    return _replay(archive, live, advance(instance, operation, "running", operation.why), plan, fork, again)
 
 
 def resume(instance: Instance, again: Sequence[str]) -> Replayed:
@@ -99,19 +100,23 @@ def resume(instance: Instance, again: Sequence[str]) -> Replayed:
 
     Raises: MillraceError where none is under way; BusyError where a live process is at it.
     """
-    operation = under_way(instance, "running")
+    archive, ledger = Archive(instance), instance.ledger()
+    operation = under_way(instance, ledger, "running")
     _, plan = load_plan(instance, operation.plan_sha256)
     with instance.hold(plan.branch, take_over=False):  # before it is said that it goes on
         running = advance(instance, operation, "running", operation.why)
-    return _replay(instance, running, plan, again)
+        fork = _written(archive, plan.branch) or fork_of(archive, ledger, plan)
+    return _replay(archive, live_branch(archive, ledger), running, plan, fork, again)
 
 
-def _replay(instance: Instance, operation: Operation, plan: ReplayPlan, again: Sequence[str]) -> Replayed:
+def _replay(
+    archive: Archive, live: str | None, operation: Operation, plan: ReplayPlan, fork: Fork, again: Sequence[str]
+) -> Replayed:
     """Begin the branch, catch up with the log, mark a version, let another process prove it; then it is done."""
-    start_s = time.monotonic()
+    instance, start_s = archive.instance, time.monotonic()
     with instance.hold(plan.branch, take_over=False):
         try:
-            worker, begun = _caught_up(instance, plan)
+            worker, begun = _caught_up(archive, live, plan, fork)
         except ReplacedError as error:
             _refuse_given_up(instance, plan.branch, error)
             raise
@@ -136,43 +141,47 @@ def _refuse_given_up(instance: Instance, branch: str, error: MillraceError) -> N
         ) from error
 
 
-def _caught_up(instance: Instance, plan: ReplayPlan) -> tuple[Worker, int]:
+def _caught_up(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork) -> tuple[Worker, int]:
     """A worker of the branch that has read to the log's end and marked a version; and the records of its start."""
-    pipeline, fold_spec = instance.loaded.pipeline, instance.fold_spec
+    instance, pipeline, fold_spec = archive.instance, archive.instance.loaded.pipeline, archive.instance.fold_spec
     use_threads(pipeline.threads)
     progress = Progress()  # from here on a signal stops it between two steps
-    fork = _begun(instance, plan)
+    fork = _begun(archive, fold_spec, plan, fork)
     backends = instance.backends(fork.branch)  # with all the topics that the fork states
+    start_of = Summary(fork, [mark for mark in archive.marks(fork.branch) if mark.state_seq == 1])
+    begun = restore(fold_spec, backends, start_of).fold.records  # from its own copy: its parent's may be let go meanwhile
     progress.of(backends, fork)
-    backends = replace(backends, source=Retraced(backends.source, _path(instance, fork, plan)))
+    backends = replace(backends, source=Retraced(backends.source, _path(instance, live, fork, plan)))
     opening = WorkerIdentity(fork.branch, this_host(pipeline.threads), emits=False)
     worker = Worker(fold_spec, backends, pipeline.worker, opening)
     worker.run(progress)
     if progress.stopped:
         raise MillraceError(f"Stopped at seq {worker.seq}; nothing is lost. `millrace replay resume` goes on.")
-    begun = Summary(fork, [mark for mark in summarise(backends.journal, fork.branch).marks if mark.state_seq == 1])
-    return worker, restore(fold_spec, backends, begun).fold.records  # from its own copy: its parent's may be let go meanwhile
+    return worker, begun
 
 
-def _begun(instance: Instance, plan: ReplayPlan) -> Fork:
-    """The first entry of the branch, which is written unless it and the mark of its start are there."""
-    found = summarise(instance.journal(plan.branch), plan.branch)
-    if found.fork is not None and (found.fork.parent is None or found.marks):
-        return found.fork
-    fork = fork_of(instance, plan)
+def _begun(archive: Archive, fold_spec: FoldSpec, plan: ReplayPlan, fork: Fork) -> Fork:
+    """The first entry of the branch: ``fork``, which is written unless one and the mark of its start are there."""
+    if (written := _written(archive, plan.branch)) is not None:
+        return written
     if plan.backfill is not None:
-        fork = filled(instance, fork, plan.backfill)
-    begin_fork(instance.fold_spec, instance.backends(fork.branch), fork)
+        fork = filled(archive.instance, fork, plan.backfill)
+    begin_fork(fold_spec, archive.instance.backends(fork.branch), fork)
     return fork
 
 
-def _path(instance: Instance, fork: Fork, plan: ReplayPlan) -> list[ReadRange]:
+def _written(archive: Archive, branch: str) -> Fork | None:
+    """The first entry of a branch that has begun: it is there, and so is the mark of its start where it has a parent."""
+    known = archive.so_far(branch)
+    return known.fork if known.fork is not None and (known.fork.parent is None or known.marks) else None
+
+
+def _path(instance: Instance, live: str | None, fork: Fork, plan: ReplayPlan) -> list[ReadRange]:
     """The file that is read first; then the order in which others have read what follows.
 
     From a version: its own branch after it, then the branches that took that one's place. From nothing: all that led to the
     live branch.
     """
-    live = live_branch(instance)
     led: list[ReadRange] = [] if live is None else past(instance.journal, live)
     if fork.parent is not None:
         led = future(instance.journal, fork.parent.branch, fork.parent.seq)
@@ -246,10 +255,11 @@ class Succession:
 
 def plan_take_over(instance: Instance) -> Succession:
     """Raises: MillraceError where no replay is done."""
-    operation = under_way(instance, "done")
+    ledger = instance.ledger()
+    operation = under_way(instance, ledger, "done")
     _, plan = load_plan(instance, operation.plan_sha256)
-    change = Change(instance.ledger().serving.get(ENDPOINT), Target(follow=operation.branch))
-    return Succession(operation, change, plan.branch if plan.ends is None else heir_of(instance, plan.ends))
+    change = Change(ledger.serving.get(ENDPOINT), Target(follow=operation.branch))
+    return Succession(operation, change, plan.branch if plan.ends is None else heir_of(Archive(instance), plan.ends))
 
 
 def take_over(instance: Instance, succession: Succession, why: str) -> None:
@@ -270,7 +280,7 @@ def plan_abort(instance: Instance, name: str | None = None) -> Operation:
 
     Raises: MillraceError where there is none, where the endpoint follows it, or where a branch has ended in its favour.
     """
-    ledger = instance.ledger()
+    archive, ledger = Archive(instance), instance.ledger()
     operation = ledger.operation if name is None else _named(ledger.operations.values(), name)
     if operation is None or operation.state in ("taken-over", "aborted"):
         raise MillraceError(
@@ -279,7 +289,7 @@ def plan_abort(instance: Instance, name: str | None = None) -> Operation:
     if ledger.serving.get(ENDPOINT) == Target(follow=operation.branch):
         raise MillraceError(f"The endpoint follows {operation.branch}. Serve something else first, with `millrace serve`.")
     for branch in instance.branches():
-        if branch != operation.branch and successor_of(instance, branch) == operation.branch:
+        if branch != operation.branch and successor_of(archive, branch) == operation.branch:
             raise MillraceError(f"Branch {branch} has ended in favour of {operation.branch}, which can only go on now.")
     return operation
 
@@ -296,7 +306,6 @@ def _named(operations: Iterable[Operation], name: str) -> Operation | None:
 def abort(instance: Instance, operation: Operation, why: str) -> None:
     """Give a replay up: its branch ends, and whoever writes it stops."""
     advance(instance, operation, "aborted", why)
-    if instance.has_branch(operation.branch):
-        journal = instance.journal(operation.branch)
-        if summarise(journal, operation.branch).fork is not None:
-            end_branch(journal, operation.branch, this_host(instance.loaded.pipeline.threads), "aborted", None)
+    if Archive(instance).so_far(operation.branch).fork is not None:
+        host = this_host(instance.loaded.pipeline.threads)
+        end_branch(instance.journal(operation.branch), operation.branch, host, "aborted", None)

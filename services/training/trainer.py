@@ -20,6 +20,7 @@ from millrace.learners.drift.alarms import Alarm
 from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import name_last_good
 from millrace.services.errors import BusyError
+from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Identity, Parts, bundle_bytes
 from millrace.services.pipeline.instance import Instance
 from millrace.services.pipeline.succession import heir_of
@@ -117,9 +118,9 @@ class Trainer:
 
         Where another writer has merely taken it, wait for one of the two.
         """
-        self._replaced, since_ms = True, time.time_ns() // 1_000_000
+        self._replaced, since_ms, archive = True, time.time_ns() // 1_000_000, Archive(self._instance)
         while self._replaced and not self._stop.is_set():
-            heir = heir_of(self._instance, self._branch)
+            heir = heir_of(archive, self._branch)
             operations = self._instance.ledger().operations.values()
             given_up = any(one.state == "aborted" and one.when_ms >= since_ms for one in operations)
             self._replaced = heir == self._branch and not given_up

@@ -18,6 +18,7 @@ from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import Change, decide
 from millrace.services.decisions.sweep import sweep_ended
 from millrace.services.errors import BusyError, NotCountedError
+from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.succession import heir_of
 from millrace.services.replay import learner_rollback
 from millrace.services.replay.operations import advance, planned_operation, step
@@ -110,13 +111,14 @@ def stages(folder: Path, stop: int) -> None:
     where = instance(folder)
     rewinding = learner_rollback.plan_learner(where, versions(folder)[0])
     plan = rewinding.plan
-    mark = learner_rollback.Archive(where).mark(plan.version)
+    archive = Archive(where)
+    mark = archive.mark(plan.version)
     if stop > 0:
         learner_rollback._begun(where, plan, "poison")
     if stop > 1:
-        last = learner_rollback._ended(where, plan, mark)
+        last = learner_rollback._ended(archive, plan, mark)
     if stop > 2:
-        fork = learner_rollback._fork(where, plan, last, mark)
+        fork = learner_rollback._fork(archive, plan, last, mark)
         begin_fork(where.fold_spec, where.backends(plan.branch), fork, mark.branch)
     if stop > 3:
         decide(where, Change(where.ledger().serving["default"], Target(follow=plan.branch)), "poison")
@@ -128,7 +130,7 @@ def test_a_rollback_that_died_between_two_stages_is_gone_on_with_by_the_same_com
     good = versions(there)[0]
     stages(there, stop)
     if stop == 2:
-        assert heir_of(instance(there), "main") == "main", "a trainer waits"
+        assert heir_of(Archive(instance(there)), "main") == "main", "a trainer waits"
         early = millrace("run", "digits.toml", "--branch", "rollback-1", cwd=there)
         assert early.returncode == 1 and "has not begun it" in early.stderr
     if stop in (1, 2, 3, 4):
@@ -154,7 +156,7 @@ def test_a_rollback_can_be_given_up_before_the_branch_has_ended(there: Path) -> 
     assert here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=there).exit_code == 0
     assert operation(there, "rollback-1") == "aborted"
     with pytest.raises(NotCountedError, match="is aborted since"):
-        learner_rollback._gate(where, plan, *marks)
+        learner_rollback._gate(Archive(where), plan, *marks)
     assert where.store().bytes_of("rollback-1") > 0
     sweep_ended(where, time.time() + 7200)
     assert where.store().bytes_of("rollback-1") == 0
@@ -174,7 +176,7 @@ def test_killed_after_any_write_the_same_command_goes_on(there: Path) -> None:
         assert here(*words[len(MILLRACE) :], cwd=there).exit_code == 0
     print(f"killed {deaths} times; {states}")
     assert deaths, "none was killed"
-    heir = heir_of(instance(there), "main")
+    heir = heir_of(Archive(instance(there)), "main")
     assert heir.startswith("rollback-") and same_learner(there, heir, good)
     sound(there, "main", heir)
 
@@ -211,7 +213,7 @@ def test_it_waits_for_a_replay_and_refuses_what_cannot_go_on(there: Path) -> Non
         assert done.exit_code == code and why in done.stderr
     other, mark = learner_rollback.LearnerPlan("x", good, "", "main"), learner_rollback.Archive(instance(there)).mark(good)
     with pytest.raises(MillraceError, match="has ended otherwise"):
-        learner_rollback._ended(instance(there), other, mark)
+        learner_rollback._ended(Archive(instance(there)), other, mark)
 
 
 def test_a_plan_that_was_never_run_can_be_given_up(there: Path) -> None:
