@@ -333,6 +333,3 @@ def config_show(call: Call) -> None:
 
 for command in VERSION_COMMANDS:
     main.add_command(command)
-
-if __name__ == "__main__":
-    main()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from millrace.learners.errors import BadInputError, LearnerError
-from millrace.learners.linear import softmax
 from millrace.learners.linear.scale import Scale
+from millrace.learners.linear.servable import softmax
 from millrace.learners.linear.softmax import Softmax, SoftmaxConfig, gradient
 from millrace.learners.protocol import Batch, Floats
 

@@ -202,7 +202,7 @@ def python(code: str) -> str:
 
 def test_the_table_and_the_algorithms_import_no_torch() -> None:
     """Nor does an untaught config."""
-    names = ", ".join(f"millrace.learners.{kind.replace('-', '_')}" for kind in KINDS)
+    names = ", ".join(f"millrace.learners.replay.{kind.replace('-', '_')}" for kind in KINDS)
     code = f"import sys, millrace.learners.table, {names}; print('torch' in sys.modules)"
     assert python(code) == "False"
 

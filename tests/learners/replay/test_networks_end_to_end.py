@@ -184,7 +184,7 @@ def test_reading_a_pipeline_of_a_network_imports_no_torch(tmp_path: Path) -> Non
     """The command line stays quick, and works where torch is not installed."""
     instance(tmp_path, "pcr")
     code = (
-        "import sys, json, pathlib\nfrom millrace.services.config import load_pipeline\n"
+        "import sys, json, pathlib\nfrom millrace.services.config.config import load_pipeline\n"
         "load_pipeline(pathlib.Path('digits.toml'))\nprint(json.dumps('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
