@@ -166,7 +166,7 @@ def test_status_shows_trainer_replicas_what_they_serve_and_what_they_recorded(up
 def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_twice(up: Up) -> None:
     """Every label that was answered 202 is joined once; those sent again are counted as repeated."""
     before, killed = status(up), threading.Event()
-    before_pids = {title: up.pids(title) for title in (":Predictor", ":Trainer", ":Current")}
+    before_pids = {title: up.pids(title) for title in (":Predictor", ":Trainer", ":NewestWeights")}
     accepted: list[str] = []
 
     def client() -> None:
@@ -179,7 +179,7 @@ def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_t
 
     thread = threading.Thread(target=client)
     thread.start()
-    for title in (":Predictor", ":Trainer", ":Current", ":Predictor"):
+    for title in (":Predictor", ":Trainer", ":NewestWeights", ":Predictor"):
         sent = len(accepted)
         until(lambda sent=sent: len(accepted) > sent + 30)
         dead = up.kill(title)

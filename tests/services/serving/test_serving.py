@@ -139,7 +139,7 @@ def test_a_rollback_under_load_reaches_every_replica_without_a_failed_request(up
     assert callers.cut == 0
 
 
-@pytest.mark.parametrize("title", [":Current", ":Trainer", ":Predictor"])
+@pytest.mark.parametrize("title", [":NewestWeights", ":Trainer", ":Predictor"])
 def test_kill_9_of_any_part_and_the_answers_go_on(up: Up, title: str) -> None:
     """Ray starts it again, and what is learned afterwards reaches the answers."""
     before = up.pids(title)
