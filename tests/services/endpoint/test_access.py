@@ -144,7 +144,7 @@ from grpc_calls import Client
 async def ask(shown):
     async with grpc.aio.insecure_channel(sys.argv[1]) as channel:
         try:
-            await Client(channel)("ServerMetadata", b"", metadata=(("authorization", shown),), timeout=ANSWER_S)
+            await Client(channel)("ServerMetadata", b"", metadata=(("authorization", shown),), timeout=60)
         except grpc.aio.AioRpcError as error:
             return error.code().name
         return "OK"
