@@ -105,9 +105,9 @@ class Instance:
         """A reader of some of its topics, from their beginning."""
         return self._logs.source(topics)
 
-    def backends(self, branch: str) -> Backends:
-        """Everything a branch reads and writes."""
-        log, first = self.log(), self.first_topics(branch)
+    def backends(self, branch: str, fork: Fork | None = None) -> Backends:
+        """Everything a branch reads and writes; its first entry is read from its journal unless it is given."""
+        log, first = self.log(), self.first_topics(branch) if fork is None else self._own_topics(fork)
         source = self._logs.source([*self.loaded.pipeline.topics, *first], shard_of(branch))
         if first:
             source = Retraced(source, [(tp, *ends) for tp, ends in source.bounds().items() if split_tp(tp)[0] in first])
@@ -122,7 +122,10 @@ class Instance:
             fork = next(iter(counted(self.journal(branch), branch, Cursor())), None)
         except DamageError:
             return []  # whoever reads the journal says so
-        return [name for name in fork.topics if name not in self.loaded.pipeline.topics] if isinstance(fork, Fork) else []
+        return self._own_topics(fork) if isinstance(fork, Fork) else []
+
+    def _own_topics(self, fork: Fork) -> list[str]:
+        return [name for name in fork.topics if name not in self.loaded.pipeline.topics]
 
     def journal(self, branch: str) -> Journal:
         """The journal of a branch, whole: what its stream has deleted is read from the store."""

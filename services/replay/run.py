@@ -26,7 +26,7 @@ from millrace.services.replay.backfill import filled, topic_of
 from millrace.services.replay.learner_rollback import is_rollback
 from millrace.services.replay.operations import advance, describe_operation, planned_operation, refuse_other, step
 from millrace.services.replay.plan import SHORTEST, ReplayPlan, check_plan, fork_of, live_branch, load_plan
-from millrace.streams.branch.branch import Backends, FoldSpec, restore
+from millrace.streams.branch.branch import Backends, restore
 from millrace.streams.branch.forks import begin_fork, end_branch
 from millrace.streams.branch.host import this_host, use_threads
 from millrace.streams.branch.read_order import ReadRange, Retraced, future, onward, past
@@ -143,15 +143,13 @@ def _refuse_given_up(instance: Instance, branch: str, error: MillraceError) -> N
 
 def _caught_up(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork) -> tuple[Worker, int]:
     """A worker of the branch that has read to the log's end and marked a version; and the records of its start."""
-    instance, pipeline, fold_spec = archive.instance, archive.instance.loaded.pipeline, archive.instance.fold_spec
+    pipeline, fold_spec = archive.instance.loaded.pipeline, archive.instance.fold_spec
     use_threads(pipeline.threads)
     progress = Progress()  # from here on a signal stops it between two steps
-    fork = _begun(archive, fold_spec, plan, fork)
-    backends = instance.backends(fork.branch)  # with all the topics that the fork states
+    fork, backends = _begun(archive, live, plan, fork)
     start_of = Summary(fork, [mark for mark in archive.marks(fork.branch) if mark.state_seq == 1])
     begun = restore(fold_spec, backends, start_of).fold.records  # from its own copy: its parent's may be let go meanwhile
     progress.of(backends, fork)
-    backends = replace(backends, source=Retraced(backends.source, _path(instance, live, fork, plan)))
     opening = WorkerIdentity(fork.branch, this_host(pipeline.threads), emits=False)
     worker = Worker(fold_spec, backends, pipeline.worker, opening)
     worker.run(progress)
@@ -160,14 +158,18 @@ def _caught_up(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork)
     return worker, begun
 
 
-def _begun(archive: Archive, fold_spec: FoldSpec, plan: ReplayPlan, fork: Fork) -> Fork:
-    """The first entry of the branch: ``fork``, which is written unless one and the mark of its start are there."""
+def _begun(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork) -> tuple[Fork, Backends]:
+    """The first entry of the branch, ``fork`` unless one is written with the mark of its start; what it reads, on its path."""
+    instance = archive.instance
     if (written := _written(archive, plan.branch)) is not None:
-        return written
-    if plan.backfill is not None:
-        fork = filled(archive.instance, fork, plan.backfill)
-    begin_fork(fold_spec, archive.instance.backends(fork.branch), fork)
-    return fork
+        fork = written
+    elif plan.backfill is not None:
+        fork = filled(instance, fork, plan.backfill)
+    path = _path(instance, live, fork, plan)
+    backends = instance.backends(fork.branch, fork)  # with all the topics that the fork states
+    if written is None:
+        begin_fork(instance.fold_spec, backends, fork)
+    return fork, replace(backends, source=Retraced(backends.source, path))
 
 
 def _written(archive: Archive, branch: str) -> Fork | None:
@@ -182,9 +184,10 @@ def _path(instance: Instance, live: str | None, fork: Fork, plan: ReplayPlan) ->
     From a version: its own branch after it, then the branches that took that one's place. From nothing: all that led to the
     live branch.
     """
-    led: list[ReadRange] = [] if live is None else past(instance.journal, live)
     if fork.parent is not None:
         led = future(instance.journal, fork.parent.branch, fork.parent.seq)
+    else:
+        led = [] if live is None else past(instance.journal, live)
     first = [] if plan.backfill is None else [(tp_name(topic_of(instance, fork.branch), 0), 0, plan.backfill.rows)]
     return onward([*first, *led], fork.positions)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from millrace.services.config.config import load_pipeline
+from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.replay import run as replay
-from millrace.services.replay.plan import Origin, load_plan, make_plan
+from millrace.services.replay.plan import Origin, check_plan, live_branch, load_plan, make_plan
 from millrace.services.training import run as running
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.branch.verify import difference, verify
@@ -87,7 +88,8 @@ def replayed(there: Instance, file: Path | None = None) -> tuple[dict, dict]:
     plan_sha256, _, extent, _ = make_plan(there, origin, [Header("producer", "till-7")])
     assert extent.excluded == (POISON_TO - POISON_FROM) * EACH
     _, plan = load_plan(there, plan_sha256)
-    replay._caught_up(there, plan)
+    archive, ledger = Archive(there), there.ledger()
+    replay._caught_up(archive, live_branch(archive, ledger), plan, check_plan(archive, ledger, plan))
     backends = there.backends(plan.branch)
     assert verify(there.fold_spec, backends, plan.branch, 3).findings == []
     return state(there, plan.branch)
