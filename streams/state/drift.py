@@ -65,4 +65,4 @@ class Drift:
         try:
             self._detectors.load({name: value for name, value in state.items() if name != "newest"})
         except StateDamageError as error:
-            raise DamageError(str(error)) from error
+            raise DamageError(f"The detectors of this state cannot go on. {error}") from error

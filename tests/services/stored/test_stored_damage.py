@@ -37,7 +37,7 @@ def there(tmp_path: Path) -> Path:
 def messages(source: Path) -> list[tuple[int, str]]:
     """Line and text of every DamageError that a file makes; a cause within another's sentence begins with a small letter."""
     calls = [node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Call)]
-    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("DamageError", "MissingPartError")]
+    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("DamageError", "MissingPartError", "StateDamageError")]
     return [(call.lineno, "".join(map(written, call.args))) for call in named]
 
 
