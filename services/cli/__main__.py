@@ -2,4 +2,5 @@
 
 from millrace.services.cli.commands import main
 
-main(prog_name="millrace")
+if __name__ == "__main__":
+    main(prog_name="millrace")
