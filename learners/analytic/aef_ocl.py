@@ -52,7 +52,8 @@ class AefOclConfig:
     solve_rows: int = 1024
     decay: float = 1.0
     expand: int = 0
-    solve_behind: bool = False  # solve beside learning, answer by it ``solve_rows`` later; pays from hundreds of features on
+    # or ``solve_in_background``: solve beside learning, answer ``solve_rows`` later; pays from hundreds of features on
+    solve_behind: bool = False
 
     def __post_init__(self) -> None:
         refuse_unfit("aef-ocl", self.task, self.prior)

@@ -50,7 +50,8 @@ class AirConfig:
     solve_rows: int = 1024
     decay: float = 1.0
     expand: int = 0
-    solve_behind: bool = False  # solve beside learning, answer by it ``solve_rows`` later; pays from a thousand features on
+    # or ``solve_in_background``: solve beside learning, answer ``solve_rows`` later; pays from a thousand features on
+    solve_behind: bool = False
 
     def __post_init__(self) -> None:
         refuse_unfit("air", self.task, self.prior)

@@ -32,6 +32,7 @@ from millrace.streams.state.held_out import HeldOutConfig
 from millrace.streams.worker.config import WorkerConfig
 
 ENVIRONMENT = "MILLRACE__"
+SPELLINGS = {"solve_in_background": "solve_behind"}  # of keys of [learner]: the new one, and the one that is stored
 NEEDS = {"discount": "discount", "raise-rate": "raise_rate"}  # drift.act -> the ability that its learner must have
 
 
@@ -153,6 +154,7 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
         origin = {known: said for known, said in origin.items() if not known.startswith((f"{key}.", f"{key}["))}
         origin |= dict.fromkeys(leaves({key: value}), where)
     _refuse_large(raw, path)
+    _respell(raw, origin, path)
     pipeline: Pipeline = _convert(raw, Pipeline, "", path)
     _refuse_unrecorded(raw, pipeline, path)
     kind = pipeline.learner.get("kind")
@@ -260,6 +262,18 @@ def _set(raw: dict[str, Any], key: str, text: str, where: str) -> Any:
         said = {}
     raw[last] = said["value"] if set(said) == {"value"} else text
     return raw[last]
+
+
+def _respell(raw: dict[str, Any], origin: dict[str, str], path: Path) -> None:
+    """Read keys of [learner] by their new spelling under the one that branches are begun with."""
+    table = raw.get("learner")
+    for new, old in SPELLINGS.items():
+        if not isinstance(table, dict) or new not in table:
+            continue
+        if old in table:
+            raise ConfigError(f"{path}: learner.{new} and learner.{old} are one key in two spellings. Keep learner.{new}.")
+        table[old] = table.pop(new)
+        origin[f"learner.{old}"] = origin.pop(f"learner.{new}")
 
 
 def _refuse_large(raw: dict[str, Any], path: Path) -> None:

@@ -251,3 +251,27 @@ def test_recording_answers_without_late_labels_is_refused(record: str, tmp_path:
     assert "without a table [labels]" in refused(tmp_path, PIPELINE, f"serving.record={record}")
     assert loaded(tmp_path, PIPELINE, f"serving.record={record}", "labels.horizon_ms=5").pipeline.serving.record == record
     assert loaded(tmp_path, PIPELINE, "serving.record=off").pipeline.serving.record == "off"
+
+
+def test_a_key_may_be_spelled_as_before_or_anew(tmp_path: Path) -> None:
+    """What a branch is begun with is the same bytes, wherever it is set; both spellings at once are refused by name."""
+    text = PIPELINE_OF_AIR
+    loaded = []
+    for name, extra in (("old", "solve_behind = true\n"), ("new", "solve_in_background = true\n")):
+        (tmp_path / f"{name}.toml").write_text(text + extra, encoding="utf-8")
+        loaded.append(load_pipeline(tmp_path / f"{name}.toml"))
+    (tmp_path / "bare.toml").write_text(text, encoding="utf-8")
+    loaded.append(load_pipeline(tmp_path / "bare.toml", ["learner.solve_in_background=true"]))
+    assert len({one.pipeline.declared for one in loaded}) == 1 and b'"solve_behind":true' in loaded[0].pipeline.declared
+    assert [one.origin["learner.solve_behind"] for one in loaded[:2]] == ["old.toml", "new.toml"]
+    with pytest.raises(ConfigError, match="learner.solve_in_background and learner.solve_behind are one key"):
+        load_pipeline(tmp_path / "old.toml", ["learner.solve_in_background=false"])
+
+
+PIPELINE_OF_AIR = """
+name = "air"
+fields = [{ name = "x" }]
+label = { name = "y", type = "boolean" }
+[learner]
+kind = "air"
+"""

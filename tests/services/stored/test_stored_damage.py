@@ -22,6 +22,7 @@ from millrace.streams.errors import DamageError
 from millrace.streams.journal.journal import summarise
 
 ROOMS = ("learners", "streams", "services")
+DAMAGE = ("DamageError", "MissingPartError", "StateDamageError")
 # A message tells what to do, or ends with a sentence that does: a constant, or that of another message.
 DOES = re.compile(r"\b(Restore|Use|Export|Make|Plan|Set|Begin|Or|Change|replay|begin)\b|[.] +\{(RESTORE|AGAIN|error)\}")
 
@@ -37,7 +38,7 @@ def there(tmp_path: Path) -> Path:
 def messages(source: Path) -> list[tuple[int, str]]:
     """Line and text of every DamageError that a file makes; a cause within another's sentence begins with a small letter."""
     calls = [node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Call)]
-    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("DamageError", "MissingPartError", "StateDamageError")]
+    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in DAMAGE]
     return [(call.lineno, "".join(map(written, call.args))) for call in named]
 
 
