@@ -273,7 +273,8 @@ def _respell(raw: dict[str, Any], origin: dict[str, str], path: Path) -> None:
         if old in table:
             raise ConfigError(f"{path}: learner.{new} and learner.{old} are one key in two spellings. Keep learner.{new}.")
         table[old] = table.pop(new)
-        origin[f"learner.{old}"] = origin.pop(f"learner.{new}")
+        for key in [key for key in origin if key.startswith(f"learner.{new}")]:  # several, where the value is none that fits
+            origin[key.replace(new, old, 1)] = origin.pop(key)
 
 
 def _refuse_large(raw: dict[str, Any], path: Path) -> None:

@@ -266,6 +266,8 @@ def test_a_key_may_be_spelled_as_before_or_anew(tmp_path: Path) -> None:
     assert [one.origin["learner.solve_behind"] for one in loaded[:2]] == ["old.toml", "new.toml"]
     with pytest.raises(ConfigError, match="learner.solve_in_background and learner.solve_behind are one key"):
         load_pipeline(tmp_path / "old.toml", ["learner.solve_in_background=false"])
+    with pytest.raises(ConfigError, match="solve_behind"):
+        load_pipeline(tmp_path / "bare.toml", ["learner.solve_in_background=[1]"])
 
 
 PIPELINE_OF_AIR = """
