@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from millrace.learners.errors import LearnerError
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
+Scaling = Literal[
+    "none", "declared", "clip", "standardise"
+]  # what a learner needs of its features; see streams/features/scale.py
 Value = Any  # an array, or what JSON can say: bool, int, float, str, None, lists and string-keyed dicts of these
 
 
@@ -32,11 +35,12 @@ class Batch:
     Source: docs/design/overview.md#learner.
     """
 
-    x: Floats  # (n, d) features, finite
+    x: Floats  # (n, d) features, finite; NaN in rows that wait for what stands in for a missing number
     y: Array | None = column(missing=None)  # (n,) str objects for classes; (n,) or (n, k) float64 for numbers; None: no labels
     key: Array | None = column(missing=None)  # (n,) bytes | None objects, the records' keys
     t: NDArray[np.int64] | None = column(missing=0)  # (n,) milliseconds since 1970, the records' timestamps
     weight: Floats | None = column(missing=1.0)  # (n,) >= 0, more counts more; None: every row weighs 1
+    names: Array | None = column(missing=None)  # (n, g) str | None objects, categories whose columns of x are not known yet
 
     def __len__(self) -> int:
         return len(self.x)

@@ -27,7 +27,7 @@ import numpy as np
 from millrace.learners.declaration import declared
 from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.linear.servable import finite
-from millrace.learners.protocol import Array, Batch, Floats, State, Value
+from millrace.learners.protocol import Array, Batch, Floats, Scaling, State, Value
 
 MODELS: dict[str, Literal["one", "all", "number"]] = {  # what a model tells: one class from the rest, all classes, a number
     "linear_model.ALMAClassifier": "one",
@@ -75,6 +75,11 @@ class RiverConfig:
             raise ValueError(f"model = {self.model!r}: for {self.task} there are {', '.join(offered)}")
         if not 0.0 <= self.learning_rate < float("inf") or (self.learning_rate and self.model not in STEPPED):
             raise ValueError(f"learning_rate = {self.learning_rate}: at least 0, for {', '.join(sorted(STEPPED))}")
+
+
+def scaling_of(config: RiverConfig) -> Scaling:
+    """Linear models take steps whose size goes by a feature's unit; the others look at each feature alone."""
+    return "standardise" if config.model.startswith("linear_model.") else "none"
 
 
 def _fresh(config: RiverConfig) -> Any:

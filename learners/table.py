@@ -16,7 +16,7 @@ from millrace.learners.analytic.slda import SldaConfig, slda
 from millrace.learners.errors import MillraceError
 from millrace.learners.linear.servable import LinearServable, to_onnx
 from millrace.learners.linear.softmax import Softmax, SoftmaxConfig
-from millrace.learners.protocol import Learner, Servable, Value
+from millrace.learners.protocol import Learner, Scaling, Servable, Value
 from millrace.learners.replay.derpp import Derpp, DerppConfig
 from millrace.learners.replay.er import Er, ErConfig
 from millrace.learners.replay.er_ace import ErAce, ErAceConfig
@@ -25,7 +25,7 @@ from millrace.learners.replay.onpro import Onpro, OnproConfig
 from millrace.learners.replay.pcr import Pcr, PcrConfig
 from millrace.learners.replay.pec import Pec, PecConfig
 from millrace.learners.replay.uer import Uer, UerConfig
-from millrace.learners.river_adapter import River, RiverConfig, RiverServable
+from millrace.learners.river_adapter import River, RiverConfig, RiverServable, scaling_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class Algorithm:
     needs: str = ""  # the package beside our own that it runs on, named as the extra that brings it; empty: none
     abilities: tuple[str, ...] = ()  # methods of the learner beside the five of every learner; see ``protocol.py``
     merge: Callable[[Mapping[str, Any]], tuple[Learner, Any]] | None = None  # exact, of workers by name; None: it has none
+    scaling: Callable[[Any], Scaling] = lambda _: "none"  # of a config: how features are to be scaled before they are learned
 
     def ready(self) -> Algorithm:
         """Itself, with what it runs on imported: that counts among what numerics depend on.
@@ -82,7 +83,15 @@ def _network_onnx(servable: Any) -> bytes:
 
 def _analytic(config: type[Any], learner: Callable[[Any, int, int], Learner]) -> Algorithm:
     """An algorithm that answers from the sums of normal_equations.py."""
-    return Algorithm(config, learner, LinearServable.from_arrays, to_onnx, abilities=("discount",), merge=merge_disjoint)
+    return Algorithm(
+        config,
+        learner,
+        LinearServable.from_arrays,
+        to_onnx,
+        abilities=("discount",),
+        merge=merge_disjoint,
+        scaling=lambda _: "clip",
+    )
 
 
 LEARNERS: dict[str, Algorithm] = {
@@ -100,5 +109,5 @@ LEARNERS: dict[str, Algorithm] = {
     "hpcr": _network(HpcrConfig, Hpcr),
     "onpro": _network(OnproConfig, Onpro),
     "pec": _network(PecConfig, Pec),
-    "river": Algorithm(RiverConfig, River, RiverServable.from_arrays, None),
+    "river": Algorithm(RiverConfig, River, RiverServable.from_arrays, None, scaling=scaling_of),
 }

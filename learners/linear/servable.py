@@ -1,6 +1,7 @@
 """What a linear learner serves: weights, an intercept and, where features are expanded, the random projection.
 
-scores = phi W + b with phi = x, or phi = relu(x A^T) where there is a projection A; or the softmax of these scores.
+scores = phi W + b with phi = x, or phi = relu(x A^T) where there is a projection A; or the softmax of these scores. Where
+there are bounds, x is clipped to them first.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ class LinearServable:
     intercept: Floats  # b, (C,)
     projection: Floats | None = None  # A, (d_phi, d); None: phi = x
     softmax: bool = False  # whether scores are probabilities: the softmax of phi W + b
+    bounds: Floats | None = None  # (2, d), least and largest value of each feature, to which x is clipped; None: it is not
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", _read_only(np.asfortranarray(self.weights)))
         object.__setattr__(self, "intercept", _read_only(self.intercept))
-        if self.projection is not None:
-            object.__setattr__(self, "projection", _read_only(self.projection))
+        for name in ("projection", "bounds"):
+            if (array := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _read_only(array))
 
     @property
     def d(self) -> int:
@@ -44,14 +47,16 @@ class LinearServable:
 
         Raises: BadInputError where ``batch.x`` is not finite numbers (n, d).
         """
-        scores: Floats = expanded(finite("x", batch.x, (self.d,)), self.projection) @ self.weights
+        x = finite("x", batch.x, (self.d,))
+        scores: Floats = expanded(x if self.bounds is None else np.clip(x, *self.bounds), self.projection) @ self.weights
         scores += self.intercept
         return softmax(scores) if self.softmax else scores
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``from_arrays`` needs; the arrays are read-only."""
         arrays = {"classes": list(self.classes), "weights": self.weights, "intercept": self.intercept}
-        return arrays | {"projection": self.projection} | ({"softmax": True} if self.softmax else {})
+        bounds = {} if self.bounds is None else {"bounds": self.bounds}
+        return arrays | {"projection": self.projection} | bounds | ({"softmax": True} if self.softmax else {})
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Value]) -> LinearServable:
@@ -63,6 +68,7 @@ class LinearServable:
             np.array(arrays["intercept"]),
             None if projection is None else np.array(projection, order="C"),
             arrays.get("softmax", False),
+            np.array(arrays["bounds"]) if "bounds" in arrays else None,
         )
 
 
@@ -125,11 +131,14 @@ def _nodes(servable: LinearServable) -> list[Any]:
     """The graph's operators, in order."""
     from onnx.helper import make_node
 
-    nodes = []
+    nodes, features = [], "x"
+    if servable.bounds is not None:
+        nodes += [make_node("Max", ["x", "low"], ["raised"]), make_node("Min", ["raised", "high"], ["clipped"])]
+        features = "clipped"
     if servable.projection is not None:
-        nodes.append(make_node("MatMul", ["x", "projection"], ["projected"]))
-        nodes.append(make_node("Relu", ["projected"], ["phi"]))
-    nodes.append(make_node("MatMul", ["x" if servable.projection is None else "phi", "weights"], ["product"]))
+        nodes += [make_node("MatMul", [features, "projection"], ["projected"]), make_node("Relu", ["projected"], ["phi"])]
+        features = "phi"
+    nodes.append(make_node("MatMul", [features, "weights"], ["product"]))
     nodes.append(make_node("Add", ["product", "intercept"], ["sums" if servable.softmax else "scores"]))
     if servable.softmax:
         nodes.append(make_node("Softmax", ["sums"], ["scores"], axis=1))
@@ -147,6 +156,8 @@ def _constants(servable: LinearServable) -> list[Any]:
     constants.append(from_array(servable.intercept, "intercept"))
     if servable.projection is not None:
         constants.append(from_array(np.ascontiguousarray(servable.projection.T), "projection"))
+    if servable.bounds is not None:
+        constants += [from_array(np.array(row), name) for name, row in zip(("low", "high"), servable.bounds, strict=True)]
     if servable.classes:
         constants.append(from_array(np.array(servable.classes, dtype=object), "classes"))
     return constants

@@ -68,7 +68,7 @@ class Softmax:
            [0.03, 0.97]])
     """
 
-    revision: int = 1
+    revision: int = 2  # 2: answers clip features as learning does
     tolerance: float = 1e-8
     probabilities: bool = True
 
@@ -133,7 +133,8 @@ class Softmax:
         """Answer from now on by z W + b = x (W / sigma) + (b - (mu / sigma) W)."""
         mean, deviation = self._scale.mean, self._scale.deviation
         intercept = self._intercept - (mean / deviation) @ self._weights
-        self._servable = LinearServable(tuple(self._classes), self._weights / deviation[:, None], intercept, softmax=True)
+        weights, bounds = self._weights / deviation[:, None], np.stack([mean - CLIP * deviation, mean + CLIP * deviation])
+        self._servable = LinearServable(tuple(self._classes), weights, intercept, softmax=True, bounds=bounds)
 
     def state_dict(self) -> State:
         """A copy of everything."""

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from millrace.learners.drift.alarms import Alarm
-from millrace.learners.protocol import Array, Batch
+from millrace.learners.protocol import Array
 from millrace.learners.table import LEARNERS
 from millrace.services.config.names import BRANCH
 from millrace.services.errors import NotProvedError
@@ -271,7 +271,7 @@ def _score(instance: Instance, parts: dict[str, dict[str, Any]], rows: Rows) -> 
     features = Features(instance.fold_spec.schema)
     features.load(parts["features"])
     servable = LEARNERS[instance.fold_spec.learner].servable(parts["serve"])
-    scores = servable.predict_many(Batch(features.transform(rows)))
+    scores = servable.predict_many(features.answer(features.encode(rows)))
     if instance.loaded.pipeline.label.task == "regress":
         return float(np.abs(scores[:, 0] - rows.y).mean())
     names = np.array(servable.classes, dtype=object)

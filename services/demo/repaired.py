@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from millrace.learners.protocol import Array, Batch, Floats, Value
+from millrace.learners.protocol import Array, Batch, Floats, Value, join
 from millrace.services.config.names import BRANCH
 from millrace.services.demo.evidence import READ_ROWS, Labelled, labels_told, outputs_of, totals_of, windows
 from millrace.services.pipeline.archive import Archive
@@ -16,7 +16,6 @@ from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.labels import PRODUCER_HEADER
 from millrace.streams.branch.branch import load_part, refold, start
 from millrace.streams.errors import DamageError
-from millrace.streams.features.columns import Features
 from millrace.streams.formats.json_rows import has_label
 from millrace.streams.journal.entries import Step
 from millrace.streams.journal.journal import entries_after, summarise
@@ -119,24 +118,24 @@ def learned_without(instance: Instance, producer: str) -> dict[str, Value]:
 
     Neither journal, nor join, nor exclusions are asked: rows and labels are put together here, by their ids.
     """
-    pairs = list(_pairs(instance, producer))
-    learner = instance.fold_spec.make_learner()
-    y = np.array([label for _, label in pairs], dtype=object)
-    learner.learn_many(Batch(np.array([x for x, _ in pairs]), y))
+    rows = join(list(_labelled(instance, producer)))
+    learner, features = instance.fold_spec.make_learner(), instance.fold_spec.features()
+    learner.learn_many(features.learn(rows))
     return learner.state_dict().truth
 
 
-def _pairs(instance: Instance, producer: str) -> Iterator[tuple[Array, object]]:
-    """Features and label of every row, in the order in which labels came."""
-    source, features, asked = instance.backends(BRANCH).source, Features(instance.fold_spec.schema), dict[str, Array]()
+def _labelled(instance: Instance, producer: str) -> Iterator[Batch]:
+    """Encoded rows with their label, in the order in which labels came."""
+    source, features, asked = instance.backends(BRANCH).source, instance.fold_spec.features(), dict[str, Batch]()
     for tp, (low, high) in source.bounds().items():
         for begin in range(low, high, READ_ROWS):
             events = [one for one in source.read(tp, begin, min(begin + READ_ROWS, high)).events if _producer(one) != producer]
             piece, _ = instance.fold_spec.reader.decode(events, tp)
             if not isinstance(piece, Served):
-                labelled = piece.only(np.flatnonzero(has_label(piece)))
-                yield from zip(features.transform(labelled), labelled.y, strict=True)
+                yield features.encode(piece.only(np.flatnonzero(has_label(piece))))
                 continue
-            ids = [one.id for one in piece.records if isinstance(one, Prediction)]
-            asked |= dict(zip(ids, features.transform(piece.rows), strict=True))
-            yield from ((asked[one.id], one.label) for one in piece.records if isinstance(one, LateLabel))
+            ids = [record.id for record in piece.records if isinstance(record, Prediction)]
+            rows = features.encode(piece.rows)
+            asked |= {row_id: rows.rows(at, at + 1) for at, row_id in enumerate(ids)}
+            labels = (record for record in piece.records if isinstance(record, LateLabel))
+            yield from (replace(asked[label.id], y=np.array([label.label], dtype=object)) for label in labels)

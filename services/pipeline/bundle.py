@@ -68,6 +68,7 @@ class Answer:
 
     scores: Floats  # (n, C), or values (n, k) for regression
     labels: tuple[str, ...]  # (n,) the class with the highest score; empty for regression
+    far_out: tuple[str, ...] = ()  # fields in which a row has a value far outside everything learned so far
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,10 +95,10 @@ class Bundle:
         """
         if not self.outputs:
             raise NotReadyError(f"State {self.identity.name} has not learned a label yet. Ask again when it has.")
-        scores = self._servable.predict_many(Batch(self._features.answer(columns)))
-        if self.schema.label.task == "regress":
-            return Answer(scores, ())
-        return Answer(scores, tuple(self.classes[at] for at in scores.argmax(axis=1).tolist()))
+        x, names = self._features.encoded(columns)
+        scores = self._servable.predict_many(self._features.answer(Batch(x, names=names)))
+        best = scores.argmax(axis=1).tolist() if self.schema.label.task == "classify" else []
+        return Answer(scores, tuple(self.classes[at] for at in best), tuple(self._features.far_out(x)))
 
     def age_ms(self, now_ms: int) -> int:
         """For how long, at most, the log has had something that is not in this state."""
@@ -117,11 +118,11 @@ def bundle_bytes(parts: Parts, schema: Schema) -> bytes:
         "as_of_ms": parts.as_of_ms,
         "kind": parts.kind,
         "schema": sha256(schema.declared),
-        "features": parts.features,
         "golden.rows": rows,
         "golden.scores": servable.predict_many(Batch(rows)),
     }
-    return pack(state | {f"serve.{name}": value for name, value in parts.serve.items()})
+    tables = {"features": parts.features, "serve": parts.serve}
+    return pack(state | {f"{table}.{name}": value for table, part in tables.items() for name, value in part.items()})
 
 
 def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
@@ -139,8 +140,8 @@ def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
                 f"State {identity.name} was learned with other fields than this pipeline file has. Use the file of then."
             )
         features = Features(schema)
-        features.load(state["features"])
-        serve = {name.removeprefix("serve."): value for name, value in state.items() if name.startswith("serve.")}
+        features.load(state.get("features") or _table(state, "features."))  # in one piece where an older release wrote it
+        serve = _table(state, "serve.")
         _refuse_not_finite(serve, identity)
         algorithm = LEARNERS[state["kind"]]
         servable = algorithm.servable(serve)
@@ -157,6 +158,10 @@ def open_parts(parts: Parts, schema: Schema) -> Bundle:
     """A bundle from a checkpoint's parts, checked as published bytes are. Raises: DamageError."""
     blob = bundle_bytes(parts, schema)
     return open_bundle(blob, sha256(blob), schema)
+
+
+def _table(state: dict[str, Value], prefix: str) -> dict[str, Value]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _refuse_not_finite(serve: dict[str, Value], identity: Identity) -> None:

@@ -68,6 +68,7 @@ class Instance:
             codec=contents,
             learner=pipeline.learner["kind"],
             make_learner=lambda: algorithm.learner(config, schema.width, pipeline.seed),
+            scaling=algorithm.scaling(config) if pipeline.shards == 1 else "declared",
             batch_rows=pipeline.batch.rows,
             batch_wait_ms=pipeline.batch.wait_ms,
             seed=pipeline.seed,

@@ -93,7 +93,7 @@ def infer(name: str, bundle: Bundle, asked: HttpRequest, now_ms: int) -> HttpRep
         "model_name": name,
         "model_version": bundle.identity.name,
         "id": request_id,
-        "parameters": parameters(bundle, now_ms),
+        "parameters": parameters(answered),
         "outputs": tensors,
     }
     text = msgspec.json.encode(head)
@@ -110,12 +110,13 @@ def answer_to(bundle: Bundle, rows: Question, request_id: str, now_ms: int) -> P
     return Predicted(bundle, rows.columns, ids, bundle.predict(rows.columns), now_ms)
 
 
-def parameters(bundle: Bundle, now_ms: int) -> dict[str, str | int]:
-    """Which state answered, and how old it is at most."""
-    identity = bundle.identity
+def parameters(answered: Predicted) -> dict[str, str | int]:
+    """Which state answered, how old it is at most, and the fields of a row that are far outside what it has learned."""
+    identity = answered.bundle.identity
     named = {} if identity.version is None else {"version": identity.version}
     place: dict[str, str | int] = {"branch": identity.branch, "epoch": identity.epoch, "seq": identity.seq}
-    return place | named | {"staleness_ms": bundle.age_ms(now_ms)}
+    far_out: dict[str, str | int] = {"far_out": ",".join(answered.answer.far_out)} if answered.answer.far_out else {}
+    return place | named | {"staleness_ms": answered.bundle.age_ms(answered.at_ms)} | far_out
 
 
 def check_wanted(name: str, asked: Container[str], values: Iterable[str]) -> None:

@@ -70,7 +70,7 @@ def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_
     values = answered.outputs
     inferred_ns = time.perf_counter_ns()
     response = pb.ModelInferResponse(model_name=name, model_version=bundle.identity.name, id=request_id)
-    for key, said in parameters(bundle, now_ms).items():
+    for key, said in parameters(answered).items():
         if isinstance(said, str):
             response.parameters[key].string_param = said
         else:

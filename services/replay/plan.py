@@ -295,8 +295,8 @@ def changed_state(archive: Archive, mark: Mark) -> list[str]:
     fields += [one for one in differs if one.startswith(("learner.", "seed"))]
     if "window" in manifest.parts:  # its rows are kept by this number
         fields += [one for one in differs if one.startswith("drift.relearn_rows")]
-    if fork.learner_revision != fold_spec.make_learner().revision:
-        fields.append(f"the learner's revision {fork.learner_revision}")
+    revisions = fold_spec.revisions().items()
+    fields += [f"{name} {getattr(fork, name)}" for name, ours in revisions if getattr(fork, name) != ours]
     if fields:
         raise ConfigError(
             f"Version {mark.version} was learned with another configuration, and its state cannot go on with this one: "

@@ -11,9 +11,10 @@ import msgspec
 
 from millrace.learners.drift.alarms import DriftConfig
 from millrace.learners.errors import ConfigError, LearnerError
-from millrace.learners.protocol import Learner, Value
+from millrace.learners.protocol import Learner, Scaling, Value
 from millrace.streams.branch.learner_rollback import is_learned, rewound
 from millrace.streams.errors import DamageError
+from millrace.streams.features.columns import Features
 from millrace.streams.formats.contents import Contents
 from millrace.streams.formats.json_rows import Codec, Rows
 from millrace.streams.journal.entries import Act, Entry, Fork, Mark, Step
@@ -28,7 +29,7 @@ from millrace.streams.sharding import Partitioner, merging_branch
 from millrace.streams.source import Position, Producer, Source
 from millrace.streams.state.drift import Drift
 from millrace.streams.state.exclusion_reader import Decoder, Excluding
-from millrace.streams.state.fold import Fold, Owner, Stages, is_truth
+from millrace.streams.state.fold import REVISION, Fold, Owner, Stages, is_truth
 from millrace.streams.state.held_out import HeldOut, HeldOutConfig
 from millrace.streams.state.microbatch import MicroBatches
 from millrace.streams.state.window import Window
@@ -70,6 +71,7 @@ class FoldSpec:
     held_out: HeldOutConfig | None = None  # of rows that are kept back and asked about; None: all are learned
     served: ServedCodec | None = None  # reads late labels too; there if and only if ``labels`` is
     partitioner: Partitioner | None = None  # of a log that is dealt out to shards; None: one shard, and any will do
+    scaling: Scaling = "none"  # what the learner needs of the feature stage
 
     @property
     def reader(self) -> Codec | Contents | ServedCodec:
@@ -88,19 +90,33 @@ class FoldSpec:
 
         Raises: LearnerError where this release cannot fold such a fork.
         """
-        learner = self.make_learner()
-        if fork.learner_revision != learner.revision:
-            raise LearnerError(
-                f"Branch {fork.branch} was learned by revision {fork.learner_revision} of {fork.learner}; this release has "
-                f"revision {learner.revision}, which would learn the same rows differently. Use the release that wrote it."
-            )
+        self.refuse_other_revisions(fork)
         owner = Owner(fork.branch, merging_branch(fork.branch))
         return Fold(self.schema, self.make_learner, self.stages(), fork.positions, owner)
+
+    def revisions(self) -> dict[str, int]:
+        """Of what turns rows into a state: another number means that the same rows lead to another one."""
+        return {"learner_revision": self.make_learner().revision, "fold_revision": REVISION}
+
+    def refuse_other_revisions(self, fork: Fork) -> None:
+        """Raises: LearnerError where this release cannot fold a branch as it was begun."""
+        for name, ours in self.revisions().items():
+            if (theirs := getattr(fork, name)) != ours:
+                raise LearnerError(
+                    f"Branch {fork.branch} was learned under {name} {theirs} ({fork.learner}); this release has {ours} and "
+                    "would learn the same rows differently. Its versions answer as before. To learn on, fold the log anew with "
+                    "`millrace run FILE --branch NEW`, or use the release that wrote the branch."
+                )
+
+    def features(self) -> Features:
+        """A feature stage that has learned nothing."""
+        return Features(self.schema, self.scaling)
 
     def stages(self) -> Stages:
         """New ones, that no row has passed."""
         drift, label = self.drift, self.schema.label
         return Stages(
+            self.features(),
             MicroBatches(self.batch_rows, self.batch_wait_ms),
             None if self.labels is None else LabelJoin(self.labels, label, sha256(self.schema.declared)),
             None if drift is None else Drift(drift, self.seed),
@@ -117,7 +133,7 @@ class FoldSpec:
             positions={tp: low for tp, (low, _) in source.bounds().items()},
             topics=source.topics(),
             learner=self.learner,
-            learner_revision=self.make_learner().revision,
+            **self.revisions(),
             config_sha256=sha256(self.config),
             features_sha256=sha256(self.schema.declared),
             seed=self.seed,
@@ -221,7 +237,7 @@ def start(fold_spec: FoldSpec, store: Store, fork: Fork) -> Fold:
         manifest = read_checkpoint(store, branch, str(fork.join_from))
         parts = _checked_parts(store, branch, manifest, manifest.parts)
         if fork.learner_from != fork.join_from:
-            parts = rewound(fold_spec.schema, fold_spec.make_learner, _learner_parts(store, fork), parts)
+            parts = rewound(fold_spec.features(), fold_spec.make_learner, _learner_parts(store, fork), parts)
         fold.load(carried(fork, parts))
     except DamageError as error:
         raise DamageError(

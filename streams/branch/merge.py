@@ -17,7 +17,7 @@ from typing import Any
 from millrace.learners.protocol import Learner, State, Value
 from millrace.streams.branch.branch import Backends, FoldSpec, begin, load_part, save_checkpoint
 from millrace.streams.errors import DamageError
-from millrace.streams.features.columns import Features
+from millrace.streams.features.columns import joined_tables, of_rows
 from millrace.streams.journal.entries import Host, Mark, Merge
 from millrace.streams.journal.journal import Cursor, Writer, counted, newest_version, summarise
 from millrace.streams.journal.store import Store, kept_marks, sweep
@@ -124,14 +124,15 @@ def merge_pieces(fold_spec: FoldSpec, merge: MergeLearners, entry: Merge, pieces
 
 def _merged(fold_spec: FoldSpec, merge: MergeLearners, entry: Merge, pieces: Sequence[MergeInput]) -> Merged:
     """The state of an entry that was made from these pieces."""
-    features = Features(fold_spec.schema).state()
-    if any(pack(piece.features) != pack(features) for piece in pieces):
+    untaught = fold_spec.features().state()
+    if any(pack(untaught | of_rows(piece.features)) != pack(piece.features) for piece in pieces):
         raise DamageError(f"Merge {entry.branch}.{entry.seq}: the shards' feature tables differ. Restore their store.")
     learners = {}
     for at, piece in enumerate(pieces):
         learner = fold_spec.make_learner()
         learner.load_state_dict(piece.learner)
         learners[f"{at:04d}"] = learner
+    features = joined_tables([piece.features for piece in pieces])
     return Merged(entry, merge(learners)[0], features, merged_counts(pieces))
 
 

@@ -384,7 +384,11 @@ def _difference(one: Value, other: Value) -> float:
     one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if one.shape != other.shape:
         return float("inf")
-    largest = max(least, float(np.abs(one).max(initial=0.0)), float(np.abs(other).max(initial=0.0)))
+    largest = max([least, *(float(np.abs(each[np.isfinite(each)]).max(initial=0.0)) for each in (one, other))])
+    differ = ~((one == other) | (np.isnan(one) & np.isnan(other)))  # the infinite and the missing are equal to themselves alone
+    one, other = one[differ], other[differ]
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return float("inf")
     return round(float(np.abs(one - other).max(initial=0.0)) / largest, 15) if largest else 0.0
 
 

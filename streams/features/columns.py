@@ -1,21 +1,30 @@
-"""Decoded columns into the feature matrix x, with the tables that grow on the way.
+"""Decoded columns into the feature matrix x: encoded when a row is read, completed when it is learned or answered.
 
-d is fixed by the declaration. The tables (running means, category slots) are state. They see rows in log order, one after the
-other, so that no result depends on how rows were grouped into reads.
+d is fixed by the declaration. What a row brings by itself is encoded at once. What depends on other rows is completed later,
+from tables that are state: the mean that stands in for a missing number, the column of a category in order of arrival, and the
+scale (scale.py). The tables take in rows that are learned, in the order in which they are, and nothing else: a row without a
+label changes no answer, and one that waits keeps its missing numbers and its category names.
+
+Source: docs/design/overview.md#features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 
-from millrace.learners.protocol import Array, Floats, Value
+from millrace.learners.protocol import Array, Batch, Floats, Scaling, Value, join
 from millrace.streams.features.backbone import backbone
+from millrace.streams.features.scale import FIXED, Scale
 from millrace.streams.formats.json_rows import Rows
 from millrace.streams.schema import Field, Schema
+
+FAR = 10.0  # widths of the learned range beyond which a value is far out
+RANGE_ROWS = 32  # learned rows before any value is
 
 
 @dataclass(slots=True)
@@ -35,90 +44,257 @@ class Mean:
         return np.where(absent, before, values)
 
     def stand_in(self, values: Floats) -> Floats:
-        """Missing values replaced by the mean of all present ones so far; nothing is taken in."""
+        """Missing values replaced by the mean of all present ones so far; nothing is learned."""
         return np.where(np.isnan(values), self.total / max(self.count, 1), values)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the columns of a field are."""
+
+    field: Field
+    start: int  # its first column of x
+    names: int = 0  # its column of category names, where its categories grow
+
+    @property
+    def stop(self) -> int:
+        """Past its last column of x."""
+        return self.start + self.field.width
+
+
 class Features:
-    """The feature stage of one schema.
+    """The feature stage of one schema, for a learner that needs its features scaled like this.
 
     Raises: ConfigError, BadInputError where the network of a field of images cannot be loaded.
     """
 
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
-        self._means = {field.name: Mean() for field in schema.fields if field.missing == "mean"}
+    def __init__(self, schema: Schema, scaling: Scaling = "none") -> None:
+        self._places = _places(schema)
+        self._numeric = np.array([column for place in self._places for column in _numeric_columns(place)], dtype=np.int64)
+        self._growing = [place for place in self._places if place.field.categories == "grow"]
+        self._filled = [place for place in self._places if place.field.missing in ("mean", "indicator")]
+        self._only_numbers = len(self._numeric) == schema.width
         self._backbones = {field.name: backbone(field) for field in schema.fields if field.type == "image"}
-        self._slots: dict[str, list[str]] = {field.name: [] for field in schema.fields if field.categories == "grow"}
+        filled = [place.field for place in self._filled if scaling not in FIXED or place.field.missing == "mean"]
+        self._means = {field.name: Mean() for field in filled}
+        self._slots: dict[str, list[str]] = {place.field.name: [] for place in self._growing}
+        self.scale = Scale(scaling, len(self._numeric), np.array(_declared(self._places), dtype=bool))
+        self._rows = 0  # learned
+        self._low, self._high = np.full(len(self._numeric), np.inf), np.full(len(self._numeric), -np.inf)  # of learned values
+        self._far = np.zeros(len(self._numeric), dtype=np.int64)  # values of learned rows that were far out, by column
 
-    def transform(self, rows: Rows) -> Floats:
-        """x (n, d) of the rows; the tables take the rows in."""
-        if rows.plain is not None:
-            return rows.plain
-        return self._x(rows.columns, take_in=True)
+    def encode(self, rows: Rows) -> Batch:
+        """The rows as they wait: what stands in for a missing number is not known yet, nor the column of a new category."""
+        return rows.batch(*self.encoded(rows.columns, rows.plain))
 
-    def answer(self, columns: Sequence[Array]) -> Floats:
-        """x (n, d) of rows that are asked about: ``transform`` as if each came next, but the tables stay as they are.
+    def encoded(self, columns: Sequence[Array], plain: Floats | None = None) -> tuple[Floats, Array | None]:
+        """x (n, d) of decoded columns, NaN for a missing number, and the names (n, g) of categories that grow, if any."""
+        if plain is not None:
+            return plain, None
+        blocks = [self._block(place.field, column) for place, column in zip(self._places, columns, strict=True)]
+        x = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+        if not self._growing:
+            return x, None
+        growing = (column for place, column in zip(self._places, columns, strict=True) if place.field.categories == "grow")
+        return x, np.stack(list(growing), axis=1)
 
-        A category without a slot is ``other`` and gets none; no row sees another.
+    def answer(self, batch: Batch) -> Batch:
+        """Encoded rows as a learner answers them now; the tables stay as they are, and no row sees another.
+
+        A category without a slot is ``other`` and gets none.
         """
-        return self._x(columns, take_in=False)
+        if self._complete:
+            return batch
+        x, absent = np.array(batch.x), self._absent(batch.x)
+        for place in self._filled:
+            x[:, place.start] = self._mean(place).stand_in(x[:, place.start])
+        return self._finished(batch, self._scaled(x, self.scale.applied), absent)
 
-    def _x(self, columns: Sequence[Array], take_in: bool) -> Floats:
-        pairs = zip(self._schema.fields, columns, strict=True)
-        blocks = [self._block(field, column, take_in) for field, column in pairs]
-        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+    def learn(self, batch: Batch) -> Batch:
+        """Encoded rows as a learner learns them, one after the other; the tables learn them, too."""
+        if not len(batch):
+            return batch
+        return join([self._learn(batch.rows(start, stop)) for start, stop in self.scale.cuts(len(batch))])
 
-    def _block(self, field: Field, column: Array, take_in: bool) -> Floats:
-        if field.type == "image":
-            return self._backbones[field.name].features(column)
-        return (self._one_hot if field.type == "categorical" else self._numeric)(field, column, take_in)
+    def far_out(self, x: Floats) -> list[str]:
+        """The fields in which an encoded row of x (n, d) has a value far outside everything learned so far."""
+        far = self._far_values(self._of_numeric(x)).any(axis=0)
+        return [name for name, count in self._by_field(far).items() if count]
 
-    def _numeric(self, field: Field, column: Floats, take_in: bool) -> Floats:
-        values = column
-        if field.missing == "mean":
-            mean = self._means[field.name]
-            values = (mean.fill if take_in else mean.stand_in)(column[:, 0])[:, None]
-        if field.missing == "indicator":
-            absent = np.isnan(column)
-            scaled = np.where(absent, 0.0, (column - field.center) / field.scale)
-            return np.concatenate([scaled, absent.astype(np.float64)], axis=1)
-        if field.center == 0.0 and field.scale == 1.0:
-            return values
-        return (values - field.center) / field.scale
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many values of learned rows were far out, and how many were clipped, by field; only fields that had some."""
+        counted = {"far_out": self._by_field(self._far), "clipped": self._by_field(self.scale.clipped)}
+        return {what: {name: count for name, count in fields.items() if count} for what, fields in counted.items()}
 
-    def _one_hot(self, field: Field, column: Array, take_in: bool) -> Floats:
-        names = column.tolist()
-        if take_in and field.categories == "grow":
-            self._grow(field, names)
-        slot = self._slot_of(field)
-        x = np.zeros((len(names), field.width))
-        last = field.width - 1  # of a missing value, where it has a column of its own
-        x[np.arange(len(names)), [last if name is None else slot(name) for name in names]] = 1.0
+    @property
+    def _complete(self) -> bool:
+        """Whether encoded rows are what a learner gets."""
+        return not (self._filled or self._growing) and self.scale.scaling == "none"
+
+    def _learn(self, batch: Batch) -> Batch:
+        """A piece as the scale cuts it."""
+        values = self._of_numeric(batch.x)
+        far = self._far_values(values)
+        self._far = self._far + far.sum(axis=0)
+        self._rows += len(batch)
+        self._low = np.minimum(self._low, np.fmin.reduce(values, axis=0, initial=np.inf))
+        self._high = np.maximum(self._high, np.fmax.reduce(values, axis=0, initial=-np.inf))
+        if self._complete:
+            return batch
+        x, absent = np.array(batch.x), self._absent(batch.x)
+        for place in self._filled:
+            x[:, place.start] = self._mean(place).fill(x[:, place.start])
+        for place in self._growing:
+            self._grow(place, batch)
+        return self._finished(batch, self._scaled(x, self.scale.learn), absent)
+
+    def _absent(self, x: Floats) -> dict[str, Array]:
+        """Which numbers are missing (n,), by field."""
+        return {place.field.name: np.isnan(x[:, place.start]) for place in self._filled}
+
+    def _mean(self, place: Place) -> Mean:
+        """What stands in for a missing number; 0 where there is no mean, for a field that has a column to say so."""
+        return self._means.get(place.field.name) or Mean()
+
+    def _scaled(self, x: Floats, how: Callable[[Floats], Floats]) -> Floats:
+        """x (n, d) with its numbers scaled, in place where there are other columns."""
+        if self._only_numbers:
+            return how(x)
+        x[:, self._numeric] = how(x[:, self._numeric])
         return x
 
-    def _slot_of(self, field: Field) -> Callable[[str], int]:
-        if field.categories == "hash":
-            return lambda name: crc32(name.encode()) % field.max
-        if field.categories == "grow":
-            slots = {name: at for at, name in enumerate(self._slots[field.name])}
-            return lambda name: slots.get(name, field.max)
-        fixed = {name: at for at, name in enumerate(field.categories)}
-        return fixed.__getitem__
+    def _finished(self, batch: Batch, x: Floats, absent: Mapping[str, Array]) -> Batch:
+        """The rows with x (n, d), in which a missing number of a field that says so is 0, and categories have their columns."""
+        for place in self._filled:
+            if place.field.missing == "indicator":
+                x[absent[place.field.name], place.start] = 0.0
+        for place in self._growing:
+            assert batch.names is not None
+            names, rows = batch.names[:, place.names].tolist(), np.arange(len(batch))
+            slots = {name: slot for slot, name in enumerate(self._slots[place.field.name])}
+            other, last = place.field.max, place.field.width - 1  # the last is a missing category's, where it has one
+            x[rows, [place.start + (last if name is None else slots.get(name, other)) for name in names]] = 1.0
+        return replace(batch, x=x, names=None)
 
-    def _grow(self, field: Field, names: list[str | None]) -> None:
+    def _grow(self, place: Place, batch: Batch) -> None:
         """The new names of these rows take their slots in order of arrival."""
-        table = self._slots[field.name]
-        for name in dict.fromkeys(name for name in names if name is not None):
-            if len(table) < field.max and name not in table:
+        assert batch.names is not None
+        table = self._slots[place.field.name]
+        for name in dict.fromkeys(name for name in batch.names[:, place.names].tolist() if name is not None):
+            if len(table) < place.field.max and name not in table:
                 table.append(name)
+
+    def _far_values(self, values: Floats) -> Array:
+        """Which numbers (n, k) are far out; none as long as few rows were learned."""
+        if self._rows < RANGE_ROWS:
+            return np.zeros(values.shape, dtype=bool)
+        seen = self._low <= self._high
+        low, high = np.where(seen, self._low, 0.0), np.where(seen, self._high, 0.0)
+        most = np.maximum(np.abs(low), np.abs(high))
+        span = np.where(high > low, high - low, np.where(most > 0.0, most, 1.0))
+        return np.asarray(seen & ((values < low - FAR * span) | (values > high + FAR * span)))
+
+    def _by_field(self, counts: Array) -> dict[str, int]:
+        """Counts (k,) of the numeric columns, added up by field."""
+        owners = [place.field.name for place in self._places for _ in _numeric_columns(place)]
+        totals = dict.fromkeys(owners, 0)
+        for name, count in zip(owners, counts.tolist(), strict=True):
+            totals[name] += int(count)
+        return totals
+
+    def _of_numeric(self, x: Floats) -> Floats:
+        return x if self._only_numbers else x[:, self._numeric]
+
+    def _block(self, field: Field, column: Array) -> Floats:
+        """What a column brings by itself."""
+        if field.type == "image":
+            return self._backbones[field.name].features(column)
+        return _one_hot(field, column) if field.type == "categorical" else _numbers(field, column)
 
     def state(self) -> dict[str, Value]:
         """The tables."""
         means = {name: [mean.total, mean.count] for name, mean in self._means.items()}
-        return {"means": means, "slots": {name: list(table) for name, table in self._slots.items()}}
+        learned = {"rows": self._rows, "low": self._low.copy(), "high": self._high.copy(), "far": self._far.copy()}
+        scale = {f"scale.{name}": value for name, value in self.scale.state().items()}
+        return {"fills": means, "slots": {name: list(table) for name, table in self._slots.items()}} | learned | scale
 
-    def load(self, state: dict[str, Value]) -> None:
-        """Become the stage that gave ``state``."""
-        self._means = {name: Mean(*pair) for name, pair in state["means"].items()}
+    def load(self, state: Mapping[str, Value]) -> None:
+        """Become the stage that gave ``state``; one that an older release wrote knows means of values, and no more."""
         self._slots = {name: list(table) for name, table in state["slots"].items()}
+        self.scale.load({name.removeprefix("scale."): value for name, value in state.items() if name.startswith("scale.")})
+        if "means" in state:
+            self._means |= {name: self._of_values(name, *pair) for name, pair in state["means"].items()}
+            return
+        self._means = {name: Mean(*pair) for name, pair in state["fills"].items()}
+        self._rows, self._far = int(state["rows"]), np.array(state["far"])
+        self._low, self._high = np.array(state["low"]), np.array(state["high"])
+
+    def _of_values(self, name: str, total: float, count: int) -> Mean:
+        """The mean of x from a sum of values, which older states have."""
+        field = next(place.field for place in self._filled if place.field.name == name)
+        return Mean((total - count * field.center) / field.scale, count)
+
+
+COUNTED: dict[str, Callable[[Sequence[Any]], Any]] = {  # tables that count learned rows, and how those of workers are joined
+    "rows": sum,
+    "low": lambda tables: np.min(tables, axis=0),
+    "high": lambda tables: np.max(tables, axis=0),
+    "far": lambda tables: np.sum(tables, axis=0),
+    "scale.clipped": lambda tables: np.sum(tables, axis=0),
+}
+
+
+def of_rows(tables: Mapping[str, Value]) -> dict[str, Value]:
+    """Those tables that count, and that workers over different rows may have different."""
+    return {name: table for name, table in tables.items() if name in COUNTED}
+
+
+def joined_tables(workers: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+    """The tables of several workers as one; those that do not count are equal."""
+    joined = {name: COUNTED[name]([tables[name] for tables in workers]) for name in of_rows(workers[0])}
+    return dict(workers[0]) | joined
+
+
+def _places(schema: Schema) -> list[Place]:
+    places, start, names = list[Place](), 0, 0
+    for field in schema.fields:
+        places.append(Place(field, start, names))
+        start, names = start + field.width, names + (field.categories == "grow")
+    return places
+
+
+def _numeric_columns(place: Place) -> range:
+    """The columns of x that hold a field's numbers: not the one that says that a number is missing."""
+    numbers = place.field.size if place.field.type == "numeric" else 0
+    return range(place.start, place.start + numbers)
+
+
+def _declared(places: Sequence[Place]) -> list[bool]:
+    """Whether a field declares both center and scale, by numeric column."""
+    declares = ((place, place.field.center != 0.0 and place.field.scale != 1.0) for place in places)
+    return [both for place, both in declares for _ in _numeric_columns(place)]
+
+
+def _numbers(field: Field, column: Floats) -> Floats:
+    """x of numbers, NaN for a missing one."""
+    scaled = column if (field.center, field.scale) == (0.0, 1.0) else (column - field.center) / field.scale
+    if field.missing != "indicator":
+        return scaled
+    return np.concatenate([scaled, np.isnan(column).astype(np.float64)], axis=1)
+
+
+def _one_hot(field: Field, column: Array) -> Floats:
+    """x of categories; of those that grow the columns stay 0, their names say which it will be."""
+    names = column.tolist()
+    x = np.zeros((len(names), field.width))
+    if field.categories == "grow":
+        return x
+    slot, last = _slot_of(field), field.width - 1  # of a missing value, where it has a column of its own
+    x[np.arange(len(names)), [last if name is None else slot(name) for name in names]] = 1.0
+    return x
+
+
+def _slot_of(field: Field) -> Callable[[str], int]:
+    if field.categories == "hash":
+        return lambda name: crc32(name.encode()) % field.max
+    return {name: at for at, name in enumerate(field.categories)}.__getitem__

@@ -78,9 +78,9 @@ class Rows:
         kept: dict[str, Any] = {name: None if whole is None else whole[chosen] for name, whole in others}
         return Rows(columns, **kept)
 
-    def batch(self, x: Floats) -> Batch:
-        """The rows as a learner has them, with their features (n, d)."""
-        return Batch(x, **{name: getattr(self, name) for name in SHARED})
+    def batch(self, x: Floats, names: Array | None = None) -> Batch:
+        """The rows with their features (n, d), and the names (n, g) of categories that have no column yet."""
+        return Batch(x, names=names, **{name: getattr(self, name) for name in SHARED})
 
 
 PER_ROW = tuple(column.name for column in fields(Rows) if column.name not in ("columns", "left_out"))

@@ -62,6 +62,7 @@ class Fork(_Entry, frozen=True, kw_only=True):
     exclude: list[Exclusion] = []
     learner: str
     learner_revision: int
+    fold_revision: int = 1
     config_sha256: str
     features_sha256: str
     seed: int

@@ -24,8 +24,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.protocol import Array, Floats, Value
-from millrace.streams.formats.json_rows import RecordError, Rows, label_value
+from millrace.learners.protocol import Array, Batch, Floats, Value
+from millrace.streams.formats.json_rows import RecordError, label_value
 from millrace.streams.labels.identities import NO_LABEL, Identities
 from millrace.streams.labels.pending import TrainingRows, Waiting
 from millrace.streams.labels.served import LabelValue, LateLabel, Prediction, Served, Withheld, hash64
@@ -175,10 +175,10 @@ class LabelJoin:
                 taken.conflicts.append(at)
         return taken
 
-    def fill(self, taken: Taken, rows: Rows, x: Floats) -> None:
-        """The rows of the fresh predictions, and their features (n, d)."""
+    def fill(self, taken: Taken, fresh: Batch) -> None:
+        """The rows of the fresh predictions, as they wait."""
         if taken.fresh:
-            self._rows.fill(taken.slots, rows.batch(x))
+            self._rows.fill(taken.slots, fresh)
 
     def answer(self, fresh: list[int], taken: Taken, classes: tuple[str, ...], scores: Floats) -> None:
         """Answers (n, C) in place of the served ones, for the n of ``taken.fresh`` at these places."""

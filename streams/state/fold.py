@@ -33,6 +33,8 @@ from millrace.streams.state.window import Window
 
 TRUTH = ("batches", "counts", "features", "learner", "join", "window")  # the parts hashed into the state's hash
 
+REVISION = 2  # of how rows become what a learner gets; raised when the same rows would lead to another state; see CHANGELOG
+
 COUNT_ROWS = 4096  # scored in a step before they are counted, at most about
 GATHER_MS = 250  # by which a step for horizons alone comes late, so that one lets many end; records go by their own time
 
@@ -54,6 +56,7 @@ class Counts(msgspec.Struct):
 class Stages:
     """What rows pass on their way to the learner, each new and the fold's own; those that are None are left out."""
 
+    features: Features
     batches: MicroBatches
     labels: LabelJoin | None = None  # None: labels come in the rows alone
     drift: Drift | None = None  # None: nothing is watched
@@ -76,7 +79,7 @@ class Fold:
         self, schema: Schema, make_learner: Callable[[], Learner], stages: Stages, position: Position, owner: Owner
     ) -> None:
         self.make_learner: Final = make_learner
-        self.features: Final = Features(schema)
+        self.features: Final = stages.features
         self.batches: Final = stages.batches
         self.labels: Final = stages.labels
         self.drift: Final = stages.drift
@@ -148,11 +151,10 @@ class Fold:
     def _take(self, step: Step, rows: Rows) -> None:
         """Rows in log order through features and training batches."""
         clock_ms = np.maximum.accumulate(np.maximum(rows.t, self.clock_ms))
-        x = self.features.transform(rows)
+        batch = self.features.encode(rows)
         labelled = has_label(rows) if step.use == "learn" else np.zeros(len(rows), dtype=bool)
         self.counts.passed += int((~labelled).sum())
         self.clock_ms = int(clock_ms[-1]) if len(rows) else self.clock_ms
-        batch = rows.batch(x)
         if not labelled.all():
             batch, clock_ms = batch.only(labelled), clock_ms[labelled]
         self._collect(batch, clock_ms, np.full(len(batch), np.nan))
@@ -164,9 +166,9 @@ class Fold:
         taken = self.labels.take(served, clock_ms)
         self.clock_ms = int(clock_ms[-1]) if len(served) else self.clock_ms
         rows = served.rows.only(np.array(taken.fresh, dtype=np.int64))
-        x = self.features.transform(rows)
-        self.labels.fill(taken, rows, x)
-        self._answer_again(served, taken, x)
+        fresh = self.features.encode(rows)
+        self.labels.fill(taken, fresh)
+        self._answer_again(served, taken, fresh)
         self.conflicts += [(served.tp, served.events[at]) for at in taken.conflicts]
         self.counts.rejected += len(taken.conflicts)
         self._apply(step, taken)
@@ -190,14 +192,15 @@ class Fold:
                     self._learn(batch)
                 yield served.part(first, last)
 
-    def _answer_again(self, served: Served, taken: Taken, x: Floats) -> None:
+    def _answer_again(self, served: Served, taken: Taken, fresh: Batch) -> None:
         """What another branch answered says nothing about this one, so here the row is answered as this state would."""
         assert self.labels is not None
         by = [record.branch for record in served.records if isinstance(record, Prediction)]
         foreign = np.array([by[row] != self.answers_of for row in taken.fresh], dtype=bool)
         if foreign.any():
             servable = self.learner.servable()
-            rows = [servable.predict_many(Batch(row[None])) for row in x[foreign]]  # one by one: BLAS rounds by their number
+            x = self.features.answer(fresh.only(foreign)).x
+            rows = [servable.predict_many(Batch(row[None])) for row in x]  # one by one: BLAS rounds by their number
             scores = np.concatenate(rows)
             self.labels.answer(np.flatnonzero(foreign).tolist(), taken, servable.classes, scores)
 
@@ -244,7 +247,7 @@ class Fold:
         scored = batch if own.all() else batch.only(own)
         servable = self.learner.servable()
         if scored.y is not None and len(scored):
-            scores = servable.predict_many(scored)
+            scores = servable.predict_many(self.features.answer(scored))
             if self.drift is not None:
                 self._count_scored()
                 losses[own] = self.scores.losses(scores, servable.classes, scored.y)
@@ -253,12 +256,17 @@ class Fold:
                 self._count_scored()
         if self.drift is not None:
             self.drift.feed(losses, batch.y if batch.y.dtype == object else None, self.counts.learned)
-        self.learner.learn_many(batch)
+        self.learner.learn_many(self.features.learn(batch))
         if self.window is not None:
             self.window.add(batch)
         self.counts.learned += len(batch)
         if self.held_out is not None:
-            self.held_out.look(self.learner.servable(), self.counts.learned)
+            self.held_out.look(self._answer, self.counts.learned)
+
+    def _answer(self, batch: Batch) -> tuple[tuple[str, ...], Floats]:
+        """Names of the scores, and the scores, of rows as they wait."""
+        servable = self.learner.servable()
+        return servable.classes, servable.predict_many(self.features.answer(batch))
 
     def _count_scored(self) -> None:
         """Count scored batches, those with the same columns at once: bit for bit what they would count one by one."""
@@ -293,7 +301,7 @@ class Fold:
             raise LearnerError("No rows are kept to be learned again. Use the release that wrote this branch.")
         self.learner = self.make_learner()
         for batch in self.window.newest(rows, self.batches.rows):
-            self.learner.learn_many(batch)
+            self.learner.learn_many(self.features.answer(batch))  # the tables have learned them already
         if isinstance(self.learner, Discounts):
             self.learner.discount(1.0)  # nothing weighs less, and all of them are answered from at once
 

@@ -3,24 +3,24 @@
 A row is held out by a hash of its time and features, so every branch holds out the same rows, however they are read. A
 reservoir keeps an even sample of those held out so far (Vitter's algorithm R, its draws by the seed and the count of rows).
 Held-out rows are counted as passed.
-
-The hash includes features from tables that branches may fill differently (an imputed mean, a grown category). A row that has
-them may be held out in one branch and learned in another.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millrace.learners.evaluation.continual import ContinualScores
-from millrace.learners.protocol import Array, Batch, Floats, Servable, Value
+from millrace.learners.protocol import Array, Batch, Floats, Value
 
 Hashes = NDArray[np.uint64]
+Answers = Callable[[Batch], tuple[tuple[str, ...], Floats]]  # encoded rows -> names of the scores, and the scores (n, C)
 LOWEST = 20  # classes whose recall goes into every output, at most
 GOLDEN, FIRST, SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # SplitMix64
 
@@ -52,10 +52,11 @@ class HeldOutConfig:
 class Row:
     """A row that is held out."""
 
-    x: Floats  # (d,)
+    x: Floats  # (d,), encoded: NaN where a number is missing
     y: str
     unchanged: bool  # whether the row before had the same label
     place: int  # rows to learn that came before it
+    names: Array | None = None  # (g,) of categories that grow
 
 
 class HeldOut:
@@ -69,7 +70,8 @@ class HeldOut:
         self._pending: list[Row] = []  # those that the reservoir has not been offered yet
         self._offered = 0  # the others; the reservoir has all of them or a sample
         self._seed = np.array([seed % 2**64], dtype=np.uint64)
-        self._x: Floats = np.zeros((0, 0))  # (k, d) the reservoir
+        self._x: Floats = np.zeros((0, 0))  # (k, d) the reservoir, encoded
+        self._names: Array | None = None  # (k, g) of categories that grow
         self._y: Array = np.zeros(0, dtype=object)  # (k,) their labels
         self._unchanged = np.zeros(0, dtype=bool)  # (k,) whether the row before had the same label
         self._last: str | None = None  # label of the newest labelled row
@@ -88,20 +90,20 @@ class HeldOut:
         labels, places = [self._last, *batch.y.tolist()], before + np.cumsum(stay)
         self._last = labels[-1]
         for at in np.flatnonzero(chosen):
-            self._pending.append(Row(batch.x[at].copy(), batch.y[at], labels[at + 1] == labels[at], int(places[at])))
+            names = None if batch.names is None else batch.names[at]
+            self._pending.append(Row(batch.x[at].copy(), batch.y[at], labels[at + 1] == labels[at], int(places[at]), names))
         self.rows += int(chosen.sum())
         self._labels.update(batch.y[stay].tolist())
         return stay
 
-    def look(self, servable: Servable, learned: int) -> None:
-        """Evaluate, if ``learned`` rows in all make one due."""
+    def look(self, answer: Answers, learned: int) -> None:
+        """Evaluate what answers, if ``learned`` rows in all make it due."""
         while self._pending and self._pending[0].place < learned:
             self._offer(self._pending.pop(0))
         due = learned // self.config.every_rows
         if due > self._evaluated and len(self._y):
-            answers = servable.predict_many(Batch(self._x))
-            names = np.array(servable.classes, dtype=object)
-            predicted = names[answers.argmax(axis=1)] if len(names) else np.full(len(self._y), None)
+            classes, scores = answer(Batch(self._x, names=self._names))
+            predicted = np.array(classes, dtype=object)[scores.argmax(axis=1)] if classes else np.full(len(self._y), None)
             rows, right = Counter(self._y.tolist()), Counter(self._y[predicted == self._y].tolist())
             self.scores.update({name: (right[name], count) for name, count in rows.items()})
         self._evaluated = max(due, self._evaluated)
@@ -129,11 +131,15 @@ class HeldOut:
         if len(self._y) < self.config.rows:
             self._x = np.concatenate([self._x.reshape(len(self._y), len(row.x)), row.x[None]])
             self._y = np.append(self._y, np.array([row.y], dtype=object))
+            if row.names is not None:
+                self._names = row.names[None] if self._names is None else np.concatenate([self._names, row.names[None]])
             self._unchanged = np.append(self._unchanged, row.unchanged)
             return
         place = int(mixed(np.array([self._offered], dtype=np.uint64) ^ mixed(self._seed))[0] % np.uint64(self._offered))
         if place < len(self._y):
             self._x[place], self._y[place], self._unchanged[place] = row.x, row.y, row.unchanged
+            if self._names is not None:
+                self._names[place] = row.names
 
     def state(self) -> dict[str, Value]:
         """Everything, as arrays and plain values."""
@@ -142,8 +148,9 @@ class HeldOut:
             "rows": self.rows,
             "offered": self._offered,
             "pending": np.array([row.x for row in self._pending]),
-            "pending_rows": [[row.y, row.unchanged, row.place] for row in self._pending],
+            "pending_rows": [[row.y, row.unchanged, row.place, *_listed(row.names)] for row in self._pending],
             "x": self._x.copy(),
+            **({} if self._names is None else {"names": self._names.copy()}),
             "y": self._y.copy(),
             "unchanged": self._unchanged.astype(np.int64),
             "last": self._last,
@@ -160,12 +167,15 @@ class HeldOut:
         self._labels = Counter(dict(state["labels"]))
         self._offered = state["offered"]
         rows = zip(np.array(state["pending"]), state["pending_rows"], strict=True)
-        self._pending = [Row(x, *rest) for x, rest in rows]
+        self._pending = [_row(x, *rest) for x, rest in rows]
+        self._names = np.array(state["names"], dtype=object) if "names" in state else None
 
 
 def hashes(batch: Batch) -> Hashes:
-    """A number (n,), even over 64 bits, of each row's time and features."""
-    x = np.ascontiguousarray(batch.x, dtype=np.float64).view(np.uint64)  # (n, d) the bits
+    """A number (n,), even over 64 bits, of each row's time, features and names, as the record has them."""
+    x = np.where(np.isnan(batch.x), np.nan, batch.x).astype(np.float64, order="C").view(np.uint64)  # (n, d) the bits, one NaN
+    if batch.names is not None:
+        x = np.concatenate([x, [_text_hashes(row) for row in batch.names.tolist()]], axis=1)
     places = np.arange(1, x.shape[1] + 1, dtype=np.uint64) * GOLDEN
     total = mixed(x ^ mixed(places)).sum(axis=1, dtype=np.uint64)
     t = np.zeros(len(batch), dtype=np.uint64) if batch.t is None else batch.t.astype(np.uint64)
@@ -178,3 +188,16 @@ def mixed(values: Hashes) -> Hashes:
     z = (z ^ (z >> np.uint64(30))) * FIRST
     z = (z ^ (z >> np.uint64(27))) * SECOND
     return np.asarray(z ^ (z >> np.uint64(31)), dtype=np.uint64)
+
+
+def _text_hashes(names: Sequence[str | None]) -> Hashes:
+    """A number (g,) of each name; of none it is 0."""
+    return np.array([0 if name is None else crc32(name.encode()) + 1 for name in names], dtype=np.uint64)
+
+
+def _listed(names: Array | None) -> list[list[str | None]]:
+    return [] if names is None else [names.tolist()]
+
+
+def _row(x: Floats, y: str, unchanged: bool, place: int, names: list[str | None] | None = None) -> Row:
+    return Row(x, y, unchanged, place, None if names is None else np.array(names, dtype=object))

@@ -16,6 +16,7 @@ import numpy as np
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.streams.branch.host import this_host, use_threads
+from millrace.streams.features.columns import Features
 from millrace.streams.formats.json_rows import Codec, Refused, Rows
 from millrace.streams.journal.entries import Step
 from millrace.streams.labels.join import LabelJoin, LabelRules
@@ -43,7 +44,7 @@ def fold_of(schema: Schema, late: bool) -> Fold:
     """A ridge that has seen nothing."""
     learner = Ridge(RidgeConfig(solve_rows=1024), schema.width, 0)
     join = LabelJoin(LabelRules(), schema.label, sha256(schema.declared)) if late else None
-    return Fold(schema, lambda: learner, Stages(MicroBatches(256, 1000), join), {}, Owner("main", "main"))
+    return Fold(schema, lambda: learner, Stages(Features(schema), MicroBatches(256, 1000), join), {}, Owner("main", "main"))
 
 
 def numbers(width: int) -> list[list[float]]:

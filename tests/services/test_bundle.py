@@ -32,7 +32,8 @@ def test_a_bundle_answers_what_the_worker_would_have_scored(rows: int, seed: int
     columns = [column[known] for column in asked.columns]
     stage = Features(MIXED)
     stage.load(parts.features)
-    expected = LinearServable.from_arrays(parts.serve).predict_many(Batch(stage.answer(columns)))
+    x, names = stage.encoded(columns)
+    expected = LinearServable.from_arrays(parts.serve).predict_many(stage.answer(Batch(x, names=names)))
     answer = bundle.predict(columns)
     assert not refused and answer.scores.tobytes() == expected.tobytes() == bundle.predict(columns).scores.tobytes()
     assert answer.labels == tuple(bundle.classes[at] for at in expected.argmax(axis=1))

@@ -13,7 +13,6 @@ from pictures import NETWORK, photos
 from pipelines import events, facts, here
 from served_bundles import HttpApp, endpoint_of, infer, tensor
 
-from millrace.learners.protocol import Batch
 from millrace.services.config.config import load_pipeline
 from millrace.services.decisions.versions import resolved
 from millrace.services.pipeline.archive import Archive
@@ -82,7 +81,7 @@ def test_answers_over_http_and_grpc_are_the_trainers_to_the_bit(learned) -> None
     schema = instance.loaded.pipeline.schema
     rows = [json.dumps({"photo": base64.b64encode(raw).decode()}).encode() for raw in pictures]
     decoded, _ = Contents(schema, 1 << 20).decode(events(rows))
-    expected = bundle._servable.predict_many(Batch(Features(schema).transform(decoded)))
+    expected = bundle._servable.predict_many(Features(schema).encode(decoded))
     endpoint = endpoint_of(bundle, schema, max_bytes=8 << 20)
     assert endpoint.inline_bytes == 0, "no picture holds the event loop up"
     texts, raw = [base64.b64encode(one).decode() for one in pictures], binary_texts(pictures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pipelines import MIXED, encoded, events, mixed_rows
@@ -42,7 +42,7 @@ def mixed_parts(identity: Identity = HERE) -> Parts:
     rows, _ = Codec(MIXED, 4096).decode(events([encoded(row | {"label": "no"}) for row in mixed_rows(60)] * 2))
     stage, learner = Features(MIXED), Ridge(RidgeConfig(), MIXED.width, 0)
     y = np.array(["yes" if at % 3 else "no" for at in range(len(rows))], dtype=object)
-    learner.learn_many(Batch(stage.transform(rows), y))
+    learner.learn_many(stage.learn(replace(stage.encode(rows), y=y, weight=None)))
     return Parts(identity, 1000, "ridge", stage.state(), learner.servable().arrays())
 
 

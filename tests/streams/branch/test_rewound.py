@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass, field, replace
 
 import msgspec
-import numpy as np
 import pytest
 from branches import HOST, SCHEMA, SMALL, Rooms, SteppedClock, everything, fold_spec, make_events, mark_at_once, run_to_end
 from hypothesis import given, settings
@@ -18,14 +17,12 @@ from test_forks import DyingStream
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.drift.alarms import DriftConfig
-from millrace.learners.protocol import Batch, State
+from millrace.learners.protocol import State
 from millrace.streams.branch.branch import Backends, FoldSpec, load_checkpoint, restore
 from millrace.streams.branch.forks import begin_fork, compose, rewound_fork
-from millrace.streams.branch.learner_rollback import moved
 from millrace.streams.branch.verify import verify
 from millrace.streams.checksummed import seal
 from millrace.streams.errors import ReplacedError
-from millrace.streams.features.columns import Features
 from millrace.streams.formats.json_rows import Codec, Rows
 from millrace.streams.journal.entries import Fork, Step
 from millrace.streams.journal.journal import Cursor, counted, summarise
@@ -87,12 +84,11 @@ def learned(late: bool, seed: int = 0, read_rows: int = 5, part: int = PART) -> 
 
 def answers(parts: dict, columns: Rows, how: FoldSpec) -> bytes:
     """What a state answers to rows, as bytes."""
-    learner, features = how.make_learner(), Features(how.schema)
+    learner, features = how.make_learner(), how.features()
     learner.load_state_dict(State(parts["learner"], parts["derived"]))
     features.load(parts["features"])
     servable = learner.servable()
-    x = features.answer(columns.columns)
-    return pack({"scores": servable.predict_many(Batch(x)), "classes": list(servable.classes)})
+    return pack({"scores": servable.predict_many(features.answer(features.encode(columns))), "classes": list(servable.classes)})
 
 
 @settings(max_examples=12, deadline=None)
@@ -231,21 +227,6 @@ def test_a_start_is_made_again_from_the_fork_entry_where_its_own_copy_is_gone():
     assert {name: pack(part) for name, part in again.fold.parts().items()} == {
         name: pack(part) for name, part in copy.parts().items()
     }
-
-
-@given(seed=some.integers(0, 1000), cut=some.integers(0, 40), turned=some.booleans())
-def test_rows_move_between_tables_as_if_the_other_table_had_made_them(seed, cut, turned):
-    """Categories that grew since become ``other``; those that both know move to their slot."""
-    rows, _ = fold_spec().codec.decode(make_events(40, seed))
-    less = rows.only(~np.isnan(rows.columns[1][:, 0]))
-    older, newer = Features(SCHEMA), Features(SCHEMA)
-    older.transform(less.only(np.arange(min(cut, len(less)))[:: -1 if turned else 1]))
-    newer.transform(less)
-    before, after = newer.state()["slots"], older.state()["slots"]
-    known = [town is None or town in before["town"] or town not in after["town"] for town in less.columns[2].tolist()]
-    less = less.only(np.array(known))
-    made = newer.answer(less.columns)
-    assert np.array_equal(moved(SCHEMA, made, before, after), older.answer(less.columns))
 
 
 def test_the_steps_of_the_old_branch_end_where_the_new_one_begins():

@@ -135,12 +135,12 @@ def test_a_rows_features_are_the_same_in_whatever_company() -> None:
     good, _ = photos("train", 0, 12)
     stage = Features(picture_schema())
     rows, _ = Contents(picture_schema(), 1 << 20).decode(events([row(raw) for raw in good]))
-    x = stage.transform(rows)
+    x = stage.learn(stage.encode(rows)).x
     assert x.shape == (12, 256) and x.dtype == np.float64 and np.isfinite(x).all() and len(np.unique(x, axis=0)) == 12
     turned = np.random.default_rng(0).permutation(12)
-    assert stage.answer([rows.columns[0][turned]]).tobytes() == x[turned].tobytes()
+    assert stage.encoded([rows.columns[0][turned]])[0].tobytes() == x[turned].tobytes()
     for at in range(12):
-        assert stage.answer([rows.columns[0][at : at + 1]]).tobytes() == x[at].tobytes()
+        assert stage.encoded([rows.columns[0][at : at + 1]])[0].tobytes() == x[at].tobytes()
 
 
 def test_the_network_is_part_of_what_a_branch_was_begun_with(tmp_path) -> None:

@@ -11,7 +11,7 @@ from branches import SMALL, START_MS, Rooms, everything, fold_spec, make_events,
 from forks import Forked, phases_to, poisoned
 from late_labels import late_fold_spec, make_late_events
 
-from millrace.learners.protocol import Array, Batch, Floats, Value
+from millrace.learners.protocol import Array, Batch, Floats
 from millrace.streams.branch.branch import FoldSpec
 from millrace.streams.branch.outputs import scores_topic
 from millrace.streams.branch.verify import verify
@@ -29,18 +29,14 @@ def holding(config: HeldOutConfig = CONFIG) -> FoldSpec:
 
 
 class Always:
-    """A servable that always answers with one class."""
+    """Answers with one class, always."""
 
     def __init__(self, name: str, classes: tuple[str, ...] = ("a", "b")) -> None:
         self.classes, self._name = classes, name
 
-    def predict_many(self, batch: Batch) -> Floats:
-        """1 for the one, 0 for the others."""
-        return np.tile(np.array([float(name == self._name) for name in self.classes]), (len(batch), 1))
-
-    def arrays(self) -> dict[str, Value]:
-        """Nothing to keep."""
-        return {}
+    def __call__(self, batch: Batch) -> tuple[tuple[str, ...], Floats]:
+        """1 for it, 0 for the others."""
+        return self.classes, np.tile(np.array([float(name == self._name) for name in self.classes]), (len(batch), 1))
 
 
 def rows(count: int, seed: int = 0, share_a: float = 0.7) -> Batch:
@@ -258,19 +254,20 @@ def test_late_labels_are_held_out_too() -> None:
 
 def test_a_fork_holds_the_same_rows_out_and_is_proved() -> None:
     """A replay begins with its version's reservoir and goes on from there, whatever it leaves out."""
+    roomy = holding(replace(CONFIG, rows=100))  # for all of them, so that no draw decides who stays
     rooms = Rooms(poisoned(numeric_events(120)))
-    run_to_end(rooms.worker(how=holding()), 120)
-    there = Forked(rooms, holding())
+    run_to_end(rooms.worker(how=roomy), 120)
+    there = Forked(rooms, roomy)
     mended = there.worker()
     before = mended.fold.held_out
     assert before is not None and before.rows
     run_to_end(mended, 120)
-    plain = Rooms(poisoned(numeric_events(120))).worker(how=holding())
+    plain = Rooms(poisoned(numeric_events(120))).worker(how=roomy)
     run_to_end(plain, 120)
     assert mended.fold.held_out is not None and plain.fold.held_out is not None
     ours, theirs = (held_rows(worker.fold.held_out) for worker in (mended, plain))
     assert ours < theirs  # those of the poisoner are left out, and no others are held out in their place
-    assert verify(holding(), there.backends(), "mended", SMALL.keep).findings == []
+    assert verify(roomy, there.backends(), "mended", SMALL.keep).findings == []
 
 
 def numeric_events(rows: int) -> list[Event]:

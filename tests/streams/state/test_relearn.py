@@ -44,7 +44,7 @@ def learned_of(worker: Worker, events: list[Event], rows: int) -> Batch:
     last = worker.fold.counts.learned
     decoded, refused = watching().codec.decode(events[last - rows : last], "list-0")
     assert refused == []
-    return Batch(worker.fold.features.transform(decoded), decoded.y, weight=decoded.weight)
+    return worker.fold.features.answer(worker.fold.features.encode(decoded))
 
 
 @pytest.mark.parametrize("relearn_rows", [1, 30, 2000])

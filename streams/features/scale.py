@@ -1,0 +1,191 @@
+"""How far the numbers of a feature usually lie apart, and what a learner gets in place of one that lies far outside.
+
+A learner answers for the same x as it learns from, so one stage does this for both. What it knows is state, and moves when rows
+are learned, at fixed counts of them, so that nothing depends on how rows were grouped:
+
+- at 1, 2, 4, ... 256 learned rows and at every 256 from then on, it takes in the rows since the last such look
+- from 256 rows on, a value is clipped to 10 deviations from the mean, or to the range of the learned values widened on either
+  side by its own width, whichever reaches further; a value that is only rare, such as a flag or a count, is left as it is
+- a clipped value counts as it was clipped, and does not widen the range; but where over 5 % of the rows since the last look
+  were clipped, the feature has moved, and they count as they came
+- a feature that has not varied yet has no bounds
+
+``declared`` is for workers whose learners are merged and that must scale alike without seeing each other's rows: a field that
+declares a center and a scale is clipped to 10 of its scales, and nothing else is.
+
+``standardise`` moves the mean to 0 and the deviation to 1 besides: for learners by steps, whose rate would depend on units.
+
+Source: Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance", The American Statistician 37 (3), 1983, (2.1);
+docs/design/overview.md#scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from millrace.learners.protocol import Array, Floats, Scaling, Value
+
+FIXED = ("none", "declared")  # ways that learn nothing
+
+LOOK_ROWS = 256  # learned rows from one look to the next, and before anything is clipped
+DEVIATIONS = 10.0  # from the mean, within which nothing is clipped
+MOVED = 0.05  # share of clipped rows above which a feature has moved; below it, it had outliers
+ROUNDING = 4.0 * float(np.finfo(np.float64).eps)  # of the mean; a smaller deviation is none
+
+
+class Moments:
+    """Number, mean, sum of squared distances to the mean, and range of the rows of some features."""
+
+    NAMES = ("mean", "squares", "low", "high")
+
+    def __init__(self, width: int) -> None:
+        self.rows = 0
+        self.mean, self.squares = np.zeros(width), np.zeros(width)
+        self.low, self.high = np.full(width, np.inf), np.full(width, -np.inf)
+
+    @classmethod
+    def of(cls, rows: Floats, counted: Array | None = None) -> Moments:
+        """Of rows (n, width), n >= 1; only values that are ``counted`` (n, width) count for the range."""
+        made = cls(rows.shape[1])
+        made.rows, made.mean = len(rows), rows.mean(axis=0)
+        made.squares = ((rows - made.mean) ** 2).sum(axis=0)
+        made.low = (rows if counted is None else np.where(counted, rows, np.inf)).min(axis=0)
+        made.high = (rows if counted is None else np.where(counted, rows, -np.inf)).max(axis=0)
+        return made
+
+    def join(self, other: Moments) -> None:
+        """Take in the rows of ``other``."""
+        if not other.rows:
+            return
+        apart, before, self.rows = other.mean - self.mean, self.rows, self.rows + other.rows
+        self.squares = self.squares + other.squares + apart**2 * (before * other.rows / self.rows)
+        self.mean = self.mean + apart * (other.rows / self.rows)
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+
+    def choose(self, chosen: Array, other: Moments) -> Moments:
+        """The features ``chosen`` (width,) as ``other``, which is of as many rows, has them."""
+        made = Moments(len(self.mean))
+        made.rows = self.rows
+        for name in self.NAMES:
+            setattr(made, name, np.where(chosen, getattr(other, name), getattr(self, name)))
+        return made
+
+    @property
+    def deviation(self) -> Floats:
+        """(width,), 0 where the rows do not vary by more than rounding."""
+        spread = np.sqrt(self.squares / max(self.rows, 1))
+        return np.where(spread > ROUNDING * np.abs(self.mean), spread, 0.0)
+
+    def state(self, prefix: str) -> dict[str, Value]:
+        """Copies, under names that begin with ``prefix``."""
+        return {f"{prefix}rows": self.rows} | {prefix + name: getattr(self, name).copy() for name in self.NAMES}
+
+    def load(self, state: Mapping[str, Value], prefix: str) -> None:
+        """Become what gave ``state``."""
+        self.rows = int(state[f"{prefix}rows"])
+        for name in self.NAMES:
+            setattr(self, name, np.array(state[prefix + name]))
+
+
+class Scale:
+    """Of ``width`` features of one learner.
+
+    >>> scale, rows = Scale("clip", 1), np.random.default_rng(0).standard_normal((256, 1))
+    >>> scale.learn(rows[:200]).shape, scale.learn(rows[200:]).shape, scale.learn(np.array([[1e9]])).item() < 11.0
+    ((200, 1), (56, 1), True)
+    """
+
+    def __init__(self, scaling: Scaling, width: int, declared: Array | None = None) -> None:
+        """``declared`` (width,): whether center and scale are. Nothing learned yet."""
+        self.scaling: Scaling = scaling
+        self._declared = np.zeros(width, dtype=bool) if declared is None else declared
+        self.clipped = np.zeros(width, dtype=np.int64)  # (width,) learned values that were clipped, ever
+        self._known = Moments(width)  # up to the last look
+        self._came, self._kept, self._outside = Moments(width), Moments(width), np.zeros(width, dtype=np.int64)  # since then
+        self._bound()
+
+    def cuts(self, rows: int) -> Iterator[tuple[int, int]]:
+        """``rows`` learned rows in pieces that end where a look is due."""
+        at, learned = 0, self._known.rows + self._came.rows
+        if self.scaling in FIXED:
+            yield 0, rows
+            return
+        while at < rows:
+            stop = min(rows, at + self._next_look(learned + at) - learned - at)
+            yield at, stop
+            at = stop
+
+    @staticmethod
+    def _next_look(learned: int) -> int:
+        return 1 << learned.bit_length() if learned < LOOK_ROWS else (learned // LOOK_ROWS + 1) * LOOK_ROWS
+
+    def applied(self, x: Floats) -> Floats:
+        """What a learner gets for x (n, width); missing values, NaN, stay so."""
+        kept: Floats = np.clip(x, self._low, self._high) if self._bounded else x
+        if self.scaling == "standardise":
+            kept = np.clip((kept - self._known.mean) / self._unit, -DEVIATIONS, DEVIATIONS)
+        return kept
+
+    def learn(self, x: Floats) -> Floats:
+        """The same for rows that are learned; they are one of the pieces that ``cuts`` gives, and have no missing values."""
+        given = self.applied(x)
+        kept = np.clip(x, self._low, self._high) if self._bounded else x
+        same = kept == x
+        self.clipped = self.clipped + (~same).sum(axis=0)
+        if self.scaling in FIXED:
+            return given
+        self._came.join(Moments.of(x))
+        self._kept.join(Moments.of(kept, None if same.all() else same))
+        self._outside = self._outside + (~same).sum(axis=0)
+        if self._next_look(self._known.rows + self._came.rows - 1) == self._known.rows + self._came.rows:
+            self._look()
+        return given
+
+    def _look(self) -> None:
+        """Take in the rows since the last look."""
+        width = len(self.clipped)
+        self._known.join(self._kept.choose(self._outside > MOVED * self._came.rows, self._came))
+        self._came, self._kept, self._outside = Moments(width), Moments(width), np.zeros(width, dtype=np.int64)
+        self._bound()
+
+    def _bound(self) -> None:
+        if self.scaling in FIXED:
+            most = np.where(self._declared & (self.scaling == "declared"), DEVIATIONS, np.inf)
+            self._low, self._high, self._bounded = -most, most, bool(np.isfinite(most).any())
+            return
+        known, deviation = self._known, self._known.deviation
+        self._unit = np.where(deviation > 0.0, deviation, 1.0)
+        varies = (deviation > 0.0) & (known.rows >= LOOK_ROWS)
+        span = np.where(varies, known.high - known.low, 0.0)
+        low = np.minimum(known.mean - DEVIATIONS * deviation, known.low - span)
+        high = np.maximum(known.mean + DEVIATIONS * deviation, known.high + span)
+        self._low, self._high = np.where(varies, low, -np.inf), np.where(varies, high, np.inf)
+        self._bounded = bool(varies.any())
+
+    def bounds(self) -> tuple[Floats, Floats]:
+        """Least and largest value (width,) that is not clipped; infinite where there is no bound."""
+        return self._low, self._high
+
+    def state(self) -> dict[str, Value]:
+        """A copy of everything; empty where nothing is scaled."""
+        if self.scaling in FIXED:
+            return {} if self.scaling == "none" else {"scaling": self.scaling, "clipped": self.clipped.copy()}
+        recent: dict[str, Any] = {"outside": self._outside.copy(), "clipped": self.clipped.copy()}
+        parts = self._known.state("known.") | self._came.state("came.") | self._kept.state("kept.") | recent
+        return {"scaling": self.scaling} | parts
+
+    def load(self, state: Mapping[str, Value]) -> None:
+        """Become what gave ``state``; of a release that did not scale there is none."""
+        self.scaling = state.get("scaling", "none")
+        if "clipped" in state:
+            self.clipped = np.array(state["clipped"])
+        if self.scaling in FIXED:
+            self._bound()
+            return
+        for prefix, moments in (("known.", self._known), ("came.", self._came), ("kept.", self._kept)):
+            moments.load(state, prefix)
+        self._outside = np.array(state["outside"])
+        self._bound()
