@@ -8,10 +8,11 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from broken import D
+from cases import asked, classes, values
 from pipelines import PATIENCE_S
 from river.multiclass import OneVsRestClassifier
 from river.optim import SGD
-from test_contract import D, asked, classes, values
 
 from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.protocol import Batch, State

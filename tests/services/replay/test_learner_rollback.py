@@ -12,7 +12,7 @@ import pytest
 from phases import killed_after
 from pipelines import MILLRACE, here, json_lines, millrace
 from poisoned import BAD, GOOD, begin, good_rows, instance, lines, newest, operation, planned, replay, send, versions
-from test_trainer import SOON_S, Shelf, soon
+from shelf import SOON_S, Shelf, soon
 
 from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import Change, decide

@@ -7,23 +7,20 @@ update: read the old form too. ``tests/recorded/write_folder.py`` says how the f
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pipelines import here, json_lines, millrace
+from release_before import BEFORE, flowers, label
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
 from millrace.services.pyfunc import _load_pyfunc
 from millrace.streams.journal.journal import summarise
-from millrace.streams.labels.served import LateLabel, encode
 from millrace.streams.parts import sha256
-from millrace.streams.records import Record
 
-BEFORE = Path(__file__).parents[2] / "recorded" / "before"
 BRANCHES = [("flowers", "main"), ("flowers", "replay-1"), ("mail", "main")]
 ROUNDING = 1e-9  # between processors
 
@@ -52,23 +49,6 @@ def status(folder: Path, pipeline: str, branch: str) -> dict[str, object]:
 def instance(folder: Path, pipeline: str) -> Instance:
     """The pipeline in a folder."""
     return Instance(load_pipeline(folder / f"{pipeline}.toml"), folder / ".millrace" / pipeline)
-
-
-def flowers(count: int) -> bytes:
-    """Rows of ``flowers``, as lines."""
-    chance = random.Random(11)
-    row = {"site": "north", "age": None, "town": "Ulm", "w": 4, "kind": "rose"}
-    return b"".join(json.dumps(row | {"x": [chance.randrange(9) for _ in range(4)]}).encode() + b"\n" for _ in range(count))
-
-
-def label(there: Instance) -> None:
-    """A label for a prediction that waits in the folder, as if it had come a millisecond after the newest record."""
-    source = there.source([there.loaded.pipeline.served_topic])
-    ((tp, (_, end)),) = source.bounds().items()
-    (newest,) = source.read(tp, end - 1, end).events
-    late = LateLabel("mail 7", True)
-    record = Record(encode(late), late.id.encode(), timestamp_ms=newest.timestamp_ms + 1)
-    there.log().append(there.loaded.pipeline.served_topic, [record])
 
 
 def send(folder: Path, pipeline: str, lines: bytes) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from either_log import KAFKA, swept
 from pipelines import json_lines, millrace
-from test_before import BEFORE, flowers
+from release_before import BEFORE, flowers
 
 from millrace.services.demo.broker import Broker, tables
 from millrace.streams.errors import StorageError

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from pipelines import PATIENCE_S, clean_environment, json_lines
-from test_before import BEFORE, flowers, label
+from release_before import BEFORE, flowers, label
 
 from millrace.learners.analytic.ridge import RidgeConfig
 from millrace.learners.declaration import LATER, declared, later

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from pipelines import here
-from test_before import BEFORE
+from release_before import BEFORE
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance

@@ -9,11 +9,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 from branches import HOST, SMALL, START_MS, Rooms, SteppedClock, everything, make_events, run_to_end
+from dying_storage import DyingStore, DyingStream
 from forks import TILL_7, Forked, finish, forked, never_poisoned, phases_to, poisoned, truth
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from late_labels import RULES, late_fold_spec, make_late_events
-from test_crash import DyingStore
 
 from millrace.streams.branch.branch import FoldSpec, refold, restore
 from millrace.streams.branch.forks import begin_fork, end_branch
@@ -142,23 +142,6 @@ def test_a_crash_after_any_phase_of_a_replay_changes_nothing(late):
     entries = [entry for entry in counted(there.journal, "mended", Cursor()) if isinstance(entry, Step)]
     list(refold(fold, entries, there.backends().source, there.how.reader_of(there.fork())))
     assert {name: pack(part) for name, part in fold.parts().items()} == whole
-
-
-class DyingStream(ListStream):
-    """A journal whose process dies at its ``at``-th append, before it or just after."""
-
-    def __init__(self, at: int, after: bool) -> None:
-        super().__init__()
-        self.left, self.after = at, after
-
-    def send(self, value):
-        self.left -= 1
-        if self.left == 0 and not self.after:
-            raise CrashError
-        sent = super().send(value)
-        if self.left == 0:
-            raise CrashError
-        return sent
 
 
 def survive(there: Forked) -> dict[str, bytes]:

@@ -8,8 +8,8 @@ from dataclasses import replace
 import msgspec
 import pytest
 from branches import HOST, SMALL, SteppedClock, everything, mark_at_once
+from dying_storage import DyingStream
 from forks import Forked, forked
-from test_forks import DyingStream
 
 from millrace.streams.branch.branch import Backends, in_force
 from millrace.streams.branch.verify import verify

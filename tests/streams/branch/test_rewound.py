@@ -10,11 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 from branches import HOST, SCHEMA, SMALL, Rooms, SteppedClock, everything, fold_spec, make_events, mark_at_once, run_to_end
+from dying_storage import DyingStore, DyingStream
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from late_labels import RULES, late_fold_spec, make_late_events
-from test_crash import DyingStore
-from test_forks import DyingStream
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.drift.alarms import DriftConfig

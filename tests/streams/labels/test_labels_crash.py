@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 from branches import SMALL, Rooms, dies, everything, run_to_end
+from dying_storage import DyingStore
 from late_labels import late_fold_spec, make_late_events
 from lossy import LossyWorker
-from test_crash import DyingStore
 
 from millrace.streams.branch.branch import refold
 from millrace.streams.branch.verify import verify

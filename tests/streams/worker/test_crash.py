@@ -7,12 +7,12 @@ import json
 
 import pytest
 from branches import SMALL, Rooms, dies, everything, fold_spec, make_events, run_to_end
+from dying_storage import DyingStore
 from lossy import WithoutRemainder
 
 from millrace.streams.branch.branch import refold, restore
 from millrace.streams.journal.entries import Step
 from millrace.streams.journal.journal import Cursor, counted, summarise
-from millrace.streams.journal.store import ListStore
 from millrace.streams.parts import pack
 from millrace.streams.source import Crash, CrashError
 from millrace.streams.state.fold import Fold
@@ -20,20 +20,6 @@ from millrace.streams.worker.worker import Worker
 
 ROWS = 60
 EVENTS = make_events(ROWS)
-
-
-class DyingStore(ListStore):
-    """A store whose process dies at the ``at``-th blob, once."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.left = at
-
-    def put(self, branch, blob):
-        self.left -= 1
-        if self.left == 0:
-            raise CrashError
-        return super().put(branch, blob)
 
 
 class Forgetful(Worker):
