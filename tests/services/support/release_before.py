@@ -20,11 +20,11 @@ def flowers(count: int) -> bytes:
     return b"".join(json.dumps(row | {"x": [chance.randrange(9) for _ in range(4)]}).encode() + b"\n" for _ in range(count))
 
 
-def label(there: Instance) -> None:
+def label(instance: Instance) -> None:
     """A label for a prediction that waits in the folder, as if it had come a millisecond after the newest record."""
-    source = there.source([there.loaded.pipeline.served_topic])
+    source = instance.source([instance.loaded.pipeline.served_topic])
     ((tp, (_, end)),) = source.bounds().items()
     (newest,) = source.read(tp, end - 1, end).events
     late = LateLabel("mail 7", True)
     record = Record(encode(late), late.id.encode(), timestamp_ms=newest.timestamp_ms + 1)
-    there.log().append(there.loaded.pipeline.served_topic, [record])
+    instance.log().append(instance.loaded.pipeline.served_topic, [record])

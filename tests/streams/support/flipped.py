@@ -44,17 +44,17 @@ def rooms(events: list[Event] | None = None) -> Rooms:
     return Rooms(flipped() if events is None else events, read_rows=50)
 
 
-def worker_in(found: Rooms, act: str = "version") -> Worker:
+def worker_in(home: Rooms, act: str = "version") -> Worker:
     """The next worker there."""
-    return found.worker(config=STEPS, how=watching(act))
+    return home.worker(config=STEPS, how=watching(act))
 
 
-def entries(found: Rooms, kind: type) -> list:
+def entries(home: Rooms, kind: type) -> list:
     """Those that count."""
-    return [entry for entry in counted(found.journal, "main", Cursor()) if isinstance(entry, kind)]
+    return [entry for entry in counted(home.journal, "main", Cursor()) if isinstance(entry, kind)]
 
 
-def alarms(found: Rooms) -> list[dict]:
+def alarms(home: Rooms) -> list[dict]:
     """What left, each once."""
-    left = {json.loads(record.value)["seq"]: json.loads(record.value) for record in found.producer.records["small.scores"]}
+    left = {json.loads(record.value)["seq"]: json.loads(record.value) for record in home.producer.records["small.scores"]}
     return [alarm for _, output in sorted(left.items()) for alarm in output["alarms"]]
