@@ -54,7 +54,7 @@ test-fast: .venv-test/.installed  ## the unit tests alone
 
 faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, then every fault on a real broker with what was seen of each invariant
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -m faults tests
-	PYTHONPATH=tests/faults:tests/services/support:tests/streams/support:tests/services/serving $(TEST)/python tests/faults/faults.py
+	PYTHONPATH=tests/faults:tests/services/support:tests/streams/support $(TEST)/python tests/faults/faults.py
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
 	$(TEST)/ruff check $(ROOMS) tests examples

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import uuid
 from pathlib import Path
 
@@ -18,6 +19,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# What an assertion in a support file compared is shown as it is for one in a test; this file's own imports come too early.
+SUPPORT = {file.stem for file in (ROOT / "tests").glob("*/support/*.py")}
+pytest.register_assert_rewrite(*SUPPORT - set(sys.modules))
 
 # The same examples every time, on any machine: a failure seen once is seen again, and nothing is kept on disk.
 settings.register_profile("millrace", derandomize=True, deadline=None, database=None)

@@ -182,6 +182,14 @@ def misplaced(tree: Iterable[Module]) -> Iterator[str]:
     yield from (f"{place} has {count} files; part it" for place, count in counts.items() if count > MAX_FILES)
 
 
+def tests_imported(tree: Iterable[Module]) -> Iterator[str]:
+    """Each import of a test module: what several tests share stands in a ``support`` folder."""
+    for module in tree:
+        for node, name in imports(module):
+            if any(part.startswith("test_") for part in name.split(".")[:-1]) or name.startswith("test_"):
+                yield module.at(node, f"imports {name}; put what both use into the support folder of its room")
+
+
 def used_arrows(tree: Iterable[Module]) -> dict[str, set[str]]:
     """The arrows that there are."""
     found: dict[str, set[str]] = {}

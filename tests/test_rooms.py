@@ -1,5 +1,7 @@
 """The table of sub-rooms: our files keep to it, and each way to leave it is caught."""
 
+import tomllib
+
 import house_rooms as rooms
 import pytest
 from house_rooms import ARROWS, EXCEPTIONS, NEVER
@@ -89,3 +91,20 @@ def test_a_sub_room_with_too_many_files_is_caught() -> None:
     """The twenty-first file parts it."""
     tree = [Module(f"streams/state/a{number}.py", "") for number in range(rooms.MAX_FILES + 1)]
     assert list(rooms.misplaced(tree)) == ["streams/state has 21 files; part it"]
+
+
+def test_no_test_imports_another() -> None:
+    """Nor does anything else under tests/; and of the folders that imports are looked for in, only the root holds tests."""
+    assert list(rooms.tests_imported(modules("tests"))) == []
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    assert [folder for folder in settings["pythonpath"] if any((ROOT / folder).glob("test_*.py"))] == ["tests"]
+
+
+@pytest.mark.parametrize(
+    "source", ["from test_kill import append", "import test_kill", "def f():\n    from tests.streams.test_kill import append"]
+)
+def test_an_import_of_a_test_is_caught(source: str) -> None:
+    """With the file, the line and what to do; a file whose functions alone are called so is no test."""
+    broken = [Module("tests/services/a.py", source), Module("tests/b.py", "from pages import test_page")]
+    (violation,) = rooms.tests_imported(broken)
+    assert violation.startswith("tests/services/a.py:") and "support folder" in violation

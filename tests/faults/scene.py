@@ -11,49 +11,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+import exactly_once
+from exactly_once import PIPELINE, Range, command, gram_error, instance_of, keys_in, ranges_read
 from fault_proxy import FaultProxy
 from pipelines import PATIENCE_S, clean_environment
 
-from millrace.services.config.config import load_pipeline
 from millrace.services.data.dead_letters import letters
 from millrace.services.demo.broker import Broker
 from millrace.services.demo.evidence import outputs_of
 from millrace.services.pipeline import backends as logs
-from millrace.services.pipeline.instance import Instance
-from millrace.services.processes import COMMAND
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.errors import StorageError
 from millrace.streams.journal.entries import Step
-from millrace.streams.journal.journal import Cursor, checked_entry, counted, summarise
+from millrace.streams.journal.journal import Cursor, checked_entry, summarise
 from millrace.streams.kafka.client import Link
 from millrace.streams.records import Record
 
-D = 5
 LOOK_S = 0.05
 # A broker that was killed has forgotten producers whose newest record is a day old (producer.id.expiration.ms), and takes what
 # they try again for new: with timestamps of 1970 rows stood twice in the log.
 BEGIN_MS = time.time_ns() // 1_000_000
 AWAY_S = 300.0  # that a broker may be, for a worker that lives through it
-PIPELINE = """
-name = "{name}"
-[label]
-name = "y"
-type = "integer"
-[[fields]]
-name = "x"
-size = 5
-[learner]
-kind = "ridge"
-solve_rows = 200
-[batch]
-rows = 100
-wait_ms = 50
-[worker]
-step_rows = 64
-step_ms = 0
-checkpoint_rows = 150
-version_rows = 1000
+ON_KAFKA = """
 [log]
 kind = "kafka"
 partitions = {partitions}
@@ -90,16 +69,9 @@ def until(true: Callable[[], bool], what: str) -> float:
     return time.monotonic() - start_s
 
 
-def row(number: int) -> tuple[list[int], int]:
-    """Integer features, so that the Gram matrix is exact however it is summed; one of a kind by its first."""
-    x = [number, *np.random.default_rng(number).integers(-9, 10, D - 1).tolist()]
-    return x, x[1] % 4
-
-
 def record(number: int) -> Record:
     """As it lies in the log."""
-    x, y = row(number)
-    return Record(json.dumps({"x": x, "y": y}).encode(), str(number).encode(), timestamp_ms=BEGIN_MS + number)
+    return exactly_once.record(number, BEGIN_MS)
 
 
 @dataclass
@@ -121,15 +93,14 @@ class Scene:
         self.folder = ground.folder / self.name
         self.folder.mkdir()
         self.pipeline = self.folder / "faults.toml"
-        numbers = {"partitions": partitions, "patience_s": patience_s}
-        text = PIPELINE.format(name=self.name, bootstrap=ground.broker.bootstrap, **numbers)
+        text = PIPELINE.format(name=self.name, checkpoint_rows=150, version_rows=1000)
+        text += ON_KAFKA.format(bootstrap=ground.broker.bootstrap, partitions=partitions, patience_s=patience_s)
         self.pipeline.write_text(text, encoding="utf-8")
         self.proxied = ["--set", f'log.kafka.bootstrap="127.0.0.1:{ground.proxy.port}"']
         self.home = self.folder
         self.sent = list[int]()  # numbers of good rows that the log has acknowledged
         self._workers = list[subprocess.Popen[bytes]]()
-        loaded = load_pipeline(self.pipeline)
-        self.instance = Instance(loaded, self.home / loaded.pipeline.name)
+        self.instance = instance_of(self.pipeline)
         self.link: Link = self.instance.log().link
         self.log = self.instance.log()
 
@@ -149,14 +120,13 @@ class Scene:
 
     def command(self, verb: str, *words: str) -> list[str]:
         """The command line of a fresh process."""
-        home = ["--home", str(self.home), "--output", "json"]
-        return [*COMMAND, verb, str(self.pipeline), *home, *words]
+        return command(verb, self.pipeline, *words, home=self.home)
 
     def worker(self, *words: str, follow: bool = True) -> subprocess.Popen[bytes]:
         """`millrace run --follow` in a process of its own."""
         with self.said.open("ab") as said:
-            command = self.command("run", *(["--follow"] if follow else []), *words)
-            worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=clean_environment())
+            line = self.command("run", *(["--follow"] if follow else []), *words)
+            worker = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=said, env=clean_environment())
         self._workers.append(worker)
         return worker
 
@@ -235,8 +205,7 @@ class Scene:
     def learned_once(self, numbers: Sequence[int], status: dict[str, object]) -> Shown:
         """Each record once in the log, by its id, and learned once: by count, the journal's reads, and the Gram matrix."""
         backends = self.instance.backends("main")
-        steps = [entry for entry in counted(backends.journal, "main", Cursor()) if isinstance(entry, Step)]
-        ids = self.ids([(tp, start, stop) for step in steps for tp, start, stop, _, _ in step.reads])
+        ids = self.ids(ranges_read(backends))
         lie = self.ids([(tp, low, high) for tp, (low, high) in backends.source.bounds().items()])
         once = sorted(ids) == sorted(lie) == sorted(numbers)
         name, holds, said = self.gram_of(ids, status)
@@ -246,17 +215,14 @@ class Scene:
         """The learner's sums are those of these rows, in the order they were read, but for the newest that wait."""
         waiting = int(str(status["waiting"]))  # for the rest of their batch
         state = load_checkpoint(self.instance.backends("main").store, self.summary().marks[-1])["learner"]
-        x = np.array([row(number)[0] for number in ids[: len(ids) - waiting]], dtype=np.int64).reshape(-1, D)
-        gram = np.concatenate([(x.T @ x)[at:, at] for at in range(D)]).astype(float)  # packed as LAPACK does
-        apart = float(np.abs(state["gram"] - gram).max()) / max(1.0, float(np.abs(gram).max()))
+        apart = gram_error(state, ids[: len(ids) - waiting])
         learned = status["learned"]
         holds = state["rows"] == learned == len(ids) - waiting and apart <= 1e-10
         return "I1", holds, f"{len(ids)} = learned {learned} + waiting {waiting}; G against the batch Gram: {apart:.0e}"
 
-    def ids(self, ranges: Sequence[tuple[str, int, int]]) -> list[int]:
+    def ids(self, ranges: Sequence[Range]) -> list[int]:
         """The numbers of the good rows there, in order."""
-        source = self.instance.backends("main").source
-        keys = [event.key for tp, start, stop in ranges for event in source.read(tp, start, stop).events]
+        keys = keys_in(self.instance.backends("main").source, ranges)
         return [int(key) for key in keys if key is not None and key.isdigit()]
 
     def folded_anew(self, verified: dict[str, object]) -> list[Shown]:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from pipelines import PIPELINE, facts, millrace, pipeline_in
 from scene import Ground, Shown, Told, until
-from served_pipeline import Load, Up, load, served
-from test_on_kafka import post, question
+from served_pipeline import Load, Up, load, post, question, served
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline import backends as logs

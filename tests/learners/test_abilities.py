@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from broken import ABLE_TWINS, Fades, Steps
-from test_contract import CASES, ROWS, Lessons, Make, Promise, asked, classes
+from cases import CASES, ROWS, Lessons, Make, Promise, asked, classes
 
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Discounts, Learner, RaisesRate

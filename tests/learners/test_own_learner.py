@@ -11,9 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from broken import D
+from cases import Promise, asked, classes
 from pages import ROOT, Block, blocks
 from pipelines import here
-from test_contract import PROMISES, D, Promise, asked, classes
+from promises import PROMISES
 
 from millrace.learners import table
 from millrace.learners.table import LEARNERS, Algorithm

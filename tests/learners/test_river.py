@@ -8,10 +8,11 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from broken import D
+from cases import asked, classes, values
 from pipelines import PATIENCE_S
 from river.multiclass import OneVsRestClassifier
 from river.optim import SGD
-from test_contract import D, asked, classes, values
 
 from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.protocol import Batch, State
@@ -106,7 +107,8 @@ def test_a_state_goes_through_its_bytes_and_on_as_before(name) -> None:
 HASH = """
 import hashlib, numpy as np, sys
 sys.path[:0] = {paths!r}
-from test_contract import D, classes
+from broken import D
+from cases import classes
 from millrace.learners.protocol import Batch
 from millrace.learners.river_adapter import MODELS, River, RiverConfig
 from millrace.streams.parts import pack

@@ -54,11 +54,11 @@ def done(folder: Path, *words: str, code: int = 0) -> str:
     """
     if words[0] in ("run", "send"):
         ended = millrace(*words, "--output", "json", cwd=folder)
-        found, out, err = ended.returncode, ended.stdout, ended.stderr
+        exit_code, out, err = ended.returncode, ended.stdout, ended.stderr
     else:
         looked = here(*words, "--output", "json", cwd=folder)
-        found, out, err = looked.exit_code, looked.stdout, looked.stderr
-    assert found == code and "Traceback" not in err, err
+        exit_code, out, err = looked.exit_code, looked.stdout, looked.stderr
+    assert exit_code == code and "Traceback" not in err, err
     assert code == 0 or not out
     return err if code else out
 
@@ -72,16 +72,16 @@ def sent(folder: Path, rows: list[bytes], *more: str) -> None:
 def events_of(folder: Path, topic: str, home: str = ".millrace") -> list[tuple[str, Event]]:
     """All records of a topic with their partitions."""
     source = SqliteSource(SqliteLog(folder / home / "digits" / "log.sqlite"), [topic])
-    found = []
+    events = []
     while reads := source.next_batch(4096):
-        found += [(read.tp, event) for read in reads for event in read.events]
-    return found
+        events += [(read.tp, event) for read in reads for event in read.events]
+    return events
 
 
-def accounted(found: dict[str, object]) -> int:
+def accounted(counts: dict[str, object]) -> int:
     """Records whose fate is known; the four add up to what was read."""
-    total = sum(int(str(found[name])) for name in ("learned", "passed", "rejected", "waiting"))
-    assert total == found["records"]
+    total = sum(int(str(counts[name])) for name in ("learned", "passed", "rejected", "waiting"))
+    assert total == counts["records"]
     return total
 
 
@@ -95,16 +95,16 @@ def test_every_bad_record_is_a_dead_letter_with_its_bytes_its_reason_and_its_pla
         rows.insert(9 * at, bad)
     sent(tmp_path, rows + bare)
     assert json_lines(done(tmp_path, "run", "digits.toml"))[0]["read"] == 120
-    found = facts(tmp_path)
-    assert (found["learned"], found["passed"], found["rejected"], found["waiting"]) == (103, 7, 10, 0)
+    counts = facts(tmp_path)
+    assert (counts["learned"], counts["passed"], counts["rejected"], counts["waiting"]) == (103, 7, 10, 0)
     places = {(tp, event.offset): event for tp, event in events_of(tmp_path, "digits")}
     letters = [event for _, event in events_of(tmp_path, "digits.dead-letters")]
     assert len(letters) == len(BAD)
     for letter in letters:
-        said = {name: text.decode() for name, text in decode_headers(letter.headers)}
-        original = places[f"{said['millrace.topic']}:{said['millrace.partition']}", int(said["millrace.offset"])]
-        assert letter.value == original.value and said["millrace.reason"] == BAD[letter.value] and said["millrace.detail"]
-        assert int(said["millrace.timestamp_ms"]) == original.timestamp_ms
+        headers = {name: text.decode() for name, text in decode_headers(letter.headers)}
+        original = places[f"{headers['millrace.topic']}:{headers['millrace.partition']}", int(headers["millrace.offset"])]
+        assert letter.value == original.value and headers["millrace.reason"] == BAD[letter.value] and headers["millrace.detail"]
+        assert int(headers["millrace.timestamp_ms"]) == original.timestamp_ms
     steps = [line for line in json_lines(done(tmp_path, "log", "digits.toml")) if line["kind"] == "step"]
     assert sorted(reason for step in steps for *_, reason in step["said"]["rejected"]) == sorted(BAD.values())
     assert json_lines(done(tmp_path, "verify", "digits.toml"))[0]["records"] == 120
@@ -115,17 +115,17 @@ def test_too_many_bad_records_stop_the_worker_and_a_higher_share_goes_on_without
     pipeline_in(tmp_path, text=PIPELINE + "step_rows = 64\nwindow_rows = 200\n")
     rows = [row for good in flower_rows(300) for row in (good, b'{"x": [1, 2, 3]}')]
     sent(tmp_path, rows)
-    said = done(tmp_path, "run", "digits.toml", code=1)
-    assert "32 of the last 64 records were refused (wrong-shape, such as digits:0 offset 1: Expected" in said
-    assert "topic digits.dead-letters, nothing is lost" in said and "raise worker.stop_share" in said
+    message = done(tmp_path, "run", "digits.toml", code=1)
+    assert "32 of the last 64 records were refused (wrong-shape, such as digits:0 offset 1: Expected" in message
+    assert "topic digits.dead-letters, nothing is lost" in message and "raise worker.stop_share" in message
     stopped = facts(tmp_path)
     assert accounted(stopped) == 64 and stopped["lag_rows"] == 536 and stopped["rejected"] == 32
     done(tmp_path, "run", "digits.toml", code=1)
     assert accounted(facts(tmp_path)) == 128
     sent(tmp_path, flower_rows(100, seed=5))
     done(tmp_path, "run", "digits.toml", "--set", "worker.stop_share=1")
-    found = facts(tmp_path)
-    assert accounted(found) == 700 and (found["rejected"], found["learned"], found["lag_rows"]) == (300, 400, 0)
+    counts = facts(tmp_path)
+    assert accounted(counts) == 700 and (counts["rejected"], counts["learned"], counts["lag_rows"]) == (300, 400, 0)
     assert len(events_of(tmp_path, "digits.dead-letters")) == 300
     done(tmp_path, "verify", "digits.toml")
 
@@ -138,8 +138,8 @@ def test_records_ahead_of_their_time_are_rejected_and_expire_nothing(tmp_path: P
     log.append("digits", [Record(row, timestamp_ms=next_year_ms) for row in flower_rows(5)])
     log.close()
     done(tmp_path, "run", "digits.toml")
-    found = facts(tmp_path)
-    assert accounted(found) == 35 and found["rejected"] == 5
+    counts = facts(tmp_path)
+    assert accounted(counts) == 35 and counts["rejected"] == 5
     steps = [line for line in json_lines(done(tmp_path, "log", "digits.toml")) if line["kind"] == "step"]
     assert max(int(step["said"]["clock_ms"]) for step in steps) < next_year_ms - 10**9
 
@@ -166,16 +166,16 @@ def test_a_full_disk_stops_with_one_sentence_and_with_room_everything_acknowledg
         done(tmp_path, "run", "digits.toml", *home)
         fill(disk, leave=250_000)
         (tmp_path / "rows.jsonl").write_bytes(b"\n".join(flower_rows(20_000)))
-        said = done(tmp_path, "send", "digits.toml", "rows.jsonl", *home, code=1)
-        assert "log.sqlite: the disk" in said and "nothing acknowledged was lost. Free space" in said
+        message = done(tmp_path, "send", "digits.toml", "rows.jsonl", *home, code=1)
+        assert "log.sqlite: the disk" in message and "nothing acknowledged was lost. Free space" in message
         (disk / "more").write_bytes(bytes(room(disk)))
-        said = done(tmp_path, "run", "digits.toml", *home, code=1)
-        assert "Free space" in said and len(said.splitlines()) <= 3
+        message = done(tmp_path, "run", "digits.toml", *home, code=1)
+        assert "Free space" in message and len(message.splitlines()) <= 3
         (disk / "ballast").unlink()
         (disk / "more").unlink()
         done(tmp_path, "run", "digits.toml", *home)
-        found = facts(tmp_path, *home)
-        assert accounted(found) == found["learned"] == len(events_of(tmp_path, "digits", "disk")) and found["lag_rows"] == 0
+        counts = facts(tmp_path, *home)
+        assert accounted(counts) == counts["learned"] == len(events_of(tmp_path, "digits", "disk")) and counts["lag_rows"] == 0
         done(tmp_path, "verify", "digits.toml", *home)
 
 
@@ -194,8 +194,8 @@ def test_a_read_only_home_is_one_sentence_with_the_choices(tmp_path: Path) -> No
         done(tmp_path, "run", "digits.toml", *home)
         make_read_only(disk)
         for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"], ["run", "digits.toml", "--branch", "b"]):
-            said = done(tmp_path, *words, *home, code=1)
-            assert "ake the folder writable, or name another with --home" in said and str(disk) in said
+            message = done(tmp_path, *words, *home, code=1)
+            assert "ake the folder writable, or name another with --home" in message and str(disk) in message
     (tmp_path / "file").write_text("not a folder")
     assert "--home" in done(tmp_path, "run", "digits.toml", "--home", "file", code=1)
 
@@ -218,15 +218,15 @@ def test_a_damaged_checkpoint_part_costs_time_and_nothing_else(damage: str, tmp_
             path.write_bytes(raw[:-1] if damage == "truncated" else bytes([raw[0] ^ 1]) + raw[1:])
         if damage == "missing":
             path.unlink()
-    said = done(tmp_path, "verify", "digits.toml", code=1)
-    assert [name for name in hurt[-3:] if name not in said] == []  # worker.keep is 3: what is not kept may be swept
+    message = done(tmp_path, "verify", "digits.toml", code=1)
+    assert [name for name in hurt[-3:] if name not in message] == []  # worker.keep is 3: what is not kept may be swept
     newest = marks[-1]["said"]["state_seq"]
-    assert f"First bad mark: seq {newest} (version" in said
+    assert f"First bad mark: seq {newest} (version" in message
     sent(tmp_path, flower_rows(50, 3))
     again = millrace("run", "digits.toml", "--output", "json", cwd=tmp_path)
     assert again.returncode == 0 and "going back to the one before" in again.stderr and hurt[-1] in again.stderr
-    found = facts(tmp_path)
-    assert accounted(found) == found["learned"] == 270 and found["lag_rows"] == 0
+    counts = facts(tmp_path)
+    assert accounted(counts) == counts["learned"] == 270 and counts["lag_rows"] == 0
 
 
 def test_offsets_that_are_gone_stop_the_run_with_the_choices_and_a_new_branch_goes_on(tmp_path: Path) -> None:
@@ -237,9 +237,9 @@ def test_offsets_that_are_gone_stop_the_run_with_the_choices_and_a_new_branch_go
     sent(tmp_path, flower_rows(60, 2))
     log = SqliteLog(tmp_path / ".millrace/digits/log.sqlite")
     log.delete_before("digits:0", 90)
-    said = done(tmp_path, "run", "digits.toml", code=1)
-    assert "digits:0: the state goes on at offset 60, but the log holds 90 to 119" in said
-    assert "Restore the log, or begin a branch from what is there with --branch NEW" in said
+    message = done(tmp_path, "run", "digits.toml", code=1)
+    assert "digits:0: the state goes on at offset 60, but the log holds 90 to 119" in message
+    assert "Restore the log, or begin a branch from what is there with --branch NEW" in message
     assert json_lines(done(tmp_path, "run", "digits.toml", "--branch", "new"))[0]["read"] == 30
     assert accounted(facts(tmp_path, "--branch", "new")) == 30
     log.close()
@@ -275,8 +275,8 @@ def test_a_recreated_log_is_not_taken_for_the_one_that_was_read(tmp_path: Path) 
     for path in (tmp_path / ".millrace/digits").glob("log.sqlite*"):
         path.unlink()
     sent(tmp_path, flower_rows(80, 2))
-    said = done(tmp_path, "run", "digits.toml", code=1)
-    assert "Topic digits is not the one branch main has read" in said and "--branch NEW" in said
+    message = done(tmp_path, "run", "digits.toml", code=1)
+    assert "Topic digits is not the one branch main has read" in message and "--branch NEW" in message
 
 
 def test_a_limit_on_bytes_that_was_lowered_since_takes_back_no_record(tmp_path: Path) -> None:
@@ -292,8 +292,12 @@ def test_a_pipeline_file_that_was_changed_is_told_what_the_branch_was_begun_with
     pipeline_in(tmp_path)
     sent(tmp_path, flower_rows(50))
     done(tmp_path, "run", "digits.toml")
-    said = done(tmp_path, "run", "digits.toml", "--set", "learner.gamma=2.5", "--set", "batch.rows=7", code=2)
-    assert "learner.gamma = 2.5 (begun with 0.5)" in said and "batch.rows = 7 (begun with " in said and "--branch NEW" in said
+    message = done(tmp_path, "run", "digits.toml", "--set", "learner.gamma=2.5", "--set", "batch.rows=7", code=2)
+    assert (
+        "learner.gamma = 2.5 (begun with 0.5)" in message
+        and "batch.rows = 7 (begun with " in message
+        and "--branch NEW" in message
+    )
     assert "weight = 'w' (begun with None)" in done(tmp_path, "run", "digits.toml", "--set", "weight=w", code=2)
     done(tmp_path, "run", "digits.toml", "--branch", "other", "--set", "learner.gamma=2.5")
     done(tmp_path, "run", "digits.toml")

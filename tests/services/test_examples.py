@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from broker_topics import forget
 from either_log import KAFKA, swept
 from pages import ROOT, Block, blocks, reading
-from test_on_kafka import forget
 
 EXAMPLES = ROOT / "examples"
 SHOWN = {  # example -> the pages that show it as it stands, and are played by test_pages.py or below

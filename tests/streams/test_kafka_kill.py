@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 from doomed import die_often
 from either_log import KAFKA, swept
-from pipelines import PATIENCE_S
-from test_kill import (
+from exactly_once import (
     ALL_HOLDS,
-    PIPELINE,
+    KILLS,
     ROWS,
     append,
     command,
@@ -28,6 +27,7 @@ from test_kill import (
     verify,
     what_was_learned,
 )
+from pipelines import PATIENCE_S
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline import backends as logs
@@ -46,7 +46,7 @@ def pipeline(tmp_path, broker):
     """A pipeline file in a folder of its own, on topics of its own."""
     path = tmp_path / "kills.toml"
     name = f"kills{time.monotonic_ns()}"
-    text = PIPELINE.replace('name = "kills"', f'name = "{name}"', 1)
+    text = KILLS.replace('name = "kills"', f'name = "{name}"', 1)
     path.write_text(
         f'{text}[log]\nkind = "kafka"\ntopic = "{name}"\n[log.kafka]\nbootstrap = "{broker.bootstrap}"\npatience_s = 300\n'
     )

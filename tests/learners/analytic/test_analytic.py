@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from family import NAMES, ONCE, imbalanced, made, same, taught
+from family import NAMES, ONCE, class_accuracy, imbalanced, made, same, taught, toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -204,29 +204,6 @@ def test_air_refuses_memory_over_its_limit_with_the_numbers() -> None:
 
 
 # --- the table of spec 1.4 --------------------------------------------------------------------------------------------
-
-
-def toy(
-    seed: int, correlated: bool, counts: tuple[int, ...] = (12000, 6000, 2500, 400, 120, 40)
-) -> tuple[Floats, Array, Floats, Array]:
-    """Six Gaussian classes of 24 features, with so many rows each; and 300 test rows of each."""
-    rng = np.random.default_rng(seed)
-    means, scale = rng.normal(0.0, 1.0, size=(6, 24)), rng.uniform(0.5, 1.5, size=(6, 24))
-    mixing = [np.eye(24) + (0.25 * rng.normal(size=(24, 24)) if correlated else 0.0) for _ in range(6)]
-
-    def draw(counts: tuple[int, ...]) -> tuple[Floats, Array]:
-        label = np.repeat(np.arange(6), counts)
-        x = np.concatenate([means[c] + (rng.normal(size=(n, 24)) * scale[c]) @ mixing[c] for c, n in enumerate(counts)])
-        return x, NAMES[label]
-
-    return (*draw(counts), *draw((300,) * 6))
-
-
-def class_accuracy(learner: Ridge, x: Floats, y: Array) -> float:
-    """Mean over classes of the share answered correctly."""
-    served = learner.servable()
-    said = np.array(served.classes, dtype=object)[served.predict_many(Batch(x)).argmax(axis=1)]
-    return float(np.mean([(said[y == name] == name).mean() for name in np.unique(y)]))
 
 
 @pytest.mark.parametrize("correlated", [False, True])

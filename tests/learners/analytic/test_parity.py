@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from family import ONCE, made, taught
-from test_analytic import class_accuracy, toy
+from family import ONCE, class_accuracy, made, taught, toy
 
 from millrace.learners.linear.servable import expanded
 from millrace.learners.protocol import Array, Floats

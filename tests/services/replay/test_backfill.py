@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from phases import killed_after
 from pipelines import MILLRACE, here, json_lines, millrace
-from poisoned import GOOD, TEXT, good_rows, instance, newest, operation, replay, versions
+from poisoned import GOOD, TEXT, good_rows, instance, newest, operation, replay, verified, versions
 
 from millrace.learners.errors import BadInputError
 from millrace.services.errors import OutdatedError
@@ -60,13 +60,6 @@ def plan_of(folder: Path, *words: str) -> dict[str, object]:
     return {line["what"]: line["value"] for line in json_lines(done.stdout)}
 
 
-def verified(folder: Path, *branches: str) -> None:
-    """Every branch is what its log says."""
-    for branch in branches:
-        proof = millrace("verify", "digits.toml", "--branch", branch, cwd=folder)
-        assert proof.returncode == 0, proof.stderr
-
-
 @pytest.mark.parametrize("first", [True, False])
 def test_a_warm_start_is_the_model_that_learned_the_file_and_then_the_stream(tmp_path: Path, first: bool) -> None:
     """Bit for bit, whether the stream was there or came after; the file's rows lie in a topic of their own; twice is once."""
@@ -106,8 +99,8 @@ def test_a_back_fill_takes_over_as_the_model_that_learned_the_file_first(tmp_pat
     assert (facts["records"], facts["from"]) == (GOOD, "nothing, at digits:0 0") and "140 rows of" in str(facts["backfill"])
     done = replay(folder, "run", str(facts["plan"]), "--output", "json")
     assert done.returncode == 0, done.stderr
-    (said,) = json_lines(done.stdout)
-    assert said["records"] == GOOD + 140 and learned(folder, "replay-1") == expected
+    (reported,) = json_lines(done.stdout)
+    assert reported["records"] == GOOD + 140 and learned(folder, "replay-1") == expected
     shown = here("replay", "diff", "digits.toml", "--output", "json", cwd=folder)
     assert shown.exit_code == 0 and json_lines(shown.stdout)
     assert here("replay", "take-over", "digits.toml", "--reason", "r", "--yes", cwd=folder).exit_code == 0
@@ -172,26 +165,26 @@ def test_a_file_that_changed_since_it_was_planned_is_refused_and_half_of_it_is_g
     """By its hash; rows that are in the topic already are not sent again; other rows there are refused."""
     folder = place(tmp_path / "there")
     append(folder, good_rows(1))
-    there = instance(folder)
-    planned = backfill.backfill_of(there, folder / "old.jsonl", {})
+    pipeline = instance(folder)
+    planned = backfill.backfill_of(pipeline, folder / "old.jsonl", {})
     assert planned.timestamp_ms == NOW_MS
-    log = there.log()
+    log = pipeline.log()
     log.create_topic("digits.backfill-x")
     log.append("digits.backfill-x", [Record(row, None, b"", NOW_MS) for row in good_rows(9, 140)[:50]])
-    backfill.fill(there, "x", planned)
+    backfill.fill(pipeline, "x", planned)
     assert log.bounds("digits.backfill-x:0") == (0, 140)
-    backfill.fill(there, "x", planned)
+    backfill.fill(pipeline, "x", planned)
     assert log.bounds("digits.backfill-x:0") == (0, 140)
     log.create_topic("digits.backfill-y")
     log.append("digits.backfill-y", [Record(row, None, b"", NOW_MS) for row in good_rows(8, 50)])
     with pytest.raises(OutdatedError, match="rows of another file"):
-        backfill.fill(there, "y", planned)
+        backfill.fill(pipeline, "y", planned)
     (folder / "old.jsonl").write_bytes(b"\n".join(good_rows(7, 140)))
     with pytest.raises(OutdatedError, match="is not what it was"):
-        backfill.fill(there, "z", planned)
+        backfill.fill(pipeline, "z", planned)
     (folder / "old.jsonl").write_bytes(b"")
     with pytest.raises(BadInputError, match="no rows"):
-        backfill.backfill_of(there, folder / "old.jsonl", {})
+        backfill.backfill_of(pipeline, folder / "old.jsonl", {})
 
 
 @pytest.mark.parametrize("warm", [True, False])

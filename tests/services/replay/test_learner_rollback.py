@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 import shlex
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 from phases import killed_after
 from pipelines import MILLRACE, here, json_lines, millrace
-from poisoned import BAD, GOOD, begin, good_rows, instance, lines, newest, operation, planned, replay, send, versions
-from test_trainer import SOON_S, Shelf, soon
+from poisoned import BAD, GOOD, good_rows, instance, lines, newest, operation, planned, replay, send, verified, versions
+from shelf import SOON_S, Shelf, soon
 
 from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import Change, decide
@@ -35,18 +34,6 @@ pytestmark = pytest.mark.slow
 BACK = ["rollback", "digits.toml", "--learner", "--reason", "poison", "--yes"]
 
 
-@pytest.fixture(scope="module")
-def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline that has learned poison, once for all of these tests."""
-    return begin(tmp_path_factory.mktemp("poisoned") / "there", with_poison=True)
-
-
-@pytest.fixture
-def there(poisoned: Path, tmp_path: Path) -> Path:
-    """A copy of it to do things to."""
-    return shutil.copytree(poisoned, tmp_path / "there")
-
-
 def state_of(folder: Path, version: str) -> dict:
     """The parts of a version."""
     branch = version.rpartition(".")[0]
@@ -62,40 +49,33 @@ def same_learner(folder: Path, branch: str, version: str) -> bool:
     )
 
 
-def sound(folder: Path, *branches: str) -> None:
-    """Every branch is what its log says."""
-    for branch in branches:
-        proof = millrace("verify", "digits.toml", "--branch", branch, cwd=folder)
-        assert proof.returncode == 0, proof.stderr
-
-
-def test_the_learner_goes_back_to_the_version_that_is_served_and_learning_goes_on(there: Path) -> None:
+def test_the_learner_goes_back_to_the_version_that_is_served_and_learning_goes_on(folder: Path) -> None:
     """A plan first; then the version's learner on the newest positions, which learns what comes; both branches are proved."""
-    good, bad = versions(there)
-    assert here("rollback", "digits.toml", "--reason", "poison", "--yes", cwd=there).exit_code == 0
-    assert here("serve", "digits.toml", good, "--reason", "poison", "--yes", cwd=there).exit_code == 0
-    shown = here(*BACK[:-1], "--output", "json", cwd=there)
-    assert shown.exit_code == 0 and "Nothing was changed" in shown.stderr and instance(there).branches() == ["main"]
-    (said,) = json_lines(shown.stdout)
-    assert (said["learner"], said["branch"], said["ends"], said["done"]) == (good, "rollback-1", "main", False)
-    assert said["not_relearned"] == BAD + GOOD
-    done = here(*BACK, cwd=there)
+    good, bad = versions(folder)
+    assert here("rollback", "digits.toml", "--reason", "poison", "--yes", cwd=folder).exit_code == 0
+    assert here("serve", "digits.toml", good, "--reason", "poison", "--yes", cwd=folder).exit_code == 0
+    shown = here(*BACK[:-1], "--output", "json", cwd=folder)
+    assert shown.exit_code == 0 and "Nothing was changed" in shown.stderr and instance(folder).branches() == ["main"]
+    (reported,) = json_lines(shown.stdout)
+    assert (reported["learner"], reported["branch"], reported["ends"], reported["done"]) == (good, "rollback-1", "main", False)
+    assert reported["not_relearned"] == BAD + GOOD
+    done = here(*BACK, cwd=folder)
     assert done.exit_code == 0, done.stderr
-    assert same_learner(there, "rollback-1", good) and operation(there, "rollback-1") == "taken-over"
-    assert instance(there).ledger().serving["default"] == Target(follow="rollback-1")
-    assert "name it with --branch rollback-1" in millrace("run", "digits.toml", cwd=there).stderr
-    send(there, good_rows(3), "till-1")
-    assert millrace("run", "digits.toml", "--branch", "rollback-1", cwd=there).returncode == 0
-    facts = {line["what"]: line["value"] for line in status(there, "rollback-1")}
+    assert same_learner(folder, "rollback-1", good) and operation(folder, "rollback-1") == "taken-over"
+    assert instance(folder).ledger().serving["default"] == Target(follow="rollback-1")
+    assert "name it with --branch rollback-1" in millrace("run", "digits.toml", cwd=folder).stderr
+    send(folder, good_rows(3), "till-1")
+    assert millrace("run", "digits.toml", "--branch", "rollback-1", cwd=folder).returncode == 0
+    facts = {line["what"]: line["value"] for line in status(folder, "rollback-1")}
     assert (facts["records"], facts["learner_of"], facts["parent"]) == (3 * GOOD + BAD, good, bad)
     assert facts["learned"] + facts["passed"] + facts["rejected"] + facts["waiting"] == facts["records"]
-    sound(there, "main", "rollback-1")
+    verified(folder, "main", "rollback-1")
     undo = shlex.split(done.stderr.splitlines()[-1].removeprefix("undo: millrace "))
-    undone = here(*undo, cwd=there)
+    undone = here(*undo, cwd=folder)
     assert undone.exit_code == 0, undone.stderr
-    assert same_learner(there, "rollback-2", bad)
-    sound(there, "rollback-1", "rollback-2")
-    assert [one.why for one in instance(there).ledger().counted if getattr(one, "state", "") == "taken-over"] == [
+    assert same_learner(folder, "rollback-2", bad)
+    verified(folder, "rollback-1", "rollback-2")
+    assert [record.why for record in instance(folder).ledger().counted if getattr(record, "state", "") == "taken-over"] == [
         "poison",
         "undo",
     ]
@@ -125,152 +105,152 @@ def stages(folder: Path, stop: int) -> None:
 
 
 @pytest.mark.parametrize("stop", range(5))
-def test_a_rollback_that_died_between_two_stages_is_gone_on_with_by_the_same_command(there: Path, stop: int) -> None:
+def test_a_rollback_that_died_between_two_stages_is_gone_on_with_by_the_same_command(folder: Path, stop: int) -> None:
     """And until the new branch has begun, nobody goes there or makes an empty one in its place."""
-    good = versions(there)[0]
-    stages(there, stop)
+    good = versions(folder)[0]
+    stages(folder, stop)
     if stop == 2:
-        assert heir_of(Archive(instance(there)), "main") == "main", "a trainer waits"
-        early = millrace("run", "digits.toml", "--branch", "rollback-1", cwd=there)
+        assert heir_of(Archive(instance(folder)), "main") == "main", "a trainer waits"
+        early = millrace("run", "digits.toml", "--branch", "rollback-1", cwd=folder)
         assert early.returncode == 1 and "has not begun it" in early.stderr
     if stop in (1, 2, 3, 4):
-        assert "rollback-1 of " in here("replay", "resume", "digits.toml", cwd=there).stderr
-        other = here("rollback", "digits.toml", versions(there)[-1], "--learner", "--reason", "r", "--yes", cwd=there)
+        assert "rollback-1 of " in here("replay", "resume", "digits.toml", cwd=folder).stderr
+        other = here("rollback", "digits.toml", versions(folder)[-1], "--learner", "--reason", "r", "--yes", cwd=folder)
         assert other.exit_code == 1 and f"under way, to {good}" in other.stderr
     if stop in (2, 3):
-        refused = here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=there)
+        refused = here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=folder)
         assert refused.exit_code == 1 and "can only go on now" in refused.stderr
     words = [*BACK[:2], *([good] if stop == 0 else []), *BACK[2:]]
-    done = here(*words, cwd=there)
+    done = here(*words, cwd=folder)
     assert done.exit_code == 0, done.stderr
-    assert operation(there, "rollback-1") == "taken-over" and same_learner(there, "rollback-1", good)
-    sound(there, "main", "rollback-1")
+    assert operation(folder, "rollback-1") == "taken-over" and same_learner(folder, "rollback-1", good)
+    verified(folder, "main", "rollback-1")
 
 
-def test_a_rollback_can_be_given_up_before_the_branch_has_ended(there: Path) -> None:
+def test_a_rollback_can_be_given_up_before_the_branch_has_ended(folder: Path) -> None:
     """A process that is still at it ends nothing, what it had stored is swept, and the branch goes on."""
-    stages(there, 1)
-    where, (good, bad) = instance(there), versions(there)
+    stages(folder, 1)
+    where, (good, bad) = instance(folder), versions(folder)
     plan = learner_rollback.plan_learner(where, good).plan
     marks = [learner_rollback.Archive(where).mark(version) for version in (bad, good)]
-    assert here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=there).exit_code == 0
-    assert operation(there, "rollback-1") == "aborted"
+    assert here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=folder).exit_code == 0
+    assert operation(folder, "rollback-1") == "aborted"
     with pytest.raises(NotCountedError, match="is aborted since"):
         learner_rollback._gate(Archive(where), plan, *marks)
     assert where.store().bytes_of("rollback-1") > 0
     sweep_ended(where, time.time() + 7200)
     assert where.store().bytes_of("rollback-1") == 0
-    assert millrace("run", "digits.toml", cwd=there).returncode == 0
+    assert millrace("run", "digits.toml", cwd=folder).returncode == 0
 
 
-def test_killed_after_any_write_the_same_command_goes_on(there: Path) -> None:
+def test_killed_after_any_write_the_same_command_goes_on(folder: Path) -> None:
     """Real kill -9 after a seeded count of its writes; the learner is the version's all the same."""
-    good, chance, deaths = versions(there)[0], random.Random(5), 0
+    good, chance, deaths = versions(folder)[0], random.Random(5), 0
     words = [*MILLRACE, *BACK[:2], good, *BACK[2:]]
     for _ in range(6):
-        deaths += killed_after(words, there, 1 + deaths + chance.randint(0, 2), chance)
-        if "rollback-1" in instance(there).ledger().operations and operation(there, "rollback-1") == "taken-over":
+        deaths += killed_after(words, folder, 1 + deaths + chance.randint(0, 2), chance)
+        if "rollback-1" in instance(folder).ledger().operations and operation(folder, "rollback-1") == "taken-over":
             break
-    states = {name: one.state for name, one in instance(there).ledger().operations.items()}
+    states = {name: record.state for name, record in instance(folder).ledger().operations.items()}
     if "taken-over" not in states.values():
-        assert here(*words[len(MILLRACE) :], cwd=there).exit_code == 0
+        assert here(*words[len(MILLRACE) :], cwd=folder).exit_code == 0
     print(f"killed {deaths} times; {states}")
     assert deaths, "none was killed"
-    heir = heir_of(Archive(instance(there)), "main")
-    assert heir.startswith("rollback-") and same_learner(there, heir, good)
-    sound(there, "main", heir)
+    heir = heir_of(Archive(instance(folder)), "main")
+    assert heir.startswith("rollback-") and same_learner(folder, heir, good)
+    verified(folder, "main", heir)
 
 
-def test_of_two_at_once_the_one_that_was_slower_is_given_up(there: Path) -> None:
+def test_of_two_at_once_the_one_that_was_slower_is_given_up(folder: Path) -> None:
     """No plan of it is left that would keep a version or a name; the other goes on."""
-    one = instance(there)
-    winner, version = learner_rollback.plan_learner(one, versions(there)[0]), versions(there)[1]
+    pipeline = instance(folder)
+    winner, version = learner_rollback.plan_learner(pipeline, versions(folder)[0]), versions(folder)[1]
     first = planned_operation(winner.plan.branch, "a", winner.plan.version, "first")
-    step(one, first)
-    loser = learner_rollback.plan_learner(one, version)
-    advance(one, first, "running", "first")
+    step(pipeline, first)
+    loser = learner_rollback.plan_learner(pipeline, version)
+    advance(pipeline, first, "running", "first")
     with pytest.raises(BusyError, match="rollback-1 of .* is running"):
-        learner_rollback.roll_back(one, loser, "second")
-    ledger = one.ledger()
-    assert (operation(there, "rollback-1"), operation(there, "rollback-2")) == ("running", "aborted")
+        learner_rollback.roll_back(pipeline, loser, "second")
+    ledger = pipeline.ledger()
+    assert (operation(folder, "rollback-1"), operation(folder, "rollback-2")) == ("running", "aborted")
     assert "rollback-1 of " in ledger.operations["rollback-2"].why and version not in ledger.named
 
 
-def test_it_waits_for_a_replay_and_refuses_what_cannot_go_on(there: Path) -> None:
+def test_it_waits_for_a_replay_and_refuses_what_cannot_go_on(folder: Path) -> None:
     """One operation at a time; a version that has read further; another configuration; an unknown version."""
-    good = versions(there)[0]
-    assert replay(there, "run", planned(there)).returncode == 0
-    busy = here(*BACK, cwd=there)
+    good = versions(folder)[0]
+    assert replay(folder, "run", planned(folder)).returncode == 0
+    busy = here(*BACK, cwd=folder)
     assert busy.exit_code == 1 and "replay-1 of " in busy.stderr
-    assert here("replay", "take-over", "digits.toml", "--reason", "r", "--yes", cwd=there).exit_code == 0
-    shown = here("rollback", "digits.toml", good, "--learner", "--reason", "r", cwd=there)
+    assert here("replay", "take-over", "digits.toml", "--reason", "r", "--yes", cwd=folder).exit_code == 0
+    shown = here("rollback", "digits.toml", good, "--learner", "--reason", "r", cwd=folder)
     assert shown.exit_code == 0 and "replay-1" in shown.stdout, "the branch that is live"
     for words, code, why in (
         (["main.99"], 1, "no version main.99"),
         ([good, "--set", "learner.gamma=2"], 2, "learned with another configuration"),
     ):
-        done = here("rollback", "digits.toml", *words, "--learner", "--reason", "r", "--yes", cwd=there)
+        done = here("rollback", "digits.toml", *words, "--learner", "--reason", "r", "--yes", cwd=folder)
         assert done.exit_code == code and why in done.stderr
-    other, mark = learner_rollback.LearnerPlan("x", good, "", "main"), learner_rollback.Archive(instance(there)).mark(good)
+    other, mark = learner_rollback.LearnerPlan("x", good, "", "main"), learner_rollback.Archive(instance(folder)).mark(good)
     with pytest.raises(MillraceError, match="has ended otherwise"):
-        learner_rollback._ended(Archive(instance(there)), other, mark)
+        learner_rollback._ended(Archive(instance(folder)), other, mark)
 
 
-def test_a_plan_that_was_never_run_can_be_given_up(there: Path) -> None:
+def test_a_plan_that_was_never_run_can_be_given_up(folder: Path) -> None:
     """By its hash or its branch; then it is not run."""
-    plan, other = planned(there), planned(there, "--exclude-offsets", "digits:0:200-219")
+    plan, other = planned(folder), planned(folder, "--exclude-offsets", "digits:0:200-219")
     for name in (plan[:12], "replay-2"):
-        assert here("replay", "abort", "digits.toml", name, "--reason", "r", "--yes", cwd=there).exit_code == 0
-    assert [operation(there, name) for name in ("replay-1", "replay-2")] == ["aborted", "aborted"]
+        assert here("replay", "abort", "digits.toml", name, "--reason", "r", "--yes", cwd=folder).exit_code == 0
+    assert [operation(folder, name) for name in ("replay-1", "replay-2")] == ["aborted", "aborted"]
     for name in (plan, other):
-        refused = here("replay", "run", "digits.toml", name, cwd=there)
+        refused = here("replay", "run", "digits.toml", name, cwd=folder)
         assert refused.exit_code == 1 and "is aborted already" in refused.stderr
-    assert here("replay", "abort", "digits.toml", "nothing-1", "--reason", "r", cwd=there).exit_code == 2
-    assert lines(there, "versions")
+    assert here("replay", "abort", "digits.toml", "nothing-1", "--reason", "r", cwd=folder).exit_code == 2
+    assert lines(folder, "versions")
 
 
-def test_a_live_trainer_waits_while_the_branch_changes_hands_and_goes_on_with_the_new_one(there: Path, monkeypatch) -> None:
+def test_a_live_trainer_waits_while_the_branch_changes_hands_and_goes_on_with_the_new_one(folder: Path, monkeypatch) -> None:
     """It makes no empty branch where the new one is to be; the rows that come meanwhile are learned there."""
-    where, good = instance(there), versions(there)[0]
+    where, good = instance(folder), versions(folder)[0]
     trainer = Trainer(where, "main", Shelf(where))
     soon(lambda: trainer.state().epoch > 0)
-    stages(there, 2)
+    stages(folder, 2)
     soon(lambda: "has ended (rollback)" in trainer.state().said or "another writer" in trainer.state().said.lower())
     looks: list[str] = []
     monkeypatch.setattr("millrace.services.training.trainer.heir_of", lambda *asked: looks.append(heir_of(*asked)) or looks[-1])
     soon(lambda: len(looks) == 2)
     assert looks == ["main", "main"] and trainer.state().branch == "main" and not where.has_branch("rollback-1")
-    assert here(*BACK, cwd=there).exit_code == 0
-    send(there, good_rows(3), "till-1")
+    assert here(*BACK, cwd=folder).exit_code == 0
+    send(folder, good_rows(3), "till-1")
     soon(lambda: trainer.state().branch == "rollback-1" and trainer.state().records == 3 * GOOD + BAD)
     trainer.stop(SOON_S)
-    _, parts = newest(there, "rollback-1")
-    assert parts["counts"]["counts"]["learned"] == 3 * GOOD + BAD and not same_learner(there, "rollback-1", good)
-    sound(there, "main", "rollback-1")
+    _, parts = newest(folder, "rollback-1")
+    assert parts["counts"]["counts"]["learned"] == 3 * GOOD + BAD and not same_learner(folder, "rollback-1", good)
+    verified(folder, "main", "rollback-1")
 
 
-def test_a_live_trainer_goes_on_with_its_branch_where_the_rollback_is_given_up(there: Path) -> None:
+def test_a_live_trainer_goes_on_with_its_branch_where_the_rollback_is_given_up(folder: Path) -> None:
     """The branch had been taken from it, and nobody was to go on in its place."""
-    where = instance(there)
+    where = instance(folder)
     trainer = Trainer(where, "main", Shelf(where))
     soon(lambda: trainer.state().epoch > 0)
-    stages(there, 1)
+    stages(folder, 1)
     taken = Worker(where.fold_spec, where.backends("main"), where.loaded.pipeline.worker, identity_of_worker(where, "main"))
     taken.close()
     soon(lambda: not trainer.state().running)
-    assert here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=there).exit_code == 0
-    send(there, good_rows(3), "till-1")
+    assert here("replay", "abort", "digits.toml", "--reason", "r", "--yes", cwd=folder).exit_code == 0
+    send(folder, good_rows(3), "till-1")
     soon(lambda: trainer.state().records == 3 * GOOD + BAD and trainer.state().epoch > taken.epoch)
     assert trainer.stop(SOON_S).branch == "main"
-    sound(there, "main")
+    verified(folder, "main")
 
 
-def test_rollback_goes_to_the_learners_version_while_the_new_branch_has_none(there: Path) -> None:
+def test_rollback_goes_to_the_learners_version_while_the_new_branch_has_none(folder: Path) -> None:
     """It is what answers there, so a plain `rollback` finds it at night without being told a name."""
-    version = versions(there)[0]
-    assert here("rollback", "digits.toml", version, *BACK[2:], cwd=there).exit_code == 0
-    (row,) = lines(there, "rollback", "--reason", "x")
+    version = versions(folder)[0]
+    assert here("rollback", "digits.toml", version, *BACK[2:], cwd=folder).exit_code == 0
+    (row,) = lines(folder, "rollback", "--reason", "x")
     assert (row["from"], row["to"]) == ("the newest of rollback-1", f"version {version}")
-    assert millrace("run", "digits.toml", "--branch", "rollback-1", cwd=there).returncode == 0
-    (row,) = lines(there, "rollback", "--reason", "x")
-    assert row["to"] == f"version {versions(there)[-1]}" != f"version {version}"
+    assert millrace("run", "digits.toml", "--branch", "rollback-1", cwd=folder).returncode == 0
+    (row,) = lines(folder, "rollback", "--reason", "x")
+    assert row["to"] == f"version {versions(folder)[-1]}" != f"version {version}"

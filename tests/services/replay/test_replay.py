@@ -44,18 +44,6 @@ KILLS = 10
 
 
 @pytest.fixture(scope="module")
-def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline that has learned poison, once for all of these tests."""
-    return begin(tmp_path_factory.mktemp("poisoned") / "there", with_poison=True)
-
-
-@pytest.fixture
-def there(poisoned: Path, tmp_path: Path) -> Path:
-    """A copy of it to do things to."""
-    return shutil.copytree(poisoned, tmp_path / "there")
-
-
-@pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same stream where the poisoner never came."""
     return begin(tmp_path_factory.mktemp("clean") / "there", with_poison=False)
@@ -66,46 +54,46 @@ def serving(folder: Path) -> Target:
     return instance(folder).ledger().serving["default"]
 
 
-def test_the_replayed_model_is_the_one_that_never_saw_the_poison_and_takes_over(there: Path, clean: Path) -> None:
+def test_the_replayed_model_is_the_one_that_never_saw_the_poison_and_takes_over(folder: Path, clean: Path) -> None:
     """G, Q and answers to 1e-8; a certificate of another process; the old branch ends and names the new one; the undo works."""
-    plan = planned(there)
-    done = replay(there, "run", plan[:12], "--output", "json")
+    plan = planned(folder)
+    done = replay(folder, "run", plan[:12], "--output", "json")
     assert done.returncode == 0, done.stderr
-    (said,) = json_lines(done.stdout)
-    assert (said["branch"], said["records"], said["learned"]) == ("replay-1", BAD + GOOD, 2 * GOOD)
+    (reported,) = json_lines(done.stdout)
+    assert (reported["branch"], reported["records"], reported["learned"]) == ("replay-1", BAD + GOOD, 2 * GOOD)
     assert f"0 of {BAD + GOOD} records" in done.stderr
-    _, mended = newest(there, "replay-1")
+    _, mended = newest(folder, "replay-1")
     _, never = newest(clean, "main")
-    _, poisoned = newest(there, "main")
+    _, poisoned = newest(folder, "main")
     for part in ("learner", "derived"):
         assert difference(mended[part], never[part]) <= LIMIT
         assert difference(poisoned[part], never[part]) > LIMIT
     assert mended["counts"]["counts"] == {"learned": 2 * GOOD, "passed": BAD, "rejected": 0}
-    certificate = instance(there).ledger().certificates[said["version"]]
-    assert (certificate.verdict, certificate.base) == ("equal", f"version {versions(there)[0]}")
+    certificate = instance(folder).ledger().certificates[reported["version"]]
+    assert (certificate.verdict, certificate.base) == ("equal", f"version {versions(folder)[0]}")
     for nearest in (True, False):
-        proved = prove_version(instance(there), said["version"], nearest).proved
-        assert [mark.version for mark in proved] == [said["version"]], "by itself, as `millrace up` does it"
-    before = {line["what"]: line["value"] for line in json_lines(status(there, "replay-1"))}
+        proved = prove_version(instance(folder), reported["version"], nearest).proved
+        assert [mark.version for mark in proved] == [reported["version"]], "by itself, as `millrace up` does it"
+    before = {line["what"]: line["value"] for line in json_lines(status(folder, "replay-1"))}
     assert (before["learned"], before["passed"], before["rejected"]) == (2 * GOOD, BAD, 0), "though it lets nothing out"
-    compared = {line["what"]: line for line in lines(there, "replay", "diff")}
+    compared = {line["what"]: line for line in lines(folder, "replay", "diff")}
     assert compared["prequential_rows"] == {"what": "prequential_rows", "served": BAD + GOOD, "replayed": GOOD}
     assert compared["prequential_accuracy"]["replayed"] > compared["prequential_accuracy"]["served"]
-    shown = replay(there, "take-over", "--reason", "mended")
-    assert shown.returncode == 0 and "Nothing was changed" in shown.stderr and serving(there) == Target(follow="main")
-    taken = replay(there, "take-over", "--reason", "mended", "--yes")
-    assert taken.returncode == 0 and serving(there) == Target(follow="replay-1") and operation(there) == "taken-over"
-    refused = millrace("run", "digits.toml", cwd=there)
+    shown = replay(folder, "take-over", "--reason", "mended")
+    assert shown.returncode == 0 and "Nothing was changed" in shown.stderr and serving(folder) == Target(follow="main")
+    taken = replay(folder, "take-over", "--reason", "mended", "--yes")
+    assert taken.returncode == 0 and serving(folder) == Target(follow="replay-1") and operation(folder) == "taken-over"
+    refused = millrace("run", "digits.toml", cwd=folder)
     assert refused.returncode == 1 and "name it with --branch replay-1" in refused.stderr
-    send(there, good_rows(3), "till-1")
-    assert millrace("run", "digits.toml", "--branch", "replay-1", cwd=there).returncode == 0
+    send(folder, good_rows(3), "till-1")
+    assert millrace("run", "digits.toml", "--branch", "replay-1", cwd=folder).returncode == 0
     for branch in ("main", "replay-1"):
-        assert millrace("verify", "digits.toml", "--branch", branch, cwd=there).returncode == 0
-    facts = {line["what"]: line["value"] for line in json_lines(status(there, "replay-1"))}
-    assert facts["excludes"] == "header producer=till-7" and facts["parent"] == versions(there)[0]
+        assert millrace("verify", "digits.toml", "--branch", branch, cwd=folder).returncode == 0
+    facts = {line["what"]: line["value"] for line in json_lines(status(folder, "replay-1"))}
+    assert facts["excludes"] == "header producer=till-7" and facts["parent"] == versions(folder)[0]
     assert facts["records"] == 3 * GOOD + BAD, "its scores are let out since it is followed"
     undo = taken.stderr.splitlines()[-1].removeprefix("undo: millrace ").split()
-    assert here(*undo, cwd=there).exit_code == 0 and serving(there) == Target(follow="main")
+    assert here(*undo, cwd=folder).exit_code == 0 and serving(folder) == Target(follow="main")
 
 
 def status(folder: Path, branch: str) -> str:
@@ -145,16 +133,16 @@ def test_a_signal_stops_a_replay_with_the_way_on(tmp_path: Path) -> None:
     assert replay(folder, "resume").returncode == 0 and operation(folder) == "done"
 
 
-def test_a_proof_that_was_killed_is_said_to_be_and_is_done_again_by_resume(there: Path) -> None:
+def test_a_proof_that_was_killed_is_said_to_be_and_is_done_again_by_resume(folder: Path) -> None:
     """By lack of memory, say: then it has said nothing itself."""
-    process = started(there, "run", planned(there))
+    process = started(folder, "run", planned(folder))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while process.poll() is None and not (proving := children.read_text(encoding="utf-8").split()):
         time.sleep(0.01)
     os.kill(int(proving[0]), signal.SIGKILL)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1 and "not proved: the process ended with -9; `millrace replay resume` tries again" in err
-    assert replay(there, "resume").returncode == 0 and operation(there) == "done"
+    assert replay(folder, "resume").returncode == 0 and operation(folder) == "done"
 
 
 def under_way(folder: Path) -> subprocess.Popen[str]:
@@ -178,107 +166,107 @@ def refused(folder: Path, *words: str) -> str:
     return done.stderr
 
 
-def test_a_plan_holds_while_what_it_was_made_from_does(there: Path) -> None:
+def test_a_plan_holds_while_what_it_was_made_from_does(folder: Path) -> None:
     """Refused where the endpoint's target, the configuration or what the log has is another; new records do not count."""
-    plan = planned(there)
-    assert here("rollback", "digits.toml", versions(there)[0], "--reason", "r", "--yes", cwd=there).exit_code == 0
-    assert "other is what is served (planned: the newest of main; now: version" in refused(there, "run", plan)
-    assert here("serve", "digits.toml", "--follow", "main", "--reason", "r", "--yes", cwd=there).exit_code == 0
-    assert "other is the configuration" in refused(there, "run", plan, "--set", "batch.rows=30")
-    instance(there).log().delete_before("digits:0", GOOD + 1)
-    assert "other is what the log still has" in refused(there, "run", plan)
-    assert operation(there) == "planned"
+    plan = planned(folder)
+    assert here("rollback", "digits.toml", versions(folder)[0], "--reason", "r", "--yes", cwd=folder).exit_code == 0
+    assert "other is what is served (planned: the newest of main; now: version" in refused(folder, "run", plan)
+    assert here("serve", "digits.toml", "--follow", "main", "--reason", "r", "--yes", cwd=folder).exit_code == 0
+    assert "other is the configuration" in refused(folder, "run", plan, "--set", "batch.rows=30")
+    instance(folder).log().delete_before("digits:0", GOOD + 1)
+    assert "other is what the log still has" in refused(folder, "run", plan)
+    assert operation(folder) == "planned"
 
 
-def test_new_records_do_not_count(there: Path) -> None:
+def test_new_records_do_not_count(folder: Path) -> None:
     """They are read too."""
-    plan = planned(there)
-    send(there, good_rows(4, 50), "till-1")
-    done = replay(there, "run", plan, "--output", "json")
+    plan = planned(folder)
+    send(folder, good_rows(4, 50), "till-1")
+    done = replay(folder, "run", plan, "--output", "json")
     assert done.returncode == 0 and json_lines(done.stdout)[0]["records"] == BAD + GOOD + 50
 
 
-def test_a_recreated_topic_is_refused(there: Path) -> None:
+def test_a_recreated_topic_is_refused(folder: Path) -> None:
     """The log is not the one that was planned over."""
-    plan = planned(there)
-    for leftover in (there / ".millrace" / "digits").glob("log.sqlite*"):
+    plan = planned(folder)
+    for leftover in (folder / ".millrace" / "digits").glob("log.sqlite*"):
         leftover.unlink()
     for part in (1, 2, 3):
-        send(there, good_rows(part), "till-1")
-    assert "the topics" in refused(there, "run", plan)
+        send(folder, good_rows(part), "till-1")
+    assert "the topics" in refused(folder, "run", plan)
 
 
-def test_a_plan_says_what_retention_has_taken_and_from_where_a_replay_is_possible(there: Path) -> None:
+def test_a_plan_says_what_retention_has_taken_and_from_where_a_replay_is_possible(folder: Path) -> None:
     """From the oldest version it is not."""
-    instance(there).log().delete_before("digits:0", GOOD + 30)
-    words = ["--from", versions(there)[0], "--reason", "r"]
-    said = refused(there, "plan", *words)
-    assert "Retention has taken 30 records of digits:0" in said and f"possible from: {versions(there)[1]}" in said
-    proof = here("verify", "digits.toml", "--version", versions(there)[0], cwd=there)
+    instance(folder).log().delete_before("digits:0", GOOD + 30)
+    words = ["--from", versions(folder)[0], "--reason", "r"]
+    refusal = refused(folder, "plan", *words)
+    assert "Retention has taken 30 records of digits:0" in refusal and f"possible from: {versions(folder)[1]}" in refusal
+    proof = here("verify", "digits.toml", "--version", versions(folder)[0], cwd=folder)
     assert proof.exit_code == 1 and "cannot be folded again. Verify versions while it has" in proof.stderr
 
 
-def test_what_a_plan_offers_instead_is_there(there: Path) -> None:
+def test_what_a_plan_offers_instead_is_there(folder: Path) -> None:
     """Not a version that was let go, which it would refuse in its turn."""
-    send(there, good_rows(3), "till-1")
+    send(folder, good_rows(3), "till-1")
     kept, alias = ["--set", "versions.keep=1"], ["--alias", "first", "--reason", "r", "--yes"]
-    assert here("promote", "digits.toml", versions(there)[0], *alias, cwd=there).exit_code == 0
-    assert millrace("run", "digits.toml", *kept, cwd=there).returncode == 0
-    instance(there).log().delete_before("digits:0", GOOD + 30)
-    first, gone, last = versions(there)
-    said = refused(there, "plan", "--from", first, "--reason", "r")
-    assert f"possible from: {last}." in said and gone not in said
+    assert here("promote", "digits.toml", versions(folder)[0], *alias, cwd=folder).exit_code == 0
+    assert millrace("run", "digits.toml", *kept, cwd=folder).returncode == 0
+    instance(folder).log().delete_before("digits:0", GOOD + 30)
+    first, gone, last = versions(folder)
+    refusal = refused(folder, "plan", "--from", first, "--reason", "r")
+    assert f"possible from: {last}." in refusal and gone not in refusal
 
 
-def test_a_plan_counts_what_it_leaves_out_and_keeps_no_key_in_clear(there: Path) -> None:
+def test_a_plan_counts_what_it_leaves_out_and_keeps_no_key_in_clear(folder: Path) -> None:
     """By offsets, by time, by key; and says how another configuration differs."""
-    version, till = versions(there)[0], "digits:0:200-219"
+    version, till = versions(folder)[0], "digits:0:200-219"
     ways = (["--exclude-offsets", till], ["--exclude-time", "0..4102444800000"], ["--exclude-key", "customer 4711"])
-    found = []
+    counts = []
     for way in ways:
         words = ["--from", version, *way, "--reason", "r", "--set", "batch.rows=30", "--output", "json"]
-        done = here("replay", "plan", "digits.toml", *words, cwd=there)
+        done = here("replay", "plan", "digits.toml", *words, cwd=folder)
         facts = {line["what"]: line["value"] for line in json_lines(done.stdout)}
-        found.append(facts["excluded"])
+        counts.append(facts["excluded"])
         assert facts["configuration"] == "batch.rows = 30 (begun with 20)"
         assert facts["records"] == BAD + GOOD and facts["bytes"] > 0 and facts["rows_per_s"] > 0
-    assert found == [20, BAD + GOOD, 0]
-    assert not [path for path in there.rglob("*") if path.is_file() and b"customer 4711" in path.read_bytes()]
+    assert counts == [20, BAD + GOOD, 0]
+    assert not [path for path in folder.rglob("*") if path.is_file() and b"customer 4711" in path.read_bytes()]
     for tp in ("digts:0", "digits:1"):  # a typing error would leave out nothing
         words = ["--from", version, "--exclude-offsets", f"{tp}:0-9", "--reason", "r"]
-        done = here("replay", "plan", "digits.toml", *words, cwd=there)
+        done = here("replay", "plan", "digits.toml", *words, cwd=folder)
         assert done.exit_code == 2 and f"The log has no {tp} to leave out" in done.stderr
     for change in ("learner.gamma=2", "seed=8", "fields=[{name='x'}]", "labels.horizon_ms=5"):
-        done = here("replay", "plan", "digits.toml", "--from", version, "--reason", "r", "--set", change, cwd=there)
+        done = here("replay", "plan", "digits.toml", "--from", version, "--reason", "r", "--set", change, cwd=folder)
         assert done.exit_code in (1, 2) and not done.stdout, change
 
 
-def test_of_two_operators_the_second_is_refused_with_who_and_when(there: Path) -> None:
+def test_of_two_operators_the_second_is_refused_with_who_and_when(folder: Path) -> None:
     """One after the other, at once, with the same plan and with another; until the first is given up."""
-    first, second = planned(there), planned(there, "--exclude-offsets", "digits:0:200-219")
-    one, other = started(there, "run", first), started(there, "run", second)
-    said = [process.communicate(timeout=PATIENCE_S)[1] for process in (one, other)]
-    codes = [one.returncode, other.returncode]
-    assert sorted(codes) == [0, 1], said
-    late = said[codes.index(1)]
+    first, second = planned(folder), planned(folder, "--exclude-offsets", "digits:0:200-219")
+    earlier, other = started(folder, "run", first), started(folder, "run", second)
+    errors = [process.communicate(timeout=PATIENCE_S)[1] for process in (earlier, other)]
+    codes = [earlier.returncode, other.returncode]
+    assert sorted(codes) == [0, 1], errors
+    late = errors[codes.index(1)]
     assert (
         "and a pipeline has one replay at a time" in late
         and f" is {'running' if 'running' in late else 'done'} since 2" in late
     )
     winner, loser = ("replay-1", second) if codes[0] == 0 else ("replay-2", first)
-    assert f"{winner} of " in refused(there, "run", loser)
-    assert "is done already" in refused(there, "run", first if codes[0] == 0 else second)
-    assert "Compare it with" in refused(there, "resume")
-    assert here("rollback", "digits.toml", versions(there)[0], "--reason", "never held up", "--yes", cwd=there).exit_code == 0
-    assert here("serve", "digits.toml", "--follow", "main", "--reason", "nor this", "--yes", cwd=there).exit_code == 0
-    assert here("replay", "abort", "digits.toml", "--reason", "wrong", cwd=there).exit_code == 0
-    assert operation(there, winner) == "done", "without --yes nothing changes"
-    assert here("replay", "abort", "digits.toml", "--reason", "wrong", "--yes", cwd=there).exit_code == 0
+    assert f"{winner} of " in refused(folder, "run", loser)
+    assert "is done already" in refused(folder, "run", first if codes[0] == 0 else second)
+    assert "Compare it with" in refused(folder, "resume")
+    assert here("rollback", "digits.toml", versions(folder)[0], "--reason", "never held up", "--yes", cwd=folder).exit_code == 0
+    assert here("serve", "digits.toml", "--follow", "main", "--reason", "nor this", "--yes", cwd=folder).exit_code == 0
+    assert here("replay", "abort", "digits.toml", "--reason", "wrong", cwd=folder).exit_code == 0
+    assert operation(folder, winner) == "done", "without --yes nothing changes"
+    assert here("replay", "abort", "digits.toml", "--reason", "wrong", "--yes", cwd=folder).exit_code == 0
     assert (
-        "has ended (aborted). Nothing goes on from it" in millrace("run", "digits.toml", "--branch", winner, cwd=there).stderr
+        "has ended (aborted). Nothing goes on from it" in millrace("run", "digits.toml", "--branch", winner, cwd=folder).stderr
     )
-    assert replay(there, "run", loser).returncode == 0
-    assert "No replay is under way" in refused(begin_nothing(there), "diff")
+    assert replay(folder, "run", loser).returncode == 0
+    assert "No replay is under way" in refused(begin_nothing(folder), "diff")
 
 
 def begin_nothing(folder: Path) -> Path:
@@ -302,40 +290,40 @@ def test_an_abort_stops_a_live_replay_and_is_refused_while_the_endpoint_follows_
     assert late.exit_code == 1 and "has ended (aborted), and nothing goes on from it" in late.stderr
 
 
-def test_a_take_over_that_died_half_way_is_done_again_and_one_that_came_second_ends_nothing(there: Path) -> None:
+def test_a_take_over_that_died_half_way_is_done_again_and_one_that_came_second_ends_nothing(folder: Path) -> None:
     """The endpoint first, then the end of the old branch, then the ledger's word."""
-    assert replay(there, "run", planned(there)).returncode == 0
-    stale = replaying.plan_take_over(instance(there))
-    version = versions(there)[0]
-    assert here("rollback", "digits.toml", version, "--reason", "meanwhile", "--yes", cwd=there).exit_code == 0
+    assert replay(folder, "run", planned(folder)).returncode == 0
+    stale = replaying.plan_take_over(instance(folder))
+    version = versions(folder)[0]
+    assert here("rollback", "digits.toml", version, "--reason", "meanwhile", "--yes", cwd=folder).exit_code == 0
     with pytest.raises(NotCountedError, match=f"serve version {version}"):
-        replaying.take_over(instance(there), stale, "mine")
-    assert millrace("run", "digits.toml", cwd=there).returncode == 0, "main has not ended"
-    succession = replaying.plan_take_over(instance(there))
-    decide(instance(there), succession.change, "and dies")
+        replaying.take_over(instance(folder), stale, "mine")
+    assert millrace("run", "digits.toml", cwd=folder).returncode == 0, "main has not ended"
+    succession = replaying.plan_take_over(instance(folder))
+    decide(instance(folder), succession.change, "and dies")
     for _ in range(2):
-        if operation(there) == "done":
-            assert here("replay", "take-over", "digits.toml", "--reason", "again", "--yes", cwd=there).exit_code == 0
-    assert serving(there) == Target(follow="replay-1") and operation(there) == "taken-over"
-    assert "Branch main has ended (replay)" in millrace("run", "digits.toml", cwd=there).stderr
+        if operation(folder) == "done":
+            assert here("replay", "take-over", "digits.toml", "--reason", "again", "--yes", cwd=folder).exit_code == 0
+    assert serving(folder) == Target(follow="replay-1") and operation(folder) == "taken-over"
+    assert "Branch main has ended (replay)" in millrace("run", "digits.toml", cwd=folder).stderr
 
 
-def test_a_second_replay_begins_where_the_first_has_taken_over(there: Path) -> None:
+def test_a_second_replay_begins_where_the_first_has_taken_over(folder: Path) -> None:
     """A fork of a fork; and the branch that ends is the one that is live."""
-    assert replay(there, "run", planned(there)).returncode == 0
-    begin_nothing(there)
-    send(there, good_rows(5), "till-9")
-    assert millrace("run", "digits.toml", "--branch", "replay-1", cwd=there).returncode == 0
-    version = next(name for name in versions(there) if name.startswith("replay-1."))
+    assert replay(folder, "run", planned(folder)).returncode == 0
+    begin_nothing(folder)
+    send(folder, good_rows(5), "till-9")
+    assert millrace("run", "digits.toml", "--branch", "replay-1", cwd=folder).returncode == 0
+    version = next(name for name in versions(folder) if name.startswith("replay-1."))
     words = ["--from", version, "--exclude-header", "producer=till-9", "--reason", "r", "--output", "json"]
     facts = {
-        line["what"]: line["value"] for line in json_lines(here("replay", "plan", "digits.toml", *words, cwd=there).stdout)
+        line["what"]: line["value"] for line in json_lines(here("replay", "plan", "digits.toml", *words, cwd=folder).stdout)
     }
     assert (facts["branch"], facts["excluded"]) == ("replay-2", GOOD)
-    older = here("replay", "plan", "digits.toml", "--from", versions(there)[0], *words[2:], cwd=there)
-    said = {line["what"]: line["value"] for line in json_lines(older.stdout)}
-    assert said["excludes"] == "header producer=till-7; header producer=till-9", "from before it too: what was poison stays out"
-    assert replay(there, "run", facts["plan"]).returncode == 0
-    begin_nothing(there)
-    assert "--branch replay-2" in millrace("run", "digits.toml", "--branch", "replay-1", cwd=there).stderr
-    assert serving(there) == Target(follow="replay-2")
+    older = here("replay", "plan", "digits.toml", "--from", versions(folder)[0], *words[2:], cwd=folder)
+    plan = {line["what"]: line["value"] for line in json_lines(older.stdout)}
+    assert plan["excludes"] == "header producer=till-7; header producer=till-9", "from before it too: what was poison stays out"
+    assert replay(folder, "run", facts["plan"]).returncode == 0
+    begin_nothing(folder)
+    assert "--branch replay-2" in millrace("run", "digits.toml", "--branch", "replay-1", cwd=folder).stderr
+    assert serving(folder) == Target(follow="replay-2")

@@ -51,11 +51,11 @@ def shop(folder: Path, default: str, poison: bool) -> Instance:
     """A pipeline that was live, minute by minute; for eight minutes a labeller called till-7 answered before the others."""
     folder.mkdir()
     (folder / "shop.toml").write_text(PIPELINE.replace("DEFAULT", default))
-    there = Instance(load_pipeline(folder / "shop.toml"), folder / "shop")
+    pipeline = Instance(load_pipeline(folder / "shop.toml"), folder / "shop")
     for minute in range(MINUTES):
-        there.log().append("shop.served", list(records(minute, poison)))
-        running.run(there, "main", running.Bounds(), take_over=False)
-    return there
+        pipeline.log().append("shop.served", list(records(minute, poison)))
+        running.run(pipeline, "main", running.Bounds(), take_over=False)
+    return pipeline
 
 
 def records(minute: int, poison: bool):
@@ -74,30 +74,30 @@ def records(minute: int, poison: bool):
             yield record(LateLabel(f"r{minute}.{number}", "ab"[number % 2], 1), at_ms + 30_000, "till-1")
 
 
-def record(said: Prediction | LateLabel, at_ms: int, producer: str) -> Record:
+def record(content: Prediction | LateLabel, at_ms: int, producer: str) -> Record:
     """As the log has it, keyed by id."""
     headers = encode_headers((("producer", producer.encode()),))
-    return Record(encode(said), said.id.encode(), headers, at_ms)
+    return Record(encode(content), content.id.encode(), headers, at_ms)
 
 
-def replayed(there: Instance, file: Path | None = None) -> tuple[dict, dict]:
+def replayed(pipeline: Instance, file: Path | None = None) -> tuple[dict, dict]:
     """The learner's state and the join's counts of a replay from the last version before the poison."""
-    marks = [mark for mark in summarise(there.journal("main"), "main").marks if mark.version]
+    marks = [mark for mark in summarise(pipeline.journal("main"), "main").marks if mark.version]
     version = marks[POISON_FROM - 1].version
     origin = Origin(str(version), file=file)
-    plan_sha256, _, extent, _ = make_plan(there, origin, [Header("producer", "till-7")])
+    plan_sha256, _, extent, _ = make_plan(pipeline, origin, [Header("producer", "till-7")])
     assert extent.excluded == (POISON_TO - POISON_FROM) * EACH
-    _, plan = load_plan(there, plan_sha256)
-    archive, ledger = Archive(there), there.ledger()
+    _, plan = load_plan(pipeline, plan_sha256)
+    archive, ledger = Archive(pipeline), pipeline.ledger()
     replay._caught_up(archive, live_branch(archive, ledger), plan, check_plan(archive, ledger, plan))
-    backends = there.backends(plan.branch)
-    assert verify(there.fold_spec, backends, plan.branch, 3).findings == []
-    return state(there, plan.branch)
+    backends = pipeline.backends(plan.branch)
+    assert verify(pipeline.fold_spec, backends, plan.branch, 3).findings == []
+    return state(pipeline, plan.branch)
 
 
-def state(there: Instance, branch: str) -> tuple[dict, dict]:
+def state(pipeline: Instance, branch: str) -> tuple[dict, dict]:
     """The newest."""
-    parts = load_checkpoint(there.store(), summarise(there.journal(branch), branch).marks[-1])
+    parts = load_checkpoint(pipeline.store(), summarise(pipeline.journal(branch), branch).marks[-1])
     return parts["learner"], parts["join"]["counts"]
 
 
@@ -122,8 +122,8 @@ def test_rows_whose_only_label_is_left_out_get_no_default(tmp_path: Path) -> Non
 def test_a_replay_on_a_path_of_its_own_loses_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken twin: it reads one partition before the other, and horizons end whose labels lie in that."""
     monkeypatch.setattr(replay, "Retraced", lambda source, path: source)
-    there = shop(tmp_path / "poisoned", "", poison=True)
-    _, counts = replayed(there)
+    pipeline = shop(tmp_path / "poisoned", "", poison=True)
+    _, counts = replayed(pipeline)
     assert counts["joined"] < JOINED
 
 

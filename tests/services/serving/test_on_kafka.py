@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from broker_topics import forget, on
 from either_log import KAFKA, swept
 from pipelines import PIPELINE, facts, here, json_lines, late_rows, millrace, pipeline_in
 from poisoned import BAD, GOOD, TEXT, begin, good_rows, instance, lines, planned, replay, send, versions
@@ -17,8 +18,7 @@ from served_pipeline import load, post, question, served, until
 from millrace.learners.errors import ConfigError
 from millrace.services.config.config import kafka_secrets, load_pipeline
 from millrace.services.pipeline import backends as logs
-from millrace.streams.kafka.client import Link
-from millrace.streams.kafka.cluster import Cluster, Secrets, security
+from millrace.streams.kafka.cluster import security
 from millrace.streams.labels.served import LateLabel, encode
 from millrace.streams.records import Record
 from millrace.streams.sharding import by_murmur2
@@ -27,26 +27,12 @@ SHARDED = PIPELINE.replace("seed = 7", "seed = 7\nshards = 2").replace("gamma = 
 LATE = "\n[labels]\nhorizon_ms = 600000\ngrace_ms = 60000\n"
 
 
-def on(broker) -> str:
-    """The tables of a pipeline file that put it there."""
-    return f'\n[log]\nkind = "kafka"\n[log.kafka]\nbootstrap = "{broker.bootstrap}"\n'
-
-
 @pytest.fixture
 def tables(broker, tmp_path: Path) -> Iterator[str]:
     """Where to put a pipeline called digits, of which the broker knows nothing afterwards."""
     with swept():
         yield on(broker)
         forget(broker, next(tmp_path.rglob("digits.toml")))
-
-
-def forget(broker, pipeline: Path, called: str = "digits") -> None:
-    """Delete the topics of the pipeline of that name, and close this process's own connections."""
-    link = Link(Cluster(broker.bootstrap), Secrets(), 1 << 20)
-    link.delete([name for name in link.names() if name.startswith(called)])
-    link.close()
-    logs.OnKafka(load_pipeline(pipeline).pipeline)._readers.link.close()
-    logs._connected.cache_clear()
 
 
 def told(folder: Path) -> dict[str, object]:

@@ -7,34 +7,21 @@ update: read the old form too. ``tests/recorded/write_folder.py`` says how the f
 from __future__ import annotations
 
 import json
-import random
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pipelines import here, json_lines, millrace
+from release_before import BEFORE, flowers, label
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
 from millrace.services.pyfunc import _load_pyfunc
 from millrace.streams.journal.journal import summarise
-from millrace.streams.labels.served import LateLabel, encode
 from millrace.streams.parts import sha256
-from millrace.streams.records import Record
 
-BEFORE = Path(__file__).parents[2] / "recorded" / "before"
 BRANCHES = [("flowers", "main"), ("flowers", "replay-1"), ("mail", "main")]
 ROUNDING = 1e-9  # between processors
-
-
-@pytest.fixture
-def there(tmp_path: Path) -> Path:
-    """A copy to do things to."""
-    for file in BEFORE.glob("*.toml"):
-        shutil.copy(file, tmp_path)
-    shutil.copytree(BEFORE / "home", tmp_path / ".millrace")
-    return tmp_path
 
 
 def told(folder: Path, *words: str) -> list[dict[str, object]]:
@@ -52,23 +39,6 @@ def status(folder: Path, pipeline: str, branch: str) -> dict[str, object]:
 def instance(folder: Path, pipeline: str) -> Instance:
     """The pipeline in a folder."""
     return Instance(load_pipeline(folder / f"{pipeline}.toml"), folder / ".millrace" / pipeline)
-
-
-def flowers(count: int) -> bytes:
-    """Rows of ``flowers``, as lines."""
-    chance = random.Random(11)
-    row = {"site": "north", "age": None, "town": "Ulm", "w": 4, "kind": "rose"}
-    return b"".join(json.dumps(row | {"x": [chance.randrange(9) for _ in range(4)]}).encode() + b"\n" for _ in range(count))
-
-
-def label(there: Instance) -> None:
-    """A label for a prediction that waits in the folder, as if it had come a millisecond after the newest record."""
-    source = there.source([there.loaded.pipeline.served_topic])
-    ((tp, (_, end)),) = source.bounds().items()
-    (newest,) = source.read(tp, end - 1, end).events
-    late = LateLabel("mail 7", True)
-    record = Record(encode(late), late.id.encode(), timestamp_ms=newest.timestamp_ms + 1)
-    there.log().append(there.loaded.pipeline.served_topic, [record])
 
 
 def send(folder: Path, pipeline: str, lines: bytes) -> None:
@@ -91,63 +61,63 @@ def go_on(folder: Path, pipeline: str, branch: str) -> dict[str, object]:
     return status(folder, pipeline, branch)
 
 
-def test_status_and_versions_say_what_they_said(there: Path) -> None:
+def test_status_and_versions_say_what_they_said(folder: Path) -> None:
     """Counts, what was refused, who goes on for whom, names, and what the endpoint serves."""
-    main, replayed = status(there, "flowers", "main"), status(there, "flowers", "replay-1")
+    main, replayed = status(folder, "flowers", "main"), status(folder, "flowers", "replay-1")
     assert (main["learned"], main["passed"], main["rejected"], main["ended"]) == (315, 25, 1, "replay")
     assert (main["successor"], main["alias_champion"]) == ("replay-1", "main.9")
     assert (replayed["learned"], replayed["passed"], replayed["rejected"]) == (312, 88, 1)
     assert (replayed["parent"], replayed["excludes"]) == ("main.18", "header producer=till-7")
     assert replayed["serves_default"] == "newest of replay-1"
-    mail = status(there, "mail", "main")
+    mail = status(folder, "mail", "main")
     assert (mail["records"], mail["learned"], mail["labels_joined"], mail["labels_awaited"]) == (445, 205, 205, 35)
     names = ["main.9", "main.18", "main.27", "replay-1.10", "replay-1.16"]
-    listed = told(there, "versions", "flowers.toml")
-    assert [one["version"] for one in listed] == names and {one["parts"] for one in listed} == {"whole"}
+    listed = told(folder, "versions", "flowers.toml")
+    assert [line["version"] for line in listed] == names and {line["parts"] for line in listed} == {"whole"}
 
 
 @pytest.mark.parametrize(("pipeline", "branch"), BRANCHES)
-def test_what_the_file_declares_has_the_hash_that_the_fork_names(pipeline: str, branch: str, there: Path) -> None:
+def test_what_the_file_declares_has_the_hash_that_the_fork_names(pipeline: str, branch: str, folder: Path) -> None:
     """Declarations are the same bytes as before, whatever keys have come since."""
-    found = instance(there, pipeline)
-    fork = summarise(found.journal(branch), branch).fork
+    opened = instance(folder, pipeline)
+    fork = summarise(opened.journal(branch), branch).fork
     assert fork is not None
-    fold_spec = found.fold_spec
+    fold_spec = opened.fold_spec
     assert (sha256(fold_spec.config), sha256(fold_spec.schema.declared)) == (fork.config_sha256, fork.features_sha256)
 
 
 @pytest.mark.parametrize(("pipeline", "branch"), BRANCHES)
-def test_every_version_is_proved_and_learning_goes_on(pipeline: str, branch: str, there: Path) -> None:
+def test_every_version_is_proved_and_learning_goes_on(pipeline: str, branch: str, folder: Path) -> None:
     """The log is folded again to the bit; more rows, or a label that comes late, are learned and proved too."""
-    (proof,) = told(there, "verify", f"{pipeline}.toml", "--branch", branch)
-    versions = [one["version"] for one in told(there, "versions", f"{pipeline}.toml") if one["branch"] == branch]
+    (proof,) = told(folder, "verify", f"{pipeline}.toml", "--branch", branch)
+    versions = [line["version"] for line in told(folder, "versions", f"{pipeline}.toml") if line["branch"] == branch]
     assert set(versions) <= set(proof["proved"]) and (proof["unproved"], proof["findings"]) == (0, 0)
     if (pipeline, branch) == ("flowers", "main"):  # it has ended
-        refused = here("run", "flowers.toml", cwd=there)
+        refused = here("run", "flowers.toml", cwd=folder)
         assert refused.exit_code == 1 and "replay-1" in refused.stderr
         return
-    after = go_on(there, pipeline, branch)
+    after = go_on(folder, pipeline, branch)
     if pipeline == "mail":
         assert (after["labels_joined"], after["labels_awaited"]) == (206, 34)
 
 
 @pytest.mark.slow
-def test_it_is_proved_on_another_kind_of_processor(there: Path) -> None:
+def test_it_is_proved_on_another_kind_of_processor(folder: Path) -> None:
     """OpenBLAS computes otherwise there, so states are compared by value; residuals, which are rounding alone, may differ."""
     words = ["verify", "flowers.toml", "--branch", "replay-1", "--output", "json"]
-    done = millrace(*words, cwd=there, env={"OPENBLAS_CORETYPE": "Nehalem"})
+    done = millrace(*words, cwd=folder, env={"OPENBLAS_CORETYPE": "Nehalem"})
     assert done.returncode == 0, done.stderr
     (proof,) = json_lines(done.stdout)
     assert (proof["unproved"], proof["findings"]) == (0, 0)
 
 
-def test_it_is_rolled_back_and_replayed(there: Path) -> None:
+def test_it_is_rolled_back_and_replayed(folder: Path) -> None:
     """To a version of the branch that has ended; and a replay of a replay is planned, without what that one leaves out."""
-    told(there, "rollback", "flowers.toml", "main.9", "--reason", "to the first", "--yes")
-    assert status(there, "flowers", "main")["serves_default"] == "main.9"
+    told(folder, "rollback", "flowers.toml", "main.9", "--reason", "to the first", "--yes")
+    assert status(folder, "flowers", "main")["serves_default"] == "main.9"
     reason = ["--reason", "without the middle", "--output", "json"]
     planned = here(
-        "replay", "plan", "flowers.toml", "--from", "replay-1.10", "--exclude-offsets", "flowers:0:350-360", *reason, cwd=there
+        "replay", "plan", "flowers.toml", "--from", "replay-1.10", "--exclude-offsets", "flowers:0:350-360", *reason, cwd=folder
     )
     assert planned.exit_code == 0, planned.stderr
     facts = {line["what"]: line["value"] for line in json_lines(planned.stdout)}
@@ -157,15 +127,17 @@ def test_it_is_rolled_back_and_replayed(there: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("folder", [pytest.param(path, id=path.name) for path in sorted((BEFORE / "exported").iterdir())])
-def test_an_exported_version_answers_what_it_answered(folder: Path, there: Path) -> None:
+@pytest.mark.parametrize(
+    "exported_before", [pytest.param(path, id=path.name) for path in sorted((BEFORE / "exported").iterdir())]
+)
+def test_an_exported_version_answers_what_it_answered(exported_before: Path, folder: Path) -> None:
     """Its weights are what replicas load; exported again from the kept store they answer the same."""
-    recorded = json.loads((BEFORE / "answers.json").read_text())[folder.name]
-    pipeline, _, version = folder.name.partition("-")
-    done = here("export", f"{pipeline}.toml", version, there / "again", cwd=there)
+    recorded = json.loads((BEFORE / "answers.json").read_text())[exported_before.name]
+    pipeline, _, version = exported_before.name.partition("-")
+    done = here("export", f"{pipeline}.toml", version, folder / "again", cwd=folder)
     assert done.exit_code == 0, done.stderr
-    assert (there / "again" / "schema.json").read_bytes() == (folder / "schema.json").read_bytes()
-    for exported in (folder, there / "again"):
+    assert (folder / "again" / "schema.json").read_bytes() == (exported_before / "schema.json").read_bytes()
+    for exported in (exported_before, folder / "again"):
         answers = _load_pyfunc(str(exported)).predict(recorded["columns"])
         np.testing.assert_allclose(answers["scores"], recorded["scores"], rtol=0.0, atol=ROUNDING)
         assert answers["label"].tolist() == recorded["label"]

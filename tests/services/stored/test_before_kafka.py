@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from either_log import KAFKA, swept
 from pipelines import json_lines, millrace
-from test_before import BEFORE, flowers
+from release_before import BEFORE, flowers
 
 from millrace.services.demo.broker import Broker, tables
 from millrace.streams.errors import StorageError
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path) -> Iterator[Path]:
     """The pipeline in a folder, its log, journals and ledger on a broker that has what was left."""
     home = os.environ.get("KAFKA_HOME")
     with tarfile.open(BEFORE / "broker.tar.gz") as packed:
@@ -49,14 +49,14 @@ def told(folder: Path, *words: str) -> list[dict[str, object]]:
     return json_lines(done.stdout)
 
 
-def test_topics_of_the_release_before_are_gone_on_with(there: Path) -> None:
+def test_topics_of_the_release_before_are_gone_on_with(folder: Path) -> None:
     """What they said is proved, more rows are learned and proved, and the endpoint goes back to an old version."""
-    facts = {line["what"]: line["value"] for line in told(there, "status", "till.toml", "--branch", "main")}
+    facts = {line["what"]: line["value"] for line in told(folder, "status", "till.toml", "--branch", "main")}
     assert (facts["learned"], facts["passed"], facts["rejected"], facts["successor"]) == (318, 22, 1, "replay-1")
-    (there / "now.jsonl").write_bytes(flowers(40))
-    assert millrace("send", "till.toml", "now.jsonl", cwd=there).returncode == 0
-    (done,) = told(there, "run", "till.toml", "--branch", "replay-1")
+    (folder / "now.jsonl").write_bytes(flowers(40))
+    assert millrace("send", "till.toml", "now.jsonl", cwd=folder).returncode == 0
+    (done,) = told(folder, "run", "till.toml", "--branch", "replay-1")
     assert done["read"] == 40
-    (proof,) = told(there, "verify", "till.toml", "--branch", "replay-1")
+    (proof,) = told(folder, "verify", "till.toml", "--branch", "replay-1")
     assert done["version"] in proof["proved"] and (proof["unproved"], proof["findings"]) == (0, 0)
-    told(there, "rollback", "till.toml", "main.9", "--reason", "to the first", "--yes")
+    told(folder, "rollback", "till.toml", "main.9", "--reason", "to the first", "--yes")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from pipelines import PATIENCE_S, clean_environment, json_lines
-from test_before import BEFORE, flowers, label
+from release_before import BEFORE, flowers, label
 
 from millrace.learners.analytic.ridge import RidgeConfig
 from millrace.learners.declaration import LATER, declared, later
@@ -76,7 +76,7 @@ def grown(source: Path, kinds: list[type]) -> None:
     named = {kind.__name__ for kind in kinds}
     bodies = [node.body for node in ast.parse(source.read_text()).body if isinstance(node, ast.ClassDef) and node.name in named]
     assert len(bodies) == len(kinds)
-    for at in sorted((max(one.end_lineno for one in body if isinstance(one, ast.AnnAssign)) for body in bodies), reverse=True):
+    for at in sorted((max(key.end_lineno for key in body if isinstance(key, ast.AnnAssign)) for body in bodies), reverse=True):
         lines.insert(at, "    tilt: int = later(0)")
     lines.insert(lines.index("from __future__ import annotations") + 1, f"from {later.__module__} import later")
     source.write_text("\n".join(lines) + "\n")
@@ -89,20 +89,11 @@ def next_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for room in ROOMS:
         here = Path(str(import_module(f"millrace.{room}").__file__)).parent
         shutil.copytree(here, tree / "millrace" / room, ignore=shutil.ignore_patterns("__pycache__"))
-        found = {kind: Path(str(inspect.getsourcefile(kind))) for kind in GROWN if kind.__module__.split(".")[1] == room}
-        for source in set(found.values()):
-            kinds = [kind for kind in found if found[kind] == source]
+        files = {kind: Path(str(inspect.getsourcefile(kind))) for kind in GROWN if kind.__module__.split(".")[1] == room}
+        for source in set(files.values()):
+            kinds = [kind for kind in files if files[kind] == source]
             grown(tree / "millrace" / room / source.relative_to(here), kinds)
     return tree
-
-
-@pytest.fixture
-def there(tmp_path: Path) -> Path:
-    """A copy of the kept folder."""
-    for file in BEFORE.glob("*.toml"):
-        shutil.copy(file, tmp_path)
-    shutil.copytree(BEFORE / "home", tmp_path / ".millrace")
-    return tmp_path
 
 
 def told(release: Path, folder: Path, *commands: str) -> list[tuple[int, str, str]]:
@@ -119,23 +110,23 @@ def told(release: Path, folder: Path, *commands: str) -> list[tuple[int, str, st
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return [(code, out, said) for code, out, said in json_lines(done.stdout)]
+    return [(code, out, error) for code, out, error in json_lines(done.stdout)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pipeline", "branch"), [("flowers", "replay-1"), ("mail", "main")])
 def test_a_begun_branch_goes_on_with_new_keys_at_their_default(
-    pipeline: str, branch: str, next_release: Path, there: Path
+    pipeline: str, branch: str, next_release: Path, folder: Path
 ) -> None:
     """Looked at, learned on, proved and exported by a release that has a key more in every table and in the fields."""
     if pipeline == "mail":
-        label(Instance(load_pipeline(there / "mail.toml"), there / ".millrace" / "mail"))
-    (there / "now.jsonl").write_bytes(flowers(40))
+        label(Instance(load_pipeline(folder / "mail.toml"), folder / ".millrace" / "mail"))
+    (folder / "now.jsonl").write_bytes(flowers(40))
     file, of = f"{pipeline}.toml", f"--branch {branch} --output json"
     version = "replay-1.10" if pipeline == "flowers" else "main.15"
     commands = ["send flowers.toml now.jsonl", f"config show {file} --output json", f"status {file} {of}"]
     commands += [f"run {file} {of}", f"verify {file} {of}", f"export {file} {version} new"]
-    done = told(next_release, there, *commands)
+    done = told(next_release, folder, *commands)
     assert [code for code, _, _ in done] == [0] * len(commands), done
     _, (_, shown, _), _, (_, ran, _), (_, proved, _), _ = done
     keys = {str(line["key"]) for line in json_lines(shown)}
@@ -145,20 +136,20 @@ def test_a_begun_branch_goes_on_with_new_keys_at_their_default(
     (proof,) = json_lines(proved)
     assert json_lines(ran)[0]["version"] in proof["proved"] and (proof["unproved"], proof["findings"]) == (0, 0)
     (schema,) = (path.read_bytes() for path in (BEFORE / "exported").glob(f"{pipeline}-*/schema.json"))
-    assert (there / "new" / "schema.json").read_bytes() == schema
+    assert (folder / "new" / "schema.json").read_bytes() == schema
 
 
-def test_a_new_key_with_another_value_is_refused_by_name(next_release: Path, there: Path) -> None:
+def test_a_new_key_with_another_value_is_refused_by_name(next_release: Path, folder: Path) -> None:
     """With what to do about it."""
     flags = [("flowers", "batch"), ("flowers", "learner"), ("flowers", "drift"), ("flowers", "evaluate"), ("mail", "labels")]
     commands = [f"run {pipeline}.toml --branch {BRANCH[pipeline]} --set {table}.tilt=3" for pipeline, table in flags]
-    text = (there / "flowers.toml").read_text()
-    (there / "tilted.toml").write_text(text.replace("size = 4", "size = 4\ntilt = 3"))
-    done = told(next_release, there, *commands, "run tilted.toml --branch replay-1")
-    for (code, _, said), key in zip(done, [*(f"{table}.tilt" for _, table in flags), "fields[0].tilt"], strict=True):
-        assert code == 2, said
-        assert f"{key} = 3 (begun without it)" in said
-        assert "Set it back, or begin a branch with --branch NEW." in said
+    text = (folder / "flowers.toml").read_text()
+    (folder / "tilted.toml").write_text(text.replace("size = 4", "size = 4\ntilt = 3"))
+    done = told(next_release, folder, *commands, "run tilted.toml --branch replay-1")
+    for (code, _, error), key in zip(done, [*(f"{table}.tilt" for _, table in flags), "fields[0].tilt"], strict=True):
+        assert code == 2, error
+        assert f"{key} = 3 (begun without it)" in error
+        assert "Set it back, or begin a branch with --branch NEW." in error
 
 
 def test_a_declaration_says_what_is_nested() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from pipelines import here
-from test_before import BEFORE
+from release_before import BEFORE
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
@@ -28,7 +28,7 @@ DOES = re.compile(r"\b(Restore|Use|Export|Make|Plan|Set|Begin|Or|Change|replay|b
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A copy of the kept folder, to be damaged."""
     shutil.copy(BEFORE / "flowers.toml", tmp_path)
     shutil.copytree(BEFORE / "home", tmp_path / ".millrace")
@@ -52,10 +52,10 @@ def written(text: ast.expr) -> str:
 def test_every_message_about_damage_says_what_to_do(room: str) -> None:
     """So nobody is left with a bare finding."""
     folder = Path(str(import_module(f"millrace.{room}").__file__)).parent
-    found = [(path, *said) for path in sorted(folder.rglob("*.py")) for said in messages(path)]
-    assert found
-    bare = [f"{path.name}:{line} {text}" for path, line, text in found if not DOES.search(text)]
-    assert not [one for one in bare if not re.search(r":\d+ [a-z]", one)]
+    calls = [(path, *call) for path in sorted(folder.rglob("*.py")) for call in messages(path)]
+    assert calls
+    bare = [f"{path.name}:{line} {text}" for path, line, text in calls if not DOES.search(text)]
+    assert not [message for message in bare if not re.search(r":\d+ [a-z]", message)]
 
 
 @pytest.mark.parametrize(
@@ -66,21 +66,21 @@ def test_every_message_about_damage_says_what_to_do(room: str) -> None:
         ("log.sqlite", "run flowers.toml --branch replay-1", "Restore it from a copy"),
     ],
 )
-def test_a_file_that_is_no_database_is_named(file: str, command: str, says: str, there: Path) -> None:
+def test_a_file_that_is_no_database_is_named(file: str, command: str, says: str, folder: Path) -> None:
     """With its path."""
-    (there / ".millrace" / "flowers" / file).write_bytes(b"this is not a database, whatever its name says" * 100)
-    done = here(*command.split(), cwd=there)
+    (folder / ".millrace" / "flowers" / file).write_bytes(b"this is not a database, whatever its name says" * 100)
+    done = here(*command.split(), cwd=folder)
     assert done.exit_code not in (0, 70) and file in done.stderr and says in done.stderr, done.stderr
 
 
-def test_an_entry_of_a_later_release_says_which_to_use(there: Path) -> None:
+def test_an_entry_of_a_later_release_says_which_to_use(folder: Path) -> None:
     """A key that this release does not know is not passed over."""
     from crc32c import crc32c
 
-    pipeline = Instance(load_pipeline(there / "flowers.toml"), there / ".millrace" / "flowers")
+    pipeline = Instance(load_pipeline(folder / "flowers.toml"), folder / ".millrace" / "flowers")
     body = b'{"kind":"step","branch":"replay-1","seq":18,"epoch":2,"reads":[],"clock_ms":1,"rejected":[],"tilt":1}'
     pipeline.journal("replay-1").send(body[:-1] + b',"crc32c":' + str(crc32c(body)).encode() + b"}").offset()
-    done = here("run", "flowers.toml", "--branch", "replay-1", cwd=there)
+    done = here("run", "flowers.toml", "--branch", "replay-1", cwd=folder)
     assert (
         done.exit_code != 0
         and "was written by another release" in done.stderr
@@ -88,22 +88,22 @@ def test_an_entry_of_a_later_release_says_which_to_use(there: Path) -> None:
     )
 
 
-def test_a_checkpoint_of_a_later_release_says_which_to_use(there: Path) -> None:
+def test_a_checkpoint_of_a_later_release_says_which_to_use(folder: Path) -> None:
     """The version that has it cannot be gone back to; the message names it."""
-    pipeline = Instance(load_pipeline(there / "flowers.toml"), there / ".millrace" / "flowers")
-    mark = next(one for one in summarise(pipeline.journal("main"), "main").marks if one.version == "main.9")
-    path = there / ".millrace" / "flowers" / "store" / "main" / str(mark.checkpoint)
+    pipeline = Instance(load_pipeline(folder / "flowers.toml"), folder / ".millrace" / "flowers")
+    mark = next(each for each in summarise(pipeline.journal("main"), "main").marks if each.version == "main.9")
+    path = folder / ".millrace" / "flowers" / "store" / "main" / str(mark.checkpoint)
     path.write_bytes(path.read_bytes()[:-1])
-    done = here("rollback", "flowers.toml", "main.9", "--reason", "x", "--yes", cwd=there)
+    done = here("rollback", "flowers.toml", "main.9", "--reason", "x", "--yes", cwd=folder)
     assert done.exit_code != 0 and "Restore it from a copy." in done.stderr, done.stderr
 
 
-def test_a_plan_of_a_later_release_is_to_be_made_again(there: Path) -> None:
+def test_a_plan_of_a_later_release_is_to_be_made_again(folder: Path) -> None:
     """Plans are cheap."""
-    pipeline = Instance(load_pipeline(there / "flowers.toml"), there / ".millrace" / "flowers")
+    pipeline = Instance(load_pipeline(folder / "flowers.toml"), folder / ".millrace" / "flowers")
     (path,) = (plans(pipeline).root / "replay").iterdir()
     name = plans(pipeline).put("replay", msgspec.json.encode(json.loads(path.read_bytes()) | {"tilt": 1}))
-    done = here("replay", "run", "flowers.toml", name, cwd=there)
+    done = here("replay", "run", "flowers.toml", name, cwd=folder)
     assert done.exit_code != 0 and "Make a new plan." in done.stderr, done.stderr
 
 

@@ -89,6 +89,13 @@ def started(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=clean_environment(), text=True, start_new_session=True, **pipes)
 
 
+def verified(folder: Path, *branches: str) -> None:
+    """Every branch is what its log says."""
+    for branch in branches:
+        proof = millrace("verify", "digits.toml", "--branch", branch, cwd=folder)
+        assert proof.returncode == 0, proof.stderr
+
+
 def newest(folder: Path, branch: str) -> tuple[Mark, dict]:
     """The newest mark of a branch and its state, part by part."""
     there = instance(folder)

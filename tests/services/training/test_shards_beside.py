@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from list_registry import ListRegistry
 from pipelines import PIPELINE, flower_rows, here, json_lines, pipeline_in
-from test_mirror import ListRegistry
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.archive import Archive

@@ -6,41 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
-from pipelines import PATIENCE_S, PIPELINE, facts, here, json_lines, pipeline_in
+from pipelines import PIPELINE, facts, here, json_lines, pipeline_in
+from shelf import SOON_S, Shelf, soon
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.archive import Archive
-from millrace.services.pipeline.bundle import Bundle, open_bundle
 from millrace.services.pipeline.instance import Instance
-from millrace.services.training.current import Blob, Publication
 from millrace.services.training.trainer import Trainer
 from millrace.streams.labels.served import LateLabel, Prediction, encode, encode_row
-
-SOON_S = float(PATIENCE_S)
-
-
-class Shelf:
-    """Takes publications as ``Current`` does; forgets everything when it is told to."""
-
-    def __init__(self, instance: Instance) -> None:
-        self.bundles: list[Bundle] = []
-        self.held: Publication | None = None
-        self._schema = instance.loaded.pipeline.schema
-
-    def __call__(self, publication: Publication, blob: Blob | None) -> bool:
-        """A beat without a blob; False where the state is not held."""
-        if blob is not None:
-            self.bundles.append(open_bundle(blob.tobytes(), publication.sha256, self._schema).confirmed(publication.as_of_ms))
-            self.held = publication
-        return self.held is not None and self.held.identity == publication.identity
-
-
-def soon(true) -> None:
-    """Look again and again."""
-    until_s = time.monotonic() + SOON_S
-    while not true():
-        assert time.monotonic() < until_s
-        time.sleep(0.01)
 
 
 @pytest.mark.slow

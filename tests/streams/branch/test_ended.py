@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 from branches import HOST
-from test_fence import TURNS, Schedule
+from schedules import TURNS, Schedule
 
 from millrace.streams.branch.forks import end_branch
 from millrace.streams.errors import EndedError, ReplacedError

@@ -9,11 +9,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 from branches import HOST, SMALL, START_MS, Rooms, SteppedClock, everything, make_events, run_to_end
+from dying_storage import DyingStore, DyingStream
 from forks import TILL_7, Forked, finish, forked, never_poisoned, phases_to, poisoned, truth
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from late_labels import RULES, late_fold_spec, make_late_events
-from test_crash import DyingStore
 
 from millrace.streams.branch.branch import FoldSpec, refold, restore
 from millrace.streams.branch.forks import begin_fork, end_branch
@@ -33,18 +33,18 @@ from millrace.streams.worker.worker import Worker, WorkerIdentity
 LIMIT = 1e-8  # relative; batches are cut elsewhere, so the last bits of sums differ
 
 
-def far(one, other) -> float:
+def far(learner, other) -> float:
     """How far apart two learners are, classes in any order of columns aside (they come in the same)."""
-    return difference(truth(one), truth(other))
+    return difference(truth(learner), truth(other))
 
 
 def apart(late: bool, seed: int, read_rows: int = 5) -> tuple[float, float]:
     """How far the fork and its parent are from the model that never saw the poison."""
-    there = forked(late, seed, read_rows)
-    end = there.parent.items[-1].offset + 1
-    clean = never_poisoned(there)
-    parent = there.parent.worker(how=there.how)
-    mended = finish(there.worker(), end)
+    forked_rooms = forked(late, seed, read_rows)
+    end = forked_rooms.parent.items[-1].offset + 1
+    clean = never_poisoned(forked_rooms)
+    parent = forked_rooms.parent.worker(how=forked_rooms.how)
+    mended = finish(forked_rooms.worker(), end)
     assert mended.fold.records == end, "the fates add up"
     return far(mended, clean), far(parent, clean)
 
@@ -67,121 +67,104 @@ class Poisoned(FoldSpec):
 
 def test_a_fork_that_learns_an_excluded_row_is_another_model():
     """The comparison notices a broken twin."""
-    there = forked()
-    fields = {name: getattr(there.how, name) for name in there.how.__dataclass_fields__}
-    twin = Forked(there.parent, Poisoned(**fields))
-    mended = finish(twin.worker(), there.parent.items[-1].offset + 1)
-    assert far(mended, never_poisoned(there)) > LIMIT
+    forked_rooms = forked()
+    fields = {name: getattr(forked_rooms.how, name) for name in forked_rooms.how.__dataclass_fields__}
+    twin = Forked(forked_rooms.parent, Poisoned(**fields))
+    mended = finish(twin.worker(), forked_rooms.parent.items[-1].offset + 1)
+    assert far(mended, never_poisoned(forked_rooms)) > LIMIT
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_fork_begins_with_its_parents_hash_and_lets_nothing_out_but_its_journal_and_checkpoints(late):
     """Copied parts, one mark of epoch 0, and not one score or dead letter more than the parent left."""
-    there = forked(late)
-    left = {topic: list(records) for topic, records in there.parent.producer.records.items()}
-    worker = finish(there.worker(), there.parent.items[-1].offset + 1)
-    fork, mark = list(counted(there.journal, "mended", Cursor()))[:2]
+    forked_rooms = forked(late)
+    left = {topic: list(records) for topic, records in forked_rooms.parent.producer.records.items()}
+    worker = finish(forked_rooms.worker(), forked_rooms.parent.items[-1].offset + 1)
+    fork, mark = list(counted(forked_rooms.journal, "mended", Cursor()))[:2]
     assert (mark.seq, mark.epoch, mark.state_seq) == (2, 0, 1)
     assert mark.state_sha256 == fork.parent.state_sha256 and fork.exclude == [TILL_7]
-    assert there.parent.producer.records == left
-    assert worker.fold.counts.rejected == there.parent.worker(how=there.how).fold.counts.rejected
+    assert forked_rooms.parent.producer.records == left
+    assert worker.fold.counts.rejected == forked_rooms.parent.worker(how=forked_rooms.how).fold.counts.rejected
     assert worker.fold.counts.passed > 0
 
 
 def test_verify_proves_a_fork_from_the_version_it_begins_at():
     """And the parent as ever; a start that is not the parent's is a finding."""
-    there = forked()
-    worker = finish(there.worker(), there.parent.items[-1].offset + 1)
+    forked_rooms = forked()
+    worker = finish(forked_rooms.worker(), forked_rooms.parent.items[-1].offset + 1)
     worker.close()
-    report = verify(there.how, there.backends(), "mended", SMALL.keep)
+    report = verify(forked_rooms.how, forked_rooms.backends(), "mended", SMALL.keep)
     assert report.findings == [] and report.proved[-1].version == worker.newest_version
-    assert report.base == f"version {summarise(there.journal, 'mended').fork.parent.branch}.{report_seq(there)}"
-    assert verify(there.how, there.parent.backends(), "main", SMALL.keep).findings == []
+    assert report.base == f"version {summarise(forked_rooms.journal, 'mended').fork.parent.branch}.{report_seq(forked_rooms)}"
+    assert verify(forked_rooms.how, forked_rooms.parent.backends(), "main", SMALL.keep).findings == []
     forged = ListStream()
-    fork = there.fork()
+    fork = forked_rooms.fork()
     parent = msgspec.structs.replace(fork.parent, state_sha256="0" * 64)
-    begin_fork(there.how, replace(there.backends(), journal=forged), msgspec.structs.replace(fork, parent=parent))
-    report = verify(there.how, replace(there.backends(), journal=forged), "mended", SMALL.keep)
+    begin_fork(forked_rooms.how, replace(forked_rooms.backends(), journal=forged), msgspec.structs.replace(fork, parent=parent))
+    report = verify(forked_rooms.how, replace(forked_rooms.backends(), journal=forged), "mended", SMALL.keep)
     assert report.findings
 
 
-def report_seq(there: Forked) -> int:
+def report_seq(forked_rooms: Forked) -> int:
     """Of the version that the fork begins at."""
-    return summarise(there.journal, "mended").fork.parent.seq
+    return summarise(forked_rooms.journal, "mended").fork.parent.seq
 
 
 def test_a_fork_whose_start_is_damaged_goes_back_to_the_version_and_without_that_stops_with_the_choices():
     """Its own copy, then the parent's, then an error that says what may be done."""
-    there = forked()
-    there.worker()
-    summary = summarise(there.journal, "mended")
-    del there.parent.store.blobs["mended", summary.marks[0].checkpoint]
-    restored = restore(there.how, there.backends(), summary)
+    forked_rooms = forked()
+    forked_rooms.worker()
+    summary = summarise(forked_rooms.journal, "mended")
+    del forked_rooms.parent.store.blobs["mended", summary.marks[0].checkpoint]
+    restored = restore(forked_rooms.how, forked_rooms.backends(), summary)
     assert restored.mark is None and restored.state_seq == 1
-    found = {name: pack(part) for name, part in restored.fold.parts().items()}
-    assert found["learner"] in there.parent.store.blobs.values()
-    del there.parent.store.blobs["main", summary.fork.learner_from]
+    parts = {name: pack(part) for name, part in restored.fold.parts().items()}
+    assert parts["learner"] in forked_rooms.parent.store.blobs.values()
+    del forked_rooms.parent.store.blobs["main", summary.fork.learner_from]
     with pytest.raises(DamageError, match="plan a replay from another version"):
-        restore(there.how, there.backends(), summary)
+        restore(forked_rooms.how, forked_rooms.backends(), summary)
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_crash_after_any_phase_of_a_replay_changes_nothing(late):
     """Wherever the process ends, the fork is the same bit for bit, and its journal folds to it."""
-    there = forked(late)
-    end = there.parent.items[-1].offset + 1
-    whole_worker = there.worker()
+    forked_rooms = forked(late)
+    end = forked_rooms.parent.items[-1].offset + 1
+    whole_worker = forked_rooms.worker()
     phases = sum(1 for _ in phases_to(whole_worker, end))
     whole = everything(whole_worker)
     for count in range(1, phases + 1, 3 if late else 1):
-        again = Forked(there.parent, there.how)
+        again = Forked(forked_rooms.parent, forked_rooms.how)
         for _ in itertools.islice(phases_to(again.worker(), end), count):
             pass
         assert everything(finish(again.worker(), end)) == whole, count
-    fold = restore(there.how, there.backends(), replace(summarise(there.journal, "mended"), marks=[])).fold
-    entries = [entry for entry in counted(there.journal, "mended", Cursor()) if isinstance(entry, Step)]
-    list(refold(fold, entries, there.backends().source, there.how.reader_of(there.fork())))
+    fold = restore(forked_rooms.how, forked_rooms.backends(), replace(summarise(forked_rooms.journal, "mended"), marks=[])).fold
+    entries = [entry for entry in counted(forked_rooms.journal, "mended", Cursor()) if isinstance(entry, Step)]
+    list(refold(fold, entries, forked_rooms.backends().source, forked_rooms.how.reader_of(forked_rooms.fork())))
     assert {name: pack(part) for name, part in fold.parts().items()} == whole
 
 
-class DyingStream(ListStream):
-    """A journal whose process dies at its ``at``-th append, before it or just after."""
-
-    def __init__(self, at: int, after: bool) -> None:
-        super().__init__()
-        self.left, self.after = at, after
-
-    def send(self, value):
-        self.left -= 1
-        if self.left == 0 and not self.after:
-            raise CrashError
-        sent = super().send(value)
-        if self.left == 0:
-            raise CrashError
-        return sent
-
-
-def survive(there: Forked) -> dict[str, bytes]:
+def survive(forked_rooms: Forked) -> dict[str, bytes]:
     """Start processes until one reaches the end."""
-    end = there.parent.items[-1].offset + 1
+    end = forked_rooms.parent.items[-1].offset + 1
     while True:
         try:
-            return everything(finish(there.worker(), end))
+            return everything(finish(forked_rooms.worker(), end))
         except CrashError:
             continue
 
 
 def test_a_crash_while_a_fork_is_begun_or_written_changes_nothing():
     """Before and after every append of its journal, and at every blob of its store."""
-    there = forked()
-    whole = survive(there)
-    for at, after in itertools.product(range(1, len(there.journal.values) + 1), (False, True)):
-        assert survive(Forked(there.parent, there.how, DyingStream(at, after))) == whole, (at, after)
+    forked_rooms = forked()
+    whole = survive(forked_rooms)
+    for at, after in itertools.product(range(1, len(forked_rooms.journal.values) + 1), (False, True)):
+        assert survive(Forked(forked_rooms.parent, forked_rooms.how, DyingStream(at, after))) == whole, (at, after)
     for blob in range(1, 12):
         store = DyingStore(blob)
-        store.blobs = {key: value for key, value in there.parent.store.blobs.items() if key[0] == "main"}
-        rooms = replace(there.parent, store=store)
-        assert survive(Forked(rooms, there.how)) == whole, blob
+        store.blobs = {key: value for key, value in forked_rooms.parent.store.blobs.items() if key[0] == "main"}
+        rooms = replace(forked_rooms.parent, store=store)
+        assert survive(Forked(rooms, forked_rooms.how)) == whole, blob
         assert store.left < 0, "nobody died"
 
 
@@ -208,7 +191,7 @@ class Silent(Excluding):
     """Broken: says nothing of labels that it leaves out, so their rows get the default label."""
 
     def decode(self, events, tp, /):
-        return super().decode([one for one in events if not left_out(self.exclude, one, tp)], tp)
+        return super().decode([event for event in events if not left_out(self.exclude, event, tp)], tp)
 
 
 def counts_of(events: list[Event], how: FoldSpec, read_rows: int) -> dict[str, int]:
@@ -248,9 +231,9 @@ STORY = told(
 @pytest.mark.parametrize("read_rows", [1, 2, 5, 16])
 def test_a_row_whose_label_is_left_out_gets_no_default_label_and_may_get_another(read_rows):
     """Its label before or after it; a label of the same id by another producer is learned; one too early says nothing."""
-    found = counts_of(STORY, late_fold_spec(rules=RULES), read_rows)
-    assert (found["joined"], found["defaulted"], found["unlabelled"], found["unmatched"]) == (2, 2, 2, 1)
-    assert found["learned"] == 4
+    fates = counts_of(STORY, late_fold_spec(rules=RULES), read_rows)
+    assert (fates["joined"], fates["defaulted"], fates["unlabelled"], fates["unmatched"]) == (2, 2, 2, 1)
+    assert fates["learned"] == 4
 
 
 def test_a_reader_that_gives_the_default_to_a_row_whose_label_is_left_out_is_noticed(monkeypatch):
@@ -312,11 +295,11 @@ def test_an_ended_branch_is_opened_by_nobody_and_names_its_successor():
 
 def test_a_branch_that_nobody_follows_goes_on_letting_out_once_it_is_followed():
     """Its first scores are those of its first step then."""
-    there = forked()
-    worker = there.worker()
+    forked_rooms = forked()
+    worker = forked_rooms.worker()
     list(worker.step())
-    before = len(there.parent.producer.records["small.scores"])
-    live = Worker(there.how, there.backends(), SMALL, WorkerIdentity("mended", HOST, SteppedClock()))
-    finish(live, there.parent.items[-1].offset + 1)
-    let_out = [json.loads(one.value) for one in there.parent.producer.records["small.scores"][before:]]
-    assert {one["branch"] for one in let_out} == {"mended"} and let_out[-1]["seq"] <= live.seq
+    before = len(forked_rooms.parent.producer.records["small.scores"])
+    live = Worker(forked_rooms.how, forked_rooms.backends(), SMALL, WorkerIdentity("mended", HOST, SteppedClock()))
+    finish(live, forked_rooms.parent.items[-1].offset + 1)
+    let_out = [json.loads(output.value) for output in forked_rooms.parent.producer.records["small.scores"][before:]]
+    assert {output["branch"] for output in let_out} == {"mended"} and let_out[-1]["seq"] <= live.seq

@@ -8,8 +8,8 @@ from dataclasses import replace
 import msgspec
 import pytest
 from branches import HOST, SMALL, SteppedClock, everything, mark_at_once
+from dying_storage import DyingStream
 from forks import Forked, forked
-from test_forks import DyingStream
 
 from millrace.streams.branch.branch import Backends, in_force
 from millrace.streams.branch.verify import verify
@@ -29,8 +29,8 @@ WHO = {"who": "me", "why": "mended", "when_ms": 5}
 class Heeding:
     """A fork whose processes hear of the ledger."""
 
-    def __init__(self, there: Forked, ledger: ListStream) -> None:
-        self.there, self.ledger = there, ledger
+    def __init__(self, forked_rooms: Forked, ledger: ListStream) -> None:
+        self.there, self.ledger = forked_rooms, ledger
 
     def worker(self) -> Worker:
         """A new process."""
@@ -47,11 +47,11 @@ def told() -> ListStream:
     return ledger
 
 
-def finish(there: Heeding, end: int) -> Worker:
+def finish(forked_rooms: Heeding, end: int) -> Worker:
     """Processes, one after the other, until one has read the log; the operator is heard after ``AFTER`` records."""
     while True:
         try:
-            worker = there.worker()
+            worker = forked_rooms.worker()
             while sum(worker.fold.position.values()) < end:
                 if sum(worker.fold.position.values()) >= AFTER:
                     worker.apply_ledger()
@@ -68,38 +68,38 @@ def acts(journal: ListStream) -> list[Act]:
     return [entry for entry in counted(journal, "mended", Cursor()) if isinstance(entry, Act)]
 
 
-def poison(there: Forked, start: int, stop: int) -> int:
+def poison(forked_rooms: Forked, start: int, stop: int) -> int:
     """Records that the fork excludes, in a range of the log."""
-    return sum(left_out(there.fork().exclude, event, "list:0") for event in there.parent.items[start:stop])
+    return sum(left_out(forked_rooms.fork().exclude, event, "list:0") for event in forked_rooms.parent.items[start:stop])
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_from_the_act_on_records_are_no_longer_excluded_and_verify_holds(late):
     """One act; what was passed before it stays passed; folding again agrees."""
-    there = forked(late)
-    end = there.parent.items[-1].offset + 1
+    forked_rooms = forked(late)
+    end = forked_rooms.parent.items[-1].offset + 1
     plain = finish(Heeding(forked(late), ListStream()), end)
-    worker = finish(Heeding(there, told()), end)
-    (act,) = acts(there.journal)
+    worker = finish(Heeding(forked_rooms, told()), end)
+    (act,) = acts(forked_rooms.journal)
     assert (act.op, act.args, act.cause) == ("include", {"exclusion": 0}, "operator")
     assert worker.fold.records == plain.fold.records == end
-    entries = [entry for entry in counted(there.journal, "mended", Cursor()) if isinstance(entry, Step)]
+    entries = [entry for entry in counted(forked_rooms.journal, "mended", Cursor()) if isinstance(entry, Step)]
     heard = next(read[1] for entry in entries if entry.seq > act.seq for read in entry.reads)
-    assert heard >= AFTER and poison(there, heard, end) > 0
+    assert heard >= AFTER and poison(forked_rooms, heard, end) > 0
     assert worker.fold.counts.passed < plain.fold.counts.passed or late
     assert everything(worker)["learner"] != everything(plain)["learner"]
-    assert worker.fold.included == {"mended": [0]} and summarise(there.journal, "mended").included == {0}
-    assert verify(there.how, there.backends(), "mended", SMALL.keep).findings == []
+    assert worker.fold.included == {"mended": [0]} and summarise(forked_rooms.journal, "mended").included == {0}
+    assert verify(forked_rooms.how, forked_rooms.backends(), "mended", SMALL.keep).findings == []
 
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_crash_at_any_append_changes_nothing(after):
     """The act is journaled once, and the state is that of an undisturbed run."""
-    there = forked()
-    end = there.parent.items[-1].offset + 1
-    whole = everything(finish(Heeding(there, told()), end))
+    forked_rooms = forked()
+    end = forked_rooms.parent.items[-1].offset + 1
+    whole = everything(finish(Heeding(forked_rooms, told()), end))
     for at in itertools.count(1):
-        again = Forked(there.parent, there.how, DyingStream(at, after))
+        again = Forked(forked_rooms.parent, forked_rooms.how, DyingStream(at, after))
         assert everything(finish(Heeding(again, told()), end)) == whole, at
         assert len(acts(again.journal)) == 1
         if again.journal.left > 0:
@@ -109,22 +109,22 @@ def test_a_crash_at_any_append_changes_nothing(after):
 
 def test_a_fold_that_does_not_heed_the_act_is_noticed(monkeypatch):
     """The broken twin: verification reads as if nothing had been included."""
-    there = forked()
-    finish(Heeding(there, told()), there.parent.items[-1].offset + 1)
+    forked_rooms = forked()
+    finish(Heeding(forked_rooms, told()), forked_rooms.parent.items[-1].offset + 1)
     monkeypatch.setattr("millrace.streams.branch.branch.in_force", lambda reader, fold: reader)
-    assert verify(there.how, there.backends(), "mended", SMALL.keep).findings
+    assert verify(forked_rooms.how, forked_rooms.backends(), "mended", SMALL.keep).findings
 
 
 def test_a_fork_of_the_branch_has_exclusions_of_its_own():
     """The parent's act says nothing about them, though it is in the state that the fork begins with."""
-    there = forked()
-    worker = finish(Heeding(there, told()), there.parent.items[-1].offset + 1)
-    reader, fork = there.how.reader_of(there.fork()), there.fork()
-    another, same = there.how.fold(msgspec.structs.replace(fork, branch="another")), there.how.fold(fork)
+    forked_rooms = forked()
+    worker = finish(Heeding(forked_rooms, told()), forked_rooms.parent.items[-1].offset + 1)
+    reader, fork = forked_rooms.how.reader_of(forked_rooms.fork()), forked_rooms.fork()
+    another, same = forked_rooms.how.fold(msgspec.structs.replace(fork, branch="another")), forked_rooms.how.fold(fork)
     for fold in (another, same):
         fold.load(worker.fold.parts())
     assert in_force(reader, another) is reader
-    assert in_force(reader, same) is there.how.reader
+    assert in_force(reader, same) is forked_rooms.how.reader
 
 
 def test_a_ledger_that_cannot_be_read_ends_no_exclusion(caplog):

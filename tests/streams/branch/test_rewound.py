@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import pytest
 from branches import HOST, SCHEMA, SMALL, Rooms, SteppedClock, everything, fold_spec, make_events, mark_at_once, run_to_end
+from dying_storage import DyingStore, DyingStream
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from late_labels import RULES, late_fold_spec, make_late_events
-from test_crash import DyingStore
-from test_forks import DyingStream
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.drift.alarms import DriftConfig
@@ -95,41 +94,41 @@ def answers(parts: dict, columns: Rows, how: FoldSpec) -> bytes:
 @given(late=some.booleans(), seed=some.integers(0, 10_000), read_rows=some.integers(1, 30), part=some.integers(40, ROWS))
 def test_it_answers_as_the_version_did_and_has_the_joins_and_counts_of_now(late, seed, read_rows, part):
     """Bit for bit right after; positions, clock and what waits are the newest; the fates add up, then and at the log's end."""
-    there = learned(late, seed, read_rows, part)
-    fork = there.begin()
-    main = summarise(there.parent.journal, "main")
-    newest = load_checkpoint(there.parent.store, main.marks[-1])
+    rewound = learned(late, seed, read_rows, part)
+    fork = rewound.begin()
+    main = summarise(rewound.parent.journal, "main")
+    newest = load_checkpoint(rewound.parent.store, main.marks[-1])
     first = [mark for mark in main.marks if mark.version][0]
-    version = load_checkpoint(there.parent.store, first)
-    worker = Worker(there.how, there.backends(), SMALL, WorkerIdentity("back", HOST, SteppedClock()))
-    now = worker.fold.parts()
+    version = load_checkpoint(rewound.parent.store, first)
+    worker = Worker(rewound.how, rewound.backends(), SMALL, WorkerIdentity("back", HOST, SteppedClock()))
+    current = worker.fold.parts()
     rows, _ = fold_spec().codec.decode(make_events(60, seed + 1))
-    assert answers(now, rows, there.how) == answers(version, rows, there.how)
+    assert answers(current, rows, rewound.how) == answers(version, rows, rewound.how)
     for name in ("learner", "derived", "features", "serve"):
-        assert pack(now[name]) == pack(version[name]), name
+        assert pack(current[name]) == pack(version[name]), name
     assert (worker.fold.position, worker.fold.clock_ms) == (newest["counts"]["position"], newest["counts"]["clock_ms"])
     assert fork.positions == worker.fold.position
     read = sum(worker.fold.position.values())
     assert worker.fold.records == read and worker.fold.batches.waiting == 0
     if late:
         for name in ("pending", "due_ms", "early", "known_newest", "settled"):
-            assert pack({"": now["join"].get(name)}) == pack({"": newest["join"].get(name)}), name
+            assert pack({"": current["join"].get(name)}) == pack({"": newest["join"].get(name)}), name
     before = worker.fold.counts.learned
     run_to_end(worker, ROWS)
     assert worker.fold.records == ROWS and worker.fold.counts.learned >= before
     worker.close()
-    assert verify(there.how, there.backends(), "back", SMALL.keep).findings == []
+    assert verify(rewound.how, rewound.backends(), "back", SMALL.keep).findings == []
 
 
 def test_late_labels_of_predictions_that_waited_are_joined():
     """A prediction made before, its label after: learned once, on the row as the version's tables put it."""
-    there = learned(late=True, seed=3)
-    worker = there.worker()
+    rewound = learned(late=True, seed=3)
+    worker = rewound.worker()
     waiting = worker.fold.labels.waiting_predictions
     joined = worker.fold.labels.counts.joined
     assert waiting > 0
     run_to_end(worker, ROWS)
-    never = Rooms(there.parent.items).worker(how=there.how)
+    never = Rooms(rewound.parent.items).worker(how=rewound.how)
     run_to_end(never, ROWS)
     assert worker.fold.labels.counts == never.fold.labels.counts and worker.fold.labels.counts.joined > joined
     assert worker.fold.labels.settled == never.fold.labels.settled
@@ -137,13 +136,13 @@ def test_late_labels_of_predictions_that_waited_are_joined():
 
 def test_the_rows_between_are_not_learned_again():
     """The learner at the end has seen those of the version and those after; a ridge's own count of rows says so."""
-    there = learned(late=False)
-    worker = there.worker()
+    rewound = learned(late=False)
+    worker = rewound.worker()
     version = worker.fold.learner.rows if hasattr(worker.fold.learner, "rows") else None
     counts = worker.fold.counts.learned
     gram = worker.fold.learner.state_dict().truth
     run_to_end(worker, ROWS)
-    main = Rooms(there.parent.items).worker(how=there.how)
+    main = Rooms(rewound.parent.items).worker(how=rewound.how)
     run_to_end(main, ROWS)
     assert worker.fold.counts.learned + worker.fold.batches.waiting < main.fold.counts.learned + main.fold.batches.waiting
     assert version is None or worker.fold.learner.rows - version == worker.fold.counts.learned - counts
@@ -155,16 +154,16 @@ def test_a_crash_at_any_append_changes_nothing(which, after):
     """Of either journal; wherever the process dies, the branch that goes on is the same bit for bit and verifies."""
     whole = finished(learned(late=True))
     for at in itertools.count(1):
-        there, dying = learned(late=True), DyingStream(at, after)
+        rewound, dying = learned(late=True), DyingStream(at, after)
         if which == "main":
-            dying.values = there.parent.journal.values
-            there.parent.journal = dying
+            dying.values = rewound.parent.journal.values
+            rewound.parent.journal = dying
         else:
-            there.journal = dying
-        found = finished(there)
+            rewound.journal = dying
+        state = finished(rewound)
         if dying.left > 0:
             break
-        assert found == whole, at
+        assert state == whole, at
     assert at > (3 if which == "main" else 10)
 
 
@@ -172,57 +171,57 @@ def test_a_crash_at_any_blob_changes_nothing():
     """Of those that the rollback stores."""
     whole = finished(learned(late=True))
     for blob in range(1, 60, 5):
-        there = learned(late=True)
+        rewound = learned(late=True)
         store = DyingStore(blob)
-        store.blobs = there.parent.store.blobs
-        there.parent.store = store
-        assert finished(there) == whole, blob
+        store.blobs = rewound.parent.store.blobs
+        rewound.parent.store = store
+        assert finished(rewound) == whole, blob
         assert store.left < 0, "nobody died"
 
 
-def finished(there: Rewound) -> dict[str, bytes]:
+def finished(rewound: Rewound) -> dict[str, bytes]:
     """Start processes until one reaches the end."""
     while True:
         try:
-            worker = there.worker()
+            worker = rewound.worker()
             run_to_end(worker, ROWS)
             worker.close()
         except CrashError:
             continue
-        assert verify(there.how, there.backends(), "back", SMALL.keep).findings == []
+        assert verify(rewound.how, rewound.backends(), "back", SMALL.keep).findings == []
         return everything(worker)
 
 
 def test_a_start_that_is_not_of_its_two_versions_is_a_finding():
     """The mark says another hash, as if somebody had put another learner there."""
-    there = learned(late=True)
-    there.worker().close()
+    rewound = learned(late=True)
+    rewound.worker().close()
     forged = ListStream()
-    fork = there.begin()
-    other = [mark for mark in summarise(there.parent.journal, "main").marks if mark.version][1]
-    wrong = rewound_fork(there.how, there.backends(), "back", mark_of(there, fork), other, [])
-    begin_fork(there.how, replace(there.backends(), journal=forged), wrong, "main")
+    fork = rewound.begin()
+    other = [mark for mark in summarise(rewound.parent.journal, "main").marks if mark.version][1]
+    wrong = rewound_fork(rewound.how, rewound.backends(), "back", mark_of(rewound, fork), other, [])
+    begin_fork(rewound.how, replace(rewound.backends(), journal=forged), wrong, "main")
     entries = list(counted(forged, "back", Cursor()))
     honest = ListStream()
     for entry in (fork, entries[1]):
         honest.send(seal(entry))
-    assert verify(there.how, replace(there.backends(), journal=honest), "back", SMALL.keep).findings
+    assert verify(rewound.how, replace(rewound.backends(), journal=honest), "back", SMALL.keep).findings
 
 
-def mark_of(there: Rewound, fork: Fork):
+def mark_of(rewound: Rewound, fork: Fork):
     """The mark of a fork's parent."""
-    marks = summarise(there.parent.journal, "main").marks
+    marks = summarise(rewound.parent.journal, "main").marks
     return next(mark for mark in marks if mark.state_seq == fork.parent.seq and mark.version)
 
 
 def test_a_start_is_made_again_from_the_fork_entry_where_its_own_copy_is_gone():
     """From the version's learner, which lies with the branch, and the parent's newest state."""
-    there = learned(late=True)
-    fork = there.begin()
-    summary = summarise(there.journal, "back")
-    copy = restore(there.how, there.backends(), summary).fold
-    del there.parent.store.blobs["back", summary.marks[0].checkpoint]
-    again = restore(there.how, there.backends(), summary)
+    rewound = learned(late=True)
+    fork = rewound.begin()
+    summary = summarise(rewound.journal, "back")
+    copy = restore(rewound.how, rewound.backends(), summary).fold
+    del rewound.parent.store.blobs["back", summary.marks[0].checkpoint]
+    again = restore(rewound.how, rewound.backends(), summary)
     assert again.mark is None and again.fold.position == fork.positions
     assert {name: pack(part) for name, part in again.fold.parts().items()} == {
         name: pack(part) for name, part in copy.parts().items()
@@ -231,12 +230,12 @@ def test_a_start_is_made_again_from_the_fork_entry_where_its_own_copy_is_gone():
 
 def test_the_steps_of_the_old_branch_end_where_the_new_one_begins():
     """No record is read by both, and none by neither."""
-    there = learned(late=False)
-    worker = there.worker()
+    rewound = learned(late=False)
+    worker = rewound.worker()
     run_to_end(worker, ROWS)
     reads = [
         (start, stop)
-        for journal, branch in ((there.parent.journal, "main"), (there.journal, "back"))
+        for journal, branch in ((rewound.parent.journal, "main"), (rewound.journal, "back"))
         for entry in counted(journal, branch, Cursor())
         if isinstance(entry, Step)
         for _, start, stop, _, _ in entry.reads
@@ -247,9 +246,9 @@ def test_the_steps_of_the_old_branch_end_where_the_new_one_begins():
 
 def test_a_writer_that_was_live_hears_that_its_branch_has_ended():
     """At its next append."""
-    there = learned(late=False)
-    live = there.parent.worker(how=there.how)
-    there.begin()
+    rewound = learned(late=False)
+    live = rewound.parent.worker(how=rewound.how)
+    rewound.begin()
     with pytest.raises(ReplacedError, match="back"):
         list(live.step())
 
@@ -260,16 +259,16 @@ def test_detectors_are_the_newest_and_count_on():
     rooms = Rooms(make_events(ROWS))
     worker = rooms.worker(how=how)
     run_to_end(worker, PART)
-    there = Rewound(rooms, how)
-    there.begin()
+    rewound = Rewound(rooms, how)
+    rewound.begin()
     newest = load_checkpoint(rooms.store, summarise(rooms.journal, "main").marks[-1])
-    worker = Worker(how, there.backends(), SMALL, WorkerIdentity("back", HOST, SteppedClock()))
-    now = worker.fold.parts()
-    assert pack(now["detectors"]) == pack(newest["detectors"])
+    worker = Worker(how, rewound.backends(), SMALL, WorkerIdentity("back", HOST, SteppedClock()))
+    current = worker.fold.parts()
+    assert pack(current["detectors"]) == pack(newest["detectors"])
     assert worker.fold.counts.learned == newest["counts"]["counts"]["learned"]
     run_to_end(worker, ROWS)
     worker.close()
-    assert verify(how, there.backends(), "back", SMALL.keep).findings == []
+    assert verify(how, rewound.backends(), "back", SMALL.keep).findings == []
 
 
 WIDE = Schema((*SCHEMA.fields[:2], replace(SCHEMA.fields[2], max=40)), SCHEMA.label, weight="w")
@@ -291,15 +290,15 @@ def growing() -> Rewound:
 
 def test_a_start_that_keeps_the_rows_of_now_as_they_were_is_noticed(monkeypatch):
     """The broken twin: predictions that wait keep the slots of tables that are no longer there, and are learned so."""
-    there = growing()
-    main = summarise(there.parent.journal, "main").marks
-    before = load_checkpoint(there.parent.store, main[0 if main[0].version else 1])["features"]["slots"]["town"]
-    whole = finished(there)
+    rewound = growing()
+    main = summarise(rewound.parent.journal, "main").marks
+    before = load_checkpoint(rewound.parent.store, main[0 if main[0].version else 1])["features"]["slots"]["town"]
+    whole = finished(rewound)
     assert len(before) < 10
     monkeypatch.setattr("millrace.streams.branch.learner_rollback.moved", lambda schema, x, before, after: x)
     other = growing()
     twin = other.worker()
-    now = load_checkpoint(there.parent.store, summarise(there.parent.journal, "main").marks[-1])["join"]
-    assert now["x"][:, 4 + len(before) : 4 + 40].any(), "somebody waits whose town is new"
+    newest = load_checkpoint(rewound.parent.store, summarise(rewound.parent.journal, "main").marks[-1])["join"]
+    assert newest["x"][:, 4 + len(before) : 4 + 40].any(), "somebody waits whose town is new"
     run_to_end(twin, ROWS)
     assert everything(twin)["learner"] != whole["learner"]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 import pytest
-from arrows import message, table
+from arrows import message, same, table
 from pipelines import MIXED, encoded, event, mixed_rows
 
 from millrace.streams.branch.outputs import dead_letter
@@ -33,13 +33,6 @@ def reason(value: bytes, schema: Schema = PLAIN) -> tuple[str, int | None]:
     """Why a message, or its one bad row, is refused."""
     _, refused = decoded(value, schema)
     return (refused[0].reason, refused[0].row) if refused else ("good", None)
-
-
-def same(ours, theirs) -> None:
-    """Two decoded reads are the same, bit for bit."""
-    for one, other in zip([*ours.columns, ours.y, ours.weight], [*theirs.columns, theirs.y, theirs.weight], strict=True):
-        assert one.dtype == other.dtype and one.shape == other.shape
-        assert one.tolist() == other.tolist() if one.dtype == object else one.tobytes() == other.tobytes()
 
 
 @pytest.mark.parametrize("compression", [None, "lz4", "zstd"])

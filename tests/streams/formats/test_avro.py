@@ -14,8 +14,8 @@ from typing import Any
 
 import fastavro
 import pytest
+from arrows import same
 from pipelines import MIXED, encoded, events, facts, flower_rows, here, mixed_rows, pipeline_in
-from test_arrow import same
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
-from branches import SMALL, Rooms, dies, everything, run_to_end
+from branches import SMALL, Rooms, everything
+from crashes import CrashRuns
+from dying_storage import DyingStore
 from late_labels import late_fold_spec, make_late_events
 from lossy import LossyWorker
-from test_crash import DyingStore
 
 from millrace.streams.branch.branch import refold
 from millrace.streams.branch.verify import verify
 from millrace.streams.journal.journal import Cursor, counted, summarise
 from millrace.streams.parts import pack
 from millrace.streams.records import decode_headers
-from millrace.streams.source import Crash, CrashError
-from millrace.streams.worker.worker import Worker
 
 ROWS = 60
 EVENTS = make_late_events(ROWS, seed=3)
+RUNS = CrashRuns(EVENTS, late_fold_spec)
 
 
 class WithoutJoin(LossyWorker):
@@ -43,19 +41,8 @@ class WithoutIdentities(LossyWorker):
         return parts | {"join": parts["join"] | nobody}
 
 
-def survive(rooms: Rooms, kind: type[Worker] = Worker) -> Worker:
-    """Start workers until one reaches the end."""
-    while True:
-        try:
-            worker = rooms.worker(kind, how=late_fold_spec())
-            run_to_end(worker, ROWS)
-        except CrashError:
-            continue
-        return worker
-
-
 WHOLE_ROOMS = Rooms(EVENTS)
-WHOLE = everything(survive(WHOLE_ROOMS))
+WHOLE = everything(RUNS.survive(WHOLE_ROOMS))
 
 
 def letters(rooms: Rooms) -> set[bytes]:
@@ -63,27 +50,10 @@ def letters(rooms: Rooms) -> set[bytes]:
     return {dict(decode_headers(one.headers))["millrace.offset"] for one in rooms.producer.records["small.dead-letters"]}
 
 
-def crash_before(event: int, kind: type[Worker] = Worker) -> Rooms:
-    """Run to the end, dying once before that event."""
-    rooms = Rooms([*EVENTS[:event], Crash(), *EVENTS[event:]])
-    rooms.result = everything(survive(rooms, kind))
-    return rooms
-
-
-def crash_after_phase(count: int, kind: type[Worker] = Worker) -> Rooms:
-    """Run to the end, dying once after so many phases of steps (each mark is a phase too)."""
-    rooms = Rooms(EVENTS)
-    worker, phases = rooms.worker(kind, how=late_fold_spec()), itertools.count(1)
-    while sum(worker.fold.position.values()) < ROWS and not dies(worker, phases, count):
-        pass
-    rooms.result = everything(survive(rooms, kind))
-    return rooms
-
-
 @pytest.mark.parametrize("event", range(ROWS + 1))
 def test_a_crash_before_any_record_changes_nothing_of_the_join(event):
     """Who waits, who is remembered, what was learned and both scores are those of the uninterrupted run."""
-    rooms = crash_before(event)
+    rooms = RUNS.crash_before(event)
     assert rooms.result == WHOLE
     assert letters(rooms) == letters(WHOLE_ROOMS)
 
@@ -91,7 +61,7 @@ def test_a_crash_before_any_record_changes_nothing_of_the_join(event):
 @pytest.mark.parametrize("phase", range(1, 100))
 def test_a_crash_after_any_phase_changes_nothing_of_the_join(phase):
     """Wherever the process ends; and every conflict reaches the dead letters all the same."""
-    rooms = crash_after_phase(phase)
+    rooms = RUNS.crash_after_phase(phase)
     assert rooms.result == WHOLE
     assert letters(rooms) == letters(WHOLE_ROOMS)
 
@@ -99,19 +69,19 @@ def test_a_crash_after_any_phase_changes_nothing_of_the_join(phase):
 @pytest.mark.parametrize("blob", range(1, 41, 3))
 def test_a_crash_while_a_join_is_stored_changes_nothing(blob):
     """Orphan parts do not count."""
-    assert everything(survive(Rooms(EVENTS, store=DyingStore(blob)))) == WHOLE
+    assert everything(RUNS.survive(Rooms(EVENTS, store=DyingStore(blob)))) == WHOLE
 
 
 @pytest.mark.parametrize("twin", [WithoutJoin, WithoutIdentities])
 def test_a_worker_that_loses_who_waits_fails_these_tests(twin):
     """The comparison notices a broken twin."""
-    assert not all(crash_before(event, twin).result == WHOLE for event in range(ROWS))
+    assert not all(RUNS.crash_before(event, twin).result == WHOLE for event in range(ROWS))
 
 
 def test_folding_the_journal_again_gives_every_marked_join():
     """`verify` finds nothing, and a fold from the fork is the same state, byte for byte."""
     rooms = Rooms(EVENTS)
-    survive(rooms)
+    RUNS.survive(rooms)
     report = verify(late_fold_spec(), rooms.backends(), "main", SMALL.keep)
     assert report.findings == [] and len(report.proved) >= 3
     fold = late_fold_spec().fold(summarise(rooms.journal, "main").fork)

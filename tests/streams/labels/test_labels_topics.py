@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from branches import HOST, SCHEMA, SMALL, START_MS, Rooms, SteppedClock, everything, mark_at_once
 from late_labels import RULES, Slow, late_fold_spec, make_late_events, x_of
-from test_regression import HOW as NUMBERS
-from test_regression import SCHEMA as NUMBERS_SCHEMA
+from prices import HOW as NUMBERS
+from prices import SCHEMA as NUMBERS_SCHEMA
 
 from millrace.learners.protocol import Batch
 from millrace.streams.branch.branch import Backends, FoldSpec, refold

@@ -3,68 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
-from dataclasses import replace
 
-import numpy as np
 import pytest
-from branches import START_MS, Rooms, SteppedClock, dies, everything, fold_spec, run_to_end
+from branches import Rooms, SteppedClock, dies, everything, fold_spec, run_to_end
+from flipped import FLIP, ROWS, STEPS, alarms, entries, flipped, rooms, watching, worker_in
 
-from millrace.learners.drift.alarms import DriftConfig
 from millrace.learners.errors import LearnerError
-from millrace.streams.branch.branch import FoldSpec, refold
+from millrace.streams.branch.branch import refold
 from millrace.streams.branch.host import this_host
 from millrace.streams.branch.verify import verify
 from millrace.streams.journal.entries import Act, Mark, Step
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.parts import pack
-from millrace.streams.records import Event
-from millrace.streams.worker.config import WorkerConfig
 from millrace.streams.worker.worker import Worker, WorkerIdentity
-
-ROWS = 1200
-FLIP = 700  # from here on every label is the other one
-STEPS = WorkerConfig(step_rows=50, step_ms=0, checkpoint_rows=170, keep=2, window_rows=1000)
-
-
-def flipped(rows: int = ROWS, flip: int = FLIP, seed: int = 4) -> list[Event]:
-    """Rows whose label follows from x, and from the other side of it after the flip."""
-    rng = np.random.default_rng(seed)
-    x = rng.integers(-9, 10, (rows, 3))
-    x[x[:, 0] == 0, 0] = 1
-    names = [("left", "right")[int((row[0] > 0) != (at >= flip))] for at, row in enumerate(x)]
-    values = [json.dumps({"x": row.tolist(), "kind": kind}).encode() for row, kind in zip(x, names, strict=True)]
-    return [Event(at, START_MS + 40 * at, None, b"", value) for at, value in enumerate(values)]
-
-
-def watching(act: str = "version", **more) -> FoldSpec:
-    """The small pipeline with one detector; its learner has a rate where that is to be raised."""
-    keys = {"relearn_rows": 70} | more
-    return replace(
-        fold_spec("softmax" if act == "raise-rate" else "ridge"),
-        drift=DriftConfig(false_alarm_rows=2000, per_class=False, act=act, **keys),
-    )
-
-
-def rooms(events: list[Event] | None = None) -> Rooms:
-    """Rooms with such events."""
-    return Rooms(flipped() if events is None else events, read_rows=50)
-
-
-def worker_in(found: Rooms, act: str = "version") -> Worker:
-    """The next worker there."""
-    return found.worker(config=STEPS, how=watching(act))
-
-
-def entries(found: Rooms, kind: type) -> list:
-    """Those that count."""
-    return [entry for entry in counted(found.journal, "main", Cursor()) if isinstance(entry, kind)]
-
-
-def alarms(found: Rooms) -> list[dict]:
-    """What left, each once."""
-    left = {json.loads(record.value)["seq"]: json.loads(record.value) for record in found.producer.records["small.scores"]}
-    return [alarm for _, output in sorted(left.items()) for alarm in output["alarms"]]
 
 
 def test_a_flip_raises_one_alarm_with_its_onset_and_becomes_an_act_and_a_version() -> None:

@@ -7,24 +7,15 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numbered_rows import CUTS, numbers, rows_of
 
 from millrace.learners.protocol import Batch
 from millrace.streams.parts import pack, unpack
 from millrace.streams.state.microbatch import MicroBatches
 
 STEPS_MS = st.lists(st.sampled_from([0, 0, 0, 1, 2, 3, 10, 100]), max_size=40)  # from one row's clock to the next
-CUTS = st.lists(st.integers(0, 40), max_size=6)
 ROWS = st.integers(1, 9)
 WAIT_MS = st.sampled_from([1, 2, 5, 12, 10**9])
-
-
-def rows_of(steps_ms: list[int], regress: bool = False) -> tuple[Batch, np.ndarray]:
-    """A batch of numbered rows, and the clock at each."""
-    n = len(steps_ms)
-    y = np.arange(n) / 2 if regress else np.array([f"c{at % 3}" for at in range(n)] + [None], dtype=object)[:-1]
-    key = np.array([*(b"k%d" % at if at % 2 else None for at in range(n)), None], dtype=object)[:-1]
-    t = np.arange(n, dtype=np.int64)
-    return Batch(np.arange(2.0 * n).reshape(n, 2), y, key, t, np.ones(n)), np.cumsum(np.array(steps_ms, dtype=np.int64))
 
 
 def one_by_one(clock_ms: list[int], rows: int, wait_ms: int) -> tuple[list[list[int]], list[int]]:
@@ -40,14 +31,6 @@ def one_by_one(clock_ms: list[int], rows: int, wait_ms: int) -> tuple[list[list[
             batches.append(waiting)
             waiting = []
     return batches, waiting
-
-
-def numbers(batch: Batch) -> list[int]:
-    """Which rows a batch holds; every column must tell the same."""
-    found = (batch.x[:, 0] / 2).astype(int).tolist()
-    assert batch.t.tolist() == found and batch.key.tolist() == [b"k%d" % at if at % 2 else None for at in found]
-    assert batch.y.tolist() in ([f"c{at % 3}" for at in found], [at / 2 for at in found]) and len(batch.weight) == len(found)
-    return found
 
 
 def cut(batches: MicroBatches, batch: Batch, clock_ms: np.ndarray, cuts: list[int]) -> list[list[int]]:

@@ -4,39 +4,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
-from branches import HOST, SMALL, START_MS, Rooms, SteppedClock, everything, run_to_end
+from branches import HOST, SMALL, Rooms, SteppedClock, everything, run_to_end
+from prices import HOW, ROWS, rows
 
-from millrace.learners.analytic.ridge import Ridge, RidgeConfig
-from millrace.streams.branch.branch import FoldSpec
-from millrace.streams.formats.json_rows import Codec
-from millrace.streams.records import Event
-from millrace.streams.schema import Field, Label, Schema
 from millrace.streams.source import Crash, CrashError
 from millrace.streams.worker.worker import Worker, WorkerIdentity
-
-ROWS = 40
-SCHEMA = Schema((Field("x", size=2),), Label("price", "number"))
-HOW = FoldSpec(
-    "small",
-    SCHEMA,
-    Codec(SCHEMA, 4096),
-    "ridge",
-    lambda: Ridge(RidgeConfig(task="regress", solve_rows=5), 2, 0),
-    batch_rows=4,
-    batch_wait_ms=1000,
-    seed=0,
-    config=b"{}",
-)
-
-
-def rows():
-    """x and price = 3 x0 - x1 + 10, the third without a label."""
-    x = np.random.default_rng(1).integers(-5, 6, (ROWS, 2))
-    values = [{"x": pair.tolist(), "price": int(3 * pair[0] - pair[1] + 10)} for pair in x]
-    del values[2]["price"]
-    return [Event(at, START_MS + at, None, b"", json.dumps(value).encode()) for at, value in enumerate(values)]
 
 
 def finish(rooms: Rooms) -> Worker:

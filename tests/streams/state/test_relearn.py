@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from branches import HOST, SMALL, Rooms, SteppedClock, dies, everything, mark_at_once, run_to_end
+from flipped import FLIP, ROWS, STEPS, alarms, entries, flipped, rooms, watching, worker_in
 from late_labels import late_fold_spec
 from lossy import LossyWorker
-from test_drifting import FLIP, ROWS, STEPS, alarms, entries, flipped, rooms, watching, worker_in
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.drift.alarms import DriftConfig

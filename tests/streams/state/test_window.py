@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_microbatch import CUTS, numbers, rows_of
+from numbered_rows import CUTS, numbers, rows_of
 
 from millrace.learners.errors import LearnerError
 from millrace.learners.protocol import Batch, join

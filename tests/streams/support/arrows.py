@@ -37,3 +37,10 @@ def in_messages(rows: Sequence[Mapping[str, object]], t: Sequence[int], schema: 
         found.append(Event(offset, max(t[at : at + size]), None, b"", message(batch.append_column("timestamp", times))))
         at += size
     return found
+
+
+def same(ours, theirs) -> None:
+    """Two decoded reads are the same, bit for bit."""
+    for one, other in zip([*ours.columns, ours.y, ours.weight], [*theirs.columns, theirs.y, theirs.weight], strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert one.tolist() == other.tolist() if one.dtype == object else one.tobytes() == other.tobytes()

@@ -1,4 +1,4 @@
-"""A worker in a process of its own that kills itself with SIGKILL; run by test_kill.py, never imported by it.
+"""A worker in a process of its own that kills itself with SIGKILL; run by exactly_once.py, never imported by it.
 
 Usage: dying_worker.py PIPELINE HOME PHASES [lossy]. It dies after so many phases of steps; 0: it runs to the log's end.
 """

@@ -77,10 +77,10 @@ def forked(late: bool = False, seed: int = 0, read_rows: int = 5) -> Forked:
     return Forked(rooms, how)
 
 
-def never_poisoned(there: Forked, read_rows: int = 7) -> Worker:
+def never_poisoned(forked_rooms: Forked, read_rows: int = 7) -> Worker:
     """A worker whose log the poisoner never reached, at its end."""
-    events = without_poison(there.parent.items)
-    worker = Rooms(events, read_rows=read_rows).worker(how=there.how)
+    events = without_poison(forked_rooms.parent.items)
+    worker = Rooms(events, read_rows=read_rows).worker(how=forked_rooms.how)
     run_to_end(worker, events[-1].offset + 1)
     return worker
 

@@ -7,33 +7,21 @@ import json
 
 import pytest
 from branches import SMALL, Rooms, dies, everything, fold_spec, make_events, run_to_end
+from crashes import CrashRuns
+from dying_storage import DyingStore
 from lossy import WithoutRemainder
 
 from millrace.streams.branch.branch import refold, restore
 from millrace.streams.journal.entries import Step
 from millrace.streams.journal.journal import Cursor, counted, summarise
-from millrace.streams.journal.store import ListStore
 from millrace.streams.parts import pack
-from millrace.streams.source import Crash, CrashError
+from millrace.streams.source import Crash
 from millrace.streams.state.fold import Fold
 from millrace.streams.worker.worker import Worker
 
 ROWS = 60
 EVENTS = make_events(ROWS)
-
-
-class DyingStore(ListStore):
-    """A store whose process dies at the ``at``-th blob, once."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.left = at
-
-    def put(self, branch, blob):
-        self.left -= 1
-        if self.left == 0:
-            raise CrashError
-        return super().put(branch, blob)
+RUNS = CrashRuns(EVENTS, fold_spec)
 
 
 class Forgetful(Worker):
@@ -78,44 +66,13 @@ def reference() -> tuple[dict[str, bytes], int, int]:
     return everything(worker), next(phases) - 1, -rooms.store.left
 
 
-def survive(rooms: Rooms, kind: type[Worker] = Worker) -> Worker:
-    """Start workers until one reaches the end."""
-    while True:
-        try:
-            worker = rooms.worker(kind)
-            run_to_end(worker, ROWS)
-        except CrashError:
-            continue
-        return worker
-
-
-def crash_before(event: int, kind: type[Worker] = Worker) -> Rooms:
-    """Run to the end, dying once before that event."""
-    rooms = Rooms([*EVENTS[:event], Crash(), *EVENTS[event:]])
-    rooms.result = everything(survive(rooms, kind))
-    return rooms
-
-
-def crash_after_phase(count: int, kind: type[Worker] = Worker) -> Rooms:
-    """Run to the end, dying once after so many phases of steps (each mark is a phase too)."""
-    rooms = Rooms(EVENTS)
-    worker = rooms.worker(kind)
-    phases = itertools.count(1)
-    while not dies(worker, phases, count):
-        assert sum(worker.fold.position.values()) < ROWS or kind is not Worker, "nobody died"
-        if sum(worker.fold.position.values()) >= ROWS:
-            break
-    rooms.result = everything(survive(rooms, kind))
-    return rooms
-
-
 WHOLE, PHASES, BLOBS = reference()
 
 
 @pytest.mark.parametrize("event", range(ROWS + 1))
 def test_a_crash_before_any_event_changes_nothing(event):
     """Learner, join of batches, tables, scores and clock are those of the uninterrupted run, bit for bit."""
-    rooms = crash_before(event)
+    rooms = RUNS.crash_before(event)
     assert rooms.result == WHOLE
     assert contiguous(rooms)
     outputs(rooms)
@@ -124,7 +81,8 @@ def test_a_crash_before_any_event_changes_nothing(event):
 @pytest.mark.parametrize("phase", range(1, PHASES + 1))
 def test_a_crash_after_any_phase_of_a_step_changes_nothing(phase):
     """Read, checked, appended, learned, acknowledged, emitted, marked: wherever the process ends, the state is the same."""
-    rooms = crash_after_phase(phase)
+    rooms = RUNS.crash_after_phase(phase)
+    assert rooms.died
     assert rooms.result == WHOLE
     assert contiguous(rooms)
     steps = [entry.seq for entry in counted(rooms.journal, "main", Cursor()) if isinstance(entry, Step)]
@@ -135,7 +93,7 @@ def test_a_crash_after_any_phase_of_a_step_changes_nothing(phase):
 def test_a_crash_while_a_checkpoint_is_written_changes_nothing(blob):
     """Orphan parts do not count; the mark before does."""
     rooms = Rooms(EVENTS, store=DyingStore(blob))
-    assert everything(survive(rooms)) == WHOLE
+    assert everything(RUNS.survive(rooms)) == WHOLE
     assert rooms.store.left < 0, "nobody died"
 
 
@@ -152,14 +110,14 @@ def test_two_crashes_at_any_two_events_change_nothing():
     """A second crash while the first is being made good is no different."""
     for first, second in itertools.combinations(range(0, ROWS, 7), 2):
         rooms = Rooms([*EVENTS[:first], Crash(), *EVENTS[first:second], Crash(), *EVENTS[second:]])
-        assert everything(survive(rooms)) == WHOLE
+        assert everything(RUNS.survive(rooms)) == WHOLE
 
 
 @pytest.mark.parametrize("twin", [Forgetful, WithoutRemainder])
 def test_a_worker_that_loses_something_at_a_crash_fails_these_tests(twin):
     """The comparison notices a broken twin, both before events and between phases."""
-    assert not all(as_if_nothing_happened(crash_before(event, twin)) for event in range(ROWS))
-    assert not all(as_if_nothing_happened(crash_after_phase(phase, twin)) for phase in range(1, PHASES + 1))
+    assert not all(as_if_nothing_happened(RUNS.crash_before(event, twin)) for event in range(ROWS))
+    assert not all(as_if_nothing_happened(RUNS.crash_after_phase(phase, twin)) for phase in range(1, PHASES + 1))
 
 
 def test_every_record_is_learned_passed_rejected_or_waiting():

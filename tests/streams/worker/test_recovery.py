@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 from branches import Rooms, run_to_end
-from test_drifting import STEPS, flipped, watching
+from flipped import STEPS, flipped, watching
 
 from millrace.learners.linear.softmax import Softmax, SoftmaxConfig
 from millrace.streams.branch.branch import FoldSpec

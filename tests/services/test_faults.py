@@ -43,7 +43,7 @@ def test_the_short_form_is_green(tmp_path: Path) -> None:
         Broker(tmp_path, Path(home) / "libs" if home else ROOT / ".kafka" / "jars")
     except StorageError as error:
         pytest.skip(f"no Kafka: {error}")
-    shared = ("faults", "services/support", "services/serving", "streams/support")
+    shared = ("faults", "services/support", "streams/support")
     folders = [str(ROOT / "tests" / place) for place in shared]
     path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, ROOT / "tests" / "faults" / "faults.py", "--quick"]

@@ -1,0 +1,126 @@
+"""Every learner in the variants that the contract is run on, the lessons it is taught, and the questions it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from broken import D
+
+from millrace.learners.protocol import Array, Batch, Learner
+from millrace.learners.river_adapter import MODELS, WEIGHED, RiverConfig
+from millrace.learners.table import LEARNERS
+
+ROWS = 48  # rows of a lesson in the suite
+SOLVE_ROWS = 20  # falls inside lessons, and on the end of every fifth
+
+Make = Callable[[], Learner]
+Lessons = Callable[[int], Batch]  # seed -> the same labelled batch whenever it is called, in arrays of its own
+Promise = Callable[[Make, Lessons], None]
+
+
+def ridge(kind: str = "ridge", **config: Any) -> Make:
+    """Makes a learner of the analytic family with this config."""
+    algorithm = LEARNERS[kind]
+    return lambda: algorithm.learner(algorithm.config(solve_rows=SOLVE_ROWS, **config), D, 3)
+
+
+def stepping(**config: Any) -> Make:
+    """Makes a softmax regression of the table with this config; its steps fit neither lessons nor batches."""
+    algorithm = LEARNERS["softmax"]
+    return lambda: algorithm.learner(algorithm.config(step_rows=7, warm_up_rows=100, **config), D, 3)
+
+
+def network(kind: str, **config: Any) -> Make:
+    """Makes a small network of the table with this config."""
+    algorithm = LEARNERS[kind]
+    small = {"warm_up_rows": 30, "step_rows": 13}
+    small |= {"units": 5, "teacher_units": 9, "outputs": 4} if kind == "pec" else {"hidden": (8,), "buffer_rows": 25}
+    return lambda: algorithm.learner(algorithm.config(**small | config), D, 3)
+
+
+def as_it_comes(kind: str) -> Make:
+    """Makes a learner of the table with the defaults of its config."""
+    return lambda: LEARNERS[kind].learner(LEARNERS[kind].config(), D, 3)
+
+
+def classes(seed: int) -> Batch:
+    """Rows of four classes with weights; the fourth is first seen in the batch of seed 1."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 4 if seed else 3, ROWS)
+    x = rng.normal(size=(ROWS, D)) + 3.0 * np.eye(4, D)[label]
+    return Batch(x, np.array(["a", "b", "c", "d"], dtype=object)[label], weight=rng.uniform(0.5, 2.0, ROWS))
+
+
+def values(seed: int) -> Batch:
+    """Rows with two outputs."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(ROWS, D))
+    return Batch(x, x[:, :2] * 3.0 + rng.normal(size=(ROWS, 2)))
+
+
+def unweighed(seed: int) -> Batch:
+    """The classes without weights."""
+    return replace(classes(seed), weight=None)
+
+
+def river(name: str) -> Make:
+    """Makes one of river's models."""
+    config = RiverConfig(name, task="regress" if MODELS[name] == "number" else "classify")
+    return lambda: LEARNERS["river"].learner(config, D, 3)
+
+
+def lessons_of(name: str) -> Lessons:
+    """What such a model can be taught."""
+    return values if MODELS[name] == "number" else classes if name in WEIGHED else unweighed
+
+
+CASES: dict[str, tuple[Make, Lessons]] = {
+    "ridge": (ridge(), classes),
+    "ridge, forgetting": (ridge(decay=0.99), classes),
+    "ridge, expanded": (ridge(expand=20), classes),
+    "ridge, regression": (ridge(task="regress"), values),
+    "ridge, expanded regression that forgets": (ridge(task="regress", decay=0.98, expand=20), values),
+    "softmax": (stepping(), classes),
+    "softmax, penalised": (stepping(l2=0.01, rate=0.5), classes),
+    "aef-ocl": (ridge("aef-ocl"), classes),
+    "aef-ocl, expanded, forgetting, towards a prior": (ridge("aef-ocl", expand=20, decay=0.99, prior={"a": 0.7}), classes),
+    "air": (ridge("air"), classes),
+    "air, expanded, forgetting, towards a prior": (ridge("air", expand=20, decay=0.99, prior={"a": 0.7}), classes),
+    "aef-ocl, solved behind": (ridge("aef-ocl", solve_behind=True, expand=20, decay=0.99), classes),
+    "air, solved behind": (ridge("air", solve_behind=True, expand=20, decay=0.99), classes),
+    "slda": (ridge("slda"), classes),
+    "slda, expanded, forgetting": (ridge("slda", expand=20, decay=0.99, prior="as-seen"), classes),
+    "ncm": (ridge("ncm"), classes),
+    "ncm, by angle, forgetting": (ridge("ncm", distance="cosine", decay=0.99), classes),
+    "er": (network("er"), classes),
+    "er, averaged": (network("er", ema=0.9, momentum=0.9, weight_decay=1e-3), classes),
+    "er, convolutions": (network("er", network="convnet", image=(1, 2, 3), channels=2), classes),
+    "er, residual": (network("er", network="resnet18", image=(1, 2, 3), channels=2, step_rows=24, ema=0.9), classes),
+    "er-ace": (network("er-ace", rate=0.02), classes),
+    "derpp": (network("derpp"), classes),
+    "uer": (network("uer", classes=("d", "c", "b", "a", "never seen")), classes),
+    "pcr": (network("pcr", optimiser="adam", rate=0.01), classes),
+    "hpcr": (network("hpcr", pair_rows=8, distil_rows=40, period_steps=10), classes),
+    "onpro": (network("onpro", image=(1, 2, 3), replay_rows=9, projection=6), classes),
+    "pec": (network("pec"), classes),
+}
+CASES |= {f"river, {name.partition('.')[2]}": (river(name), lessons_of(name)) for name in MODELS}
+VARIED = {case.partition(",")[0] for case in CASES}
+CASES |= {kind: (as_it_comes(kind), classes) for kind in LEARNERS if kind not in VARIED}  # a learner that was just added
+QUESTIONS = np.random.default_rng(99).normal(size=(17, D))
+
+
+def asked(learner: Any) -> Array:
+    """The answers to the suite's questions."""
+    return np.array(learner.predict_many(Batch(QUESTIONS.copy())))
+
+
+def taught(make: Make, lessons: Lessons, *seeds: int) -> Learner:
+    """A learner after some lessons."""
+    learner = make()
+    for seed in seeds:
+        learner.learn_many(lessons(seed))
+    return learner

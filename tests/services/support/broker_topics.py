@@ -1,0 +1,24 @@
+"""Pipelines with their log on a broker: the tables that put one there, and the end of its topics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from millrace.services.config.config import load_pipeline
+from millrace.services.pipeline import backends as logs
+from millrace.streams.kafka.client import Link
+from millrace.streams.kafka.cluster import Cluster, Secrets
+
+
+def on(broker) -> str:
+    """The tables of a pipeline file that put it there."""
+    return f'\n[log]\nkind = "kafka"\n[log.kafka]\nbootstrap = "{broker.bootstrap}"\n'
+
+
+def forget(broker, pipeline: Path, called: str = "digits") -> None:
+    """Delete the topics of the pipeline of that name, and close this process's own connections."""
+    link = Link(Cluster(broker.bootstrap), Secrets(), 1 << 20)
+    link.delete([name for name in link.names() if name.startswith(called)])
+    link.close()
+    logs.OnKafka(load_pipeline(pipeline).pipeline)._readers.link.close()
+    logs._connected.cache_clear()
