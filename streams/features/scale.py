@@ -13,7 +13,8 @@ are learned, at fixed counts of them, so that nothing depends on how rows were g
 ``declared`` is for workers whose learners are merged and that must scale alike without seeing each other's rows: a field that
 declares a center and a scale is clipped to 10 of its scales, and nothing else is.
 
-``standardise`` moves the mean to 0 and the deviation to 1 besides: for learners by steps, whose rate would depend on units.
+``standardise`` moves the mean to 0 and the deviation to 1 besides: for learners by steps, whose rate would depend on units. A
+feature that has not varied yet is 0.
 
 Source: Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance", The American Statistician 37 (3), 1983, (2.1);
 docs/design/overview.md#scale.
@@ -157,7 +158,7 @@ class Scale:
             self._low, self._high, self._bounded = -most, most, bool(np.isfinite(most).any())
             return
         known, deviation = self._known, self._known.deviation
-        self._unit = np.where(deviation > 0.0, deviation, 1.0)
+        self._unit = np.where(deviation > 0.0, deviation, np.inf)
         varies = (deviation > 0.0) & (known.rows >= LOOK_ROWS)
         span = np.where(varies, known.high - known.low, 0.0)
         low = np.minimum(known.mean - DEVIATIONS * deviation, known.low - span)

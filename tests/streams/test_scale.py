@@ -1,0 +1,124 @@
+"""The scale against one row at a time in plain Python, and what a learner makes of rows that lie far outside."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millrace.learners.protocol import Floats, Scaling
+from millrace.streams.features.scale import Scale
+from millrace.streams.parts import pack, unpack
+
+
+class RowByRow:
+    """What ``Scale("clip", 1)`` says it does, with every value kept and statistics taken from all of them."""
+
+    def __init__(self) -> None:
+        self.counted: list[tuple[float, bool]] = []  # what counts of each row up to the last look, and whether for the range
+        self.recent: list[tuple[float, float]] = []  # since then: as it came, as it was clipped
+        self.low, self.high = -math.inf, math.inf
+
+    def row(self, value: float) -> float:
+        """What the learner gets."""
+        kept = min(max(value, self.low), self.high)
+        self.recent.append((value, kept))
+        rows = len(self.counted) + len(self.recent)
+        if rows % 256 == 0 or (rows < 256 and rows & (rows - 1) == 0):
+            self.look()
+        return kept
+
+    def look(self) -> None:
+        """Take in the recent rows; new bounds."""
+        moved = sum(came != kept for came, kept in self.recent) > 0.05 * len(self.recent)
+        self.counted += [(came, True) if moved else (kept, came == kept) for came, kept in self.recent]
+        self.recent = []
+        values = [value for value, _ in self.counted]
+        mean = math.fsum(values) / len(values)
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+        if len(values) < 256 or deviation <= 1e-15 * abs(mean):
+            return
+        low, high = min(v for v, ranged in self.counted if ranged), max(v for v, ranged in self.counted if ranged)
+        self.low = min(mean - 10 * deviation, low - (high - low))
+        self.high = max(mean + 10 * deviation, high + (high - low))
+
+
+def learned(scale: Scale, values: Floats, pieces: list[int]) -> Floats:
+    """What the learner gets of values (n,), learned in pieces."""
+    out, at = [np.zeros((0, 1))], 0
+    for size in [*pieces, len(values)]:
+        block = values[at : at + size, None]
+        out += [scale.learn(block[start:stop]) for start, stop in scale.cuts(len(block))]
+        at += len(block)
+    return np.concatenate(out)[:, 0]
+
+
+STREAMS = {
+    "normal": lambda rng: rng.standard_normal(1500),
+    "heavy tails": lambda rng: rng.standard_t(1.2, 1500),
+    "a shift": lambda rng: np.concatenate([rng.standard_normal(700), 1e5 + rng.standard_normal(800)]),
+    "constant at first": lambda rng: np.concatenate([np.zeros(300), 1e5 + rng.standard_normal(1200)]),
+    "a clock": lambda rng: 1.7e9 + np.arange(1500.0),
+    "a rare flag": lambda rng: (rng.random(1500) < 0.004).astype(float),
+    "an outlier first": lambda rng: np.concatenate([[9.97e36], rng.standard_normal(1499)]),
+    "an outlier later": lambda rng: np.concatenate([rng.standard_normal(900), [9.97e36], rng.standard_normal(599)]),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@given(seed=st.integers(0, 1000), pieces=st.lists(st.integers(1, 400), max_size=8))
+def test_it_clips_what_one_row_at_a_time_clips(name: str, seed: int, pieces: list[int]) -> None:
+    """However the rows are cut; what is not clipped is untouched, bit for bit."""
+    values, plain = STREAMS[name](np.random.default_rng(seed)), RowByRow()
+    ours, theirs = learned(Scale("clip", 1), values, pieces), np.array([plain.row(value) for value in values.tolist()])
+    assert np.allclose(ours, theirs, rtol=1e-9, atol=0.0)
+    assert (ours == values).tolist() == (theirs == values).tolist()
+
+
+@pytest.mark.parametrize(("name", "most"), [("normal", 0), ("a clock", 0), ("a rare flag", 0), ("an outlier later", 1)])
+def test_only_what_lies_far_outside_is_clipped(name: str, most: int) -> None:
+    """A counter that runs on, and a flag that is seldom set, are left alone; a fill value is not, and is counted."""
+    values, scale = STREAMS[name](np.random.default_rng(5)), Scale("clip", 1)
+    assert (learned(scale, values, []) != values).sum() == most == scale.clipped[0]
+
+
+def test_a_feature_that_has_moved_is_learned_as_it_comes_within_a_look() -> None:
+    """At most the 256 rows until the next look are clipped."""
+    values, scale = STREAMS["a shift"](np.random.default_rng(3)), Scale("clip", 1)
+    ours = learned(scale, values, [])
+    assert (ours[700:768] != values[700:768]).all() and (ours[768:] == values[768:]).all() and scale.clipped[0] == 68
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e12])
+def test_a_standardised_feature_does_not_depend_on_its_unit(unit: float) -> None:
+    """Nor on where it lies."""
+    rng = np.random.default_rng(1)
+    values, scale = rng.standard_normal(1000), Scale("standardise", 1)
+    ours = learned(scale, unit * (values + 40.0), [7, 300])
+    plain = learned(Scale("standardise", 1), values, [])
+    assert np.allclose(ours, plain, atol=1e-6) and np.abs(ours).max() <= 10.0
+    assert abs(ours[512:].mean()) < 0.2 and abs(ours[512:].std() - 1.0) < 0.2
+
+
+@pytest.mark.parametrize("scaling", ["none", "declared", "clip", "standardise"])
+@given(cut=st.integers(0, 900), seed=st.integers(0, 100))
+def test_it_goes_on_from_its_state_as_if_it_had_never_stopped(scaling: Scaling, cut: int, seed: int) -> None:
+    """Bit for bit, and it answers for a row what it would learn for it."""
+    values = np.random.default_rng(seed).standard_t(2.0, 900)
+    whole, before, after = (Scale(scaling, 1, np.array([True])) for _ in range(3))
+    expected = np.concatenate([learned(whole, values[:cut], []), learned(whole, values[cut:], [])])
+    learned(before, values[:cut], [])
+    after.load(unpack(pack(before.state()), "here"))
+    assert after.applied(np.array([[55.0]])) == before.applied(np.array([[55.0]]))
+    assert learned(after, values[cut:], []).tobytes() == expected[cut:].tobytes()
+    assert pack(after.state()) == pack(whole.state())
+
+
+def test_what_is_declared_is_clipped_where_nothing_is_learned() -> None:
+    """Ten of its scales from its center, for workers that are merged; a field that declares none is left alone."""
+    scale = Scale("declared", 2, np.array([True, False]))
+    assert scale.learn(np.array([[11.0, 11.0], [-99.0, 5.0]])).tolist() == [[10.0, 11.0], [-10.0, 5.0]]
+    assert scale.clipped.tolist() == [2, 0]
