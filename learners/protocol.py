@@ -188,6 +188,14 @@ class RaisesRate(Protocol):
         """
 
 
+@runtime_checkable
+class Notices(Protocol):
+    """A learner that may learn a row otherwise than it came, or not at all."""
+
+    def noticed(self) -> dict[str, Any]:
+        """How much of that there was, by the names of ``streams/state/notices.py``; ``dropped``: a reason by column of x."""
+
+
 def within(numbers: Floats, low: float, high: float) -> bool:
     """Whether each of the numbers is within its bounds; NaN is in none.
 

@@ -106,6 +106,10 @@ class Replay:
         """Scores (n, C) in the order of ``servable().classes``. Pure. Raises: BadInputError as the servable does."""
         return self.servable().predict_many(batch)
 
+    def noticed(self) -> dict[str, int]:
+        """Steps that were left out, and rows whose label is none of ``classes``."""
+        return {"skipped_steps": self.skipped, "outside_classes": self.left_out}
+
     def servable(self) -> NetworkServable:
         """What answers now: the average where there is one, for the classes seen so far."""
         if self.served is None:

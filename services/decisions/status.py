@@ -19,6 +19,7 @@ from millrace.streams.journal.entries import Mark, decode_entry
 from millrace.streams.journal.exclusions import describe
 from millrace.streams.journal.journal import Cursor, Summary, summarise
 from millrace.streams.journal.store import read_checkpoint
+from millrace.streams.state.notices import flat
 
 COUNTED = ("learned", "passed", "rejected")
 LOWEST = 20  # labels whose recall is shown, at most: those with the lowest
@@ -41,7 +42,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= _merged(instance, branch)
     if output is not None:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
-        facts |= _late(output) | _alarm(output.newest_alarm) | _held_out(output)
+        facts |= _late(output) | _alarm(output.newest_alarm) | _held_out(output) | flat(output.noticed)
     elif "records" not in facts and summary.marks:  # followed by nobody, it lets nothing out but its marks
         facts |= {name: load_part(instance.store(), summary.marks[-1], "counts")["counts"][name] for name in COUNTED}
     facts |= _acted(summary)

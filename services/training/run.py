@@ -19,6 +19,7 @@ from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.journal.ledger import Serve, Target, append_decision
 from millrace.streams.sharding import merging_branch
+from millrace.streams.state.notices import sentences
 from millrace.streams.worker.worker import Worker, WorkerIdentity
 
 log = logging.getLogger("millrace")
@@ -106,6 +107,8 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         drift = worker.fold.drift
         if drift is not None and drift.newest is not None and merging_branch(branch) == branch:
             name_last_good(instance, branch)
+        for sentence in sentences(worker.fold.noticed()):
+            log.warning("%s: %s.", branch, sentence)
         return Done(branch, worker.epoch, worker.seq, worker.fold.records - before, worker.newest_version)
 
 

@@ -36,6 +36,7 @@ class Output(msgspec.Struct, frozen=True):
     newest_alarm: Alarm | None = None  # that something got worse, since the branch began
     held_out: dict[str, Value] | None = None  # of rows that are never learned; None: none is held out
     labels: dict[str, int] | None = None  # what came of served predictions and labels, and what waits
+    noticed: dict[str, Value] = {}  # what was learned otherwise than its records say, or not at all; see state/notices.py
 
 
 OVERTAKEN = 4  # outputs among which the newest is: a writer has one under way at a time
@@ -69,6 +70,7 @@ def output_record(step: Step, fold: Fold) -> Record:
         newest_alarm=None if fold.drift is None else fold.drift.newest,
         held_out=None if fold.held_out is None else fold.held_out.figures(),
         labels=None if join is None else _late(join),
+        noticed=fold.noticed(),
     )
     return Record(msgspec.json.encode(output), step.branch.encode())
 

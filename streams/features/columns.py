@@ -126,6 +126,15 @@ class Features:
         counted = {"far_out": self._by_field(self._far), "clipped": self._by_field(self.scale.clipped)}
         return {what: {name: count for name, count in fields.items() if count} for what, fields in counted.items()}
 
+    def by_field(self, reasons: Mapping[int, str]) -> dict[str, str]:
+        """What is said of columns of x, by field and, in a field of several, by the number within it."""
+        owners = [(place, at) for place in self._places for at in range(place.field.width)]
+        named = {}
+        for column, reason in reasons.items():
+            place, at = owners[column]
+            named[place.field.name if place.field.width == 1 else f"{place.field.name}[{at}]"] = reason
+        return named
+
     @property
     def _complete(self) -> bool:
         """Whether encoded rows are what a learner gets."""

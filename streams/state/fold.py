@@ -29,6 +29,7 @@ from millrace.streams.source import Position
 from millrace.streams.state.drift import Drift
 from millrace.streams.state.held_out import HeldOut
 from millrace.streams.state.microbatch import MicroBatches
+from millrace.streams.state.notices import noticed
 from millrace.streams.state.window import Window
 
 TRUTH = ("batches", "counts", "features", "learner", "join", "window")  # the parts hashed into the state's hash
@@ -114,6 +115,10 @@ class Fold:
         """Whether something has waited long enough."""
         due_ms = None if self.labels is None else self.labels.due_ms
         return self.batches.due(clock_ms) or (due_ms is not None and clock_ms >= due_ms + GATHER_MS)
+
+    def noticed(self) -> dict[str, Value]:
+        """What was learned otherwise than its records say, or not at all."""
+        return noticed(self.features, self.learner, self.scores.totals)
 
     def step(self, step: Step, rows: Sequence[Rows | Served]) -> None:
         """Apply one step whose reads decoded to ``rows``, in segments that end where a training batch fills."""

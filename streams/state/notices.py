@@ -1,0 +1,69 @@
+"""What a branch has learned otherwise than its records say, or not at all, for an operator to see.
+
+`status` shows it, `run` and `up` warn of it, and every output of a step carries it. Nothing here is the record of truth.
+
+Source: docs/how-to/what-status-warns-of.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from millrace.learners.evaluation.prequential import ClassScores, ValueScores
+from millrace.learners.protocol import Learner, Notices, Value
+from millrace.streams.features.columns import Features
+
+JUDGED_ROWS = 100  # scored, before errors are compared with a baseline's
+ERRORS = 4.0  # times those of the baseline: squared error of numbers, wrong answers of classes
+RESIDUAL = 1e-6  # relative, above which an exact learner is not exact any more
+
+PHRASES = {
+    "clipped": "{value} values lay far outside the others and were clipped as they were learned",
+    "far_out": "{value} learned values lay far outside everything learned before",
+    "dropped": "{value}",
+    "skipped_steps": "{value} steps were left out, as their gradient was not finite; scale the features or lower the rate",
+    "outside_classes": "{value} rows have a label that learner.classes does not name, and were not learned",
+    "residual": "the solution misses its sums by {value:.1e}, relatively; raise learner.gamma",
+    "errors_over_baseline": "errors are {value:.3g} times those of always answering the commonest label, or the mean",
+}
+
+
+def noticed(features: Features, learner: Learner, totals: ClassScores | ValueScores) -> dict[str, Value]:
+    """What there is to see, by the names of PHRASES; of a field, in a dictionary by its name. Empty where all is well."""
+    own = learner.noticed() if isinstance(learner, Notices) else {}
+    dropped = {"dropped": features.by_field(own.pop("dropped", {}))}
+    seen: dict[str, Any] = features.counts() | dropped | own
+    if (errors := errors_over_baseline(totals)) > ERRORS:
+        seen["errors_over_baseline"] = errors
+    if seen.get("residual", 0.0) <= RESIDUAL:
+        seen.pop("residual", None)
+    return {name: value for name, value in seen.items() if value}
+
+
+def errors_over_baseline(totals: ClassScores | ValueScores) -> float:
+    """Errors as a multiple of those of the commonest label, or of the mean; 0 before enough rows are scored."""
+    if totals.rows < JUDGED_ROWS:
+        return 0.0
+    if isinstance(totals, ClassScores):
+        return (totals.rows - totals.correct) / max(totals.rows - totals.correct_majority, 1)
+    baseline = np.maximum(totals.squared_error_mean, np.finfo(np.float64).tiny)
+    return float(np.max(totals.squared_error / baseline, initial=0.0))
+
+
+def sentences(seen: dict[str, Value]) -> list[str]:
+    """The same in words, one of each field."""
+    said = []
+    for name, value in seen.items():
+        values = value.items() if isinstance(value, dict) else [("", value)]
+        said += [(f"field {field}: " if field else "") + PHRASES[name].format(value=each) for field, each in values]
+    return said
+
+
+def flat(seen: dict[str, Value]) -> dict[str, Value]:
+    """One line each for a table: what it is, with the field."""
+    lines: dict[str, Value] = {}
+    for name, value in seen.items():
+        lines |= {f"{name}_{field}": each for field, each in value.items()} if isinstance(value, dict) else {name: value}
+    return lines
