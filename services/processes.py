@@ -45,11 +45,11 @@ class Patience:
         if now_s - self._looked_s < self._seconds / 100:
             return False
         self._looked_s = now_s
-        seen, (worked_s, wants) = self._sign(), _work(self._pids)
+        progress, (worked_s, wants) = self._sign(), _work(self._pids)
         if wants or worked_s != self._work_s:
             self._work_s, self._worked_s = worked_s, now_s
-        if seen != self._seen:
-            self._seen, self._since_s, self._work_then_s = seen, now_s, worked_s
+        if progress != self._seen:
+            self._seen, self._since_s, self._work_then_s = progress, now_s, worked_s
         return self._is_standstill(now_s)
 
     def _is_standstill(self, now_s: float) -> bool:
@@ -76,8 +76,8 @@ def _stat(pid: int) -> tuple[int, str]:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return 0, "X"
-    state, *words = stat.rpartition(")")[2].split()
-    return sum(map(int, words[10:14])), state
+    state, *fields = stat.rpartition(")")[2].split()
+    return sum(map(int, fields[10:14])), state
 
 
 def descendants(pid: int) -> list[int]:
@@ -123,7 +123,7 @@ class Processes:
 
         Raises: MillraceError where a process fails meanwhile, or where nothing moves on.
         """
-        patience = Patience([one.pid for one in self._running.values()], self._patience_s, self._sign)
+        patience = Patience([process.pid for process in self._running.values()], self._patience_s, self._sign)
         while not condition():
             for name, process in self._running.items():
                 if process.poll():

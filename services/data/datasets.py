@@ -200,8 +200,8 @@ def data_set(name: str) -> DataSet:
     Raises: BadInputError for a name that is none, with the nearest one and the list.
     """
     if name not in DATA_SETS:
-        near = get_close_matches(name, DATA_SETS, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        close = get_close_matches(name, DATA_SETS, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]}?" if close else ""
         raise BadInputError(f"There is no data set {name!r}.{hint} There are: {', '.join(DATA_SETS)}.")
     return DATA_SETS[name]
 

@@ -143,14 +143,14 @@ def loaded_toml(loaded: Loaded) -> str:
 
 def _said(tree: Mapping[str, Any], origin: Mapping[str, str], prefix: str) -> dict[str, Any]:
     """The part of a tree of settings that somebody set, by the dotted keys of ``origin``; names as ``schema.leaves`` gives."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             if part := _said(value, origin, f"{name}."):
-                found[key] = part
+                settings[key] = part
         elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
-            found[key] = [_said(item, origin, f"{name}[{at}].") for at, item in enumerate(value)]
+            settings[key] = [_said(item, origin, f"{name}[{at}].") for at, item in enumerate(value)]
         elif name in origin:
-            found[key] = value
-    return found
+            settings[key] = value
+    return settings

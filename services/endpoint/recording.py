@@ -137,18 +137,18 @@ class Recorder:
         """What has gathered, oldest first; empty where it is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._ending)
-            taken, rows = list[_Job](), 0
+            jobs, rows = list[_Job](), 0
             while self._jobs and rows < COMMIT_ROWS:
-                taken.append(self._jobs.popleft())
-                rows += taken[-1].rows
-            return taken
+                jobs.append(self._jobs.popleft())
+                rows += jobs[-1].rows
+            return jobs
 
     def _commit(self, jobs: list[_Job]) -> None:
-        made = [job.make() for job in jobs]
+        records_by_job = [job.make() for job in jobs]
         self._log = self._log or self.open_log()
-        stored = self._log.append(self.topic, [record for records in made for record in records])
+        stored = self._log.append(self.topic, [record for records in records_by_job for record in records])
         at = 0
-        for job, records in zip(jobs, made, strict=True):
+        for job, records in zip(jobs, records_by_job, strict=True):
             if job.done is not None:
                 job.done.set_result(stored[at : at + len(records)])
             at += len(records)

@@ -130,7 +130,7 @@ def _plain(cell: Any) -> Any:
         kind = int if isinstance(cell, int) else float  # of a subclass, such as an enumeration's member
         return None if cell != cell else kind(cell)  # NaN is not itself
     if isinstance(cell, list | tuple):
-        return [_plain(one) for one in cell]
+        return [_plain(element) for element in cell]
     if type(cell).__name__ in MISSING:
         return None
     if hasattr(cell, "tolist"):  # a number or an array of NumPy, a Series
@@ -152,8 +152,8 @@ def _unicode(text: str) -> str:
 
 def _words(refused: Sequence[Refused], called: str = "Row") -> str:
     """The first of the rows or records that the pipeline cannot take, and how many there are."""
-    first = min(refused, key=lambda one: one.event.offset)
-    what, _, where = first.detail.partition(" - at `$.")
-    column = f", column {where.rstrip('`')}" if where else ""
+    first = min(refused, key=lambda refusal: refusal.event.offset)
+    message, _, location = first.detail.partition(" - at `$.")
+    column = f", column {location.rstrip('`')}" if location else ""
     more = "" if len(refused) == 1 else f" {len(refused)} {called.lower()}s cannot be taken."
-    return f"{called} {first.event.offset} (counted from 0){column}: {what.rstrip('.')} ({first.reason}).{more}"
+    return f"{called} {first.event.offset} (counted from 0){column}: {message.rstrip('.')} ({first.reason}).{more}"

@@ -75,13 +75,15 @@ def fill(instance: Instance, branch: str, backfill: Backfill) -> str:
     """
     log, topic, path = instance.log(), topic_of(instance, branch), Path(backfill.path)
     log.create_topic(topic)
-    there = instance.source([topic]).bounds()[tp_name(topic, 0)][1]
-    if there == backfill.rows:
+    appended_rows = instance.source([topic]).bounds()[tp_name(topic, 0)][1]
+    if appended_rows == backfill.rows:
         return topic
-    if there > backfill.rows or not path.exists() or _sha256(path) != backfill.sha256:
-        raise OutdatedError(f"{path} is not what it was, and {there} of {backfill.rows} rows are in topic {topic}. Restore it.")
+    if appended_rows > backfill.rows or not path.exists() or _sha256(path) != backfill.sha256:
+        raise OutdatedError(
+            f"{path} is not what it was, and {appended_rows} of {backfill.rows} rows are in topic {topic}. Restore it."
+        )
     values = values_of(path, instance.loaded.pipeline.schema)
-    _refuse_others(instance.source([topic]), islice(values, there), topic)
+    _refuse_others(instance.source([topic]), islice(values, appended_rows), topic)
     while chunk := list(islice(values, CHUNK)):
         log.append(topic, [Record(value, None, b"", backfill.timestamp_ms) for value in chunk])
     return topic
@@ -89,9 +91,9 @@ def fill(instance: Instance, branch: str, backfill: Backfill) -> str:
 
 def _refuse_others(source: Source, values: Iterator[bytes], topic: str) -> None:
     """Raises: OutdatedError where the topic begins with other rows than these: another file was on its way there."""
-    tp, there = tp_name(topic, 0), source.bounds()[tp_name(topic, 0)][1]
-    for start in range(0, there, CHUNK):
-        events = source.read(tp, start, min(start + CHUNK, there)).events
+    tp, appended_rows = tp_name(topic, 0), source.bounds()[tp_name(topic, 0)][1]
+    for start in range(0, appended_rows, CHUNK):
+        events = source.read(tp, start, min(start + CHUNK, appended_rows)).events
         if [event.value for event in events] != list(islice(values, len(events))):
             raise OutdatedError(f"Topic {topic} has rows of another file. Give that one, or begin with --branch NEW.")
 

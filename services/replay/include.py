@@ -29,8 +29,8 @@ class Inclusion:
     said: str  # the exclusion in words
 
 
-def plan_include(instance: Instance, said: str, branch: str | None) -> Inclusion:
-    """The exclusion that ``said`` says, as `millrace status` shows it; of the live branch unless ``branch`` is another.
+def plan_include(instance: Instance, exclusion_text: str, branch: str | None) -> Inclusion:
+    """The exclusion of ``exclusion_text``, as `millrace status` shows it; of the live branch unless ``branch`` is another.
 
     Raises: BadInputError naming those that are in force, where it is none of them.
     """
@@ -38,14 +38,18 @@ def plan_include(instance: Instance, said: str, branch: str | None) -> Inclusion
     name = branch or live_branch(archive, ledger)
     if name is None:
         raise MillraceError("No branch is live yet, so nothing is left out.")
-    found = archive.summary(name)
-    found.end.refuse_ended()
-    decided = {place for of, place in ledger.included if of == name}
-    there = {describe(one): place for place, one in enumerate(found.fork.exclude if found.fork else []) if place not in decided}
-    if said not in there:
-        listed = "; ".join(repr(one) for one in there) or "nothing"
-        raise BadInputError(f"Branch {name} does not leave out {said!r}. It leaves out: {listed}.")
-    return Inclusion(name, there[said], said)
+    summary = archive.summary(name)
+    summary.end.refuse_ended()
+    decided = {place for excluded_branch, place in ledger.included if excluded_branch == name}
+    not_included = {
+        describe(exclusion): place
+        for place, exclusion in enumerate(summary.fork.exclude if summary.fork else [])
+        if place not in decided
+    }
+    if exclusion_text not in not_included:
+        listed = "; ".join(repr(text) for text in not_included) or "nothing"
+        raise BadInputError(f"Branch {name} does not leave out {exclusion_text!r}. It leaves out: {listed}.")
+    return Inclusion(name, not_included[exclusion_text], exclusion_text)
 
 
 def include(instance: Instance, inclusion: Inclusion, why: str) -> None:

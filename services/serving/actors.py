@@ -81,8 +81,8 @@ class Publisher:
         """Publish, or beat without a blob; False where the state is not held there."""
         try:
             self._actor = self._actor or ray.get_actor(self._name, NAMESPACE)
-            sent = self._actor.beat.remote(publication) if blob is None else self._actor.publish.remote(publication, blob)
-            return bool(ray.get(sent, timeout=PATIENCE_S))
+            reply = self._actor.beat.remote(publication) if blob is None else self._actor.publish.remote(publication, blob)
+            return bool(ray.get(reply, timeout=PATIENCE_S))
         except (RayError, GetTimeoutError, ValueError) as error:  # ValueError: there is no actor of that name
             log.warning("Current does not answer (%s); the next beat tries again.", type(error).__name__)
             self._actor = None
@@ -121,10 +121,10 @@ class Subscriber:
         """What all of them said lately; without ``NewestWeights`` nothing is known."""
         return await self._asked("replicas") or []
 
-    async def _asked(self, method: str, *words: Presence) -> Any:
+    async def _asked(self, method: str, *arguments: Presence) -> Any:
         try:
             self._actor = self._actor or await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
             async with asyncio.timeout(ASKED_S):
-                return await getattr(self._actor, method).remote(*words)
+                return await getattr(self._actor, method).remote(*arguments)
         except (RayError, TimeoutError, ValueError):
             return None

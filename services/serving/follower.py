@@ -107,14 +107,14 @@ class Follower:
 
     async def _hear(self, target: Target, branch: str) -> None:
         """Wait for something newer, and let it answer unless the ledger has said otherwise meanwhile."""
-        held = self.held if self.held is not None and self.held.identity.branch == branch else None
-        after = None if held is None else Publication(held.identity, held.sha256, held.as_of_ms)
+        current = self.held if self.held is not None and self.held.identity.branch == branch else None
+        after = None if current is None else Publication(current.identity, current.sha256, current.as_of_ms)
         fetched = await self._next(branch, after, RETRY_S)
         if fetched is None or self._target is not target:
             return
-        if held is not None and fetched[0].sha256 == held.sha256:
-            self.held = held.confirmed(fetched[0].as_of_ms)
+        if current is not None and fetched[0].sha256 == current.sha256:
+            self.held = current.confirmed(fetched[0].as_of_ms)
             return
         bundle = await asyncio.to_thread(self._opened, fetched)
-        if self._target is target and (held is None or bundle.identity.place > held.identity.place):
+        if self._target is target and (current is None or bundle.identity.place > current.identity.place):
             self.held = bundle

@@ -107,13 +107,13 @@ class Predictor(Calls):
 
     async def _overview(self) -> dict[str, Any]:
         """All replicas that were heard of lately, this one at least, and the trainer."""
-        asked = (self._subscriber.replicas(), trainer_state(self._serving.instance, self._serving.branch))
-        replicas, trainer = await asyncio.gather(*asked)
+        pending = (self._subscriber.replicas(), trainer_state(self._serving.instance, self._serving.branch))
+        replicas, trainer = await asyncio.gather(*pending)
         shards = [shard for shard in self._serving.instance.shards(self._serving.branch) if shard != self._serving.branch]
         learning = await asyncio.gather(*(trainer_state(self._serving.instance, shard) for shard in shards))
-        heard = {one.replica: one for one in [self._presence(), *replicas]}
+        presences = {presence.replica: presence for presence in [self._presence(), *replicas]}
         return {
-            "replicas": [asdict(one) for _, one in sorted(heard.items())],
+            "replicas": [asdict(presence) for _, presence in sorted(presences.items())],
             "trainer": {"branch": self._serving.branch} | _told(trainer),
             "shards": [{"branch": shard} | _told(state) for shard, state in zip(shards, learning, strict=True)],
         }
@@ -152,25 +152,25 @@ class Keeper:
         self._keeping = asyncio.get_running_loop().create_task(self._keep())
 
     async def _keep(self) -> None:
-        said: dict[str, str] = {}
+        last_errors: dict[str, str] = {}
         while True:
             try:
                 make_current(self._serving.instance)
                 for branch, trainer in make_trainers(self._serving.instance, self._serving.branch):
-                    said[branch] = await self._look_at(branch, trainer, said.get(branch, ""))
+                    last_errors[branch] = await self._look_at(branch, trainer, last_errors.get(branch, ""))
             except (ray.exceptions.RayError, ValueError) as error:
                 log.warning("No trainer of branch %s could be made: %s", self._serving.branch, type(error).__name__)
             await asyncio.sleep(KEEP_S)
 
-    async def _look_at(self, branch: str, trainer: Any, said: str) -> str:
+    async def _look_at(self, branch: str, trainer: Any, last_error: str) -> str:
         """Say what has changed, and start a trainer again that failed; what it said last."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 state = await trainer.state.remote()
         except (ray.exceptions.RayError, TimeoutError) as error:
             log.warning("The trainer of branch %s does not answer: %s", branch, type(error).__name__)
-            return said
-        if state.said != said:
+            return last_error
+        if state.said != last_error:
             log.error("The trainer of branch %s: %s", branch, state.said or "goes on")
         if not state.running and not state.said:  # it failed unforeseen; where it said why, an operator has to act
             ray.kill(trainer, no_restart=False)
@@ -184,10 +184,12 @@ class Keeper:
 
 def start(serving: Serving) -> None:
     """Deploy on the Ray that this process is connected to; returns when every replica is up."""
-    few: dict[str, Any] = {"max_ongoing_requests": IN_FLIGHT, "health_check_period_s": 2}
-    many = few | {"num_replicas": serving.replicas, "max_queued_requests": QUEUED}
-    predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **many)(serve.ingress()(Predictor))
-    keeper: Any = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, **few)(Keeper)
+    deployment_options: dict[str, Any] = {"max_ongoing_requests": IN_FLIGHT, "health_check_period_s": 2}
+    replica_options = deployment_options | {"num_replicas": serving.replicas, "max_queued_requests": QUEUED}
+    predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **replica_options)(
+        serve.ingress()(Predictor)
+    )
+    keeper: Any = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, **deployment_options)(Keeper)
     calls = {"port": serving.grpc_port, "grpc_servicer_functions": [f"{add_services.__module__}.{add_services.__name__}"]}
     quiet = {"enable_access_log": False}  # a line a request costs more than its answer; statistics count them
     http = {"host": serving.host, "port": serving.port}

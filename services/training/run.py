@@ -101,8 +101,8 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         worker = Worker(instance.fold_spec, backends, pipeline.worker, identity_of_worker(instance, branch))
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
         before = worker.fold.records
-        with _Until(bounds, before).heard() as until:
-            worker.run(until)
+        with _Until(bounds, before).heard() as stop_condition:
+            worker.run(stop_condition)
         drift = worker.fold.drift
         if drift is not None and drift.newest is not None and merging_branch(branch) == branch:
             name_last_good(instance, branch)
@@ -115,10 +115,10 @@ def identity_of_worker(instance: Instance, branch: str) -> WorkerIdentity:
     Raises: MillraceError where an operation is to begin the branch and has not: an empty one would stand in its way.
     """
     first = next(iter(counted(instance.journal(branch), branch, Cursor())), None)
-    made = any(one.branch == branch for one in instance.ledger().operations.values())
-    if first is None and made:
+    made_by_operation = any(operation.branch == branch for operation in instance.ledger().operations.values())
+    if first is None and made_by_operation:
         raise MillraceError(f"Branch {branch} is to be made by an operation that has not begun it. Choose another name.")
-    begun_here = not isinstance(first, Fork) or (first.parent is None and not made)
+    begun_here = not isinstance(first, Fork) or (first.parent is None and not made_by_operation)
     emits = begun_here or _followed(instance, branch)
     return WorkerIdentity(branch, this_host(instance.loaded.pipeline.threads), emits=emits)
 

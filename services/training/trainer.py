@@ -122,7 +122,7 @@ class Trainer:
         while self._replaced and not self._stop.is_set():
             heir = heir_of(archive, self._branch)
             operations = self._instance.ledger().operations.values()
-            given_up = any(one.state == "aborted" and one.when_ms >= since_ms for one in operations)
+            given_up = any(operation.state == "aborted" and operation.when_ms >= since_ms for operation in operations)
             self._replaced = heir == self._branch and not given_up
             self._branch = heir
             self._stop.wait(RETRY_S if self._replaced else 0.0)
