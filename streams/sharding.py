@@ -120,13 +120,13 @@ def murmur2(keys: Sequence[bytes]) -> NDArray[np.uint32]:
 
 def _of_one_length(octets: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """The hashes of keys (n, length); products wrap round, as they are meant to."""
-    factor, whole = np.uint32(0x5BD1E995), octets.shape[1] // 4 * 4
+    factor, whole_bytes = np.uint32(0x5BD1E995), octets.shape[1] // 4 * 4
     hashes = np.full(len(octets), 0x9747B28C ^ octets.shape[1], dtype=np.uint32)
-    for word in np.ascontiguousarray(octets[:, :whole]).view("<u4").T:
+    for word in np.ascontiguousarray(octets[:, :whole_bytes]).view("<u4").T:
         mixed = word * factor
         hashes = hashes * factor ^ (mixed ^ mixed >> np.uint32(24)) * factor
-    if octets.shape[1] > whole:
-        for place, column in enumerate(octets[:, whole:].T):
+    if octets.shape[1] > whole_bytes:
+        for place, column in enumerate(octets[:, whole_bytes:].T):
             hashes ^= column.astype(np.uint32) << np.uint32(8 * place)
         hashes *= factor
     hashes = (hashes ^ hashes >> np.uint32(13)) * factor

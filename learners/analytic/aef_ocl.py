@@ -108,8 +108,8 @@ def balanced(config: AefOclConfig, statistics: Statistics) -> Sums:
 def missing(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
     """k (C,): what each class lacks of its share when no row may be left out; max_c n_c - n_c for a uniform prior."""
     share = shares(prior, names, weight)
-    whole = np.divide(weight, share, out=np.zeros_like(share), where=share > 0.0).max(initial=0.0)
-    lacking: Floats = np.maximum(share * whole - weight, 0.0)
+    total = np.divide(weight, share, out=np.zeros_like(share), where=share > 0.0).max(initial=0.0)
+    lacking: Floats = np.maximum(share * total - weight, 0.0)
     return lacking
 
 

@@ -163,8 +163,8 @@ class Softmax:
         """x (n, d), y (n,) and r (n,). Raises: BadInputError naming the column, what was expected and what came."""
         x = finite("x", batch.x, (self.d,))
         if batch.y is None or batch.y.shape != x.shape[:1] or not all(isinstance(name, str) for name in batch.y):
-            got = None if batch.y is None else f"{batch.y.dtype} {batch.y.shape}"
-            raise BadInputError(f"column y: expected {len(x)} class names, got {got}")
+            received = None if batch.y is None else f"{batch.y.dtype} {batch.y.shape}"
+            raise BadInputError(f"column y: expected {len(x)} class names, got {received}")
         weight = np.ones(len(x)) if batch.weight is None else finite("weight", batch.weight, ())
         if len(weight) != len(x) or weight.min() < 0.0:
             raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {weight.min()}")

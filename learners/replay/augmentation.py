@@ -20,11 +20,11 @@ JITTERED, GREYED = 0.8, 0.2  # shares of images
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 
 
-def augmented(images: Tensor, how: str, draws: np.random.Generator) -> Tensor:
+def augmented(images: Tensor, mode: str, draws: np.random.Generator) -> Tensor:
     """Images (n, C, H, W), each changed by its own draw; those of ``colour`` are in [0, 1], and stay there."""
-    if how == "colour":
+    if mode == "colour":
         return recoloured(resized(images, draws), draws)
-    return cropped(images, how == "crop-flip", draws)
+    return cropped(images, mode == "crop-flip", draws)
 
 
 def cropped(images: Tensor, flips: bool, draws: np.random.Generator) -> Tensor:
@@ -60,12 +60,12 @@ def recoloured(images: Tensor, draws: np.random.Generator) -> Tensor:
         _each(images, np.where(chosen, draws.uniform(1 - JITTER, 1 + JITTER, count), 1)) for _ in range(3)
     )
     turn, grey = _each(images, np.where(chosen, draws.uniform(-HUE, HUE, count), 0)), draws.random(count) < GREYED
-    seen = (images * light).clamp(0.0, 1.0)
-    seen = blended(seen, greys(seen).mean((1, 2, 3), keepdim=True), contrast)
+    coloured_images = (images * light).clamp(0.0, 1.0)
+    coloured_images = blended(coloured_images, greys(coloured_images).mean((1, 2, 3), keepdim=True), contrast)
     if not coloured:
-        return seen
-    seen = hue_turned(blended(seen, greys(seen), saturation), turn)
-    return torch.where(_each(images, grey).bool(), greys(seen), seen)
+        return coloured_images
+    coloured_images = hue_turned(blended(coloured_images, greys(coloured_images), saturation), turn)
+    return torch.where(_each(images, grey).bool(), greys(coloured_images), coloured_images)
 
 
 def _each(images: Tensor, values: np.ndarray[tuple[int], np.dtype[np.generic]]) -> Tensor:

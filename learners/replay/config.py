@@ -37,7 +37,7 @@ class Allowed:
 
     def __str__(self) -> str:
         if self.words:
-            return " or ".join(f'"{word}"' for word in self.words)
+            return " or ".join(f'"{choice}"' for choice in self.words)
         return f"in {self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
 
 

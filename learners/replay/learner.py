@@ -209,8 +209,8 @@ class Replay:
         self._grow(int(rows["y"].max()) + 1)
         self.seen[rows["y"]] = True
         incoming = StepRows(scaled(self.spec, None, stored["x"]), stored["y"], stored["weight"])
-        seen = torch.from_numpy(self.seen).to(self.config.device)
-        step = TrainingStep(incoming, self.network, self.buffer, self.config, self.draws, seen, self.steps, self.rows)
+        seen_classes = torch.from_numpy(self.seen).to(self.config.device)
+        step = TrainingStep(incoming, self.network, self.buffer, self.config, self.draws, seen_classes, self.steps, self.rows)
         before = {name: tensor.clone() for name, tensor in self.network.statistics.items() if ".norm." in name}
         loss = self.method.loss(step)
         if loss is not None and not self._descend(loss):
@@ -268,11 +268,11 @@ class Replay:
     def _picture(self) -> NetworkServable:
         """A copy of what answering needs."""
         source: dict[str, Any] = self.average or self.network.tensors
-        seen = np.flatnonzero(self.seen)
+        seen_columns = np.flatnonzero(self.seen)
         names = list(self.columns)
         tensors = {}
         for name, tensor in source.items():
             copy = tensor.detach().cpu()
             if not name.startswith("projection."):
-                tensors[name] = copy[seen] if name.startswith("head.") else copy.clone()
-        return NetworkServable(tuple(names[at] for at in seen), self.spec, self._tensor_scale(), tensors)
+                tensors[name] = copy[seen_columns] if name.startswith("head.") else copy.clone()
+        return NetworkServable(tuple(names[at] for at in seen_columns), self.spec, self._tensor_scale(), tensors)

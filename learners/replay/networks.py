@@ -208,12 +208,12 @@ def two_layers(units: int, x: Tensor, weights: list[Tensor]) -> Tensor:
 def scaled(spec: Spec, scale: tuple[Tensor, Tensor] | None, x: Tensor) -> Tensor:
     """What a network sees of raw rows (n, d): float32, as images where they are; pixels in [0, 1], the rest in deviations."""
     if spec.pixels:
-        seen = (x if x.dtype == torch.uint8 else x.round().clamp(0.0, 255.0).float()) / 255.0
+        network_input = (x if x.dtype == torch.uint8 else x.round().clamp(0.0, 255.0).float()) / 255.0
     elif scale is None:
-        seen = x.float()
+        network_input = x.float()
     else:
-        seen = ((x - scale[0]) / scale[1]).clamp(-FARTHEST, FARTHEST).float()
-    return seen.view(-1, *spec.image) if spec.image else seen
+        network_input = ((x - scale[0]) / scale[1]).clamp(-FARTHEST, FARTHEST).float()
+    return network_input.view(-1, *spec.image) if spec.image else network_input
 
 
 def settle() -> None:

@@ -30,10 +30,10 @@ def excluded(store: Store, summary: Summary, version: Mark | None = None) -> lis
     fork, mark = summary.fork, version or (summary.marks[-1] if summary.marks else None)
     if fork is None or not fork.exclude:
         return []
-    ended = set(summary.included) if version is None else set[int]()
+    included = set(summary.included) if version is None else set[int]()
     if mark is not None:
-        ended |= set(load_part(store, mark, "counts").get("included", {}).get(fork.branch, ()))
-    return [exclusion for place, exclusion in enumerate(fork.exclude) if place not in ended]
+        included |= set(load_part(store, mark, "counts").get("included", {}).get(fork.branch, ()))
+    return [exclusion for number, exclusion in enumerate(fork.exclude) if number not in included]
 
 
 def replay_fork(fold_spec: FoldSpec, backends: Backends, branch: str, version: Mark, exclude: Sequence[Exclusion]) -> Fork:

@@ -130,7 +130,7 @@ class Link:
         offsets = {partition_of(tp): OffsetAndMetadata(at, "", -1) for tp, at in position.items()}
         self._ask(lambda admin: admin.alter_group_offsets(group, offsets), f"group {group}", COMMIT_S)
 
-    def _ask(self, ask: Callable[[Any], T], what: str, patience_s: float = float("inf")) -> T:
+    def _ask(self, request: Callable[[Any], T], subject: str, patience_s: float = float("inf")) -> T:
         """Ask the cluster, again and again while it does not answer.
 
         Raises: StorageError in time; UnknownTopicOrPartitionError and TopicAlreadyExistsError as they are.
@@ -141,29 +141,29 @@ class Link:
                 with self._lock:
                     self._admin = self._admin or self._made(KafkaAdminClient, {})
                     admin = self._admin
-                return ask(admin)
+                return request(admin)
             except (UnknownTopicOrPartitionError, TopicAlreadyExistsError):
                 raise
             except (RetriableError, OSError) as error:
                 if time.monotonic() > until_s:
-                    raise self._refused(what, error) from error
+                    raise self._refused(subject, error) from error
                 time.sleep(RETRY_S)
             except KafkaError as error:
-                raise self._refused(what, error) from error
+                raise self._refused(subject, error) from error
 
-    def _made(self, kind: Any, own: Mapping[str, Any]) -> Any:
+    def _made(self, kind: Any, settings: Mapping[str, Any]) -> Any:
         """A client of a kind; where it cannot be made, the thread and sockets that it has begun with are ended too."""
-        made = kind.__new__(kind)
+        client = kind.__new__(kind)
         try:
-            made.__init__(**self._clients, **own)
+            client.__init__(**self._clients, **settings)
         except (KafkaError, OSError):
-            if (begun := getattr(made, "_client", None)) is not None:
-                begun.close()
+            if (network_client := getattr(client, "_client", None)) is not None:
+                network_client.close()
             raise
-        return made
+        return client
 
-    def _refused(self, what: str, error: Exception) -> MillraceError:
-        return refused(self.cluster, what, error)
+    def _refused(self, subject: str, error: Exception) -> MillraceError:
+        return refused(self.cluster, subject, error)
 
     # Appending
 

@@ -26,12 +26,12 @@ Decode = Callable[[Any], bytes]
 
 def joined(chunks: Iterable[bytes]) -> bytes:
     """All of them as one. Raises: DamageError once they are more than ``DECODED_BYTES``."""
-    kept, size = list[bytes](), 0
+    pieces, size = list[bytes](), 0
     for chunk in chunks:
         size += len(chunk)
         refuse_beyond(size)
-        kept.append(chunk)
-    return b"".join(kept)
+        pieces.append(chunk)
+    return b"".join(pieces)
 
 
 def refuse_beyond(size: int) -> None:

@@ -289,13 +289,13 @@ class SqliteSource:
         return Read(tp, start, stop, events, crc)
 
 
-def choose_partition(key: bytes | None, partitions: int, turn: int) -> int:
-    """The partition of a key, or of the ``turn``-th record without one.
+def choose_partition(key: bytes | None, partitions: int, record_number: int) -> int:
+    """The partition of a key, or of the ``record_number``-th record without one.
 
     >>> choose_partition(b"customer 7", 4, 0) == choose_partition(b"customer 7", 4, 99)
     True
     """
-    return (turn if key is None else crc32(key)) % partitions
+    return (record_number if key is None else crc32(key)) % partitions
 
 
 def by_crc32(partitions: int) -> Placing:

@@ -193,8 +193,8 @@ class Fold:
     def _answer_again(self, served: Served, taken: Taken, x: Floats) -> None:
         """What another branch answered says nothing about this one, so here the row is answered as this state would."""
         assert self.labels is not None
-        by = [record.branch for record in served.records if isinstance(record, Prediction)]
-        foreign = np.array([by[row] != self.answers_of for row in taken.fresh], dtype=bool)
+        branches = [record.branch for record in served.records if isinstance(record, Prediction)]
+        foreign = np.array([branches[row] != self.answers_of for row in taken.fresh], dtype=bool)
         if foreign.any():
             servable = self.learner.servable()
             rows = [servable.predict_many(Batch(row[None])) for row in x[foreign]]  # one by one: BLAS rounds by their number

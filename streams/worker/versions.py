@@ -164,8 +164,8 @@ class VersionLog:
             self._fork.features_sha256,
             str(self._fork.learner_from),
         }  # begun with, kept to compare
-        kept = kept_marks(self.marks, self._keep, self._released)
-        sweep(self._backends.store, self._fork.branch, kept, owned_s, declared)
+        kept_checkpoints = kept_marks(self.marks, self._keep, self._released)
+        sweep(self._backends.store, self._fork.branch, kept_checkpoints, owned_s, declared)
 
     def _release(self, marks: Sequence[Mark]) -> set[str]:
         return set() if self._backends.retention is None else self._backends.retention.release(marks)
