@@ -31,7 +31,7 @@ from millrace.services.errors import NotProvedError, exit_code
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_part
-from millrace.streams.branch.verify import difference
+from millrace.streams.branch.difference import difference
 from millrace.streams.sqlite.database import connect
 
 for package in ("sklearn", "matplotlib", "plotext", "ray"):

@@ -33,7 +33,7 @@ from millrace.services.decisions.decide import decide
 from millrace.services.errors import NotCountedError
 from millrace.services.proof.certify import prove_version
 from millrace.services.replay import run as replaying
-from millrace.streams.branch.verify import difference
+from millrace.streams.branch.difference import difference
 from millrace.streams.journal.journal import summarise
 from millrace.streams.journal.ledger import Target
 from millrace.streams.parts import pack
