@@ -15,7 +15,7 @@ from millrace.learners.replay.config import Spec
 from millrace.learners.replay.networks import Tensors, layers_of, logits_of, run, scaled, settle
 
 LARGEST = 1e30  # a logit beyond it counts as this one, and none as 0: a network that diverged still answers in numbers
-CHUNK = 512  # rows answered at a time; bounds the memory of a large question
+PREDICT_ROWS = 512  # rows answered at a time; bounds the memory of a large question
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,7 @@ class NetworkServable:
         settle()
         rows = torch.from_numpy(x.copy())
         with torch.inference_mode():
-            parts = [self._scores(rows[at : at + CHUNK]) for at in range(0, len(rows), CHUNK)]
+            parts = [self._scores(rows[at : at + PREDICT_ROWS]) for at in range(0, len(rows), PREDICT_ROWS)]
         scores: Floats = torch.cat(parts).double().numpy()
         return scores
 

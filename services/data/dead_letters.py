@@ -22,7 +22,7 @@ from millrace.streams.records import Event, Headers, Record, decode_headers, enc
 
 OURS = "millrace."  # how the headers begin that say why it is a dead letter
 REDRIVEN = "millrace.redriven"  # on the new event: the offset of its letter
-CHUNK = 1000  # records a read
+READ_ROWS = 1000  # records a read
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ def letters(instance: Instance, reason: str | None = None) -> Iterator[Letter]:
     source, tp = instance.source([topic]), tp_name(topic, 0)
     redriven, yielded = instance.ledger().redriven, set[tuple[str | None, ...]]()
     low, high = source.bounds()[tp]
-    for begin in range(low, high, CHUNK):
-        for event in source.read(tp, begin, min(begin + CHUNK, high)).events:
+    for begin in range(low, high, READ_ROWS):
+        for event in source.read(tp, begin, min(begin + READ_ROWS, high)).events:
             letter = _letter(event, redriven)
             record = tuple(letter.why.get(name) for name in ("topic", "partition", "offset", "row"))
             if record not in yielded and reason in (None, letter.why.get("reason")):

@@ -22,7 +22,7 @@ from millrace.streams.schema import Schema
 
 log = logging.getLogger("millrace")
 
-CHUNK = 1000  # records a commit, where they are not paced
+COMMIT_ROWS = 1000  # records a commit, where they are not paced
 PACED_ROWS = 64  # at most, where they are
 JSON_SCALAR = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|true|false")  # 007, nan and 1_000 are text
 
@@ -51,7 +51,7 @@ def send(
     values, key, header_bytes = iter(values), _id_of if served else _no_key, encode_headers(headers)
     count, start_s = 0, time.monotonic()
     try:
-        while chunk := list(islice(values, PACED_ROWS if rows_per_s else CHUNK)):
+        while chunk := list(islice(values, PACED_ROWS if rows_per_s else COMMIT_ROWS)):
             now_ms = time.time_ns() // 1_000_000
             store.append(topic, [Record(value, key(value), header_bytes, now_ms) for value in chunk])
             count += len(chunk)

@@ -26,7 +26,7 @@ from millrace.services.serving.ports import free_port
 from millrace.streams.errors import StorageError
 
 JARS = ".kafka/jars"  # where `make kafka` puts them
-LOOK_S = 0.05
+POLL_S = 0.05  # between two polls of the broker
 HEAP = ["-Xms128m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # small and soon there; not for a team's broker
 PROPERTIES = """
 process.roles=broker,controller
@@ -126,7 +126,7 @@ class Broker:
                 self.kill()
                 lines = (self.folder / "broker.log").read_text(encoding="utf-8", errors="replace").splitlines()
                 raise StorageError(f"The Kafka broker in {self.folder} does not listen: {' '.join(lines[-3:])}")
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
 
     def kill(self) -> None:
         """kill -9; its data stays as it is at that moment."""

@@ -28,7 +28,7 @@ from millrace.streams.schema import Field, Label, Schema
 
 ROWS = 8  # of a request
 PAUSE_S = 0.05  # between two requests
-PATIENCE_S = 120.0  # for an answer; a replica that hangs is given up by the proxy before
+TIMEOUT_S = 120.0  # for an answer; a replica that hangs is given up by the proxy before
 REQUESTS_PER_S = 16.0  # at most, of a caller that labels: faster streams ask about more rows at once
 
 
@@ -213,14 +213,14 @@ class _Caller:
                 self._posted("labels", {"labels": labels_sent}, 202)
             else:
                 labels = [_one_label(row_id, label) for row_id, label in zip(rows.ids, rows.labels, strict=True)]
-                self.client.label(labels_pb2.LabelRequest(labels=labels), PATIENCE_S)
+                self.client.label(labels_pb2.LabelRequest(labels=labels), TIMEOUT_S)
             self.asked.labelled += len(rows.labels)
         except (OSError, http.client.HTTPException, NotReadyError) as error:
             self.asked.failed.append(f"labels over {protocol}: {error!r}")
 
     def _posted(self, verb: str, content: dict[str, Any], expected_status: int) -> bytes:
         """The body of the answer. Raises: NotReadyError, OSError, HTTPException."""
-        connection = http.client.HTTPConnection(self.where.http, timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection(self.where.http, timeout=TIMEOUT_S)
         headers = {"Millrace-Producer": self.producer} if self.producer else {}
         try:
             connection.request("POST", f"/v2/models/{self.where.model}/{verb}", msgspec.json.encode(content), headers)
@@ -261,7 +261,7 @@ class _Caller:
         if rows.ids:
             tensor = request.inputs.add(name=IDS, datatype="BYTES", shape=[len(rows.ids)])
             tensor.contents.bytes_contents.extend(row_id.encode() for row_id in rows.ids)
-        response = self.client.infer(request, PATIENCE_S)
+        response = self.client.infer(request, TIMEOUT_S)
         raw = {output.name: content for output, content in zip(response.outputs, response.raw_output_contents, strict=True)}
         regress = self.schema.label.task == "regress"
         label = Tensor("label", [len(rows.labels)], "BYTES")

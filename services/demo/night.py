@@ -35,7 +35,7 @@ from millrace.services.demo.repaired import (
 )
 from millrace.services.demo.stage import HONEST, DemoStage, learned, named, newest_output, say, start_server, where
 from millrace.services.errors import NotProvedError
-from millrace.services.processes import COMMAND, PATIENCE_S, Processes, finish
+from millrace.services.processes import COMMAND, TIMEOUT_S, Processes, finish
 from millrace.streams.branch.difference import difference
 
 POISON_ROWS = 300
@@ -93,7 +93,7 @@ def play(stage: DemoStage) -> Night:
     Raises: MillraceError where something fails or nothing moves on, NotProvedError where the repaired model is another.
     """
     schema, unseen = stage.instance.loaded.pipeline.schema, cycle(datasets.held_out(stage.plan.data, stage.plan.seed))
-    with Processes(stage.instance.folder, PATIENCE_S) as processes:
+    with Processes(stage.instance.folder, TIMEOUT_S) as processes:
         server = start_server(stage, processes)
         say(f"{HONEST} asks about digits never seen, {HONEST_PER_SECOND:g} a second, and labels them later")
         with labelling(where(stage), unseen, schema, Late(HONEST, "night", HONEST_PER_SECOND, LABEL_AFTER_S)) as calls:

@@ -53,7 +53,7 @@ from millrace.services.demo.stage import (
     where,
 )
 from millrace.services.errors import FAILED, NotProvedError, exit_code
-from millrace.services.processes import COMMAND, PATIENCE_S, Processes, finish, kill
+from millrace.services.processes import COMMAND, TIMEOUT_S, Processes, finish, kill
 from millrace.streams.records import tp_name
 
 KILL_AT = ((0.28, 0.45), (0.6, 0.8))  # shares of the stream between which each kill is drawn
@@ -78,7 +78,7 @@ def play(stage: DemoStage) -> Played:
     Raises: MillraceError where a process ends by itself, or where nothing moves on.
     """
     kills = []
-    with Processes(stage.instance.folder, PATIENCE_S + stage.plan.seconds, partial(progress, stage)) as processes:
+    with Processes(stage.instance.folder, TIMEOUT_S + stage.plan.seconds, partial(progress, stage)) as processes:
         server = start_server(stage, processes)
         with (_labelled_late if stage.is_late else _sent)(stage, processes) as (calls, is_over):
             for epoch, moment in enumerate(moments(stage), start=1):

@@ -33,7 +33,7 @@ from millrace.services.protocol.messages import Inferred, infer_message, labels_
 
 log = logging.getLogger("millrace")
 
-LOOK_S = 1.0  # between two looks of a health watch (gRPC)
+POLL_S = 1.0  # between two polls of a health watch (gRPC)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -93,7 +93,7 @@ class GrpcApp:
             if status != last_status:
                 last_status = status
                 yield health_pb2.HealthCheckResponse(status=status)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
 
     def _status(self, service: str) -> int:
         if service not in ("", self._endpoint.name, *SERVICES):

@@ -29,7 +29,7 @@ WAITING_ROWS = 8192  # of answers that may wait for the log; further ones are no
 COMMIT_ROWS = 1024  # that one commit to the log takes, about
 SAY_S = 10.0  # between two warnings that answers are not recorded
 RETRY_S = 0.5  # after the log refused, until answers are offered again
-PATIENCE_S = 5.0  # by which the log must have a label, or the caller gets 503
+TIMEOUT_S = 5.0  # by which the log must have a label, or the caller gets 503
 
 Stored = list[tuple[int, int]]  # partition and offset of every record, in order
 
@@ -92,10 +92,10 @@ class Recorder:
                 raise StorageError("This replica is ending; send the request again.")
             self._add(job)
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 return await asyncio.shield(asyncio.wrap_future(job.done))
         except TimeoutError as error:
-            raise StorageError(f"The log has not answered for {PATIENCE_S:g} s; send the request again.") from error
+            raise StorageError(f"The log has not answered for {TIMEOUT_S:g} s; send the request again.") from error
 
     def close(self, timeout_s: float) -> None:
         """Append what waits, if the log takes it in time; the rest is dropped and counted."""

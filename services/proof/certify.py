@@ -24,7 +24,7 @@ from millrace.streams.journal.ledger import DIFFERS
 
 log = logging.getLogger("millrace")
 
-LOOK_S = 1.0  # between two looks for new versions
+POLL_S = 1.0  # between two polls for new versions
 LOWEST = 19  # priority
 SWEEP_S = 600.0  # between two looks for branches that have ended
 
@@ -120,7 +120,7 @@ def watch(instance: Instance, parent: int) -> None:
         if version is not None:
             tried.add(version)
             _try(instance, version)
-        stop.wait(max(LOOK_S, time.monotonic() - began_s))  # half of one core at most
+        stop.wait(max(POLL_S, time.monotonic() - began_s))  # half of one core at most
 
 
 def pending(instance: Instance, archive: Archive) -> list[Mark]:

@@ -17,10 +17,10 @@ from millrace.services.registry.mirror import Mirror
 
 log = logging.getLogger("millrace")
 
-EVERY_S = 5.0  # between two looks
+POLL_S = 5.0  # between two polls of the ledger
 LONGEST_S = 60.0  # between two tries while MLflow is down
 LOCK = "mlflow.mirror"  # no branch has a dot in its name
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # we try again ourselves
+RETRY_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # we try again ourselves
 
 
 def mirror(instance: Instance, once: bool, parent: int = 0) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def mirror(instance: Instance, once: bool, parent: int = 0) -> dict[str, Any]:
         raise ConfigError("This pipeline mirrors nothing: give it [mlflow] uri, or --set mlflow.uri=http://127.0.0.1:5000.")
     if find_spec("mlflow") is None:
         raise MillraceError("Mirroring needs MLflow: pip install 'millrace[mlflow]'.")
-    set_environment(PATIENCE)
+    set_environment(RETRY_SETTINGS)
     from millrace.services.registry.mlflow import MlflowRegistry
 
     model = settings.model or instance.loaded.pipeline.name
@@ -50,14 +50,14 @@ def mirror(instance: Instance, once: bool, parent: int = 0) -> dict[str, Any]:
 
 def _keep_on(mirror: Mirror, parent: int) -> None:
     """Look every few seconds; what goes wrong is said once and tried again, later and later."""
-    stop, wait_s, last_error = threading.Event(), EVERY_S, ""
+    stop, wait_s, last_error = threading.Event(), POLL_S, ""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     os.nice(10)
     while not stop.is_set() and parent in (0, os.getppid()):
         try:
             mirror.once()
-            wait_s, last_error = EVERY_S, ""
+            wait_s, last_error = POLL_S, ""
         except MillraceError as error:
             if str(error) != last_error:
                 last_error = str(error)

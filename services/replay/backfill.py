@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from millrace.learners.errors import BadInputError
-from millrace.services.data.send import CHUNK, values_of
+from millrace.services.data.send import COMMIT_ROWS, values_of
 from millrace.services.errors import OutdatedError
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.forks import begin_fork, reading_first
@@ -25,6 +25,8 @@ from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import summarise
 from millrace.streams.records import Record, tp_name
 from millrace.streams.source import Position, Source
+
+READ_ROWS = 1000  # records a read
 
 
 class Backfill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +58,7 @@ def _next_times(source: Source, position: Position) -> Iterator[int]:
     for tp, (low, high) in source.bounds().items():
         start = max(low, position.get(tp, low))
         while start < high:
-            stop = min(high, start + CHUNK)
+            stop = min(high, start + READ_ROWS)
             if events := source.read(tp, start, stop).events:
                 yield min(event.timestamp_ms for event in events)
                 break
@@ -84,7 +86,7 @@ def fill(instance: Instance, branch: str, backfill: Backfill) -> str:
         )
     values = values_of(path, instance.loaded.pipeline.schema)
     _refuse_others(instance.source([topic]), islice(values, appended_rows), topic)
-    while chunk := list(islice(values, CHUNK)):
+    while chunk := list(islice(values, COMMIT_ROWS)):
         log.append(topic, [Record(value, None, b"", backfill.timestamp_ms) for value in chunk])
     return topic
 
@@ -92,8 +94,8 @@ def fill(instance: Instance, branch: str, backfill: Backfill) -> str:
 def _refuse_others(source: Source, values: Iterator[bytes], topic: str) -> None:
     """Raises: OutdatedError where the topic begins with other rows than these: another file was on its way there."""
     tp, appended_rows = tp_name(topic, 0), source.bounds()[tp_name(topic, 0)][1]
-    for start in range(0, appended_rows, CHUNK):
-        events = source.read(tp, start, min(start + CHUNK, appended_rows)).events
+    for start in range(0, appended_rows, READ_ROWS):
+        events = source.read(tp, start, min(start + READ_ROWS, appended_rows)).events
         if [event.value for event in events] != list(islice(values, len(events))):
             raise OutdatedError(f"Topic {topic} has rows of another file. Give that one, or begin with --branch NEW.")
 

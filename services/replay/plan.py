@@ -32,7 +32,7 @@ from millrace.streams.journal.ledger import describe_target as target_words
 from millrace.streams.journal.store import FolderStore, read_checkpoint
 from millrace.streams.source import Position, Source, Topic
 
-CHUNK = 4096  # records a read
+READ_ROWS = 4096  # records a read
 SAMPLE_ROWS = 2000  # learned, and thrown away, to measure the rate
 SHORTEST = 6  # characters of a plan's hash that name it, at least
 PLANS = "replay"  # the folder of plans
@@ -178,8 +178,8 @@ def _empty(instance: Instance, branch: str, origin: Origin, exclude: Sequence[Ex
 def first_since(source: Source, tp: str, since_ms: int) -> int:
     """The offset of a partition's first record that is not older; its end where all are."""
     low, high = source.bounds()[tp]
-    for begin in range(low, high, CHUNK):
-        for event in source.read(tp, begin, min(begin + CHUNK, high)).events:
+    for begin in range(low, high, READ_ROWS):
+        for event in source.read(tp, begin, min(begin + READ_ROWS, high)).events:
             if event.timestamp_ms >= since_ms:
                 return event.offset
     return high
@@ -334,8 +334,8 @@ def _extent(instance: Instance, source: Source, fork: Fork, backfill: Backfill |
     records = size = excluded = 0
     for tp, at in fork.positions.items():
         end = source.bounds()[tp][1]
-        for begin in range(at, end, CHUNK):
-            read = source.read(tp, begin, min(begin + CHUNK, end))
+        for begin in range(at, end, READ_ROWS):
+            read = source.read(tp, begin, min(begin + READ_ROWS, end))
             records += len(read.events)
             size += sum(len(event.value or b"") + len(event.key or b"") + len(event.headers) for event in read.events)
             excluded += sum(left_out(fork.exclude, event, tp) for event in read.events) if fork.exclude else 0

@@ -16,7 +16,7 @@ from millrace.services.processes import COMMAND, Process, end
 log = logging.getLogger("millrace")
 
 FIRST_S, LONGEST_S = 5.0, 60.0  # before it is started again
-LOOK_S = 0.5
+POLL_S = 0.5  # between two polls of the process
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def _keep(arguments: Sequence[str], output: Path, stop: threading.Event) -> None
             process: Process = subprocess.Popen(
                 [*COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True
             )
-        while process.poll() is None and not stop.wait(LOOK_S):
+        while process.poll() is None and not stop.wait(POLL_S):
             pass
         if not stop.is_set():
             log.warning(

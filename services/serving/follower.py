@@ -21,7 +21,7 @@ from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
 
-LOOK_S = 0.05  # between two looks at the ledger
+POLL_S = 0.05  # between two polls of the ledger
 RETRY_S = 1.0  # after something could not be read
 
 Fetched = tuple[Publication, bytes]
@@ -57,7 +57,7 @@ class Follower:
                 target = await asyncio.to_thread(self._decided)
                 if target != self._target and target is not None:
                     await self._go_to(target)
-                wait_s = LOOK_S
+                wait_s = POLL_S
             except MillraceError as error:
                 log.warning("%s What was served before goes on.", error)
                 wait_s = RETRY_S
@@ -97,7 +97,7 @@ class Follower:
         while True:
             target = self._target
             if target is None or target.follow is None:
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(POLL_S)
                 continue
             try:
                 await self._hear(target, target.follow)

@@ -24,7 +24,7 @@ from millrace.services.endpoint.http import HttpApp
 from millrace.services.endpoint.recording import Recorded, Recorder
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import Access
-from millrace.services.serving.actors import PATIENCE_S, Subscriber, current_name, make_current, make_trainers, trainer_state
+from millrace.services.serving.actors import TIMEOUT_S, Subscriber, current_name, make_current, make_trainers, trainer_state
 from millrace.services.serving.follower import Follower
 from millrace.services.training.current import Presence
 from millrace.services.training.trainer import TrainerStatus
@@ -34,9 +34,9 @@ log = logging.getLogger("millrace")
 
 APPLICATION = "millrace"
 SLOW_S = 300.0  # for Serve's proxy to start, once Serve itself has given up waiting
-KEEP_S = 1.0  # between two looks of the keeper
+KEEPER_POLL_S = 1.0  # between two polls of the keeper
 FIRST_S = 5.0  # for a new replica to find something to answer from
-LOOK_S = 0.02  # between two looks whether it has
+POLL_S = 0.02  # between two polls whether it has
 TELL_S = 2.0  # between two words of a replica about itself
 REPLICA_CPUS = 0.1  # logical ones, for placement; BLAS uses one thread
 IN_FLIGHT = 2048  # requests a replica holds at a time; what it works on is bounded in bytes, by ``Bodies`` and ``Pool``
@@ -125,7 +125,7 @@ class Predictor(Calls):
         """
         until_s, self._first_look_until_s = self._first_look_until_s, 0.0
         while self._follower.held is None and time.monotonic() < until_s and not self._following.done():
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
         if self._following.done():
             raise MillraceError(f"This replica no longer follows the ledger: {self._following.exception()!r}.")
 
@@ -160,12 +160,12 @@ class Keeper:
                     last_errors[branch] = await self._look_at(branch, trainer, last_errors.get(branch, ""))
             except (ray.exceptions.RayError, ValueError) as error:
                 log.warning("No trainer of branch %s could be made: %s", self._serving.branch, type(error).__name__)
-            await asyncio.sleep(KEEP_S)
+            await asyncio.sleep(KEEPER_POLL_S)
 
     async def _look_at(self, branch: str, trainer: Any, last_error: str) -> str:
         """Say what has changed, and start a trainer again that failed; what it said last."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 state = await trainer.state.remote()
         except (ray.exceptions.RayError, TimeoutError) as error:
             log.warning("The trainer of branch %s does not answer: %s", branch, type(error).__name__)
@@ -211,4 +211,4 @@ def _despite_a_slow_proxy(call: Callable[[], object]) -> None:
         while ProxyStatus.HEALTHY not in serve.status().proxies.values():
             if time.monotonic() > until_s:
                 raise
-            time.sleep(KEEP_S)
+            time.sleep(KEEPER_POLL_S)

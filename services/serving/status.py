@@ -19,7 +19,7 @@ from millrace.services.config.config import endpoint_token
 from millrace.services.errors import BusyError
 from millrace.services.pipeline.instance import Instance
 
-PATIENCE_S = 15.0  # for an answer; a replica waits for the trainer's meanwhile
+TIMEOUT_S = 15.0  # for an answer; a replica waits for the trainer's meanwhile
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -97,7 +97,7 @@ def _asked(instance: Instance, url: str) -> Any:
     own = instance.folder / "token"
     token = endpoint_token() or (own.read_text(encoding="utf-8").strip() if own.exists() else "")
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
-    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
         return msgspec.json.decode(response.read())
 
 

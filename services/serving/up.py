@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("millrace")
 
-LOOK_S = 5.0  # between two looks at the trainer
+POLL_S = 5.0  # between two polls of the trainer
 STOP_S = 60.0  # for the trainer to mark a version
 OBJECT_STORE_BYTES = 256 << 20  # weights on their way
 SLOW_S = (
@@ -128,7 +128,7 @@ def _stop_on_signals(stop: threading.Event) -> None:
 def _watch(instance: Instance, stop: threading.Event) -> None:
     """Wait for the end, and say when the trainer stops or goes on."""
     last_error = ""
-    while not stop.wait(LOOK_S):
+    while not stop.wait(POLL_S):
         place = found(instance)
         try:
             trainer = {} if place is None else overview(instance, place)["trainer"]

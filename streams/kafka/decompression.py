@@ -16,7 +16,7 @@ from typing import Any
 from millrace.streams.errors import DamageError
 
 DECODED_BYTES = 64 << 20  # of one batch of records, at most: twice the largest record that a topic made here takes
-CHUNK = 256 << 10  # decoded at a time
+READ_BYTES = 256 << 10  # decoded at a time
 XERIAL = b"\x82SNAPPY\0"  # begins a stream of snappy blocks
 XERIAL_HEADER = 16  # bytes, the two version numbers included
 GZIP = 31  # zlib's window bits for a gzip header and the largest window
@@ -55,7 +55,7 @@ def _gzip_chunks(payload: bytes) -> Iterator[bytes]:
     while left:
         member = zlib.decompressobj(GZIP)
         while not member.eof:
-            chunk = member.decompress(left, CHUNK)
+            chunk = member.decompress(left, READ_BYTES)
             left = member.unused_data if member.eof else member.unconsumed_tail
             if not chunk and not left and not member.eof:
                 raise EOFError("the gzip stream ends too early")
@@ -108,11 +108,11 @@ def lz4_decode(payload: bytes) -> bytes:
 
 
 def _lz4_chunks(frame: Any, payload: bytes) -> Iterator[bytes]:
-    yield frame.decompress(payload, CHUNK)
+    yield frame.decompress(payload, READ_BYTES)
     while not frame.eof:
         if frame.needs_input:
             raise EOFError("the LZ4 frame ends too early")
-        yield frame.decompress(b"", CHUNK)
+        yield frame.decompress(b"", READ_BYTES)
 
 
 def zstd_decode(payload: bytes) -> bytes:
@@ -120,7 +120,7 @@ def zstd_decode(payload: bytes) -> bytes:
     from zstandard import ZstdDecompressor
 
     with ZstdDecompressor().stream_reader(io.BytesIO(payload), read_across_frames=True) as reader:
-        return joined(iter(lambda: reader.read(CHUNK), b""))
+        return joined(iter(lambda: reader.read(READ_BYTES), b""))
 
 
 DECODERS: dict[str, Decode] = {

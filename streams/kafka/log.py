@@ -22,7 +22,7 @@ from millrace.streams.source import Position, Topic, gone
 
 log = logging.getLogger("millrace")
 
-LOOK_S = 1.0  # between two looks at topics and ends
+POLL_S = 1.0  # between two polls of topics and ends
 WAIT_MS = 500  # for records that are known to be there
 STALL_S = 10.0
 LARGE_BYTES = 1 << 16  # of an event, which is then a read of its own
@@ -228,7 +228,7 @@ class KafkaSource:
 
         Raises: OffsetsGoneError where the log no longer has the position, DamageError where a topic was made anew.
         """
-        is_due = time.monotonic() - self._looked_s >= LOOK_S
+        is_due = time.monotonic() - self._looked_s >= POLL_S
         pieces = self._poll(limit, 0)
         if is_due:
             self._looked_s = time.monotonic()

@@ -18,7 +18,7 @@ from millrace.streams.kafka.replication import check_replication
 from millrace.streams.records import Record, tp_name
 from millrace.streams.stream import pruned
 
-CHUNK = 1024  # entries a poll
+READ_ROWS = 1024  # entries a poll
 WAIT_MS = 500  # for entries that are known to be there
 FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 
@@ -110,7 +110,7 @@ class KafkaStream:
     def _until(self, reader: KafkaReader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         polls = int(self._link.cluster.patience_s * 1000 / WAIT_MS) + 1
         while start < end:
-            pieces = next((fetched for _ in range(polls) if (fetched := reader.poll(CHUNK, WAIT_MS))), None)
+            pieces = next((fetched for _ in range(polls) if (fetched := reader.poll(READ_ROWS, WAIT_MS))), None)
             if pieces is None:
                 reader.failed = True
                 raise StorageError(

@@ -8,7 +8,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 from river.multiclass import OneVsRestClassifier
 from river.optim import SGD
 from test_contract import D, asked, classes, values
@@ -131,7 +131,7 @@ def test_another_process_learns_the_same_bytes(tmp_path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 from served_pipeline import command_of, descendants, until
 
 from millrace.learners.errors import MillraceError
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.xdist_group("story")  # one worker plays it once
 STORY = [sys.executable, "-P", "-W", "error", "-m", "millrace.services.demo.story"]
 NAME = "story-digits"
 SECONDS = 8.0  # of the stream; `make run` takes longer over it
-STORY_S = 3 * PATIENCE_S  # a story that takes longer hangs
+STORY_S = 3 * TIMEOUT_S  # a story that takes longer hangs
 
 
 @dataclass(frozen=True, slots=True)

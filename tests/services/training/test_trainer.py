@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pipelines import PATIENCE_S, PIPELINE, facts, here, json_lines, pipeline_in
+from pipelines import PIPELINE, TIMEOUT_S, facts, here, json_lines, pipeline_in
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.archive import Archive
@@ -16,7 +16,7 @@ from millrace.services.training.current import Blob, Publication
 from millrace.services.training.trainer import Trainer
 from millrace.streams.labels.served import LateLabel, Prediction, encode, encode_row
 
-SOON_S = float(PATIENCE_S)
+SOON_S = float(TIMEOUT_S)
 
 
 class Shelf:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from doomed import Doomed, die_often
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
@@ -98,7 +98,7 @@ def start(pipeline: Path, phases: int, *how: str) -> subprocess.Popen:
 
 def die_at_phase(pipeline: Path, phases: int, *how: str) -> None:
     """A worker that kills itself after so many phases, or ends before."""
-    assert start(pipeline, phases, *how).wait(timeout=PATIENCE_S) in (0, -signal.SIGKILL)
+    assert start(pipeline, phases, *how).wait(timeout=TIMEOUT_S) in (0, -signal.SIGKILL)
 
 
 def command(verb: str, pipeline: Path, *options: str) -> list[str]:
@@ -109,7 +109,7 @@ def command(verb: str, pipeline: Path, *options: str) -> list[str]:
 
 def verify(pipeline: Path) -> subprocess.CompletedProcess:
     """`millrace verify` in a fresh process."""
-    return subprocess.run(command("verify", pipeline), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    return subprocess.run(command("verify", pipeline), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
 def what_was_learned(pipeline: Path) -> dict[str, object]:
@@ -189,6 +189,6 @@ def test_a_worker_that_forgets_its_waiting_rows_is_caught(pipeline):
     append(pipeline)
     for phases in (111, 111, 129):
         die_at_phase(pipeline, phases, "lossy")
-    start(pipeline, 0, "lossy").wait(timeout=PATIENCE_S)
+    start(pipeline, 0, "lossy").wait(timeout=TIMEOUT_S)
     assert what_was_learned(pipeline) != ALL_HOLDS
     assert verify(pipeline).returncode == 1
