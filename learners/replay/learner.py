@@ -23,7 +23,7 @@ from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.linear.servable import finite
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
 from millrace.learners.replay.config import Head, NetworkConfig, ReplayConfig, spec_of
-from millrace.learners.replay.networks import FARTHEST, Tensors, scaled, settle
+from millrace.learners.replay.networks import FARTHEST, Tensors, scaled, use_one_thread
 from millrace.learners.replay.optimiser import Optimiser
 from millrace.learners.replay.reservoir import Reservoir
 from millrace.learners.replay.servable import NetworkServable, plain
@@ -58,7 +58,7 @@ class Replay:
         """
         if config.device == "cuda" and not torch.cuda.is_available():
             raise LearnerError('device = "cuda": this machine has none that torch can use; leave it at "cpu"')
-        settle()
+        use_one_thread()
         self.method = method
         self.config = config
         self.d = d
@@ -88,7 +88,7 @@ class Replay:
         """
         if not len(batch):
             return
-        settle()
+        use_one_thread()
         columns = self._checked(batch)
         pending = {name: np.concatenate([self.waiting[name], columns[name]]) for name in columns}
         at, count = 0, self.config.step_rows

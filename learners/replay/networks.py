@@ -216,7 +216,7 @@ def scaled(spec: Spec, scale: tuple[Tensor, Tensor] | None, x: Tensor) -> Tensor
     return network_input.view(-1, *spec.image) if spec.image else network_input
 
 
-def settle() -> None:
+def use_one_thread() -> None:
     """One thread, in which every operator of the processor adds in one order: the same rows give the same bits.
 
     (``torch.use_deterministic_algorithms`` adds nothing to that here, and takes four seconds to import its compiler.)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from millrace.learners.replay.config import Head, ReplayConfig, number, word
+from millrace.learners.replay.config import Head, ReplayConfig, number, one_of
 from millrace.learners.replay.losses import cross_entropy, prototype_contrast, prototypes, supervised_contrast, unit
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class OnproConfig(ReplayConfig):
     feedback: float = number(0.25, 0.0, 1.0)  # in [0, 1], share of drawn rows that are mixed by closeness of prototypes
     mixing: float = number(0.4, 0.0, ends="(]")  # > 0, parameter of Beta(mixing, mixing); more mixes more evenly
     replay_rows: int = number(64, 1)  # >= 1, stored rows of one gradient step, as many as in the paper
-    optimiser: str = word("adam", "sgd")
+    optimiser: str = one_of("adam", "sgd")
     rate: float = number(5e-4, 0.0, ends="(]")  # > 0
     weight_decay: float = number(1e-4, 0.0)  # >= 0
 
