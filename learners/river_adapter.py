@@ -268,11 +268,11 @@ class River:
 
     def _learn(self, x: dict[int, float], label: Any, weight: float) -> None:
         """One row: by the one model that tells all, or by each of those that tell one."""
-        more = {"w": weight} if self.config.model in WEIGHED else {}
+        weight_argument = {"w": weight} if self.config.model in WEIGHED else {}
         if self.config.task == "regress":
             self._models += [_fresh(self.config) for _ in range(len(label) - len(self._models))]
             for model, value in zip(self._models, label, strict=True):
-                model.learn_one(x, value, **more)
+                model.learn_one(x, value, **weight_argument)
             return
         self._classes.setdefault(label, len(self._classes))
         if self.probabilities:
@@ -281,7 +281,7 @@ class River:
         if len(self._models) < len(self._classes):
             self._models.append(_fresh(self.config))
         for name, model in zip(self._classes, self._models, strict=True):
-            model.learn_one(x, name == label, **more)
+            model.learn_one(x, name == label, **weight_argument)
 
     def _checked(self, batch: Batch) -> tuple[Floats, Array, list[float]]:
         """x (n, d), y (n,) names or (n, k) numbers, and each row's weight. Raises: BadInputError."""

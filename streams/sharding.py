@@ -88,10 +88,10 @@ def refuse_unmergeable(schema: Schema, partitions: int, shards: int) -> None:
     """Raises: ValueError where the shards would not add up to one pipeline."""
     if not 1 <= shards <= partitions:
         raise ValueError(f"shards = {shards}: must be from 1 to log.partitions, {partitions}: each has a partition at least")
-    own = [field.name for field in schema.fields if field.categories == "grow" or field.missing == "mean"]
-    if own:
+    stateful = [field.name for field in schema.fields if field.categories == "grow" or field.missing == "mean"]
+    if stateful:
         raise ValueError(
-            f"shards = {shards}: field {own[0]} has a table that grows with the rows, and each shard would have its own; "
+            f"shards = {shards}: field {stateful[0]} has a table that grows with the rows, and each shard would have its own; "
             'declare its categories, use categories = "hash", or another missing than "mean"'
         )
 

@@ -79,8 +79,8 @@ def answer(config: AefOclConfig, statistics: Statistics) -> Solution:
 
 def deferred_solution(config: AefOclConfig, statistics: Statistics) -> Callable[[], Solution]:
     """The same with the statistics copied as they are now; what is left is to draw and to solve."""
-    own = replace(statistics, sums=deepcopy(statistics.sums), per_class=deepcopy(statistics.per_class))
-    return partial(answer, config, own)
+    copied = replace(statistics, sums=deepcopy(statistics.sums), per_class=deepcopy(statistics.per_class))
+    return partial(answer, config, copied)
 
 
 def balanced(config: AefOclConfig, statistics: Statistics) -> Sums:

@@ -44,9 +44,9 @@ def shares(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
     else:
         declared = np.array([prior.get(name, np.nan) for name in names])
         undeclared = np.where(np.isnan(declared), counted, 0.0)
-        left = max(0.0, 1.0 - sum(prior.values()))
+        remainder = max(0.0, 1.0 - sum(prior.values()))
         share = np.where(
-            np.isnan(declared), undeclared * (left / undeclared.sum() if undeclared.sum() > 0.0 else 0.0), declared
+            np.isnan(declared), undeclared * (remainder / undeclared.sum() if undeclared.sum() > 0.0 else 0.0), declared
         ) * (counted > 0.0)
     if share.size and counted.any() and share.sum() <= 0.0:
         raise BadInputError(f"prior = {prior!r}: leaves no share to any class that was seen: {list(names)}")

@@ -211,8 +211,8 @@ class Detectors:
                 yield name, np.array(row_numbers, dtype=np.int64)
 
     def _new(self, alarm: Alarm) -> tuple[str, ...]:
-        since = alarm.onset_rows - NEAR * (alarm.rows - alarm.onset_rows)
-        return tuple(name for name, place in self._first.items() if since <= place <= alarm.rows)
+        near_from = alarm.onset_rows - NEAR * (alarm.rows - alarm.onset_rows)
+        return tuple(name for name, place in self._first.items() if near_from <= place <= alarm.rows)
 
 
 class Watch:

@@ -80,9 +80,9 @@ def greys(images: Tensor) -> Tensor:
     return (images * images.new_tensor(GREY).view(1, -1, 1, 1)).sum(1, keepdim=True)
 
 
-def blended(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
+def blended(images: Tensor, other_images: Tensor, share: Tensor) -> Tensor:
     """``share`` of the images and the rest of the other; a share above 1 leads away from the other."""
-    return (share * images + (1.0 - share) * other).clamp(0.0, 1.0)
+    return (share * images + (1.0 - share) * other_images).clamp(0.0, 1.0)
 
 
 def hue_turned(images: Tensor, turn: Tensor) -> Tensor:
@@ -109,9 +109,9 @@ def partners(y: Tensor, pairs: Tensor, labels: Tensor, by_closeness: int, draws:
     first = np.arange(count)
     second = draws.permutation(count)
     if by_closeness:
-        names, own = labels.cpu().numpy(), y.cpu().numpy()
+        names, own_labels = labels.cpu().numpy(), y.cpu().numpy()
         chosen = draws.choice(chances.size, by_closeness, p=chances.ravel() / chances.sum())
         for places, classes in ((first, names[chosen // len(names)]), (second, names[chosen % len(names)])):
-            keys = draws.random((by_closeness, count)) * (own[None] == classes[:, None])
+            keys = draws.random((by_closeness, count)) * (own_labels[None] == classes[:, None])
             places[count - by_closeness :] = keys.argmax(axis=1)
     return torch.from_numpy(first), torch.from_numpy(second)

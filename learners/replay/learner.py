@@ -157,8 +157,8 @@ class Replay:
 
     def _parts(self) -> dict[str, Tensors]:
         """The tensors that are state, beside the buffer's."""
-        own = {"weight": self.network.weights, "statistic": self.network.statistics}
-        return own | {"moment": self.optimiser.moments, "average": self.average}
+        groups = {"weight": self.network.weights, "statistic": self.network.statistics}
+        return groups | {"moment": self.optimiser.moments, "average": self.average}
 
     def _shape(self) -> dict[str, Value]:
         """What a state must agree on with its learner."""
@@ -255,9 +255,9 @@ class Replay:
         if classes <= self.network.classes:
             return
         new = self.network.grow(classes, self.draws)
-        for name, more in new.items():
+        for name, added in new.items():
             if name in self.average:
-                self.average[name] = torch.cat([self.average[name], more])
+                self.average[name] = torch.cat([self.average[name], added])
         for name, weight in self.network.weights.items():
             self.optimiser.grow(name, weight)
         self.seen = np.concatenate([self.seen, np.zeros(classes - len(self.seen), dtype=bool)])

@@ -111,8 +111,8 @@ def drawn_body(layers: Sequence[Layer], draws: np.random.Generator) -> tuple[Ten
             weights |= {f"{layer.name}.weight": torch.ones(layer.outs), f"{layer.name}.bias": torch.zeros(layer.outs)}
             statistics |= {f"{layer.name}.mean": torch.zeros(layer.outs), f"{layer.name}.var": torch.ones(layer.outs)}
         for part in (layer.main, layer.skip):
-            more, running = drawn_body(part, draws)
-            weights |= more
+            part_tensors, running = drawn_body(part, draws)
+            weights |= part_tensors
             statistics |= running
     return weights, statistics
 
@@ -175,8 +175,8 @@ def run(layers: Sequence[Layer], tensors: Tensors, x: Tensor, training: bool = F
 def _normalised(name: str, tensors: Tensors, x: Tensor, training: bool) -> Tensor:
     """Batch normalisation; of a single number a channel by the running statistics, since it has no variance."""
     mean, var, weight, bias = (tensors[f"{name}.{part}"] for part in ("mean", "var", "weight", "bias"))
-    own = training and x.numel() > x.shape[1]
-    return functional.batch_norm(x, mean, var, weight, bias, own, 0.1, BATCH_NORM)
+    batch_statistics = training and x.numel() > x.shape[1]
+    return functional.batch_norm(x, mean, var, weight, bias, batch_statistics, 0.1, BATCH_NORM)
 
 
 def logits_of(head: Head, tensors: Tensors, z: Tensor) -> Tensor:

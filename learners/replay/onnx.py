@@ -91,15 +91,15 @@ def _scaled(graph: Graph, servable: NetworkServable) -> str:
 def _body(graph: Graph, layers: tuple[Layer, ...], tensors: dict[str, Array], x: str) -> str:
     """As ``networks.run`` when it answers."""
     for layer in layers:
-        own = [tensors[f"{layer.name}.{part}"] for part in ("weight", "bias") if f"{layer.name}.{part}" in tensors]
+        weights = [tensors[f"{layer.name}.{part}"] for part in ("weight", "bias") if f"{layer.name}.{part}" in tensors]
         if layer.kind == "linear":
-            x = graph.add("Gemm", x, *own, attributes={"transB": 1})
+            x = graph.add("Gemm", x, *weights, attributes={"transB": 1})
         elif layer.kind == "conv":
             pads = [layer.size // 2] * 4
-            x = graph.add("Conv", x, *own, attributes={"strides": [layer.stride] * 2, "pads": pads})
+            x = graph.add("Conv", x, *weights, attributes={"strides": [layer.stride] * 2, "pads": pads})
         elif layer.kind == "norm":
             running = [tensors[f"{layer.name}.{part}"] for part in ("mean", "var")]
-            x = graph.add("BatchNormalization", x, *own, *running, attributes={"epsilon": BATCH_NORM})
+            x = graph.add("BatchNormalization", x, *weights, *running, attributes={"epsilon": BATCH_NORM})
         elif layer.kind == "relu":
             x = graph.add("Relu", x)
         elif layer.kind == "pool":
@@ -126,8 +126,8 @@ def _scores(graph: Graph, servable: NetworkServable, tensors: dict[str, Array], 
         z = graph.add("Div", z, graph.add("Add", length, np.array(EPSILON, dtype=np.float32)))
         logits = graph.add("Gemm", z, proxies.astype(np.float32), attributes={"transB": 1})
     else:
-        own = [tensors[name] for name in ("head.weight", "head.bias") if name in tensors]
-        logits = graph.add("Gemm", z, *own, attributes={"transB": 1})
+        weights = [tensors[name] for name in ("head.weight", "head.bias") if name in tensors]
+        logits = graph.add("Gemm", z, *weights, attributes={"transB": 1})
     return graph.add("Softmax", logits, attributes={"axis": 1})
 
 

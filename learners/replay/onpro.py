@@ -63,12 +63,12 @@ class Onpro:
         if drawn is None:
             (z,) = step.features(step.view(step.incoming))
             return loss + cross_entropy(step.logits(z), step.incoming.y, step.incoming.weight)
-        more, centres, labels = self._contrasts(step, drawn)
+        contrast_loss, centres, labels = self._contrasts(step, drawn)
         mixed, other, share = self._mixed(step, drawn, centres.detach(), labels)
         (z,) = step.features(step.view(mixed))
         logits = step.logits(z)
         first = cross_entropy(logits, mixed.y, mixed.weight * (1.0 - share))
-        return loss + more + first + cross_entropy(logits, other, mixed.weight * share)
+        return loss + contrast_loss + first + cross_entropy(logits, other, mixed.weight * share)
 
     def _contrasts(self, step: TrainingStep, rows: StepRows) -> tuple[Tensor, Tensor, Tensor]:
         """L_INS + L_OPE of rows, their prototypes (K, projection), and whose these are (K,)."""

@@ -86,11 +86,11 @@ class Network:
 
     def grow(self, classes: int, draws: np.random.Generator) -> Tensors:
         """Begin columns for more classes; the new rows of each weight of the head."""
-        own = np.random.Generator(np.random.PCG64([self._seed, 2])) if self.spec.head.kind == "error" else draws
-        rows = drawn_head(self.spec.head, self.p, classes - self.classes, own)
+        generator = np.random.Generator(np.random.PCG64([self._seed, 2])) if self.spec.head.kind == "error" else draws
+        rows = drawn_head(self.spec.head, self.p, classes - self.classes, generator)
         new = {name: tensor.to(self.device) for name, tensor in rows.items()}
-        for name, more in new.items():
-            self.weights[name] = torch.cat([self.weights[name].detach(), more]).requires_grad_()
+        for name, added in new.items():
+            self.weights[name] = torch.cat([self.weights[name].detach(), added]).requires_grad_()
         return new
 
 

@@ -79,4 +79,6 @@ def _cut(learner: Replay, name: str, column: int) -> None:
     if "y" in columns:
         columns["y"] = columns["y"] - (columns["y"] > column).long()
     learner.waiting["y"] = learner.waiting["y"] - (learner.waiting["y"] > column)
-    learner.columns = {other: at for at, other in enumerate(other for other in learner.columns if other != name)}
+    learner.columns = {
+        other_name: at for at, other_name in enumerate(other_name for other_name in learner.columns if other_name != name)
+    }

@@ -108,10 +108,10 @@ branch_help = "Which branch of the pipeline."
 branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=_branch_name, help=branch_help)
 
 
-def _reason(_ctx: click.Context, _param: click.Parameter, why: str) -> str:
-    if not why.strip():  # whoever reads the ledger would be told nothing
+def _reason(_ctx: click.Context, _param: click.Parameter, reason: str) -> str:
+    if not reason.strip():  # whoever reads the ledger would be told nothing
         raise click.BadParameter("say why in a few words")
-    return why
+    return reason
 
 
 reason_option = click.option("--reason", required=True, callback=_reason, help="Why; kept in the ledger.")

@@ -120,24 +120,30 @@ class PlanOptions:
         return Origin(self.version, self.from_offsets, self.from_time, self.backfill, self.include)
 
 
-many: dict[str, Any] = {"multiple": True, "callback": _excluded}
-places: dict[str, Any] = {"callback": _places, "metavar": "TP=OFFSET,..."}
-since: dict[str, Any] = {"callback": _since, "metavar": "TIME"}
-file: dict[str, Any] = {"type": click.Path(exists=True, dir_okay=False, path_type=Path), "metavar": "FILE"}
+exclusion_option: dict[str, Any] = {"multiple": True, "callback": _excluded}
+offsets_option: dict[str, Any] = {"callback": _places, "metavar": "TP=OFFSET,..."}
+time_option: dict[str, Any] = {"callback": _since, "metavar": "TIME"}
+file_option: dict[str, Any] = {"type": click.Path(exists=True, dir_okay=False, path_type=Path), "metavar": "FILE"}
 
 
 @replay.command(cls=gathering("options", PlanOptions))
 @on_pipeline
 @click.option("--from", "version", metavar="VERSION", help="Begin at the last good version; `millrace versions` lists them.")
 @click.option("--from-start", is_flag=True, help="Begin with an empty learner, at the first record that the log has.")
-@click.option("--from-offsets", help="Begin with an empty learner, at these offsets.", **places)
-@click.option("--from-time", help="Begin with an empty learner, at the first record that is not older than TIME.", **since)
-@click.option("--backfill", help="Learn the rows of a file first (.jsonl, .csv, .parquet).", **file)
+@click.option("--from-offsets", help="Begin with an empty learner, at these offsets.", **offsets_option)
+@click.option(
+    "--from-time", help="Begin with an empty learner, at the first record that is not older than TIME.", **time_option
+)
+@click.option("--backfill", help="Learn the rows of a file first (.jsonl, .csv, .parquet).", **file_option)
 @click.option("--include", multiple=True, metavar="EXCLUSION", help="Read what the live branch leaves out.")
-@click.option("--exclude-header", metavar="NAME=VALUE", help="Leave out records with this header.", **many)
-@click.option("--exclude-offsets", metavar="TP:FIRST-LAST", help="Leave out these offsets of TOPIC:PARTITION.", **many)
-@click.option("--exclude-time", metavar="FROM..TO", help="Leave out timestamps from FROM on, before TO.", **many)
-@click.option("--exclude-key", metavar="KEY", help="Leave out records with this key; only its hash is kept.", **many)
+@click.option("--exclude-header", metavar="NAME=VALUE", help="Leave out records with this header.", **exclusion_option)
+@click.option(
+    "--exclude-offsets", metavar="TP:FIRST-LAST", help="Leave out these offsets of TOPIC:PARTITION.", **exclusion_option
+)
+@click.option("--exclude-time", metavar="FROM..TO", help="Leave out timestamps from FROM on, before TO.", **exclusion_option)
+@click.option(
+    "--exclude-key", metavar="KEY", help="Leave out records with this key; only its hash is kept.", **exclusion_option
+)
 @reason_option
 def plan(call: Call, options: PlanOptions, reason: str) -> None:
     """Say what a replay would do, and keep that under its sha256 for `millrace replay run`.

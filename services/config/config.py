@@ -114,10 +114,10 @@ class Pipeline:
         """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
         learner = declared_keys(LEARNERS[self.learner["kind"]].config, self.learner)
         tables = {"batch": self.batch, "labels": self.labels, "evaluate": self.evaluate}
-        more: dict[str, Any] = {name: declared(table) for name, table in tables.items() if table is not None}
-        more |= {} if self.drift is None else {"drift": self.drift.declared}
-        more |= {} if self.shards == 1 else {"shards": self.shards}
-        return msgspec.json.encode({"learner": learner, "seed": self.seed} | more, order="sorted")
+        optional_tables: dict[str, Any] = {name: declared(table) for name, table in tables.items() if table is not None}
+        optional_tables |= {} if self.drift is None else {"drift": self.drift.declared}
+        optional_tables |= {} if self.shards == 1 else {"shards": self.shards}
+        return msgspec.json.encode({"learner": learner, "seed": self.seed} | optional_tables, order="sorted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +161,12 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
     if not isinstance(kind, str) or kind not in LEARNERS:
         raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{_nearest(str(kind), LEARNERS)}")
     task = {"task": pipeline.label.task}
-    own = {key: value for key, value in pipeline.learner.items() if key != "kind"}
-    if own.get("task", pipeline.label.task) != pipeline.label.task:
-        raise ConfigError(f"{path}: learner.task = {own['task']!r}, but the label's type says {pipeline.label.task!r}.")
-    learner = _convert(own | task, LEARNERS[kind].config, "learner", path)
+    learner_keys = {key: value for key, value in pipeline.learner.items() if key != "kind"}
+    if learner_keys.get("task", pipeline.label.task) != pipeline.label.task:
+        raise ConfigError(
+            f"{path}: learner.task = {learner_keys['task']!r}, but the label's type says {pipeline.label.task!r}."
+        )
+    learner = _convert(learner_keys | task, LEARNERS[kind].config, "learner", path)
     _refuse_unable(pipeline.drift, kind, path)
     if pipeline.shards > 1:
         _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")

@@ -78,9 +78,9 @@ def letters(instance: Instance, reason: str | None = None) -> Iterator[Letter]:
 
 def _letter(event: Event, redriven: set[int]) -> Letter:
     headers = decode_headers(event.headers)
-    why = {name.removeprefix(OURS): value.decode() for name, value in headers if name.startswith(OURS)}
-    own = tuple((name, value) for name, value in headers if not name.startswith(OURS))
-    return Letter(event.offset, event, own, why, event.offset in redriven)
+    reasons = {name.removeprefix(OURS): value.decode() for name, value in headers if name.startswith(OURS)}
+    own_headers = tuple((name, value) for name, value in headers if not name.startswith(OURS))
+    return Letter(event.offset, event, own_headers, reasons, event.offset in redriven)
 
 
 def letter(instance: Instance, offset: int) -> Letter:

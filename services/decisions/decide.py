@@ -175,14 +175,14 @@ def name_last_good(instance: Instance, branch: str) -> None:
         log.warning("The alias %s was not set: %s", LAST_GOOD, error)
 
 
-def decide(instance: Instance, change: Change | Naming, why: str) -> None:
+def decide(instance: Instance, change: Change | Naming, reason: str) -> None:
     """Write the decision, and see that it counts; where that is so already, nothing is written.
 
     Raises: NotCountedError where another decision came first.
     """
     if change.before == change.to:
         return
-    decision = _decision(change, getpass.getuser(), why)
+    decision = _decision(change, getpass.getuser(), reason)
     append_decision(instance.ledger_stream(), decision)
     ledger = instance.ledger()
     if decision not in ledger.counted:

@@ -132,8 +132,8 @@ def _alarm(alarm: Alarm | None) -> dict[str, Any]:
     if alarm is None:
         return {}
     new = f"; classes first seen then: {', '.join(alarm.new_classes)}" if alarm.new_classes else ""
-    since = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
-    return {"alarm": f"{alarm.detector}: {since}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
+    onset = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
+    return {"alarm": f"{alarm.detector}: {onset}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
 
 
 def _window(instance: Instance, marks: Sequence[Mark]) -> dict[str, int]:

@@ -167,8 +167,8 @@ def _in_a_thread(
 
 
 def _chunks(values: Iterable[bytes], rows: int) -> Iterator[list[bytes]]:
-    left = iter(values)
-    while chunk := list(islice(left, rows)):
+    remaining = iter(values)
+    while chunk := list(islice(remaining, rows)):
         yield chunk
 
 

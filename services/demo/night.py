@@ -164,13 +164,13 @@ class _Call:
         """Let the other producer label, until the model has learned all of it; the alarm, and when it was raised."""
         stage, processes = self.stage, self.processes
         schema, output = stage.instance.loaded.pipeline.schema, newest_output(stage)
-        since = 0 if output is None else output.counts["learned"]
+        learned_before = 0 if output is None else output.counts["learned"]
         say(f"{PRODUCER} asks about {POISON_ROWS} digits, and labels every {CALLED[0]} as an {CALLED[1]}")
         with labelling(
             where(stage), _poison(stage), schema, Late(PRODUCER, PRODUCER, PER_SECOND, LABEL_AFTER_S)
         ) as poison_calls:
-            processes.wait_until(lambda: _alarm(stage, since) is not None)
-            alarm, alarm_s = _alarm(stage, since), time.monotonic()
+            processes.wait_until(lambda: _alarm(stage, learned_before) is not None)
+            alarm, alarm_s = _alarm(stage, learned_before), time.monotonic()
             assert alarm is not None
             say(f"alarm: worse since about row {alarm.onset_rows:,}")
             processes.wait_until(lambda: poison_calls.over)
@@ -185,8 +185,8 @@ class _Call:
         self.processes.wait_until(
             lambda: len(newest := replies[-SETTLED:]) == SETTLED and all(reply.state.startswith(name) for reply in newest)
         )
-        others = [reply.at_s for reply in replies if not reply.state.startswith(name)]
-        return max(others, default=replies[0].at_s)
+        other_moments = [reply.at_s for reply in replies if not reply.state.startswith(name)]
+        return max(other_moments, default=replies[0].at_s)
 
 
 def said(stage: DemoStage, command: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
@@ -209,11 +209,11 @@ def _poison(stage: DemoStage) -> list[bytes]:
     return [msgspec.json.encode(row | {label: CALLED[1]}) for row in islice(cycle(rows), POISON_ROWS)]
 
 
-def _alarm(stage: DemoStage, since: int) -> Alarm | None:
-    """The newest alarm, if a row after ``since`` raised it."""
+def _alarm(stage: DemoStage, learned_before: int) -> Alarm | None:
+    """The newest alarm, if a row after ``learned_before`` raised it."""
     output = newest_output(stage)
     alarm = None if output is None else output.newest_alarm
-    return alarm if alarm is not None and alarm.rows >= since else None
+    return alarm if alarm is not None and alarm.rows >= learned_before else None
 
 
 def _sums(*states: dict[str, Value]) -> list[dict[str, Value]]:

@@ -84,13 +84,13 @@ def _raised(raised: Raised, joined: Sequence[Joined]) -> str:
     """An alarm in words: whose, since when, whether it goes with a class never seen, and what followed."""
     alarm = raised.alarm
     first = {label: joining.row for joining in joined for label in joining.labels}
-    since = f"since about row {alarm.onset_rows:,}: loss {alarm.before:.2f}, then {alarm.after:.2f}"
-    finding = f"{alarm.detector} {alarm.direction} {since}"
+    onset = f"since about row {alarm.onset_rows:,}: loss {alarm.before:.2f}, then {alarm.after:.2f}"
+    finding = f"{alarm.detector} {alarm.direction} {onset}"
     if alarm.direction != "worse":
         return finding
     new = [f"class {name} had never been seen before row {first[name]:,}" for name in alarm.new_classes if name in first]
-    why = f"; {', '.join(new)}, so it is no fault" if new else "; no class is new, so look who sent that"
-    return f"ALARM: {finding}{why}" + (f"; version {raised.version} marked" if raised.version else "")
+    explanation = f"; {', '.join(new)}, so it is no fault" if new else "; no class is new, so look who sent that"
+    return f"ALARM: {finding}{explanation}" + (f"; version {raised.version} marked" if raised.version else "")
 
 
 def night_text(night: Night) -> str:
@@ -165,11 +165,11 @@ def _scored(results: Told) -> list[tuple[str, ...]]:
 
 
 def _recalls(recall: dict[str, float]) -> str:
-    listed, left = list(recall.items()), ""
+    listed, omitted = list(recall.items()), ""
     if len(listed) > SPELLED_OUT:
         listed = sorted(listed, key=lambda pair: pair[1])[:SPELLED_OUT]
-        left = f" (the lowest {SPELLED_OUT} of {len(recall)})"
-    return f"RECALL{left}  " + "  ".join(f"{label}: {share:.2f}" for label, share in listed)
+        omitted = f" (the lowest {SPELLED_OUT} of {len(recall)})"
+    return f"RECALL{omitted}  " + "  ".join(f"{label}: {share:.2f}" for label, share in listed)
 
 
 def _counted(evidence: Evidence) -> str:

@@ -133,8 +133,8 @@ def pending(instance: Instance, archive: Archive) -> list[Mark]:
 
 def newest(marks: Iterable[Mark], tried: set[str]) -> str | None:
     """The version of the newest mark that was not tried yet."""
-    left = [mark for mark in marks if mark.version not in tried]
-    return max(left, key=lambda mark: (mark.epoch, mark.seq)).version if left else None
+    untried = [mark for mark in marks if mark.version not in tried]
+    return max(untried, key=lambda mark: (mark.epoch, mark.seq)).version if untried else None
 
 
 def _try(instance: Instance, version: str) -> None:

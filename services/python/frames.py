@@ -155,5 +155,5 @@ def _words(refused: Sequence[Refused], called: str = "Row") -> str:
     first = min(refused, key=lambda refusal: refusal.event.offset)
     message, _, location = first.detail.partition(" - at `$.")
     column = f", column {location.rstrip('`')}" if location else ""
-    more = "" if len(refused) == 1 else f" {len(refused)} {called.lower()}s cannot be taken."
-    return f"{called} {first.event.offset} (counted from 0){column}: {message.rstrip('.')} ({first.reason}).{more}"
+    remark = "" if len(refused) == 1 else f" {len(refused)} {called.lower()}s cannot be taken."
+    return f"{called} {first.event.offset} (counted from 0){column}: {message.rstrip('.')} ({first.reason}).{remark}"

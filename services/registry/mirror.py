@@ -174,8 +174,8 @@ class Mirror:
         try:
             with tempfile.TemporaryDirectory(prefix="millrace-") as scratch:
                 manifest = write(self._instance, self._archive, mark, Path(scratch))
-                own = self._genealogy.tags(mark) | {PREFIX + "weights_sha256": manifest.weights_sha256}
-                number = self._registry.register(Path(scratch), own | tags, metrics(self._instance, mark))
+                lineage_tags = self._genealogy.tags(mark) | {PREFIX + "weights_sha256": manifest.weights_sha256}
+                number = self._registry.register(Path(scratch), lineage_tags | tags, metrics(self._instance, mark))
         except DamageError as error:
             if version not in self._broken:
                 log.warning("Version %s is not mirrored: %s", version, error)

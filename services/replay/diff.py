@@ -122,8 +122,8 @@ def _scores(instance: Instance, mark: Mark, start: Mark | None) -> dict[str, Any
         return {}
     end_scores, start_scores = (part.get("totals", part) for part in (end_scores, start_scores))
     totals = {name: value for name, value in end_scores.items() if name not in ("last", "sum")}
-    since = {name: value if start is None else _minus(value, start_scores[name]) for name, value in totals.items()}
-    return {"rows": since["rows"]} | shares(since)
+    grown = {name: value if start is None else _minus(value, start_scores[name]) for name, value in totals.items()}
+    return {"rows": grown["rows"]} | shares(grown)
 
 
 def _minus(end_value: Any, start_value: Any) -> Any:

@@ -52,10 +52,10 @@ def plan_include(instance: Instance, exclusion_text: str, branch: str | None) ->
     return Inclusion(name, not_included[exclusion_text], exclusion_text)
 
 
-def include(instance: Instance, inclusion: Inclusion, why: str) -> None:
+def include(instance: Instance, inclusion: Inclusion, reason: str) -> None:
     """Decide it. Raises: NotCountedError where another was faster."""
     when_ms = time.time_ns() // 1_000_000
-    decision = Include(who=getpass.getuser(), why=why, when_ms=when_ms, branch=inclusion.branch, exclusion=inclusion.place)
+    decision = Include(who=getpass.getuser(), why=reason, when_ms=when_ms, branch=inclusion.branch, exclusion=inclusion.place)
     append_decision(instance.ledger_stream(), decision)
     if decision not in instance.ledger().counted:
         raise NotCountedError(f"Branch {inclusion.branch} does not leave out {inclusion.said!r} any more: another was faster.")

@@ -47,20 +47,20 @@ def step(instance: Instance, operation: Operation) -> None:
     )
 
 
-def refuse_other(ledger: Ledger, own: str | None) -> None:
+def refuse_other(ledger: Ledger, own_id: str | None) -> None:
     """Raises: BusyError naming who has another operation under way, since when and why."""
-    other = ledger.operation
-    if other is not None and other.id != own:
+    current = ledger.operation
+    if current is not None and current.id != own_id:
         raise BusyError(
-            f"{describe_operation(other)}, and a pipeline has one replay at a time. Let it be taken over, or end it with "
+            f"{describe_operation(current)}, and a pipeline has one replay at a time. Let it be taken over, or end it with "
             "`millrace replay abort`."
         )
 
 
 def describe_operation(operation: Operation) -> str:
     """Where an operation stands, in words."""
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(operation.when_ms / 1000))
-    return f"{operation.id} of {operation.who} is {operation.state} since {when} ({operation.why})"
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(operation.when_ms / 1000))
+    return f"{operation.id} of {operation.who} is {operation.state} since {began} ({operation.why})"
 
 
 def advance(instance: Instance, operation: Operation, state: OperationState, reason: str) -> Operation:

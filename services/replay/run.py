@@ -223,8 +223,8 @@ class Progress:
         at, records = sum(worker.fold.position.values()), worker.fold.records
         began_s, records_at_start = self._begun = self._begun or (time.monotonic(), records)
         rate = (records - records_at_start) / max(time.monotonic() - began_s, 1e-9)
-        left = f", {(ends - at) / rate:.0f} s left" if rate else ""
-        log.info("%s: %d of %d records%s", worker.branch, at - self._start, ends - self._start, left)
+        time_left = f", {(ends - at) / rate:.0f} s left" if rate else ""
+        log.info("%s: %d of %d records%s", worker.branch, at - self._start, ends - self._start, time_left)
 
 
 def _proved_elsewhere(branch: str, pipeline_arguments: Sequence[str]) -> str:

@@ -94,8 +94,8 @@ def _path(instance: Instance) -> Path:
 
 
 def _asked(instance: Instance, url: str) -> Any:
-    own = instance.folder / "token"
-    token = endpoint_token() or (own.read_text(encoding="utf-8").strip() if own.exists() else "")
+    token_file = instance.folder / "token"
+    token = endpoint_token() or (token_file.read_text(encoding="utf-8").strip() if token_file.exists() else "")
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
         return msgspec.json.decode(response.read())

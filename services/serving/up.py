@@ -74,14 +74,14 @@ class Listening:
         if self.tokens is not None:
             read_tokens(self.tokens)
 
-    def access(self, own: Path) -> Access:
-        """Who may call: with the tokens given, else with one of our own in the file ``own``.
+    def access(self, own_token_path: Path) -> Access:
+        """Who may call: with the tokens given, else with one of our own in the file ``own_token_path``.
 
         Raises: ConfigError, StorageError.
         """
         token_scopes = {} if self.tokens is None else read_tokens(self.tokens)
         token_scopes |= {self.token: SCOPES} if self.token else {}
-        return access(token_scopes or {own_token(own): SCOPES}, local_is_open=self.loopback and not token_scopes)
+        return access(token_scopes or {own_token(own_token_path): SCOPES}, local_is_open=self.loopback and not token_scopes)
 
 
 def up(instance: Instance, branch: str, listening: Listening) -> None:
@@ -236,14 +236,14 @@ def _say_where(serving: Serving, listening: Listening, proxy: str) -> None:
     token_sources = " and ".join(
         [*(["MILLRACE_TOKEN"] if listening.token else []), *map(str, filter(None, [listening.tokens]))]
     )
-    others = "everybody" if not serving.access.local_is_open else "callers from other machines"
+    token_holders = "everybody" if not serving.access.local_is_open else "callers from other machines"
     at = f"http://{serving.host}:{serving.port}"
     for line in (
         f"predict   POST {at}/v2/models/{name}/infer   (Open Inference Protocol v2, JSON or binary tensors)",
         f"          gRPC {serving.host}:{serving.grpc_port} inference.GRPCInferenceService   (the same, and grpc.health.v1)",
         *(_labels_lines(serving, at)),
         f"ready     GET  {at}/v2/health/ready",
-        f"token     {token_sources or path}; {others} must show it",
+        f"token     {token_sources or path}; {token_holders} must show it",
         f"replicas  {serving.replicas} behind {proxy}",
         f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
         *([f"mirrors   versions to {uri}"] if (uri := serving.instance.loaded.pipeline.mlflow.uri) else []),

@@ -241,7 +241,7 @@ class Writer:
         """
         self.cursor.refuse_ended()
         epoch, writer = self.cursor.epoch + 1, uuid.uuid4().hex
-        for left in range(OPEN_TRIES - 1, -1, -1):
+        for tries_left in range(OPEN_TRIES - 1, -1, -1):
             after = self.cursor.seq
             entry = Open(
                 branch=self.branch, seq=after + 1, epoch=epoch, after_seq=after, restored=restored, host=host, writer=writer
@@ -249,7 +249,7 @@ class Writer:
             try:
                 self.append(entry)
             except ReplacedError:
-                if not left or self.cursor.epoch >= epoch:
+                if not tries_left or self.cursor.epoch >= epoch:
                     raise
             else:
                 break

@@ -184,7 +184,7 @@ class Link:
 
     def _producing(self) -> Any:
         if self._producer is None:
-            own = {
+            settings = {
                 "enable_idempotence": True,
                 "acks": "all",
                 "allow_auto_create_topics": False,
@@ -195,7 +195,7 @@ class Link:
                 "metrics_enabled": False,
             }
             try:
-                self._producer = self._made(KafkaProducer, own)
+                self._producer = self._made(KafkaProducer, settings)
             except (KafkaError, OSError) as error:
                 raise self._refused("the cluster", error) from error
         return self._producer
@@ -211,7 +211,7 @@ class Link:
 
     def reader(self, committed: bool = True) -> KafkaReader:
         """A reader of one's own. ``committed``: of transactions, only those that were committed."""
-        own = {
+        settings = {
             "group_id": None,
             "enable_auto_commit": False,
             "auto_offset_reset": "none",
@@ -222,7 +222,7 @@ class Link:
             "metrics_enabled": False,
         }
         try:
-            reader = KafkaReader(self.cluster, widened(self._made(KafkaConsumer, own)))
+            reader = KafkaReader(self.cluster, widened(self._made(KafkaConsumer, settings)))
         except (KafkaError, OSError) as error:
             raise self._refused("the cluster", error) from error
         self._readers.add(reader)

@@ -51,13 +51,13 @@ def gzip_decode(payload: bytes) -> bytes:
 
 
 def _gzip_chunks(payload: bytes) -> Iterator[bytes]:
-    left = bytes(payload)
-    while left:
+    compressed = bytes(payload)
+    while compressed:
         member = zlib.decompressobj(GZIP)
         while not member.eof:
-            chunk = member.decompress(left, READ_BYTES)
-            left = member.unused_data if member.eof else member.unconsumed_tail
-            if not chunk and not left and not member.eof:
+            chunk = member.decompress(compressed, READ_BYTES)
+            compressed = member.unused_data if member.eof else member.unconsumed_tail
+            if not chunk and not compressed and not member.eof:
                 raise EOFError("the gzip stream ends too early")
             yield chunk
 

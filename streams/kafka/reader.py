@@ -91,9 +91,9 @@ class KafkaReader:
         StorageError where it cannot be reached. It must not be used again after any of them.
         """
         pieces = self._take(limit)
-        if (left := limit - sum(len(events) for *_, events in pieces)) and not self._held:
+        if (rows_left := limit - sum(len(events) for *_, events in pieces)) and not self._held:
             self._held = self._fetched(0 if pieces else wait_ms)
-            pieces += self._take(left)
+            pieces += self._take(rows_left)
         return pieces
 
     def _fetched(self, wait_ms: int) -> list[Fetched]:

@@ -71,10 +71,10 @@ class Waiting:
 
     def _grow(self) -> None:
         have = len(self.due_ms)
-        more = max(FIRST_SLOTS, have)
-        self._free += range(have + more - 1, have - 1, -1)
-        self.due_ms += [0] * more
-        self._answered += [None] * more
+        added = max(FIRST_SLOTS, have)
+        self._free += range(have + added - 1, have - 1, -1)
+        self.due_ms += [0] * added
+        self._answered += [None] * added
         self._names.clear()  # of answers long gone; those that wait keep theirs
 
     def fill(self, slots: list[int], batch: Batch) -> None:
@@ -88,8 +88,8 @@ class Waiting:
     def _enlarged(self, name: str, like: Array) -> Array:
         """A column with a place for every slot."""
         column = self._columns.get(name, like[:0])
-        more = len(self.due_ms) - len(column)
-        return column if not more else np.concatenate([column, absent(name, like, more)])
+        added = len(self.due_ms) - len(column)
+        return column if not added else np.concatenate([column, absent(name, like, added)])
 
     def training_rows(self, slots: list[int], y: Array, clock_ms: list[int]) -> TrainingRows:
         """The rows in these slots with their labels (n,)."""

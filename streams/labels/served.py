@@ -138,15 +138,15 @@ class ServedCodec:
     @property
     def without_limit(self) -> ServedCodec:
         """This codec for records that were let in when they were first read: the limit may have been lowered since."""
-        other = copy(self)
-        other._max_bytes, other._rows, other._events = sys.maxsize, self._rows.without_limit, self._events.without_limit
-        return other
+        codec = copy(self)
+        codec._max_bytes, codec._rows, codec._events = sys.maxsize, self._rows.without_limit, self._events.without_limit
+        return codec
 
     def placed_by(self, place: Placing) -> ServedCodec:
         """This codec for a topic that is dealt out to shards, where ``place`` says in which partitions keys belong."""
-        other = copy(self)
-        other._place = place
-        return other
+        codec = copy(self)
+        codec._place = place
+        return codec
 
     def decode(self, events: Sequence[Event], tp: str) -> tuple[Rows | Served, list[Refused]]:
         """Columns of the events that can be read, in order, and the events that cannot."""

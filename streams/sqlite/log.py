@@ -258,8 +258,8 @@ class SqliteSource:
         Raises: OffsetsGoneError where retention has taken the position; DamageError for a damaged record.
         """
         reads = []
-        for left, (tp, start) in zip(range(len(self._position), 0, -1), self._position.items(), strict=True):
-            events, crc = self._log.fetch(tp, start, None, -(-limit // left))
+        for partitions_left, (tp, start) in zip(range(len(self._position), 0, -1), self._position.items(), strict=True):
+            events, crc = self._log.fetch(tp, start, None, -(-limit // partitions_left))
             if not events:
                 if start < (bounds := self._log.bounds(tp))[0]:
                     raise gone(tp, start, bounds[0], bounds)
@@ -281,10 +281,10 @@ class SqliteSource:
             raise gone(tp, start, stop, bounds)
         events, crc = self._log.fetch(tp, start, stop, stop - start)
         while events and events[-1].offset + 1 < stop and len(events) < stop - start:
-            more, _ = self._log.fetch(tp, events[-1].offset + 1, stop, stop - start)
-            if not more:
+            read_on, _ = self._log.fetch(tp, events[-1].offset + 1, stop, stop - start)
+            if not read_on:
                 break
-            events += more
+            events += read_on
             crc = checksum([frame(event) for event in events])
         return Read(tp, start, stop, events, crc)
 

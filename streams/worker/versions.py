@@ -204,5 +204,5 @@ def oldest_kept(marks: Sequence[Mark], checkpoints: int, versions: int) -> int:
     A version that is kept because it has a name holds nothing back: its own segment and those after it have the entries.
     """
     named = [mark for mark in marks if mark.version is not None]
-    kept = [*marks[-checkpoints:], *(named[-max(LEAST_VERSIONS, versions) :] if versions else named)]
-    return min((mark.state_seq for mark in kept), default=0)
+    newest_marks = [*marks[-checkpoints:], *(named[-max(LEAST_VERSIONS, versions) :] if versions else named)]
+    return min((mark.state_seq for mark in newest_marks), default=0)

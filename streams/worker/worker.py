@@ -214,11 +214,13 @@ class Worker:
         reads = self._backends.source.next_batch(self._config.step_rows)
         self._pass_time(bool(reads))
         closes_ms = self._wall.monotonic_ms() + self._config.step_ms
-        left = self._config.step_rows - _records(reads)
-        while reads and left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.monotonic_ms() < closes_ms:
+        rows_left = self._config.step_rows - _records(reads)
+        while (
+            reads and rows_left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.monotonic_ms() < closes_ms
+        ):
             self._wall.sleep(PAUSE_S)
-            reads += self._backends.source.next_batch(left)
-            left = self._config.step_rows - _records(reads)
+            reads += self._backends.source.next_batch(rows_left)
+            rows_left = self._config.step_rows - _records(reads)
         return reads
 
     def _pass_time(self, busy: bool) -> None:
@@ -327,8 +329,8 @@ class Worker:
         cut = None
         if version:
             rows, version_due = self._config.version_rows, self._due(self._config.version_rows)
-            why = f"worker.version_rows = {rows}" if version_due else "run ended"
-            cut = self._version_log.cut(self._writer.cursor, self.fold, why)
+            reason = f"worker.version_rows = {rows}" if version_due else "run ended"
+            cut = self._version_log.cut(self._writer.cursor, self.fold, reason)
         self._marked_records = self.fold.records
         self._unversioned &= not version
         self._acted &= not version
