@@ -114,7 +114,7 @@ def gather(instance: Instance, held_out: Sequence[bytes]) -> Evidence:
     outputs, repeats = outputs_of(instance, BRANCH)
     backends = instance.backends(BRANCH)
     entries = list(counted(backends.journal, BRANCH, Cursor()))
-    labelled = labels_told(instance, backends.source)
+    labelled = labels_in_log(instance, backends.source)
     ends = {tp: high for tp, (_, high) in backends.source.bounds().items()}
     marks = [entry for entry in entries if isinstance(entry, Mark) and entry.version is not None]
     return Evidence(
@@ -192,7 +192,7 @@ class Labelled:
     event: Event
 
 
-def labels_told(instance: Instance, source: Source) -> list[Labelled]:
+def labels_in_log(instance: Instance, source: Source) -> list[Labelled]:
     """Every label in the log, in order of time."""
     labelled: list[Labelled] = []
     for tp, (start, end) in source.bounds().items():

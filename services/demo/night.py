@@ -29,7 +29,7 @@ from millrace.services.demo.repaired import (
     labelled_rows,
     learned_by,
     learned_without,
-    producers_told,
+    producers_of_labels,
     replayed_curve,
     served_curve,
 )
@@ -138,19 +138,19 @@ class _Call:
         alarm, alarm_s = self._poisoned()
         self._settled(f"{BRANCH}.")
         begun_s = time.monotonic()
-        (change,) = said(stage, "rollback", ["--reason", f"wrong labels of {PRODUCER}", "--yes"])
+        (change,) = lines_of(stage, "rollback", ["--reason", f"wrong labels of {PRODUCER}", "--yes"])
         version = change["to"].removeprefix("version ")
         rollback = begun_s, self._settled(version)
         rows = [labelled_rows(stage.instance)]
         say(f"every answer is {version}'s {rollback[1] - rollback[0]:.1f} s after the command began")
         begun_s = time.monotonic()
-        plan = {line["what"]: line["value"] for line in said(stage, "replay plan", _plan_words(version))}
-        (replayed,) = said(stage, "replay run", [plan["plan"]])
+        plan = {line["what"]: line["value"] for line in lines_of(stage, "replay plan", _plan_words(version))}
+        (replayed,) = lines_of(stage, "replay run", [plan["plan"]])
         replay = begun_s, time.monotonic()
         rows.append(labelled_rows(stage.instance))
         say(f"branch {replayed['branch']}: {replayed['records']:,} records again without {plan['excluded']} of them; proved")
         begun_s = time.monotonic()
-        said(stage, "replay take-over", ["--reason", "mended", "--yes"])
+        lines_of(stage, "replay take-over", ["--reason", "mended", "--yes"])
         take_over = begun_s, self._settled(f"{replayed['branch']}.")
         rows.append(labelled_rows(stage.instance))
         say(f"every answer is {replayed['branch']}'s {take_over[1] - take_over[0]:.1f} s after the command began")
@@ -189,7 +189,7 @@ class _Call:
         return max(other_moments, default=replies[0].at_s)
 
 
-def said(stage: DemoStage, command: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
+def lines_of(stage: DemoStage, command: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """What a command prints as JSON lines. Raises: MillraceError with its own words."""
     call = [*COMMAND, *command.split(), *named(stage), *arguments, "--output", "json"]
     ran = subprocess.run(call, capture_output=True, text=True, check=False)
@@ -234,8 +234,8 @@ def _concluded(stage: DemoStage, called: _Called, calls: CallLog) -> Night:
     label, held_out = instance.loaded.pipeline.label.name, datasets.held_out(stage.plan.data, stage.plan.seed)
     called_digits = [value for value in held_out if msgspec.json.decode(value)[label] == CALLED[0]]
     poisoned, mended = (answers(instance, branch, called_digits).count(str(CALLED[1])) for branch in (BRANCH, repaired))
-    proved = {branch: int(said(stage, "verify", ["--branch", branch])[0]["entries"]) for branch in (BRANCH, repaired)}
-    producers = producers_told(instance)
+    proved = {branch: int(lines_of(stage, "verify", ["--branch", branch])[0]["entries"]) for branch in (BRANCH, repaired)}
+    producers = producers_of_labels(instance)
     poisoned_rows = [row for row, producer in enumerate(producers) if producer == PRODUCER]
     spans = [
         Span(begun_s - called.start_s, done_s - called.start_s, row)

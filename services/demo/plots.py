@@ -8,7 +8,7 @@ from typing import Any
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
 from millrace.services.demo.evidence import MEASURES, Evidence, windows
-from millrace.services.demo.report import Told
+from millrace.services.demo.report import StoryResults
 
 HEIGHT = 20  # terminal lines
 MARKERS = ("*", ".", "-")  # ours, and the two baselines
@@ -18,7 +18,7 @@ KILL = "#c01c28"
 ALARM = "#c77d00"
 
 
-def terminal(results: Told, width: int) -> str:
+def terminal(results: StoryResults, width: int) -> str:
     """A plot without colours, ``width`` characters wide.
 
     Raises: BadInputError where plotext is missing.
@@ -74,7 +74,7 @@ def _tested(evidence: Evidence) -> list[tuple[int, float]]:
     return [(version.row, version.score) for version in evidence.versions if version.score is not None]
 
 
-def _title(results: Told) -> str:
+def _title(results: StoryResults) -> str:
     measure = "accuracy" if results.evidence.task == "classify" else "mean absolute error"
     return f"{measure} over the last {results.window:,} rows or so, each answered before it was learned"
 
@@ -87,7 +87,7 @@ def _top(evidence: Evidence, curves: Array) -> float:
     return float(later.max()) * 1.05 or 1.0
 
 
-def png(results: Told, path: Path) -> None:
+def png(results: StoryResults, path: Path) -> None:
     """The same as a picture at ``path``.
 
     Raises: BadInputError where matplotlib is missing.

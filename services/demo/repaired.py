@@ -10,7 +10,7 @@ import numpy as np
 
 from millrace.learners.protocol import Array, Batch, Floats, Value
 from millrace.services.config.names import BRANCH
-from millrace.services.demo.evidence import READ_ROWS, Labelled, labels_told, outputs_of, totals_of, windows
+from millrace.services.demo.evidence import READ_ROWS, Labelled, labels_in_log, outputs_of, totals_of, windows
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.labels import PRODUCER_HEADER
@@ -36,18 +36,18 @@ class Curve:
     accuracy: Floats  # (n,) against the labels as they came
 
 
-def _told(instance: Instance) -> list[Labelled]:
-    return labels_told(instance, instance.backends(BRANCH).source)
+def _labels_in_log(instance: Instance) -> list[Labelled]:
+    return labels_in_log(instance, instance.backends(BRANCH).source)
 
 
 def labelled_rows(instance: Instance) -> int:
     """How many labels the log has."""
-    return len(_told(instance))
+    return len(_labels_in_log(instance))
 
 
-def producers_told(instance: Instance) -> list[str]:
+def producers_of_labels(instance: Instance) -> list[str]:
     """Who sent each label, in the order in which the log has them; nothing for who did not say."""
-    return [_producer(label.event) for label in _told(instance)]
+    return [_producer(label.event) for label in _labels_in_log(instance)]
 
 
 def _producer(event: Event) -> str:
@@ -95,7 +95,7 @@ def _scored(fold: Fold) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _curve(instance: Instance, positions: list[Position], totals: Array) -> Curve:
     places: dict[str, list[int]] = {}
-    for label in _told(instance):
+    for label in _labels_in_log(instance):
         places.setdefault(label.tp, []).append(label.event.offset)
     rows = [sum(int(np.searchsorted(places.get(tp, []), stop)) for tp, stop in at.items()) for at in positions]
     grown = np.diff(totals[:, 0], prepend=0.0) > 0

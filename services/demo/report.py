@@ -24,7 +24,7 @@ class Killed:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StoryResults:
     """All that a report is made of."""
 
     title: str
@@ -35,7 +35,7 @@ class Told:
     window: int  # rows of the windowed scores
 
 
-def text(results: Told) -> str:
+def text(results: StoryResults) -> str:
     """What happened, what it scored, where every record went, and whether it was proved."""
     evidence = results.evidence
     parts = [
@@ -48,7 +48,7 @@ def text(results: Told) -> str:
     return "\n\n".join(parts)
 
 
-def _answered(results: Told) -> str:
+def _answered(results: StoryResults) -> str:
     """What callers heard on the held-out rows while it learned."""
     calls = results.asked
     if not calls.replies:
@@ -64,7 +64,7 @@ def _answered(results: Told) -> str:
     )
 
 
-def _happened(results: Told) -> list[tuple[str, str, str]]:
+def _happened(results: StoryResults) -> list[tuple[str, str, str]]:
     """Time since the first record, row and event, in order of time."""
     evidence = results.evidence
     events = [
@@ -148,7 +148,7 @@ def _from(resumed: Resumed) -> str:
     return f"{start}, folding {resumed.refolded} step{'s' * (resumed.refolded != 1)} again"
 
 
-def _scored(results: Told) -> list[tuple[str, ...]]:
+def _scored(results: StoryResults) -> list[tuple[str, ...]]:
     """The measures as rows: over the whole stream, over its last window, on the held-out rows."""
     evidence, measures = results.evidence, MEASURES[results.evidence.task]
     totals, late = evidence.totals[-1], windows(evidence.totals, results.window)[-1]

@@ -18,7 +18,7 @@ from millrace.services.demo.callers import Late, Where
 from millrace.services.pipeline.instance import Instance
 from millrace.services.processes import Process, Processes
 from millrace.services.serving.ports import free_port
-from millrace.services.serving.status import found, overview
+from millrace.services.serving.status import overview, published_place
 from millrace.streams.branch.branch import Backends
 from millrace.streams.branch.outputs import Output, last_output
 from millrace.streams.source import Position
@@ -153,14 +153,14 @@ def start_server(stage: DemoStage, processes: Processes) -> Process:
 
 def where(stage: DemoStage) -> Where:
     """The server's addresses."""
-    place = found(stage.instance)
+    place = published_place(stage.instance)
     assert place is not None, "a trainer was there, so somebody said where"
     return Where(place.url.removeprefix("http://"), place.grpc, stage.instance.loaded.pipeline.name)
 
 
 def trainer_pid(stage: DemoStage) -> int | None:
     """The pid of the trainer, or None where it does not answer."""
-    place = found(stage.instance)
+    place = published_place(stage.instance)
     try:
         return None if place is None else overview(stage.instance, place)["trainer"].get("pid")
     except (OSError, msgspec.DecodeError):

@@ -34,7 +34,7 @@ from millrace.services.demo.callers import CallLog, asking, labelling
 from millrace.services.demo.evidence import account, gather
 from millrace.services.demo.night import Night
 from millrace.services.demo.night import play as play_night
-from millrace.services.demo.report import Killed, Told, night_text, text
+from millrace.services.demo.report import Killed, StoryResults, night_text, text
 from millrace.services.demo.stage import (
     FIRST_ROWS,
     HONEST,
@@ -176,7 +176,7 @@ def prove(stage: DemoStage) -> dict[str, Any]:
     return verdict
 
 
-def conclude(stage: DemoStage, played: Played) -> Told:
+def conclude(stage: DemoStage, played: Played) -> StoryResults:
     """Verify, then read from the log what happened.
 
     Raises: NotProvedError where something was not proved or does not add up.
@@ -193,10 +193,10 @@ def conclude(stage: DemoStage, played: Played) -> Told:
     if problems:
         raise NotProvedError(" ".join(problems))
     title = f"millrace learns {stage.plan.data} row by row while it answers, and its trainer is killed twice"
-    return Told(title, evidence, played.kills, played.asked, verdict, max(SMALLEST_WINDOW, stage.rows // 20))
+    return StoryResults(title, evidence, played.kills, played.asked, verdict, max(SMALLEST_WINDOW, stage.rows // 20))
 
 
-def tell(stage: DemoStage, results: Told) -> None:
+def tell(stage: DemoStage, results: StoryResults) -> None:
     """The report on stdout, and the picture."""
     picture = stage.instance.folder / "accuracy.png"
     plots.png(results, picture)

@@ -142,7 +142,7 @@ class GrpcApp:
         """Of this replica; no name means the one model there is. Raises: NotServedError."""
         request, endpoint = parsed(pb.ModelStatisticsRequest, raw), self._endpoint
         check_model(request.name or endpoint.name, request.version or None, endpoint.name, endpoint.held())
-        return statistics_message(endpoint.statistics.told(endpoint.name, endpoint.newest or ""))
+        return statistics_message(endpoint.statistics.describe(endpoint.name, endpoint.newest or ""))
 
     async def label(self, raw: bytes, headers: bytes) -> Message:
         """Once the log has every label. Raises: BadInputError, NotOfferedError, StorageError."""

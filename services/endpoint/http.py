@@ -92,7 +92,7 @@ class HttpApp:
             ready(bundle)
             return _json({"name": self._endpoint.name, "ready": True})
         if named.verb == "stats":
-            return _json(self._endpoint.statistics.told(self._endpoint.name, self._endpoint.newest or ""))
+            return _json(self._endpoint.statistics.describe(self._endpoint.name, self._endpoint.newest or ""))
         if named.verb:
             raise NotServedError("GET knows ready, stats and status here; infer and labels are a POST.")
         return _json(model_metadata(self._endpoint.name, self._endpoint.schema, self._endpoint.newest))

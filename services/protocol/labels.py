@@ -30,7 +30,7 @@ PRODUCER_HEADER = "producer"  # of the records that are appended for it
 _PRODUCER_NAME = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
-class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _LabelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One label as a caller sends it."""
 
     id: str
@@ -39,10 +39,10 @@ class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Several(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    labels: list[_Told]
+    labels: list[_LabelBody]
 
 
-_ONE = msgspec.json.Decoder(_Told)
+_ONE = msgspec.json.Decoder(_LabelBody)
 _MANY = msgspec.json.Decoder(_Several)
 _FIRST_KEY = re.compile(rb'\s*\{\s*"labels"\s*:')
 

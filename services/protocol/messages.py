@@ -146,5 +146,5 @@ def metadata_message(metadata: Mapping[str, Any]) -> pb.ModelMetadataResponse:
 
 
 def statistics_message(statistics: Mapping[str, Any]) -> pb.ModelStatisticsResponse:
-    """What ``Statistics.told`` says."""
+    """What ``Statistics.describe`` says."""
     return pb.ModelStatisticsResponse(**statistics)

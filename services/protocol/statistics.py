@@ -60,7 +60,7 @@ class Statistics:
         """Count a request that got an error instead of an answer."""
         self.fail.add(ns)
 
-    def told(self, name: str, version: str) -> dict[str, Any]:
+    def describe(self, name: str, version: str) -> dict[str, Any]:
         """As GET /v2/models/NAME/stats says it. Requests never wait for a batch, so ``queue`` stays at nothing."""
         parts = {"success": self.success, "fail": self.fail, "queue": Duration()}
         parts |= {"compute_input": self.input, "compute_infer": self.infer, "compute_output": self.output}

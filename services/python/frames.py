@@ -37,7 +37,7 @@ def events_of(rows: Any, schema: Schema, max_bytes: int, without: Container[str 
     ]
     _, refused = Codec(schema, max_bytes).decode(events)
     if refused:
-        raise BadInputError(_words(refused))
+        raise BadInputError(_describe_refused(refused))
     return events
 
 
@@ -49,7 +49,7 @@ def served_values(records: Iterable[Prediction | LateLabel], codec: ServedCodec)
     values = [_served_value(at, record) for at, record in enumerate(records)]
     _, refused = codec.decode([Event(at, 0, None, b"", value) for at, value in enumerate(values)], f"{codec.topic}:0")
     if refused:
-        raise BadInputError(_words(refused, "Record"))
+        raise BadInputError(_describe_refused(refused, "Record"))
     return values
 
 
@@ -150,7 +150,7 @@ def _unicode(text: str) -> str:
         raise ValueError(f"the text is not Unicode ({error.reason})") from error
 
 
-def _words(refused: Sequence[Refused], called: str = "Row") -> str:
+def _describe_refused(refused: Sequence[Refused], called: str = "Row") -> str:
     """The first of the rows or records that the pipeline cannot take, and how many there are."""
     first = min(refused, key=lambda refusal: refusal.event.offset)
     message, _, location = first.detail.partition(" - at `$.")

@@ -68,7 +68,7 @@ class Genealogy:
             "parent": parent(segment),
             "offsets": _offsets({} if segment is None else segment.began, counts["position"]),
         }
-        facts |= {} if segment is None else _said(segment)
+        facts |= {} if segment is None else _segment_facts(segment)
         if is_merged(self.instance, mark.branch):
             facts["merges"] = ", ".join(merged_from(self.instance, str(mark.version)))
         scored = {f"metric.{name}": f"{value:.6g}" for name, value in metrics(self.instance, mark).items()}
@@ -99,7 +99,7 @@ def parent_sha256(segment: Segment) -> str | None:
     return None if segment.fork.parent is None else segment.fork.parent.state_sha256
 
 
-def _said(segment: Segment) -> dict[str, Any]:
+def _segment_facts(segment: Segment) -> dict[str, Any]:
     """What a segment alone says."""
     entries = segment.entries
     return {

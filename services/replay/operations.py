@@ -15,7 +15,7 @@ from millrace.streams.journal.ledger import Ledger, Operation, OperationState, a
 def planned_operation(branch: str, plan_sha256: str, version: str | None, reason: str) -> Operation:
     """The first stage of an operation that is to make ``branch`` from ``version``, which is kept until it does."""
     return Operation(
-        **_said(reason), id=branch, before=None, state="planned", plan_sha256=plan_sha256, branch=branch, version=version
+        **_signed(reason), id=branch, before=None, state="planned", plan_sha256=plan_sha256, branch=branch, version=version
     )
 
 
@@ -25,7 +25,7 @@ def new_branch(branches: Iterable[str], ledger: Ledger, kind: str) -> str:
     return next(name for number in range(1, len(used_names) + 2) if (name := f"{kind}-{number}") not in used_names)
 
 
-def _said(reason: str) -> dict[str, Any]:
+def _signed(reason: str) -> dict[str, Any]:
     return {"who": getpass.getuser(), "why": reason, "when_ms": time.time_ns() // 1_000_000}
 
 
@@ -66,7 +66,7 @@ def describe_operation(operation: Operation) -> str:
 def advance(instance: Instance, operation: Operation, state: OperationState, reason: str) -> Operation:
     """Let an operation take its next stage, and see that it counts. Raises: as ``step``."""
     moved = Operation(
-        **_said(reason),
+        **_signed(reason),
         id=operation.id,
         before=operation.state,
         state=state,

@@ -146,7 +146,7 @@ def _caught_up(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork)
     pipeline, fold_spec = archive.instance.loaded.pipeline, archive.instance.fold_spec
     use_threads(pipeline.threads)
     progress = Progress()  # from here on a signal stops it between two steps
-    fork, backends = _begun(archive, live, plan, fork)
+    fork, backends = _begin_branch(archive, live, plan, fork)
     start_of = Summary(fork, [mark for mark in archive.marks(fork.branch) if mark.state_seq == 1])
     records_at_start = restore(
         fold_spec, backends, start_of
@@ -160,7 +160,7 @@ def _caught_up(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork)
     return worker, records_at_start
 
 
-def _begun(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork) -> tuple[Fork, Backends]:
+def _begin_branch(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork) -> tuple[Fork, Backends]:
     """The first entry of the branch, ``fork`` unless one is written with the mark of its start; what it reads, on its path."""
     instance = archive.instance
     if (written := _written(archive, plan.branch)) is not None:
@@ -215,10 +215,10 @@ class Progress:
         """Whether it is over."""
         if time.monotonic() - self._told_s >= PROGRESS_S:
             self._told_s = time.monotonic()
-            self._tell(worker)
+            self._log_progress(worker)
         return self.stopped or worker.caught_up()
 
-    def _tell(self, worker: Worker) -> None:
+    def _log_progress(self, worker: Worker) -> None:
         ends = sum(high for _, high in self._backends.source.bounds().values())
         at, records = sum(worker.fold.position.values()), worker.fold.records
         began_s, records_at_start = self._begun = self._begun or (time.monotonic(), records)

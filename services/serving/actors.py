@@ -115,13 +115,13 @@ class Subscriber:
 
     async def tell(self, presence: Presence) -> None:
         """Say what this replica does; without ``NewestWeights`` nobody hears it."""
-        await self._asked("hear", presence)
+        await self._call("hear", presence)
 
     async def replicas(self) -> list[Presence]:
         """What all of them said lately; without ``NewestWeights`` nothing is known."""
-        return await self._asked("replicas") or []
+        return await self._call("replicas") or []
 
-    async def _asked(self, method: str, *arguments: Presence) -> Any:
+    async def _call(self, method: str, *arguments: Presence) -> Any:
         try:
             self._actor = self._actor or await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
             async with asyncio.timeout(STATUS_TIMEOUT_S):

@@ -41,7 +41,7 @@ class Follower:
         self._stream: Stream | None = None
 
     @property
-    def told(self) -> str:
+    def described_target(self) -> str:
         """What the ledger says to serve, in words."""
         return describe_target(self._target)
 

@@ -76,7 +76,7 @@ class Predictor(Calls):
             recording=_recording(serving.instance),
             overview=self._overview,
         )
-        self._telling = asyncio.get_running_loop().create_task(self._tell())
+        self._telling = asyncio.get_running_loop().create_task(self._announce())
         self.grpc_app = GrpcApp(self._endpoint)
         stand_in_replica(self)
 
@@ -84,7 +84,7 @@ class Predictor(Calls):
         """What Serve calls for every HTTP request; it asks for this after ``__init__``."""
         return HttpApp(self._endpoint)
 
-    async def _tell(self) -> None:
+    async def _announce(self) -> None:
         """Say every other second what this replica does, for whoever asks any of them."""
         while True:
             await self._subscriber.tell(self._presence())
@@ -97,7 +97,7 @@ class Predictor(Calls):
         return Presence(
             replica=self._name,
             pid=os.getpid(),
-            serves=follower.told,
+            serves=follower.described_target,
             answers="" if bundle is None else bundle.identity.name,
             staleness_ms=None if bundle is None else bundle.age_ms(time.time_ns() // 1_000_000),
             stored=counts.stored,
@@ -114,8 +114,8 @@ class Predictor(Calls):
         presences = {presence.replica: presence for presence in [self._presence(), *replicas]}
         return {
             "replicas": [asdict(presence) for _, presence in sorted(presences.items())],
-            "trainer": {"branch": self._serving.branch} | _told(trainer),
-            "shards": [{"branch": shard} | _told(state) for shard, state in zip(shards, learning, strict=True)],
+            "trainer": {"branch": self._serving.branch} | _describe_trainer(trainer),
+            "shards": [{"branch": shard} | _describe_trainer(state) for shard, state in zip(shards, learning, strict=True)],
         }
 
     async def check_health(self) -> None:
@@ -130,7 +130,7 @@ class Predictor(Calls):
             raise MillraceError(f"This replica no longer follows the ledger: {self._following.exception()!r}.")
 
 
-def _told(state: TrainerStatus | None) -> dict[str, Any]:
+def _describe_trainer(state: TrainerStatus | None) -> dict[str, Any]:
     """What a trainer says of itself."""
     return {"running": False} if state is None else asdict(state)
 

@@ -41,7 +41,7 @@ def placed(instance: Instance, place: Place) -> Iterator[None]:
     try:
         yield
     finally:
-        if found(instance) == place:
+        if published_place(instance) == place:
             path.unlink(missing_ok=True)
 
 
@@ -52,7 +52,7 @@ def place(host: str, port: int, grpc_port: int, proxy: str) -> Place:
     return Place(f"http://{name}:{port}", f"{name}:{grpc_port}", proxy, os.getpid())
 
 
-def found(instance: Instance) -> Place | None:
+def published_place(instance: Instance) -> Place | None:
     """Where the pipeline's endpoint listens, or None where it is not up on this machine."""
     try:
         return msgspec.json.decode(_path(instance).read_bytes(), type=Place)
@@ -62,7 +62,7 @@ def found(instance: Instance) -> Place | None:
 
 def refuse_second(instance: Instance) -> None:
     """Raises: BusyError where another process serves this pipeline from the same folder."""
-    place = found(instance)
+    place = published_place(instance)
     if place is not None and place.pid != os.getpid() and Path(f"/proc/{place.pid}").exists():
         raise BusyError(f"{place.url} of process {place.pid} serves this pipeline already. Stop that one first.")
 
@@ -72,13 +72,13 @@ def overview(instance: Instance, place: Place) -> dict[str, Any]:
 
     Raises: OSError, msgspec.DecodeError where nobody answers, or not as we do.
     """
-    overview_facts: dict[str, Any] = _asked(instance, f"{place.url}/v2/models/{instance.loaded.pipeline.name}/status")
+    overview_facts: dict[str, Any] = _get_json(instance, f"{place.url}/v2/models/{instance.loaded.pipeline.name}/status")
     return overview_facts
 
 
 def served(instance: Instance) -> dict[str, Any]:
     """Trainer and replicas, a line each; or why they cannot be asked."""
-    place = found(instance)
+    place = published_place(instance)
     if place is None:
         return {"endpoint": "not up on this machine"}
     try:
@@ -93,7 +93,7 @@ def _path(instance: Instance) -> Path:
     return instance.folder / "endpoint.json"
 
 
-def _asked(instance: Instance, url: str) -> Any:
+def _get_json(instance: Instance, url: str) -> Any:
     token_file = instance.folder / "token"
     token = endpoint_token() or (token_file.read_text(encoding="utf-8").strip() if token_file.exists() else "")
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})

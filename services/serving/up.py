@@ -31,7 +31,7 @@ from millrace.services.protocol.access import SCOPES, Access, access, own_token,
 from millrace.services.serving.companion import companion
 from millrace.services.serving.listeners import listeners
 from millrace.services.serving.ports import OWN, PORTS, held_ports
-from millrace.services.serving.status import found, overview, place, placed, refuse_second
+from millrace.services.serving.status import overview, place, placed, published_place, refuse_second
 
 if TYPE_CHECKING:
     from millrace.services.serving.replica import Serving
@@ -129,7 +129,7 @@ def _watch(instance: Instance, stop: threading.Event) -> None:
     """Wait for the end, and say when the trainer stops or goes on."""
     last_error = ""
     while not stop.wait(POLL_S):
-        place = found(instance)
+        place = published_place(instance)
         try:
             trainer = {} if place is None else overview(instance, place)["trainer"]
         except (OSError, msgspec.DecodeError):

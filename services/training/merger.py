@@ -84,13 +84,13 @@ class Merger:
                 with merging(self._instance, self._branch, take_over=False) as writer:
                     self._merge_on(writer)
             except (StorageError, BusyError, ReplacedError) as error:
-                self._said(error)
+                self._note_failure(error)
                 self._stop.wait(RETRY_S)
             except MillraceError as error:
-                self._said(error)
+                self._note_failure(error)
                 return
 
-    def _said(self, error: MillraceError) -> None:
+    def _note_failure(self, error: MillraceError) -> None:
         log.error("The merger of branch %s: %s", self._branch, error)
         self._state = replace(self._state, said=str(error))
 

@@ -104,13 +104,13 @@ class Trainer:
                 with self._instance.hold(self._branch, take_over=False):
                     self._run_worker()
             except (StorageError, BusyError) as error:
-                self._said(error)
+                self._note_failure(error)
                 self._stop.wait(RETRY_S)
             except ReplacedError as error:
-                self._said(error)
+                self._note_failure(error)
                 self._follow_heir()
             except MillraceError as error:
-                self._said(error)
+                self._note_failure(error)
                 return
 
     def _follow_heir(self) -> None:
@@ -127,7 +127,7 @@ class Trainer:
             self._branch = heir
             self._stop.wait(RETRY_S if self._replaced else 0.0)
 
-    def _said(self, error: MillraceError) -> None:
+    def _note_failure(self, error: MillraceError) -> None:
         log.error("The trainer of branch %s: %s", self._branch, error)
         self._state = replace(self._state, said=str(error))
 

@@ -139,7 +139,7 @@ def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
         if all(low[tp] <= at for tp, at in fold.position.items()):
             run.report.base = f"version {base.version}" if base.version else f"checkpoint of seq {base.state_seq}"
             return fold, base.state_seq
-    fold = _begun(run)
+    fold = _fork_start(run)
     if all(low[tp] <= at for tp, at in fold.position.items()):
         return fold, 0
     raise OffsetsGoneError(
@@ -250,7 +250,7 @@ def _earliest(run: _Run) -> tuple[Fold, Mark | None]:
     """The fork's start, or the oldest checkpoint whose next records the log still has."""
     report, bounds = run.report, run.backends.source.bounds()
     if not report.lost and all(bounds[tp][0] <= at for tp, at in run.fork.positions.items()):
-        return _begun(run), None
+        return _fork_start(run), None
     fold = run.fold_spec.fold(run.fork)
     for mark in run.summary.marks:
         if mark.state_seq < report.lost:
@@ -267,7 +267,7 @@ def _earliest(run: _Run) -> tuple[Fold, Mark | None]:
     raise OffsetsGoneError("The log no longer has what any kept checkpoint goes on with, so nothing can be folded again.")
 
 
-def _begun(run: _Run) -> Fold:
+def _fork_start(run: _Run) -> Fold:
     """The fork's start. Raises: DamageError where it is not the state of the version that the fork names."""
     fold_spec, store, fork = run.fold_spec, run.backends.store, run.fork
     if fork.parent is None:
