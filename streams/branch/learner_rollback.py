@@ -65,18 +65,20 @@ def _answers(make_learner: Callable[[], Learner], version: Parts, x: Floats) -> 
 
 def moved(schema: Schema, x: Floats, before: dict[str, list[str]], after: dict[str, list[str]]) -> Floats:
     """Rows (n, d) that were made with some slots of categories, as other slots make them; without a slot it is ``other``."""
-    out, at = x.copy(), 0
+    remapped, at = x.copy(), 0
     for field in schema.fields:
         if field.categories == "grow":
-            out[:, at : at + field.width] = _regrown(field, x[:, at : at + field.width], before[field.name], after[field.name])
+            remapped[:, at : at + field.width] = _regrown(
+                field, x[:, at : at + field.width], before[field.name], after[field.name]
+            )
         at += field.width
-    return out
+    return remapped
 
 
 def _regrown(field: Field, block: Floats, before: list[str], after: list[str]) -> Floats:
     slots = {name: slot for slot, name in enumerate(after)}
     targets = [slots.get(name, field.max) for name in before] + list(range(len(before), field.width))
-    out = np.zeros_like(block)
+    remapped = np.zeros_like(block)
     for column, target in enumerate(targets):
-        out[:, target] += block[:, column]  # of ones and zeros, so nothing is rounded
-    return out
+        remapped[:, target] += block[:, column]  # of ones and zeros, so nothing is rounded
+    return remapped

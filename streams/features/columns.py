@@ -55,30 +55,30 @@ class Features:
         """x (n, d) of the rows; the tables take the rows in."""
         if rows.plain is not None:
             return rows.plain
-        return self._x(rows.columns, take_in=True)
+        return self._x(rows.columns, update=True)
 
     def answer(self, columns: Sequence[Array]) -> Floats:
         """x (n, d) of rows that are asked about: ``transform`` as if each came next, but the tables stay as they are.
 
         A category without a slot is ``other`` and gets none; no row sees another.
         """
-        return self._x(columns, take_in=False)
+        return self._x(columns, update=False)
 
-    def _x(self, columns: Sequence[Array], take_in: bool) -> Floats:
+    def _x(self, columns: Sequence[Array], update: bool) -> Floats:
         pairs = zip(self._schema.fields, columns, strict=True)
-        blocks = [self._block(field, column, take_in) for field, column in pairs]
+        blocks = [self._block(field, column, update) for field, column in pairs]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
 
-    def _block(self, field: Field, column: Array, take_in: bool) -> Floats:
+    def _block(self, field: Field, column: Array, update: bool) -> Floats:
         if field.type == "image":
             return self._backbones[field.name].features(column)
-        return (self._one_hot if field.type == "categorical" else self._numeric)(field, column, take_in)
+        return (self._one_hot if field.type == "categorical" else self._numeric)(field, column, update)
 
-    def _numeric(self, field: Field, column: Floats, take_in: bool) -> Floats:
+    def _numeric(self, field: Field, column: Floats, update: bool) -> Floats:
         values = column
         if field.missing == "mean":
             mean = self._means[field.name]
-            values = (mean.fill if take_in else mean.stand_in)(column[:, 0])[:, None]
+            values = (mean.fill if update else mean.stand_in)(column[:, 0])[:, None]
         if field.missing == "indicator":
             absent = np.isnan(column)
             scaled = np.where(absent, 0.0, (column - field.center) / field.scale)
@@ -87,9 +87,9 @@ class Features:
             return values
         return (values - field.center) / field.scale
 
-    def _one_hot(self, field: Field, column: Array, take_in: bool) -> Floats:
+    def _one_hot(self, field: Field, column: Array, update: bool) -> Floats:
         names = column.tolist()
-        if take_in and field.categories == "grow":
+        if update and field.categories == "grow":
             self._grow(field, names)
         slot = self._slot_of(field)
         x = np.zeros((len(names), field.width))

@@ -97,14 +97,14 @@ class HeldOut:
         """Evaluate, if ``learned`` rows in all make one due."""
         while self._pending and self._pending[0].place < learned:
             self._offer(self._pending.pop(0))
-        due = learned // self.config.every_rows
-        if due > self._evaluated and len(self._y):
+        evaluations_due = learned // self.config.every_rows
+        if evaluations_due > self._evaluated and len(self._y):
             answers = servable.predict_many(Batch(self._x))
             names = np.array(servable.classes, dtype=object)
             predicted = names[answers.argmax(axis=1)] if len(names) else np.full(len(self._y), None)
             rows, right = Counter(self._y.tolist()), Counter(self._y[predicted == self._y].tolist())
             self.scores.update({name: (right[name], count) for name, count in rows.items()})
-        self._evaluated = max(due, self._evaluated)
+        self._evaluated = max(evaluations_due, self._evaluated)
 
     def figures(self) -> dict[str, Any]:
         """What is known of the evaluations, beside two answers without a model; empty before the first evaluation.
@@ -160,7 +160,7 @@ class HeldOut:
         self._labels = Counter(dict(state["labels"]))
         self._offered = state["offered"]
         rows = zip(np.array(state["pending"]), state["pending_rows"], strict=True)
-        self._pending = [Row(x, *rest) for x, rest in rows]
+        self._pending = [Row(x, *fields) for x, fields in rows]
 
 
 def hashes(batch: Batch) -> Hashes:
