@@ -51,7 +51,7 @@ class Batch:
 
     def only(self, cut: slice | NDArray[Any]) -> Batch:
         """The rows of a slice, as views, or those that a mask (n,) or indices choose, as copies."""
-        chosen: list[Any] = [None if whole is None else whole[cut] for whole in columns_of(self)]
+        chosen: list[Any] = [None if column is None else column[cut] for column in columns_of(self)]
         return Batch(*chosen)
 
 
@@ -104,14 +104,14 @@ class State:
     truth: dict[str, Value] = field(default_factory=dict)
     derived: dict[str, Value] = field(default_factory=dict)
 
-    def truth_of(self, ours: dict[str, Value]) -> dict[str, Value]:
-        """``truth``, where it agrees with all that a learner says of itself in ``ours``.
+    def truth_of(self, identity: dict[str, Value]) -> dict[str, Value]:
+        """``truth``, where it agrees with all that a learner says of itself in ``identity``.
 
         Raises: LearnerError where the state is another learner's or another shape's.
         """
-        theirs = {key: self.truth.get(key) for key in ours}
-        if theirs != ours:
-            raise LearnerError(f"this state is of {theirs} and this learner is {ours}; restore it into one like it")
+        state_identity = {key: self.truth.get(key) for key in identity}
+        if state_identity != identity:
+            raise LearnerError(f"this state is of {state_identity} and this learner is {identity}; restore it into one like it")
         return self.truth
 
 
@@ -202,7 +202,7 @@ def within(numbers: Floats, low: float, high: float) -> bool:
     Their sum of squares, one pass over them, says so nearly always; the least and the largest only where it does not, or where
     half the bound, which leaves its rounding room, is passed.
     """
-    near = max(0.0, min(-low, high)) / 2.0
-    if not numbers.size or np.vdot(numbers, numbers) <= near * near:
+    bound = max(0.0, min(-low, high)) / 2.0
+    if not numbers.size or np.vdot(numbers, numbers) <= bound * bound:
         return True
     return bool(low <= numbers.min() and numbers.max() <= high)

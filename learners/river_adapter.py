@@ -70,7 +70,7 @@ class RiverConfig:
 
     def __post_init__(self) -> None:
         """Refuse models that are not offered."""
-        offered = [name for name, tells in MODELS.items() if (tells == "number") == (self.task == "regress")]
+        offered = [name for name, output in MODELS.items() if (output == "number") == (self.task == "regress")]
         if self.model not in offered:
             raise ValueError(f"model = {self.model!r}: for {self.task} there are {', '.join(offered)}")
         if not 0.0 <= self.learning_rate < float("inf") or (self.learning_rate and self.model not in STEPPED):
@@ -92,12 +92,12 @@ def _fresh(config: RiverConfig) -> Any:
         raise LearnerError(f"river's {config.model} does not take params = {config.params} ({error}).") from error
 
 
-def _class_of(thing: Any) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+def _class_of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _is_fixed(thing: Any) -> bool:
-    return _class_of(thing).startswith(FIXED)
+def _is_fixed(value: Any) -> bool:
+    return _class_of(value).startswith(FIXED)
 
 
 class _Walk:
@@ -107,25 +107,25 @@ class _Walk:
         self._parts = PARTS | {model}
         self.floats: list[float] = []
 
-    def tree(self, thing: Any) -> Tree:
+    def tree(self, value: Any) -> Tree:
         """What JSON can say of a part of a state. Raises: LearnerError naming a class that is not known to be complete."""
-        if thing is None or isinstance(thing, bool | int | str):
-            return thing
-        if isinstance(thing, float):
-            self.floats.append(float(thing))
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, float):
+            self.floats.append(float(value))
             return ["float"]
-        if isinstance(thing, np.ndarray):
-            self.floats += thing.astype(np.float64).ravel().tolist()
-            return ["array", list(thing.shape)]
-        if isinstance(thing, list | tuple):
-            return ["list", [self.tree(item) for item in thing]]
-        if isinstance(thing, dict) or _class_of(thing) == VECTOR:
-            return ["dict", [[self.tree(key), self.tree(value)] for key, value in thing.items()]]
-        if _is_fixed(thing):
+        if isinstance(value, np.ndarray):
+            self.floats += value.astype(np.float64).ravel().tolist()
+            return ["array", list(value.shape)]
+        if isinstance(value, list | tuple):
+            return ["list", [self.tree(item) for item in value]]
+        if isinstance(value, dict) or _class_of(value) == VECTOR:
+            return ["dict", [[self.tree(key), self.tree(value)] for key, value in value.items()]]
+        if _is_fixed(value):
             return ["fixed"]
-        if _class_of(thing) not in self._parts:
-            raise LearnerError(f"A state with a {_class_of(thing)} in it cannot be saved without pickle.")
-        return ["object", [[name, self.tree(value)] for name, value in vars(thing).items()]]
+        if _class_of(value) not in self._parts:
+            raise LearnerError(f"A state with a {_class_of(value)} in it cannot be saved without pickle.")
+        return ["object", [[name, self.tree(value)] for name, value in vars(value).items()]]
 
 
 class _Return:
@@ -153,13 +153,13 @@ class _Return:
 
     def _dictionary(self, old: Any, pairs: list[list[Tree]]) -> Any:
         """The same keys in the same order, in a dictionary of the same kind; what a new key holds its own factory says."""
-        fresh = copy(old)
-        fresh.clear()
+        restored = copy(old)
+        restored.clear()
         make = old.default_factory if isinstance(old, defaultdict) else None
         for key_tree, value in pairs:
             key = self.into(None, key_tree)
-            fresh[key] = self.into(None if make is None else make(), value)
-        return fresh
+            restored[key] = self.into(None if make is None else make(), value)
+        return restored
 
 
 def described(models: Sequence[Any]) -> tuple[list[Tree], Floats]:
@@ -201,10 +201,10 @@ class RiverServable:
         return np.array(answers, dtype=np.float64).reshape(len(rows), columns)
 
     def _answer(self, x: dict[int, float]) -> list[float]:
-        tells = MODELS[self._config.model]
-        if tells == "number":
+        output = MODELS[self._config.model]
+        if output == "number":
             return [model.predict_one(x) for model in self._models] or [0.0]
-        if tells == "one":
+        if output == "one":
             return [model.predict_proba_one(x).get(True, 0.0) for model in self._models]
         probabilities = self._models[0].predict_proba_one(x) if self.classes else {}
         return [probabilities.get(name, 0.0) for name in self.classes]
@@ -273,11 +273,11 @@ class River:
 
     def _learn(self, x: dict[int, float], label: Any, weight: float) -> None:
         """One row: by the one model that tells all, or by each of those that tell one."""
-        more = {"w": weight} if self.config.model in WEIGHED else {}
+        weight_argument = {"w": weight} if self.config.model in WEIGHED else {}
         if self.config.task == "regress":
             self._models += [_fresh(self.config) for _ in range(len(label) - len(self._models))]
             for model, value in zip(self._models, label, strict=True):
-                model.learn_one(x, value, **more)
+                model.learn_one(x, value, **weight_argument)
             return
         self._classes.setdefault(label, len(self._classes))
         if self.probabilities:
@@ -286,7 +286,7 @@ class River:
         if len(self._models) < len(self._classes):
             self._models.append(_fresh(self.config))
         for name, model in zip(self._classes, self._models, strict=True):
-            model.learn_one(x, name == label, **more)
+            model.learn_one(x, name == label, **weight_argument)
 
     def _checked(self, batch: Batch) -> tuple[Floats, Array, list[float]]:
         """x (n, d), y (n,) names or (n, k) numbers, and each row's weight. Raises: BadInputError."""
@@ -300,8 +300,8 @@ class River:
         elif y.ndim != 1 or not all(isinstance(name, str) for name in y):
             raise BadInputError(f"column y: expected class names (n,), got {y.dtype} {y.shape}")
         weight = np.ones(len(x)) if batch.weight is None else finite("weight", batch.weight, ())
-        whole = self.config.model in WEIGHED or np.isin(weight, (0.0, 1.0)).all()
-        if len(weight) != len(x) or weight.min(initial=0.0) < 0.0 or not whole:
+        weights_valid = self.config.model in WEIGHED or np.isin(weight, (0.0, 1.0)).all()
+        if len(weight) != len(x) or weight.min(initial=0.0) < 0.0 or not weights_valid:
             kind = "numbers >= 0" if self.config.model in WEIGHED else "0 or 1, for this model takes no weights"
             raise BadInputError(f"column weight: expected {len(x)} of {kind}")
         return x, y, weight.tolist()

@@ -65,15 +65,15 @@ def _network(config: type[Any], method: Callable[[Any], Any]) -> Algorithm:
     """An algorithm of the replay family: what it adds to the machinery they share."""
 
     def learner(config: Any, d: int, seed: int) -> Learner:
-        made: Learner = _imported("millrace.learners.replay.learner", "torch").Replay(method(config), config, d, seed)
-        return made
+        replay_learner: Learner = _imported("millrace.learners.replay.learner", "torch").Replay(method(config), config, d, seed)
+        return replay_learner
 
     return Algorithm(config, learner, _network_servable, _network_onnx, 1e-4, "torch", ("raise_rate",))
 
 
 def _network_servable(arrays: dict[str, Value]) -> Servable:
-    made: Servable = _imported("millrace.learners.replay.servable", "torch").NetworkServable.from_arrays(arrays)
-    return made
+    servable: Servable = _imported("millrace.learners.replay.servable", "torch").NetworkServable.from_arrays(arrays)
+    return servable
 
 
 def _network_onnx(servable: Any) -> bytes:

@@ -235,10 +235,10 @@ class Pipeline:
         schema = self._instance.loaded.pipeline.schema
         events = self._events(rows, {schema.label.name, schema.weight})
         bundle = self._bundle(version)
-        answer, identity = bundle.predict(frames.columns_of_events(events, schema)), bundle.identity
-        asked = tuple(event.value or b"" for event in events)
+        answer_batch, identity = bundle.predict(frames.columns_of_events(events, schema)), bundle.identity
+        raw_rows = tuple(event.value or b"" for event in events)
         place = (identity.branch, identity.epoch, identity.seq, identity.version)
-        return Answers(answer.scores, answer.labels, bundle.classes, *place, asked)
+        return Answers(answer_batch.scores, answer_batch.labels, bundle.classes, *place, raw_rows)
 
     def scores(self) -> Scores:
         """How good the answers of the branch were, row by row as it learned.
@@ -372,8 +372,8 @@ def example_pipeline(settings: Mapping[str, Any] = NO_SETTINGS) -> Pipeline:
     """
     home = mkdtemp(prefix="millrace-")
     atexit.register(rmtree, home, ignore_errors=True)
-    given = {"batch.rows": 1, **settings}
-    even = Pipeline.build("even", [Field("x")], Label("even", "boolean"), "ridge", settings=given, home=home)
+    defaults = {"batch.rows": 1, **settings}
+    even = Pipeline.build("even", [Field("x")], Label("even", "boolean"), "ridge", settings=defaults, home=home)
     even.append([{"x": number % 2, "even": number % 2 == 0} for number in range(100)])
     even.learn()
     return even

@@ -15,8 +15,8 @@ from millrace.learners.errors import MillraceError
 
 # -P: modules come from where millrace is installed, never from the folder that one happens to stand in.
 COMMAND = [sys.executable, "-P", "-c", "from millrace.services.cli import main; main(prog_name='millrace')"]
-LOOK_S = 0.01  # between two looks
-PATIENCE_S = 60.0  # nothing may move for so long
+POLL_S = 0.01  # between two polls of the processes
+TIMEOUT_S = 60.0  # of a standstill: nothing moves for so long
 WORK = 3.0  # patiences of processor time that processes are given, of which nothing is seen
 LONGEST = 30.0  # patiences until they are given up, however little of it they get
 TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -31,7 +31,7 @@ class Patience:
     patience of processor time; those that neither work nor want to, for one patience.
     """
 
-    def __init__(self, pids: Sequence[int], seconds: float = PATIENCE_S, sign: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, pids: Sequence[int], seconds: float = TIMEOUT_S, sign: Callable[[], object] = lambda: None) -> None:
         self._pids = pids
         self._seconds = seconds
         self._sign = sign
@@ -45,11 +45,11 @@ class Patience:
         if now_s - self._looked_s < self._seconds / 100:
             return False
         self._looked_s = now_s
-        seen, (worked_s, wants) = self._sign(), _work(self._pids)
+        progress, (worked_s, wants) = self._sign(), _work(self._pids)
         if wants or worked_s != self._work_s:
             self._work_s, self._worked_s = worked_s, now_s
-        if seen != self._seen:
-            self._seen, self._since_s, self._work_then_s = seen, now_s, worked_s
+        if progress != self._seen:
+            self._seen, self._since_s, self._work_then_s = progress, now_s, worked_s
         return self._is_standstill(now_s)
 
     def _is_standstill(self, now_s: float) -> bool:
@@ -76,8 +76,8 @@ def _stat(pid: int) -> tuple[int, str]:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return 0, "X"
-    state, *words = stat.rpartition(")")[2].split()
-    return sum(map(int, words[10:14])), state
+    state, *fields = stat.rpartition(")")[2].split()
+    return sum(map(int, fields[10:14])), state
 
 
 def descendants(pid: int) -> list[int]:
@@ -123,14 +123,14 @@ class Processes:
 
         Raises: MillraceError where a process fails meanwhile, or where nothing moves on.
         """
-        patience = Patience([one.pid for one in self._running.values()], self._patience_s, self._sign)
+        patience = Patience([process.pid for process in self._running.values()], self._patience_s, self._sign)
         while not condition():
             for name, process in self._running.items():
                 if process.poll():
                     raise MillraceError(f"The {name} failed with exit code {process.returncode}: {self._last_line(name)}")
             if patience.ended():
                 raise MillraceError(f"Nothing moved on for {self._patience_s:g} s. Look at the logs in {self._folder}.")
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
 
     def _log(self, name: str) -> Path:
         return self._folder / f"{name}.log"
@@ -153,7 +153,7 @@ def kill(pid: int) -> int:
     return at_ms
 
 
-def finish(process: Process, patience_s: float = PATIENCE_S) -> None:
+def finish(process: Process, patience_s: float = TIMEOUT_S) -> None:
     """Ask a process to come to an end.
 
     Raises: MillraceError where it fails, or comes to a standstill instead.
@@ -164,7 +164,7 @@ def finish(process: Process, patience_s: float = PATIENCE_S) -> None:
         raise MillraceError(f"Process {process.pid} was asked to end and failed with exit code {process.returncode}.")
 
 
-def end(process: Process, patience_s: float = PATIENCE_S) -> None:
+def end(process: Process, patience_s: float = TIMEOUT_S) -> None:
     """Make sure that a process has ended: asked first, then killed."""
     if process.poll() is None and not _ended(process, patience_s):
         process.kill()
@@ -178,5 +178,5 @@ def _ended(process: Process, patience_s: float) -> bool:
     while process.poll() is None:
         if patience.ended():
             return False
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     return True

@@ -38,9 +38,9 @@ class Model:
         if params:
             raise BadInputError(f"params: a version takes none, and {', '.join(params)} was given.")
         tensors, payloads = _tensors(rows, self.bundle.schema)
-        answer = self.bundle.predict(question(tensors, payloads, self.bundle.schema).columns)
-        labels = {"label": np.array(answer.labels, dtype=object)} if self.bundle.classes else {}
-        return {"scores": answer.scores} | labels
+        predicted = self.bundle.predict(question(tensors, payloads, self.bundle.schema).columns)
+        labels = {"label": np.array(predicted.labels, dtype=object)} if self.bundle.classes else {}
+        return {"scores": predicted.scores} | labels
 
 
 def _load_pyfunc(path: str) -> Model:
@@ -53,13 +53,13 @@ def _tensors(rows: Any, schema: Schema) -> tuple[list[Tensor], dict[str, bytes]]
     fields = {field.name: field for field in schema.fields}
     if isinstance(rows, np.ndarray):
         name = schema.fields[0].name if len(fields) == 1 else PACKED
-        made = [_tensor(name, fields.get(name, Field(name)), rows)]
+        tensors = [_tensor(name, fields.get(name, Field(name)), rows)]
     elif isinstance(rows, Mapping) or hasattr(rows, "columns"):
         names = list(rows.columns) if hasattr(rows, "columns") else list(rows)
-        made = [_tensor(str(name), fields.get(name, Field(str(name))), _cells(rows[name])) for name in names]
+        tensors = [_tensor(str(name), fields.get(name, Field(str(name))), _cells(rows[name])) for name in names]
     else:
         raise BadInputError(f"rows: expected a DataFrame, a mapping of columns or an array, got {type(rows).__name__}.")
-    return [tensor for tensor, _ in made], {tensor.name: payload for tensor, payload in made if payload is not None}
+    return [tensor for tensor, _ in tensors], {tensor.name: payload for tensor, payload in tensors if payload is not None}
 
 
 def _cells(column: Any) -> Sequence[Any]:

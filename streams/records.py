@@ -73,11 +73,11 @@ def make_read(tp: str, start: int, stop: int, events: Sequence[Event]) -> Read:
 
 def encode_headers(headers: Headers) -> bytes:
     """Headers as length-framed bytes, in their order; empty for none."""
-    out = bytearray()
+    encoded = bytearray()
     for name, value in headers:
         raw = name.encode()
-        out += _LENGTH.pack(len(raw)) + raw + _LENGTH.pack(len(value)) + value
-    return bytes(out)
+        encoded += _LENGTH.pack(len(raw)) + raw + _LENGTH.pack(len(value)) + value
+    return bytes(encoded)
 
 
 def decode_headers(raw: bytes) -> Headers:

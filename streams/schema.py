@@ -86,8 +86,8 @@ class Field:
         if self.type == "numeric":
             return self.size + (self.missing == "indicator")
         slots = {"grow": self.max + 1, "hash": self.max}  # the one more is "other"
-        own = slots[self.categories] if isinstance(self.categories, str) else len(self.categories)
-        return own + (self.missing == "category")
+        one_hot_width = slots[self.categories] if isinstance(self.categories, str) else len(self.categories)
+        return one_hot_width + (self.missing == "category")
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,10 +88,10 @@ def refuse_unmergeable(schema: Schema, partitions: int, shards: int) -> None:
     """Raises: ValueError where the shards would not add up to one pipeline."""
     if not 1 <= shards <= partitions:
         raise ValueError(f"shards = {shards}: must be from 1 to log.partitions, {partitions}: each has a partition at least")
-    own = [field.name for field in schema.fields if field.categories == "grow" or field.missing == "mean"]
-    if own:
+    stateful = [field.name for field in schema.fields if field.categories == "grow" or field.missing == "mean"]
+    if stateful:
         raise ValueError(
-            f"shards = {shards}: field {own[0]} has a table that grows with the rows, and each shard would have its own; "
+            f"shards = {shards}: field {stateful[0]} has a table that grows with the rows, and each shard would have its own; "
             'declare its categories, use categories = "hash", or another missing than "mean"'
         )
 
@@ -120,13 +120,13 @@ def murmur2(keys: Sequence[bytes]) -> NDArray[np.uint32]:
 
 def _of_one_length(octets: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """The hashes of keys (n, length); products wrap round, as they are meant to."""
-    factor, whole = np.uint32(0x5BD1E995), octets.shape[1] // 4 * 4
+    factor, whole_bytes = np.uint32(0x5BD1E995), octets.shape[1] // 4 * 4
     hashes = np.full(len(octets), 0x9747B28C ^ octets.shape[1], dtype=np.uint32)
-    for word in np.ascontiguousarray(octets[:, :whole]).view("<u4").T:
+    for word in np.ascontiguousarray(octets[:, :whole_bytes]).view("<u4").T:
         mixed = word * factor
         hashes = hashes * factor ^ (mixed ^ mixed >> np.uint32(24)) * factor
-    if octets.shape[1] > whole:
-        for place, column in enumerate(octets[:, whole:].T):
+    if octets.shape[1] > whole_bytes:
+        for place, column in enumerate(octets[:, whole_bytes:].T):
             hashes ^= column.astype(np.uint32) << np.uint32(8 * place)
         hashes *= factor
     hashes = (hashes ^ hashes >> np.uint32(13)) * factor

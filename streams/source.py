@@ -124,8 +124,10 @@ class ListSource:
 
     def seek(self, position: Position) -> None:
         """Go to the first event at or after the offset, and to a ``Crash`` that stands just before it."""
-        passed = [at for at, item in enumerate(self._items) if isinstance(item, Event) and item.offset < position[self._tp]]
-        self._at = passed[-1] + 1 if passed else 0
+        places_before = [
+            at for at, item in enumerate(self._items) if isinstance(item, Event) and item.offset < position[self._tp]
+        ]
+        self._at = places_before[-1] + 1 if places_before else 0
 
     def next_batch(self, limit: int) -> list[Read]:
         """The next events, at most ``read_rows`` of them; a ``Crash`` that has not fired ends the read before it."""
@@ -176,8 +178,8 @@ class ListProducer:
 def gone(tp: str, start: int, stop: int, bounds: tuple[int, int]) -> OffsetsGoneError:
     """The error for records that the log does not have."""
     topic, partition = split_tp(tp)
-    held = f"{bounds[0]} to {bounds[1] - 1}" if bounds[0] < bounds[1] else f"none before {bounds[1]}"
+    range_text = f"{bounds[0]} to {bounds[1] - 1}" if bounds[0] < bounds[1] else f"none before {bounds[1]}"
     return OffsetsGoneError(
-        f"Topic {topic} partition {partition} no longer has offsets {start} to {stop - 1}: it holds {held}. "
+        f"Topic {topic} partition {partition} no longer has offsets {start} to {stop - 1}: it holds {range_text}. "
         "Restore the log, or start a new branch from what is there with --branch NEW."
     )

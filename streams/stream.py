@@ -72,10 +72,10 @@ class ListStream:
 
     def delete_before(self, offset: int) -> None:
         """Forget the oldest."""
-        gone = max(0, min(offset - self.deleted, len(self.values) - 1))
-        self.values, self.deleted = self.values[gone:], self.deleted + gone
+        forgotten = max(0, min(offset - self.deleted, len(self.values) - 1))
+        self.values, self.deleted = self.values[forgotten:], self.deleted + forgotten
 
 
-def pruned(what: str, start: int, first: int) -> PrunedError:
+def pruned(stream_name: str, start: int, first: int) -> PrunedError:
     """What a stream says of an offset that it had and has no longer."""
-    return PrunedError(f"{what}: entries {start} to {first - 1} are not there any more; it begins at offset {first}.")
+    return PrunedError(f"{stream_name}: entries {start} to {first - 1} are not there any more; it begins at offset {first}.")

@@ -109,7 +109,7 @@ def _allowed(field: Field[Any], kind: Any, said: Range | tuple[str, ...] | None)
     rule = field.metadata.get("allowed")
     choices = [kind, *get_args(kind)] if get_origin(kind) is not Literal else [kind]
     if rule is not None:
-        return rule.words or Range(float(rule.low), float(rule.high), rule.ends)
+        return rule.choices or Range(float(rule.low), float(rule.high), rule.ends)
     words = next((get_args(choice) for choice in choices if get_origin(choice) is Literal), ())
     return words if get_origin(kind) is Literal else said
 

@@ -68,7 +68,7 @@ class AefOclConfig:
 
 def aef_ocl(config: AefOclConfig, d: int, seed: int) -> Ridge:
     """An untaught AEF-OCL over ``d`` features; ``seed`` draws the projection and the pseudo-features."""
-    behind = begun if config.solve_behind else None
+    behind = deferred_solution if config.solve_behind else None
     return Ridge(config.ridge(), d, seed, Solver("aef-ocl", config, answer, partial(ClassMoments, d), behind))
 
 
@@ -77,10 +77,10 @@ def answer(config: AefOclConfig, statistics: Statistics) -> Solution:
     return solve(balanced(config, statistics), config.gamma, config.intercept, config.standardise, config.solve_behind)
 
 
-def begun(config: AefOclConfig, statistics: Statistics) -> Callable[[], Solution]:
+def deferred_solution(config: AefOclConfig, statistics: Statistics) -> Callable[[], Solution]:
     """The same with the statistics copied as they are now; what is left is to draw and to solve."""
-    own = replace(statistics, sums=deepcopy(statistics.sums), per_class=deepcopy(statistics.per_class))
-    return partial(answer, config, own)
+    copied = replace(statistics, sums=deepcopy(statistics.sums), per_class=deepcopy(statistics.per_class))
+    return partial(answer, config, copied)
 
 
 def balanced(config: AefOclConfig, statistics: Statistics) -> Sums:
@@ -108,8 +108,8 @@ def balanced(config: AefOclConfig, statistics: Statistics) -> Sums:
 def missing(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
     """k (C,): what each class lacks of its share when no row may be left out; max_c n_c - n_c for a uniform prior."""
     share = shares(prior, names, weight)
-    whole = np.divide(weight, share, out=np.zeros_like(share), where=share > 0.0).max(initial=0.0)
-    lacking: Floats = np.maximum(share * whole - weight, 0.0)
+    total = np.divide(weight, share, out=np.zeros_like(share), where=share > 0.0).max(initial=0.0)
+    lacking: Floats = np.maximum(share * total - weight, 0.0)
     return lacking
 
 

@@ -77,15 +77,17 @@ def air(config: AirConfig, d: int, seed: int) -> Ridge:
             f"({need / 2**20:.0f} MiB), more than limit_mib = {config.limit_mib:g}; use fewer, or kind aef-ocl"
         )
     statistics = partial(ClassGrams, d_phi, config.most_classes)
-    return Ridge(config.ridge(), d, seed, Solver("air", config, answer, statistics, begun if config.solve_behind else None))
+    return Ridge(
+        config.ridge(), d, seed, Solver("air", config, answer, statistics, deferred_solution if config.solve_behind else None)
+    )
 
 
 def answer(config: AirConfig, statistics: Statistics) -> Solution:
     """W = (sum_c pi_c A_c + gamma I)^-1 C diag(pi), in the ridge's centred and scaled form."""
-    return begun(config, statistics)()
+    return deferred_solution(config, statistics)()
 
 
-def begun(config: AirConfig, statistics: Statistics) -> Callable[[], Solution]:
+def deferred_solution(config: AirConfig, statistics: Statistics) -> Callable[[], Solution]:
     """The same with the statistics taken as they are now; what is left is to solve.
 
     The sums are those that would be if every row of class c had weighed pi_c of what it did.
@@ -96,11 +98,11 @@ def begun(config: AirConfig, statistics: Statistics) -> Callable[[], Solution]:
     packed, cross = grams.weighed(pi), sums.cross[: len(pi)] * pi[:, None]
     targets, squares = sums.targets * pi, sums.squares * pi
 
-    def rest() -> Solution:
+    def solution() -> Solution:
         balanced = Sums(grams.whole(packed), cross, cross.sum(axis=0), targets, squares, float(targets.sum()))
         return solve(balanced, config.gamma, config.intercept, config.standardise, config.solve_behind)
 
-    return rest
+    return solution
 
 
 def weights(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:

@@ -26,10 +26,10 @@ class BackgroundSolve:
         self._coming: Future[Solution] | None = None
         self._rows = 0  # learned rows that it follows from
 
-    def begin(self, rest: Callable[[], Solution], rows: int) -> None:
-        """Compute ``rest``, which follows from ``rows`` learned rows and shares no array with the learner."""
+    def begin(self, solve: Callable[[], Solution], rows: int) -> None:
+        """Compute what ``solve`` gives, which follows from ``rows`` learned rows and shares no array with the learner."""
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="solve")
-        self._coming, self._rows = thread.submit(rest), rows
+        self._coming, self._rows = thread.submit(solve), rows
         thread.shutdown(wait=False)  # it ends with this solution
 
     def take(self) -> tuple[Solution, int] | None:

@@ -57,7 +57,7 @@ def forget(learner: Ridge, batch: Batch) -> Certificate:
     _known_rows(learner, batch, "forgotten")
     squares, before = _squares(learner), learner.residual
     learner.combine(learner.gathered(batch), -1)
-    learner.settle(squares)
+    learner.finish_downdate(squares)
     return Certificate("forget", len(batch), before, learner.residual, learner.error)
 
 
@@ -83,7 +83,7 @@ def forget_class(learner: Ridge, name: str) -> Certificate:
         )
     squares, before, rows = _squares(learner), learner.residual, learner.class_rows[name]
     learner.combine(learner.only_class(name), -1)
-    learner.settle(squares)
+    learner.finish_downdate(squares)
     return Certificate("forget-class", rows, before, learner.residual, learner.error)
 
 
@@ -98,7 +98,7 @@ def relabel(learner: Ridge, batch: Batch, y: Array) -> Certificate:
     moved = learner.gathered(replace(batch, y=y))
     moved.combine(learner.gathered(batch), -1)  # G and s of the same rows are the same bits, so their difference is 0
     learner.combine(moved, 1)
-    learner.settle(squares)
+    learner.finish_downdate(squares)
     return Certificate("relabel", len(batch), before, learner.residual, learner.error)
 
 

@@ -21,9 +21,9 @@ def check_prior(prior: Prior) -> str | None:
 
 def refuse_unfit(kind: str, task: str, prior: Prior) -> None:
     """Raises: ValueError where a learner of a kind that names classes by a prior is told another task, or a wrong prior."""
-    wrong = check_prior(prior)
-    if wrong is not None:
-        raise ValueError(f"prior = {prior!r}: {wrong}")
+    problem = check_prior(prior)
+    if problem is not None:
+        raise ValueError(f"prior = {prior!r}: {problem}")
     if task != "classify":
         raise ValueError(f"task: {kind} names classes; use kind ridge for numbers")
 
@@ -33,19 +33,21 @@ def shares(prior: Prior, names: tuple[str, ...], weight: Floats) -> Floats:
 
     Raises: BadInputError where the prior leaves nothing to the classes that were seen.
     """
-    wrong = check_prior(prior)
-    if wrong is not None:
-        raise BadInputError(f"prior = {prior!r}: {wrong}")
-    seen = np.maximum(weight, 0.0)
+    problem = check_prior(prior)
+    if problem is not None:
+        raise BadInputError(f"prior = {prior!r}: {problem}")
+    counted = np.maximum(weight, 0.0)
     if prior == UNIFORM:
-        share = (seen > 0.0).astype(np.float64)
+        share = (counted > 0.0).astype(np.float64)
     elif isinstance(prior, str):
-        share = seen
+        share = counted
     else:
         declared = np.array([prior.get(name, np.nan) for name in names])
-        rest = np.where(np.isnan(declared), seen, 0.0)
-        left = max(0.0, 1.0 - sum(prior.values()))
-        share = np.where(np.isnan(declared), rest * (left / rest.sum() if rest.sum() > 0.0 else 0.0), declared) * (seen > 0.0)
-    if share.size and seen.any() and share.sum() <= 0.0:
+        undeclared = np.where(np.isnan(declared), counted, 0.0)
+        remainder = max(0.0, 1.0 - sum(prior.values()))
+        share = np.where(
+            np.isnan(declared), undeclared * (remainder / undeclared.sum() if undeclared.sum() > 0.0 else 0.0), declared
+        ) * (counted > 0.0)
+    if share.size and counted.any() and share.sum() <= 0.0:
         raise BadInputError(f"prior = {prior!r}: leaves no share to any class that was seen: {list(names)}")
     return np.asarray(share / share.sum() if share.sum() > 0.0 else share, dtype=np.float64)

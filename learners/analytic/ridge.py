@@ -334,7 +334,7 @@ class Ridge:
         if self.config.task == "regress" and self.rows and other.rows and ours != theirs:
             raise LearnerError(f"one has {ours} outputs and the other {theirs}, so they are not of the same rows")
 
-    def settle(self, squares: Floats) -> None:
+    def finish_downdate(self, squares: Floats) -> None:
         """After rows were taken out: set to 0 what only rounding is left of, and answer by the rest.
 
         ``squares`` (d_phi,): the features' sums of squares before.

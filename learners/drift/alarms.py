@@ -143,8 +143,8 @@ class Detectors:
             self._meet(labels, places)
         for name, at in self._shares(labels):
             watch = self._watches[name]
-            share, where = (clipped, places) if at is None else (clipped[at], places[at])
-            for row, alarm in watch.feed(share.tolist(), where):
+            share, share_places = (clipped, places) if at is None else (clipped[at], places[at])
+            for row, alarm in watch.feed(share.tolist(), share_places):
                 raised.append((row if at is None else int(at[row]), replace(alarm, label=name)))
         self.rows += len(losses)
         raised.sort(key=lambda pair: pair[0])  # stable, and the pipeline's were found first
@@ -173,9 +173,11 @@ class Detectors:
         Raises: StateDamageError where a bit differs; LearnerError where it is of another kind of detector or another seed.
         """
         _check(state)
-        ours, theirs = (self.config.detector, self._seed), (state["detector"], state["seed"])
-        if ours != theirs:
-            raise LearnerError(f"This state is of detector and seed {theirs}, these are {ours}; restore it into ones like it.")
+        own_identity, state_identity = (self.config.detector, self._seed), (state["detector"], state["seed"])
+        if own_identity != state_identity:
+            raise LearnerError(
+                f"This state is of detector and seed {state_identity}, these are {own_identity}; restore it into ones like it."
+            )
         self.threshold, self.figure_rows = state["threshold"], state["figure_rows"]
         self.rows = state["rows"]
         self._first = dict(state["first"])
@@ -204,13 +206,13 @@ class Detectors:
         rows: dict[str, list[int]] = {}
         for at, name in enumerate(labels.tolist()):
             rows.setdefault(name, []).append(at)
-        for name, taken in rows.items():
+        for name, row_numbers in rows.items():
             if name in self._watches:
-                yield name, np.array(taken, dtype=np.int64)
+                yield name, np.array(row_numbers, dtype=np.int64)
 
     def _new(self, alarm: Alarm) -> tuple[str, ...]:
-        since = alarm.onset_rows - NEAR * (alarm.rows - alarm.onset_rows)
-        return tuple(name for name, place in self._first.items() if since <= place <= alarm.rows)
+        near_from = alarm.onset_rows - NEAR * (alarm.rows - alarm.onset_rows)
+        return tuple(name for name, place in self._first.items() if near_from <= place <= alarm.rows)
 
 
 class Watch:

@@ -76,13 +76,13 @@ def threshold_for(kind: str, each_rows: int, budget_rows: int) -> tuple[float, i
     ``budget_rows`` is what the user asked for of all detectors together, and what an error speaks of.
     Raises: ConfigError naming what can be kept.
     """
-    kept = [(rows, threshold) for threshold, rows in FIGURES[kind] if rows >= each_rows]
-    if not kept:
-        most = {name: reach(name) * budget_rows // each_rows for name in FIGURES}
-        others = ", ".join(f"{name} {rows}" for name, rows in most.items() if rows >= budget_rows)
+    feasible = [(rows, threshold) for threshold, rows in FIGURES[kind] if rows >= each_rows]
+    if not feasible:
+        reachable = {name: reach(name) * budget_rows // each_rows for name in FIGURES}
+        others = ", ".join(f"{name} {rows}" for name, rows in reachable.items() if rows >= budget_rows)
         raise ConfigError(
-            f"false_alarm_rows = {budget_rows}: {kind} is known to keep at most {most[kind]} rows between false alarms with "
-            f"so many detectors. Lower it{f', or choose another detector ({others})' if others else ''}."
+            f"false_alarm_rows = {budget_rows}: {kind} is known to keep at most {reachable[kind]} rows between false alarms "
+            f"with so many detectors. Lower it{f', or choose another detector ({others})' if others else ''}."
         )
-    figure, threshold = min(kept)
+    figure, threshold = min(feasible)
     return threshold, figure

@@ -123,18 +123,18 @@ class Kswin:
 
     def state(self) -> bytes:
         """The window and the generator."""
-        version, words, _ = self._test._rng.getstate()
-        return np.array([version, *words, *self._test.window], dtype=np.float64).tobytes()
+        version, rng_words, _ = self._test._rng.getstate()
+        return np.array([version, *rng_words, *self._test.window], dtype=np.float64).tobytes()
 
     def load(self, state: bytes, rows: int) -> None:
         """Raises: StateDamageError."""
-        version, *rest = _floats(state, 1 + RNG_WORDS + min(rows, self._test.window_size))
+        version, *numbers = _floats(state, 1 + RNG_WORDS + min(rows, self._test.window_size))
         self._test.n = rows
         try:
-            self._test._rng.setstate((int(version), tuple(map(int, rest[:RNG_WORDS])), None))
+            self._test._rng.setstate((int(version), tuple(map(int, numbers[:RNG_WORDS])), None))
         except (TypeError, ValueError, OverflowError) as error:
             raise StateDamageError(f"The generator of a KSWIN cannot be restored ({error}). {RESTORE}") from error
-        self._test.window = deque(rest[RNG_WORDS:], maxlen=self._test.window_size)
+        self._test.window = deque(numbers[RNG_WORDS:], maxlen=self._test.window_size)
 
 
 class HddmA:
@@ -200,14 +200,14 @@ class HddmW:
         """Raises: StateDamageError."""
         test, samples = self._test, self._samples()
         numbers, means = _floats(state[:96], 12), state[96:]
-        each = len(samples[0]._ewma._ewmean.__getstate__())
-        if len(means) != each * len(samples):
+        bytes_each = len(samples[0]._ewma._ewmean.__getstate__())
+        if len(means) != bytes_each * len(samples):
             raise StateDamageError(
-                f"The weighted means of an HDDM_W take {each * len(samples)} bytes, {len(means)} came back. {RESTORE}"
+                f"The weighted means of an HDDM_W take {bytes_each * len(samples)} bytes, {len(means)} came back. {RESTORE}"
             )
         for at, sample in enumerate(samples):
             sample._ibc, sample._is_init = numbers[2 * at], bool(numbers[2 * at + 1])
-            _set(sample._ewma._ewmean, means[at * each : (at + 1) * each])
+            _set(sample._ewma._ewmean, means[at * bytes_each : (at + 1) * bytes_each])
         test._incr_cutpoint, test._decr_cutpoint = numbers[10:]
 
     def _samples(self) -> list[Any]:

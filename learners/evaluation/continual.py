@@ -99,7 +99,7 @@ def windowed_plasticity(curve: Floats, window: int) -> float:
 
 def _largest_drop(accuracy: Floats, window: int) -> float:
     """max of accuracy[m] - accuracy[n] over m <= n < m + window."""
-    falls = [(accuracy[: len(accuracy) - apart] - accuracy[apart:]).max() for apart in range(min(window, len(accuracy)))]
+    falls = [(accuracy[: len(accuracy) - lag] - accuracy[lag:]).max() for lag in range(min(window, len(accuracy)))]
     return float(max(falls, default=0.0))
 
 
@@ -131,14 +131,14 @@ class ContinualScores:
                 self._meet(name, counted[name][0] / counted[name][1])
         shares = np.array([counted[name][0] / counted[name][1] if name in counted else np.nan for name in self.names])
         first, best, newest, least, drop, rise = self._by_class
-        seen, again = ~np.isnan(shares), ~np.isnan(shares) & (self._met < self.evaluations)
-        best[again] = np.maximum(best[again], newest[again])
-        least[again] = np.fmin(least[again], shares[again])
-        newest[seen] = shares[seen]
+        evaluated, known_before = ~np.isnan(shares), ~np.isnan(shares) & (self._met < self.evaluations)
+        best[known_before] = np.maximum(best[known_before], newest[known_before])
+        least[known_before] = np.fmin(least[known_before], shares[known_before])
+        newest[evaluated] = shares[evaluated]
         self._recent = np.concatenate([self._recent[1:], shares[None]])
         higher, lower = np.fmax.reduce(self._recent), np.fmin.reduce(self._recent)
-        drop[seen] = np.maximum(drop[seen], higher[seen] - shares[seen])
-        rise[seen] = np.maximum(rise[seen], shares[seen] - lower[seen])
+        drop[evaluated] = np.maximum(drop[evaluated], higher[evaluated] - shares[evaluated])
+        rise[evaluated] = np.maximum(rise[evaluated], shares[evaluated] - lower[evaluated])
         hits, rows = (sum(counts[at] for counts in counted.values()) for at in (0, 1))
         self._rows_accuracy = hits / rows
         self._sums += (self._rows_accuracy, float(np.nanmean(shares)))

@@ -188,11 +188,11 @@ class PrequentialValues:
             self.totals = ValueScores(0, *np.zeros((6, y.shape[1])))
             self._last, self._sum = np.zeros((2, y.shape[1]))
         errors = y - np.stack([np.broadcast_to(scores, y.shape), *self._baselines(y)])  # (3, n, k)
-        each = np.stack([np.abs(errors), errors**2], axis=1).reshape(6, *y.shape)  # in the order of ValueScores
+        row_errors = np.stack([np.abs(errors), errors**2], axis=1).reshape(6, *y.shape)  # in the order of ValueScores
         before = (getattr(self.totals, column.name) for column in fields(ValueScores)[1:])
-        totals = [_sums(total, rows) for total, rows in zip(before, each, strict=True)]
+        totals = [_sums(total, rows) for total, rows in zip(before, row_errors, strict=True)]
         self.totals = ValueScores(self.totals.rows + len(y), *totals)
-        return ValueScores(len(y), *each.sum(axis=1))
+        return ValueScores(len(y), *row_errors.sum(axis=1))
 
     def losses(self, scores: Floats, classes: tuple[str, ...], y: Array) -> Floats:
         """|error| / (|error| + mean |error| so far) of each row (n,), in [0, 1), the mean over outputs; nothing is counted.
@@ -202,8 +202,8 @@ class PrequentialValues:
         y = y[:, None] if y.ndim == 1 else y
         errors = np.abs(y - np.broadcast_to(scores, y.shape))
         usual = self.totals.absolute_error / max(self.totals.rows, 1) if self.totals.rows else np.zeros(y.shape[1])
-        whole = errors + usual
-        return np.asarray(np.divide(errors, whole, out=np.zeros_like(errors), where=whole > 0).mean(axis=1))
+        total = errors + usual
+        return np.asarray(np.divide(errors, total, out=np.zeros_like(errors), where=total > 0).mean(axis=1))
 
     def state(self) -> dict[str, Value]:
         """Everything, as arrays and plain values."""

@@ -101,8 +101,8 @@ class Softmax:
     def _step(self, x: Floats, y: Array, weight: Floats) -> None:
         """w <- w - eta grad E (3.22), each row as much as its factor says; then the penalty of as large a step."""
         columns = np.array([self._classes.setdefault(str(name), len(self._classes)) for name in y])
-        more = (0, len(self._classes) - len(self._intercept))
-        self._weights, self._intercept = np.pad(self._weights, ((0, 0), more)), np.pad(self._intercept, more)
+        added = (0, len(self._classes) - len(self._intercept))
+        self._weights, self._intercept = np.pad(self._weights, ((0, 0), added)), np.pad(self._intercept, added)
         self._scale.take(x)
         z = np.clip((x - self._scale.mean) / self._scale.deviation, -CLIP, CLIP)
         factor = np.where(np.arange(len(x)) < self._raised_rows, self._factor, 1.0)
@@ -164,8 +164,8 @@ class Softmax:
         """x (n, d), y (n,) and r (n,). Raises: BadInputError naming the column, what was expected and what came."""
         x = finite("x", batch.x, (self.d,))
         if batch.y is None or batch.y.shape != x.shape[:1] or not all(isinstance(name, str) for name in batch.y):
-            got = None if batch.y is None else f"{batch.y.dtype} {batch.y.shape}"
-            raise BadInputError(f"column y: expected {len(x)} class names, got {got}")
+            received = None if batch.y is None else f"{batch.y.dtype} {batch.y.shape}"
+            raise BadInputError(f"column y: expected {len(x)} class names, got {received}")
         weight = np.ones(len(x)) if batch.weight is None else finite("weight", batch.weight, ())
         if len(weight) != len(x) or weight.min() < 0.0:
             raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {weight.min()}")

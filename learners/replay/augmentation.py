@@ -20,11 +20,11 @@ JITTERED, GREYED = 0.8, 0.2  # shares of images
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 
 
-def augmented(images: Tensor, how: str, draws: np.random.Generator) -> Tensor:
+def augmented(images: Tensor, mode: str, draws: np.random.Generator) -> Tensor:
     """Images (n, C, H, W), each changed by its own draw; those of ``colour`` are in [0, 1], and stay there."""
-    if how == "colour":
+    if mode == "colour":
         return recoloured(resized(images, draws), draws)
-    return cropped(images, how == "crop-flip", draws)
+    return cropped(images, mode == "crop-flip", draws)
 
 
 def cropped(images: Tensor, flips: bool, draws: np.random.Generator) -> Tensor:
@@ -60,12 +60,12 @@ def recoloured(images: Tensor, draws: np.random.Generator) -> Tensor:
         _each(images, np.where(chosen, draws.uniform(1 - JITTER, 1 + JITTER, count), 1)) for _ in range(3)
     )
     turn, grey = _each(images, np.where(chosen, draws.uniform(-HUE, HUE, count), 0)), draws.random(count) < GREYED
-    seen = (images * light).clamp(0.0, 1.0)
-    seen = blended(seen, greys(seen).mean((1, 2, 3), keepdim=True), contrast)
+    coloured_images = (images * light).clamp(0.0, 1.0)
+    coloured_images = blended(coloured_images, greys(coloured_images).mean((1, 2, 3), keepdim=True), contrast)
     if not coloured:
-        return seen
-    seen = hue_turned(blended(seen, greys(seen), saturation), turn)
-    return torch.where(_each(images, grey).bool(), greys(seen), seen)
+        return coloured_images
+    coloured_images = hue_turned(blended(coloured_images, greys(coloured_images), saturation), turn)
+    return torch.where(_each(images, grey).bool(), greys(coloured_images), coloured_images)
 
 
 def _each(images: Tensor, values: np.ndarray[tuple[int], np.dtype[np.generic]]) -> Tensor:
@@ -80,9 +80,9 @@ def greys(images: Tensor) -> Tensor:
     return (images * images.new_tensor(GREY).view(1, -1, 1, 1)).sum(1, keepdim=True)
 
 
-def blended(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
+def blended(images: Tensor, other_images: Tensor, share: Tensor) -> Tensor:
     """``share`` of the images and the rest of the other; a share above 1 leads away from the other."""
-    return (share * images + (1.0 - share) * other).clamp(0.0, 1.0)
+    return (share * images + (1.0 - share) * other_images).clamp(0.0, 1.0)
 
 
 def hue_turned(images: Tensor, turn: Tensor) -> Tensor:
@@ -109,9 +109,9 @@ def partners(y: Tensor, pairs: Tensor, labels: Tensor, by_closeness: int, draws:
     first = np.arange(count)
     second = draws.permutation(count)
     if by_closeness:
-        names, own = labels.cpu().numpy(), y.cpu().numpy()
+        names, own_labels = labels.cpu().numpy(), y.cpu().numpy()
         chosen = draws.choice(chances.size, by_closeness, p=chances.ravel() / chances.sum())
         for places, classes in ((first, names[chosen // len(names)]), (second, names[chosen % len(names)])):
-            keys = draws.random((by_closeness, count)) * (own[None] == classes[:, None])
+            keys = draws.random((by_closeness, count)) * (own_labels[None] == classes[:, None])
             places[count - by_closeness :] = keys.argmax(axis=1)
     return torch.from_numpy(first), torch.from_numpy(second)

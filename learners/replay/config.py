@@ -16,17 +16,17 @@ INF = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What a key may be: one of ``words``, or numbers from ``low`` to ``high``, or a list of them."""
+    """What a key may be: one of ``choices``, or numbers from ``low`` to ``high``, or a list of them."""
 
     low: float = -INF
     high: float = INF
     ends: str = "[]"  # "(" and ")" leave the end itself out
-    words: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     def fits(self, value: Any, default: Any) -> bool:
         """Whether a value is of the default's kind and within the range; of a list, whether each number is."""
-        if self.words:
-            return value in self.words
+        if self.choices:
+            return value in self.choices
         if isinstance(default, tuple):
             return isinstance(value, tuple) and all(self.fits(item, 1) for item in value)
         kinds = int if isinstance(default, int) else (int, float)
@@ -36,8 +36,8 @@ class Allowed:
         return bool(above and (value < self.high if self.ends[1] == ")" else value <= self.high))
 
     def __str__(self) -> str:
-        if self.words:
-            return " or ".join(f'"{word}"' for word in self.words)
+        if self.choices:
+            return " or ".join(f'"{choice}"' for choice in self.choices)
         return f"in {self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
 
 
@@ -46,9 +46,9 @@ def number(default: Any, low: float, high: float = INF, ends: str = "[]") -> Any
     return field(default=default, metadata={"allowed": Allowed(low, high, ends)})
 
 
-def word(default: str, *others: str) -> Any:
-    """A key that is one of several words."""
-    return field(default=default, metadata={"allowed": Allowed(words=(default, *others))})
+def one_of(default: str, *others: str) -> Any:
+    """A key that is one of several choices."""
+    return field(default=default, metadata={"allowed": Allowed(choices=(default, *others))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +93,19 @@ class NetworkConfig:
     Raises: ValueError naming key, value and what is allowed.
     """
 
-    task: str = word("classify")  # networks learn classes
+    task: str = one_of("classify")  # networks learn classes
     classes: tuple[str, ...] = ()  # the declared set: rows of others are left out and counted; empty: any class, as it comes
     image: tuple[int, ...] = number((), 1)  # >= 1, [channels, height, width], whose product is d; empty: rows are no images
     pixels: bool = False  # x is whole numbers 0..255: kept in one byte, divided by 255; what is beyond is the nearest
     warm_up_rows: int = number(100, 2)  # >= 2, rows that the frozen scale is taken from before any is learned (not of pixels)
     step_rows: int = number(10, 1)  # >= 1, incoming rows of one gradient step; more is faster and learns less from each
-    optimiser: str = word("sgd", "adam")  # which rule makes a step of a gradient
+    optimiser: str = one_of("sgd", "adam")  # which rule makes a step of a gradient
     rate: float = number(0.1, 0.0, ends="(]")  # > 0, the learning rate; more follows the data faster
     momentum: float = number(0.0, 0.0, 1.0, "[)")  # in [0, 1), with optimiser = "sgd"; more goes on longer in one direction
     weight_decay: float = number(0.0, 0.0)  # >= 0; more pulls weights to 0
     # in [0, 1), share that the served average of weights keeps at a step (CoLLAs 2023: 0.99); 0: no average
     ema: float = number(0.0, 0.0, 1.0, "[)")
-    device: str = word("cpu", "cuda")  # where the network trains; it answers on the processor
+    device: str = one_of("cpu", "cuda")  # where the network trains; it answers on the processor
 
     def __post_init__(self) -> None:
         for key in fields(self):
@@ -122,12 +122,12 @@ class NetworkConfig:
 class ReplayConfig(NetworkConfig):
     """The keys of every learner that replays stored rows."""
 
-    network: str = word("mlp", "convnet", "resnet18")  # its architecture; the last two need ``image``
+    network: str = one_of("mlp", "convnet", "resnet18")  # its architecture; the last two need ``image``
     hidden: tuple[int, ...] = number((100, 100), 1)  # >= 1, units of each layer of an mlp; more is finer and slower
     channels: int = number(20, 1)  # >= 1, channels of the first convolution (nf); more is finer, and slower by its square
     buffer_rows: int = number(1000, 1)  # >= 1, rows kept; more forgets less and takes more memory
     replay_rows: int = number(10, 1)  # >= 1, stored rows of one gradient step; more forgets less and is slower
-    augment: str = word("crop-flip", "crop", "colour", "none")  # how the second view of an image is changed
+    augment: str = one_of("crop-flip", "crop", "colour", "none")  # how the second view of an image is changed
 
 
 def spec_of(config: NetworkConfig, head: Head, d: int) -> Spec:

@@ -58,8 +58,8 @@ class Hpcr:
 
     def coefficient(self, step: int) -> float:
         """kappa(i) = kmin + (kmax - kmin) / 2 (1 - cos(2 pi i / period)): the gradient's share of the softmax's."""
-        most, least = self.config.temperature / self.config.sharpest, self.config.temperature / self.config.softest
-        return least + (most - least) / 2.0 * (1.0 - math.cos(2.0 * math.pi * step / self.config.period_steps))
+        highest, lowest = self.config.temperature / self.config.sharpest, self.config.temperature / self.config.softest
+        return lowest + (highest - lowest) / 2.0 * (1.0 - math.cos(2.0 * math.pi * step / self.config.period_steps))
 
     def loss(self, step: TrainingStep) -> Tensor | None:
         """While the buffer is empty rows are only stored, with their logits and features."""
@@ -102,11 +102,12 @@ class Hpcr:
 
     def structure_kept(self, present: Tensor, stored: Tensor) -> Tensor:
         """SCD = mean_i -sum_j P_old log P_new: softmax over j != i of cosines / tau, by stored features and by today's."""
-        then = unit(stored.repeat(len(present) // len(stored), 1))
+        stored_units = unit(stored.repeat(len(present) // len(stored), 1))
         if len(present) < 2:
             return present.sum() * 0.0
         itself = present.new_ones(len(present)).diag() > 0.0
         new, old = (
-            (rows @ rows.T / self.config.temperature).masked_fill(itself, -1e9).log_softmax(1) for rows in (present, then)
+            (rows @ rows.T / self.config.temperature).masked_fill(itself, -1e9).log_softmax(1)
+            for rows in (present, stored_units)
         )
         return -(old.exp() * new).masked_fill(itself, 0.0).sum(1).mean()

@@ -23,7 +23,7 @@ from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.linear.servable import finite
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
 from millrace.learners.replay.config import Head, NetworkConfig, ReplayConfig, spec_of
-from millrace.learners.replay.networks import FARTHEST, Tensors, scaled, settle
+from millrace.learners.replay.networks import FARTHEST, Tensors, scaled, use_one_thread
 from millrace.learners.replay.optimiser import Optimiser
 from millrace.learners.replay.reservoir import Reservoir
 from millrace.learners.replay.servable import NetworkServable, plain
@@ -58,7 +58,7 @@ class Replay:
         """
         if config.device == "cuda" and not torch.cuda.is_available():
             raise LearnerError('device = "cuda": this machine has none that torch can use; leave it at "cpu"')
-        settle()
+        use_one_thread()
         self.method = method
         self.config = config
         self.d = d
@@ -88,7 +88,7 @@ class Replay:
         """
         if not len(batch):
             return
-        settle()
+        use_one_thread()
         columns = self._checked(batch)
         pending = {name: np.concatenate([self.waiting[name], columns[name]]) for name in columns}
         at, count = 0, self.config.step_rows
@@ -161,8 +161,8 @@ class Replay:
 
     def _parts(self) -> dict[str, Tensors]:
         """The tensors that are state, beside the buffer's."""
-        own = {"weight": self.network.weights, "statistic": self.network.statistics}
-        return own | {"moment": self.optimiser.moments, "average": self.average}
+        groups = {"weight": self.network.weights, "statistic": self.network.statistics}
+        return groups | {"moment": self.optimiser.moments, "average": self.average}
 
     def _shape(self) -> dict[str, Value]:
         """What a state must agree on with its learner."""
@@ -213,8 +213,8 @@ class Replay:
         self._grow(int(rows["y"].max()) + 1)
         self.seen[rows["y"]] = True
         incoming = StepRows(scaled(self.spec, None, stored["x"]), stored["y"], stored["weight"])
-        seen = torch.from_numpy(self.seen).to(self.config.device)
-        step = TrainingStep(incoming, self.network, self.buffer, self.config, self.draws, seen, self.steps, self.rows)
+        seen_classes = torch.from_numpy(self.seen).to(self.config.device)
+        step = TrainingStep(incoming, self.network, self.buffer, self.config, self.draws, seen_classes, self.steps, self.rows)
         before = {name: tensor.clone() for name, tensor in self.network.statistics.items() if ".norm." in name}
         loss = self.method.loss(step)
         if loss is not None and not self._descend(loss):
@@ -259,9 +259,9 @@ class Replay:
         if classes <= self.network.classes:
             return
         new = self.network.grow(classes, self.draws)
-        for name, more in new.items():
+        for name, added in new.items():
             if name in self.average:
-                self.average[name] = torch.cat([self.average[name], more])
+                self.average[name] = torch.cat([self.average[name], added])
         for name, weight in self.network.weights.items():
             self.optimiser.grow(name, weight)
         self.seen = np.concatenate([self.seen, np.zeros(classes - len(self.seen), dtype=bool)])
@@ -272,11 +272,11 @@ class Replay:
     def _picture(self) -> NetworkServable:
         """A copy of what answering needs."""
         source: dict[str, Any] = self.average or self.network.tensors
-        seen = np.flatnonzero(self.seen)
+        seen_columns = np.flatnonzero(self.seen)
         names = list(self.columns)
         tensors = {}
         for name, tensor in source.items():
             copy = tensor.detach().cpu()
             if not name.startswith("projection."):
-                tensors[name] = copy[seen] if name.startswith("head.") else copy.clone()
-        return NetworkServable(tuple(names[at] for at in seen), self.spec, self._tensor_scale(), tensors)
+                tensors[name] = copy[seen_columns] if name.startswith("head.") else copy.clone()
+        return NetworkServable(tuple(names[at] for at in seen_columns), self.spec, self._tensor_scale(), tensors)

@@ -60,9 +60,9 @@ def proxy_and_row_contrast(z: Tensor, proxies: Tensor, y: Tensor, temperature: f
     itself = z.new_ones(len(z)).diag() > 0.0
     every = (s + counts.log()).logsumexp(1).logaddexp(pairs.masked_fill(itself, float("-inf")).logsumexp(1))
     alike = ((y[:, None] == y[None]) & ~itself).to(z.dtype)
-    own = counts[y]
-    positive = own * s.gather(1, y[:, None])[:, 0] + (alike * pairs).sum(1)
-    return every - positive / (2.0 * own - 1.0)
+    own_counts = counts[y]
+    positive = own_counts * s.gather(1, y[:, None])[:, 0] + (alike * pairs).sum(1)
+    return every - positive / (2.0 * own_counts - 1.0)
 
 
 def supervised_contrast(z: Tensor, y: Tensor, temperature: float) -> Tensor:
@@ -84,8 +84,8 @@ def supervised_contrast(z: Tensor, y: Tensor, temperature: float) -> Tensor:
 def prototypes(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The classes (K,) that occur in y (n,), ascending, and the mean row (K, p) of each."""
     labels = y.bincount().nonzero()[:, 0]
-    own = (labels[:, None] == y[None]).to(z.dtype)
-    return labels, own @ z / own.sum(1, keepdim=True)
+    same_label = (labels[:, None] == y[None]).to(z.dtype)
+    return labels, same_label @ z / same_label.sum(1, keepdim=True)
 
 
 def prototype_contrast(view: Tensor, other: Tensor, temperature: float) -> Tensor:
@@ -96,8 +96,8 @@ def prototype_contrast(view: Tensor, other: Tensor, temperature: float) -> Tenso
     first, second = unit(view), unit(other)
     same, across = first @ first.T / temperature, first @ second.T / temperature
     itself = same.new_ones(len(view)).diag() > 0.0
-    own = across.diagonal()
-    left = across.logsumexp(1).logaddexp(same.masked_fill(itself, float("-inf")).logsumexp(1))
+    own_pair = across.diagonal()
+    other_pairs = across.logsumexp(1).logaddexp(same.masked_fill(itself, float("-inf")).logsumexp(1))
     twin = (second @ second.T / temperature).masked_fill(itself, float("-inf")).logsumexp(1)
     right = across.T.logsumexp(1).logaddexp(twin)
-    return (left + right - 2.0 * own).mean() / 2.0
+    return (other_pairs + right - 2.0 * own_pair).mean() / 2.0

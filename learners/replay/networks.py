@@ -111,8 +111,8 @@ def drawn_body(layers: Sequence[Layer], draws: np.random.Generator) -> tuple[Ten
             weights |= {f"{layer.name}.weight": torch.ones(layer.outs), f"{layer.name}.bias": torch.zeros(layer.outs)}
             statistics |= {f"{layer.name}.mean": torch.zeros(layer.outs), f"{layer.name}.var": torch.ones(layer.outs)}
         for part in (layer.main, layer.skip):
-            more, running = drawn_body(part, draws)
-            weights |= more
+            part_tensors, running = drawn_body(part, draws)
+            weights |= part_tensors
             statistics |= running
     return weights, statistics
 
@@ -175,8 +175,8 @@ def run(layers: Sequence[Layer], tensors: Tensors, x: Tensor, training: bool = F
 def _normalised(name: str, tensors: Tensors, x: Tensor, training: bool) -> Tensor:
     """Batch normalisation; of a single number a channel by the running statistics, since it has no variance."""
     mean, var, weight, bias = (tensors[f"{name}.{part}"] for part in ("mean", "var", "weight", "bias"))
-    own = training and x.numel() > x.shape[1]
-    return functional.batch_norm(x, mean, var, weight, bias, own, 0.1, BATCH_NORM)
+    batch_statistics = training and x.numel() > x.shape[1]
+    return functional.batch_norm(x, mean, var, weight, bias, batch_statistics, 0.1, BATCH_NORM)
 
 
 def logits_of(head: Head, tensors: Tensors, z: Tensor) -> Tensor:
@@ -208,15 +208,15 @@ def two_layers(units: int, x: Tensor, weights: list[Tensor]) -> Tensor:
 def scaled(spec: Spec, scale: tuple[Tensor, Tensor] | None, x: Tensor) -> Tensor:
     """What a network sees of raw rows (n, d): float32, as images where they are; pixels in [0, 1], the rest in deviations."""
     if spec.pixels:
-        seen = (x if x.dtype == torch.uint8 else x.round().clamp(0.0, 255.0).float()) / 255.0
+        network_input = (x if x.dtype == torch.uint8 else x.round().clamp(0.0, 255.0).float()) / 255.0
     elif scale is None:
-        seen = x.float()
+        network_input = x.float()
     else:
-        seen = ((x - scale[0]) / scale[1]).clamp(-FARTHEST, FARTHEST).float()
-    return seen.view(-1, *spec.image) if spec.image else seen
+        network_input = ((x - scale[0]) / scale[1]).clamp(-FARTHEST, FARTHEST).float()
+    return network_input.view(-1, *spec.image) if spec.image else network_input
 
 
-def settle() -> None:
+def use_one_thread() -> None:
     """One thread, in which every operator of the processor adds in one order: the same rows give the same bits.
 
     (``torch.use_deterministic_algorithms`` adds nothing to that here, and takes four seconds to import its compiler.)

@@ -24,13 +24,13 @@ class Graph:
         self.nodes: list[Any] = []
         self.constants: dict[str, Array] = {}
 
-    def add(self, operator: str, *inputs: str | Array, said: dict[str, Any] | None = None) -> str:
-        """The name of an operator's output; an array among its inputs becomes a constant. ``said``: its attributes."""
+    def add(self, operator: str, *inputs: str | Array, attributes: dict[str, Any] | None = None) -> str:
+        """The name of an operator's output; an array among its inputs becomes a constant."""
         from onnx.helper import make_node
 
         names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         output = f"v{len(self.nodes)}"
-        self.nodes.append(make_node(operator, names, [output], **(said or {})))
+        self.nodes.append(make_node(operator, names, [output], **(attributes or {})))
         return output
 
     def constant(self, array: Array) -> str:
@@ -54,11 +54,11 @@ def to_onnx(servable: NetworkServable) -> bytes:
     graph = Graph()
     tensors = {name: tensor.numpy() for name, tensor in servable.tensors.items()}
     z = _body(graph, layers_of(servable.spec), tensors, _scaled(graph, servable))
-    scores = graph.add("Cast", _scores(graph, servable, tensors, z), said={"to": TensorProto.DOUBLE})
+    scores = graph.add("Cast", _scores(graph, servable, tensors, z), attributes={"to": TensorProto.DOUBLE})
     label = graph.add(
         "Gather",
         np.array(servable.classes, dtype=object),
-        graph.add("ArgMax", scores, said={"axis": 1, "keepdims": 0}),
+        graph.add("ArgMax", scores, attributes={"axis": 1, "keepdims": 0}),
     )
     graph.nodes.append(helper.make_node("Identity", [scores], ["scores"]))
     graph.nodes.append(helper.make_node("Identity", [label], ["label"]))
@@ -66,8 +66,8 @@ def to_onnx(servable: NetworkServable) -> bytes:
     outputs = [helper.make_tensor_value_info("scores", TensorProto.DOUBLE, ["n", len(servable.classes)])]
     outputs.append(helper.make_tensor_value_info("label", TensorProto.STRING, ["n"]))
     constants = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in graph.constants.items()]
-    made = helper.make_graph(graph.nodes, "millrace.network", [rows], outputs, constants)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    onnx_graph = helper.make_graph(graph.nodes, "millrace.network", [rows], outputs, constants)
+    model = helper.make_model(onnx_graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     checker.check_model(model)
     return bytes(model.SerializeToString())
 
@@ -82,7 +82,7 @@ def _scaled(graph: Graph, servable: NetworkServable) -> str:
     elif servable.scale is not None:
         mean, deviation = (part.numpy() for part in servable.scale)
         x = graph.add("Clip", graph.add("Div", graph.add("Sub", x, mean), deviation), np.array(-FARTHEST), np.array(FARTHEST))
-    x = graph.add("Cast", x, said={"to": TensorProto.FLOAT})
+    x = graph.add("Cast", x, attributes={"to": TensorProto.FLOAT})
     if spec.pixels:
         x = graph.add("Div", x, np.array(255.0, dtype=np.float32))
     return graph.add("Reshape", x, np.array([-1, *spec.image])) if spec.image else x
@@ -91,21 +91,21 @@ def _scaled(graph: Graph, servable: NetworkServable) -> str:
 def _body(graph: Graph, layers: tuple[Layer, ...], tensors: dict[str, Array], x: str) -> str:
     """As ``networks.run`` when it answers."""
     for layer in layers:
-        own = [tensors[f"{layer.name}.{part}"] for part in ("weight", "bias") if f"{layer.name}.{part}" in tensors]
+        weights = [tensors[f"{layer.name}.{part}"] for part in ("weight", "bias") if f"{layer.name}.{part}" in tensors]
         if layer.kind == "linear":
-            x = graph.add("Gemm", x, *own, said={"transB": 1})
+            x = graph.add("Gemm", x, *weights, attributes={"transB": 1})
         elif layer.kind == "conv":
             pads = [layer.size // 2] * 4
-            x = graph.add("Conv", x, *own, said={"strides": [layer.stride] * 2, "pads": pads})
+            x = graph.add("Conv", x, *weights, attributes={"strides": [layer.stride] * 2, "pads": pads})
         elif layer.kind == "norm":
             running = [tensors[f"{layer.name}.{part}"] for part in ("mean", "var")]
-            x = graph.add("BatchNormalization", x, *own, *running, said={"epsilon": BATCH_NORM})
+            x = graph.add("BatchNormalization", x, *weights, *running, attributes={"epsilon": BATCH_NORM})
         elif layer.kind == "relu":
             x = graph.add("Relu", x)
         elif layer.kind == "pool":
-            x = graph.add("MaxPool", x, said={"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1})
+            x = graph.add("MaxPool", x, attributes={"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1})
         elif layer.kind == "mean":
-            x = graph.add("AveragePool", x, said={"kernel_shape": [layer.size] * 2, "strides": [layer.size] * 2})
+            x = graph.add("AveragePool", x, attributes={"kernel_shape": [layer.size] * 2, "strides": [layer.size] * 2})
         elif layer.kind == "flatten":
             x = graph.add("Flatten", x)
         else:
@@ -122,13 +122,13 @@ def _scores(graph: Graph, servable: NetworkServable, tensors: dict[str, Array], 
     if head.kind == "cosine":
         weight = tensors["head.weight"]
         proxies = head.scale * weight / (np.linalg.norm(weight, axis=1, keepdims=True) + EPSILON)
-        length = graph.add("ReduceL2", z, np.array([1]), said={"keepdims": 1})
+        length = graph.add("ReduceL2", z, np.array([1]), attributes={"keepdims": 1})
         z = graph.add("Div", z, graph.add("Add", length, np.array(EPSILON, dtype=np.float32)))
-        logits = graph.add("Gemm", z, proxies.astype(np.float32), said={"transB": 1})
+        logits = graph.add("Gemm", z, proxies.astype(np.float32), attributes={"transB": 1})
     else:
-        own = [tensors[name] for name in ("head.weight", "head.bias") if name in tensors]
-        logits = graph.add("Gemm", z, *own, said={"transB": 1})
-    return graph.add("Softmax", logits, said={"axis": 1})
+        weights = [tensors[name] for name in ("head.weight", "head.bias") if name in tensors]
+        logits = graph.add("Gemm", z, *weights, attributes={"transB": 1})
+    return graph.add("Softmax", logits, attributes={"axis": 1})
 
 
 def _errors(graph: Graph, tensors: dict[str, Array], z: str) -> str:
@@ -139,8 +139,8 @@ def _errors(graph: Graph, tensors: dict[str, Array], z: str) -> str:
         biases = [tensors[f"{part}.{at}.bias"] for at in (0, 1)]
         hidden = graph.add("Add", graph.add("MatMul", z, first), biases[0][..., None, :])
         units = np.ones(first.shape[-1], dtype=np.float32)
-        hidden = graph.add("LayerNormalization", hidden, units, said={"epsilon": EPSILON, "axis": -1})
+        hidden = graph.add("LayerNormalization", hidden, units, attributes={"epsilon": EPSILON, "axis": -1})
         answers.append(graph.add("Add", graph.add("MatMul", graph.add("Relu", hidden), second), biases[1][..., None, :]))
     difference = graph.add("Sub", *answers)
-    squared = graph.add("ReduceMean", graph.add("Mul", difference, difference), np.array([2]), said={"keepdims": 0})
-    return graph.add("Neg", graph.add("Transpose", squared, said={"perm": [1, 0]}))
+    squared = graph.add("ReduceMean", graph.add("Mul", difference, difference), np.array([2]), attributes={"keepdims": 0})
+    return graph.add("Neg", graph.add("Transpose", squared, attributes={"perm": [1, 0]}))

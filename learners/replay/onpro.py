@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from millrace.learners.replay.config import Head, ReplayConfig, number, word
+from millrace.learners.replay.config import Head, ReplayConfig, number, one_of
 from millrace.learners.replay.losses import cross_entropy, prototype_contrast, prototypes, supervised_contrast, unit
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class OnproConfig(ReplayConfig):
     feedback: float = number(0.25, 0.0, 1.0)  # in [0, 1], share of drawn rows that are mixed by closeness of prototypes
     mixing: float = number(0.4, 0.0, ends="(]")  # > 0, parameter of Beta(mixing, mixing); more mixes more evenly
     replay_rows: int = number(64, 1)  # >= 1, stored rows of one gradient step, as many as in the paper
-    optimiser: str = word("adam", "sgd")
+    optimiser: str = one_of("adam", "sgd")
     rate: float = number(5e-4, 0.0, ends="(]")  # > 0
     weight_decay: float = number(1e-4, 0.0)  # >= 0
 
@@ -63,12 +63,12 @@ class Onpro:
         if drawn is None:
             (z,) = step.features(step.view(step.incoming))
             return loss + cross_entropy(step.logits(z), step.incoming.y, step.incoming.weight)
-        more, centres, labels = self._contrasts(step, drawn)
+        contrast_loss, centres, labels = self._contrasts(step, drawn)
         mixed, other, share = self._mixed(step, drawn, centres.detach(), labels)
         (z,) = step.features(step.view(mixed))
         logits = step.logits(z)
         first = cross_entropy(logits, mixed.y, mixed.weight * (1.0 - share))
-        return loss + more + first + cross_entropy(logits, other, mixed.weight * share)
+        return loss + contrast_loss + first + cross_entropy(logits, other, mixed.weight * share)
 
     def _contrasts(self, step: TrainingStep, rows: StepRows) -> tuple[Tensor, Tensor, Tensor]:
         """L_INS + L_OPE of rows, their prototypes (K, projection), and whose these are (K,)."""

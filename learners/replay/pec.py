@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from millrace.learners.replay.config import Head, NetworkConfig, number, word
+from millrace.learners.replay.config import Head, NetworkConfig, number, one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ class PecConfig(NetworkConfig):
     teacher_units: int = number(2000, 1)  # >= 1, hidden units of the teacher (the paper: 100 times the student's)
     outputs: int = number(100, 1)  # >= 1, numbers to predict; more is steadier and slower
     step_rows: int = number(1, 1)  # >= 1, incoming rows of one gradient step, as many as in the paper
-    optimiser: str = word("adam", "sgd")
+    optimiser: str = one_of("adam", "sgd")
     rate: float = number(1e-3, 0.0, ends="(]")  # > 0
 
 

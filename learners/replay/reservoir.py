@@ -51,39 +51,39 @@ class Reservoir:
         slots = draws.integers(0, place + 1)
         if self.seen < self.size:
             slots = np.where(place < self.size, place, slots)
-        kept = {slot: at for at, slot in enumerate(slots.tolist()) if slot < self.size}
+        last_of_slot = {slot: at for at, slot in enumerate(slots.tolist()) if slot < self.size}
         self.seen += len(place)
-        if kept:
-            self._write(np.array(list(kept)), rows, keys, np.array(list(kept.values())))
+        if last_of_slot:
+            self._write(np.array(list(last_of_slot)), rows, keys, np.array(list(last_of_slot.values())))
 
-    def _write(self, slots: Slots, rows: dict[str, Tensor], keys: Array | None, kept: Slots) -> None:
+    def _write(self, slots: Slots, rows: dict[str, Tensor], keys: Array | None, row_numbers: Slots) -> None:
         device = next(iter(rows.values())).device
-        to, of = torch.from_numpy(slots).to(device), torch.from_numpy(kept).to(device)
+        slot_tensor, row_tensor = torch.from_numpy(slots).to(device), torch.from_numpy(row_numbers).to(device)
         for name, values in rows.items():
             if name not in self.columns:
                 self.columns[name] = values.new_zeros((self.size, *values.shape[1:]))
-            self.columns[name].index_copy_(0, to, values.index_select(0, of))
-        self.keys[slots] = None if keys is None else keys[kept]
+            self.columns[name].index_copy_(0, slot_tensor, values.index_select(0, row_tensor))
+        self.keys[slots] = None if keys is None else keys[row_numbers]
         self.full[slots] = True
 
     def draw(self, count: int, draws: np.random.Generator) -> dict[str, Tensor]:
         """Up to ``count`` different rows, uniformly; no columns where there are no rows."""
-        held = len(self)
-        if not held:
+        count_held = len(self)
+        if not count_held:
             return {}
-        slots = held if held == min(self.seen, self.size) else np.flatnonzero(self.full)
-        chosen = torch.from_numpy(draws.choice(slots, min(count, held), replace=False))
+        slots = count_held if count_held == min(self.seen, self.size) else np.flatnonzero(self.full)
+        chosen = torch.from_numpy(draws.choice(slots, min(count, count_held), replace=False))
         chosen = chosen.to(next(iter(self.columns.values())).device)
         return {name: column.index_select(0, chosen) for name, column in self.columns.items()}
 
     def remove(self, slots: NDArray[np.bool_]) -> int:
         """Empty the slots of a mask (M,), overwriting what they held; how many held a row."""
-        gone = slots & self.full
+        emptied = slots & self.full
         for column in self.columns.values():
-            column[gone] = 0
-        self.keys[gone] = None
-        self.full[gone] = False
-        return int(gone.sum())
+            column[emptied] = 0
+        self.keys[emptied] = None
+        self.full[emptied] = False
+        return int(emptied.sum())
 
     def widen(self, name: str, width: int) -> None:
         """Let a column of vectors be at least ``width`` wide, with zeros where rows are older."""

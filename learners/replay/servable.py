@@ -12,10 +12,10 @@ from millrace.learners.declaration import declared
 from millrace.learners.linear.servable import finite
 from millrace.learners.protocol import Array, Batch, Floats, Value
 from millrace.learners.replay.config import Spec
-from millrace.learners.replay.networks import Tensors, layers_of, logits_of, run, scaled, settle
+from millrace.learners.replay.networks import Tensors, layers_of, logits_of, run, scaled, use_one_thread
 
 LARGEST = 1e30  # a logit beyond it counts as this one, and none as 0: a network that diverged still answers in numbers
-CHUNK = 512  # rows answered at a time; bounds the memory of a large question
+PREDICT_ROWS = 512  # rows answered at a time; bounds the memory of a large question
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,10 +35,10 @@ class NetworkServable:
         x = finite("x", batch.x, (self.spec.d,))
         if not self.classes or not len(x):
             return np.zeros((len(x), len(self.classes)))
-        settle()
+        use_one_thread()
         rows = torch.from_numpy(x.copy())
         with torch.inference_mode():
-            parts = [self._scores(rows[at : at + CHUNK]) for at in range(0, len(rows), CHUNK)]
+            parts = [self._scores(rows[at : at + PREDICT_ROWS]) for at in range(0, len(rows), PREDICT_ROWS)]
         scores: Floats = torch.cat(parts).double().numpy()
         return scores
 

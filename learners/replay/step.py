@@ -56,8 +56,8 @@ class Network:
         self._seed = seed
         draws = np.random.Generator(np.random.PCG64([seed, 1]))
         self.weights, self.statistics = drawn_body(self.layers, draws)
-        nothing = scaled(spec, None, torch.zeros(1, spec.d, dtype=torch.uint8 if spec.pixels else torch.float64))
-        self.p = run(self.layers, {**self.weights, **self.statistics}, nothing).shape[1]
+        zeros = scaled(spec, None, torch.zeros(1, spec.d, dtype=torch.uint8 if spec.pixels else torch.float64))
+        self.p = run(self.layers, {**self.weights, **self.statistics}, zeros).shape[1]
         if spec.head.projection:
             self.weights["projection.weight"] = drawn_head(Head(bias=False), self.p, spec.head.projection, draws)["head.weight"]
         self.statistics |= drawn_teacher(spec.head, self.p, draws)
@@ -86,11 +86,11 @@ class Network:
 
     def grow(self, classes: int, draws: np.random.Generator) -> Tensors:
         """Begin columns for more classes; the new rows of each weight of the head."""
-        own = np.random.Generator(np.random.PCG64([self._seed, 2])) if self.spec.head.kind == "error" else draws
-        rows = drawn_head(self.spec.head, self.p, classes - self.classes, own)
+        generator = np.random.Generator(np.random.PCG64([self._seed, 2])) if self.spec.head.kind == "error" else draws
+        rows = drawn_head(self.spec.head, self.p, classes - self.classes, generator)
         new = {name: tensor.to(self.device) for name, tensor in rows.items()}
-        for name, more in new.items():
-            self.weights[name] = torch.cat([self.weights[name].detach(), more]).requires_grad_()
+        for name, added in new.items():
+            self.weights[name] = torch.cat([self.weights[name].detach(), added]).requires_grad_()
         return new
 
 
@@ -178,8 +178,8 @@ class TrainingStep:
         square = self.augments and rows.x.shape[2] == rows.x.shape[3]
         turns = range(4 if square else 1)
         x = torch.cat([rows.x.rot90(turn, (2, 3)) if turn else rows.x for turn in turns])
-        which = torch.cat([torch.full_like(rows.y, turn) for turn in turns])
-        return StepRows(x, rows.y.repeat(len(turns)), rows.weight.repeat(len(turns))), which
+        turn_numbers = torch.cat([torch.full_like(rows.y, turn) for turn in turns])
+        return StepRows(x, rows.y.repeat(len(turns)), rows.weight.repeat(len(turns))), turn_numbers
 
     def mixed(
         self, rows: StepRows, pairs: Tensor, labels: Tensor, by_closeness: int, beta: float

@@ -18,9 +18,9 @@ from millrace.learners.replay.networks import drawn_head
 
 def forget_keys(learner: Replay, keys: Set[bytes]) -> int:
     """Delete the rows with these keys from the buffer and from those that wait for a step; how many there were."""
-    stays = np.array([key not in keys for key in learner.waiting["key"]], dtype=bool)
-    learner.waiting = {name: column[stays] for name, column in learner.waiting.items()}
-    return learner.buffer.remove(np.array([key in keys for key in learner.buffer.keys], dtype=bool)) + int((~stays).sum())
+    is_kept = np.array([key not in keys for key in learner.waiting["key"]], dtype=bool)
+    learner.waiting = {name: column[is_kept] for name, column in learner.waiting.items()}
+    return learner.buffer.remove(np.array([key in keys for key in learner.buffer.keys], dtype=bool)) + int((~is_kept).sum())
 
 
 def forget_class(learner: Replay, name: str) -> int:
@@ -30,42 +30,42 @@ def forget_class(learner: Replay, name: str) -> int:
     """
     if name not in learner.columns:
         raise BadInputError(f"There is no class {name!r}; there are: {', '.join(learner.columns) or 'none yet'}.")
-    gone = learner.columns[name]
-    stays = learner.waiting["y"] != gone
-    learner.waiting = {key: column[stays] for key, column in learner.waiting.items()}
+    column = learner.columns[name]
+    is_kept = learner.waiting["y"] != column
+    learner.waiting = {key: column[is_kept] for key, column in learner.waiting.items()}
     stored = learner.buffer.columns.get("y")
-    mask = np.zeros(learner.buffer.size, dtype=bool) if stored is None else stored.cpu().numpy() == gone
-    removed = learner.buffer.remove(mask) + int((~stays).sum())
-    if gone < learner.network.classes:
-        _redraw(learner, gone)
+    mask = np.zeros(learner.buffer.size, dtype=bool) if stored is None else stored.cpu().numpy() == column
+    removed = learner.buffer.remove(mask) + int((~is_kept).sum())
+    if column < learner.network.classes:
+        _redraw(learner, column)
     if not learner.config.classes:  # a declared class keeps its column
-        _cut(learner, name, gone)
+        _cut(learner, name, column)
     learner.served = None
     return removed
 
 
 @torch.no_grad()
-def _redraw(learner: Replay, gone: int) -> None:
+def _redraw(learner: Replay, column: int) -> None:
     """Let a class's part of the head be as that of one never seen."""
     network = learner.network
     for key, row in drawn_head(network.spec.head, network.p, 1, learner.draws).items():
-        network.weights[key][gone] = row[0]
+        network.weights[key][column] = row[0]
         if key in learner.average:
-            learner.average[key][gone] = row[0]
+            learner.average[key][column] = row[0]
         for part in ("first", "second", "steps"):
             if f"{part}.{key}" in learner.optimiser.moments:
-                learner.optimiser.moments[f"{part}.{key}"][gone] = 0.0
-    learner.seen[gone] = False
+                learner.optimiser.moments[f"{part}.{key}"][column] = 0.0
+    learner.seen[column] = False
     logits = learner.buffer.columns.get("logits")
     if logits is not None:
-        logits[:, gone : gone + 1] = 0.0
+        logits[:, column : column + 1] = 0.0
 
 
-def _cut(learner: Replay, name: str, gone: int) -> None:
+def _cut(learner: Replay, name: str, column: int) -> None:
     """Take a column away; those after it move down by one."""
     network, moments, columns = learner.network, learner.optimiser.moments, learner.buffer.columns
-    if gone < network.classes:
-        keep = np.delete(np.arange(network.classes), gone)
+    if column < network.classes:
+        keep = np.delete(np.arange(network.classes), column)
         for key in [key for key in network.weights if key.startswith("head.")]:
             network.weights[key] = network.weights[key].detach()[keep].requires_grad_()
             if key in learner.average:
@@ -74,9 +74,11 @@ def _cut(learner: Replay, name: str, gone: int) -> None:
                 moments[part] = moments[part][keep]
         learner.seen = learner.seen[keep]
         if "logits" in columns:
-            columns["logits"] = torch.cat([columns["logits"][:, :gone], columns["logits"][:, gone + 1 :]], 1)
-            columns["known"] = columns["known"] - (columns["known"] > gone).long()
+            columns["logits"] = torch.cat([columns["logits"][:, :column], columns["logits"][:, column + 1 :]], 1)
+            columns["known"] = columns["known"] - (columns["known"] > column).long()
     if "y" in columns:
-        columns["y"] = columns["y"] - (columns["y"] > gone).long()
-    learner.waiting["y"] = learner.waiting["y"] - (learner.waiting["y"] > gone)
-    learner.columns = {other: at for at, other in enumerate(other for other in learner.columns if other != name)}
+        columns["y"] = columns["y"] - (columns["y"] > column).long()
+    learner.waiting["y"] = learner.waiting["y"] - (learner.waiting["y"] > column)
+    learner.columns = {
+        other_name: at for at, other_name in enumerate(other_name for other_name in learner.columns if other_name != name)
+    }

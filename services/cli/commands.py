@@ -47,8 +47,8 @@ def _data_name(ctx: click.Context, _param: click.Parameter, name: str | None) ->
 
 def _headers(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
     pairs = [text.partition("=") for text in texts]
-    if bad := [name for name, equals, _ in pairs if not name or not equals]:
-        raise click.BadParameter(f"{bad[0]!r}: write NAME=VALUE, such as producer=till-7")
+    if invalid := [name for name, equals, _ in pairs if not name or not equals]:
+        raise click.BadParameter(f"{invalid[0]!r}: write NAME=VALUE, such as producer=till-7")
     return tuple((name, value.encode()) for name, _, value in pairs)
 
 
@@ -131,7 +131,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
 
 
-@main.command(cls=gathering("how", RunOptions))
+@main.command(cls=gathering("options", RunOptions))
 @on_pipeline
 @branch_option
 @click.option("--follow", is_flag=True, help="Wait for more at the log's end, until SIGINT or SIGTERM.")
@@ -139,7 +139,7 @@ def main() -> None:
 @click.option("--take-over", is_flag=True, help="Take the branch from a live process, which then stops.")
 @warm_option
 @click.option("--verify", is_flag=True, help="Let another process fold the new version again before this one ends.")
-def run(call: Call, branch: str, how: RunOptions) -> None:
+def run(call: Call, branch: str, options: RunOptions) -> None:
     """Learn from the log, to its end or as told, then mark a version.
 
     Example: millrace run digits.toml
@@ -148,14 +148,14 @@ def run(call: Call, branch: str, how: RunOptions) -> None:
     from millrace.services.training import run as running
     from millrace.services.training import shards as sharded
 
-    warmed(call, branch, how.warm_start)
-    done = sharded.learn(call.instance, branch, running.Bounds(how.follow, how.rows), how.take_over)
-    call.show([asdict(done)])
-    if how.verify and done.version is not None:
-        companion.finish([*call.instance.words("verify"), "--version", done.version])
+    warmed(call, branch, options.warm_start)
+    result = sharded.learn(call.instance, branch, running.Bounds(options.follow, options.rows), options.take_over)
+    call.show([asdict(result)])
+    if options.verify and result.version is not None:
+        companion.finish([*call.instance.words("verify"), "--version", result.version])
 
 
-@main.command(cls=gathering("how", UpOptions))
+@main.command(cls=gathering("options", UpOptions))
 @on_pipeline
 @branch_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
@@ -164,7 +164,7 @@ def run(call: Call, branch: str, how: RunOptions) -> None:
 @tokens_option
 @warm_option
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
-def up(call: Call, branch: str, how: UpOptions) -> None:
+def up(call: Call, branch: str, options: UpOptions) -> None:
     """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
 
     Callers show a token: $MILLRACE_TOKEN, one of --tokens, else one that is made and kept in the pipeline's folder. With the
@@ -177,12 +177,14 @@ def up(call: Call, branch: str, how: UpOptions) -> None:
     from millrace.services.serving import up as serving
 
     deciding.refuse_part(branch)
-    warmed(call, branch, how.warm_start)
-    listening = serving.Listening(how.host, how.port, how.grpc_port, how.replicas, endpoint_token(), how.tokens)
+    warmed(call, branch, options.warm_start)
+    listening = serving.Listening(
+        options.host, options.port, options.grpc_port, options.replicas, endpoint_token(), options.tokens
+    )
     serving.up(call.instance, branch, listening)
 
 
-@main.command(cls=gathering("how", SendOptions))
+@main.command(cls=gathering("options", SendOptions))
 @on_pipeline
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @data_option
@@ -191,7 +193,7 @@ def up(call: Call, branch: str, how: UpOptions) -> None:
 @header_option
 @format_option
 @rows_option
-def send(call: Call, file: Path | None, data: str | None, how: SendOptions) -> None:
+def send(call: Call, file: Path | None, data: str | None, options: SendOptions) -> None:
     """Append the rows of a file (.jsonl, .csv, .parquet) or of a data set to the log.
 
     With --header producer=NAME they say who sent them, so that a replay can leave them out. With --format arrow many rows
@@ -205,11 +207,11 @@ def send(call: Call, file: Path | None, data: str | None, how: SendOptions) -> N
     if (file is None) == (data is None):
         raise click.UsageError("Name a file, or a data set with --data, and not both.")
     values = sending.values_of(file, call.instance.loaded.pipeline.schema) if file else datasets.values(str(data))
-    rate = how.rows_per_second
-    if how.format == "arrow":
-        values, rate = sending.as_arrow(call.instance, values, rate, how.served, how.rows_each)
-    sent = sending.send(call.instance, values, rate, how.served, how.header, how.rows_each)
-    call.show([{"topic": sending.topic_of(call.instance, how.served), "sent": sent}])
+    rate = options.rows_per_second
+    if options.format == "arrow":
+        values, rate = sending.as_arrow(call.instance, values, rate, options.served, options.rows_each)
+    count = sending.send(call.instance, values, rate, options.served, options.header, options.rows_each)
+    call.show([{"topic": sending.topic_of(call.instance, options.served), "sent": count}])
 
 
 @main.command()
@@ -305,10 +307,9 @@ def verify(call: Call, branch: str, version: str | None, watch: bool, parent: in
 
 
 def _proved(report: Report) -> dict[str, Any]:
-    """A report without findings, as a row; the branch's marks are for who checks certificates."""
+    """A report without findings, as a row."""
     proved = [mark.version or f"seq {mark.state_seq}" for mark in report.proved]
-    row = asdict(report) | {"proved": proved, "unproved": len(report.unproved), "findings": 0}
-    return {name: value for name, value in row.items() if name != "marks"}
+    return asdict(report) | {"proved": proved, "unproved": len(report.unproved), "findings": 0}
 
 
 main.add_command(replay)

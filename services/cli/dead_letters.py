@@ -28,7 +28,7 @@ def list_letters(call: Call, because: str | None, limit: int) -> None:
     """
     from millrace.services.data import dead_letters as letters
 
-    call.show(one.row for one in islice(letters.letters(call.instance, because), limit))
+    call.show(letter.row for letter in islice(letters.letters(call.instance, because), limit))
 
 
 @dead_letters.command(name="show")
@@ -58,10 +58,10 @@ def redrive(call: Call, letter: tuple[int, ...], because: str | None, again: boo
     """
     from millrace.services.data import dead_letters as letters
 
-    sent = letters.chosen(call.instance, letter, because, again)
+    letters_sent = letters.chosen(call.instance, letter, because, again)
     if yes:
-        letters.redrive(call.instance, sent, reason, again)
-    call.show(one.row | {"redriven": yes} for one in sent)
-    if letter and (before := len(set(letter)) - len(sent)):
+        letters.redrive(call.instance, letters_sent, reason, again)
+    call.show(row.row | {"redriven": yes} for row in letters_sent)
+    if letter and (before := len(set(letter)) - len(letters_sent)):
         click.echo(f"Sent already: {before} of those that you named; --again sends them too.", err=True)
-    click.echo(f"{len(sent)} sent." if yes else UNCHANGED, err=True)
+    click.echo(f"{len(letters_sent)} sent." if yes else UNCHANGED, err=True)

@@ -44,7 +44,11 @@ class Call:
     @property
     def words(self) -> list[str]:
         """The words by which the same pipeline is found again from the same folder."""
-        return [self.pipeline, *self.at_home, *(word for flag in self.instance.loaded.flags for word in ("--set", flag))]
+        return [
+            self.pipeline,
+            *self.at_home,
+            *(argument for flag in self.instance.loaded.flags for argument in ("--set", flag)),
+        ]
 
     def show(self, rows: Iterable[dict[str, Any]]) -> None:
         """Print rows as JSON lines or as a table, as ``--output`` says."""
@@ -65,14 +69,14 @@ def _call(ctx: click.Context, _param: click.Parameter, path: Path) -> Call:
 def on_pipeline(command: C) -> C:
     """Give a command its argument ``call``, with the options that say on which pipeline."""
     home_help = "Folder of all state (else $MILLRACE_HOME, else .millrace)."
-    home = click.option("--home", metavar="DIR", is_eager=True, help=home_help)
+    home_option = click.option("--home", metavar="DIR", is_eager=True, help=home_help)
     set_help = "Set a key; wins over the pipeline file."
     flags = click.option("--set", "flags", multiple=True, metavar="KEY=VALUE", is_eager=True, help=set_help)
     kind = click.Choice(["json", "table"])
     output = click.option("--output", type=kind, default="table", is_eager=True, help="JSON lines, or a table (default).")
     path = click.Path(dir_okay=False, path_type=Path)
     pipeline = click.argument("call", metavar="PIPELINE.toml", type=path, callback=_call)
-    return home(flags(output(pipeline(command))))
+    return home_option(flags(output(pipeline(command))))
 
 
 def gathering(name: str, record: type[Any]) -> type[click.Command]:
@@ -104,10 +108,10 @@ branch_help = "Which branch of the pipeline."
 branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=_branch_name, help=branch_help)
 
 
-def _reason(_ctx: click.Context, _param: click.Parameter, why: str) -> str:
-    if not why.strip():  # whoever reads the ledger would be told nothing
+def _reason(_ctx: click.Context, _param: click.Parameter, reason: str) -> str:
+    if not reason.strip():  # whoever reads the ledger would be told nothing
         raise click.BadParameter("say why in a few words")
-    return why
+    return reason
 
 
 reason_option = click.option("--reason", required=True, callback=_reason, help="Why; kept in the ledger.")

@@ -75,9 +75,9 @@ def _excluded(_ctx: click.Context, param: click.Parameter, texts: tuple[str, ...
 
 def _places(_ctx: click.Context, _param: click.Parameter, text: str | None) -> dict[str, int] | None:
     pairs = [place.rpartition("=") for place in text.split(",")] if text else []
-    if bad := [pair for pair in pairs if ":" not in pair[0] or not pair[2].isdecimal()]:
+    if invalid := [pair for pair in pairs if ":" not in pair[0] or not pair[2].isdecimal()]:
         raise click.BadParameter(
-            f"{''.join(bad[0])!r}: write TOPIC:PARTITION=OFFSET, such as digits:0=600, commas between them"
+            f"{''.join(invalid[0])!r}: write TOPIC:PARTITION=OFFSET, such as digits:0=600, commas between them"
         )
     return {tp: int(offset) for tp, _, offset in pairs} or None
 
@@ -114,32 +114,38 @@ class PlanOptions:
         """Where it begins. Raises: UsageError where that is not said once."""
         from millrace.services.replay.plan import Origin
 
-        begins = [self.version, self.from_start or None, self.from_offsets, self.from_time]
-        if sum(begin is not None for begin in begins) != 1:
+        origins = [self.version, self.from_start or None, self.from_offsets, self.from_time]
+        if sum(begin is not None for begin in origins) != 1:
             raise click.UsageError("Say where to begin: one of --from VERSION, --from-start, --from-offsets, --from-time.")
         return Origin(self.version, self.from_offsets, self.from_time, self.backfill, self.include)
 
 
-many: dict[str, Any] = {"multiple": True, "callback": _excluded}
-places: dict[str, Any] = {"callback": _places, "metavar": "TP=OFFSET,..."}
-since: dict[str, Any] = {"callback": _since, "metavar": "TIME"}
-file: dict[str, Any] = {"type": click.Path(exists=True, dir_okay=False, path_type=Path), "metavar": "FILE"}
+exclusion_option: dict[str, Any] = {"multiple": True, "callback": _excluded}
+offsets_option: dict[str, Any] = {"callback": _places, "metavar": "TP=OFFSET,..."}
+time_option: dict[str, Any] = {"callback": _since, "metavar": "TIME"}
+file_option: dict[str, Any] = {"type": click.Path(exists=True, dir_okay=False, path_type=Path), "metavar": "FILE"}
 
 
-@replay.command(cls=gathering("asked", PlanOptions))
+@replay.command(cls=gathering("options", PlanOptions))
 @on_pipeline
 @click.option("--from", "version", metavar="VERSION", help="Begin at the last good version; `millrace versions` lists them.")
 @click.option("--from-start", is_flag=True, help="Begin with an empty learner, at the first record that the log has.")
-@click.option("--from-offsets", help="Begin with an empty learner, at these offsets.", **places)
-@click.option("--from-time", help="Begin with an empty learner, at the first record that is not older than TIME.", **since)
-@click.option("--backfill", help="Learn the rows of a file first (.jsonl, .csv, .parquet).", **file)
+@click.option("--from-offsets", help="Begin with an empty learner, at these offsets.", **offsets_option)
+@click.option(
+    "--from-time", help="Begin with an empty learner, at the first record that is not older than TIME.", **time_option
+)
+@click.option("--backfill", help="Learn the rows of a file first (.jsonl, .csv, .parquet).", **file_option)
 @click.option("--include", multiple=True, metavar="EXCLUSION", help="Read what the live branch leaves out.")
-@click.option("--exclude-header", metavar="NAME=VALUE", help="Leave out records with this header.", **many)
-@click.option("--exclude-offsets", metavar="TP:FIRST-LAST", help="Leave out these offsets of TOPIC:PARTITION.", **many)
-@click.option("--exclude-time", metavar="FROM..TO", help="Leave out timestamps from FROM on, before TO.", **many)
-@click.option("--exclude-key", metavar="KEY", help="Leave out records with this key; only its hash is kept.", **many)
+@click.option("--exclude-header", metavar="NAME=VALUE", help="Leave out records with this header.", **exclusion_option)
+@click.option(
+    "--exclude-offsets", metavar="TP:FIRST-LAST", help="Leave out these offsets of TOPIC:PARTITION.", **exclusion_option
+)
+@click.option("--exclude-time", metavar="FROM..TO", help="Leave out timestamps from FROM on, before TO.", **exclusion_option)
+@click.option(
+    "--exclude-key", metavar="KEY", help="Leave out records with this key; only its hash is kept.", **exclusion_option
+)
 @reason_option
-def plan(call: Call, asked: PlanOptions, reason: str) -> None:
+def plan(call: Call, options: PlanOptions, reason: str) -> None:
     """Say what a replay would do, and keep that under its sha256 for `millrace replay run`.
 
     \b
@@ -152,9 +158,9 @@ def plan(call: Call, asked: PlanOptions, reason: str) -> None:
     from millrace.services.replay import plan as replay_plan
     from millrace.services.replay import run as replaying
 
-    name, made, extent, differs = replay_plan.make_plan(call.instance, asked.origin, asked.exclude)
-    replaying.record_plan(call.instance, name, made, reason)
-    call.show(replay_plan.plan_rows(name, made, extent, differs))
+    name, planned, extent, differs = replay_plan.make_plan(call.instance, options.origin, options.exclude)
+    replaying.record_plan(call.instance, name, planned, reason)
+    call.show(replay_plan.plan_rows(name, planned, extent, differs))
 
 
 @replay.command()
@@ -250,5 +256,5 @@ def include(call: Call, exclusion: str, branch: str | None, reason: str, yes: bo
     if yes:
         including.include(call.instance, inclusion, reason)
     call.show([{"branch": inclusion.branch, "includes": inclusion.said, "done": yes}])
-    words = "What was left out before stays so; to leave it out again, replay with --exclude-...." if yes else UNCHANGED
-    click.echo(words, err=True)
+    note = "What was left out before stays so; to leave it out again, replay with --exclude-...." if yes else UNCHANGED
+    click.echo(note, err=True)

@@ -77,8 +77,8 @@ class Pipeline:
             return
         refuse_unmergeable(schema, self.log.partitions, self.shards)
         if self.drift is not None and self.drift.act != "version":
-            said = f"shards = {self.shards}: drift.act = {self.drift.act!r} would be done to one shard of what is merged"
-            raise ValueError(f'{said}; use "version"')
+            problem = f"shards = {self.shards}: drift.act = {self.drift.act!r} would be done to one shard of what is merged"
+            raise ValueError(f'{problem}; use "version"')
 
     def _check_labels(self) -> None:
         if self.labels is None:
@@ -114,10 +114,10 @@ class Pipeline:
         """What changes learning, beside the fields, as JSON: learner, batches, seed, and how labels are waited for."""
         learner = declared_keys(LEARNERS[self.learner["kind"]].config, self.learner)
         tables = {"batch": self.batch, "labels": self.labels, "evaluate": self.evaluate}
-        more: dict[str, Any] = {name: declared(table) for name, table in tables.items() if table is not None}
-        more |= {} if self.drift is None else {"drift": self.drift.declared}
-        more |= {} if self.shards == 1 else {"shards": self.shards}
-        return msgspec.json.encode({"learner": learner, "seed": self.seed} | more, order="sorted")
+        optional_tables: dict[str, Any] = {name: declared(table) for name, table in tables.items() if table is not None}
+        optional_tables |= {} if self.drift is None else {"drift": self.drift.declared}
+        optional_tables |= {} if self.shards == 1 else {"shards": self.shards}
+        return msgspec.json.encode({"learner": learner, "seed": self.seed} | optional_tables, order="sorted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +149,10 @@ def build_pipeline(raw: dict[str, Any], flags: Iterable[str] = ()) -> Loaded:
 
 def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
     origin = dict.fromkeys(leaves(raw), path.name)
-    for key, text, where in [*_from_environment(), *_from_flags(flags)]:
-        value = _set(raw, key, text, where)
-        origin = {known: said for known, said in origin.items() if not known.startswith((f"{key}.", f"{key}["))}
-        origin |= dict.fromkeys(leaves({key: value}), where)
+    for key, text, source in [*_from_environment(), *_from_flags(flags)]:
+        value = _set(raw, key, text, source)
+        origin = {name: source_name for name, source_name in origin.items() if not name.startswith((f"{key}.", f"{key}["))}
+        origin |= dict.fromkeys(leaves({key: value}), source)
     _refuse_large(raw, path)
     _respell(raw, origin, path)
     pipeline: Pipeline = _convert(raw, Pipeline, "", path)
@@ -161,10 +161,12 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
     if not isinstance(kind, str) or kind not in LEARNERS:
         raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{_nearest(str(kind), LEARNERS)}")
     task = {"task": pipeline.label.task}
-    own = {key: value for key, value in pipeline.learner.items() if key != "kind"}
-    if own.get("task", pipeline.label.task) != pipeline.label.task:
-        raise ConfigError(f"{path}: learner.task = {own['task']!r}, but the label's type says {pipeline.label.task!r}.")
-    learner = _convert(own | task, LEARNERS[kind].config, "learner", path)
+    learner_keys = {key: value for key, value in pipeline.learner.items() if key != "kind"}
+    if learner_keys.get("task", pipeline.label.task) != pipeline.label.task:
+        raise ConfigError(
+            f"{path}: learner.task = {learner_keys['task']!r}, but the label's type says {pipeline.label.task!r}."
+        )
+    learner = _convert(learner_keys | task, LEARNERS[kind].config, "learner", path)
     _refuse_unable(pipeline.drift, kind, path)
     if pipeline.shards > 1:
         _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
@@ -183,12 +185,14 @@ def _refuse_unable(drift: DriftConfig | None, kind: str, path: Path) -> None:
         )
 
 
-def _refuse_unmergeable(kind: str, learner: Any, where: str) -> None:
+def _refuse_unmergeable(kind: str, learner: Any, location: str) -> None:
     if LEARNERS[kind].merge is None:
         mergeable = ", ".join(name for name, algorithm in LEARNERS.items() if algorithm.merge is not None)
-        raise ConfigError(f"{where}: {kind} cannot be merged exactly; these can: {mergeable}.")
+        raise ConfigError(f"{location}: {kind} cannot be merged exactly; these can: {mergeable}.")
     if getattr(learner, "decay", 1.0) < 1.0:
-        raise ConfigError(f"{where}: with learner.decay = {learner.decay} a row's weight depends on the rows of other shards.")
+        raise ConfigError(
+            f"{location}: with learner.decay = {learner.decay} a row's weight depends on the rows of other shards."
+        )
 
 
 def home_folder(flag: str | None) -> Path:
@@ -249,18 +253,18 @@ def _from_flags(flags: Iterable[str]) -> Iterable[tuple[str, str, str]]:
         yield key.strip(), text, "flag --set"
 
 
-def _set(raw: dict[str, Any], key: str, text: str, where: str) -> Any:
+def _set(raw: dict[str, Any], key: str, text: str, source: str) -> Any:
     """Set a dotted key to a TOML value, or to the text itself where it is none; the value."""
     *path, last = key.split(".")
     for name in path:
         raw = raw.setdefault(name, {})
         if not isinstance(raw, dict):
-            raise ConfigError(f"{where}: {key} does not name a single value; {name} is none or a list.")
+            raise ConfigError(f"{source}: {key} does not name a single value; {name} is none or a list.")
     try:
-        said = tomllib.loads(f"value = {text}")
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        said = {}
-    raw[last] = said["value"] if set(said) == {"value"} else text
+        parsed = {}
+    raw[last] = parsed["value"] if set(parsed) == {"value"} else text
     return raw[last]
 
 
@@ -300,13 +304,13 @@ def _convert(raw: dict[str, Any], kind: type[Any], prefix: str, path: Path) -> A
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        text, _, where = str(error).partition(" - at `$")
-        key = (prefix + where.rstrip("`")).lstrip(".") or "the file"
-        at = _value_at(raw, where.rstrip("`"))
-        shown = "" if at is _ABSENT or isinstance(at, dict) else f" = {at!r}"
-        options = _options(kind, where.rstrip("`"))
+        text, _, location = str(error).partition(" - at `$")
+        key = (prefix + location.rstrip("`")).lstrip(".") or "the file"
+        at = _value_at(raw, location.rstrip("`"))
+        shown_value = "" if at is _ABSENT or isinstance(at, dict) else f" = {at!r}"
+        options = _options(kind, location.rstrip("`"))
         hint = _nearest(str(at), options) if options else ""
-        raise ConfigError(f"{path}: {key}{shown}: {text.rstrip('.')}.{hint}") from error
+        raise ConfigError(f"{path}: {key}{shown_value}: {text.rstrip('.')}.{hint}") from error
 
 
 def _refuse_unknown(raw: Any, kind: Any, prefix: str, path: Path) -> None:
@@ -330,22 +334,22 @@ def _record(kind: Any) -> Any:
     return next((choice for choice in get_args(kind) if is_dataclass(choice)), kind) if get_origin(kind) is UnionType else kind
 
 
-def _nearest(word: str, names: Iterable[str]) -> str:
+def _nearest(name: str, names: Iterable[str]) -> str:
     names = list(names)
-    close = get_close_matches(word, names, n=1, cutoff=0.5)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
     return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(names)}."
 
 
 _ABSENT = object()
 
 
-def _steps(where: str) -> list[str]:
+def _steps(location: str) -> list[str]:
     """``.fields[0].type`` as its steps: fields, 0, type."""
-    return [step for step in where.replace("[", ".").replace("]", "").replace("`", "").split(".") if step]
+    return [step for step in location.replace("[", ".").replace("]", "").replace("`", "").split(".") if step]
 
 
-def _value_at(raw: Any, where: str) -> Any:
-    for step in _steps(where):
+def _value_at(raw: Any, location: str) -> Any:
+    for step in _steps(location):
         if isinstance(raw, list) and step.isdigit() and int(step) < len(raw):
             raw = raw[int(step)]
         elif isinstance(raw, dict):
@@ -355,9 +359,9 @@ def _value_at(raw: Any, where: str) -> Any:
     return raw
 
 
-def _options(kind: Any, where: str) -> tuple[str, ...]:
+def _options(kind: Any, location: str) -> tuple[str, ...]:
     """The words that may stand at a place, where it takes one of several."""
-    for step in _steps(where):
+    for step in _steps(location):
         kind = _record(kind)
         if step.isdigit():
             kind = get_args(kind)[0]

@@ -20,7 +20,7 @@ from millrace.services.data import templates as pipeline_text
 from millrace.services.data.files import DataSet, Pace, Table
 from millrace.streams.schema import Field, Label
 
-CHUNK = 256  # rows turned into plain values at a time
+CONVERT_ROWS = 256  # rows turned into plain values at a time
 
 
 SHORT = Pace(batch=8, solve=16, step=32, version=100)  # for streams of one or two thousand rows
@@ -200,8 +200,8 @@ def data_set(name: str) -> DataSet:
     Raises: BadInputError for a name that is none, with the nearest one and the list.
     """
     if name not in DATA_SETS:
-        near = get_close_matches(name, DATA_SETS, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        close = get_close_matches(name, DATA_SETS, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]}?" if close else ""
         raise BadInputError(f"There is no data set {name!r}.{hint} There are: {', '.join(DATA_SETS)}.")
     return DATA_SETS[name]
 
@@ -232,8 +232,8 @@ def held_out(name: str, seed: int = 0) -> list[bytes]:
 
 def encoded(table: Table, order: Array) -> Iterator[bytes]:
     """The rows of a table with the numbers ``order`` (n,), as JSON objects."""
-    for start in range(0, len(order), CHUNK):
-        chosen = order[start : start + CHUNK]
+    for start in range(0, len(order), CONVERT_ROWS):
+        chosen = order[start : start + CONVERT_ROWS]
         cells = [column[chosen].tolist() for column in table.columns.values()]
         for row in zip(*cells, strict=True):
             yield msgspec.json.encode(dict(zip(table.columns, row, strict=True)))

@@ -22,7 +22,7 @@ from millrace.streams.records import Event, Headers, Record, decode_headers, enc
 
 OURS = "millrace."  # how the headers begin that say why it is a dead letter
 REDRIVEN = "millrace.redriven"  # on the new event: the offset of its letter
-CHUNK = 1000  # records a read
+READ_ROWS = 1000  # records a read
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class Letter:
     @property
     def row(self) -> dict[str, Any]:
         """As a line to show."""
-        where = f"{self.why.get('topic', '')}:{self.why.get('partition', '')} offset {self.why.get('offset', '')}"
-        where += f" row {self.why['row']}" if "row" in self.why else ""
+        record = f"{self.why.get('topic', '')}:{self.why.get('partition', '')} offset {self.why.get('offset', '')}"
+        record += f" row {self.why['row']}" if "row" in self.why else ""
         return {
             "letter": self.offset,
-            "record": where,
+            "record": record,
             "reason": self.why.get("reason", ""),
             "detail": self.why.get("detail", ""),
             "redriven": self.redriven,
@@ -65,22 +65,22 @@ def letters(instance: Instance, reason: str | None = None) -> Iterator[Letter]:
     """Each record's letter once, oldest first; of one reason, where one is named."""
     topic = dead_letter_topic(instance.loaded.pipeline.name)
     source, tp = instance.source([topic]), tp_name(topic, 0)
-    redriven, seen = instance.ledger().redriven, set[tuple[str | None, ...]]()
+    redriven, yielded = instance.ledger().redriven, set[tuple[str | None, ...]]()
     low, high = source.bounds()[tp]
-    for begin in range(low, high, CHUNK):
-        for event in source.read(tp, begin, min(begin + CHUNK, high)).events:
+    for begin in range(low, high, READ_ROWS):
+        for event in source.read(tp, begin, min(begin + READ_ROWS, high)).events:
             letter = _letter(event, redriven)
             record = tuple(letter.why.get(name) for name in ("topic", "partition", "offset", "row"))
-            if record not in seen and reason in (None, letter.why.get("reason")):
-                seen.add(record)
+            if record not in yielded and reason in (None, letter.why.get("reason")):
+                yielded.add(record)
                 yield letter
 
 
 def _letter(event: Event, redriven: set[int]) -> Letter:
     headers = decode_headers(event.headers)
-    why = {name.removeprefix(OURS): value.decode() for name, value in headers if name.startswith(OURS)}
-    own = tuple((name, value) for name, value in headers if not name.startswith(OURS))
-    return Letter(event.offset, event, own, why, event.offset in redriven)
+    reasons = {name.removeprefix(OURS): value.decode() for name, value in headers if name.startswith(OURS)}
+    own_headers = tuple((name, value) for name, value in headers if not name.startswith(OURS))
+    return Letter(event.offset, event, own_headers, reasons, event.offset in redriven)
 
 
 def letter(instance: Instance, offset: int) -> Letter:
@@ -93,18 +93,18 @@ def chosen(instance: Instance, offsets: Sequence[int], reason: str | None, again
 
     Raises: BadInputError where a named one is not there.
     """
-    there = {one.offset: one for one in letters(instance, reason)}
-    if missing := [offset for offset in offsets if offset not in there]:
+    by_offset = {letter.offset: letter for letter in letters(instance, reason)}
+    if missing := [offset for offset in offsets if offset not in by_offset]:
         raise BadInputError(f"There is no dead letter {missing[0]}; `millrace dead-letters list` shows those there are.")
-    return [there[offset] for offset in dict.fromkeys(offsets or there) if again or not there[offset].redriven]
+    return [by_offset[offset] for offset in dict.fromkeys(offsets or by_offset) if again or not by_offset[offset].redriven]
 
 
-def redrive(instance: Instance, sent: Sequence[Letter], why: str, again: bool) -> None:
+def redrive(instance: Instance, chosen_letters: Sequence[Letter], reason: str, again: bool) -> None:
     """Append each as a new event. Raises: NotCountedError where another hand has sent one of them meanwhile."""
-    if not sent:
+    if not chosen_letters:
         return
-    who, when_ms = getpass.getuser(), time.time_ns() // 1_000_000
-    decision = Redrive(who=who, why=why, when_ms=when_ms, offsets=[one.offset for one in sent], again=again)
+    user, when_ms = getpass.getuser(), time.time_ns() // 1_000_000
+    decision = Redrive(who=user, why=reason, when_ms=when_ms, offsets=[letter.offset for letter in chosen_letters], again=again)
     append_decision(instance.ledger_stream(), decision)
     if decision not in instance.ledger().counted:
         raise NotCountedError(
@@ -112,10 +112,10 @@ def redrive(instance: Instance, sent: Sequence[Letter], why: str, again: bool) -
             "`millrace dead-letters list PIPELINE`."
         )
     log = instance.log()
-    for topic in dict.fromkeys(one.why["topic"] for one in sent):
-        log.append(topic, [_event(one) for one in sent if one.why["topic"] == topic])
+    for topic in dict.fromkeys(letter.why["topic"] for letter in chosen_letters):
+        log.append(topic, [_event(letter) for letter in chosen_letters if letter.why["topic"] == topic])
 
 
-def _event(one: Letter) -> Record:
-    headers = encode_headers((*one.headers, (REDRIVEN, str(one.offset).encode())))
-    return Record(one.event.value, one.event.key, headers)
+def _event(letter: Letter) -> Record:
+    headers = encode_headers((*letter.headers, (REDRIVEN, str(letter.offset).encode())))
+    return Record(letter.event.value, letter.event.key, headers)

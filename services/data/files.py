@@ -66,8 +66,8 @@ def digits(seed: int) -> Table:
     rng = np.random.default_rng(seed)
     shuffled = [rng.permutation(np.flatnonzero(y == digit)) for digit in np.unique(y)]
     held_out = np.concatenate([rows[: len(rows) // 5] for rows in shuffled])
-    kept = [rows[len(rows) // 5 :] for rows in shuffled]
-    return Table({"x": x.astype(np.int64), "digit": y}, joining(kept, rng), np.sort(held_out))
+    streamed = [rows[len(rows) // 5 :] for rows in shuffled]
+    return Table({"x": x.astype(np.int64), "digit": y}, joining(streamed, rng), np.sort(held_out))
 
 
 def joining(classes: list[Order], rng: np.random.Generator) -> Order:
@@ -91,8 +91,8 @@ def parquet_packed(path: str, share: float, seed: int) -> Table:
     """Columns f0, f1 ... as one field ``x``; a ``share`` of the rows, drawn by ``seed``, is held out."""
     columns = _parquet_columns(path)
     x = np.column_stack([column for name, column in columns.items() if name != "target"])
-    out = np.random.default_rng(seed).random(len(x)) < share
-    return Table({"x": x, "target": columns["target"]}, np.flatnonzero(~out), np.flatnonzero(out))
+    held_out = np.random.default_rng(seed).random(len(x)) < share
+    return Table({"x": x, "target": columns["target"]}, np.flatnonzero(~held_out), np.flatnonzero(held_out))
 
 
 def nsl_kdd(seed: int) -> Table:

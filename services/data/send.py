@@ -22,7 +22,7 @@ from millrace.streams.schema import Schema
 
 log = logging.getLogger("millrace")
 
-CHUNK = 1000  # records a commit, where they are not paced
+COMMIT_ROWS = 1000  # records a commit, where they are not paced
 PACED_ROWS = 64  # at most, where they are
 JSON_SCALAR = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|true|false")  # 007, nan and 1_000 are text
 
@@ -48,27 +48,27 @@ def send(
     and the message says how much that is.
     """
     store, topic = instance.log(), topic_of(instance, served)
-    values, key, said = iter(values), _id_of if served else _no_key, encode_headers(headers)
-    sent, start_s = 0, time.monotonic()
+    values, key, header_bytes = iter(values), _id_of if served else _no_key, encode_headers(headers)
+    count, start_s = 0, time.monotonic()
     try:
-        while chunk := list(islice(values, PACED_ROWS if rows_per_s else CHUNK)):
+        while chunk := list(islice(values, PACED_ROWS if rows_per_s else COMMIT_ROWS)):
             now_ms = time.time_ns() // 1_000_000
-            store.append(topic, [Record(value, key(value), said, now_ms) for value in chunk])
-            sent += len(chunk)
+            store.append(topic, [Record(value, key(value), header_bytes, now_ms) for value in chunk])
+            count += len(chunk)
             if rows_per_s:
-                time.sleep(max(0.0, start_s + sent / rows_per_s - time.monotonic()))
+                time.sleep(max(0.0, start_s + count / rows_per_s - time.monotonic()))
     except MillraceError as error:
-        raise type(error)(f"{error} {_in_the_log(sent, rows_each)}") from error
+        raise type(error)(f"{error} {_in_the_log(count, rows_each)}") from error
     _retain(instance)
-    return sent
+    return count
 
 
-def _in_the_log(sent: int, rows_each: int) -> str:
+def _in_the_log(count: int, rows_each: int) -> str:
     """How much of a file that could not be sent whole has been."""
-    if not sent:
+    if not count:
         return "Nothing was sent."
-    each = "" if rows_each == 1 else f" of {rows_each} rows each"
-    return f"The first {sent} records{each} are in the log; leave them out when you send the rest."
+    batch_size = "" if rows_each == 1 else f" of {rows_each} rows each"
+    return f"The first {count} records{batch_size} are in the log; leave them out when you send the rest."
 
 
 def topic_of(instance: Instance, served: bool) -> str:
@@ -165,11 +165,11 @@ def messages_of(values: Iterable[bytes], schema: Schema, rows: int) -> Iterator[
 
     Raises: BadInputError naming the first row that is no JSON object, or the column that a message's rows do not make.
     """
-    values, sent = iter(values), 0
+    values, count = iter(values), 0
     while chunk := list(islice(values, rows)):
         try:
             decoded = [msgspec.json.decode(value, type=dict[str, Any]) for value in chunk]
             yield encode_rows(decoded, schema)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadInputError) as error:
-            raise BadInputError(f"Among rows {sent + 1} to {sent + len(chunk)}: {str(error).rstrip('.')}.") from error
-        sent += len(chunk)
+            raise BadInputError(f"Among rows {count + 1} to {count + len(chunk)}: {str(error).rstrip('.')}.") from error
+        count += len(chunk)

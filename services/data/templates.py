@@ -131,7 +131,7 @@ def flags_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 def loaded_toml(loaded: Loaded) -> str:
     """The text of a pipeline file that says what file, environment and flags said together, and leaves defaults out."""
-    tree = _said(msgspec.to_builtins(loaded.pipeline), loaded.origin, "")
+    tree = _set_settings(msgspec.to_builtins(loaded.pipeline), loaded.origin, "")
     plain = [f"{key} = {toml(value)}" for key, value in tree.items() if not isinstance(value, Mapping)]
     tables = [
         "\n".join([f"\n[{name}]", *(f"{key} = {toml(value)}" for key, value in table.items())])
@@ -141,16 +141,16 @@ def loaded_toml(loaded: Loaded) -> str:
     return "\n".join([*plain, *tables, ""])
 
 
-def _said(tree: Mapping[str, Any], origin: Mapping[str, str], prefix: str) -> dict[str, Any]:
+def _set_settings(tree: Mapping[str, Any], origin: Mapping[str, str], prefix: str) -> dict[str, Any]:
     """The part of a tree of settings that somebody set, by the dotted keys of ``origin``; names as ``schema.leaves`` gives."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            if part := _said(value, origin, f"{name}."):
-                found[key] = part
+            if part := _set_settings(value, origin, f"{name}."):
+                settings[key] = part
         elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
-            found[key] = [_said(item, origin, f"{name}[{at}].") for at, item in enumerate(value)]
+            settings[key] = [_set_settings(item, origin, f"{name}[{at}].") for at, item in enumerate(value)]
         elif name in origin:
-            found[key] = value
-    return found
+            settings[key] = value
+    return settings

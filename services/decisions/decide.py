@@ -53,18 +53,18 @@ def target(version: str | None, follow: str | None) -> Target:
     return Target(version, follow)
 
 
-def plan(instance: Instance, to: Target) -> Change:
+def plan(instance: Instance, target: Target) -> Change:
     """The change, once what is to be served has been read from the store and, but for networks, opened.
 
     Raises: MillraceError where it is not there, DamageError where its parts are not whole.
     """
     archive, ledger = Archive(instance), instance.ledger()
-    if to.version is not None:
-        to = Target(version=_servable(archive, ledger, to.version))
+    if target.version is not None:
+        target = Target(version=_servable(archive, ledger, target.version))
     else:
-        refuse_part(str(to.follow))
-        _refuse_given_up(archive, str(to.follow))
-    return Change(ledger.serving.get(ENDPOINT), to)
+        refuse_part(str(target.follow))
+        _refuse_given_up(archive, str(target.follow))
+    return Change(ledger.serving.get(ENDPOINT), target)
 
 
 def _servable(archive: Archive, ledger: Ledger, name: str) -> str:
@@ -83,8 +83,8 @@ def plan_rollback(instance: Instance, version: str | None) -> Change:
     Raises: as ``plan``; MillraceError where there is none before.
     """
     archive, ledger = Archive(instance), instance.ledger()
-    to = _servable(archive, ledger, version or _version_before(archive, ledger))
-    return Change(ledger.serving.get(ENDPOINT), Target(version=to))
+    target_version = _servable(archive, ledger, version or _version_before(archive, ledger))
+    return Change(ledger.serving.get(ENDPOINT), Target(version=target_version))
 
 
 def learner_version(archive: Archive, ledger: Ledger, version: str | None) -> str:
@@ -92,10 +92,10 @@ def learner_version(archive: Archive, ledger: Ledger, version: str | None) -> st
 
     Raises: MillraceError where there is none, or it is no longer kept.
     """
-    now = ledger.serving.get(ENDPOINT)
-    found = meant(archive, ledger, version) if version else (now and now.version) or _version_before(archive, ledger)
-    _refuse_released(ledger, found)
-    return found
+    serving = ledger.serving.get(ENDPOINT)
+    chosen = meant(archive, ledger, version) if version else (serving and serving.version) or _version_before(archive, ledger)
+    _refuse_released(ledger, chosen)
+    return chosen
 
 
 def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
@@ -140,16 +140,18 @@ def _refuse_given_up(archive: Archive, branch: str) -> None:
 
 
 def _version_before(archive: Archive, ledger: Ledger) -> str:
-    now = ledger.serving.get(ENDPOINT)
-    if now is None:
+    serving = ledger.serving.get(ENDPOINT)
+    if serving is None:
         raise MillraceError(f"Endpoint {ENDPOINT} has never served anything, so there is nothing to go back from.")
-    branch = now.follow or str(now.version).rpartition(".")[0]
+    branch = serving.follow or str(serving.version).rpartition(".")[0]
     summary = archive.summary(branch)
     versions = [mark.version for mark in summary.marks if mark.version is not None]
-    good = last_good_of(archive, branch, ledger)
-    if good is not None and (now.version not in versions or versions.index(good) < versions.index(now.version)):
-        return good
-    earlier = versions[: versions.index(now.version)] if now.version in versions else versions
+    last_good = last_good_of(archive, branch, ledger)
+    if last_good is not None and (
+        serving.version not in versions or versions.index(last_good) < versions.index(serving.version)
+    ):
+        return last_good
+    earlier = versions[: versions.index(serving.version)] if serving.version in versions else versions
     belied = {version for version, certificate in ledger.certificates.items() if not certificate.holds}
     fork = summary.fork
     begun_with = None if fork is None or versions else learner_of(archive.instance.store(), fork)
@@ -157,7 +159,7 @@ def _version_before(archive: Archive, ledger: Ledger) -> str:
     sound = [version for version in earlier if version not in ledger.released | belied]
     if not sound:
         raise MillraceError(
-            f"Branch {branch} has no version before {describe_target(now)}. Name one with `millrace rollback ... VERSION`."
+            f"Branch {branch} has no version before {describe_target(serving)}. Name one with `millrace rollback ... VERSION`."
         )
     return sound[-1]
 
@@ -166,21 +168,21 @@ def name_last_good(instance: Instance, branch: str) -> None:
     """Let the alias last-good name it, where an alarm has been raised; another hand that was faster is left alone."""
     try:
         ledger = instance.ledger()
-        version, now = last_good_of(Archive(instance), branch, ledger), ledger.aliases.get(LAST_GOOD)
-        if version is not None and version != now:
-            decide(instance, Naming(LAST_GOOD, now, version), "drift alarm")
+        version, current = last_good_of(Archive(instance), branch, ledger), ledger.aliases.get(LAST_GOOD)
+        if version is not None and version != current:
+            decide(instance, Naming(LAST_GOOD, current, version), "drift alarm")
     except MillraceError as error:
         log.warning("The alias %s was not set: %s", LAST_GOOD, error)
 
 
-def decide(instance: Instance, change: Change | Naming, why: str) -> None:
+def decide(instance: Instance, change: Change | Naming, reason: str) -> None:
     """Write the decision, and see that it counts; where that is so already, nothing is written.
 
     Raises: NotCountedError where another decision came first.
     """
     if change.before == change.to:
         return
-    decision = _decision(change, getpass.getuser(), why)
+    decision = _decision(change, getpass.getuser(), reason)
     append_decision(instance.ledger_stream(), decision)
     ledger = instance.ledger()
     if decision not in ledger.counted:
@@ -190,28 +192,28 @@ def decide(instance: Instance, change: Change | Naming, why: str) -> None:
         )
 
 
-def _decision(change: Change | Naming, who: str, why: str) -> Serve | Alias:
+def _decision(change: Change | Naming, user: str, reason: str) -> Serve | Alias:
     when_ms = time.time_ns() // 1_000_000
     if isinstance(change, Naming):
-        return Alias(who=who, why=why, when_ms=when_ms, name=change.name, before=change.before, to=change.to)
-    return Serve(who=who, why=why, when_ms=when_ms, endpoint=ENDPOINT, before=change.before, to=change.to)
+        return Alias(who=user, why=reason, when_ms=when_ms, name=change.name, before=change.before, to=change.to)
+    return Serve(who=user, why=reason, when_ms=when_ms, endpoint=ENDPOINT, before=change.before, to=change.to)
 
 
 def _instead(ledger: Ledger, decision: Serve | Alias) -> str:
-    to = decision.to.version if isinstance(decision.to, Target) else decision.to
-    if to in ledger.released:
-        return f"let go of version {to}"
+    target = decision.to.version if isinstance(decision.to, Target) else decision.to
+    if target in ledger.released:
+        return f"let go of version {target}"
     if isinstance(decision, Alias):
         return f"made {decision.name} name {describe(ledger.aliases.get(decision.name))}"
     return f"made the endpoint serve {describe_target(ledger.serving.get(decision.endpoint))}"
 
 
-def describe(what: Target | str | None) -> str:
+def describe(target: Target | str | None) -> str:
     """A target or a version in words."""
-    return describe_target(Target(version=what) if isinstance(what, str) else what)
+    return describe_target(Target(version=target) if isinstance(target, str) else target)
 
 
-def undo(change: Change | Naming, pipeline: str, home: str | None) -> str | None:
+def undo(change: Change | Naming, pipeline: str, home_folder: str | None) -> str | None:
     """The command that goes back, or None where nothing was served before or nothing changed."""
     if change.before == change.to:
         return None
@@ -222,5 +224,5 @@ def undo(change: Change | Naming, pipeline: str, home: str | None) -> str | None
     else:
         at = ["--follow", change.before.follow] if change.before.version is None else [change.before.version]
         back = ["serve", pipeline, *map(str, at)]
-    where = [] if home is None else ["--home", home]
-    return shlex.join(["millrace", *back, *where, "--reason", "undo", "--yes"])
+    home_option = [] if home_folder is None else ["--home", home_folder]
+    return shlex.join(["millrace", *back, *home_option, "--reason", "undo", "--yes"])

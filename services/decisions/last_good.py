@@ -40,18 +40,18 @@ def last_good_of(archive: Archive, branch: str, ledger: Ledger) -> str | None:
     instance, store = archive.instance, archive.instance.store()
     if instance.shards(branch) == [branch]:
         return last_good(archive.marks(branch), store, ledger)
-    ends = {shard: _good_seq(archive.marks(shard), store) for shard in instance.shards(branch)}
-    if all(seq == NO_ALARM for seq in ends.values()):
+    good_seqs = {shard: _good_seq(archive.marks(shard), store) for shard in instance.shards(branch)}
+    if all(seq == NO_ALARM for seq in good_seqs.values()):
         return None
     entries = counted(instance.journal(branch), branch, Cursor())
     before = {
         f"{branch}.{entry.seq}"
         for entry in entries
-        if isinstance(entry, Merge) and all(seq <= ends[shard] for shard, seq, _ in entry.of)
+        if isinstance(entry, Merge) and all(seq <= good_seqs[shard] for shard, seq, _ in entry.of)
     }
-    good = [mark.version for mark in archive.marks(branch) if mark.version in before - ledger.released]
-    sound = [one for one in good if one not in ledger.certificates or ledger.certificates[one].holds]
-    proved = [one for one in sound if one in ledger.certificates]
+    candidates = [mark.version for mark in archive.marks(branch) if mark.version in before - ledger.released]
+    sound = [version for version in candidates if version not in ledger.certificates or ledger.certificates[version].holds]
+    proved = [version for version in sound if version in ledger.certificates]
     return next(reversed(proved or sound), None)
 
 

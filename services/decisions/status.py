@@ -49,7 +49,11 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
     ledger = instance.ledger()
     facts |= {f"alias_{name}": version for name, version in sorted(ledger.aliases.items())}
-    facts |= {f"differs_{version}": one.verdict for version, one in ledger.certificates.items() if not one.holds}
+    facts |= {
+        f"differs_{version}": certificate.verdict
+        for version, certificate in ledger.certificates.items()
+        if not certificate.holds
+    }
     facts |= {"store_bytes": instance.store().bytes_of(branch)} | _window(instance, summary.marks)
     serves = ledger.serving.items()
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
@@ -60,26 +64,32 @@ def _merged(instance: Instance, branch: str) -> dict[str, Any]:
     shards = [shard for shard in instance.shards(branch) if shard != branch and shard in instance.branches()]
     if not shards:
         return {}
-    each = [status(instance, shard) for shard in shards]
-    labels = [name for name in each[0] if name.startswith("labels_")]
-    facts = {name: sum(one.get(name, 0) for one in each) for name in ("lag_rows", "records", *COUNTED, "waiting", *labels)}
-    return facts | {f"shard_{one['branch']}": f"seq {one['seq']}, {one.get('records', 0):,} records" for one in each}
+    shard_facts = [status(instance, shard) for shard in shards]
+    labels = [name for name in shard_facts[0] if name.startswith("labels_")]
+    facts = {
+        name: sum(facts_of_shard.get(name, 0) for facts_of_shard in shard_facts)
+        for name in ("lag_rows", "records", *COUNTED, "waiting", *labels)
+    }
+    return facts | {
+        f"shard_{facts_of_shard['branch']}": f"seq {facts_of_shard['seq']}, {facts_of_shard.get('records', 0):,} records"
+        for facts_of_shard in shard_facts
+    }
 
 
 def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
     """Where a fork begins, and what it leaves out; whether the branch has ended."""
-    fork, ended = summary.fork, summary.end.ended
+    fork, ended_by = summary.fork, summary.end.ended
     facts: dict[str, Any] = {}
     if fork is not None and fork.parent is not None:
         facts = {"parent": f"{fork.parent.branch}.{fork.parent.seq}"}
         if fork.learner_from != fork.join_from:
             facts["learner_of"] = str(learner_of(instance.store(), fork))
     if fork is not None and (fork.parent is not None or fork.exclude):
-        left = excluded(instance.store(), summary)
-        facts["excludes"] = "; ".join(map(describe, left)) or "nothing"
-        if again := [describe(one) for one in fork.exclude if one not in left]:
-            facts["included_again"] = "; ".join(again)
-    return facts | ({} if ended is None else {"ended": ended.cause, "successor": ended.successor})
+        left_out = excluded(instance.store(), summary)
+        facts["excludes"] = "; ".join(map(describe, left_out)) or "nothing"
+        if included_again := [describe(exclusion) for exclusion in fork.exclude if exclusion not in left_out]:
+            facts["included_again"] = "; ".join(included_again)
+    return facts | ({} if ended_by is None else {"ended": ended_by.cause, "successor": ended_by.successor})
 
 
 def scored(instance: Instance, branch: str) -> tuple[int, dict[str, float | None], dict[str, float]]:
@@ -114,7 +124,7 @@ def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
             hits.update(dict(zip(scores.get("labels", []), scores.get("label_hits", []), strict=True)))
             rows.update(dict(zip(scores.get("labels", []), scores.get("label_rows", []), strict=True)))
         shares_of = {label: hits[label] / count for label, count in rows.items()}
-        return dict(sorted(shares_of.items(), key=lambda one: one[1])[:LOWEST])
+        return dict(sorted(shares_of.items(), key=lambda label_share: label_share[1])[:LOWEST])
     return {}
 
 
@@ -123,8 +133,8 @@ def _alarm(alarm: Alarm | None) -> dict[str, Any]:
     if alarm is None:
         return {}
     new = f"; classes first seen then: {', '.join(alarm.new_classes)}" if alarm.new_classes else ""
-    since = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
-    return {"alarm": f"{alarm.detector}: {since}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
+    onset = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
+    return {"alarm": f"{alarm.detector}: {onset}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
 
 
 def _window(instance: Instance, marks: Sequence[Mark]) -> dict[str, int]:
@@ -192,9 +202,9 @@ def journal_lines(instance: Instance, branch: str) -> Iterator[dict[str, Any]]:
     cursor = Cursor()
     for offset, raw in instance.journal(branch).read(0):
         entry = decode_entry(raw, f"Branch {branch}: the journal entry at offset {offset}")
-        said = msgspec.to_builtins(entry)
-        shown = {name: said.pop(name) for name in ("kind", "seq", "epoch")}
-        yield {"offset": offset, "counts": cursor.take(entry), **shown, "said": said}
+        content = msgspec.to_builtins(entry)
+        identity = {name: content.pop(name) for name in ("kind", "seq", "epoch")}
+        yield {"offset": offset, "counts": cursor.take(entry), **identity, "said": content}
 
 
 def ledger_lines(instance: Instance) -> Iterator[dict[str, Any]]:

@@ -33,29 +33,31 @@ def sweep_ended(instance: Instance, now_s: float | None = None) -> int:
 
 def _sweep(instance: Instance, now_s: float) -> int:
     ledger = instance.ledger()
-    if ledger.operation is not None or not any(_over(one, now_s) for one in ledger.operations.values()):
+    if ledger.operation is not None or not any(_over(operation, now_s) for operation in ledger.operations.values()):
         return 0
     branches = {name: summarise(instance.journal(name), name) for name in instance.branches()}
-    given_up = [one.branch for one in ledger.operations.values() if one.state == "aborted" and _over(one, now_s)]
+    given_up = [
+        operation.branch for operation in ledger.operations.values() if operation.state == "aborted" and _over(operation, now_s)
+    ]
     freed = sum(instance.store().sweep(name, set(), now_s - GRACE_S) for name in given_up if name not in branches)
-    for name, found in branches.items():
-        if _settled(ledger, name, found, now_s):
+    for name, summary in branches.items():
+        if _settled(ledger, name, summary, now_s):
             _release(instance, _left(instance, ledger, branches, name))
-            also = (
+            referenced = (
                 []
-                if found.fork is None
-                else [found.fork.config_sha256, found.fork.features_sha256, str(found.fork.learner_from)]
+                if summary.fork is None
+                else [summary.fork.config_sha256, summary.fork.features_sha256, str(summary.fork.learner_from)]
             )
-            kept = kept_marks(found.marks, 1, instance.ledger().released)
-            freed += sweep(instance.store(), name, kept, now_s, also)
+            kept_checkpoints = kept_marks(summary.marks, 1, instance.ledger().released)
+            freed += sweep(instance.store(), name, kept_checkpoints, now_s, referenced)
     return freed
 
 
-def _settled(ledger: Ledger, name: str, found: Summary, now_s: float) -> bool:
+def _settled(ledger: Ledger, name: str, summary: Summary, now_s: float) -> bool:
     """Whether a branch ended an hour ago: the operation that ended it says when."""
-    if found.end.ended is None:
+    if summary.end.ended is None:
         return False
-    operation = ledger.operations.get(found.end.ended.successor or name)
+    operation = ledger.operations.get(summary.end.ended.successor or name)
     return operation is not None and _over(operation, now_s)
 
 
@@ -66,35 +68,35 @@ def _over(operation: Operation, now_s: float) -> bool:
 def _left(instance: Instance, ledger: Ledger, branches: dict[str, Summary], name: str) -> list[str]:
     """Versions of an ended branch that nothing keeps."""
     keep = instance.loaded.pipeline.versions.keep
-    ended = branches[name].end.ended
-    if ended is not None and ended.successor is None:
-        room = 0
+    ended_by = branches[name].end.ended
+    if ended_by is not None and ended_by.successor is None:
+        spare = 0
     elif not keep:
         return []
     else:
-        room = max(0, keep - sum(len(_versions(branches[heir])) for heir in _heirs(branches, name)))
+        spare = max(0, keep - sum(len(_versions(branches[heir])) for heir in _heirs(branches, name)))
     versions = _versions(branches[name])
-    asked = ledger.named | ledger.released | set(_begun_at(branches)) | set(versions[-1:])
-    return [version for version in versions[: len(versions) - room] if version not in asked]
+    in_use = ledger.named | ledger.released | set(_begun_at(branches)) | set(versions[-1:])
+    return [version for version in versions[: len(versions) - spare] if version not in in_use]
 
 
-def _versions(found: Summary) -> list[str]:
-    return [mark.version for mark in found.marks if mark.version is not None]
+def _versions(summary: Summary) -> list[str]:
+    return [mark.version for mark in summary.marks if mark.version is not None]
 
 
 def _heirs(branches: dict[str, Summary], name: str) -> Iterator[str]:
-    while (ended := branches[name].end.ended) is not None and ended.successor in branches:
-        name = str(ended.successor)
+    while (ended_by := branches[name].end.ended) is not None and ended_by.successor in branches:
+        name = str(ended_by.successor)
         yield name
 
 
 def _begun_at(branches: dict[str, Summary]) -> Iterator[str]:
     """Versions whose state another branch began with."""
-    used = {fork.learner_from for found in branches.values() if (fork := found.fork) is not None}
-    for found in branches.values():
-        if found.fork is not None and found.fork.parent is not None:
-            yield f"{found.fork.parent.branch}.{found.fork.parent.seq}"
-        yield from (mark.version for mark in found.marks if mark.version is not None and mark.checkpoint in used)
+    used = {fork.learner_from for summary in branches.values() if (fork := summary.fork) is not None}
+    for summary in branches.values():
+        if summary.fork is not None and summary.fork.parent is not None:
+            yield f"{summary.fork.parent.branch}.{summary.fork.parent.seq}"
+        yield from (mark.version for mark in summary.marks if mark.version is not None and mark.checkpoint in used)
 
 
 def _release(instance: Instance, versions: list[str]) -> None:

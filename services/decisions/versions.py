@@ -44,19 +44,19 @@ def meant(archive: Archive, ledger: Ledger, name: str) -> str:
         return ledger.aliases.get(name, name)
     served = ledger.serving.get(ENDPOINT, Target(follow=BRANCH))
     branch = served.follow or str(served.version).rpartition(".")[0]
-    found = [mark.version for mark in archive.marks(branch) if mark.version is not None]
-    if not found:
+    versions = [mark.version for mark in archive.marks(branch) if mark.version is not None]
+    if not versions:
         raise MillraceError(f"Branch {branch} has no version yet; `millrace run` marks one at its end.")
-    return found[-1]
+    return versions[-1]
 
 
 def weight(instance: Instance) -> str:
     """What all that is kept weighs, in words."""
     ledger, archive, store = instance.ledger(), Archive(instance), instance.store()
     marked = [mark.version for branch in instance.branches() for mark in archive.marks(branch) if mark.version is not None]
-    kept = [version for version in marked if version not in ledger.released]
+    kept_versions = [version for version in marked if version not in ledger.released]
     total = sum(store.bytes_of(branch) for branch in instance.branches())
-    return f"{len(kept)} versions kept, {len(marked) - len(kept)} let go; {total:,} bytes in {store.root}"
+    return f"{len(kept_versions)} versions kept, {len(marked) - len(kept_versions)} let go; {total:,} bytes in {store.root}"
 
 
 def _described(instance: Instance, ledger: Ledger, mark: Mark) -> dict[str, Any]:

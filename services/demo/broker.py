@@ -26,7 +26,7 @@ from millrace.services.serving.ports import free_port
 from millrace.streams.errors import StorageError
 
 JARS = ".kafka/jars"  # where `make kafka` puts them
-LOOK_S = 0.05
+POLL_S = 0.05  # between two polls of the broker
 HEAP = ["-Xms128m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # small and soon there; not for a team's broker
 PROPERTIES = """
 process.roles=broker,controller
@@ -106,13 +106,13 @@ class Broker:
         if not (data / "meta.properties").exists():
             number = uuid.uuid4().int >> 1  # a first character "-" would be taken for an option
             cluster = urlsafe_b64encode(number.to_bytes(16, "big")).rstrip(b"=").decode()
-            words = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)]
-            ran = subprocess.run(self._command(*words), capture_output=True, text=True, check=False)
+            arguments = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)]
+            ran = subprocess.run(self._command(*arguments), capture_output=True, text=True, check=False)
             if ran.returncode:
                 raise StorageError(f"{data} cannot be made ready for Kafka: {(ran.stderr or ran.stdout).strip()[-500:]}")
 
-    def _command(self, *words: str) -> list[str]:
-        return [str(self._java), *HEAP, "-cp", self._classes, *words]
+    def _command(self, *arguments: str) -> list[str]:
+        return [str(self._java), *HEAP, "-cp", self._classes, *arguments]
 
     def start(self) -> None:
         """Begin, and return when it listens. Raises: StorageError with its last words where it ends or does not move on."""
@@ -126,7 +126,7 @@ class Broker:
                 self.kill()
                 lines = (self.folder / "broker.log").read_text(encoding="utf-8", errors="replace").splitlines()
                 raise StorageError(f"The Kafka broker in {self.folder} does not listen: {' '.join(lines[-3:])}")
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
 
     def kill(self) -> None:
         """kill -9; its data stays as it is at that moment."""
@@ -189,8 +189,8 @@ def of_a_story(jars: Path | None, home: Path) -> Iterator[str]:
         shutil.rmtree(folder)
     with running(folder, jars) as broker:
         yield tables(broker)
-        again = f"python -m millrace.services.demo.broker --jars {jars} --folder {folder}"
-        click.echo(f"KAFKA    the broker ends with the story; to look on, begin it again: {again}")
+        command = f"python -m millrace.services.demo.broker --jars {jars} --folder {folder}"
+        click.echo(f"KAFKA    the broker ends with the story; to look on, begin it again: {command}")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -28,7 +28,7 @@ from millrace.streams.schema import Field, Label, Schema
 
 ROWS = 8  # of a request
 PAUSE_S = 0.05  # between two requests
-PATIENCE_S = 120.0  # for an answer; a replica that hangs is given up by the proxy before
+TIMEOUT_S = 120.0  # for an answer; a replica that hangs is given up by the proxy before
 REQUESTS_PER_S = 16.0  # at most, of a caller that labels: faster streams ask about more rows at once
 
 
@@ -54,23 +54,25 @@ class CallLog:
     labelled: int = 0  # rows, once the log has their labels
     over: bool = False  # there are no more rows, and every one is labelled
 
-    def count(self, way: str) -> int:
+    def count(self, protocol: str) -> int:
         """Answers over one protocol."""
-        return sum(one.way == way for one in self.replies)
+        return sum(reply.way == protocol for reply in self.replies)
 
     def tenth(self, last: bool) -> float:
         """The mean score of the first or last tenth of the answers; NaN where there are none."""
-        some = max(1, len(self.replies) // 10)
-        return float(np.mean([one.score for one in (self.replies[-some:] if last else self.replies[:some])] or [np.nan]))
+        tenth_rows = max(1, len(self.replies) // 10)
+        return float(
+            np.mean([reply.score for reply in (self.replies[-tenth_rows:] if last else self.replies[:tenth_rows])] or [np.nan])
+        )
 
     def mean(self, from_s: float, to_s: float) -> float:
         """The mean score of the answers between two moments on the monotonic clock; NaN where there are none."""
-        return float(np.mean([one.score for one in self.replies if from_s <= one.at_s < to_s] or [np.nan]))
+        return float(np.mean([reply.score for reply in self.replies if from_s <= reply.at_s < to_s] or [np.nan]))
 
     @property
     def staleness_ms(self) -> float:
         """The median of what the answers said."""
-        return float(np.median([float(one.staleness_ms) for one in self.replies] or [np.nan]))
+        return float(np.median([float(reply.staleness_ms) for reply in self.replies] or [np.nan]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,76 +104,76 @@ class _Rows:
 
 
 @contextmanager
-def asking(where: Where, values: Sequence[bytes], schema: Schema) -> Iterator[CallLog]:
+def asking(address: Where, values: Sequence[bytes], schema: Schema) -> Iterator[CallLog]:
     """Ask for as long as the block runs. Rows in which something is missing are not asked."""
-    rows = [row for row in map(msgspec.json.decode, values) if all(row.get(one.name) is not None for one in schema.fields)]
+    rows = [row for row in map(msgspec.json.decode, values) if all(row.get(field.name) is not None for field in schema.fields)]
 
-    def ask_on(caller: _Caller, over: threading.Event) -> None:
-        turn = 0
-        while rows and not over.wait(PAUSE_S):
-            start = turn // 2 * ROWS % len(rows)
-            caller.ask(_rows_of(rows[start : start + ROWS], schema), turn)
-            turn += 1
+    def ask_on(caller: _Caller, stop: threading.Event) -> None:
+        number = 0
+        while rows and not stop.wait(PAUSE_S):
+            start = number // 2 * ROWS % len(rows)
+            caller.ask(_rows_of(rows[start : start + ROWS], schema), number)
+            number += 1
         caller.asked.over = True
 
-    with _in_a_thread(where, schema, "", ask_on) as asked:
-        yield asked
+    with _in_a_thread(address, schema, "", ask_on) as calls:
+        yield calls
 
 
 @contextmanager
-def labelling(where: Where, values: Iterable[bytes], schema: Schema, late: Late) -> Iterator[CallLog]:
+def labelling(address: Where, values: Iterable[bytes], schema: Schema, late: Late) -> Iterator[CallLog]:
     """Ask about each row once, for as long as the block runs, and label it later, the last ones as the block ends."""
-    some = max(1, round(late.rows_per_s / REQUESTS_PER_S))
+    chunk_rows = max(1, round(late.rows_per_s / REQUESTS_PER_S))
 
-    def ask_on(caller: _Caller, over: threading.Event) -> None:
-        start_s, due, number = time.monotonic(), deque[tuple[float, _Rows]](), 0
-        for turn, chunk in enumerate(_chunks(values, some)):
-            if over.wait(max(0.0, start_s + number / late.rows_per_s - time.monotonic())):
+    def ask_on(caller: _Caller, stop: threading.Event) -> None:
+        start_s, unlabelled, number = time.monotonic(), deque[tuple[float, _Rows]](), 0
+        for number_of_chunk, chunk in enumerate(_chunks(values, chunk_rows)):
+            if stop.wait(max(0.0, start_s + number / late.rows_per_s - time.monotonic())):
                 break
             ids = tuple(f"{late.ids}/{number + at}" for at in range(len(chunk)))
             rows = _rows_of([msgspec.json.decode(value) for value in chunk], schema, ids)
             number += len(chunk)
-            while not caller.ask(rows, turn) and not caller.asked.replies and not over.wait(PAUSE_S):
+            while not caller.ask(rows, number_of_chunk) and not caller.asked.replies and not stop.wait(PAUSE_S):
                 pass  # nothing has been learned yet
-            due.append((time.monotonic() + late.after_s, rows))
-            while due and due[0][0] <= time.monotonic():
-                caller.label(due.popleft()[1], turn)
-        for turn, (due_s, rows) in enumerate(due):
-            over.wait(max(0.0, due_s - time.monotonic()))
-            caller.label(rows, turn)
+            unlabelled.append((time.monotonic() + late.after_s, rows))
+            while unlabelled and unlabelled[0][0] <= time.monotonic():
+                caller.label(unlabelled.popleft()[1], number_of_chunk)
+        for number_of_chunk, (due_s, rows) in enumerate(unlabelled):
+            stop.wait(max(0.0, due_s - time.monotonic()))
+            caller.label(rows, number_of_chunk)
         caller.asked.over = True
 
-    with _in_a_thread(where, schema, late.producer, ask_on) as asked:
-        yield asked
+    with _in_a_thread(address, schema, late.producer, ask_on) as calls:
+        yield calls
 
 
 @contextmanager
 def _in_a_thread(
-    where: Where, schema: Schema, producer: str, work: Callable[[_Caller, threading.Event], None]
+    address: Where, schema: Schema, producer: str, work: Callable[[_Caller, threading.Event], None]
 ) -> Iterator[CallLog]:
-    asked, over = CallLog(), threading.Event()
+    calls, stop = CallLog(), threading.Event()
 
     def call_on() -> None:
-        with calling(where.grpc, producer) as client:
-            work(_Caller(where, schema, producer, client, asked), over)
+        with calling(address.grpc, producer) as client:
+            work(_Caller(address, schema, producer, client, calls), stop)
 
     thread = threading.Thread(target=call_on, name=f"caller {producer}", daemon=True)
     thread.start()
     try:
-        yield asked
+        yield calls
     finally:
-        over.set()
+        stop.set()
         thread.join()  # each of its calls ends
 
 
 def _chunks(values: Iterable[bytes], rows: int) -> Iterator[list[bytes]]:
-    left = iter(values)
-    while chunk := list(islice(left, rows)):
+    remaining = iter(values)
+    while chunk := list(islice(remaining, rows)):
         yield chunk
 
 
 def _rows_of(rows: Sequence[dict[str, Any]], schema: Schema, ids: tuple[str, ...] = ()) -> _Rows:
-    columns = {one.name: [row[one.name] for row in rows] for one in schema.fields}
+    columns = {field.name: [row[field.name] for row in rows] for field in schema.fields}
     return _Rows(columns, [row[schema.label.name] for row in rows], ids)
 
 
@@ -185,105 +187,109 @@ class _Caller:
     client: Client
     asked: CallLog
 
-    def ask(self, rows: _Rows, turn: int) -> bool:
+    def ask(self, rows: _Rows, call_number: int) -> bool:
         """Whether there was an answer."""
-        way, asked = ("http", "grpc")[turn % 2], self.asked
+        protocol, calls = ("http", "grpc")[call_number % 2], self.asked
         try:
-            asked.replies.append(self._by_http(rows) if way == "http" else self._by_grpc(rows))
-            asked.rows += len(rows.labels)
+            calls.replies.append(self._by_http(rows) if protocol == "http" else self._by_grpc(rows))
+            calls.rows += len(rows.labels)
         except NotReadyError as error:
-            if asked.replies:
-                asked.failed.append(f"{way}: {error}")
+            if calls.replies:
+                calls.failed.append(f"{protocol}: {error}")
             else:
-                asked.too_early += 1
+                calls.too_early += 1
             return False
         except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
-            asked.failed.append(f"{way}: {error!r}")
+            calls.failed.append(f"{protocol}: {error!r}")
             return False
         return True
 
-    def label(self, rows: _Rows, turn: int) -> None:
+    def label(self, rows: _Rows, call_number: int) -> None:
         """Say what was right."""
-        way = ("http", "grpc")[turn % 2]
+        protocol = ("http", "grpc")[call_number % 2]
         try:
-            if way == "http":
-                told = [{"id": one, "label": label} for one, label in zip(rows.ids, rows.labels, strict=True)]
-                self._posted("labels", {"labels": told}, 202)
+            if protocol == "http":
+                labels_sent = [{"id": row_id, "label": label} for row_id, label in zip(rows.ids, rows.labels, strict=True)]
+                self._posted("labels", {"labels": labels_sent}, 202)
             else:
-                labels = [_one_label(one, label) for one, label in zip(rows.ids, rows.labels, strict=True)]
-                self.client.label(labels_pb2.LabelRequest(labels=labels), PATIENCE_S)
+                labels = [_one_label(row_id, label) for row_id, label in zip(rows.ids, rows.labels, strict=True)]
+                self.client.label(labels_pb2.LabelRequest(labels=labels), TIMEOUT_S)
             self.asked.labelled += len(rows.labels)
         except (OSError, http.client.HTTPException, NotReadyError) as error:
-            self.asked.failed.append(f"labels over {way}: {error!r}")
+            self.asked.failed.append(f"labels over {protocol}: {error!r}")
 
-    def _posted(self, verb: str, what: dict[str, Any], wanted: int) -> bytes:
+    def _posted(self, verb: str, content: dict[str, Any], expected_status: int) -> bytes:
         """The body of the answer. Raises: NotReadyError, OSError, HTTPException."""
-        connection = http.client.HTTPConnection(self.where.http, timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection(self.where.http, timeout=TIMEOUT_S)
         headers = {"Millrace-Producer": self.producer} if self.producer else {}
         try:
-            connection.request("POST", f"/v2/models/{self.where.model}/{verb}", msgspec.json.encode(what), headers)
-            answer = connection.getresponse()
-            body = answer.read()
+            connection.request("POST", f"/v2/models/{self.where.model}/{verb}", msgspec.json.encode(content), headers)
+            response = connection.getresponse()
+            body = response.read()
         finally:
             connection.close()
-        if answer.status == 503:
+        if response.status == 503:
             raise NotReadyError(body.decode(errors="replace"))
-        if answer.status != wanted:
-            raise OSError(f"{answer.status} {body[:200]!r}")
+        if response.status != expected_status:
+            raise OSError(f"{response.status} {body[:200]!r}")
         return body
 
-    def _by_http(self, some: _Rows) -> Response:
+    def _by_http(self, rows: _Rows) -> Response:
         schema = self.schema
         inputs: list[dict[str, Any]] = [
-            {"name": one.name, "datatype": _datatype(one), "shape": _shape(one, some), "data": some.columns[one.name]}
-            for one in schema.fields
+            {"name": field.name, "datatype": _datatype(field), "shape": _shape(field, rows), "data": rows.columns[field.name]}
+            for field in schema.fields
         ]
-        if some.ids:
-            inputs.append({"name": IDS, "datatype": "BYTES", "shape": [len(some.ids)], "data": some.ids})
-        said = msgspec.json.decode(self._posted("infer", {"inputs": inputs}, 200))
-        outputs = {one["name"]: one["data"] for one in said["outputs"]}
-        found = outputs["scores"] if schema.label.task == "regress" else outputs["label"]
-        stale_ms = said["parameters"]["staleness_ms"]
-        return Response(time.monotonic(), "http", said["model_version"], stale_ms, _score(found, some.labels, schema.label))
+        if rows.ids:
+            inputs.append({"name": IDS, "datatype": "BYTES", "shape": [len(rows.ids)], "data": rows.ids})
+        decoded = msgspec.json.decode(self._posted("infer", {"inputs": inputs}, 200))
+        outputs = {output["name"]: output["data"] for output in decoded["outputs"]}
+        answers = outputs["scores"] if schema.label.task == "regress" else outputs["label"]
+        stale_ms = decoded["parameters"]["staleness_ms"]
+        return Response(
+            time.monotonic(), "http", decoded["model_version"], stale_ms, _score(answers, rows.labels, schema.label)
+        )
 
-    def _by_grpc(self, some: _Rows) -> Response:
+    def _by_grpc(self, rows: _Rows) -> Response:
         request = pb.ModelInferRequest(model_name=self.where.model)
-        for one in self.schema.fields:
-            tensor = request.inputs.add(name=one.name, datatype=_datatype(one), shape=_shape(one, some))
-            if one.type == "numeric":
-                tensor.contents.fp64_contents.extend(np.ravel(some.columns[one.name]))
+        for input_field in self.schema.fields:
+            tensor = request.inputs.add(name=input_field.name, datatype=_datatype(input_field), shape=_shape(input_field, rows))
+            if input_field.type == "numeric":
+                tensor.contents.fp64_contents.extend(np.ravel(rows.columns[input_field.name]))
             else:
-                tensor.contents.bytes_contents.extend(text.encode() for text in some.columns[one.name])
-        if some.ids:
-            tensor = request.inputs.add(name=IDS, datatype="BYTES", shape=[len(some.ids)])
-            tensor.contents.bytes_contents.extend(one.encode() for one in some.ids)
-        said = self.client.infer(request, PATIENCE_S)
-        raw = {one.name: content for one, content in zip(said.outputs, said.raw_output_contents, strict=True)}
+                tensor.contents.bytes_contents.extend(text.encode() for text in rows.columns[input_field.name])
+        if rows.ids:
+            tensor = request.inputs.add(name=IDS, datatype="BYTES", shape=[len(rows.ids)])
+            tensor.contents.bytes_contents.extend(row_id.encode() for row_id in rows.ids)
+        response = self.client.infer(request, TIMEOUT_S)
+        raw = {output.name: content for output, content in zip(response.outputs, response.raw_output_contents, strict=True)}
         regress = self.schema.label.task == "regress"
-        label = Tensor("label", [len(some.labels)], "BYTES")
-        found = np.frombuffer(raw["scores"], "<f8").tolist() if regress else binary_texts_of(label, raw["label"])
-        stale_ms = said.parameters["staleness_ms"].int64_param
-        score = _score(found, some.labels, self.schema.label)
-        return Response(time.monotonic(), "grpc", said.model_version, stale_ms, score)
+        label = Tensor("label", [len(rows.labels)], "BYTES")
+        answers = np.frombuffer(raw["scores"], "<f8").tolist() if regress else binary_texts_of(label, raw["label"])
+        stale_ms = response.parameters["staleness_ms"].int64_param
+        score = _score(answers, rows.labels, self.schema.label)
+        return Response(time.monotonic(), "grpc", response.model_version, stale_ms, score)
 
 
-def _one_label(one: str, label: str | float | bool) -> labels_pb2.OneLabel:
+def _one_label(row_id: str, label: str | float | bool) -> labels_pb2.OneLabel:
     if isinstance(label, bool):
-        return labels_pb2.OneLabel(id=one, flag=label)
-    return labels_pb2.OneLabel(id=one, text=label) if isinstance(label, str) else labels_pb2.OneLabel(id=one, number=label)
+        return labels_pb2.OneLabel(id=row_id, flag=label)
+    return (
+        labels_pb2.OneLabel(id=row_id, text=label) if isinstance(label, str) else labels_pb2.OneLabel(id=row_id, number=label)
+    )
 
 
-def _datatype(one: Field) -> str:
-    return "FP64" if one.type == "numeric" else "BYTES"
+def _datatype(field: Field) -> str:
+    return "FP64" if field.type == "numeric" else "BYTES"
 
 
-def _shape(one: Field, some: _Rows) -> list[int]:
-    rows = len(some.labels)
-    return [rows, one.size] if one.type == "numeric" else [rows]
+def _shape(field: Field, rows: _Rows) -> list[int]:
+    count = len(rows.labels)
+    return [count, field.size] if field.type == "numeric" else [count]
 
 
-def _score(found: list[Any], right: list[Any], label: Label) -> float:
+def _score(answers: list[Any], labels: list[Any], label: Label) -> float:
     if label.task == "regress":
-        return float(np.abs(np.array(found, dtype=float) - np.array(right, dtype=float)).mean())
-    named = [str(one).lower() if isinstance(one, bool) else str(one) for one in right]
-    return float(np.mean([mine == theirs for mine, theirs in zip(found, named, strict=True)]))
+        return float(np.abs(np.array(answers, dtype=float) - np.array(labels, dtype=float)).mean())
+    named = [str(label_value).lower() if isinstance(label_value, bool) else str(label_value) for label_value in labels]
+    return float(np.mean([answer == expected for answer, expected in zip(answers, named, strict=True)]))

@@ -114,18 +114,18 @@ def gather(instance: Instance, held_out: Sequence[bytes]) -> Evidence:
     outputs, repeats = outputs_of(instance, BRANCH)
     backends = instance.backends(BRANCH)
     entries = list(counted(backends.journal, BRANCH, Cursor()))
-    told = labels_told(instance, backends.source)
+    labelled = labels_in_log(instance, backends.source)
     ends = {tp: high for tp, (_, high) in backends.source.bounds().items()}
     marks = [entry for entry in entries if isinstance(entry, Mark) and entry.version is not None]
     return Evidence(
         task=instance.loaded.pipeline.label.task,
         sent=sum(ends.values()),
-        rows=len(told),
+        rows=len(labelled),
         ends=ends,
-        started_ms=told[0].at_ms if told else 0,
+        started_ms=labelled[0].at_ms if labelled else 0,
         outputs=outputs,
         repeats=repeats,
-        joined=_joined(told) if instance.loaded.pipeline.label.task == "classify" else [],
+        joined=_joined(labelled) if instance.loaded.pipeline.label.task == "classify" else [],
         resumed=_resumed(entries, outputs),
         raised=_raised(entries, outputs),
         versions=_versions(instance, marks, held_out),
@@ -145,9 +145,9 @@ def windows(totals: Array, rows: int) -> Array:
            [30.  , 20.  ,  0.75]])
     """
     grown = totals[np.diff(totals[:, 0], prepend=0.0) > 0]
-    whole = np.vstack([np.zeros((1, totals.shape[1])), grown])
-    before = np.searchsorted(whole[:, 0], grown[:, 0] - rows, side="right") - 1
-    gained = grown - whole[np.maximum(before, 0)]
+    from_zero = np.vstack([np.zeros((1, totals.shape[1])), grown])
+    before = np.searchsorted(from_zero[:, 0], grown[:, 0] - rows, side="right") - 1
+    gained = grown - from_zero[np.maximum(before, 0)]
     return np.column_stack([grown[:, 0], gained[:, 0], gained[:, 1:] / gained[:, :1]])
 
 
@@ -192,63 +192,65 @@ class Labelled:
     event: Event
 
 
-def labels_told(instance: Instance, source: Source) -> list[Labelled]:
+def labels_in_log(instance: Instance, source: Source) -> list[Labelled]:
     """Every label in the log, in order of time."""
-    found: list[Labelled] = []
+    labelled: list[Labelled] = []
     for tp, (start, end) in source.bounds().items():
         for begin in range(start, end, READ_ROWS):
             events = source.read(tp, begin, min(begin + READ_ROWS, end)).events
             piece, refused = instance.fold_spec.reader.decode(events, tp)
-            bad = {one.event.offset for one in refused}
-            found += _labelled(piece, [event for event in events if event.offset not in bad], tp)
-    return sorted(found, key=lambda one: one.at_ms)  # stable: of one partition in the order of the log
+            refused_offsets = {refusal.event.offset for refusal in refused}
+            labelled += _labelled(piece, [event for event in events if event.offset not in refused_offsets], tp)
+    return sorted(labelled, key=lambda label: label.at_ms)  # stable: of one partition in the order of the log
 
 
 def _labelled(piece: Rows | Served, events: Sequence[Event], tp: str) -> Iterator[Labelled]:
     if isinstance(piece, Served):
         pairs = zip(piece.records, piece.events, strict=True)
-        told = [(record.label, event) for record, event in pairs if isinstance(record, LateLabel)]
+        pairs_labelled = [(record.label, event) for record, event in pairs if isinstance(record, LateLabel)]
     else:
-        has = has_label(piece).tolist()
-        told = [(label, event) for label, event, one in zip(piece.y.tolist(), events, has, strict=True) if one]
-    for label, event in told:
+        labelled = has_label(piece).tolist()
+        pairs_labelled = [
+            (label, event) for label, event, is_labelled in zip(piece.y.tolist(), events, labelled, strict=True) if is_labelled
+        ]
+    for label, event in pairs_labelled:
         yield Labelled(event.timestamp_ms, label, tp, event.offset, event)
 
 
-def _joined(told: Sequence[Labelled]) -> list[Joined]:
+def _joined(labelled: Sequence[Labelled]) -> list[Joined]:
     """When each label came first, those of one append together."""
     first: dict[str, int] = {}
-    for row, one in enumerate(told):
-        first.setdefault(one.label, row)
+    for row, labelled_row in enumerate(labelled):
+        first.setdefault(labelled_row.label, row)
     appends: dict[int, list[str]] = {}
     for label, row in first.items():
-        appends.setdefault(told[row].at_ms, []).append(label)
+        appends.setdefault(labelled[row].at_ms, []).append(label)
     return [Joined(first[labels[0]], at_ms, tuple(labels)) for at_ms, labels in appends.items()]
 
 
 def _resumed(entries: Sequence[Entry], outputs: Sequence[Output]) -> list[Resumed]:
     """Every ``open`` after the first, and what it had to fold again."""
-    found = []
+    resumed = []
     for at, entry in enumerate(entries):
         if isinstance(entry, Open) and entry.after_seq > 1:
             start = entry.restored.seq if entry.restored else 1
             refolded = [e for e in entries[:at] if isinstance(e, Step) and e.seq > start]
             checkpoint = entry.restored.seq if entry.restored else None
             learned = [output.counts["learned"] for output in outputs if output.seq <= entry.after_seq]
-            found.append(Resumed(learned[-1] if learned else 0, checkpoint, entry.after_seq, len(refolded)))
-    return found
+            resumed.append(Resumed(learned[-1] if learned else 0, checkpoint, entry.after_seq, len(refolded)))
+    return resumed
 
 
 def _raised(entries: Sequence[Entry], outputs: Sequence[Output]) -> list[Raised]:
     """Every alarm, with the version that the act it became was marked as."""
     acts = {entry.evidence: entry.seq for entry in entries if isinstance(entry, Act) and entry.cause == "detector"}
     marks = [entry for entry in entries if isinstance(entry, Mark) and entry.version is not None]
-    found = []
+    raised = []
     for output in outputs:
         act_seq = acts.get(f"{output.branch}.{output.seq}")
         version = None if act_seq is None else next((mark.version for mark in marks if mark.state_seq >= act_seq), None)
-        found += [Raised(output.clock_ms, one, version if one.direction == "worse" else None) for one in output.alarms]
-    return found
+        raised += [Raised(output.clock_ms, alarm, version if alarm.direction == "worse" else None) for alarm in output.alarms]
+    return raised
 
 
 def _versions(instance: Instance, marks: Sequence[Mark], held_out: Sequence[bytes]) -> list[Version]:
@@ -295,16 +297,18 @@ def account(evidence: Evidence, sent: int) -> list[str]:
     if not evidence.outputs:
         return ["No step let anything out."]
     last = evidence.outputs[-1]
-    wrong = []
+    problems = []
     if evidence.sent != sent:
-        wrong.append(f"{sent} records were sent and the log has {evidence.sent}.")
+        problems.append(f"{sent} records were sent and the log has {evidence.sent}.")
     if last.records != evidence.sent or sum(last.counts.values()) + last.waiting != last.records:
-        wrong.append(f"The log has {evidence.sent} records, {last.records} were read: {last.counts}, {last.waiting} waiting.")
+        problems.append(
+            f"The log has {evidence.sent} records, {last.records} were read: {last.counts}, {last.waiting} waiting."
+        )
     if last.counts["rejected"] or last.waiting:
-        wrong.append(f"{last.counts['rejected']} records were rejected and {last.waiting} still wait.")
+        problems.append(f"{last.counts['rejected']} records were rejected and {last.waiting} still wait.")
     for tp, end in evidence.ends.items():
-        ranges = [one for output in evidence.outputs for one in output.reads if one[0] == tp]
+        ranges = [read for output in evidence.outputs for read in output.reads if read[0] == tp]
         gaps = [(before, after) for before, after in pairwise(ranges) if before[2] != after[1]]
         if gaps or (end and not ranges) or (ranges and (ranges[0][1], ranges[-1][2]) != (0, end)):
-            wrong.append(f"The steps did not read every offset of {tp} exactly once: {gaps or ranges[:1] + ranges[-1:]}.")
-    return wrong
+            problems.append(f"The steps did not read every offset of {tp} exactly once: {gaps or ranges[:1] + ranges[-1:]}.")
+    return problems

@@ -29,14 +29,14 @@ from millrace.services.demo.repaired import (
     labelled_rows,
     learned_by,
     learned_without,
-    producers_told,
+    producers_of_labels,
     replayed_curve,
     served_curve,
 )
 from millrace.services.demo.stage import HONEST, DemoStage, learned, named, newest_output, say, start_server, where
 from millrace.services.errors import NotProvedError
-from millrace.services.processes import COMMAND, PATIENCE_S, Processes, finish
-from millrace.streams.branch.verify import difference
+from millrace.services.processes import COMMAND, TIMEOUT_S, Processes, finish
+from millrace.streams.branch.difference import difference
 
 POISON_ROWS = 300
 PER_SECOND = 100.0  # of those
@@ -92,18 +92,18 @@ def play(stage: DemoStage) -> Night:
 
     Raises: MillraceError where something fails or nothing moves on, NotProvedError where the repaired model is another.
     """
-    schema, fresh = stage.instance.loaded.pipeline.schema, cycle(datasets.held_out(stage.plan.data, stage.plan.seed))
-    with Processes(stage.instance.folder, PATIENCE_S) as processes:
+    schema, unseen = stage.instance.loaded.pipeline.schema, cycle(datasets.held_out(stage.plan.data, stage.plan.seed))
+    with Processes(stage.instance.folder, TIMEOUT_S) as processes:
         server = start_server(stage, processes)
         say(f"{HONEST} asks about digits never seen, {HONEST_PER_SECOND:g} a second, and labels them later")
-        with labelling(where(stage), fresh, schema, Late(HONEST, "night", HONEST_PER_SECOND, LABEL_AFTER_S)) as asked:
-            call = _Call(stage, processes, asked)
+        with labelling(where(stage), unseen, schema, Late(HONEST, "night", HONEST_PER_SECOND, LABEL_AFTER_S)) as calls:
+            call = _Call(stage, processes, calls)
             called = call.answer()
         processes.wait_until(lambda: learned(stage, called.replayed["branch"], POISON_ROWS))
         finish(server)
-    if asked.failed:
-        raise NotProvedError(f"{len(asked.failed)} requests failed in the night, the first with {asked.failed[0]}.")
-    return _concluded(stage, called, asked)
+    if calls.failed:
+        raise NotProvedError(f"{len(calls.failed)} requests failed in the night, the first with {calls.failed[0]}.")
+    return _concluded(stage, called, calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,56 +138,60 @@ class _Call:
         alarm, alarm_s = self._poisoned()
         self._settled(f"{BRANCH}.")
         begun_s = time.monotonic()
-        (change,) = said(stage, "rollback", ["--reason", f"wrong labels of {PRODUCER}", "--yes"])
+        (change,) = lines_of(stage, "rollback", ["--reason", f"wrong labels of {PRODUCER}", "--yes"])
         version = change["to"].removeprefix("version ")
         rollback = begun_s, self._settled(version)
         rows = [labelled_rows(stage.instance)]
         say(f"every answer is {version}'s {rollback[1] - rollback[0]:.1f} s after the command began")
         begun_s = time.monotonic()
-        plan = {line["what"]: line["value"] for line in said(stage, "replay plan", _plan_words(version))}
-        (replayed,) = said(stage, "replay run", [plan["plan"]])
+        plan = {line["what"]: line["value"] for line in lines_of(stage, "replay plan", _plan_words(version))}
+        (replayed,) = lines_of(stage, "replay run", [plan["plan"]])
         replay = begun_s, time.monotonic()
         rows.append(labelled_rows(stage.instance))
         say(f"branch {replayed['branch']}: {replayed['records']:,} records again without {plan['excluded']} of them; proved")
         begun_s = time.monotonic()
-        said(stage, "replay take-over", ["--reason", "mended", "--yes"])
-        taken = begun_s, self._settled(f"{replayed['branch']}.")
+        lines_of(stage, "replay take-over", ["--reason", "mended", "--yes"])
+        take_over = begun_s, self._settled(f"{replayed['branch']}.")
         rows.append(labelled_rows(stage.instance))
-        say(f"every answer is {replayed['branch']}'s {taken[1] - taken[0]:.1f} s after the command began")
+        say(f"every answer is {replayed['branch']}'s {take_over[1] - take_over[0]:.1f} s after the command began")
         labelled = self.asked.labelled
         self.processes.wait_until(lambda: self.asked.labelled >= labelled + AFTERWARDS_ROWS)
-        return _Called(start_s, alarm, alarm_s, version, rollback, plan, replayed, replay, taken, (rows[0], rows[1], rows[2]))
+        return _Called(
+            start_s, alarm, alarm_s, version, rollback, plan, replayed, replay, take_over, (rows[0], rows[1], rows[2])
+        )
 
     def _poisoned(self) -> tuple[Alarm, float]:
         """Let the other producer label, until the model has learned all of it; the alarm, and when it was raised."""
         stage, processes = self.stage, self.processes
         schema, output = stage.instance.loaded.pipeline.schema, newest_output(stage)
-        since = 0 if output is None else output.counts["learned"]
+        learned_before = 0 if output is None else output.counts["learned"]
         say(f"{PRODUCER} asks about {POISON_ROWS} digits, and labels every {CALLED[0]} as an {CALLED[1]}")
-        with labelling(where(stage), _poison(stage), schema, Late(PRODUCER, PRODUCER, PER_SECOND, LABEL_AFTER_S)) as bad:
-            processes.wait_until(lambda: _alarm(stage, since) is not None)
-            alarm, alarm_s = _alarm(stage, since), time.monotonic()
+        with labelling(
+            where(stage), _poison(stage), schema, Late(PRODUCER, PRODUCER, PER_SECOND, LABEL_AFTER_S)
+        ) as poison_calls:
+            processes.wait_until(lambda: _alarm(stage, learned_before) is not None)
+            alarm, alarm_s = _alarm(stage, learned_before), time.monotonic()
             assert alarm is not None
             say(f"alarm: worse since about row {alarm.onset_rows:,}")
-            processes.wait_until(lambda: bad.over)
+            processes.wait_until(lambda: poison_calls.over)
             ends = sum(stage.ends().values())
-            processes.wait_until(lambda: (now := newest_output(stage)) is not None and now.records >= ends)
-        self.asked.failed.extend(bad.failed)
+            processes.wait_until(lambda: (output := newest_output(stage)) is not None and output.records >= ends)
+        self.asked.failed.extend(poison_calls.failed)
         return alarm, alarm_s
 
     def _settled(self, name: str) -> float:
         """Wait until every answer names a state that begins so; when the last other one came, on the monotonic clock."""
         replies = self.asked.replies
         self.processes.wait_until(
-            lambda: len(newest := replies[-SETTLED:]) == SETTLED and all(one.state.startswith(name) for one in newest)
+            lambda: len(newest := replies[-SETTLED:]) == SETTLED and all(reply.state.startswith(name) for reply in newest)
         )
-        others = [one.at_s for one in replies if not one.state.startswith(name)]
-        return max(others, default=replies[0].at_s)
+        other_moments = [reply.at_s for reply in replies if not reply.state.startswith(name)]
+        return max(other_moments, default=replies[0].at_s)
 
 
-def said(stage: DemoStage, command: str, words: Sequence[str]) -> list[dict[str, Any]]:
+def lines_of(stage: DemoStage, command: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """What a command prints as JSON lines. Raises: MillraceError with its own words."""
-    call = [*COMMAND, *command.split(), *named(stage), *words, "--output", "json"]
+    call = [*COMMAND, *command.split(), *named(stage), *arguments, "--output", "json"]
     ran = subprocess.run(call, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise MillraceError(f"millrace {command} failed with exit code {ran.returncode}. {ran.stderr.strip()}")
@@ -205,11 +209,11 @@ def _poison(stage: DemoStage) -> list[bytes]:
     return [msgspec.json.encode(row | {label: CALLED[1]}) for row in islice(cycle(rows), POISON_ROWS)]
 
 
-def _alarm(stage: DemoStage, since: int) -> Alarm | None:
-    """The newest alarm, if a row after ``since`` raised it."""
+def _alarm(stage: DemoStage, learned_before: int) -> Alarm | None:
+    """The newest alarm, if a row after ``learned_before`` raised it."""
     output = newest_output(stage)
     alarm = None if output is None else output.newest_alarm
-    return alarm if alarm is not None and alarm.rows >= since else None
+    return alarm if alarm is not None and alarm.rows >= learned_before else None
 
 
 def _sums(*states: dict[str, Value]) -> list[dict[str, Value]]:
@@ -217,19 +221,22 @@ def _sums(*states: dict[str, Value]) -> list[dict[str, Value]]:
     return [{name: state[name] for name in ("gram", "cross")} for state in states]
 
 
-def _concluded(stage: DemoStage, called: _Called, asked: CallLog) -> Night:
+def _concluded(stage: DemoStage, called: _Called, calls: CallLog) -> Night:
     """What came out, compared and proved. Raises: NotProvedError."""
     instance, repaired = stage.instance, str(called.replayed["branch"])
-    never = learned_without(instance, PRODUCER)
-    differences = difference(learned_by(instance, repaired), never), difference(*_sums(learned_by(instance, BRANCH), never))
+    never_poisoned = learned_without(instance, PRODUCER)
+    differences = (
+        difference(learned_by(instance, repaired), never_poisoned),
+        difference(*_sums(learned_by(instance, BRANCH), never_poisoned)),
+    )
     if differences[0] > EQUAL:
         raise NotProvedError(f"The repaired model differs by {differences[0]:.1e} from one that never saw the poison.")
     label, held_out = instance.loaded.pipeline.label.name, datasets.held_out(stage.plan.data, stage.plan.seed)
-    again = [value for value in held_out if msgspec.json.decode(value)[label] == CALLED[0]]
-    poisoned, mended = (answers(instance, branch, again).count(str(CALLED[1])) for branch in (BRANCH, repaired))
-    proved = {branch: int(said(stage, "verify", ["--branch", branch])[0]["entries"]) for branch in (BRANCH, repaired)}
-    told = producers_told(instance)
-    wrong = [row for row, producer in enumerate(told) if producer == PRODUCER]
+    called_digits = [value for value in held_out if msgspec.json.decode(value)[label] == CALLED[0]]
+    poisoned, mended = (answers(instance, branch, called_digits).count(str(CALLED[1])) for branch in (BRANCH, repaired))
+    proved = {branch: int(lines_of(stage, "verify", ["--branch", branch])[0]["entries"]) for branch in (BRANCH, repaired)}
+    producers = producers_of_labels(instance)
+    poisoned_rows = [row for row, producer in enumerate(producers) if producer == PRODUCER]
     spans = [
         Span(begun_s - called.start_s, done_s - called.start_s, row)
         for (begun_s, done_s), row in zip((called.rollback, called.replay, called.take_over), called.rows, strict=True)
@@ -237,8 +244,8 @@ def _concluded(stage: DemoStage, called: _Called, asked: CallLog) -> Night:
     return Night(
         alarm=called.alarm,
         alarm_s=called.alarm_s - called.start_s,
-        poison=(wrong[0], wrong[-1] + 1),
-        bad_rows=sum(row <= called.alarm.rows for row in wrong),
+        poison=(poisoned_rows[0], poisoned_rows[-1] + 1),
+        bad_rows=sum(row <= called.alarm.rows for row in poisoned_rows),
         version=called.version,
         rollback=spans[0],
         plan=called.plan,
@@ -246,13 +253,13 @@ def _concluded(stage: DemoStage, called: _Called, asked: CallLog) -> Night:
         replay=spans[1],
         take_over=spans[2],
         scores={
-            "before": asked.mean(0.0, called.start_s),
-            "poisoned": asked.mean(called.alarm_s, called.rollback[0]),
-            "rolled back": asked.mean(called.rollback[1], called.take_over[0]),
-            "repaired": asked.mean(called.take_over[1], float("inf")),
+            "before": calls.mean(0.0, called.start_s),
+            "poisoned": calls.mean(called.alarm_s, called.rollback[0]),
+            "rolled back": calls.mean(called.rollback[1], called.take_over[0]),
+            "repaired": calls.mean(called.take_over[1], float("inf")),
         },
-        answers=len(asked.replies),
-        asked_again=len(again),
+        answers=len(calls.replies),
+        asked_again=len(called_digits),
         miscalled=(poisoned, mended),
         differences=differences,
         proved=proved,

@@ -40,8 +40,8 @@ def terminal(night: Night, width: int) -> str:
         figure.line(row, "vertical", style="double")
     low, high = _range(night)
     for curve, marker in ((night.repaired, "+"), (night.served, "*")):
-        seen = curve.rows >= low
-        figure.draw(figure.signal(curve.rows[seen].tolist(), curve.accuracy[seen].tolist(), marker=marker).lines())
+        in_range = curve.rows >= low
+        figure.draw(figure.signal(curve.rows[in_range].tolist(), curve.accuracy[in_range].tolist(), marker=marker).lines())
     ruled(figure, (low, high), (0.0, 1.0))
     figure.label("rows with a label", "x")
     figure.title(TITLE)
@@ -63,8 +63,8 @@ def png(night: Night, path: Path) -> None:
         (night.served, "main, as served", COLOURS[0]),
         (night.repaired, f"{night.replayed['branch']}, repaired", REPAIRED),
     ):
-        seen = curve.rows >= low
-        axes.plot(curve.rows[seen], curve.accuracy[seen], label=name, color=colour, linewidth=2.0)
+        in_range = curve.rows >= low
+        axes.plot(curve.rows[in_range], curve.accuracy[in_range], label=name, color=colour, linewidth=2.0)
     for at, (name, row) in enumerate(_marks(night)):
         _mark(axes, name, row, 4 + at % 2 * 10)
     axes.set(xlim=(low, high), ylim=(0, 1.02), xlabel="rows with a label", ylabel="accuracy")

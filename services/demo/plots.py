@@ -8,7 +8,7 @@ from typing import Any
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
 from millrace.services.demo.evidence import MEASURES, Evidence, windows
-from millrace.services.demo.report import Told
+from millrace.services.demo.report import StoryResults
 
 HEIGHT = 20  # terminal lines
 MARKERS = ("*", ".", "-")  # ours, and the two baselines
@@ -18,13 +18,13 @@ KILL = "#c01c28"
 ALARM = "#c77d00"
 
 
-def terminal(told: Told, width: int) -> str:
+def terminal(results: StoryResults, width: int) -> str:
     """A plot without colours, ``width`` characters wide.
 
     Raises: BadInputError where plotext is missing.
     """
-    figure, evidence = colourless(width), told.evidence
-    curves = windows(evidence.totals, told.window)
+    figure, evidence = colourless(width), results.evidence
+    curves = windows(evidence.totals, results.window)
     for joined in evidence.joined[1:]:
         figure.line(joined.row, "vertical", style="dotted")
     for resumed in evidence.resumed:
@@ -36,7 +36,7 @@ def terminal(told: Told, width: int) -> str:
         figure.draw(figure.signal([row for row, _ in tested], [score for _, score in tested], marker="o"))
     ruled(figure, (0.0, float(evidence.rows)), (0.0, _top(evidence, curves)))
     figure.label("rows", "x")
-    figure.title(_title(told))
+    figure.title(_title(results))
     return str(figure.build().string(colorless=True)) + "\n" + _legend(evidence, bool(tested))
 
 
@@ -64,9 +64,9 @@ def ruled(figure: Any, x: tuple[float, float], y: tuple[float, float]) -> None:
 
 def _legend(evidence: Evidence, tested: bool) -> str:
     named = [f"{mark} {name}" for mark, (_, name) in zip(MARKERS, MEASURES[evidence.task], strict=True)]
-    held = ["o held out, by version"] if tested else []
+    held_out_legend = ["o held out, by version"] if tested else []
     joins = ["┊ a class joins"] if len(evidence.joined) > 1 else []
-    return "    " + "   ".join([*named, *held, "║ kill -9", *joins])
+    return "    " + "   ".join([*named, *held_out_legend, "║ kill -9", *joins])
 
 
 def _tested(evidence: Evidence) -> list[tuple[int, float]]:
@@ -74,9 +74,9 @@ def _tested(evidence: Evidence) -> list[tuple[int, float]]:
     return [(version.row, version.score) for version in evidence.versions if version.score is not None]
 
 
-def _title(told: Told) -> str:
-    what = "accuracy" if told.evidence.task == "classify" else "mean absolute error"
-    return f"{what} over the last {told.window:,} rows or so, each answered before it was learned"
+def _title(results: StoryResults) -> str:
+    measure = "accuracy" if results.evidence.task == "classify" else "mean absolute error"
+    return f"{measure} over the last {results.window:,} rows or so, each answered before it was learned"
 
 
 def _top(evidence: Evidence, curves: Array) -> float:
@@ -87,19 +87,19 @@ def _top(evidence: Evidence, curves: Array) -> float:
     return float(later.max()) * 1.05 or 1.0
 
 
-def png(told: Told, path: Path) -> None:
+def png(results: StoryResults, path: Path) -> None:
     """The same as a picture at ``path``.
 
     Raises: BadInputError where matplotlib is missing.
     """
     figure, axes = figure_of()
-    evidence = told.evidence
-    _draw(axes, evidence, windows(evidence.totals, told.window))
+    evidence = results.evidence
+    _draw(axes, evidence, windows(evidence.totals, results.window))
     _mark(axes, evidence)
     axes.set_xlabel("rows of the stream")
     axes.set_ylabel("accuracy" if evidence.task == "classify" else "mean absolute error")
-    axes.text(0.0, 1.13, told.title, transform=axes.transAxes, fontsize=14, fontweight="bold")
-    axes.text(0.0, 1.08, _title(told), transform=axes.transAxes, fontsize=10, color="#444444")
+    axes.text(0.0, 1.13, results.title, transform=axes.transAxes, fontsize=14, fontweight="bold")
+    axes.text(0.0, 1.08, _title(results), transform=axes.transAxes, fontsize=10, color="#444444")
     axes.grid(axis="y", color="#e6e6e6")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=7, frameon=False)
@@ -136,7 +136,7 @@ def _draw(axes: Any, evidence: Evidence, curves: Array) -> None:
 
 def _mark(axes: Any, evidence: Evidence) -> None:
     """Upright lines where workers were killed, alarms raised and where classes joined, the classes named above the frame."""
-    for at, raised in enumerate(one for one in evidence.raised if one.alarm.direction == "worse"):
+    for at, raised in enumerate(alarm_raised for alarm_raised in evidence.raised if alarm_raised.alarm.direction == "worse"):
         axes.axvline(raised.alarm.rows, color=ALARM, linestyle="--", label=None if at else "alarm: worse", zorder=2)
     for at, resumed in enumerate(evidence.resumed):
         axes.axvline(resumed.row, color=KILL, linewidth=1.8, label=None if at else "kill -9, resumed", zorder=2)

@@ -10,7 +10,7 @@ import numpy as np
 
 from millrace.learners.protocol import Array, Batch, Floats, Value, join
 from millrace.services.config.names import BRANCH
-from millrace.services.demo.evidence import READ_ROWS, Labelled, labels_told, outputs_of, totals_of, windows
+from millrace.services.demo.evidence import READ_ROWS, Labelled, labels_in_log, outputs_of, totals_of, windows
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.labels import PRODUCER_HEADER
@@ -35,18 +35,18 @@ class Curve:
     accuracy: Floats  # (n,) against the labels as they came
 
 
-def _told(instance: Instance) -> list[Labelled]:
-    return labels_told(instance, instance.backends(BRANCH).source)
+def _labels_in_log(instance: Instance) -> list[Labelled]:
+    return labels_in_log(instance, instance.backends(BRANCH).source)
 
 
 def labelled_rows(instance: Instance) -> int:
     """How many labels the log has."""
-    return len(_told(instance))
+    return len(_labels_in_log(instance))
 
 
-def producers_told(instance: Instance) -> list[str]:
+def producers_of_labels(instance: Instance) -> list[str]:
     """Who sent each label, in the order in which the log has them; nothing for who did not say."""
-    return [_producer(one.event) for one in _told(instance)]
+    return [_producer(label.event) for label in _labels_in_log(instance)]
 
 
 def _producer(event: Event) -> str:
@@ -60,7 +60,9 @@ def served_curve(instance: Instance, branch: str) -> Curve:
     for output in outputs:
         at.update({tp: stop for tp, _, stop in output.reads})
         positions.append(dict(at))
-    return _curve(instance, positions, totals_of(_task(instance), [(one.scores, one.served_scores) for one in outputs]))
+    return _curve(
+        instance, positions, totals_of(_task(instance), [(output.scores, output.served_scores) for output in outputs])
+    )
 
 
 def replayed_curve(instance: Instance, branch: str) -> Curve:
@@ -92,8 +94,8 @@ def _scored(fold: Fold) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _curve(instance: Instance, positions: list[Position], totals: Array) -> Curve:
     places: dict[str, list[int]] = {}
-    for one in _told(instance):
-        places.setdefault(one.tp, []).append(one.event.offset)
+    for label in _labels_in_log(instance):
+        places.setdefault(label.tp, []).append(label.event.offset)
     rows = [sum(int(np.searchsorted(places.get(tp, []), stop)) for tp, stop in at.items()) for at in positions]
     grown = np.diff(totals[:, 0], prepend=0.0) > 0
     return Curve(np.array(rows, dtype=np.float64)[grown], windows(totals, WINDOW_ROWS)[:, 2])
@@ -129,7 +131,9 @@ def _labelled(instance: Instance, producer: str) -> Iterator[Batch]:
     source, features, asked = instance.backends(BRANCH).source, instance.fold_spec.features(), dict[str, Batch]()
     for tp, (low, high) in source.bounds().items():
         for begin in range(low, high, READ_ROWS):
-            events = [one for one in source.read(tp, begin, min(begin + READ_ROWS, high)).events if _producer(one) != producer]
+            events = [
+                event for event in source.read(tp, begin, min(begin + READ_ROWS, high)).events if _producer(event) != producer
+            ]
             piece, _ = instance.fold_spec.reader.decode(events, tp)
             if not isinstance(piece, Served):
                 yield features.encode(piece.only(np.flatnonzero(has_label(piece))))

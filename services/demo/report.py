@@ -24,7 +24,7 @@ class Killed:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StoryResults:
     """All that a report is made of."""
 
     title: str
@@ -35,59 +35,62 @@ class Told:
     window: int  # rows of the windowed scores
 
 
-def text(told: Told) -> str:
+def text(results: StoryResults) -> str:
     """What happened, what it scored, where every record went, and whether it was proved."""
-    evidence = told.evidence
+    evidence = results.evidence
     parts = [
-        told.title,
-        "\n".join(_columns([("TIME", "ROW", "WHAT HAPPENED"), *_happened(told)], "rrl")),
-        "\n".join(_columns(_scored(told), "lrrr")),
+        results.title,
+        "\n".join(_columns([("TIME", "ROW", "WHAT HAPPENED"), *_happened(results)], "rrl")),
+        "\n".join(_columns(_scored(results), "lrrr")),
         *([_recalls(evidence.recall)] if evidence.recall else []),
-        f"ANSWERED {_answered(told)}\nCOUNTED  {_counted(evidence)}\nVERIFY   {_verified(told.verdict)}",
+        f"ANSWERED {_answered(results)}\nCOUNTED  {_counted(evidence)}\nVERIFY   {_verified(results.verdict)}",
     ]
     return "\n\n".join(parts)
 
 
-def _answered(told: Told) -> str:
+def _answered(results: StoryResults) -> str:
     """What callers heard on the held-out rows while it learned."""
-    asked = told.asked
-    if not asked.replies:
+    calls = results.asked
+    if not calls.replies:
         return "nothing was asked: no rows are held out"
-    first, last = asked.tenth(last=False), asked.tenth(last=True)
-    share = told.evidence.task == "classify"
+    first, last = calls.tenth(last=False), calls.tenth(last=True)
+    share = results.evidence.task == "classify"
     grown = (
         f"{first:.0%} right in the first tenth, {last:.0%} in the last" if share else f"error {first:,.1f}, then {last:,.1f}"
     )
     return (
-        f"{asked.count('http'):,} requests over HTTP and {asked.count('grpc'):,} over gRPC, {len(asked.failed)} failed; "
-        f"{grown}; stale by {asked.staleness_ms:.0f} ms (median)"
+        f"{calls.count('http'):,} requests over HTTP and {calls.count('grpc'):,} over gRPC, {len(calls.failed)} failed; "
+        f"{grown}; stale by {calls.staleness_ms:.0f} ms (median)"
     )
 
 
-def _happened(told: Told) -> list[tuple[str, str, str]]:
+def _happened(results: StoryResults) -> list[tuple[str, str, str]]:
     """Time since the first record, row and event, in order of time."""
-    evidence = told.evidence
-    events = [(one.at_ms, one.row, f"{_listed(one.labels)} {_joins(one.labels)}") for one in evidence.joined]
-    for kill, resumed in zip(told.kills, evidence.resumed, strict=True):
-        what = f"kill -9 of trainer {kill.pid}; {kill.next_pid} goes on from {_from(resumed)}"
-        events.append((kill.at_ms, resumed.row, what))
-    events += [(one.at_ms, one.alarm.rows, _raised(one, evidence.joined)) for one in evidence.raised]
+    evidence = results.evidence
+    events = [
+        (class_joined.at_ms, class_joined.row, f"{_listed(class_joined.labels)} {_joins(class_joined.labels)}")
+        for class_joined in evidence.joined
+    ]
+    for kill, resumed in zip(results.kills, evidence.resumed, strict=True):
+        happened = f"kill -9 of trainer {kill.pid}; {kill.next_pid} goes on from {_from(resumed)}"
+        events.append((kill.at_ms, resumed.row, happened))
+    events += [(raised.at_ms, raised.alarm.rows, _raised(raised, evidence.joined)) for raised in evidence.raised]
     last = evidence.outputs[-1]
     events.append((last.clock_ms, evidence.rows, f"the last row; {len(evidence.versions)} versions were marked on the way"))
-    return [(f"{(at_ms - evidence.started_ms) / 1000:.1f} s", f"{row:,}", what) for at_ms, row, what in sorted(events)]
+    return [(f"{(at_ms - evidence.started_ms) / 1000:.1f} s", f"{row:,}", happened) for at_ms, row, happened in sorted(events)]
 
 
 def _raised(raised: Raised, joined: Sequence[Joined]) -> str:
     """An alarm in words: whose, since when, whether it goes with a class never seen, and what followed."""
     alarm = raised.alarm
-    first = {label: one.row for one in joined for label in one.labels}
-    since = f"since about row {alarm.onset_rows:,}: loss {alarm.before:.2f}, then {alarm.after:.2f}"
-    said = f"{alarm.detector} {alarm.direction} {since}"
+    first = {label: joining.row for joining in joined for label in joining.labels}
+    onset = f"since about row {alarm.onset_rows:,}: loss {alarm.before:.2f}, then {alarm.after:.2f}"
+    finding = f"{alarm.detector} {alarm.direction} {onset}"
     if alarm.direction != "worse":
-        return said
+        return finding
     new = [f"class {name} had never been seen before row {first[name]:,}" for name in alarm.new_classes if name in first]
-    why = f"; {', '.join(new)}, so it is no fault" if new else "; no class is new, so look who sent that"
-    return f"ALARM: {said}{why}" + (f"; version {raised.version} marked" if raised.version else "")
+    explanation = f"; {', '.join(new)}, so it is no fault" if new else "; no class is new, so look who sent that"
+    return f"ALARM: {finding}{explanation}" + (f"; version {raised.version} marked" if raised.version else "")
 
 
 def night_text(night: Night) -> str:
@@ -95,9 +98,9 @@ def night_text(night: Night) -> str:
     alarm, replayed = night.alarm, night.replayed
     new = f"; it goes with {', '.join(alarm.new_classes)}" if alarm.new_classes else "; it goes with no new class"
     onset = f"worse since about row {alarm.onset_rows:,} (in truth {night.poison[0]:,}){new}"
-    wrong = f"{POISON_ROWS} served digits, every {CALLED[0]} as an {CALLED[1]}"
+    mislabelled = f"{POISON_ROWS} served digits, every {CALLED[0]} as an {CALLED[1]}"
     happened = [
-        (0.0, night.poison[0], f"producer {PRODUCER} begins to label {wrong}"),
+        (0.0, night.poison[0], f"producer {PRODUCER} begins to label {mislabelled}"),
         (night.alarm_s, alarm.rows, f"ALARM of the {alarm.detector} after {night.bad_rows} wrong labels: {onset}"),
         (night.rollback.done_s, night.rollback.row, f"rollback: every answer is {night.version}'s"),
         (
@@ -107,7 +110,7 @@ def night_text(night: Night) -> str:
         ),
         (night.take_over.done_s, night.take_over.row, f"take-over: every answer is {replayed['branch']}'s"),
     ]
-    times = [("TIME", "ROW", "THE NIGHT CALL"), *((f"{at_s:.1f} s", f"{row:,}", what) for at_s, row, what in happened)]
+    times = [("TIME", "ROW", "THE NIGHT CALL"), *((f"{at_s:.1f} s", f"{row:,}", event) for at_s, row, event in happened)]
     scores = ", ".join(f"{share:.0%} {when}" for when, share in night.scores.items())
     entries = " and ".join(f"{count} journal entries of {branch}" for branch, count in night.proved.items())
     return "\n".join(_columns(times, "rrl")) + (
@@ -145,35 +148,35 @@ def _from(resumed: Resumed) -> str:
     return f"{start}, folding {resumed.refolded} step{'s' * (resumed.refolded != 1)} again"
 
 
-def _scored(told: Told) -> list[tuple[str, ...]]:
+def _scored(results: StoryResults) -> list[tuple[str, ...]]:
     """The measures as rows: over the whole stream, over its last window, on the held-out rows."""
-    evidence, measures = told.evidence, MEASURES[told.evidence.task]
-    whole, late = evidence.totals[-1], windows(evidence.totals, told.window)[-1]
-    number = "{:.3f}" if whole[1] < 100 * whole[0] else "{:,.1f}"
+    evidence, measures = results.evidence, MEASURES[results.evidence.task]
+    totals, late = evidence.totals[-1], windows(evidence.totals, results.window)[-1]
+    number = "{:.3f}" if totals[1] < 100 * totals[0] else "{:,.1f}"
     tested = evidence.versions[-1].score if evidence.versions else None
     head = "ACCURACY" if evidence.task == "classify" else "MEAN ABSOLUTE ERROR"
     lines: list[tuple[str, ...]] = [
         (head, "WHOLE STREAM", f"LAST {late[1]:,.0f} ROWS", f"HELD OUT ({evidence.held_out:,} ROWS)")
     ]
     for at, (_, name) in enumerate(measures, start=1):
-        held = number.format(tested) if at == 1 and tested is not None else "-"
-        lines.append((name, number.format(whole[at] / whole[0]), number.format(late[at + 1]), held))
+        held_out_score = number.format(tested) if at == 1 and tested is not None else "-"
+        lines.append((name, number.format(totals[at] / totals[0]), number.format(late[at + 1]), held_out_score))
     return lines if evidence.held_out else [line[:3] for line in lines]
 
 
 def _recalls(recall: dict[str, float]) -> str:
-    shown, left = list(recall.items()), ""
-    if len(shown) > SPELLED_OUT:
-        shown = sorted(shown, key=lambda pair: pair[1])[:SPELLED_OUT]
-        left = f" (the lowest {SPELLED_OUT} of {len(recall)})"
-    return f"RECALL{left}  " + "  ".join(f"{label}: {share:.2f}" for label, share in shown)
+    listed, omitted = list(recall.items()), ""
+    if len(listed) > SPELLED_OUT:
+        listed = sorted(listed, key=lambda pair: pair[1])[:SPELLED_OUT]
+        omitted = f" (the lowest {SPELLED_OUT} of {len(recall)})"
+    return f"RECALL{omitted}  " + "  ".join(f"{label}: {share:.2f}" for label, share in listed)
 
 
 def _counted(evidence: Evidence) -> str:
     last = evidence.outputs[-1]
     fates = ", ".join(f"{count:,} {FATES.get(fate, fate)}" for fate, count in last.counts.items())
-    again = f"; {evidence.repeats} outputs came again after a kill and count once" if evidence.repeats else ""
-    return f"{evidence.sent:,} records in the log = {fates}, {last.waiting:,} waiting{again}"
+    repeated = f"; {evidence.repeats} outputs came again after a kill and count once" if evidence.repeats else ""
+    return f"{evidence.sent:,} records in the log = {fates}, {last.waiting:,} waiting{repeated}"
 
 
 def _verified(verdict: dict[str, Any]) -> str:

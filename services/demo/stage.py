@@ -18,7 +18,7 @@ from millrace.services.demo.callers import Late, Where
 from millrace.services.pipeline.instance import Instance
 from millrace.services.processes import Process, Processes
 from millrace.services.serving.ports import free_port
-from millrace.services.serving.status import found, overview
+from millrace.services.serving.status import overview, published_place
 from millrace.streams.branch.branch import Backends
 from millrace.streams.branch.outputs import Output, last_output
 from millrace.streams.source import Position
@@ -98,9 +98,9 @@ def prepare(plan: DemoPlan) -> DemoStage:
     _clear(folder)
     pipeline, stream = folder / "pipeline.toml", folder / "stream.jsonl"
     pipeline.write_text(text, encoding="utf-8")
-    most = plan.rows or MOST_ROWS
+    limit = plan.rows or MOST_ROWS
     with stream.open("wb") as file:
-        rows = sum(bool(file.write(value + b"\n")) for value in islice(values, most))
+        rows = sum(bool(file.write(value + b"\n")) for value in islice(values, limit))
     instance = Instance(load_pipeline(pipeline), folder)
     return DemoStage(plan, pipeline, stream, rows, sum(1 for _ in values), instance, instance.backends(BRANCH))
 
@@ -113,7 +113,9 @@ def held_back(values: list[bytes], label: str) -> list[bytes]:
     """
     labels = [msgspec.json.decode(value)[label] for value in values]
     newest = max(set(labels), key=labels.index)
-    late, rest = ([at for at, one in enumerate(labels) if (one == newest) is held] for held in (True, False))
+    late, rest = (
+        [at for at, class_name in enumerate(labels) if (class_name == newest) is is_newest] for is_newest in (True, False)
+    )
     calm = int(len(rest) * CALM)
     tail = len(rest) - calm
     spread = [(at / tail, row) for at, row in enumerate(rest[calm:])]
@@ -151,14 +153,14 @@ def start_server(stage: DemoStage, processes: Processes) -> Process:
 
 def where(stage: DemoStage) -> Where:
     """The server's addresses."""
-    place = found(stage.instance)
+    place = published_place(stage.instance)
     assert place is not None, "a trainer was there, so somebody said where"
     return Where(place.url.removeprefix("http://"), place.grpc, stage.instance.loaded.pipeline.name)
 
 
 def trainer_pid(stage: DemoStage) -> int | None:
     """The pid of the trainer, or None where it does not answer."""
-    place = found(stage.instance)
+    place = published_place(stage.instance)
     try:
         return None if place is None else overview(stage.instance, place)["trainer"].get("pid")
     except (OSError, msgspec.DecodeError):

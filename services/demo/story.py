@@ -34,7 +34,7 @@ from millrace.services.demo.callers import CallLog, asking, labelling
 from millrace.services.demo.evidence import account, gather
 from millrace.services.demo.night import Night
 from millrace.services.demo.night import play as play_night
-from millrace.services.demo.report import Killed, Told, night_text, text
+from millrace.services.demo.report import Killed, StoryResults, night_text, text
 from millrace.services.demo.stage import (
     FIRST_ROWS,
     HONEST,
@@ -53,7 +53,7 @@ from millrace.services.demo.stage import (
     where,
 )
 from millrace.services.errors import FAILED, NotProvedError, exit_code
-from millrace.services.processes import COMMAND, PATIENCE_S, Processes, finish, kill
+from millrace.services.processes import COMMAND, TIMEOUT_S, Processes, finish, kill
 from millrace.streams.records import tp_name
 
 KILL_AT = ((0.28, 0.45), (0.6, 0.8))  # shares of the stream between which each kill is drawn
@@ -78,22 +78,22 @@ def play(stage: DemoStage) -> Played:
     Raises: MillraceError where a process ends by itself, or where nothing moves on.
     """
     kills = []
-    with Processes(stage.instance.folder, PATIENCE_S + stage.plan.seconds, partial(progress, stage)) as processes:
+    with Processes(stage.instance.folder, TIMEOUT_S + stage.plan.seconds, partial(progress, stage)) as processes:
         server = start_server(stage, processes)
-        with (_labelled_late if stage.is_late else _sent)(stage, processes) as (asked, over):
+        with (_labelled_late if stage.is_late else _sent)(stage, processes) as (calls, is_over):
             for epoch, moment in enumerate(moments(stage), start=1):
                 processes.wait_until(partial(arrived, stage, moment.row, epoch))
                 kills.append(_killed(stage, processes, moment))
-            processes.wait_until(lambda: over() and learned(stage))
-            _last_word(processes, asked)
+            processes.wait_until(lambda: is_over() and learned(stage))
+            _last_word(processes, calls)
         finish(server)
-    return Played(kills, asked)
+    return Played(kills, calls)
 
 
-def _last_word(processes: Processes, asked: CallLog) -> None:
+def _last_word(processes: Processes, calls: CallLog) -> None:
     """Let callers who have not come to their end ask the finished model."""
-    answered = len(asked.replies)
-    processes.wait_until(lambda: asked.over or len(asked.replies) >= answered + LAST_WORDS)
+    answers_before = len(calls.replies)
+    processes.wait_until(lambda: calls.over or len(calls.replies) >= answers_before + LAST_WORDS)
 
 
 Arriving = tuple[CallLog, Callable[[], bool]]  # what callers heard, and whether every row is in the log
@@ -103,12 +103,12 @@ Arriving = tuple[CallLog, Callable[[], bool]]  # what callers heard, and whether
 def _sent(stage: DemoStage, processes: Processes) -> Iterator[Arriving]:
     """Every row is sent with its label in it, and callers ask about rows that are held out."""
     at, schema = where(stage), stage.instance.loaded.pipeline.schema
-    with asking(at, datasets.held_out(stage.plan.data, stage.plan.seed), schema) as asked:
+    with asking(at, datasets.held_out(stage.plan.data, stage.plan.seed), schema) as calls:
         rate = str(stage.rows / stage.plan.seconds)
         sender = processes.start("sender", ["send", *named(stage), str(stage.stream), "--rows-per-second", rate])
         say(f"sender {sender.pid} sends {stage.rows:,} rows in {stage.plan.seconds:g} s")
         say(f"callers ask http://{at.http} and grpc {at.grpc} meanwhile")
-        yield asked, lambda: sender.poll() == 0
+        yield calls, lambda: sender.poll() == 0
 
 
 @contextmanager
@@ -124,8 +124,8 @@ def _labelled_late(stage: DemoStage, processes: Processes) -> Iterator[Arriving]
         f"{HONEST} asks http://{at.http} and grpc {at.grpc} about {len(lines) - FIRST_ROWS:,} more in {stage.plan.seconds:g} s,"
     )
     say(f"and labels each {late.after_s:.1f} s after its answer")
-    with labelling(at, lines[FIRST_ROWS:], stage.instance.loaded.pipeline.schema, late) as asked:
-        yield asked, lambda: asked.over
+    with labelling(at, lines[FIRST_ROWS:], stage.instance.loaded.pipeline.schema, late) as calls:
+        yield calls, lambda: calls.over
 
 
 def _killed(stage: DemoStage, processes: Processes, moment: Moment) -> Killed:
@@ -176,35 +176,35 @@ def prove(stage: DemoStage) -> dict[str, Any]:
     return verdict
 
 
-def conclude(stage: DemoStage, played: Played) -> Told:
+def conclude(stage: DemoStage, played: Played) -> StoryResults:
     """Verify, then read from the log what happened.
 
     Raises: NotProvedError where something was not proved or does not add up.
     """
     verdict = prove(stage)
     evidence = gather(stage.instance, datasets.held_out(stage.plan.data, stage.plan.seed))
-    wrong = account(evidence, stage.rows + played.asked.labelled)
+    problems = account(evidence, stage.rows + played.asked.labelled)
     if len(evidence.resumed) != len(played.kills):
-        wrong.append(f"{len(played.kills)} trainers were killed and the journal has {len(evidence.resumed)} that took over.")
+        problems.append(f"{len(played.kills)} trainers were killed and the journal has {len(evidence.resumed)} that took over.")
     if played.asked.failed:
-        wrong.append(f"{len(played.asked.failed)} requests failed, the first with {played.asked.failed[0]}.")
+        problems.append(f"{len(played.asked.failed)} requests failed, the first with {played.asked.failed[0]}.")
     if verdict["unproved"] or len(verdict["proved"]) < len(evidence.versions):
-        wrong.append(f"verify proved {len(verdict['proved'])} marks of {len(evidence.versions)} versions.")
-    if wrong:
-        raise NotProvedError(" ".join(wrong))
+        problems.append(f"verify proved {len(verdict['proved'])} marks of {len(evidence.versions)} versions.")
+    if problems:
+        raise NotProvedError(" ".join(problems))
     title = f"millrace learns {stage.plan.data} row by row while it answers, and its trainer is killed twice"
-    return Told(title, evidence, played.kills, played.asked, verdict, max(SMALLEST_WINDOW, stage.rows // 20))
+    return StoryResults(title, evidence, played.kills, played.asked, verdict, max(SMALLEST_WINDOW, stage.rows // 20))
 
 
-def tell(stage: DemoStage, told: Told) -> None:
+def tell(stage: DemoStage, results: StoryResults) -> None:
     """The report on stdout, and the picture."""
     picture = stage.instance.folder / "accuracy.png"
-    plots.png(told, picture)
+    plots.png(results, picture)
     about = datasets.data_set(stage.plan.data).about
     rest = f" ({stage.left:,} more were left out; --rows takes more)" if stage.left else ""
     click.echo(f"\n{stage.plan.data}: {about}\n{stage.rows:,} rows were sent{rest}\n")
-    click.echo(text(told))
-    click.echo(f"\n{plots.terminal(told, _width())}\n")
+    click.echo(text(results))
+    click.echo(f"\n{plots.terminal(results, _width())}\n")
     click.echo(f"PICTURE  {picture}")
 
 

@@ -59,7 +59,7 @@ class Endpoint:
     @property
     def inline_bytes(self) -> int:
         """Of a request that is answered on the event loop; none where pictures go through a network."""
-        return 0 if any(one.type == "image" for one in self.schema.fields) else INLINE_BYTES
+        return 0 if any(field.type == "image" for field in self.schema.fields) else INLINE_BYTES
 
     @property
     def newest(self) -> str | None:
@@ -67,25 +67,25 @@ class Endpoint:
         bundle = self.held()
         return None if bundle is None else bundle.identity.name
 
-    async def record(self, answered: Predicted, headers: bytes = b"") -> None:
+    async def record(self, predicted: Predicted, headers: bytes = b"") -> None:
         """Append what was answered, with ``headers``: soon, or at once where the pipeline wants it before the reply.
 
         Raises: BadInputError for an id that no label could name, StorageError.
         """
         if self.recording is None:
             return
-        for one in answered.ids:
-            if not 1 <= len(one) <= LONGEST_ID:
+        for row_id in predicted.ids:
+            if not 1 <= len(row_id) <= LONGEST_ID:
                 raise BadInputError(f"id: a row's id must have 1 to {LONGEST_ID} characters, so that its label can name it.")
         longest = self.recording.max_bytes // 8
-        for column in answered.columns:
+        for column in predicted.columns:
             if column.dtype == object and any(text is not None and len(text) > longest for text in column):
                 raise BadInputError(f"A text has over {longest} characters, so its row could not be recorded.")
-        make = partial(prediction_records, answered, self.recording.features, headers)
+        make = partial(prediction_records, predicted, self.recording.features, headers)
         if self.recording.before_reply:
             await self.recording.recorder.now(make())
         else:
-            self.recording.recorder.later(len(answered.ids), make)
+            self.recording.recorder.later(len(predicted.ids), make)
 
     async def label(self, labels: list[LateLabel], headers: bytes = b"") -> Sequence[str]:
         """Append labels, all or none and each with ``headers``, and say where the log has each.

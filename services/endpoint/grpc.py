@@ -33,7 +33,7 @@ from millrace.services.protocol.messages import Inferred, infer_message, labels_
 
 log = logging.getLogger("millrace")
 
-LOOK_S = 1.0  # between two looks of a health watch (gRPC)
+POLL_S = 1.0  # between two polls of a health watch (gRPC)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -47,8 +47,8 @@ def peer_is_local(peer: str) -> bool:
     >>> peer_is_local("ipv4:127.0.0.1:5"), peer_is_local("ipv6:%5B::1%5D:5"), peer_is_local("ipv4:10.0.0.9:5")
     (True, True, False)
     """
-    family, _, rest = unquote(peer).partition(":")
-    return family == "unix" or is_loopback(rest.rpartition(":")[0].strip("[]"))
+    family, _, address = unquote(peer).partition(":")
+    return family == "unix" or is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
 class GrpcApp:
@@ -63,8 +63,8 @@ class GrpcApp:
         try:
             if rpc.scope is None:
                 return await rpc.call(self, raw)
-            said = self._checked_caller(context, rpc.scope)
-            return await (rpc.call(self, raw, producer_headers(said.get(PRODUCER))) if rpc.records else rpc.call(self, raw))
+            metadata = self._checked_caller(context, rpc.scope)
+            return await (rpc.call(self, raw, producer_headers(metadata.get(PRODUCER))) if rpc.records else rpc.call(self, raw))
         except MillraceError as error:
             _refuse(context, meaning(error).grpc, str(error))
         except Exception:
@@ -75,10 +75,10 @@ class GrpcApp:
     def _checked_caller(self, context: Context, scope: str) -> dict[bytes, bytes]:
         """What a caller's metadata says, once it is found that the caller may call."""
         metadata = context.invocation_metadata() or ()
-        said = {name.encode(): value.encode() if isinstance(value, str) else value for name, value in metadata}
-        local = peer_is_local(context.peer()) and not FORWARDED & said.keys()
-        self._endpoint.access.check(said.get(b"authorization", b""), local, scope)
-        return said
+        values = {name.encode(): value.encode() if isinstance(value, str) else value for name, value in metadata}
+        local = peer_is_local(context.peer()) and not FORWARDED & values.keys()
+        self._endpoint.access.check(values.get(b"authorization", b""), local, scope)
+        return values
 
     async def watch(self, raw: bytes, context: Context) -> AsyncIterator[Message]:
         """The standard health watch: the state now, and again whenever it changes."""
@@ -87,13 +87,13 @@ class GrpcApp:
         except MillraceError as error:
             _refuse(context, meaning(error).grpc, str(error))
             return
-        said = None
+        last_status = None
         while True:
-            now = self._status(service)
-            if now != said:
-                said = now
-                yield health_pb2.HealthCheckResponse(status=now)
-            await asyncio.sleep(LOOK_S)
+            status = self._status(service)
+            if status != last_status:
+                last_status = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            await asyncio.sleep(POLL_S)
 
     def _status(self, service: str) -> int:
         if service not in ("", self._endpoint.name, *SERVICES):
@@ -123,8 +123,8 @@ class GrpcApp:
 
     async def model_ready(self, raw: bytes) -> Message:
         """The same, of a model. Raises: NotServedError for another one."""
-        asked = parsed(pb.ModelReadyRequest, raw)
-        check_model(asked.name, asked.version or None, self._endpoint.name, self._endpoint.held())
+        request = parsed(pb.ModelReadyRequest, raw)
+        check_model(request.name, request.version or None, self._endpoint.name, self._endpoint.held())
         return pb.ModelReadyResponse(ready=self._status("") == SERVING)
 
     async def server_metadata(self, raw: bytes) -> Message:
@@ -134,15 +134,15 @@ class GrpcApp:
 
     async def model_metadata(self, raw: bytes) -> Message:
         """Inputs and outputs. Raises: NotServedError."""
-        asked, here = parsed(pb.ModelMetadataRequest, raw), self._endpoint
-        check_model(asked.name, asked.version or None, here.name, here.held())
-        return metadata_message(model_metadata(here.name, here.schema, here.newest))
+        request, endpoint = parsed(pb.ModelMetadataRequest, raw), self._endpoint
+        check_model(request.name, request.version or None, endpoint.name, endpoint.held())
+        return metadata_message(model_metadata(endpoint.name, endpoint.schema, endpoint.newest))
 
     async def model_statistics(self, raw: bytes) -> Message:
         """Of this replica; no name means the one model there is. Raises: NotServedError."""
-        asked, here = parsed(pb.ModelStatisticsRequest, raw), self._endpoint
-        check_model(asked.name or here.name, asked.version or None, here.name, here.held())
-        return statistics_message(here.statistics.told(here.name, here.newest or ""))
+        request, endpoint = parsed(pb.ModelStatisticsRequest, raw), self._endpoint
+        check_model(request.name or endpoint.name, request.version or None, endpoint.name, endpoint.held())
+        return statistics_message(endpoint.statistics.describe(endpoint.name, endpoint.newest or ""))
 
     async def label(self, raw: bytes, headers: bytes) -> Message:
         """Once the log has every label. Raises: BadInputError, NotOfferedError, StorageError."""
@@ -169,9 +169,9 @@ class GrpcApp:
         if len(raw) > self._endpoint.max_bytes:
             raise TooLargeError(f"The request is over {self._endpoint.max_bytes} bytes; send fewer rows at a time.")
         request = parsed(pb.ModelInferRequest, raw)
-        held = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
-        check_model(request.model_name, request.model_version or None, self._endpoint.name, held)
-        return infer_message(self._endpoint.name, ready(held), request, time.time_ns() // 1_000_000)
+        bundle = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
+        check_model(request.model_name, request.model_version or None, self._endpoint.name, bundle)
+        return infer_message(self._endpoint.name, ready(bundle), request, time.time_ns() // 1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,13 +271,13 @@ class Client:
 
     def infer(self, request: pb.ModelInferRequest, timeout_s: float) -> pb.ModelInferResponse:
         """Ask for scores."""
-        answer: pb.ModelInferResponse = self._call("/inference.GRPCInferenceService/ModelInfer", request, timeout_s)
-        return answer
+        response: pb.ModelInferResponse = self._call("/inference.GRPCInferenceService/ModelInfer", request, timeout_s)
+        return response
 
     def label(self, request: labels_pb2.LabelRequest, timeout_s: float) -> labels_pb2.LabelResponse:
         """Say what was right."""
-        answer: labels_pb2.LabelResponse = self._call("/millrace.v1.Labels/Label", request, timeout_s)
-        return answer
+        response: labels_pb2.LabelResponse = self._call("/millrace.v1.Labels/Label", request, timeout_s)
+        return response
 
     def _call(self, path: str, request: Message, timeout_s: float) -> Any:
         read = RPCS[path.rpartition("/")[2]].response.FromString

@@ -92,7 +92,7 @@ class HttpApp:
             ready(bundle)
             return _json({"name": self._endpoint.name, "ready": True})
         if named.verb == "stats":
-            return _json(self._endpoint.statistics.told(self._endpoint.name, self._endpoint.newest or ""))
+            return _json(self._endpoint.statistics.describe(self._endpoint.name, self._endpoint.newest or ""))
         if named.verb:
             raise NotServedError("GET knows ready, stats and status here; infer and labels are a POST.")
         return _json(model_metadata(self._endpoint.name, self._endpoint.schema, self._endpoint.newest))
@@ -109,10 +109,10 @@ class HttpApp:
             raise NotServedError("POST knows /v2/models/NAME/infer and /v2/models/NAME/labels.")
         start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
         try:
-            said = producer_headers(headers.get(PRODUCER))
+            record_headers = producer_headers(headers.get(PRODUCER))
             reply = await self._inferred(named, headers, body)
             if reply.answered is not None:
-                await self._endpoint.record(reply.answered, said)
+                await self._endpoint.record(reply.answered, record_headers)
         except Exception:
             statistics.failed(time.perf_counter_ns() - start_ns)
             raise
@@ -123,13 +123,13 @@ class HttpApp:
     async def _inferred(self, named: ModelPath, headers: dict[bytes, bytes], body: bytes) -> HttpReply:
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise BadInputError("Content-Encoding: compressed requests are not read; send the body as it is.")
-        held = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
-        check_model(named.model, named.version, self._endpoint.name, held)
-        bundle, asked = ready(held), HttpRequest(body, _json_bytes(headers))
+        served = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
+        check_model(named.model, named.version, self._endpoint.name, served)
+        bundle, request = ready(served), HttpRequest(body, _json_bytes(headers))
         now_ms = time.time_ns() // 1_000_000
         if len(body) <= self._endpoint.inline_bytes:
-            return infer(self._endpoint.name, bundle, asked, now_ms)
-        return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, asked, now_ms)
+            return infer(self._endpoint.name, bundle, request, now_ms)
+        return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, request, now_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +155,12 @@ def _model_path(parts: list[str]) -> ModelPath:
 
 
 def _json_bytes(headers: dict[bytes, bytes]) -> int | None:
-    said = headers.get(LENGTH)
-    if said is None:
+    length = headers.get(LENGTH)
+    if length is None:
         return None
-    if not said.isdigit() or len(said) > 12:
-        raise BadInputError(f"Inference-Header-Content-Length: {said.decode(errors='replace')!r} is not a number of bytes.")
-    return int(said)
+    if not length.isdigit() or len(length) > 12:
+        raise BadInputError(f"Inference-Header-Content-Length: {length.decode(errors='replace')!r} is not a number of bytes.")
+    return int(length)
 
 
 class Bodies:

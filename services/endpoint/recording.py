@@ -29,7 +29,7 @@ WAITING_ROWS = 8192  # of answers that may wait for the log; further ones are no
 COMMIT_ROWS = 1024  # that one commit to the log takes, about
 SAY_S = 10.0  # between two warnings that answers are not recorded
 RETRY_S = 0.5  # after the log refused, until answers are offered again
-PATIENCE_S = 5.0  # by which the log must have a label, or the caller gets 503
+TIMEOUT_S = 5.0  # by which the log must have a label, or the caller gets 503
 
 Stored = list[tuple[int, int]]  # partition and offset of every record, in order
 
@@ -92,10 +92,10 @@ class Recorder:
                 raise StorageError("This replica is ending; send the request again.")
             self._add(job)
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 return await asyncio.shield(asyncio.wrap_future(job.done))
         except TimeoutError as error:
-            raise StorageError(f"The log has not answered for {PATIENCE_S:g} s; send the request again.") from error
+            raise StorageError(f"The log has not answered for {TIMEOUT_S:g} s; send the request again.") from error
 
     def close(self, timeout_s: float) -> None:
         """Append what waits, if the log takes it in time; the rest is dropped and counted."""
@@ -137,18 +137,18 @@ class Recorder:
         """What has gathered, oldest first; empty where it is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._ending)
-            taken, rows = list[_Job](), 0
+            jobs, rows = list[_Job](), 0
             while self._jobs and rows < COMMIT_ROWS:
-                taken.append(self._jobs.popleft())
-                rows += taken[-1].rows
-            return taken
+                jobs.append(self._jobs.popleft())
+                rows += jobs[-1].rows
+            return jobs
 
     def _commit(self, jobs: list[_Job]) -> None:
-        made = [job.make() for job in jobs]
+        records_by_job = [job.make() for job in jobs]
         self._log = self._log or self.open_log()
-        stored = self._log.append(self.topic, [record for records in made for record in records])
+        stored = self._log.append(self.topic, [record for records in records_by_job for record in records])
         at = 0
-        for job, records in zip(jobs, made, strict=True):
+        for job, records in zip(jobs, records_by_job, strict=True):
             if job.done is not None:
                 job.done.set_result(stored[at : at + len(records)])
             at += len(records)

@@ -49,11 +49,11 @@ class Archive:
         branch = version.rpartition(".")[0]
         if not branch:
             raise MillraceError(f"There is no version or alias {version!r}; `millrace versions` lists them.")
-        found = [mark for mark in self.marks(branch) if mark.version == version]
-        if not found:
-            there = ", ".join(str(mark.version) for mark in self.marks(branch)[-8:] if mark.version) or "none"
-            raise MillraceError(f"There is no version {version}. The newest of branch {branch}: {there}.")
-        return found[0]
+        marks = [mark for mark in self.marks(branch) if mark.version == version]
+        if not marks:
+            newest = ", ".join(str(mark.version) for mark in self.marks(branch)[-8:] if mark.version) or "none"
+            raise MillraceError(f"There is no version {version}. The newest of branch {branch}: {newest}.")
+        return marks[0]
 
     def newest(self, branch: str) -> Bundle | None:
         """The newest marked state whose parts are whole, or None."""
@@ -92,7 +92,7 @@ class Archive:
 
     def parts(self, mark: Mark) -> Parts:
         """What answering needs of the state that a mark names. Raises: DamageError."""
-        found = {name: load_part(self.instance.store(), mark, name) for name in NEEDED}
-        as_of_ms = min(int(found["counts"]["clock_ms"]), time.time_ns() // 1_000_000)
+        state_parts = {name: load_part(self.instance.store(), mark, name) for name in NEEDED}
+        as_of_ms = min(int(state_parts["counts"]["clock_ms"]), time.time_ns() // 1_000_000)
         kind = self.instance.loaded.pipeline.learner["kind"]
-        return Parts(identity_of(mark), as_of_ms, kind, found["features"], found["serve"])
+        return Parts(identity_of(mark), as_of_ms, kind, state_parts["features"], state_parts["serve"])

@@ -171,9 +171,9 @@ def _refuse_not_finite(serve: dict[str, Value], identity: Identity) -> None:
 
 
 def _try_golden(servable: Servable, rows: Floats, scores: Floats, identity: Identity, agreement: float) -> None:
-    found = servable.predict_many(Batch(rows))
+    answers = servable.predict_many(Batch(rows))
     largest = float(np.abs(scores).max(initial=1.0))
-    if found.shape != scores.shape or not np.allclose(found, scores, rtol=0.0, atol=agreement * largest):
+    if answers.shape != scores.shape or not np.allclose(answers, scores, rtol=0.0, atol=agreement * largest):
         raise DamageError(
             f"State {identity.name} does not give its golden rows the answers that it was published with. {AGAIN}"
         )

@@ -50,9 +50,9 @@ class Instance:
 
     def words(self, *verb: str) -> list[str]:
         """The words of the command line that let another process do something with this pipeline, as it was given here."""
-        here = self.absolute
-        flags = [word for flag in here.loaded.flags for word in ("--set", flag)]
-        return [*verb, str(here.loaded.path), "--home", str(here.folder.parent), *flags]
+        absolute = self.absolute
+        flags = [argument for flag in absolute.loaded.flags for argument in ("--set", flag)]
+        return [*verb, str(absolute.loaded.path), "--home", str(absolute.folder.parent), *flags]
 
     @property
     def fold_spec(self) -> FoldSpec:
@@ -86,12 +86,12 @@ class Instance:
         """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""
         return shard_branches(branch, self.loaded.pipeline.shards if shard_of(branch) == WHOLE else 1)
 
-    def refuse_shards(self, what: str) -> None:
-        """Raises: BadInputError where the pipeline has several shards, for which ``what`` cannot be done."""
+    def refuse_shards(self, operation: str) -> None:
+        """Raises: BadInputError where the pipeline has several shards, for which ``operation`` cannot be done."""
         if (count := self.loaded.pipeline.shards) > 1:
             raise BadInputError(
-                f"{what} is for pipelines of one shard, and this one has {count}. `millrace rollback` and `millrace serve` go "
-                "back to any version; to learn otherwise, run the pipeline with shards = 1 as --branch NEW."
+                f"{operation} is for pipelines of one shard, and this one has {count}. `millrace rollback` and `millrace "
+                "serve` go back to any version; to learn otherwise, run the pipeline with shards = 1 as --branch NEW."
             )
 
     @property
@@ -214,5 +214,5 @@ def _stamp() -> bytes:
 def require_branch(instance: Instance, branch: str) -> None:
     """Raises: MillraceError where the pipeline has no such branch yet."""
     if not instance.has_branch(branch):
-        there = ", ".join(instance.branches()) or "none yet; begin with `millrace run`"
-        raise MillraceError(f"{instance.folder} has no branch {branch}. There are: {there}.")
+        branches = ", ".join(instance.branches()) or "none yet; begin with `millrace run`"
+        raise MillraceError(f"{instance.folder} has no branch {branch}. There are: {branches}.")

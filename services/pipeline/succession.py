@@ -14,5 +14,5 @@ def heir_of(archive: Archive, branch: str) -> str:
 
 def successor_of(archive: Archive, branch: str) -> str | None:
     """The branch that a branch which has ended names."""
-    ended = archive.so_far(branch).end.ended
-    return None if ended is None else ended.successor
+    ended_by = archive.so_far(branch).end.ended
+    return None if ended_by is None else ended_by.successor

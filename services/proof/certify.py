@@ -24,7 +24,7 @@ from millrace.streams.journal.ledger import DIFFERS
 
 log = logging.getLogger("millrace")
 
-LOOK_S = 1.0  # between two looks for new versions
+POLL_S = 1.0  # between two polls for new versions
 LOWEST = 19  # priority
 SWEEP_S = 600.0  # between two looks for branches that have ended
 
@@ -42,16 +42,16 @@ def prove_version(instance: Instance, version: str, nearest: bool = True, budget
     until_s = time.monotonic() + budget_s
     report = verify_version(instance.fold_spec, instance.backends(branch), version, nearest, lambda: time.monotonic() > until_s)
     mark = Archive(instance).mark(version)
-    known = instance.ledger().certificates.get(version)
+    certificate = instance.ledger().certificates.get(version)
     if report.findings:
-        if known is None or known.holds:
+        if certificate is None or certificate.holds:
             certify(instance, mark, report, f"{DIFFERS}: {report.findings[0].what}")
         raise NotProvedError("\n".join(str(finding) for finding in report.findings))
     if not report.proved:
         raise NotProvedError(
             f"Version {version} was learned on another kind of host; there is nothing to compare it with here."
         )
-    if known is None or not known.holds:
+    if certificate is None or not certificate.holds:
         certify(instance, mark, report, proven(report))
     return report
 
@@ -67,9 +67,9 @@ def prove_branch(instance: Instance, branch: str) -> list[Report]:
     reports = [prove(instance, shard) for shard in instance.shards(branch)]
     released = instance.ledger().released
     marks = [mark for mark in Archive(instance).marks(branch) if mark.version is not None and mark.version not in released]
-    gone = [mark for mark in marks if _gone(instance, str(mark.version))]
-    merges = [_prove_merge(instance, mark, float("inf")) for mark in marks if mark not in gone]
-    return [*reports, *merges, *([Report(branch, base="certificates alone", unproved=gone)] if gone else [])]
+    unprovable = [mark for mark in marks if _gone(instance, str(mark.version))]
+    merges = [_prove_merge(instance, mark, float("inf")) for mark in marks if mark not in unprovable]
+    return [*reports, *merges, *([Report(branch, base="certificates alone", unproved=unprovable)] if unprovable else [])]
 
 
 def _gone(instance: Instance, version: str) -> list[str]:
@@ -81,10 +81,10 @@ def _prove_merge(instance: Instance, mark: Mark, budget_s: float) -> Report:
     """Prove what a version merges, unless that is certified, and merge it again."""
     version, certificates = str(mark.version), instance.ledger().certificates
     parts = merged_from(instance, version)
-    if gone := _gone(instance, version):
+    if released_shards := _gone(instance, version):
         raise NotProvedError(
-            f"Version {version} merges {', '.join(gone)}, which is no longer kept, so it cannot be merged again. It is "
-            f"{verified(instance.ledger(), version)}."
+            f"Version {version} merges {', '.join(released_shards)}, which is no longer kept, so it cannot be merged again. It "
+            f"is {verified(instance.ledger(), version)}."
         )
     for part in parts:
         if part not in certificates or not certificates[part].holds:
@@ -92,8 +92,8 @@ def _prove_merge(instance: Instance, mark: Mark, budget_s: float) -> Report:
     report = Report(mark.branch, base=f"the merge of {', '.join(parts)}", entries=1, state_seq=mark.state_seq)
     report.state_sha256 = merge_again(instance, mark)
     equal = report.state_sha256 == mark.state_sha256
-    known = certificates.get(version)
-    if known is None or known.holds != equal:
+    certificate = certificates.get(version)
+    if certificate is None or certificate.holds != equal:
         certify(instance, mark, report, "equal" if equal else f"{DIFFERS}: merging its shards again gives another state")
     if not equal:
         raise NotProvedError(f"Version {version}: merging {', '.join(parts)} again gives another state.")
@@ -120,7 +120,7 @@ def watch(instance: Instance, parent: int) -> None:
         if version is not None:
             tried.add(version)
             _try(instance, version)
-        stop.wait(max(LOOK_S, time.monotonic() - began_s))  # half of one core at most
+        stop.wait(max(POLL_S, time.monotonic() - began_s))  # half of one core at most
 
 
 def pending(instance: Instance, archive: Archive) -> list[Mark]:
@@ -133,8 +133,8 @@ def pending(instance: Instance, archive: Archive) -> list[Mark]:
 
 def newest(marks: Iterable[Mark], tried: set[str]) -> str | None:
     """The version of the newest mark that was not tried yet."""
-    left = [mark for mark in marks if mark.version not in tried]
-    return max(left, key=lambda mark: (mark.epoch, mark.seq)).version if left else None
+    untried = [mark for mark in marks if mark.version not in tried]
+    return max(untried, key=lambda mark: (mark.epoch, mark.seq)).version if untried else None
 
 
 def _try(instance: Instance, version: str) -> None:

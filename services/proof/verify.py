@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.host import this_host
-from millrace.streams.branch.verify import Report, verify
+from millrace.streams.branch.verify import Report, verify_with_marks
 from millrace.streams.errors import StorageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Certificate, append_decision
@@ -25,14 +25,15 @@ def prove(instance: Instance, branch: str) -> Report:
     """
     require_branch(instance, branch)
     ledger = instance.ledger()  # before the journal, which has each version before its certificate
-    known = ledger.certificates
-    report = verify(instance.fold_spec, instance.backends(branch), branch, instance.loaded.pipeline.worker.keep)
-    findings = [str(finding) for finding in report.findings] + _belied(known, branch, report.marks)
+    certificates = ledger.certificates
+    keep = instance.loaded.pipeline.worker.keep
+    report, marks = verify_with_marks(instance.fold_spec, instance.backends(branch), branch, keep)
+    findings = [str(finding) for finding in report.findings] + _belied(certificates, branch, marks)
     if findings:
         raise NotProvedError("\n".join(findings))
     ledger.follow(instance.ledger_stream())  # others certify meanwhile
     for mark in report.proved:
-        if mark.version is not None and (mark.version not in known or not known[mark.version].holds):
+        if mark.version is not None and (mark.version not in certificates or not certificates[mark.version].holds):
             certify(instance, mark, report, proven(report))
     return report
 
@@ -42,16 +43,16 @@ def proven(report: Report) -> str:
     return f"within {report.difference:.1e}" if report.difference else "equal"
 
 
-def _belied(known: dict[str, Certificate], branch: str, marked: Sequence[Mark] | None) -> list[str]:
+def _belied(certificates: dict[str, Certificate], branch: str, journal_marks: Sequence[Mark] | None) -> list[str]:
     """What certificates say of this branch's versions and the journal no longer does."""
-    if marked is None:
+    if journal_marks is None:
         return []
-    marks = {mark.version: mark.state_sha256 for mark in marked if mark.version is not None}
+    marks = {mark.version: mark.state_sha256 for mark in journal_marks if mark.version is not None}
     return [
         f"The ledger certifies version {version} with state {certificate.state_sha256}, and the journal "
         + (f"has it with state {marks[version]}." if version in marks else "has no such version.")
         + " Restore the journal from a copy."
-        for version, certificate in known.items()
+        for version, certificate in certificates.items()
         if version.rpartition(".")[0] == branch and marks.get(version) != certificate.state_sha256
     ]
 

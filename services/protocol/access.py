@@ -34,16 +34,16 @@ class Access:
     scopes: Mapping[bytes, frozenset[str]] = field(default_factory=dict)  # sha256 of a token -> what it is for
     local_is_open: bool = True  # whether callers on this machine need none
 
-    def check(self, shown: bytes, local: bool, scope: str) -> None:
+    def check(self, authorization: bytes, local: bool, scope: str) -> None:
         """Let a caller pass who showed a header ``Authorization``, or none.
 
         Raises: AccessError without a token that is known, ScopeError with one for something else.
         """
         if local and self.local_is_open:
             return
-        if not shown[: len(BEARER)].lower() == BEARER.lower() or len(shown) > LONGEST:
+        if not authorization[: len(BEARER)].lower() == BEARER.lower() or len(authorization) > LONGEST:
             raise AccessError("Show this endpoint's token: `Authorization: Bearer TOKEN`, on gRPC as metadata `authorization`.")
-        scopes = self.scopes.get(sha256(shown[len(BEARER) :].strip()).digest())
+        scopes = self.scopes.get(sha256(authorization[len(BEARER) :].strip()).digest())
         if scopes is None:
             raise AccessError("This token is not one of this endpoint's. Its file is printed where the endpoint starts.")
         if scope not in scopes:
@@ -80,11 +80,11 @@ def own_token(path: Path) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            fresh = path.with_suffix(".new")
-            fresh.unlink(missing_ok=True)
-            fresh.touch(mode=0o600, exist_ok=False)
-            fresh.write_text(secrets.token_urlsafe(32) + "\n", encoding="utf-8")
-            fresh.rename(path)
+            new_path = path.with_suffix(".new")
+            new_path.unlink(missing_ok=True)
+            new_path.touch(mode=0o600, exist_ok=False)
+            new_path.write_text(secrets.token_urlsafe(32) + "\n", encoding="utf-8")
+            new_path.rename(path)
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise StorageError(f"The token's file {path} cannot be used: {error.strerror}. Set MILLRACE_TOKEN instead.") from error
@@ -111,10 +111,10 @@ def read_tokens(path: Path) -> dict[str, frozenset[str]]:
 
 def _token_lines(path: Path, lines: Iterable[str]) -> Iterable[tuple[str, frozenset[str]]]:
     for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
+        fields = line.split()
+        if not fields or fields[0].startswith("#"):
             continue
-        scopes = frozenset(words[0].split(","))
-        if len(words) != 2 or not scopes <= SCOPES:
+        scopes = frozenset(fields[0].split(","))
+        if len(fields) != 2 or not scopes <= SCOPES:
             raise ConfigError(f"{path}: line {number} must be scopes ({', '.join(sorted(SCOPES))}), a space, and a token.")
-        yield words[1], scopes
+        yield fields[1], scopes

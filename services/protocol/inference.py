@@ -70,37 +70,37 @@ class HttpReply:
     status: int = 200
 
 
-def infer(name: str, bundle: Bundle, asked: HttpRequest, now_ms: int) -> HttpReply:
+def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int) -> HttpReply:
     """The answer to an HTTP request's body.
 
     Raises: BadInputError naming what cannot be answered, NotReadyError.
     """
     start_ns = time.perf_counter_ns()
-    request, binary = read_request(asked.body, asked.json_bytes)
+    request, binary = read_request(http_request.body, http_request.json_bytes)
     rows = question(request.inputs, binary_payloads(request.inputs, binary), bundle.schema)
     read_ns = time.perf_counter_ns()
     request_id = request.id or uuid.uuid4().hex
-    answered = answer_to(bundle, rows, request_id, now_ms)
-    values = answered.outputs
+    predicted = answer_to(bundle, rows, request_id, now_ms)
+    values = predicted.outputs
     inferred_ns = time.perf_counter_ns()
     tensors, payloads = [], []
-    for wanted in request.outputs or [Wanted(name) for name in values if name != IDS]:
-        check_wanted(wanted.name, wanted.parameters, values)
-        declared, payload = output_tensor(wanted.name, values[wanted.name], _is_binary(request, wanted))
+    for output in request.outputs or [Wanted(name) for name in values if name != IDS]:
+        check_wanted(output.name, output.parameters, values)
+        declared, payload = output_tensor(output.name, values[output.name], _is_binary(request, output))
         tensors.append(declared)
         payloads.append(payload)
-    head = {
+    header = {
         "model_name": name,
         "model_version": bundle.identity.name,
         "id": request_id,
-        "parameters": parameters(answered),
+        "parameters": parameters(predicted),
         "outputs": tensors,
     }
-    text = msgspec.json.encode(head)
+    text = msgspec.json.encode(header)
     body, json_bytes = (text + b"".join(payloads), len(text)) if any(payloads) else (text, None)
     done_ns = time.perf_counter_ns()
     return HttpReply(
-        body, json_bytes, Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns), answered
+        body, json_bytes, Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns), predicted
     )
 
 
@@ -119,18 +119,18 @@ def parameters(answered: Predicted) -> dict[str, str | int]:
     return place | named | {"staleness_ms": answered.bundle.age_ms(answered.at_ms)} | far_out
 
 
-def check_wanted(name: str, asked: Container[str], values: Iterable[str]) -> None:
-    """Raises: BadInputError where there is no such output, or where ``asked`` has parameters that are not served."""
+def check_wanted(name: str, parameters_given: Container[str], values: Iterable[str]) -> None:
+    """Raises: BadInputError where there is no such output, or where ``parameters_given`` has parameters that are not served."""
     if name not in values:
         raise BadInputError(f"{name}: this model has no such output. There are: {', '.join(values)}.")
-    if "classification" in asked:
+    if "classification" in parameters_given:
         raise BadInputError(f"{name}: the classification extension is not served; take the output label.")
 
 
-def _is_binary(request: Inference, wanted: Wanted) -> bool:
-    flag = wanted.parameters.get("binary_data", request.parameters.get("binary_data_output", False))
+def _is_binary(request: Inference, output: Wanted) -> bool:
+    flag = output.parameters.get("binary_data", request.parameters.get("binary_data_output", False))
     if not isinstance(flag, bool):
-        raise BadInputError(f"{wanted.name}: binary_data must be true or false, not {flag!r}.")
+        raise BadInputError(f"{output.name}: binary_data must be true or false, not {flag!r}.")
     return flag
 
 
@@ -158,6 +158,6 @@ def check_model(name: str, version: str | None, served: str, bundle: Bundle | No
     """Raises: NotServedError where another model or version is asked for than the one that answers now."""
     if name != served:
         raise NotServedError(f"There is no model {name} here. There is: {served}.")
-    now = None if bundle is None else bundle.identity.name
-    if version is not None and version != now:
-        raise NotServedError(f"Version {version} of {name} is not what answers now; that is {now or 'none yet'}.")
+    current = None if bundle is None else bundle.identity.name
+    if version is not None and version != current:
+        raise NotServedError(f"Version {version} of {name} is not what answers now; that is {current or 'none yet'}.")

@@ -30,7 +30,7 @@ PRODUCER_HEADER = "producer"  # of the records that are appended for it
 _PRODUCER_NAME = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
-class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _LabelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One label as a caller sends it."""
 
     id: str
@@ -39,56 +39,56 @@ class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Several(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    labels: list[_Told]
+    labels: list[_LabelBody]
 
 
-_ONE = msgspec.json.Decoder(_Told)
+_ONE = msgspec.json.Decoder(_LabelBody)
 _MANY = msgspec.json.Decoder(_Several)
 _FIRST_KEY = re.compile(rb'\s*\{\s*"labels"\s*:')
 
 
 @lru_cache(maxsize=256)
-def producer_headers(said: bytes | None) -> bytes:
+def producer_headers(producer: bytes | None) -> bytes:
     """The headers of the records that a caller's request leads to: none where it does not say who it is.
 
     Raises: BadInputError for a name that cannot be one.
     """
-    if said is None:
+    if producer is None:
         return b""
-    if not _PRODUCER_NAME.fullmatch(said):
-        shown = said[:80].decode(errors="replace")
-        raise BadInputError(f"Millrace-Producer: {shown!r} must be 1 to 64 of the characters A-Z a-z 0-9 . _ -.")
-    return encode_headers(((PRODUCER_HEADER, said),))
+    if not _PRODUCER_NAME.fullmatch(producer):
+        shown_name = producer[:80].decode(errors="replace")
+        raise BadInputError(f"Millrace-Producer: {shown_name!r} must be 1 to 64 of the characters A-Z a-z 0-9 . _ -.")
+    return encode_headers(((PRODUCER_HEADER, producer),))
 
 
 def read_labels(body: bytes) -> list[LateLabel]:
     """The labels of a request's body, not checked yet. Raises: BadInputError."""
     try:
-        told = _MANY.decode(body).labels if _FIRST_KEY.match(body) else [_ONE.decode(body)]
+        parsed_labels = _MANY.decode(body).labels if _FIRST_KEY.match(body) else [_ONE.decode(body)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInputError(
             f'The labels cannot be read: {error}. Send {{"id": ..., "label": ..., "revision": 0}}, or {{"labels": [...]}}.'
         ) from error
-    return [LateLabel(one.id, one.label, one.revision) for one in told]
+    return [LateLabel(label.id, label.label, label.revision) for label in parsed_labels]
 
 
 def checked_labels(labels: list[LateLabel], label: Label) -> list[LateLabel]:
     """The same, where all of them can be taken. Raises: BadInputError naming the first that cannot."""
     if not 1 <= len(labels) <= MOST_LABELS:
         raise BadInputError(f"labels: a request takes 1 to {MOST_LABELS} of them, not {len(labels)}.")
-    for at, one in enumerate(labels):
+    for at, late_label in enumerate(labels):
         try:
-            label_value(label, one.label)
+            label_value(label, late_label.label)
         except RecordError as error:
             raise BadInputError(f"labels[{at}].label: {error.detail}.") from error
-        if not 1 <= len(one.id) <= LONGEST_ID or not 0 <= one.revision < 1 << 62:
+        if not 1 <= len(late_label.id) <= LONGEST_ID or not 0 <= late_label.revision < 1 << 62:
             raise BadInputError(f"labels[{at}]: id must have 1 to {LONGEST_ID} characters, and revision be at least 0.")
     return labels
 
 
 def label_records(labels: Sequence[LateLabel], headers: bytes = b"") -> list[Record]:
     """Labels as the log has them, each with the ``headers`` of who sent it."""
-    return [Record(encode(one), one.id.encode(), headers) for one in labels]
+    return [Record(encode(label), label.id.encode(), headers) for label in labels]
 
 
 def places(topic: str, stored: Sequence[tuple[int, int]]) -> list[str]:
@@ -100,23 +100,23 @@ def places(topic: str, stored: Sequence[tuple[int, int]]) -> list[str]:
     return [f"{tp_name(topic, number).replace(':', '-')}-{offset}" for number, offset in stored]
 
 
-def prediction_records(answered: Predicted, features: str, headers: bytes = b"") -> list[Record]:
+def prediction_records(predicted: Predicted, features: str, headers: bytes = b"") -> list[Record]:
     """Answers as the log has them, each with the row it was given for and the ``headers`` of who asked.
 
     ``features`` is the sha256 of the feature stage.
     """
-    identity, classes = answered.bundle.identity, answered.bundle.classes
-    fields = answered.bundle.schema.fields
-    columns = [_cells(field, column) for field, column in zip(fields, answered.columns, strict=True)]
+    identity, classes = predicted.bundle.identity, predicted.bundle.classes
+    fields = predicted.bundle.schema.fields
+    columns = [_cells(field, column) for field, column in zip(fields, predicted.columns, strict=True)]
     names = [field.name for field in fields]
-    scores = answered.answer.scores.tolist()
+    scores = predicted.answer.scores.tolist()
     records = []
-    for one, cells, row_scores in zip(answered.ids, zip(*columns, strict=True), scores, strict=True):
+    for row_id, cells, row_scores in zip(predicted.ids, zip(*columns, strict=True), scores, strict=True):
         row = msgspec.Raw(msgspec.json.encode(dict(zip(names, cells, strict=True))))
         prediction = Prediction(
-            one, row, identity.branch, identity.epoch, identity.seq, classes, tuple(row_scores), features=features
+            row_id, row, identity.branch, identity.epoch, identity.seq, classes, tuple(row_scores), features=features
         )
-        records.append(Record(encode(prediction), one.encode(), headers, answered.at_ms))
+        records.append(Record(encode(prediction), row_id.encode(), headers, predicted.at_ms))
     return records
 
 

@@ -62,30 +62,30 @@ def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_
     Raises: BadInputError naming what cannot be answered, NotReadyError.
     """
     start_ns = time.perf_counter_ns()
-    inputs = [Tensor(one.name, list(one.shape), one.datatype) for one in request.inputs]
+    inputs = [Tensor(tensor.name, list(tensor.shape), tensor.datatype) for tensor in request.inputs]
     rows = question(inputs, _payloads(request), bundle.schema)
     read_ns = time.perf_counter_ns()
     request_id = request.id or uuid.uuid4().hex
-    answered = answer_to(bundle, rows, request_id, now_ms)
-    values = answered.outputs
+    predicted = answer_to(bundle, rows, request_id, now_ms)
+    values = predicted.outputs
     inferred_ns = time.perf_counter_ns()
     response = pb.ModelInferResponse(model_name=name, model_version=bundle.identity.name, id=request_id)
-    for key, said in parameters(answered).items():
-        if isinstance(said, str):
-            response.parameters[key].string_param = said
+    for key, parameter in parameters(predicted).items():
+        if isinstance(parameter, str):
+            response.parameters[key].string_param = parameter
         else:
-            response.parameters[key].int64_param = said
+            response.parameters[key].int64_param = parameter
     if request.outputs:
-        for wanted in request.outputs:
-            check_wanted(wanted.name, wanted.parameters, values)
-            _add(response, wanted.name, values[wanted.name])
+        for requested in request.outputs:
+            check_wanted(requested.name, requested.parameters, values)
+            _add(response, requested.name, values[requested.name])
     else:
         for output, value in values.items():
             if output != IDS:
                 _add(response, output, value)
     done_ns = time.perf_counter_ns()
     cost = Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns)
-    return Inferred(response, cost, answered)
+    return Inferred(response, cost, predicted)
 
 
 def _payloads(request: pb.ModelInferRequest) -> dict[str, bytes]:
@@ -103,7 +103,7 @@ def _payloads(request: pb.ModelInferRequest) -> dict[str, bytes]:
 
 def _from_contents(tensor: pb.ModelInferRequest.InferInputTensor) -> bytes:
     """Typed contents as the raw bytes that say the same."""
-    filled = [found.name for found, _ in tensor.contents.ListFields()]
+    filled = [typed.name for typed, _ in tensor.contents.ListFields()]
     name = CONTENTS.get(tensor.datatype)
     if name is None:
         raise BadInputError(f"{tensor.name}: datatype {tensor.datatype} must be one of {', '.join(CONTENTS)}, or sent raw.")
@@ -129,22 +129,22 @@ def _add(response: pb.ModelInferResponse, name: str, value: Output) -> None:
 
 def labels_of(request: labels_pb2.LabelRequest, integer: bool) -> list[LateLabel]:
     """The labels of a request, not checked yet; with ``integer`` a whole number stands for the class of that name."""
-    return [LateLabel(one.id, _value(one, integer), one.revision) for one in request.labels]
+    return [LateLabel(label.id, _value(label, integer), label.revision) for label in request.labels]
 
 
-def _value(one: labels_pb2.OneLabel, integer: bool) -> str | float | bool:
-    kind = one.WhichOneof("value")
+def _value(label: labels_pb2.OneLabel, integer: bool) -> str | float | bool:
+    kind = label.WhichOneof("value")
     if kind is None:
-        raise BadInputError(f"labels: {one.id} has no value; set one of text, number and flag.")
-    value: str | float | bool = getattr(one, kind)
+        raise BadInputError(f"labels: {label.id} has no value; set one of text, number and flag.")
+    value: str | float | bool = getattr(label, kind)
     return int(value) if integer and kind == "number" and float(value).is_integer() else value
 
 
-def metadata_message(said: Mapping[str, Any]) -> pb.ModelMetadataResponse:
+def metadata_message(metadata: Mapping[str, Any]) -> pb.ModelMetadataResponse:
     """What ``model_metadata`` says."""
-    return pb.ModelMetadataResponse(**said)
+    return pb.ModelMetadataResponse(**metadata)
 
 
-def statistics_message(said: Mapping[str, Any]) -> pb.ModelStatisticsResponse:
-    """What ``Statistics.told`` says."""
-    return pb.ModelStatisticsResponse(**said)
+def statistics_message(statistics: Mapping[str, Any]) -> pb.ModelStatisticsResponse:
+    """What ``Statistics.describe`` says."""
+    return pb.ModelStatisticsResponse(**statistics)

@@ -60,11 +60,11 @@ class Statistics:
         """Count a request that got an error instead of an answer."""
         self.fail.add(ns)
 
-    def told(self, name: str, version: str) -> dict[str, Any]:
+    def describe(self, name: str, version: str) -> dict[str, Any]:
         """As GET /v2/models/NAME/stats says it. Requests never wait for a batch, so ``queue`` stays at nothing."""
         parts = {"success": self.success, "fail": self.fail, "queue": Duration()}
         parts |= {"compute_input": self.input, "compute_infer": self.infer, "compute_output": self.output}
-        stats = {part: {"count": found.count, "ns": found.ns} for part, found in parts.items()}
-        one: dict[str, Any] = {"name": name, "version": version, "last_inference": self.last_ms}
-        one |= {"inference_count": self.rows, "execution_count": self.success.count}
-        return {"model_stats": [one | {"inference_stats": stats, "batch_stats": []}]}
+        stats = {part: {"count": duration.count, "ns": duration.ns} for part, duration in parts.items()}
+        facts: dict[str, Any] = {"name": name, "version": version, "last_inference": self.last_ms}
+        facts |= {"inference_count": self.rows, "execution_count": self.success.count}
+        return {"model_stats": [facts | {"inference_stats": stats, "batch_stats": []}]}

@@ -109,24 +109,26 @@ def question(inputs: Sequence[Tensor], payloads: Mapping[str, bytes], schema: Sc
 
     Raises: BadInputError naming the tensor.
     """
-    known = {tensor.name: tensor for tensor in inputs}
-    if len(known) < len(inputs):
+    by_name = {tensor.name: tensor for tensor in inputs}
+    if len(by_name) < len(inputs):
         raise BadInputError("A tensor stands twice among the inputs; give each name once.")
     rows = _common_rows(inputs)
     names = [field.name for field in schema.fields]
-    packed = PACKED in known and PACKED not in names
-    _refuse_unknown(known, names, packed)
+    packed = PACKED in by_name and PACKED not in names
+    _refuse_unknown(by_name, names, packed)
     if packed:
-        columns = _packed(known[PACKED], payloads.get(PACKED), schema)
+        columns = _packed(by_name[PACKED], payloads.get(PACKED), schema)
     else:
-        columns = tuple(_field_column(field, known.get(field.name), payloads.get(field.name), rows) for field in schema.fields)
-    return Question(columns, rows, _ids(known, payloads, schema))
+        columns = tuple(
+            _field_column(field, by_name.get(field.name), payloads.get(field.name), rows) for field in schema.fields
+        )
+    return Question(columns, rows, _ids(by_name, payloads, schema))
 
 
-def _ids(known: dict[str, Tensor], payloads: Mapping[str, bytes], schema: Schema) -> tuple[str, ...]:
-    if IDS not in known or IDS in {field.name for field in schema.fields}:
+def _ids(by_name: dict[str, Tensor], payloads: Mapping[str, bytes], schema: Schema) -> tuple[str, ...]:
+    if IDS not in by_name or IDS in {field.name for field in schema.fields}:
         return ()
-    ids = _texts(known[IDS], payloads.get(IDS))
+    ids = _texts(by_name[IDS], payloads.get(IDS))
     if None in ids:
         raise BadInputError("id: null is not an id; give every row one, or leave the tensor out.")
     return tuple(str(name) for name in ids)
@@ -162,9 +164,9 @@ def _common_rows(inputs: Sequence[Tensor]) -> int:
     return inputs[0].shape[0]
 
 
-def _refuse_unknown(known: Iterable[str], names: Sequence[str], packed: bool) -> None:
+def _refuse_unknown(tensor_names: Iterable[str], names: Sequence[str], packed: bool) -> None:
     allowed = {PACKED, IDS} if packed else {*names, IDS}
-    for name in known:
+    for name in tensor_names:
         if name not in allowed:
             close = get_close_matches(name, names, n=1, cutoff=0.5)
             hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join([*names, IDS])}."
@@ -202,9 +204,9 @@ def _checked(field: Field, block: Floats) -> Floats:
     absent = np.isnan(block)
     if field.missing == "reject" and absent.any():
         raise BadInputError(f"{field.name}: row {int(np.argwhere(absent)[0][0])} has no number (NaN or null).")
-    wrong = ~absent & ~((low <= block) & (block <= high))
-    if wrong.any():
-        raise BadInputError(f"{field.name}: row {int(np.argwhere(wrong)[0][0])} is not within {low:g} to {high:g}.")
+    out_of_range = ~absent & ~((low <= block) & (block <= high))
+    if out_of_range.any():
+        raise BadInputError(f"{field.name}: row {int(np.argwhere(out_of_range)[0][0])} is not within {low:g} to {high:g}.")
     return block
 
 

@@ -37,7 +37,7 @@ def events_of(rows: Any, schema: Schema, max_bytes: int, without: Container[str 
     ]
     _, refused = Codec(schema, max_bytes).decode(events)
     if refused:
-        raise BadInputError(_words(refused))
+        raise BadInputError(_describe_refused(refused))
     return events
 
 
@@ -49,7 +49,7 @@ def served_values(records: Iterable[Prediction | LateLabel], codec: ServedCodec)
     values = [_served_value(at, record) for at, record in enumerate(records)]
     _, refused = codec.decode([Event(at, 0, None, b"", value) for at, value in enumerate(values)], f"{codec.topic}:0")
     if refused:
-        raise BadInputError(_words(refused, "Record"))
+        raise BadInputError(_describe_refused(refused, "Record"))
     return values
 
 
@@ -130,7 +130,7 @@ def _plain(cell: Any) -> Any:
         kind = int if isinstance(cell, int) else float  # of a subclass, such as an enumeration's member
         return None if cell != cell else kind(cell)  # NaN is not itself
     if isinstance(cell, list | tuple):
-        return [_plain(one) for one in cell]
+        return [_plain(element) for element in cell]
     if type(cell).__name__ in MISSING:
         return None
     if hasattr(cell, "tolist"):  # a number or an array of NumPy, a Series
@@ -150,10 +150,10 @@ def _unicode(text: str) -> str:
         raise ValueError(f"the text is not Unicode ({error.reason})") from error
 
 
-def _words(refused: Sequence[Refused], called: str = "Row") -> str:
+def _describe_refused(refused: Sequence[Refused], called: str = "Row") -> str:
     """The first of the rows or records that the pipeline cannot take, and how many there are."""
-    first = min(refused, key=lambda one: one.event.offset)
-    what, _, where = first.detail.partition(" - at `$.")
-    column = f", column {where.rstrip('`')}" if where else ""
-    more = "" if len(refused) == 1 else f" {len(refused)} {called.lower()}s cannot be taken."
-    return f"{called} {first.event.offset} (counted from 0){column}: {what.rstrip('.')} ({first.reason}).{more}"
+    first = min(refused, key=lambda refusal: refusal.event.offset)
+    message, _, location = first.detail.partition(" - at `$.")
+    column = f", column {location.rstrip('`')}" if location else ""
+    remark = "" if len(refused) == 1 else f" {len(refused)} {called.lower()}s cannot be taken."
+    return f"{called} {first.event.offset} (counted from 0){column}: {message.rstrip('.')} ({first.reason}).{remark}"

@@ -99,8 +99,8 @@ class Status:
     @classmethod
     def of(cls, facts: dict[str, Any]) -> Status:
         """The facts of `millrace status`."""
-        known: dict[str, Any] = {each.name: facts.get(each.name) for each in fields(cls)}
-        return cls(**known | {"facts": facts})
+        values: dict[str, Any] = {field.name: facts.get(field.name) for field in fields(cls)}
+        return cls(**values | {"facts": facts})
 
 
 @dataclass(frozen=True, slots=True)

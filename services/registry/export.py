@@ -108,7 +108,7 @@ def opened(folder: Path) -> Bundle:
                 f"{folder} has format {manifest.format}, this release reads {FORMAT}. Use millrace {manifest.millrace}."
             )
         schema = msgspec.json.decode((folder / SCHEMA).read_bytes(), type=Schema)
-        fields = [replace(one, backbone=_network(one)) if one.type == "image" else one for one in schema.fields]
+        fields = [replace(field, backbone=_network(field)) if field.type == "image" else field for field in schema.fields]
         schema = replace(schema, fields=located(fields, folder))
         return open_bundle((folder / WEIGHTS).read_bytes(), manifest.weights_sha256, schema)
     except (OSError, msgspec.DecodeError, ConfigError) as error:
@@ -128,13 +128,13 @@ def _journal(instance: Instance, mark: Mark, segment: Segment | None) -> dict[st
     return {JOURNAL: b"".join(entry + b"\n" for entry in entries_of(instance.store(), mark.branch, segment.entries))}
 
 
-def _network(one: Field) -> str:
-    return f"backbone-{one.sha256[:12]}.onnx"
+def _network(field: Field) -> str:
+    return f"backbone-{field.sha256[:12]}.onnx"
 
 
 def _backbones(schema: Schema) -> dict[str, bytes]:
     """The networks of fields of images."""
-    return {_network(one): Path(one.backbone).read_bytes() for one in schema.fields if one.type == "image"}
+    return {_network(field): Path(field.backbone).read_bytes() for field in schema.fields if field.type == "image"}
 
 
 def _extras(kind: str) -> str:

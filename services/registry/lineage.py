@@ -68,7 +68,7 @@ class Genealogy:
             "parent": parent(segment),
             "offsets": _offsets({} if segment is None else segment.began, counts["position"]),
         }
-        facts |= {} if segment is None else _said(segment)
+        facts |= {} if segment is None else _segment_facts(segment)
         if is_merged(self.instance, mark.branch):
             facts["merges"] = ", ".join(merged_from(self.instance, str(mark.version)))
         scored = {f"metric.{name}": f"{value:.6g}" for name, value in metrics(self.instance, mark).items()}
@@ -99,7 +99,7 @@ def parent_sha256(segment: Segment) -> str | None:
     return None if segment.fork.parent is None else segment.fork.parent.state_sha256
 
 
-def _said(segment: Segment) -> dict[str, Any]:
+def _segment_facts(segment: Segment) -> dict[str, Any]:
     """What a segment alone says."""
     entries = segment.entries
     return {
@@ -112,8 +112,8 @@ def _said(segment: Segment) -> dict[str, Any]:
     }
 
 
-def _offsets(began: Mapping[str, int], position: Mapping[str, int]) -> str:
-    return json.dumps({tp: [began.get(tp), to] for tp, to in sorted(position.items())})
+def _offsets(start: Mapping[str, int], position: Mapping[str, int]) -> str:
+    return json.dumps({tp: [start.get(tp), stop] for tp, stop in sorted(position.items())})
 
 
 def verified_tags(ledger: Ledger, version: str) -> dict[str, str]:
@@ -123,11 +123,11 @@ def verified_tags(ledger: Ledger, version: str) -> dict[str, str]:
 
 def metrics(instance: Instance, mark: Mark) -> dict[str, float]:
     """What a version scored since its branch began, each answer given before its row was learned."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for part, before in SCORES.items() if instance.loaded.pipeline.labels is not None else [("scores", "")]:
         means = shares({name: value for name, value in _totals(instance, mark, part).items() if name not in NOT_TOTALS})
-        found |= {before + name: value for name, value in means.items() if value is not None}
-    return found
+        values |= {before + name: value for name, value in means.items() if value is not None}
+    return values
 
 
 def _totals(instance: Instance, mark: Mark, part: str) -> dict[str, Any]:

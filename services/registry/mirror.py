@@ -72,19 +72,19 @@ def record(instance: Instance) -> Record:
 
 def describe(instance: Instance) -> dict[str, str]:
     """For `millrace status`: how many versions are in MLflow, as of when, and what went wrong since."""
-    uri, kept = instance.loaded.pipeline.mlflow.uri, record(instance)
+    uri, mirrored = instance.loaded.pipeline.mlflow.uri, record(instance)
     if not uri:
         return {}
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept.at_ms / 1000)) if kept.at_ms else "never yet"
-    return {"mirror": f"{kept.versions} versions at {uri}, as of {when}" + (f"; {kept.said}" if kept.said else "")}
+    as_of = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(mirrored.at_ms / 1000)) if mirrored.at_ms else "never yet"
+    return {"mirror": f"{mirrored.versions} versions at {uri}, as of {as_of}" + (f"; {mirrored.said}" if mirrored.said else "")}
 
 
-def keep(instance: Instance, kept: Record) -> None:
+def keep(instance: Instance, mirrored: Record) -> None:
     """Put it into the pipeline's folder. Raises: StorageError."""
     path = _path(instance)
     try:
         draft = path.with_suffix(".draft")
-        draft.write_bytes(msgspec.json.encode(kept))
+        draft.write_bytes(msgspec.json.encode(mirrored))
         draft.replace(path)
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}.") from error
@@ -94,13 +94,13 @@ def _path(instance: Instance) -> Path:
     return instance.folder / "mlflow.json"
 
 
-def ours(wanted: Named, there: Named, last: list[Named] | None) -> bool:
+def ours(ledger_version: Named, mirror_version: Named, last: list[Named] | None) -> bool:
     """Whether an alias that differs is for us to set: not where it alone was moved there since we wrote it.
 
     >>> ours("main.9", "main.3", ["main.3"]), ours("main.3", "main.9", ["main.3"]), ours("main.7", "main.9", ["main.3"])
     (True, False, True)
     """
-    return last is None or there in last or wanted not in last
+    return last is None or mirror_version in last or ledger_version not in last
 
 
 class Mirror:
@@ -147,17 +147,17 @@ class Mirror:
 
     def _register(self) -> dict[str, str]:
         """Our versions that are there -> their numbers."""
-        there = {one.names: one for one in reversed(self._registry.versions())}
+        registered = {listed.names: listed for listed in reversed(self._registry.versions())}
         numbers = dict[str, str]()
         for mark in self._marks():
             version = str(mark.version)
-            known = there.get((version, mark.state_sha256))
+            listed_version = registered.get((version, mark.state_sha256))
             tags = verified_tags(self._ledger, version)
-            if known is None:
+            if listed_version is None:
                 number = self._upload(mark, tags)
             else:
-                number = known.number
-                if changed := {name: value for name, value in tags.items() if known.tags.get(name) != value}:
+                number = listed_version.number
+                if changed := {name: value for name, value in tags.items() if listed_version.tags.get(name) != value}:
                     self._registry.tag(number, changed)
             numbers |= {} if number is None else {version: number}
         return numbers
@@ -174,8 +174,8 @@ class Mirror:
         try:
             with tempfile.TemporaryDirectory(prefix="millrace-") as scratch:
                 manifest = write(self._instance, self._archive, mark, Path(scratch))
-                own = self._genealogy.tags(mark) | {PREFIX + "weights_sha256": manifest.weights_sha256}
-                number = self._registry.register(Path(scratch), own | tags, metrics(self._instance, mark))
+                lineage_tags = self._genealogy.tags(mark) | {PREFIX + "weights_sha256": manifest.weights_sha256}
+                number = self._registry.register(Path(scratch), lineage_tags | tags, metrics(self._instance, mark))
         except DamageError as error:
             if version not in self._broken:
                 log.warning("Version %s is not mirrored: %s", version, error)
@@ -186,22 +186,28 @@ class Mirror:
 
     def _aliases(self, numbers: Mapping[str, str]) -> None:
         versions = {number: version for version, number in numbers.items()}
-        there = {alias: versions.get(number, f"number {number}") for alias, number in self._registry.aliases().items()}
+        mirror_versions = {
+            alias: versions.get(number, f"number {number}") for alias, number in self._registry.aliases().items()
+        }
         for alias in sorted({*ALIASES, *self._ledger.aliases, *self.kept.aliases}):
-            self._alias(alias, there.get(alias), numbers)
+            self._alias(alias, mirror_versions.get(alias), numbers)
 
-    def _alias(self, alias: str, there: Named, numbers: Mapping[str, str]) -> None:
+    def _alias(self, alias: str, mirror_version: Named, numbers: Mapping[str, str]) -> None:
         """Bring one alias and the ledger together; where both were moved the ledger wins."""
-        wanted, last = self._ledger.aliases.get(alias), self._last(alias)
-        if there != wanted and not ours(wanted, there, last) and self._adopted(alias, wanted, there, numbers):
-            wanted = there
-        if wanted is not None and wanted not in numbers:
+        ledger_version, last = self._ledger.aliases.get(alias), self._last(alias)
+        if (
+            mirror_version != ledger_version
+            and not ours(ledger_version, mirror_version, last)
+            and self._adopted(alias, ledger_version, mirror_version, numbers)
+        ):
+            ledger_version = mirror_version
+        if ledger_version is not None and ledger_version not in numbers:
             return  # not there to be named; its parts are not whole
-        if there != wanted:
-            self._keep(alias, [*(last or []), wanted])  # either may be there if this is cut off
-            self._registry.name(alias, None if wanted is None else numbers[wanted])
-        if last != [wanted]:
-            self._keep(alias, [wanted])
+        if mirror_version != ledger_version:
+            self._keep(alias, [*(last or []), ledger_version])  # either may be there if this is cut off
+            self._registry.name(alias, None if ledger_version is None else numbers[ledger_version])
+        if last != [ledger_version]:
+            self._keep(alias, [ledger_version])
 
     def _last(self, alias: str) -> list[Named] | None:
         """What we wrote last; None where that is not known any more."""
@@ -211,16 +217,20 @@ class Mirror:
         self.kept.aliases[alias] = names
         keep(self._instance, self.kept)
 
-    def _adopted(self, alias: str, wanted: Named, there: Named, numbers: Mapping[str, str]) -> bool:
+    def _adopted(self, alias: str, ledger_version: Named, mirror_version: Named, numbers: Mapping[str, str]) -> bool:
         """Whether the ledger follows a hand in MLflow: where the pipeline says so, and to a sound version of ours."""
-        if self._instance.loaded.pipeline.mlflow.moved_by_hand != "adopt" or there not in numbers:
-            log.warning("Alias %s was moved by hand in MLflow, to %s; it is set back to %s.", alias, there, wanted)
+        if self._instance.loaded.pipeline.mlflow.moved_by_hand != "adopt" or mirror_version not in numbers:
+            log.warning(
+                "Alias %s was moved by hand in MLflow, to %s; it is set back to %s.", alias, mirror_version, ledger_version
+            )
             return False
         try:
-            plan = plan_promotion(self._instance, alias, str(there))
-            decide(self._instance, Naming(alias, wanted, plan.to), "moved by hand in MLflow")
+            plan = plan_promotion(self._instance, alias, str(mirror_version))
+            decide(self._instance, Naming(alias, ledger_version, plan.to), "moved by hand in MLflow")
         except MillraceError as error:
-            log.warning("Alias %s was moved by hand in MLflow, to %s, and that is not adopted: %s", alias, there, error)
+            log.warning(
+                "Alias %s was moved by hand in MLflow, to %s, and that is not adopted: %s", alias, mirror_version, error
+            )
             return False
-        log.info("alias %s was moved by hand in MLflow, to %s: the ledger has it now", alias, there)
+        log.info("alias %s was moved by hand in MLflow, to %s: the ledger has it now", alias, mirror_version)
         return True

@@ -17,10 +17,10 @@ from millrace.services.registry.mirror import Mirror
 
 log = logging.getLogger("millrace")
 
-EVERY_S = 5.0  # between two looks
+POLL_S = 5.0  # between two polls of the ledger
 LONGEST_S = 60.0  # between two tries while MLflow is down
 LOCK = "mlflow.mirror"  # no branch has a dot in its name
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # we try again ourselves
+RETRY_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # we try again ourselves
 
 
 def mirror(instance: Instance, once: bool, parent: int = 0) -> dict[str, Any]:
@@ -28,40 +28,40 @@ def mirror(instance: Instance, once: bool, parent: int = 0) -> dict[str, Any]:
 
     Raises: ConfigError where no server is named, BusyError where another process mirrors it; with ``once`` MirrorError.
     """
-    to = instance.loaded.pipeline.mlflow
-    if not to.uri:
+    settings = instance.loaded.pipeline.mlflow
+    if not settings.uri:
         raise ConfigError("This pipeline mirrors nothing: give it [mlflow] uri, or --set mlflow.uri=http://127.0.0.1:5000.")
     if find_spec("mlflow") is None:
         raise MillraceError("Mirroring needs MLflow: pip install 'millrace[mlflow]'.")
-    set_environment(PATIENCE)
+    set_environment(RETRY_SETTINGS)
     from millrace.services.registry.mlflow import MlflowRegistry
 
-    model = to.model or instance.loaded.pipeline.name
+    model = settings.model or instance.loaded.pipeline.name
     try:
         with instance.hold(LOCK, take_over=False):
-            mirror = Mirror(instance, MlflowRegistry(to.uri, model))
+            mirror = Mirror(instance, MlflowRegistry(settings.uri, model))
             if not once:
                 _keep_on(mirror, parent)
-            kept = mirror.once() if once else mirror.kept
+            mirrored = mirror.once() if once else mirror.kept
     except BusyError as error:
         raise BusyError(f"Another process mirrors this pipeline; see {instance.folder / LOCK}.lock.") from error
-    return {"uri": to.uri, "model": model, "versions": kept.versions}
+    return {"uri": settings.uri, "model": model, "versions": mirrored.versions}
 
 
 def _keep_on(mirror: Mirror, parent: int) -> None:
     """Look every few seconds; what goes wrong is said once and tried again, later and later."""
-    stop, wait_s, said = threading.Event(), EVERY_S, ""
+    stop, wait_s, last_error = threading.Event(), POLL_S, ""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     os.nice(10)
     while not stop.is_set() and parent in (0, os.getppid()):
         try:
             mirror.once()
-            wait_s, said = EVERY_S, ""
+            wait_s, last_error = POLL_S, ""
         except MillraceError as error:
-            if str(error) != said:
-                said = str(error)
-                log.warning("%s It is tried again.", said)
+            if str(error) != last_error:
+                last_error = str(error)
+                log.warning("%s It is tried again.", last_error)
             mirror.failed(error)
             wait_s = min(2 * wait_s, LONGEST_S)
         stop.wait(wait_s)

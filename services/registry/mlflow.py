@@ -41,12 +41,15 @@ class MlflowRegistry:
         """What stands there, oldest first; where nothing does, the model is made."""
         with self._errors():
             self._make_model()
-            found, token = list[Any](), None
+            model_versions, token = list[Any](), None
             while True:
                 page = self._client.search_model_versions(f"name = '{self._model}'", max_results=PAGE, page_token=token)
-                found += page
+                model_versions += page
                 if not (token := page.token):
-                    return sorted((Listed(str(one.version), dict(one.tags)) for one in found), key=lambda one: int(one.number))
+                    return sorted(
+                        (Listed(str(model_version.version), dict(model_version.tags)) for model_version in model_versions),
+                        key=lambda model_version: int(model_version.number),
+                    )
 
     def _make_model(self) -> None:
         try:
@@ -68,16 +71,16 @@ class MlflowRegistry:
             self._client.log_artifacts(run, str(folder), FOLDER)
             self._client.update_run(run, status="FINISHED")
             source = f"runs:/{run}/{FOLDER}"
-            made = self._client.create_model_version(self._model, source, run, tags=dict(tags), await_creation_for=0)
-            return str(made.version)
+            model_version = self._client.create_model_version(self._model, source, run, tags=dict(tags), await_creation_for=0)
+            return str(model_version.version)
 
     def _run(self, version: str, state: str) -> str:
         """The run that holds a version's artifacts, made where there is none."""
         experiment = self._client.get_experiment_by_name(self._model)
         place = experiment.experiment_id if experiment else self._client.create_experiment(self._model)
-        wanted = f"tags.`{VERSION}` = '{version}' and tags.`{STATE}` = '{state}'"
-        found = self._client.search_runs([place], wanted, max_results=1)
-        run = found[0] if found else self._client.create_run(place, run_name=version, tags={VERSION: version, STATE: state})
+        query = f"tags.`{VERSION}` = '{version}' and tags.`{STATE}` = '{state}'"
+        runs = self._client.search_runs([place], query, max_results=1)
+        run = runs[0] if runs else self._client.create_run(place, run_name=version, tags={VERSION: version, STATE: state})
         return str(run.info.run_id)
 
     def tag(self, number: str, tags: Mapping[str, str]) -> None:

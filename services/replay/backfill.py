@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from millrace.learners.errors import BadInputError
-from millrace.services.data.send import CHUNK, values_of
+from millrace.services.data.send import COMMIT_ROWS, values_of
 from millrace.services.errors import OutdatedError
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.forks import begin_fork, reading_first
@@ -25,6 +25,8 @@ from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import summarise
 from millrace.streams.records import Record, tp_name
 from millrace.streams.source import Position, Source
+
+READ_ROWS = 1000  # records a read
 
 
 class Backfill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +58,7 @@ def _next_times(source: Source, position: Position) -> Iterator[int]:
     for tp, (low, high) in source.bounds().items():
         start = max(low, position.get(tp, low))
         while start < high:
-            stop = min(high, start + CHUNK)
+            stop = min(high, start + READ_ROWS)
             if events := source.read(tp, start, stop).events:
                 yield min(event.timestamp_ms for event in events)
                 break
@@ -75,23 +77,25 @@ def fill(instance: Instance, branch: str, backfill: Backfill) -> str:
     """
     log, topic, path = instance.log(), topic_of(instance, branch), Path(backfill.path)
     log.create_topic(topic)
-    there = instance.source([topic]).bounds()[tp_name(topic, 0)][1]
-    if there == backfill.rows:
+    appended_rows = instance.source([topic]).bounds()[tp_name(topic, 0)][1]
+    if appended_rows == backfill.rows:
         return topic
-    if there > backfill.rows or not path.exists() or _sha256(path) != backfill.sha256:
-        raise OutdatedError(f"{path} is not what it was, and {there} of {backfill.rows} rows are in topic {topic}. Restore it.")
+    if appended_rows > backfill.rows or not path.exists() or _sha256(path) != backfill.sha256:
+        raise OutdatedError(
+            f"{path} is not what it was, and {appended_rows} of {backfill.rows} rows are in topic {topic}. Restore it."
+        )
     values = values_of(path, instance.loaded.pipeline.schema)
-    _refuse_others(instance.source([topic]), islice(values, there), topic)
-    while chunk := list(islice(values, CHUNK)):
+    _refuse_others(instance.source([topic]), islice(values, appended_rows), topic)
+    while chunk := list(islice(values, COMMIT_ROWS)):
         log.append(topic, [Record(value, None, b"", backfill.timestamp_ms) for value in chunk])
     return topic
 
 
 def _refuse_others(source: Source, values: Iterator[bytes], topic: str) -> None:
     """Raises: OutdatedError where the topic begins with other rows than these: another file was on its way there."""
-    tp, there = tp_name(topic, 0), source.bounds()[tp_name(topic, 0)][1]
-    for start in range(0, there, CHUNK):
-        events = source.read(tp, start, min(start + CHUNK, there)).events
+    tp, appended_rows = tp_name(topic, 0), source.bounds()[tp_name(topic, 0)][1]
+    for start in range(0, appended_rows, READ_ROWS):
+        events = source.read(tp, start, min(start + READ_ROWS, appended_rows)).events
         if [event.value for event in events] != list(islice(values, len(events))):
             raise OutdatedError(f"Topic {topic} has rows of another file. Give that one, or begin with --branch NEW.")
 

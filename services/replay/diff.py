@@ -53,7 +53,9 @@ def compare(instance: Instance, rows: int) -> list[dict[str, Any]]:
     before = [_scores(instance, mark, start) for mark in (_mark(archive, served), _mark(archive, replayed))]
     names = dict.fromkeys([*before[0], *before[1]])
     lines += [(f"prequential_{name}", before[0].get(name), before[1].get(name)) for name in names]
-    return [{"what": what, "served": one, "replayed": other} for what, one, other in lines]
+    return [
+        {"what": figure, "served": served_value, "replayed": replayed_value} for figure, served_value, replayed_value in lines
+    ]
 
 
 def _probes(instance: Instance, reader: Excluding, rows: int) -> Iterator[Probe]:
@@ -61,8 +63,8 @@ def _probes(instance: Instance, reader: Excluding, rows: int) -> Iterator[Probe]
     source = instance.backends(str(instance.branches()[0])).source
     for tp, (low, high) in source.bounds().items():
         piece, _ = reader.decode(source.read(tp, max(low, high - rows), high).events, tp)
-        found = _joined(piece) if isinstance(piece, Served) else (piece, piece.y)
-        rows_found, y = found
+        labelled_rows = _joined(piece) if isinstance(piece, Served) else (piece, piece.y)
+        rows_found, y = labelled_rows
         labelled = has_label(replace(rows_found, y=y))
         if labelled.any():
             yield tuple(column[labelled] for column in rows_found.columns), y[labelled]
@@ -72,7 +74,7 @@ def _joined(served: Served) -> tuple[Rows, Array]:
     labels = {record.id: record.label for record in served.records if isinstance(record, LateLabel)}
     ids = [record.id for record in served.records if isinstance(record, Prediction)]
     numbers = served.rows.y.dtype != object
-    y = np.array([labels.get(one, np.nan if numbers else None) for one in ids], dtype=float if numbers else object)
+    y = np.array([labels.get(row_id, np.nan if numbers else None) for row_id in ids], dtype=float if numbers else object)
     return served.rows, y
 
 
@@ -88,36 +90,45 @@ def _answers(served: Bundle, replayed: Bundle, probes: list[Probe]) -> Iterator[
         raise MillraceError(f"{error} There is nothing to compare.") from error
     y = np.concatenate([labels for _, labels in probes])
     if served.schema.label.task == "regress":
-        one, other = (np.concatenate([answer.scores[:, 0] for answer in given]) for given in answers)
-        yield "mean_absolute_error", float(np.abs(one - y).mean()), float(np.abs(other - y).mean())
-        yield "mean_difference", None, float(np.abs(one - other).mean())
+        served_scores, replayed_scores = (
+            np.concatenate([answer.scores[:, 0] for answer in bundle_answers]) for bundle_answers in answers
+        )
+        yield "mean_absolute_error", float(np.abs(served_scores - y).mean()), float(np.abs(replayed_scores - y).mean())
+        yield "mean_difference", None, float(np.abs(served_scores - replayed_scores).mean())
         return
-    first, second = ([label for answer in given for label in answer.labels] for given in answers)
-    right = [float(np.mean([label == true for label, true in zip(given, y, strict=True)])) for given in (first, second)]
+    served_labels, replayed_labels = (
+        [label for answer in bundle_answers for label in answer.labels] for bundle_answers in answers
+    )
+    right = [
+        float(np.mean([label == label_of_row for label, label_of_row in zip(predicted, y, strict=True)]))
+        for predicted in (served_labels, replayed_labels)
+    ]
     yield "accuracy", right[0], right[1]
-    yield "answers_that_differ", None, float(np.mean([a != b for a, b in zip(first, second, strict=True)]))
+    yield "answers_that_differ", None, float(np.mean([a != b for a, b in zip(served_labels, replayed_labels, strict=True)]))
 
 
 def _mark(archive: Archive, bundle: Bundle) -> Mark:
-    found = bundle.identity
-    return next(mark for mark in archive.marks(found.branch) if mark.state_seq == found.seq)
+    identity = bundle.identity
+    return next(mark for mark in archive.marks(identity.branch) if mark.state_seq == identity.seq)
 
 
 def _scores(instance: Instance, mark: Mark, start: Mark | None) -> dict[str, Any]:
     """Shares of the rows that were learned since the version, or ever, each answered just before."""
     try:
-        now, then = (load_part(instance.store(), one, "scores") if one else {} for one in (mark, start))
+        end_scores, start_scores = (
+            load_part(instance.store(), mark_or_none, "scores") if mark_or_none else {} for mark_or_none in (mark, start)
+        )
     except DamageError:
         return {}
-    now, then = (part.get("totals", part) for part in (now, then))
-    kept = {name: value for name, value in now.items() if name not in ("last", "sum")}
-    since = {name: value if start is None else _minus(value, then[name]) for name, value in kept.items()}
-    return {"rows": since["rows"]} | shares(since)
+    end_scores, start_scores = (part.get("totals", part) for part in (end_scores, start_scores))
+    totals = {name: value for name, value in end_scores.items() if name not in ("last", "sum")}
+    grown = {name: value if start is None else _minus(value, start_scores[name]) for name, value in totals.items()}
+    return {"rows": grown["rows"]} | shares(grown)
 
 
-def _minus(now: Any, then: Any) -> Any:
-    if now is None or then is None:
+def _minus(end_value: Any, start_value: Any) -> Any:
+    if end_value is None or start_value is None:
         return None
-    if isinstance(now, np.ndarray):
-        return (now - (then if then.shape == now.shape else 0.0)).tolist()
-    return now - then
+    if isinstance(end_value, np.ndarray):
+        return (end_value - (start_value if start_value.shape == end_value.shape else 0.0)).tolist()
+    return end_value - start_value

@@ -29,8 +29,8 @@ class Inclusion:
     said: str  # the exclusion in words
 
 
-def plan_include(instance: Instance, said: str, branch: str | None) -> Inclusion:
-    """The exclusion that ``said`` says, as `millrace status` shows it; of the live branch unless ``branch`` is another.
+def plan_include(instance: Instance, exclusion_text: str, branch: str | None) -> Inclusion:
+    """The exclusion of ``exclusion_text``, as `millrace status` shows it; of the live branch unless ``branch`` is another.
 
     Raises: BadInputError naming those that are in force, where it is none of them.
     """
@@ -38,20 +38,24 @@ def plan_include(instance: Instance, said: str, branch: str | None) -> Inclusion
     name = branch or live_branch(archive, ledger)
     if name is None:
         raise MillraceError("No branch is live yet, so nothing is left out.")
-    found = archive.summary(name)
-    found.end.refuse_ended()
-    decided = {place for of, place in ledger.included if of == name}
-    there = {describe(one): place for place, one in enumerate(found.fork.exclude if found.fork else []) if place not in decided}
-    if said not in there:
-        listed = "; ".join(repr(one) for one in there) or "nothing"
-        raise BadInputError(f"Branch {name} does not leave out {said!r}. It leaves out: {listed}.")
-    return Inclusion(name, there[said], said)
+    summary = archive.summary(name)
+    summary.end.refuse_ended()
+    decided = {place for excluded_branch, place in ledger.included if excluded_branch == name}
+    not_included = {
+        describe(exclusion): place
+        for place, exclusion in enumerate(summary.fork.exclude if summary.fork else [])
+        if place not in decided
+    }
+    if exclusion_text not in not_included:
+        listed = "; ".join(repr(text) for text in not_included) or "nothing"
+        raise BadInputError(f"Branch {name} does not leave out {exclusion_text!r}. It leaves out: {listed}.")
+    return Inclusion(name, not_included[exclusion_text], exclusion_text)
 
 
-def include(instance: Instance, inclusion: Inclusion, why: str) -> None:
+def include(instance: Instance, inclusion: Inclusion, reason: str) -> None:
     """Decide it. Raises: NotCountedError where another was faster."""
     when_ms = time.time_ns() // 1_000_000
-    decision = Include(who=getpass.getuser(), why=why, when_ms=when_ms, branch=inclusion.branch, exclusion=inclusion.place)
+    decision = Include(who=getpass.getuser(), why=reason, when_ms=when_ms, branch=inclusion.branch, exclusion=inclusion.place)
     append_decision(instance.ledger_stream(), decision)
     if decision not in instance.ledger().counted:
         raise NotCountedError(f"Branch {inclusion.branch} does not leave out {inclusion.said!r} any more: another was faster.")

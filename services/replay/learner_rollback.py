@@ -103,8 +103,8 @@ def _new_plan(archive: Archive, ledger: Ledger, version: str | None) -> LearnerP
         raise NotProvedError(f"Version {name} {certificate.verdict}, says its certificate. Nothing goes on from it.")
     changed_state(archive, mark)
     ends = live_branch(archive, ledger) or heir_of(archive, mark.branch)
-    there = archive.so_far(ends).position
-    ahead = [tp for tp, at in _position(archive, mark).items() if at > there.get(tp, 0)]
+    position = archive.so_far(ends).position
+    ahead = [tp for tp, at in _position(archive, mark).items() if at > position.get(tp, 0)]
     if ahead:
         raise MillraceError(f"Version {name} has read further in {', '.join(ahead)} than branch {ends}. Serve it instead.")
     return LearnerPlan(new_branch(archive.instance.branches(), ledger, "rollback"), name, mark.state_sha256, ends)
@@ -118,18 +118,18 @@ def _position(archive: Archive, mark: Mark) -> dict[str, int]:
 def _rows(archive: Archive, plan: LearnerPlan) -> dict[str, Any]:
     """What it comes to as the branch stands now."""
     version = _position(archive, archive.mark(plan.version))
-    there = archive.so_far(plan.ends).position
-    between = sum(at - version.get(tp, 0) for tp, at in there.items())
+    position = archive.so_far(plan.ends).position
+    between = sum(at - version.get(tp, 0) for tp, at in position.items())
     return {"branch": plan.branch, "learner": plan.version, "ends": plan.ends, "not_relearned": between}
 
 
-def roll_back(instance: Instance, rewinding: Rewinding, why: str) -> str:
+def roll_back(instance: Instance, rewinding: Rewinding, reason: str) -> str:
     """Do it, or go on with it; the version that has what the ended branch knew.
 
     Raises: OutdatedError where the version has another state now; NotCountedError where somebody has decided otherwise
     meanwhile; ReplacedError where another process has taken the branch. Given again, the command goes on.
     """
-    plan, operation = rewinding.plan, rewinding.operation or _begun(instance, rewinding.plan, why)
+    plan, operation = rewinding.plan, rewinding.operation or _begun(instance, rewinding.plan, reason)
     archive = Archive(instance)
     mark = archive.mark(plan.version)
     if mark.state_sha256 != plan.state_sha256:
@@ -140,21 +140,21 @@ def roll_back(instance: Instance, rewinding: Rewinding, why: str) -> str:
         except EndedError:
             raise
         except ReplacedError as error:
-            said = f"Another process took branch {plan.ends} meanwhile. Give the same command again; it goes on."
-            raise ReplacedError(said) from error
+            message = f"Another process took branch {plan.ends} meanwhile. Give the same command again; it goes on."
+            raise ReplacedError(message) from error
         begin_fork(instance.fold_spec, instance.backends(plan.branch), _fork(archive, plan, newest, mark), mark.branch)
-    decide(instance, Change(instance.ledger().serving.get(ENDPOINT), Target(follow=plan.branch)), why)
+    decide(instance, Change(instance.ledger().serving.get(ENDPOINT), Target(follow=plan.branch)), reason)
     while (state := NEXT.get(operation.state)) is not None:
-        operation = advance(instance, operation, state, why)
+        operation = advance(instance, operation, state, reason)
     return str(newest.version)
 
 
-def _begun(instance: Instance, plan: LearnerPlan, why: str) -> Operation:
+def _begun(instance: Instance, plan: LearnerPlan, reason: str) -> Operation:
     sha256 = plans(instance).put(ROLLBACKS, msgspec.json.encode(plan))
-    planned = planned_operation(plan.branch, sha256, plan.version, why)
+    planned = planned_operation(plan.branch, sha256, plan.version, reason)
     step(instance, planned)
     try:
-        return advance(instance, planned, "running", why)
+        return advance(instance, planned, "running", reason)
     except BusyError as error:  # another was faster
         advance(instance, planned, "aborted", str(error))
         raise
@@ -168,8 +168,8 @@ def _fork(archive: Archive, plan: LearnerPlan, newest: Mark, version: Mark) -> F
 
 def _ended(archive: Archive, plan: LearnerPlan, version: Mark) -> Mark:
     """The last version of the branch that ends: of its very end, after which nothing counts."""
-    instance, found = archive.instance, archive.summary(plan.ends)
-    if found.end.ended is None:
+    instance, summary = archive.instance, archive.summary(plan.ends)
+    if summary.end.ended is None:
         worker = Worker(
             instance.fold_spec,
             instance.backends(plan.ends),
@@ -180,12 +180,12 @@ def _ended(archive: Archive, plan: LearnerPlan, version: Mark) -> Mark:
         worker.close()
         _gate(archive, plan, archive.mark(str(worker.newest_version)), version)
         worker.end("rollback", plan.branch)
-        found = archive.summary(plan.ends)
-    if found.end.ended is None or found.end.ended.successor != plan.branch:
+        summary = archive.summary(plan.ends)
+    if summary.end.ended is None or summary.end.ended.successor != plan.branch:
         raise MillraceError(
             f"Branch {plan.ends} has ended otherwise. Give this up with `millrace replay abort`, then roll back."
         )
-    return next(mark for mark in reversed(found.marks) if mark.version is not None)
+    return next(mark for mark in reversed(summary.marks) if mark.version is not None)
 
 
 def _gate(archive: Archive, plan: LearnerPlan, newest: Mark, version: Mark) -> None:
@@ -195,12 +195,16 @@ def _gate(archive: Archive, plan: LearnerPlan, newest: Mark, version: Mark) -> N
     """
     instance, store = archive.instance, archive.instance.store()
     checkpoint, _ = compose(instance.fold_spec, store, _fork(archive, plan, newest, version), version.branch)
-    made = read_checkpoint(store, plan.branch, checkpoint).parts
-    said = read_checkpoint(store, version.branch, str(version.checkpoint)).parts
+    made_parts = read_checkpoint(store, plan.branch, checkpoint).parts
+    version_parts = read_checkpoint(store, version.branch, str(version.checkpoint)).parts
     operation = instance.ledger().operations[plan.branch]
     if operation.state != "running":
         raise NotCountedError(f"{describe_operation(operation)} meanwhile. Nothing ended.")
-    if differs := [name for name in said if (is_learned(name) or name == "serve") and made[name].sha256 != said[name].sha256]:
+    if differs := [
+        name
+        for name in version_parts
+        if (is_learned(name) or name == "serve") and made_parts[name].sha256 != version_parts[name].sha256
+    ]:
         raise NotProvedError(f"What would go on is not as version {plan.version}, in {', '.join(differs)}. Nothing ended.")
 
 

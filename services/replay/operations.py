@@ -12,21 +12,21 @@ from millrace.services.pipeline.instance import Instance
 from millrace.streams.journal.ledger import Ledger, Operation, OperationState, append_decision
 
 
-def planned_operation(branch: str, plan_sha256: str, version: str | None, why: str) -> Operation:
+def planned_operation(branch: str, plan_sha256: str, version: str | None, reason: str) -> Operation:
     """The first stage of an operation that is to make ``branch`` from ``version``, which is kept until it does."""
     return Operation(
-        **_said(why), id=branch, before=None, state="planned", plan_sha256=plan_sha256, branch=branch, version=version
+        **_signed(reason), id=branch, before=None, state="planned", plan_sha256=plan_sha256, branch=branch, version=version
     )
 
 
 def new_branch(branches: Iterable[str], ledger: Ledger, kind: str) -> str:
     """A name that none of the branches and no operation has."""
-    taken = {*branches, *(one.branch for one in ledger.operations.values())}
-    return next(name for number in range(1, len(taken) + 2) if (name := f"{kind}-{number}") not in taken)
+    used_names = {*branches, *(operation.branch for operation in ledger.operations.values())}
+    return next(name for number in range(1, len(used_names) + 2) if (name := f"{kind}-{number}") not in used_names)
 
 
-def _said(why: str) -> dict[str, Any]:
-    return {"who": getpass.getuser(), "why": why, "when_ms": time.time_ns() // 1_000_000}
+def _signed(reason: str) -> dict[str, Any]:
+    return {"who": getpass.getuser(), "why": reason, "when_ms": time.time_ns() // 1_000_000}
 
 
 def step(instance: Instance, operation: Operation) -> None:
@@ -39,34 +39,34 @@ def step(instance: Instance, operation: Operation) -> None:
     if operation in ledger.counted:
         return
     refuse_other(ledger, operation.id)
-    known = ledger.operations.get(operation.id)
+    current = ledger.operations.get(operation.id)
     raise NotCountedError(
         f"This was written and does not count: it takes {operation.id} from {operation.before or 'nothing'} to "
-        f"{operation.state}, and {describe_operation(known) if known else 'it is not there'}. "
+        f"{operation.state}, and {describe_operation(current) if current else 'it is not there'}. "
         "Look at `millrace log PIPELINE --ledger`."
     )
 
 
-def refuse_other(ledger: Ledger, own: str | None) -> None:
+def refuse_other(ledger: Ledger, own_id: str | None) -> None:
     """Raises: BusyError naming who has another operation under way, since when and why."""
-    other = ledger.operation
-    if other is not None and other.id != own:
+    current = ledger.operation
+    if current is not None and current.id != own_id:
         raise BusyError(
-            f"{describe_operation(other)}, and a pipeline has one replay at a time. Let it be taken over, or end it with "
+            f"{describe_operation(current)}, and a pipeline has one replay at a time. Let it be taken over, or end it with "
             "`millrace replay abort`."
         )
 
 
 def describe_operation(operation: Operation) -> str:
     """Where an operation stands, in words."""
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(operation.when_ms / 1000))
-    return f"{operation.id} of {operation.who} is {operation.state} since {when} ({operation.why})"
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(operation.when_ms / 1000))
+    return f"{operation.id} of {operation.who} is {operation.state} since {began} ({operation.why})"
 
 
-def advance(instance: Instance, operation: Operation, state: OperationState, why: str) -> Operation:
+def advance(instance: Instance, operation: Operation, state: OperationState, reason: str) -> Operation:
     """Let an operation take its next stage, and see that it counts. Raises: as ``step``."""
     moved = Operation(
-        **_said(why),
+        **_signed(reason),
         id=operation.id,
         before=operation.state,
         state=state,

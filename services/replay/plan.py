@@ -32,7 +32,7 @@ from millrace.streams.journal.ledger import describe_target as target_words
 from millrace.streams.journal.store import FolderStore, read_checkpoint
 from millrace.streams.source import Position, Source, Topic
 
-CHUNK = 4096  # records a read
+READ_ROWS = 4096  # records a read
 SAMPLE_ROWS = 2000  # learned, and thrown away, to measure the rate
 SHORTEST = 6  # characters of a plan's hash that name it, at least
 PLANS = "replay"  # the folder of plans
@@ -91,15 +91,15 @@ def load_plan(instance: Instance, name: str) -> tuple[str, ReplayPlan]:
 
     Raises: BadInputError where there is none or more than one; DamageError where it is not what was stored.
     """
-    there = sorted(path.name for path in (plans(instance).root / PLANS).glob("[0-9a-f]*"))
-    found = [one for one in there if len(name) >= SHORTEST and one.startswith(name)]
-    if len(found) != 1:
-        listed = ", ".join(one[:12] for one in there) or "none yet; make one with `millrace replay plan`"
-        raise BadInputError(f"{name!r} names {len(found)} plans; give at least {SHORTEST} characters of one of: {listed}.")
+    plan_names = sorted(path.name for path in (plans(instance).root / PLANS).glob("[0-9a-f]*"))
+    matching = [plan_name for plan_name in plan_names if len(name) >= SHORTEST and plan_name.startswith(name)]
+    if len(matching) != 1:
+        listed = ", ".join(plan_name[:12] for plan_name in plan_names) or "none yet; make one with `millrace replay plan`"
+        raise BadInputError(f"{name!r} names {len(matching)} plans; give at least {SHORTEST} characters of one of: {listed}.")
     try:
-        return found[0], msgspec.json.decode(plans(instance).get(PLANS, found[0]), type=ReplayPlan)
+        return matching[0], msgspec.json.decode(plans(instance).get(PLANS, matching[0]), type=ReplayPlan)
     except msgspec.DecodeError as error:
-        raise DamageError(f"Plan {found[0][:12]} was written by another release ({error}). Make a new plan.") from error
+        raise DamageError(f"Plan {matching[0][:12]} was written by another release ({error}). Make a new plan.") from error
 
 
 def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) -> tuple[str, ReplayPlan, Extent, list[str]]:
@@ -114,7 +114,10 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
     archive, ledger = Archive(instance), instance.ledger()
     live, branch = live_branch(archive, ledger), new_branch(instance.branches(), ledger, "replay")
     mark = None if origin.version is None else _kept(archive, ledger, meant(archive, ledger, origin.version))
-    exclude = [*(inherited := _inherited(archive, live, mark, origin)), *(one for one in exclude if one not in inherited)]
+    exclude = [
+        *(inherited := _inherited(archive, live, mark, origin)),
+        *(exclusion for exclusion in exclude if exclusion not in inherited),
+    ]
     if mark is None:
         fork, differs = _empty(instance, branch, origin, exclude), _changed_since(archive, live)
     else:
@@ -132,9 +135,9 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
 
 def _refuse_absent(source: Source, exclude: Sequence[Exclusion]) -> None:
     """Raises: BadInputError for offsets of a partition that is not there, which would leave out nothing."""
-    there = sorted(source.bounds())
-    if wrong := sorted({one.tp for one in exclude if isinstance(one, OffsetRange)} - set(there)):
-        raise BadInputError(f"The log has no {', '.join(wrong)} to leave out. There are: {', '.join(there)}.")
+    partitions = sorted(source.bounds())
+    if absent := sorted({exclusion.tp for exclusion in exclude if isinstance(exclusion, OffsetRange)} - set(partitions)):
+        raise BadInputError(f"The log has no {', '.join(absent)} to leave out. There are: {', '.join(partitions)}.")
 
 
 def _inherited(archive: Archive, live: str | None, mark: Mark | None, origin: Origin) -> list[Exclusion]:
@@ -142,13 +145,13 @@ def _inherited(archive: Archive, live: str | None, mark: Mark | None, origin: Or
 
     Raises: BadInputError where it is said of something else.
     """
-    there = [] if mark is None else _left_out(archive, mark.branch, mark)
+    left_out = [] if mark is None else _left_out(archive, mark.branch, mark)
     if live is not None and (mark is None or live != mark.branch):
-        there += [one for one in _left_out(archive, live) if one not in there]
-    if wrong := set(origin.include) - set(map(describe, there)):
-        listed = "; ".join(describe(one) for one in there) or "nothing"
-        raise BadInputError(f"{', '.join(sorted(wrong))} is not left out by branch {live}. It leaves out: {listed}.")
-    return [one for one in there if describe(one) not in origin.include]
+        left_out += [exclusion for exclusion in _left_out(archive, live) if exclusion not in left_out]
+    if not_left_out := set(origin.include) - set(map(describe, left_out)):
+        listed = "; ".join(describe(exclusion) for exclusion in left_out) or "nothing"
+        raise BadInputError(f"{', '.join(sorted(not_left_out))} is not left out by branch {live}. It leaves out: {listed}.")
+    return [exclusion for exclusion in left_out if describe(exclusion) not in origin.include]
 
 
 def _left_out(archive: Archive, branch: str, at: Mark | None = None) -> list[Exclusion]:
@@ -163,18 +166,20 @@ def _empty(instance: Instance, branch: str, origin: Origin, exclude: Sequence[Ex
     at = {tp: low for tp, (low, _) in bounds.items()} | (origin.offsets or {})
     if origin.since_ms is not None:
         at = {tp: first_since(source, tp, origin.since_ms) for tp in bounds}
-    wrong = [f"{tp}={offset}" for tp, offset in at.items() if tp not in bounds or not bounds[tp][0] <= offset <= bounds[tp][1]]
-    if wrong:
-        there = ", ".join(f"{tp} has {low} to {high - 1}" for tp, (low, high) in bounds.items())
-        raise BadInputError(f"The log cannot be read from {', '.join(wrong)}: {there}.")
+    out_of_bounds = [
+        f"{tp}={offset}" for tp, offset in at.items() if tp not in bounds or not bounds[tp][0] <= offset <= bounds[tp][1]
+    ]
+    if out_of_bounds:
+        available = ", ".join(f"{tp} has {low} to {high - 1}" for tp, (low, high) in bounds.items())
+        raise BadInputError(f"The log cannot be read from {', '.join(out_of_bounds)}: {available}.")
     return empty_fork(instance.fold_spec, source, branch, at, exclude)
 
 
 def first_since(source: Source, tp: str, since_ms: int) -> int:
     """The offset of a partition's first record that is not older; its end where all are."""
     low, high = source.bounds()[tp]
-    for begin in range(low, high, CHUNK):
-        for event in source.read(tp, begin, min(begin + CHUNK, high)).events:
+    for begin in range(low, high, READ_ROWS):
+        for event in source.read(tp, begin, min(begin + READ_ROWS, high)).events:
             if event.timestamp_ms >= since_ms:
                 return event.offset
     return high
@@ -193,10 +198,10 @@ def _changed_since(archive: Archive, live: str | None) -> list[str]:
         return []
     store, fold_spec = archive.instance.store(), archive.instance.fold_spec
     pairs = ((fork.config_sha256, fold_spec.config), (fork.features_sha256, fold_spec.schema.declared))
-    return [change for name, now in pairs for change in changed(store, live, name, now)]
+    return [change for name, configured in pairs for change in changed(store, live, name, configured)]
 
 
-def _planned(fork: Fork, kept: Position, ledger: Ledger, backfill: Backfill | None, live: str | None) -> ReplayPlan:
+def _planned(fork: Fork, kept_positions: Position, ledger: Ledger, backfill: Backfill | None, live: str | None) -> ReplayPlan:
     """The plan of a fork."""
     parent = fork.parent
     return ReplayPlan(
@@ -208,7 +213,7 @@ def _planned(fork: Fork, kept: Position, ledger: Ledger, backfill: Backfill | No
         topics=fork.topics,
         config_sha256=fork.config_sha256,
         features_sha256=fork.features_sha256,
-        kept=kept,
+        kept=kept_positions,
         backfill=backfill,
         ends=live,
     )
@@ -244,10 +249,10 @@ def _kept(archive: Archive, ledger: Ledger, version: str) -> Mark:
     """The mark of a version whose parts are still there. Raises: OutdatedError naming those that are."""
     mark = archive.mark(version)
     if version in ledger.released:
-        kept = [one.version for one in _versions(archive, ledger, mark.branch)]
+        kept_versions = [kept_mark.version for kept_mark in _versions(archive, ledger, mark.branch)]
         raise OutdatedError(
             f"Version {version} has been let go; versions.keep says how many are kept, and what an alias names always is. "
-            f"Plan from one that is there: {', '.join(map(str, kept[-5:])) or 'none of this branch'}."
+            f"Plan from one that is there: {', '.join(map(str, kept_versions[-5:])) or 'none of this branch'}."
         )
     return mark
 
@@ -263,14 +268,14 @@ def check_plan(archive: Archive, ledger: Ledger, plan: ReplayPlan) -> Fork:
     Raises: OutdatedError naming each thing that differs.
     """
     fork = fork_of(archive, ledger, plan)
-    said = {
+    compared = {
         "what is served": (target_words(plan.serves), target_words(ledger.serving.get(ENDPOINT))),
         "the topics": (plan.topics, fork.topics),
         "the configuration": (plan.config_sha256[:12], fork.config_sha256[:12]),
         "the fields": (plan.features_sha256[:12], fork.features_sha256[:12]),
         "what the log still has": (plan.kept, _kept_positions(_source(archive.instance, fork), fork)),
     }
-    differs = [f"{what} (planned: {before}; now: {after})" for what, (before, after) in said.items() if before != after]
+    differs = [f"{aspect} (planned: {before}; now: {after})" for aspect, (before, after) in compared.items() if before != after]
     if archive.instance.has_branch(plan.branch):
         differs.append(f"branch {plan.branch}, which is there already")
     if differs:
@@ -292,9 +297,9 @@ def changed_state(archive: Archive, mark: Mark) -> list[str]:
     late = "join" in manifest.parts
     if late != (fold_spec.labels is not None):
         fields.append("the table [labels]")
-    fields += [one for one in differs if one.startswith(("learner.", "seed"))]
+    fields += [key for key in differs if key.startswith(("learner.", "seed"))]
     if "window" in manifest.parts:  # its rows are kept by this number
-        fields += [one for one in differs if one.startswith("drift.relearn_rows")]
+        fields += [key for key in differs if key.startswith("drift.relearn_rows")]
     revisions = fold_spec.revisions().items()
     fields += [f"{name} {getattr(fork, name)}" for name, ours in revisions if getattr(fork, name) != ours]
     if fields:
@@ -309,17 +314,17 @@ def _refuse_gone(archive: Archive, ledger: Ledger, backends: Backends, fork: For
     """Raises: OffsetsGoneError saying what retention has taken, and from which version a replay is possible."""
     fold_spec = archive.instance.fold_spec
     bounds = backends.source.bounds()
-    gone = {tp: bounds[tp][0] - at for tp, at in fork.positions.items() if bounds[tp][0] > at}
-    if not gone:
+    lost_records = {tp: bounds[tp][0] - at for tp, at in fork.positions.items() if bounds[tp][0] > at}
+    if not lost_records:
         return
     possible = [
         str(mark.version)
         for mark in _versions(archive, ledger, begun_at.branch)
         if all(bounds[tp][0] <= at for tp, at in replay_fork(fold_spec, backends, "x", mark, []).positions.items())
     ]
-    taken = ", ".join(f"{count} records of {tp}" for tp, count in gone.items())
+    listed = ", ".join(f"{count} records of {tp}" for tp, count in lost_records.items())
     raise OffsetsGoneError(
-        f"Retention has taken {taken} that follow version {begun_at.version}, so they cannot be read again. "
+        f"Retention has taken {listed} that follow version {begun_at.version}, so they cannot be read again. "
         f"A replay is possible from: {', '.join(possible[-5:]) or 'no version of this branch'}."
     )
 
@@ -329,8 +334,8 @@ def _extent(instance: Instance, source: Source, fork: Fork, backfill: Backfill |
     records = size = excluded = 0
     for tp, at in fork.positions.items():
         end = source.bounds()[tp][1]
-        for begin in range(at, end, CHUNK):
-            read = source.read(tp, begin, min(begin + CHUNK, end))
+        for begin in range(at, end, READ_ROWS):
+            read = source.read(tp, begin, min(begin + READ_ROWS, end))
             records += len(read.events)
             size += sum(len(event.value or b"") + len(event.key or b"") + len(event.headers) for event in read.events)
             excluded += sum(left_out(fork.exclude, event, tp) for event in read.events) if fork.exclude else 0
@@ -348,7 +353,7 @@ def _rate(instance: Instance, source: Source, fork: Fork) -> float:
             read = source.read(tp, at, end)
             rows, refused = reader.decode(read.events, tp)
             reads = [(tp, at, end, len(read.events), read.crc32c)]
-            rejected: list[Rejected] = [(tp, one.event.offset, one.row, one.reason) for one in refused]
+            rejected: list[Rejected] = [(tp, refusal.event.offset, refusal.row, refusal.reason) for refusal in refused]
             clock_ms = max([fold.clock_ms, *rows.t.tolist()])
             fold.step(Step(branch="", seq=0, epoch=0, reads=reads, clock_ms=clock_ms, rejected=rejected), [rows])
             tried += len(read.events)
@@ -362,7 +367,7 @@ def plan_rows(name: str, plan: ReplayPlan, extent: Extent, differs: Sequence[str
         "branch": plan.branch,
         "from": plan.version or f"nothing, at {', '.join(f'{tp} {at}' for tp, at in plan.kept.items())}",
         "backfill": "none" if plan.backfill is None else f"{plan.backfill.rows} rows of {plan.backfill.path}",
-        "excludes": "; ".join(describe(one) for one in plan.exclude) or "nothing",
+        "excludes": "; ".join(describe(exclusion) for exclusion in plan.exclude) or "nothing",
         "records": extent.records,
         "bytes": extent.bytes,
         "excluded": extent.excluded,

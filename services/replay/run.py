@@ -42,28 +42,28 @@ log = logging.getLogger("millrace")
 PROGRESS_S = 1.0
 
 
-def record_plan(instance: Instance, plan_sha256: str, plan: ReplayPlan, why: str) -> None:
+def record_plan(instance: Instance, plan_sha256: str, plan: ReplayPlan, reason: str) -> None:
     """Say in the ledger that there is a plan."""
-    step(instance, planned_operation(plan.branch, plan_sha256, plan.version, why))
+    step(instance, planned_operation(plan.branch, plan_sha256, plan.version, reason))
 
 
 def under_way(instance: Instance, ledger: Ledger, *states: OperationState) -> Operation:
     """The operation that is. Raises: MillraceError where there is none, or in another stage."""
-    found = ledger.operation
-    if found is None:
+    operation = ledger.operation
+    if operation is None:
         raise MillraceError("No replay is under way. Make one with `millrace replay plan`, then `millrace replay run`.")
-    if is_rollback(instance, found):
+    if is_rollback(instance, operation):
         raise MillraceError(
-            f"{describe_operation(found)}, and is no replay. `millrace rollback --learner --yes` goes on with it."
+            f"{describe_operation(operation)}, and is no replay. `millrace rollback --learner --yes` goes on with it."
         )
-    if found.state not in states:
-        way = (
+    if operation.state not in states:
+        advice = (
             "Compare it with `millrace replay diff`, then `take-over`."
-            if found.state == "done"
+            if operation.state == "done"
             else "`resume` goes on with it."
         )
-        raise MillraceError(f"{describe_operation(found)}. {way}")
-    return found
+        raise MillraceError(f"{describe_operation(operation)}. {advice}")
+    return operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ class Replayed:
     certificate: str
 
 
-def run(instance: Instance, name: str, again: Sequence[str]) -> Replayed:
-    """Make the branch that a plan says; ``again`` are the words by which a command finds this pipeline.
+def run(instance: Instance, name: str, pipeline_arguments: Sequence[str]) -> Replayed:
+    """Make the branch that a plan says; ``pipeline_arguments`` are the words by which a command finds this pipeline.
 
     Raises: OutdatedError where the plan no longer holds; BusyError where another replay is under way.
     """
@@ -92,10 +92,10 @@ def run(instance: Instance, name: str, again: Sequence[str]) -> Replayed:
     if operation.state != "planned":
         raise MillraceError(f"{operation.id} is {operation.state} already. A replay that was stopped goes on with `resume`.")
     fork, live = check_plan(archive, ledger, plan), live_branch(archive, ledger)
-    return _replay(archive, live, advance(instance, operation, "running", operation.why), plan, fork, again)
+    return _replay(archive, live, advance(instance, operation, "running", operation.why), plan, fork, pipeline_arguments)
 
 
-def resume(instance: Instance, again: Sequence[str]) -> Replayed:
+def resume(instance: Instance, pipeline_arguments: Sequence[str]) -> Replayed:
     """Go on where a replay was stopped.
 
     Raises: MillraceError where none is under way; BusyError where a live process is at it.
@@ -106,26 +106,26 @@ def resume(instance: Instance, again: Sequence[str]) -> Replayed:
     with instance.hold(plan.branch, take_over=False):  # before it is said that it goes on
         running = advance(instance, operation, "running", operation.why)
         fork = _written(archive, plan.branch) or fork_of(archive, ledger, plan)
-    return _replay(archive, live_branch(archive, ledger), running, plan, fork, again)
+    return _replay(archive, live_branch(archive, ledger), running, plan, fork, pipeline_arguments)
 
 
 def _replay(
-    archive: Archive, live: str | None, operation: Operation, plan: ReplayPlan, fork: Fork, again: Sequence[str]
+    archive: Archive, live: str | None, operation: Operation, plan: ReplayPlan, fork: Fork, pipeline_arguments: Sequence[str]
 ) -> Replayed:
     """Begin the branch, catch up with the log, mark a version, let another process prove it; then it is done."""
     instance, start_s = archive.instance, time.monotonic()
     with instance.hold(plan.branch, take_over=False):
         try:
-            worker, begun = _caught_up(archive, live, plan, fork)
+            worker, records_at_start = _caught_up(archive, live, plan, fork)
         except ReplacedError as error:
             _refuse_given_up(instance, plan.branch, error)
             raise
-        verdict = _proved_elsewhere(plan.branch, again)
+        verdict = _proved_elsewhere(plan.branch, pipeline_arguments)
         advance(instance, operation, "done", operation.why)
     return Replayed(
         plan.branch,
         worker.newest_version,
-        worker.fold.records - begun,
+        worker.fold.records - records_at_start,
         worker.fold.counts.learned,
         round(time.monotonic() - start_s, 3),
         verdict,
@@ -146,19 +146,21 @@ def _caught_up(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork)
     pipeline, fold_spec = archive.instance.loaded.pipeline, archive.instance.fold_spec
     use_threads(pipeline.threads)
     progress = Progress()  # from here on a signal stops it between two steps
-    fork, backends = _begun(archive, live, plan, fork)
+    fork, backends = _begin_branch(archive, live, plan, fork)
     start_of = Summary(fork, [mark for mark in archive.marks(fork.branch) if mark.state_seq == 1])
-    begun = restore(fold_spec, backends, start_of).fold.records  # from its own copy: its parent's may be let go meanwhile
+    records_at_start = restore(
+        fold_spec, backends, start_of
+    ).fold.records  # from its own copy: its parent's may be let go meanwhile
     progress.of(backends, fork)
     opening = WorkerIdentity(fork.branch, this_host(pipeline.threads), emits=False)
     worker = Worker(fold_spec, backends, pipeline.worker, opening)
     worker.run(progress)
     if progress.stopped:
         raise MillraceError(f"Stopped at seq {worker.seq}; nothing is lost. `millrace replay resume` goes on.")
-    return worker, begun
+    return worker, records_at_start
 
 
-def _begun(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork) -> tuple[Fork, Backends]:
+def _begin_branch(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork) -> tuple[Fork, Backends]:
     """The first entry of the branch, ``fork`` unless one is written with the mark of its start; what it reads, on its path."""
     instance = archive.instance
     if (written := _written(archive, plan.branch)) is not None:
@@ -174,8 +176,8 @@ def _begun(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork) -> 
 
 def _written(archive: Archive, branch: str) -> Fork | None:
     """The first entry of a branch that has begun: it is there, and so is the mark of its start where it has a parent."""
-    known = archive.so_far(branch)
-    return known.fork if known.fork is not None and (known.fork.parent is None or known.marks) else None
+    summary = archive.so_far(branch)
+    return summary.fork if summary.fork is not None and (summary.fork.parent is None or summary.marks) else None
 
 
 def _path(instance: Instance, live: str | None, fork: Fork, plan: ReplayPlan) -> list[ReadRange]:
@@ -213,29 +215,29 @@ class Progress:
         """Whether it is over."""
         if time.monotonic() - self._told_s >= PROGRESS_S:
             self._told_s = time.monotonic()
-            self._tell(worker)
+            self._log_progress(worker)
         return self.stopped or worker.caught_up()
 
-    def _tell(self, worker: Worker) -> None:
+    def _log_progress(self, worker: Worker) -> None:
         ends = sum(high for _, high in self._backends.source.bounds().values())
         at, records = sum(worker.fold.position.values()), worker.fold.records
-        began_s, begun = self._begun = self._begun or (time.monotonic(), records)
-        rate = (records - begun) / max(time.monotonic() - began_s, 1e-9)
-        left = f", {(ends - at) / rate:.0f} s left" if rate else ""
-        log.info("%s: %d of %d records%s", worker.branch, at - self._start, ends - self._start, left)
+        began_s, records_at_start = self._begun = self._begun or (time.monotonic(), records)
+        rate = (records - records_at_start) / max(time.monotonic() - began_s, 1e-9)
+        time_left = f", {(ends - at) / rate:.0f} s left" if rate else ""
+        log.info("%s: %d of %d records%s", worker.branch, at - self._start, ends - self._start, time_left)
 
 
-def _proved_elsewhere(branch: str, again: Sequence[str]) -> str:
+def _proved_elsewhere(branch: str, pipeline_arguments: Sequence[str]) -> str:
     """Let `millrace verify` fold the branch again in another process, which writes the certificate.
 
     Raises: NotProvedError with what it says.
     """
     log.info("%s: another process proves it", branch)
-    command = [*COMMAND, "verify", *again, "--branch", branch, "--output", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = done.stderr.strip() or f"the process ended with {done.returncode}; `millrace replay resume` tries again."
-        raise NotProvedError(f"Branch {branch} was replayed and is not proved: {said}")
+    command = [*COMMAND, "verify", *pipeline_arguments, "--branch", branch, "--output", "json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        message = result.stderr.strip() or f"the process ended with {result.returncode}; `millrace replay resume` tries again."
+        raise NotProvedError(f"Branch {branch} was replayed and is not proved: {message}")
     return "proved in another process"
 
 
@@ -265,17 +267,17 @@ def plan_take_over(instance: Instance) -> Succession:
     return Succession(operation, change, plan.branch if plan.ends is None else heir_of(Archive(instance), plan.ends))
 
 
-def take_over(instance: Instance, succession: Succession, why: str) -> None:
+def take_over(instance: Instance, succession: Succession, reason: str) -> None:
     """Serve the new branch, then end the old one; the trainer goes on with the new one by itself. Done twice, it is done once.
 
     Raises: NotCountedError where somebody has decided otherwise meanwhile; nothing is ended then.
     """
     branch = succession.operation.branch
-    decide(instance, succession.change, why)
+    decide(instance, succession.change, reason)
     if succession.ends != branch:
         host = this_host(instance.loaded.pipeline.threads)
         end_branch(instance.journal(succession.ends), succession.ends, host, "replay", branch)
-    advance(instance, succession.operation, "taken-over", why)
+    advance(instance, succession.operation, "taken-over", reason)
 
 
 def plan_abort(instance: Instance, name: str | None = None) -> Operation:
@@ -298,17 +300,23 @@ def plan_abort(instance: Instance, name: str | None = None) -> Operation:
 
 
 def _named(operations: Iterable[Operation], name: str) -> Operation | None:
-    found = [one for one in operations if one.branch == name or (len(name) >= SHORTEST and one.plan_sha256.startswith(name))]
-    if len(found) > 1:
-        found = [one for one in found if one.state not in ("taken-over", "aborted")]  # a plan can be made twice
-    if len(found) != 1:
-        raise BadInputError(f"{name!r} names {len(found)} plans; `millrace log PIPELINE --ledger` lists them.")
-    return found[0]
+    matching = [
+        operation
+        for operation in operations
+        if operation.branch == name or (len(name) >= SHORTEST and operation.plan_sha256.startswith(name))
+    ]
+    if len(matching) > 1:
+        matching = [
+            operation for operation in matching if operation.state not in ("taken-over", "aborted")
+        ]  # a plan can be made twice
+    if len(matching) != 1:
+        raise BadInputError(f"{name!r} names {len(matching)} plans; `millrace log PIPELINE --ledger` lists them.")
+    return matching[0]
 
 
-def abort(instance: Instance, operation: Operation, why: str) -> None:
+def abort(instance: Instance, operation: Operation, reason: str) -> None:
     """Give a replay up: its branch ends, and whoever writes it stops."""
-    advance(instance, operation, "aborted", why)
+    advance(instance, operation, "aborted", reason)
     if Archive(instance).so_far(operation.branch).fork is not None:
         host = this_host(instance.loaded.pipeline.threads)
         end_branch(instance.journal(operation.branch), operation.branch, host, "aborted", None)

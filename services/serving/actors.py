@@ -18,8 +18,8 @@ from millrace.services.training.trainer import Trainer, TrainerStatus
 log = logging.getLogger("millrace")
 
 NAMESPACE = "millrace"
-PATIENCE_S = 5.0  # for another process to answer
-ASKED_S = 5.0  # the same, for whoever looks at the status
+TIMEOUT_S = 5.0  # for another process to answer
+STATUS_TIMEOUT_S = 5.0  # the same, for whoever looks at the status
 TRAINER_CPUS = 0.2  # logical ones, for placement; how many threads it uses is the pipeline's `threads`
 
 # How an actor stays: named, detached, started again whenever it dies.
@@ -63,7 +63,7 @@ async def trainer_state(instance: Instance, branch: str) -> TrainerStatus | None
     """Where a branch's trainer is, or None where it does not answer."""
     try:
         actor = await asyncio.to_thread(ray.get_actor, trainer_name(instance, branch), NAMESPACE)
-        async with asyncio.timeout(ASKED_S):
+        async with asyncio.timeout(STATUS_TIMEOUT_S):
             state: TrainerStatus = await actor.state.remote()
     except (RayError, TimeoutError, ValueError):
         return None
@@ -81,8 +81,8 @@ class Publisher:
         """Publish, or beat without a blob; False where the state is not held there."""
         try:
             self._actor = self._actor or ray.get_actor(self._name, NAMESPACE)
-            sent = self._actor.beat.remote(publication) if blob is None else self._actor.publish.remote(publication, blob)
-            return bool(ray.get(sent, timeout=PATIENCE_S))
+            reply = self._actor.beat.remote(publication) if blob is None else self._actor.publish.remote(publication, blob)
+            return bool(ray.get(reply, timeout=TIMEOUT_S))
         except (RayError, GetTimeoutError, ValueError) as error:  # ValueError: there is no actor of that name
             log.warning("Current does not answer (%s); the next beat tries again.", type(error).__name__)
             self._actor = None
@@ -100,7 +100,7 @@ class Subscriber:
         """What is newer, with its bytes; None where there is nothing, or nobody to ask, in time."""
         try:
             self._actor = self._actor or await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
-            async with asyncio.timeout(timeout_s + PATIENCE_S):
+            async with asyncio.timeout(timeout_s + TIMEOUT_S):
                 news: News | None = await self._actor.next.remote(branch, after, timeout_s)
                 if news is None:
                     return None
@@ -115,16 +115,16 @@ class Subscriber:
 
     async def tell(self, presence: Presence) -> None:
         """Say what this replica does; without ``NewestWeights`` nobody hears it."""
-        await self._asked("hear", presence)
+        await self._call("hear", presence)
 
     async def replicas(self) -> list[Presence]:
         """What all of them said lately; without ``NewestWeights`` nothing is known."""
-        return await self._asked("replicas") or []
+        return await self._call("replicas") or []
 
-    async def _asked(self, method: str, *words: Presence) -> Any:
+    async def _call(self, method: str, *arguments: Presence) -> Any:
         try:
             self._actor = self._actor or await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
-            async with asyncio.timeout(ASKED_S):
-                return await getattr(self._actor, method).remote(*words)
+            async with asyncio.timeout(STATUS_TIMEOUT_S):
+                return await getattr(self._actor, method).remote(*arguments)
         except (RayError, TimeoutError, ValueError):
             return None

@@ -21,7 +21,7 @@ from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
 
-LOOK_S = 0.05  # between two looks at the ledger
+POLL_S = 0.05  # between two polls of the ledger
 RETRY_S = 1.0  # after something could not be read
 
 Fetched = tuple[Publication, bytes]
@@ -41,7 +41,7 @@ class Follower:
         self._stream: Stream | None = None
 
     @property
-    def told(self) -> str:
+    def described_target(self) -> str:
         """What the ledger says to serve, in words."""
         return describe_target(self._target)
 
@@ -57,7 +57,7 @@ class Follower:
                 target = await asyncio.to_thread(self._decided)
                 if target != self._target and target is not None:
                     await self._go_to(target)
-                wait_s = LOOK_S
+                wait_s = POLL_S
             except MillraceError as error:
                 log.warning("%s What was served before goes on.", error)
                 wait_s = RETRY_S
@@ -97,7 +97,7 @@ class Follower:
         while True:
             target = self._target
             if target is None or target.follow is None:
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(POLL_S)
                 continue
             try:
                 await self._hear(target, target.follow)
@@ -107,14 +107,14 @@ class Follower:
 
     async def _hear(self, target: Target, branch: str) -> None:
         """Wait for something newer, and let it answer unless the ledger has said otherwise meanwhile."""
-        held = self.held if self.held is not None and self.held.identity.branch == branch else None
-        after = None if held is None else Publication(held.identity, held.sha256, held.as_of_ms)
+        current = self.held if self.held is not None and self.held.identity.branch == branch else None
+        after = None if current is None else Publication(current.identity, current.sha256, current.as_of_ms)
         fetched = await self._next(branch, after, RETRY_S)
         if fetched is None or self._target is not target:
             return
-        if held is not None and fetched[0].sha256 == held.sha256:
-            self.held = held.confirmed(fetched[0].as_of_ms)
+        if current is not None and fetched[0].sha256 == current.sha256:
+            self.held = current.confirmed(fetched[0].as_of_ms)
             return
         bundle = await asyncio.to_thread(self._opened, fetched)
-        if self._target is target and (held is None or bundle.identity.place > held.identity.place):
+        if self._target is target and (current is None or bundle.identity.place > current.identity.place):
             self.held = bundle

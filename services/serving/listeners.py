@@ -12,8 +12,13 @@ LISTENS = "0A"  # a socket's state in /proc/net/tcp
 def listeners(pid: int) -> list[str]:
     """Address and process of everything that ``pid`` and its descendants listen on, as sorted lines."""
     sockets = _listening()
-    found = {f"{sockets[inode]}  {_title(one)}" for one in family(pid) for inode in _inodes(one) if inode in sockets}
-    return sorted(found)
+    lines = {
+        f"{sockets[inode]}  {_title(member_pid)}"
+        for member_pid in family(pid)
+        for inode in _inodes(member_pid)
+        if inode in sockets
+    }
+    return sorted(lines)
 
 
 def family(pid: int) -> list[int]:
@@ -24,13 +29,13 @@ def family(pid: int) -> list[int]:
 
 def _listening() -> dict[str, str]:
     """Inode -> address:port of every TCP socket that listens."""
-    found = {}
+    addresses = {}
     for name in ("tcp", "tcp6"):
         for line in _text(Path(f"/proc/net/{name}")).splitlines()[1:]:
             cells = line.split()
             if cells[3] == LISTENS:
-                found[cells[9]] = address(cells[1])
-    return found
+                addresses[cells[9]] = address(cells[1])
+    return addresses
 
 
 def address(local: str) -> str:

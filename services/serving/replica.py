@@ -24,7 +24,7 @@ from millrace.services.endpoint.http import HttpApp
 from millrace.services.endpoint.recording import Recorded, Recorder
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import Access
-from millrace.services.serving.actors import PATIENCE_S, Subscriber, current_name, make_current, make_trainers, trainer_state
+from millrace.services.serving.actors import TIMEOUT_S, Subscriber, current_name, make_current, make_trainers, trainer_state
 from millrace.services.serving.follower import Follower
 from millrace.services.training.current import Presence
 from millrace.services.training.trainer import TrainerStatus
@@ -34,9 +34,9 @@ log = logging.getLogger("millrace")
 
 APPLICATION = "millrace"
 SLOW_S = 300.0  # for Serve's proxy to start, once Serve itself has given up waiting
-KEEP_S = 1.0  # between two looks of the keeper
+KEEPER_POLL_S = 1.0  # between two polls of the keeper
 FIRST_S = 5.0  # for a new replica to find something to answer from
-LOOK_S = 0.02  # between two looks whether it has
+POLL_S = 0.02  # between two polls whether it has
 TELL_S = 2.0  # between two words of a replica about itself
 REPLICA_CPUS = 0.1  # logical ones, for placement; BLAS uses one thread
 IN_FLIGHT = 2048  # requests a replica holds at a time; what it works on is bounded in bytes, by ``Bodies`` and ``Pool``
@@ -76,7 +76,7 @@ class Predictor(Calls):
             recording=_recording(serving.instance),
             overview=self._overview,
         )
-        self._telling = asyncio.get_running_loop().create_task(self._tell())
+        self._telling = asyncio.get_running_loop().create_task(self._announce())
         self.grpc_app = GrpcApp(self._endpoint)
         stand_in_replica(self)
 
@@ -84,7 +84,7 @@ class Predictor(Calls):
         """What Serve calls for every HTTP request; it asks for this after ``__init__``."""
         return HttpApp(self._endpoint)
 
-    async def _tell(self) -> None:
+    async def _announce(self) -> None:
         """Say every other second what this replica does, for whoever asks any of them."""
         while True:
             await self._subscriber.tell(self._presence())
@@ -97,7 +97,7 @@ class Predictor(Calls):
         return Presence(
             replica=self._name,
             pid=os.getpid(),
-            serves=follower.told,
+            serves=follower.described_target,
             answers="" if bundle is None else bundle.identity.name,
             staleness_ms=None if bundle is None else bundle.age_ms(time.time_ns() // 1_000_000),
             stored=counts.stored,
@@ -107,15 +107,15 @@ class Predictor(Calls):
 
     async def _overview(self) -> dict[str, Any]:
         """All replicas that were heard of lately, this one at least, and the trainer."""
-        asked = (self._subscriber.replicas(), trainer_state(self._serving.instance, self._serving.branch))
-        replicas, trainer = await asyncio.gather(*asked)
+        pending = (self._subscriber.replicas(), trainer_state(self._serving.instance, self._serving.branch))
+        replicas, trainer = await asyncio.gather(*pending)
         shards = [shard for shard in self._serving.instance.shards(self._serving.branch) if shard != self._serving.branch]
         learning = await asyncio.gather(*(trainer_state(self._serving.instance, shard) for shard in shards))
-        heard = {one.replica: one for one in [self._presence(), *replicas]}
+        presences = {presence.replica: presence for presence in [self._presence(), *replicas]}
         return {
-            "replicas": [asdict(one) for _, one in sorted(heard.items())],
-            "trainer": {"branch": self._serving.branch} | _told(trainer),
-            "shards": [{"branch": shard} | _told(state) for shard, state in zip(shards, learning, strict=True)],
+            "replicas": [asdict(presence) for _, presence in sorted(presences.items())],
+            "trainer": {"branch": self._serving.branch} | _describe_trainer(trainer),
+            "shards": [{"branch": shard} | _describe_trainer(state) for shard, state in zip(shards, learning, strict=True)],
         }
 
     async def check_health(self) -> None:
@@ -125,12 +125,12 @@ class Predictor(Calls):
         """
         until_s, self._first_look_until_s = self._first_look_until_s, 0.0
         while self._follower.held is None and time.monotonic() < until_s and not self._following.done():
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
         if self._following.done():
             raise MillraceError(f"This replica no longer follows the ledger: {self._following.exception()!r}.")
 
 
-def _told(state: TrainerStatus | None) -> dict[str, Any]:
+def _describe_trainer(state: TrainerStatus | None) -> dict[str, Any]:
     """What a trainer says of itself."""
     return {"running": False} if state is None else asdict(state)
 
@@ -152,25 +152,25 @@ class Keeper:
         self._keeping = asyncio.get_running_loop().create_task(self._keep())
 
     async def _keep(self) -> None:
-        said: dict[str, str] = {}
+        last_errors: dict[str, str] = {}
         while True:
             try:
                 make_current(self._serving.instance)
                 for branch, trainer in make_trainers(self._serving.instance, self._serving.branch):
-                    said[branch] = await self._look_at(branch, trainer, said.get(branch, ""))
+                    last_errors[branch] = await self._look_at(branch, trainer, last_errors.get(branch, ""))
             except (ray.exceptions.RayError, ValueError) as error:
                 log.warning("No trainer of branch %s could be made: %s", self._serving.branch, type(error).__name__)
-            await asyncio.sleep(KEEP_S)
+            await asyncio.sleep(KEEPER_POLL_S)
 
-    async def _look_at(self, branch: str, trainer: Any, said: str) -> str:
+    async def _look_at(self, branch: str, trainer: Any, last_error: str) -> str:
         """Say what has changed, and start a trainer again that failed; what it said last."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 state = await trainer.state.remote()
         except (ray.exceptions.RayError, TimeoutError) as error:
             log.warning("The trainer of branch %s does not answer: %s", branch, type(error).__name__)
-            return said
-        if state.said != said:
+            return last_error
+        if state.said != last_error:
             log.error("The trainer of branch %s: %s", branch, state.said or "goes on")
         if not state.running and not state.said:  # it failed unforeseen; where it said why, an operator has to act
             ray.kill(trainer, no_restart=False)
@@ -184,10 +184,12 @@ class Keeper:
 
 def start(serving: Serving) -> None:
     """Deploy on the Ray that this process is connected to; returns when every replica is up."""
-    few: dict[str, Any] = {"max_ongoing_requests": IN_FLIGHT, "health_check_period_s": 2}
-    many = few | {"num_replicas": serving.replicas, "max_queued_requests": QUEUED}
-    predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **many)(serve.ingress()(Predictor))
-    keeper: Any = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, **few)(Keeper)
+    deployment_options: dict[str, Any] = {"max_ongoing_requests": IN_FLIGHT, "health_check_period_s": 2}
+    replica_options = deployment_options | {"num_replicas": serving.replicas, "max_queued_requests": QUEUED}
+    predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **replica_options)(
+        serve.ingress()(Predictor)
+    )
+    keeper: Any = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, **deployment_options)(Keeper)
     calls = {"port": serving.grpc_port, "grpc_servicer_functions": [f"{add_services.__module__}.{add_services.__name__}"]}
     quiet = {"enable_access_log": False}  # a line a request costs more than its answer; statistics count them
     http = {"host": serving.host, "port": serving.port}
@@ -209,4 +211,4 @@ def _despite_a_slow_proxy(call: Callable[[], object]) -> None:
         while ProxyStatus.HEALTHY not in serve.status().proxies.values():
             if time.monotonic() > until_s:
                 raise
-            time.sleep(KEEP_S)
+            time.sleep(KEEPER_POLL_S)

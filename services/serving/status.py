@@ -19,7 +19,7 @@ from millrace.services.config.config import endpoint_token
 from millrace.services.errors import BusyError
 from millrace.services.pipeline.instance import Instance
 
-PATIENCE_S = 15.0  # for an answer; a replica waits for the trainer's meanwhile
+TIMEOUT_S = 15.0  # for an answer; a replica waits for the trainer's meanwhile
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -35,13 +35,13 @@ class Place(msgspec.Struct, frozen=True):
 def placed(instance: Instance, place: Place) -> Iterator[None]:
     """Others on this machine find the endpoint for as long as the block runs."""
     path = _path(instance)
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode(place))
-    fresh.replace(path)
+    new_path = path.with_suffix(".new")
+    new_path.write_bytes(msgspec.json.encode(place))
+    new_path.replace(path)
     try:
         yield
     finally:
-        if found(instance) == place:
+        if published_place(instance) == place:
             path.unlink(missing_ok=True)
 
 
@@ -52,7 +52,7 @@ def place(host: str, port: int, grpc_port: int, proxy: str) -> Place:
     return Place(f"http://{name}:{port}", f"{name}:{grpc_port}", proxy, os.getpid())
 
 
-def found(instance: Instance) -> Place | None:
+def published_place(instance: Instance) -> Place | None:
     """Where the pipeline's endpoint listens, or None where it is not up on this machine."""
     try:
         return msgspec.json.decode(_path(instance).read_bytes(), type=Place)
@@ -62,7 +62,7 @@ def found(instance: Instance) -> Place | None:
 
 def refuse_second(instance: Instance) -> None:
     """Raises: BusyError where another process serves this pipeline from the same folder."""
-    place = found(instance)
+    place = published_place(instance)
     if place is not None and place.pid != os.getpid() and Path(f"/proc/{place.pid}").exists():
         raise BusyError(f"{place.url} of process {place.pid} serves this pipeline already. Stop that one first.")
 
@@ -72,45 +72,45 @@ def overview(instance: Instance, place: Place) -> dict[str, Any]:
 
     Raises: OSError, msgspec.DecodeError where nobody answers, or not as we do.
     """
-    said: dict[str, Any] = _asked(instance, f"{place.url}/v2/models/{instance.loaded.pipeline.name}/status")
-    return said
+    overview_facts: dict[str, Any] = _get_json(instance, f"{place.url}/v2/models/{instance.loaded.pipeline.name}/status")
+    return overview_facts
 
 
 def served(instance: Instance) -> dict[str, Any]:
     """Trainer and replicas, a line each; or why they cannot be asked."""
-    place = found(instance)
+    place = published_place(instance)
     if place is None:
         return {"endpoint": "not up on this machine"}
     try:
-        said = overview(instance, place)
+        facts_served = overview(instance, place)
     except (OSError, msgspec.DecodeError) as error:  # urllib's errors are among them
         return {"endpoint": f"{place.url} of process {place.pid} does not say how it is: {error}"}
-    facts = {"endpoint": f"{place.url}, {place.proxy}", "trainer": _trainer_line(said["trainer"])}
-    return facts | {f"replica_{at}": _replica_line(one) for at, one in enumerate(said["replicas"], 1)}
+    facts = {"endpoint": f"{place.url}, {place.proxy}", "trainer": _trainer_line(facts_served["trainer"])}
+    return facts | {f"replica_{at}": _replica_line(replica) for at, replica in enumerate(facts_served["replicas"], 1)}
 
 
 def _path(instance: Instance) -> Path:
     return instance.folder / "endpoint.json"
 
 
-def _asked(instance: Instance, url: str) -> Any:
-    own = instance.folder / "token"
-    token = endpoint_token() or (own.read_text(encoding="utf-8").strip() if own.exists() else "")
+def _get_json(instance: Instance, url: str) -> Any:
+    token_file = instance.folder / "token"
+    token = endpoint_token() or (token_file.read_text(encoding="utf-8").strip() if token_file.exists() else "")
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
-    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
-        return msgspec.json.decode(answer.read())
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        return msgspec.json.decode(response.read())
 
 
-def _trainer_line(said: dict[str, Any]) -> str:
-    if not said["running"]:
-        return f"branch {said['branch']}: not running{said.get('said') and ': ' + said['said'] or ''}"
-    troubled = f", waiting: {said['said']}" if said["said"] else ""
-    return f"branch {said['branch']}, epoch {said['epoch']}, seq {said['seq']}, {said['records']} records{troubled}"
+def _trainer_line(state: dict[str, Any]) -> str:
+    if not state["running"]:
+        return f"branch {state['branch']}: not running{state.get('said') and ': ' + state['said'] or ''}"
+    troubled = f", waiting: {state['said']}" if state["said"] else ""
+    return f"branch {state['branch']}, epoch {state['epoch']}, seq {state['seq']}, {state['records']} records{troubled}"
 
 
-def _replica_line(said: dict[str, Any]) -> str:
-    behind = "" if said["staleness_ms"] is None else f", stale by at most {said['staleness_ms']} ms"
+def _replica_line(state: dict[str, Any]) -> str:
+    behind = "" if state["staleness_ms"] is None else f", stale by at most {state['staleness_ms']} ms"
     return (
-        f"{said['answers'] or 'nothing yet'}{behind}; told to serve {said['serves']}; process {said['pid']}; "
-        f"records of answers: {said['stored']} in the log, {said['waiting']} waiting, {said['dropped']} dropped"
+        f"{state['answers'] or 'nothing yet'}{behind}; told to serve {state['serves']}; process {state['pid']}; "
+        f"records of answers: {state['stored']} in the log, {state['waiting']} waiting, {state['dropped']} dropped"
     )

@@ -31,14 +31,14 @@ from millrace.services.protocol.access import SCOPES, Access, access, own_token,
 from millrace.services.serving.companion import companion
 from millrace.services.serving.listeners import listeners
 from millrace.services.serving.ports import OWN, PORTS, held_ports
-from millrace.services.serving.status import found, overview, place, placed, refuse_second
+from millrace.services.serving.status import overview, place, placed, published_place, refuse_second
 
 if TYPE_CHECKING:
     from millrace.services.serving.replica import Serving
 
 log = logging.getLogger("millrace")
 
-LOOK_S = 5.0  # between two looks at the trainer
+POLL_S = 5.0  # between two polls of the trainer
 STOP_S = 60.0  # for the trainer to mark a version
 OBJECT_STORE_BYTES = 256 << 20  # weights on their way
 SLOW_S = (
@@ -74,14 +74,14 @@ class Listening:
         if self.tokens is not None:
             read_tokens(self.tokens)
 
-    def access(self, own: Path) -> Access:
-        """Who may call: with the tokens given, else with one of our own in the file ``own``.
+    def access(self, own_token_path: Path) -> Access:
+        """Who may call: with the tokens given, else with one of our own in the file ``own_token_path``.
 
         Raises: ConfigError, StorageError.
         """
-        given = {} if self.tokens is None else read_tokens(self.tokens)
-        given |= {self.token: SCOPES} if self.token else {}
-        return access(given or {own_token(own): SCOPES}, local_is_open=self.loopback and not given)
+        token_scopes = {} if self.tokens is None else read_tokens(self.tokens)
+        token_scopes |= {self.token: SCOPES} if self.token else {}
+        return access(token_scopes or {own_token(own_token_path): SCOPES}, local_is_open=self.loopback and not token_scopes)
 
 
 def up(instance: Instance, branch: str, listening: Listening) -> None:
@@ -98,8 +98,8 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
         proxy = prepare_environment(Path(scratch), block)
         serving = _start(instance.absolute, branch, listening, stop)
         try:
-            where = place(listening.host, listening.port, listening.grpc_port, proxy)
-            with placed(instance, where), mirrored(instance), verified(instance):
+            endpoint_place = place(listening.host, listening.port, listening.grpc_port, proxy)
+            with placed(instance, endpoint_place), mirrored(instance), verified(instance):
                 _say_where(serving, listening, proxy)
                 _watch(serving.instance, stop)
         finally:
@@ -127,16 +127,16 @@ def _stop_on_signals(stop: threading.Event) -> None:
 
 def _watch(instance: Instance, stop: threading.Event) -> None:
     """Wait for the end, and say when the trainer stops or goes on."""
-    said = ""
-    while not stop.wait(LOOK_S):
-        place = found(instance)
+    last_error = ""
+    while not stop.wait(POLL_S):
+        place = published_place(instance)
         try:
             trainer = {} if place is None else overview(instance, place)["trainer"]
         except (OSError, msgspec.DecodeError):
             continue  # `status` says so to whoever asks
-        if trainer.get("said", "") != said:
-            said = trainer["said"]
-            click.echo(f"trainer   {said or 'goes on'}", err=True)
+        if trainer.get("said", "") != last_error:
+            last_error = trainer["said"]
+            click.echo(f"trainer   {last_error or 'goes on'}", err=True)
 
 
 def prepare_environment(scratch: Path, block: int) -> str:
@@ -192,8 +192,8 @@ def _start(instance: Instance, branch: str, listening: Listening, stop: threadin
     for port, option in ((listening.port, "--port"), (listening.grpc_port, "--grpc-port")):
         _refuse_taken(listening.host, port, option)
     allowed = listening.access(token_path(instance))
-    where = (listening.host, listening.port, listening.grpc_port)
-    serving = predictor.Serving(instance, branch, *where, listening.replicas, allowed)
+    addresses = (listening.host, listening.port, listening.grpc_port)
+    serving = predictor.Serving(instance, branch, *addresses, listening.replicas, allowed)
     try:
         ray.init(
             address="local",
@@ -233,15 +233,17 @@ def _refuse_taken(host: str, port: int, option: str) -> None:
 def _say_where(serving: Serving, listening: Listening, proxy: str) -> None:
     name = serving.instance.loaded.pipeline.name
     path = token_path(serving.instance)
-    given = " and ".join([*(["MILLRACE_TOKEN"] if listening.token else []), *map(str, filter(None, [listening.tokens]))])
-    others = "everybody" if not serving.access.local_is_open else "callers from other machines"
+    token_sources = " and ".join(
+        [*(["MILLRACE_TOKEN"] if listening.token else []), *map(str, filter(None, [listening.tokens]))]
+    )
+    token_holders = "everybody" if not serving.access.local_is_open else "callers from other machines"
     at = f"http://{serving.host}:{serving.port}"
     for line in (
         f"predict   POST {at}/v2/models/{name}/infer   (Open Inference Protocol v2, JSON or binary tensors)",
         f"          gRPC {serving.host}:{serving.grpc_port} inference.GRPCInferenceService   (the same, and grpc.health.v1)",
         *(_labels_lines(serving, at)),
         f"ready     GET  {at}/v2/health/ready",
-        f"token     {given or path}; {others} must show it",
+        f"token     {token_sources or path}; {token_holders} must show it",
         f"replicas  {serving.replicas} behind {proxy}",
         f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
         *([f"mirrors   versions to {uri}"] if (uri := serving.instance.loaded.pipeline.mlflow.uri) else []),

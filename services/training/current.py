@@ -55,8 +55,8 @@ class Presence:
 class NewestWeights:
     """Holds the newest publication of each branch; a lower (epoch, seq) is refused."""
 
-    def __init__(self, put: Callable[[Blob], Any]) -> None:
-        self._put = put
+    def __init__(self, put_blob: Callable[[Blob], Any]) -> None:
+        self._put = put_blob
         self._newest: dict[str, News] = {}
         self._changed = asyncio.Condition()
         self._heard: dict[str, tuple[float, Presence]] = {}  # replica -> when, and what it said last
@@ -68,13 +68,13 @@ class NewestWeights:
     async def replicas(self) -> list[Presence]:
         """Those that were heard of lately."""
         since_s = time.monotonic() - SILENT_S
-        self._heard = {name: heard for name, heard in self._heard.items() if heard[0] >= since_s}
+        self._heard = {name: last_heard for name, last_heard in self._heard.items() if last_heard[0] >= since_s}
         return [presence for _, presence in self._heard.values()]
 
     async def publish(self, publication: Publication, blob: Blob) -> bool:
         """Keep it and wake who waits; False where something newer of that branch is here already."""
-        held = self._newest.get(publication.identity.branch)
-        if held is not None and held.publication.identity.place > publication.identity.place:
+        newest = self._newest.get(publication.identity.branch)
+        if newest is not None and newest.publication.identity.place > publication.identity.place:
             return False
         self._newest[publication.identity.branch] = News(publication, self._put(blob))
         await self._wake()
@@ -83,12 +83,12 @@ class NewestWeights:
     async def beat(self, publication: Publication) -> bool:
         """The trainer is alive and its state took in everything by then; False where that state is not here."""
         branch = publication.identity.branch
-        held = self._newest.get(branch)
-        if held is None or held.publication.identity.place < publication.identity.place:
+        newest = self._newest.get(branch)
+        if newest is None or newest.publication.identity.place < publication.identity.place:
             return False
-        if held.publication.identity == publication.identity:
-            as_of_ms = max(held.publication.as_of_ms, publication.as_of_ms)
-            self._newest[branch] = replace(held, publication=replace(held.publication, as_of_ms=as_of_ms))
+        if newest.publication.identity == publication.identity:
+            as_of_ms = max(newest.publication.as_of_ms, publication.as_of_ms)
+            self._newest[branch] = replace(newest, publication=replace(newest.publication, as_of_ms=as_of_ms))
             await self._wake()
         return True
 
@@ -106,8 +106,11 @@ class NewestWeights:
         return self._newest[branch]
 
     def _is_news(self, branch: str, after: Publication | None) -> bool:
-        held = self._newest.get(branch)
-        if held is None or after is None:
-            return held is not None
-        mine, theirs = held.publication, after
-        return (*mine.identity.place, mine.as_of_ms) > (*theirs.identity.place, theirs.as_of_ms)
+        newest = self._newest.get(branch)
+        if newest is None or after is None:
+            return newest is not None
+        newest_publication, known_publication = newest.publication, after
+        return (*newest_publication.identity.place, newest_publication.as_of_ms) > (
+            *known_publication.identity.place,
+            known_publication.as_of_ms,
+        )

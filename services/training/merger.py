@@ -50,8 +50,8 @@ class Merger:
         """Keep a shard's state until the next merge; False where something newer of it is here already."""
         piece = open_piece(bytes(blob))
         with self._lock:
-            held = self._held.get(publication.identity.branch)
-            if held is not None and held[0].identity.place > publication.identity.place:
+            previous = self._held.get(publication.identity.branch)
+            if previous is not None and previous[0].identity.place > publication.identity.place:
                 return False
             self._held[publication.identity.branch] = (publication, piece)
         return True
@@ -59,10 +59,10 @@ class Merger:
     def beat(self, publication: Publication) -> bool:
         """The shard's state took in everything by then; False where that state is not here."""
         with self._lock:
-            held = self._held.get(publication.identity.branch)
-            if held is None or held[0].identity != publication.identity:
+            previous = self._held.get(publication.identity.branch)
+            if previous is None or previous[0].identity != publication.identity:
                 return False
-            self._held[publication.identity.branch] = (publication, held[1])
+            self._held[publication.identity.branch] = (publication, previous[1])
         return True
 
     # What is asked of a trainer
@@ -84,13 +84,13 @@ class Merger:
                 with merging(self._instance, self._branch, take_over=False) as writer:
                     self._merge_on(writer)
             except (StorageError, BusyError, ReplacedError) as error:
-                self._said(error)
+                self._note_failure(error)
                 self._stop.wait(RETRY_S)
             except MillraceError as error:
-                self._said(error)
+                self._note_failure(error)
                 return
 
-    def _said(self, error: MillraceError) -> None:
+    def _note_failure(self, error: MillraceError) -> None:
         log.error("The merger of branch %s: %s", self._branch, error)
         self._state = replace(self._state, said=str(error))
 
@@ -99,12 +99,12 @@ class Merger:
         published: Published | None = None
         last: list[Publication] = []
         while not self._stop.wait(OFFER_S if last else BEAT_S / 4):
-            held = self._all_held()
-            if held and [one.identity for one, _ in held] != [one.identity for one in last]:
-                published = self._let_out(writer.merge([piece for _, piece in held]), held, published)
-                last = [one for one, _ in held]
-            elif held and published is not None:
-                as_of_ms = min(one.as_of_ms for one, _ in held)
+            inputs = self._all_held()
+            if inputs and [publication.identity for publication, _ in inputs] != [publication.identity for publication in last]:
+                published = self._let_out(writer.merge([piece for _, piece in inputs]), inputs, published)
+                last = [publication for publication, _ in inputs]
+            elif inputs and published is not None:
+                as_of_ms = min(publication.as_of_ms for publication, _ in inputs)
                 published = Published(replace(published.publication, as_of_ms=as_of_ms), published.blob)
                 published.let_out(self._publish)
             self._mark(writer)
@@ -113,9 +113,9 @@ class Merger:
     def _all_held(self) -> list[tuple[Publication, MergeInput]]:
         """What every shard let out last, in shard order; what has not been heard of since the start is its newest mark."""
         with self._lock:
-            held = dict(self._held)
-        found = [held.get(shard) or self._marked(shard) for shard in self._shards]
-        return [one for one in found if one is not None] if all(found) else []
+            by_shard = dict(self._held)
+        shard_states = [by_shard.get(shard) or self._marked(shard) for shard in self._shards]
+        return [shard_state for shard_state in shard_states if shard_state is not None] if all(shard_states) else []
 
     def _marked(self, shard: str) -> tuple[Publication, MergeInput] | None:
         """The newest marked state of a shard, or None where it has none that is whole."""
@@ -130,16 +130,16 @@ class Merger:
             return Publication(identity_of(mark), "", piece.counts["clock_ms"]), piece
         return None
 
-    def _let_out(self, merged: Merged, held: Sequence[tuple[Publication, MergeInput]], last: Published | None) -> Published:
+    def _let_out(self, merged: Merged, inputs: Sequence[tuple[Publication, MergeInput]], last: Published | None) -> Published:
         """Publish a merge as a state of the merging branch."""
         entry = merged.entry
         identity = Identity(entry.branch, entry.epoch, entry.seq)
         kind = self._instance.loaded.pipeline.learner["kind"]
         serve = merged.learner.servable().arrays()
-        parts = Parts(identity, min(one.as_of_ms for one, _ in held), kind, merged.features, serve)
+        parts = Parts(identity, min(publication.as_of_ms for publication, _ in inputs), kind, merged.features, serve)
         published = packed(parts, self._instance, last)
         published.let_out(self._publish)
-        records = sum(sum(piece.counts["counts"].values()) for _, piece in held)
+        records = sum(sum(piece.counts["counts"].values()) for _, piece in inputs)
         self._state = TrainerStatus(True, entry.epoch, entry.seq, records, "", os.getpid(), self._branch)
         return published
 

@@ -61,7 +61,7 @@ class _Until:
         self._told_s = time.monotonic()
 
     @contextmanager
-    def heard(self) -> Iterator[_Until]:
+    def stopping_on_signals(self) -> Iterator[_Until]:
         """Hear signals for as long as the block runs. Python gives them to the main thread alone; no other hears them."""
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -77,13 +77,13 @@ class _Until:
         self._stopped = True
 
     def __call__(self, worker: Worker) -> bool:
-        self._tell(worker)
+        self._log_progress(worker)
         read = worker.fold.records - self._start
         if self._stopped or (self._bounds.rows and read >= self._bounds.rows):
             return True
         return not self._bounds.follow and worker.caught_up()
 
-    def _tell(self, worker: Worker) -> None:
+    def _log_progress(self, worker: Worker) -> None:
         if time.monotonic() - self._told_s >= PROGRESS_S:
             self._told_s = time.monotonic()
             log.info("%s: %d records read, seq %d", worker.branch, worker.fold.records, worker.seq)
@@ -102,8 +102,8 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         worker = Worker(instance.fold_spec, backends, pipeline.worker, identity_of_worker(instance, branch))
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
         before = worker.fold.records
-        with _Until(bounds, before).heard() as until:
-            worker.run(until)
+        with _Until(bounds, before).stopping_on_signals() as stop_condition:
+            worker.run(stop_condition)
         drift = worker.fold.drift
         if drift is not None and drift.newest is not None and merging_branch(branch) == branch:
             name_last_good(instance, branch)
@@ -118,10 +118,10 @@ def identity_of_worker(instance: Instance, branch: str) -> WorkerIdentity:
     Raises: MillraceError where an operation is to begin the branch and has not: an empty one would stand in its way.
     """
     first = next(iter(counted(instance.journal(branch), branch, Cursor())), None)
-    made = any(one.branch == branch for one in instance.ledger().operations.values())
-    if first is None and made:
+    made_by_operation = any(operation.branch == branch for operation in instance.ledger().operations.values())
+    if first is None and made_by_operation:
         raise MillraceError(f"Branch {branch} is to be made by an operation that has not begun it. Choose another name.")
-    begun_here = not isinstance(first, Fork) or (first.parent is None and not made)
+    begun_here = not isinstance(first, Fork) or (first.parent is None and not made_by_operation)
     emits = begun_here or _followed(instance, branch)
     return WorkerIdentity(branch, this_host(instance.loaded.pipeline.threads), emits=emits)
 

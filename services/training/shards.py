@@ -54,9 +54,9 @@ def learn(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> D
 
     Raises: as ``run`` and ``run_shards``.
     """
-    done = (run_shards if is_merged(instance, branch) else run)(instance, branch, bounds, take_over)
+    result = (run_shards if is_merged(instance, branch) else run)(instance, branch, bounds, take_over)
     sweep_ended(instance)
-    return done
+    return result
 
 
 def newest_versions(archive: Archive, shards: Sequence[str]) -> list[Mark]:

@@ -104,13 +104,13 @@ class Trainer:
                 with self._instance.hold(self._branch, take_over=False):
                     self._run_worker()
             except (StorageError, BusyError) as error:
-                self._said(error)
+                self._note_failure(error)
                 self._stop.wait(RETRY_S)
             except ReplacedError as error:
-                self._said(error)
+                self._note_failure(error)
                 self._follow_heir()
             except MillraceError as error:
-                self._said(error)
+                self._note_failure(error)
                 return
 
     def _follow_heir(self) -> None:
@@ -122,12 +122,12 @@ class Trainer:
         while self._replaced and not self._stop.is_set():
             heir = heir_of(archive, self._branch)
             operations = self._instance.ledger().operations.values()
-            given_up = any(one.state == "aborted" and one.when_ms >= since_ms for one in operations)
+            given_up = any(operation.state == "aborted" and operation.when_ms >= since_ms for operation in operations)
             self._replaced = heir == self._branch and not given_up
             self._branch = heir
             self._stop.wait(RETRY_S if self._replaced else 0.0)
 
-    def _said(self, error: MillraceError) -> None:
+    def _note_failure(self, error: MillraceError) -> None:
         log.error("The trainer of branch %s: %s", self._branch, error)
         self._state = replace(self._state, said=str(error))
 

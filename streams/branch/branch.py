@@ -145,15 +145,19 @@ class FoldSpec:
         Raises: ConfigError, DamageError naming what differs.
         """
         declared = {fork.config_sha256: self.config, fork.features_sha256: self.schema.declared}
-        changes = [change for name, now in declared.items() for change in changed(backends.store, fork.branch, name, now)]
+        changes = [
+            change
+            for name, declaration in declared.items()
+            for change in changed(backends.store, fork.branch, name, declaration)
+        ]
         if changes or fork.seed != self.seed:
             raise ConfigError(
                 f"Branch {fork.branch} has one configuration, and the pipeline file says another: {', '.join(changes[:5])}. "
                 "Set it back, or begin a branch with --branch NEW."
             )
         for name, topic in backends.source.topics().items():
-            before = fork.topics.get(name)
-            if before is None or before.id != topic.id or before.partitions > topic.partitions:
+            topic_read = fork.topics.get(name)
+            if topic_read is None or topic_read.id != topic.id or topic_read.partitions > topic.partitions:
                 raise DamageError(
                     f"Topic {name} is not the one branch {fork.branch} has read: it was recreated or has lost partitions. "
                     "Restore the log from a copy, or begin a branch on the new topic with --branch NEW."
@@ -169,23 +173,23 @@ def begin(fold_spec: FoldSpec, backends: Backends, branch: str) -> Fork:
     return fork
 
 
-def changed(store: Store, branch: str, name: str, now: bytes) -> list[str]:
-    """What differs between the declaration stored as ``name`` and ``now``, key by key; nothing where they are equal."""
-    if name == sha256(now):
+def changed(store: Store, branch: str, name: str, declaration: bytes) -> list[str]:
+    """What differs between the declaration stored as ``name`` and ``declaration``, key by key; nothing where they are equal."""
+    if name == sha256(declaration):
         return []
     try:
         before = leaves(msgspec.json.decode(store.get(branch, name)))
     except DamageError as error:
         return [f"what it was cannot be read ({error})"]
-    after = leaves(msgspec.json.decode(now))
+    after = leaves(msgspec.json.decode(declaration))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [_difference(key, before, after) for key in keys]
 
 
 def _difference(key: str, before: Mapping[str, object], after: Mapping[str, object]) -> str:
     """A key that one of them leaves out is there at its default, or in the other's tables alone."""
-    was = f"begun with {before[key]!r}" if key in before else "begun without it"
-    return f"{key} = {after[key]!r} ({was})" if key in after else f"{key} left out ({was})"
+    at_start = f"begun with {before[key]!r}" if key in before else "begun without it"
+    return f"{key} = {after[key]!r} ({at_start})" if key in after else f"{key} left out ({at_start})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +259,8 @@ def carried(fork: Fork, parts: Mapping[str, Carried]) -> dict[str, Carried]:
 
     A replay's are fresh ones: they are to judge what it learns now, not what its parent did (docs/design/journal.md, rule 9).
     """
-    fresh = {"detectors"} if fork.parent is not None and fork.detector_from is None else set()
-    return {name: part for name, part in parts.items() if name not in fresh}
+    not_carried = {"detectors"} if fork.parent is not None and fork.detector_from is None else set()
+    return {name: part for name, part in parts.items() if name not in not_carried}
 
 
 def _learner_parts(store: Store, fork: Fork) -> dict[str, dict[str, Value]]:
@@ -267,21 +271,23 @@ def _learner_parts(store: Store, fork: Fork) -> dict[str, dict[str, Value]]:
 
 def _checked_parts(store: Store, branch: str, manifest: Checkpoint, names: Iterable[str]) -> dict[str, dict[str, Value]]:
     """Some parts of a manifest."""
-    where = f"branch {manifest.branch}, seq {manifest.state_seq}, part "
-    return {name: unpack(store.get(branch, manifest.parts[name].sha256), where + name) for name in names}
+    prefix = f"branch {manifest.branch}, seq {manifest.state_seq}, part "
+    return {name: unpack(store.get(branch, manifest.parts[name].sha256), prefix + name) for name in names}
 
 
-def check_start(fork: Fork, fold: Fold, found: str) -> None:
+def check_start(fork: Fork, fold: Fold, state_sha256: str) -> None:
     """The state that a fork begins with is its parent's, to the bit; with an older learner, at least it begins in its place.
 
     Raises: DamageError where it is another.
     """
     if fork.parent is not None and fork.learner_from != fork.join_from:
-        found = fork.parent.state_sha256
-    begun = fork.positions | fold.position  # partitions that the parent has not read are new to the fork
-    if fork.parent is None or (found, begun) != (fork.parent.state_sha256, fork.positions):
-        said = "nothing" if fork.parent is None else f"version {fork.parent.branch}.{fork.parent.seq}"
-        raise DamageError(f"Branch {fork.branch} is to begin with {said}, and begins with another state. Restore its store.")
+        state_sha256 = fork.parent.state_sha256
+    positions = fork.positions | fold.position  # partitions that the parent has not read are new to the fork
+    if fork.parent is None or (state_sha256, positions) != (fork.parent.state_sha256, fork.positions):
+        parent_name = "nothing" if fork.parent is None else f"version {fork.parent.branch}.{fork.parent.seq}"
+        raise DamageError(
+            f"Branch {fork.branch} is to begin with {parent_name}, and begins with another state. Restore its store."
+        )
 
 
 def load_checkpoint(store: Store, mark: Mark) -> dict[str, dict[str, Value]]:
@@ -352,11 +358,11 @@ def refold(fold: Fold, entries: Iterable[Entry], source: Source, codec: Decoder)
 
 def in_force(reader: Decoder, fold: Fold) -> Decoder:
     """The same reader without the exclusions that acts have ended."""
-    ended = fold.included.get(fold.branch)
-    if not ended or not isinstance(reader, Excluding):
+    included = fold.included.get(fold.branch)
+    if not included or not isinstance(reader, Excluding):
         return reader
-    left = tuple(one for place, one in enumerate(reader.exclude) if place not in ended)
-    return replace(reader, exclude=left) if left else reader.reader
+    still_excluded = tuple(exclusion for number, exclusion in enumerate(reader.exclude) if number not in included)
+    return replace(reader, exclude=still_excluded) if still_excluded else reader.reader
 
 
 def reread(source: Source, codec: Decoder, step: Step) -> list[Rows | Served]:
@@ -376,13 +382,13 @@ def reread(source: Source, codec: Decoder, step: Step) -> list[Rows | Served]:
             )
         readable = [event for event in read.events if (tp, event.offset) not in rejected]
         rows, refused = codec.without_limit.decode(readable, tp)
-        for one in refused:
-            if (place := (tp, one.event.offset, one.row)) not in bad_rows:
+        for refusal in refused:
+            if (refused_row := (tp, refusal.event.offset, refusal.row)) not in bad_rows:
                 raise DamageError(
-                    f"{tp} offset {one.event.offset} was readable when step {step.seq} was written and is not now "
-                    f"({one.reason}: {one.detail}). Use the release that wrote the step."
+                    f"{tp} offset {refusal.event.offset} was readable when step {step.seq} was written and is not now "
+                    f"({refusal.reason}: {refusal.detail}). Use the release that wrote the step."
                 )
-            bad_rows.discard(place)
+            bad_rows.discard(refused_row)
         pieces.append(rows)
     for tp, offset, row in sorted(bad_rows):
         raise DamageError(

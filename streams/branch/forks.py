@@ -30,10 +30,10 @@ def excluded(store: Store, summary: Summary, version: Mark | None = None) -> lis
     fork, mark = summary.fork, version or (summary.marks[-1] if summary.marks else None)
     if fork is None or not fork.exclude:
         return []
-    ended = set(summary.included) if version is None else set[int]()
+    included = set(summary.included) if version is None else set[int]()
     if mark is not None:
-        ended |= set(load_part(store, mark, "counts").get("included", {}).get(fork.branch, ()))
-    return [exclusion for place, exclusion in enumerate(fork.exclude) if place not in ended]
+        included |= set(load_part(store, mark, "counts").get("included", {}).get(fork.branch, ()))
+    return [exclusion for number, exclusion in enumerate(fork.exclude) if number not in included]
 
 
 def replay_fork(fold_spec: FoldSpec, backends: Backends, branch: str, version: Mark, exclude: Sequence[Exclusion]) -> Fork:
@@ -121,8 +121,8 @@ def _copied(store: Store, fork: Fork) -> tuple[str, str]:
     parts = carried(fork, manifest.parts)
     for part in parts.values():
         store.put(fork.branch, store.get(branch, part.sha256))
-    own = msgspec.structs.replace(manifest, branch=fork.branch, state_seq=1, parts=parts, segment=None)
-    return store.put(fork.branch, msgspec.json.encode(own)), fork.parent.state_sha256
+    fork_checkpoint = msgspec.structs.replace(manifest, branch=fork.branch, state_seq=1, parts=parts, segment=None)
+    return store.put(fork.branch, msgspec.json.encode(fork_checkpoint)), fork.parent.state_sha256
 
 
 def compose(fold_spec: FoldSpec, store: Store, fork: Fork, version: str) -> tuple[str, str]:
@@ -131,8 +131,8 @@ def compose(fold_spec: FoldSpec, store: Store, fork: Fork, version: str) -> tupl
     manifest = read_checkpoint(store, version, name)
     for blob in [part.sha256 for part_name, part in manifest.parts.items() if is_learned(part_name)] + [name]:
         store.put(fork.branch, store.get(version, blob))
-    checkpoint, own = save_checkpoint(store, fork.branch, 1, start(fold_spec, store, fork).parts())
-    return checkpoint, own.state_sha256
+    checkpoint, fork_manifest = save_checkpoint(store, fork.branch, 1, start(fold_spec, store, fork).parts())
+    return checkpoint, fork_manifest.state_sha256
 
 
 def end_branch(journal: Stream, branch: str, host: Host, cause: str, successor: str | None) -> None:
@@ -140,11 +140,11 @@ def end_branch(journal: Stream, branch: str, host: Host, cause: str, successor: 
 
     Raises: EndedError where the branch has ended otherwise; ReplacedError where others keep opening it.
     """
-    for left in range(END_TRIES - 1, -1, -1):
+    for tries_left in range(END_TRIES - 1, -1, -1):
         try:
             _end(journal, branch, host, cause, successor)
         except ReplacedError:  # it may have ended: by us, where an append of ours landed late, or otherwise
-            if not left:
+            if not tries_left:
                 raise
         else:
             return

@@ -80,9 +80,9 @@ def open_piece(blob: bytes) -> MergeInput:
     state = unpack(blob, "a shard's published state")
     tables: dict[str, dict[str, Value]] = {"truth": {}, "derived": {}, "features": {}}
     for name, value in state.items():
-        table, dot, own = name.partition(".")
+        table, dot, key = name.partition(".")
         if dot:
-            tables[table][own] = value
+            tables[table][key] = value
     learner = State(tables["truth"], tables["derived"])
     return MergeInput(state["branch"], state["seq"], learner, tables["features"], state["counts"])
 

@@ -119,7 +119,7 @@ def dead_letter(tp: str, refused: Refused) -> Record:
     """The record as it was, with why and from where in its headers. A redrive is a new event at the end."""
     event = refused.event
     topic, partition = split_tp(tp)
-    why = {
+    reasons = {
         "millrace.reason": refused.reason,
         "millrace.detail": refused.detail,
         "millrace.topic": topic,
@@ -127,7 +127,7 @@ def dead_letter(tp: str, refused: Refused) -> Record:
         "millrace.offset": str(event.offset),
         "millrace.timestamp_ms": str(event.timestamp_ms),
     } | ({} if refused.row is None else {"millrace.row": str(refused.row)})
-    headers = event.headers + encode_headers(tuple((name, text.encode()) for name, text in why.items()))
+    headers = event.headers + encode_headers(tuple((name, text.encode()) for name, text in reasons.items()))
     return Record(event.value, event.key, headers)
 
 
@@ -139,5 +139,5 @@ def contradictions(fold: Fold) -> list[tuple[str, Refused]]:
     step's scores. They leave again whenever the step is folded again and its scores had not been seen to leave. So each leaves
     at least once; a dead letter is identified by its topic, partition and offset, by which a reader knows the repetition.
     """
-    why = "another label than the one that came first under this id and revision"
-    return [(tp, Refused(event, "conflicting-label", why)) for tp, event in fold.conflicts]
+    detail = "another label than the one that came first under this id and revision"
+    return [(tp, Refused(event, "conflicting-label", detail)) for tp, event in fold.conflicts]

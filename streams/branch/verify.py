@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from millrace.learners.errors import MillraceError
 from millrace.learners.protocol import Value
 from millrace.streams.branch.branch import (
@@ -23,6 +21,7 @@ from millrace.streams.branch.branch import (
     start,
     state_hash,
 )
+from millrace.streams.branch.difference import difference
 from millrace.streams.branch.host import same_numerics, this_host, use_threads
 from millrace.streams.branch.outputs import check_end, last_output
 from millrace.streams.errors import DamageError, FoldTimeoutError, MissingPartError, OffsetsGoneError
@@ -65,7 +64,6 @@ class Report:
     lost: int = 0  # seq up to which entries cannot be read: they were deleted from the journal, and their segment is not whole
     difference: float = 0.0  # the largest relative one; 0 where every state was compared bit for bit
     findings: list[Finding] = field(default_factory=list)
-    marks: list[Mark] | None = None  # of the whole branch; None where its journal is damaged, which is a finding
 
 
 def verify(fold_spec: FoldSpec, backends: Backends, branch: str, keep: int) -> Report:
@@ -73,10 +71,15 @@ def verify(fold_spec: FoldSpec, backends: Backends, branch: str, keep: int) -> R
 
     The report's findings are empty if everything holds. Threads are set as each ``open`` recorded them.
     """
+    return verify_with_marks(fold_spec, backends, branch, keep)[0]
+
+
+def verify_with_marks(fold_spec: FoldSpec, backends: Backends, branch: str, keep: int) -> tuple[Report, list[Mark] | None]:
+    """As ``verify``, with all marks of the branch as they were read; None where its journal is damaged, which is a finding."""
     report, sound = Report(branch), set[str]()  # runs of the journal that were read whole, by their sha256
     output = last_output(backends.producer, fold_spec.name, branch)
     summary = _readable(backends, branch, report, sound)
-    report.marks = None if report.findings else summary.marks
+    marks = None if report.findings else summary.marks
     released = set[str]() if backends.retention is None else backends.retention.released()
     report.findings += _damaged_checkpoints(backends, summary, keep, released)
     report.findings += _damaged_segments(backends, summary, released, {finding.what for finding in report.findings}, sound)
@@ -89,14 +92,14 @@ def verify(fold_spec: FoldSpec, backends: Backends, branch: str, keep: int) -> R
         _fold_and_compare(run, *_earliest(run))
     except MillraceError as error:
         report.findings.append(Finding(str(error), _first_at(summary, report.state_seq + 1)))
-    return report
+    return report, marks
 
 
-def verify_version(fold_spec: FoldSpec, backends: Backends, version: str, nearest: bool, enough: Callable[[], bool]) -> Report:
+def verify_version(fold_spec: FoldSpec, backends: Backends, version: str, nearest: bool, is_over: Callable[[], bool]) -> Report:
     """Fold one version again from its parent, or with ``nearest`` from the nearest kept checkpoint, and compare it alone.
 
     Raises: MillraceError where it cannot be folded: no such version, damage, a log that has lost the records;
-    FoldTimeoutError once it is ``enough``.
+    FoldTimeoutError once ``is_over`` says so.
     """
     branch = version.rpartition(".")[0]
     report, summary = Report(branch), summarise(backends.journal, branch)
@@ -111,7 +114,7 @@ def verify_version(fold_spec: FoldSpec, backends: Backends, version: str, neares
     for entry in refold(fold, _span(run, after, mark.state_seq, hosts), backends.source, fold_spec.reader_of(run.fork)):
         report.entries += 1
         report.state_seq = entry.seq
-        if enough():
+        if is_over():
             raise FoldTimeoutError(f"Version {version} was not folded again in time; {report.entries} entries were.")
     report.records, report.state_sha256 = fold.records, state_hash(fold.parts())
     _compare(run, fold, mark, hosts[-1] if hosts else None)
@@ -120,8 +123,14 @@ def verify_version(fold_spec: FoldSpec, backends: Backends, version: str, neares
 
 def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
     """The newest whole state before a mark that the log can be folded on from, and its seq."""
-    low = {tp: first for tp, (first, _) in run.backends.source.bounds().items()}
-    for base in reversed([one for one in run.summary.marks if 1 < one.state_seq < mark.state_seq and (nearest or one.version)]):
+    low = {tp: oldest for tp, (oldest, _) in run.backends.source.bounds().items()}
+    for base in reversed(
+        [
+            mark_before
+            for mark_before in run.summary.marks
+            if 1 < mark_before.state_seq < mark.state_seq and (nearest or mark_before.version)
+        ]
+    ):
         fold = run.fold_spec.fold(run.fork)
         try:
             fold.load(load_checkpoint(run.backends.store, base))
@@ -130,7 +139,7 @@ def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
         if all(low[tp] <= at for tp, at in fold.position.items()):
             run.report.base = f"version {base.version}" if base.version else f"checkpoint of seq {base.state_seq}"
             return fold, base.state_seq
-    fold = _begun(run)
+    fold = _fork_start(run)
     if all(low[tp] <= at for tp, at in fold.position.items()):
         return fold, 0
     raise OffsetsGoneError(
@@ -173,17 +182,17 @@ def _after_lost(backends: Backends, branch: str, report: Report, sound: set[str]
 
     Raises: DamageError where the journal was deleted from and no version says what was there.
     """
-    known = empty_summary(backends.journal)
+    base = empty_summary(backends.journal)
     summary, seq = Summary(), 0
     for run in backends.journal.runs() if isinstance(backends.journal, Journal) else []:
         try:
             entries_of(backends.store, branch, run)
             sound.add(run.sha256)
         except DamageError as error:
-            inside = [mark for mark in known.marks if seq < mark.state_seq <= run.seq]
+            inside = [mark for mark in base.marks if seq < mark.state_seq <= run.seq]
             report.findings.append(Finding(str(error), inside[0] if inside else None))
             report.lost = run.seq
-            summary = Summary(known.fork, [mark for mark in known.marks if mark.seq <= run.seq], Cursor.after(run))
+            summary = Summary(base.fork, [mark for mark in base.marks if mark.seq <= run.seq], Cursor.after(run))
         seq = run.seq
     return summary
 
@@ -215,17 +224,17 @@ def _damaged_checkpoints(backends: Backends, summary: Summary, keep: int, releas
 
 
 def _damaged_segments(
-    backends: Backends, summary: Summary, released: set[str], known: set[str], sound: set[str]
+    backends: Backends, summary: Summary, released: set[str], reported: set[str], sound: set[str]
 ) -> list[Finding]:
-    """Journal entries that kept versions say they have and have not, beyond what is ``known`` and what was found ``sound``."""
+    """Journal entries that kept versions say they have and have not, beyond what is ``reported`` or was found ``sound``."""
     findings = []
     for mark in summary.marks:
         for run in _runs_of(backends, mark) if mark.version is not None and mark.version not in released else []:
             try:
                 sound |= {run.sha256} if run.sha256 in sound or entries_of(backends.store, mark.branch, run) else set()
             except DamageError as error:
-                findings += [] if str(error) in known else [Finding(str(error), mark)]
-                known.add(str(error))
+                findings += [] if str(error) in reported else [Finding(str(error), mark)]
+                reported.add(str(error))
     return findings
 
 
@@ -241,7 +250,7 @@ def _earliest(run: _Run) -> tuple[Fold, Mark | None]:
     """The fork's start, or the oldest checkpoint whose next records the log still has."""
     report, bounds = run.report, run.backends.source.bounds()
     if not report.lost and all(bounds[tp][0] <= at for tp, at in run.fork.positions.items()):
-        return _begun(run), None
+        return _fork_start(run), None
     fold = run.fold_spec.fold(run.fork)
     for mark in run.summary.marks:
         if mark.state_seq < report.lost:
@@ -258,7 +267,7 @@ def _earliest(run: _Run) -> tuple[Fold, Mark | None]:
     raise OffsetsGoneError("The log no longer has what any kept checkpoint goes on with, so nothing can be folded again.")
 
 
-def _begun(run: _Run) -> Fold:
+def _fork_start(run: _Run) -> Fold:
     """The fork's start. Raises: DamageError where it is not the state of the version that the fork names."""
     fold_spec, store, fork = run.fold_spec, run.backends.store, run.fork
     if fork.parent is None:
@@ -350,12 +359,12 @@ def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
     of_ties = set() if exact else {"detectors", "held_out"}  # which another kind of host may break otherwise
     names = {name for name in compared if not (exact and is_truth(name))} - of_ties
     tolerance = DERIVED_TOLERANCE if exact else max(fold.learner.tolerance, DERIVED_TOLERANCE)
-    far = {name: difference(parts[name], stored.get(name, {})) for name in sorted(names)} if stored is not None else {}
-    if beyond := [name for name, distance in far.items() if distance > tolerance]:
+    differences = {name: difference(parts[name], stored.get(name, {})) for name in sorted(names)} if stored is not None else {}
+    if beyond := [name for name, distance in differences.items() if distance > tolerance]:
         run.report.findings.append(Finding(f"Folding the log again gives another {', '.join(beyond)} part.", mark))
         return
     if not exact:
-        run.report.difference = max(run.report.difference, *far.values())
+        run.report.difference = max(run.report.difference, *differences.values())
     run.report.proved.append(mark)
 
 
@@ -363,33 +372,6 @@ def _where(parts: Mapping[str, Mapping[str, Value]], stored: Mapping[str, Mappin
     if stored is None:
         return "its checkpoint is not there to say in which part"
     return "in " + ", ".join(name for name in parts if is_truth(name) and pack(parts[name]) != pack(stored.get(name, {})))
-
-
-def difference(one: Mapping[str, Value], other: Mapping[str, Value]) -> float:
-    """The largest difference between two parts, relative to each array's largest entry; infinite where shapes differ.
-
-    >>> difference({"w": np.array([1.0, 4.0])}, {"w": np.array([1.0, 3.8])})
-    0.05
-    """
-    if set(one) != set(other):
-        return float("inf")
-    return max((_difference(one[name], other[name]) for name in one), default=0.0)
-
-
-def _difference(one: Value, other: Value) -> float:
-    numbers = isinstance(one, np.ndarray) and one.dtype != object or isinstance(one, float)
-    least = 1.0 if isinstance(one, float) else 0.0  # a number by itself may be a residual, which is rounding and nothing else
-    if not numbers:
-        return 0.0 if pack({"value": one}) == pack({"value": other}) else float("inf")
-    one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
-    if one.shape != other.shape:
-        return float("inf")
-    largest = max([least, *(float(np.abs(each[np.isfinite(each)]).max(initial=0.0)) for each in (one, other))])
-    differ = ~((one == other) | (np.isnan(one) & np.isnan(other)))  # the infinite and the missing are equal to themselves alone
-    one, other = one[differ], other[differ]
-    if not (np.isfinite(one).all() and np.isfinite(other).all()):
-        return float("inf")
-    return round(float(np.abs(one - other).max(initial=0.0)) / largest, 15) if largest else 0.0
 
 
 def _first_at(summary: Summary, seq: int) -> Mark | None:

@@ -90,15 +90,15 @@ def checked_entry(raw: bytes, branch: str, offset: int, cursor: Cursor) -> Entry
 
     Raises: DamageError where it is damaged, of another branch, or behind a gap.
     """
-    where = f"Branch {branch}: the journal entry at offset {offset} (after seq {cursor.seq})"
-    entry = decode_entry(raw, where)
+    place = f"Branch {branch}: the journal entry at offset {offset} (after seq {cursor.seq})"
+    entry = decode_entry(raw, place)
     if entry.branch != branch:
-        raise DamageError(f"{where} is of branch {entry.branch}. Restore the journal from a copy.")
+        raise DamageError(f"{place} is of branch {entry.branch}. Restore the journal from a copy.")
     if isinstance(entry, Mark) and entry.version not in (None, f"{branch}.{entry.state_seq}"):
-        raise DamageError(f"{where} names a version {entry.version} of another state. Restore the journal from a copy.")
+        raise DamageError(f"{place} names a version {entry.version} of another state. Restore the journal from a copy.")
     if cursor.ahead(entry):
         raise DamageError(
-            f"{where} has seq {entry.seq} of epoch {entry.epoch}, so entries between are gone. Restore the journal from a copy."
+            f"{place} has seq {entry.seq} of epoch {entry.epoch}, so entries between are gone. Restore the journal from a copy."
         )
     return entry
 
@@ -212,8 +212,8 @@ class Writer:
         """
         if pending.ack.offset() == self.cursor.offset and self.cursor.take(pending.entry):
             return
-        mine = self._read_on(pending.raw)
-        if self.cursor.epoch > pending.entry.epoch or not mine:
+        is_ours = self._read_on(pending.raw)
+        if self.cursor.epoch > pending.entry.epoch or not is_ours:
             raise self._replaced(f"the entry with seq {pending.entry.seq} of epoch {pending.entry.epoch} does not count")
 
     def check(self) -> None:
@@ -226,10 +226,10 @@ class Writer:
         if self.cursor.epoch != epoch:
             raise self._replaced(f"this is the writer of epoch {epoch}")
 
-    def _replaced(self, what: str) -> ReplacedError:
+    def _replaced(self, reason: str) -> ReplacedError:
         self.cursor.refuse_ended()
         return ReplacedError(
-            f"Branch {self.branch}: {what}; the branch is at seq {self.cursor.seq} of epoch {self.cursor.epoch}. Another "
+            f"Branch {self.branch}: {reason}; the branch is at seq {self.cursor.seq} of epoch {self.cursor.epoch}. Another "
             "writer has taken it, or an append was lost. Nothing that does not count was let out. Stop the other writer, or "
             "start again with --take-over."
         )
@@ -241,7 +241,7 @@ class Writer:
         """
         self.cursor.refuse_ended()
         epoch, writer = self.cursor.epoch + 1, uuid.uuid4().hex
-        for left in range(OPEN_TRIES - 1, -1, -1):
+        for tries_left in range(OPEN_TRIES - 1, -1, -1):
             after = self.cursor.seq
             entry = Open(
                 branch=self.branch, seq=after + 1, epoch=epoch, after_seq=after, restored=restored, host=host, writer=writer
@@ -249,7 +249,7 @@ class Writer:
             try:
                 self.append(entry)
             except ReplacedError:
-                if not left or self.cursor.epoch >= epoch:
+                if not tries_left or self.cursor.epoch >= epoch:
                     raise
             else:
                 break
@@ -280,8 +280,8 @@ class Writer:
 
     def _read_on(self, raw: bytes) -> bool:
         """Read to the stream's end; whether ``raw`` was among what counts."""
-        mine = False
+        found_entry = False
         for offset, value in self._stream.read(self.cursor.offset):
             entry = checked_entry(value, self.branch, offset, self.cursor)
-            mine |= self.cursor.take(entry) and value == raw
-        return mine
+            found_entry |= self.cursor.take(entry) and value == raw
+        return found_entry

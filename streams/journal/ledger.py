@@ -25,15 +25,15 @@ class Target(msgspec.Struct, frozen=True):
     follow: str | None = None
 
 
-def describe_target(what: Target | None) -> str:
+def describe_target(target: Target | None) -> str:
     """A target in words.
 
     >>> describe_target(Target(version="main.7")), describe_target(Target(follow="main")), describe_target(None)
     ('version main.7', 'the newest of main', 'nothing')
     """
-    if what is None:
+    if target is None:
         return "nothing"
-    return f"the newest of {what.follow}" if what.version is None else f"version {what.version}"
+    return f"the newest of {target.follow}" if target.version is None else f"version {target.version}"
 
 
 class _Decision(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower, forbid_unknown_fields=True, kw_only=True):

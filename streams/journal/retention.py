@@ -50,9 +50,9 @@ class Retention:
         Where the ledger cannot be read or written no more versions are let go, and learning goes on.
         """
         try:
-            if left := self._left(marks):
-                why, when_ms = f"versions.keep = {self.keep}", time.time_ns() // 1_000_000
-                append_decision(self.stream, Release(who="retention", why=why, when_ms=when_ms, versions=left))
+            if unneeded := self._left(marks):
+                reason, when_ms = f"versions.keep = {self.keep}", time.time_ns() // 1_000_000
+                append_decision(self.stream, Release(who="retention", why=reason, when_ms=when_ms, versions=unneeded))
             return self.released()
         except (DamageError, StorageError) as error:
             log.warning("No version was let go: %s", error)

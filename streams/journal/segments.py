@@ -80,17 +80,17 @@ def gathered(store: Store, branch: str, runs: Sequence[Run]) -> list[Run]:
     """
     merged = list(runs)
     for level in range(LEVELS):
-        these = [run for run in merged if run.level == level]
-        if len(these) < WIDTH:
+        level_runs = [run for run in merged if run.level == level]
+        if len(level_runs) < WIDTH:
             break
         try:
-            entries = [entry for run in these for entry in entries_of(store, branch, run)]
+            entries = [entry for run in level_runs for entry in entries_of(store, branch, run)]
         except DamageError as error:
             log.warning("Segments stay apart: %s", error)
             break
         blob_name = store.put(branch, packed(entries))
-        whole = msgspec.structs.replace(these[-1], sha256=blob_name, first=these[0].first, level=level + 1)
-        merged = [run for run in merged if run.level > level] + [whole]
+        merged_run = msgspec.structs.replace(level_runs[-1], sha256=blob_name, first=level_runs[0].first, level=level + 1)
+        merged = [run for run in merged if run.level > level] + [merged_run]
     return merged
 
 

@@ -135,8 +135,8 @@ class ListStore:
 
     def sweep(self, branch: str, keep: set[str], before_s: float) -> int:
         """Drop what is not kept, whenever it was stored."""
-        gone = [key for key in self.blobs if key[0] == branch and key[1] not in keep]
-        return sum(len(self.blobs.pop(key)) for key in gone)
+        dropped = [key for key in self.blobs if key[0] == branch and key[1] not in keep]
+        return sum(len(self.blobs.pop(key)) for key in dropped)
 
 
 class FolderStore:
@@ -199,15 +199,15 @@ def read_checkpoint(store: Store, branch: str, name: str) -> Checkpoint:
     return manifest
 
 
-def sweep(store: Store, branch: str, marks: Sequence[Mark], owned_s: float, also: Collection[str] = ()) -> int:
-    """Delete orphans and the checkpoints of a branch that are not of ``marks``; keep those of ``also``.
+def sweep(store: Store, branch: str, marks: Sequence[Mark], owned_s: float, referenced: Collection[str] = ()) -> int:
+    """Delete orphans and the checkpoints of a branch that are not of ``marks``; keep those of ``referenced``.
 
     Only the branch's writer calls it.
 
     ``owned_s`` is when the writer was last sure of that: if it has been frozen since, what its successor stored stays. Returns
     bytes freed: 0 while a kept manifest is damaged, since it is unknown then which parts it needs.
     """
-    names = set(also)
+    names = set(referenced)
     try:
         for mark in marks:
             if mark.checkpoint is not None:

@@ -130,7 +130,7 @@ class Link:
         offsets = {partition_of(tp): OffsetAndMetadata(at, "", -1) for tp, at in position.items()}
         self._ask(lambda admin: admin.alter_group_offsets(group, offsets), f"group {group}", COMMIT_S)
 
-    def _ask(self, ask: Callable[[Any], T], what: str, patience_s: float = float("inf")) -> T:
+    def _ask(self, request: Callable[[Any], T], subject: str, patience_s: float = float("inf")) -> T:
         """Ask the cluster, again and again while it does not answer.
 
         Raises: StorageError in time; UnknownTopicOrPartitionError and TopicAlreadyExistsError as they are.
@@ -141,29 +141,29 @@ class Link:
                 with self._lock:
                     self._admin = self._admin or self._made(KafkaAdminClient, {})
                     admin = self._admin
-                return ask(admin)
+                return request(admin)
             except (UnknownTopicOrPartitionError, TopicAlreadyExistsError):
                 raise
             except (RetriableError, OSError) as error:
                 if time.monotonic() > until_s:
-                    raise self._refused(what, error) from error
+                    raise self._refused(subject, error) from error
                 time.sleep(RETRY_S)
             except KafkaError as error:
-                raise self._refused(what, error) from error
+                raise self._refused(subject, error) from error
 
-    def _made(self, kind: Any, own: Mapping[str, Any]) -> Any:
+    def _made(self, kind: Any, settings: Mapping[str, Any]) -> Any:
         """A client of a kind; where it cannot be made, the thread and sockets that it has begun with are ended too."""
-        made = kind.__new__(kind)
+        client = kind.__new__(kind)
         try:
-            made.__init__(**self._clients, **own)
+            client.__init__(**self._clients, **settings)
         except (KafkaError, OSError):
-            if (begun := getattr(made, "_client", None)) is not None:
-                begun.close()
+            if (network_client := getattr(client, "_client", None)) is not None:
+                network_client.close()
             raise
-        return made
+        return client
 
-    def _refused(self, what: str, error: Exception) -> MillraceError:
-        return refused(self.cluster, what, error)
+    def _refused(self, subject: str, error: Exception) -> MillraceError:
+        return refused(self.cluster, subject, error)
 
     # Appending
 
@@ -184,7 +184,7 @@ class Link:
 
     def _producing(self) -> Any:
         if self._producer is None:
-            own = {
+            settings = {
                 "enable_idempotence": True,
                 "acks": "all",
                 "allow_auto_create_topics": False,
@@ -195,7 +195,7 @@ class Link:
                 "metrics_enabled": False,
             }
             try:
-                self._producer = self._made(KafkaProducer, own)
+                self._producer = self._made(KafkaProducer, settings)
             except (KafkaError, OSError) as error:
                 raise self._refused("the cluster", error) from error
         return self._producer
@@ -211,7 +211,7 @@ class Link:
 
     def reader(self, committed: bool = True) -> KafkaReader:
         """A reader of one's own. ``committed``: of transactions, only those that were committed."""
-        own = {
+        settings = {
             "group_id": None,
             "enable_auto_commit": False,
             "auto_offset_reset": "none",
@@ -222,7 +222,7 @@ class Link:
             "metrics_enabled": False,
         }
         try:
-            reader = KafkaReader(self.cluster, widened(self._made(KafkaConsumer, own)))
+            reader = KafkaReader(self.cluster, widened(self._made(KafkaConsumer, settings)))
         except (KafkaError, OSError) as error:
             raise self._refused("the cluster", error) from error
         self._readers.add(reader)

@@ -16,7 +16,7 @@ from typing import Any
 from millrace.streams.errors import DamageError
 
 DECODED_BYTES = 64 << 20  # of one batch of records, at most: twice the largest record that a topic made here takes
-CHUNK = 256 << 10  # decoded at a time
+READ_BYTES = 256 << 10  # decoded at a time
 XERIAL = b"\x82SNAPPY\0"  # begins a stream of snappy blocks
 XERIAL_HEADER = 16  # bytes, the two version numbers included
 GZIP = 31  # zlib's window bits for a gzip header and the largest window
@@ -26,12 +26,12 @@ Decode = Callable[[Any], bytes]
 
 def joined(chunks: Iterable[bytes]) -> bytes:
     """All of them as one. Raises: DamageError once they are more than ``DECODED_BYTES``."""
-    kept, size = list[bytes](), 0
+    pieces, size = list[bytes](), 0
     for chunk in chunks:
         size += len(chunk)
         refuse_beyond(size)
-        kept.append(chunk)
-    return b"".join(kept)
+        pieces.append(chunk)
+    return b"".join(pieces)
 
 
 def refuse_beyond(size: int) -> None:
@@ -51,13 +51,13 @@ def gzip_decode(payload: bytes) -> bytes:
 
 
 def _gzip_chunks(payload: bytes) -> Iterator[bytes]:
-    left = bytes(payload)
-    while left:
+    compressed = bytes(payload)
+    while compressed:
         member = zlib.decompressobj(GZIP)
         while not member.eof:
-            chunk = member.decompress(left, CHUNK)
-            left = member.unused_data if member.eof else member.unconsumed_tail
-            if not chunk and not left and not member.eof:
+            chunk = member.decompress(compressed, READ_BYTES)
+            compressed = member.unused_data if member.eof else member.unconsumed_tail
+            if not chunk and not compressed and not member.eof:
                 raise EOFError("the gzip stream ends too early")
             yield chunk
 
@@ -108,11 +108,11 @@ def lz4_decode(payload: bytes) -> bytes:
 
 
 def _lz4_chunks(frame: Any, payload: bytes) -> Iterator[bytes]:
-    yield frame.decompress(payload, CHUNK)
+    yield frame.decompress(payload, READ_BYTES)
     while not frame.eof:
         if frame.needs_input:
             raise EOFError("the LZ4 frame ends too early")
-        yield frame.decompress(b"", CHUNK)
+        yield frame.decompress(b"", READ_BYTES)
 
 
 def zstd_decode(payload: bytes) -> bytes:
@@ -120,7 +120,7 @@ def zstd_decode(payload: bytes) -> bytes:
     from zstandard import ZstdDecompressor
 
     with ZstdDecompressor().stream_reader(io.BytesIO(payload), read_across_frames=True) as reader:
-        return joined(iter(lambda: reader.read(CHUNK), b""))
+        return joined(iter(lambda: reader.read(READ_BYTES), b""))
 
 
 DECODERS: dict[str, Decode] = {

@@ -22,7 +22,7 @@ from millrace.streams.source import Position, Topic, gone
 
 log = logging.getLogger("millrace")
 
-LOOK_S = 1.0  # between two looks at topics and ends
+POLL_S = 1.0  # between two polls of topics and ends
 WAIT_MS = 500  # for records that are known to be there
 STALL_S = 10.0
 LARGE_BYTES = 1 << 16  # of an event, which is then a read of its own
@@ -52,8 +52,8 @@ class KafkaLog:
 
         Raises: StorageError where one was not acknowledged; some may be stored then. BadInputError for one that is too large.
         """
-        sent = [self.link.send(topic, record) for record in records]
-        return [ack.place() for ack in sent]
+        acks = [self.link.send(topic, record) for record in records]
+        return [ack.place() for ack in acks]
 
     def post(self, topic: str, records: Sequence[Record]) -> None:
         """Start to append; ``flush`` tells how it went."""
@@ -228,14 +228,14 @@ class KafkaSource:
 
         Raises: OffsetsGoneError where the log no longer has the position, DamageError where a topic was made anew.
         """
-        looks = time.monotonic() - self._looked_s >= LOOK_S
+        is_due = time.monotonic() - self._looked_s >= POLL_S
         pieces = self._poll(limit, 0)
-        if looks:
+        if is_due:
             self._looked_s = time.monotonic()
             self._ends = self._look()
         if not pieces and any(self._position[tp] < end for tp, end in self._ends.items()):
             pieces = self._poll(limit, WAIT_MS)
-        if looks:
+        if is_due:
             self._mend(self._ends)
         return [make_read(*part) for piece in pieces for part in _apart(piece)]
 
@@ -270,9 +270,9 @@ class KafkaSource:
         topics = self._link.topics(list(self._topics))
         for name, before in self._topics.items():
             if name not in topics or topics[name].id != before.id:
-                what = "was deleted" if name not in topics else "was deleted and made anew"
+                happened = "was deleted" if name not in topics else "was deleted and made anew"
                 raise DamageError(
-                    f"Topic {name} {what}. Restore the log from a copy, or begin a branch on it with --branch NEW."
+                    f"Topic {name} {happened}. Restore the log from a copy, or begin a branch on it with --branch NEW."
                 )
         if added := [name for name, before in self._topics.items() if topics[name].partitions > before.partitions]:
             if self._shard != WHOLE and len(self._topics) > 1:

@@ -91,9 +91,9 @@ class KafkaReader:
         StorageError where it cannot be reached. It must not be used again after any of them.
         """
         pieces = self._take(limit)
-        if (left := limit - sum(len(events) for *_, events in pieces)) and not self._held:
+        if (rows_left := limit - sum(len(events) for *_, events in pieces)) and not self._held:
             self._held = self._fetched(0 if pieces else wait_ms)
-            pieces += self._take(left)
+            pieces += self._take(rows_left)
         return pieces
 
     def _fetched(self, wait_ms: int) -> list[Fetched]:
@@ -122,7 +122,7 @@ class KafkaReader:
         return pieces
 
     @contextmanager
-    def _failing(self, what: str) -> Iterator[None]:
+    def _failing(self, subject: str) -> Iterator[None]:
         """Whatever a consumer raises, it is the last thing it is asked."""
         try:
             yield
@@ -131,7 +131,7 @@ class KafkaReader:
             raise OffsetsGoneError(f"{self._places()}: the log does not have that offset.") from error
         except (RetriableError, AuthorizationError, KafkaConnectionError, OSError) as error:
             self.failed = True
-            raise refused(self._cluster, what, error) from error
+            raise refused(self._cluster, subject, error) from error
         except (CorruptRecordError, UnsupportedCodecError, LogTruncationError, DamageError) as error:
             self.failed = True
             raise DamageError(f"{self._place()}: {error}. Restore the log, or begin a branch from another offset.") from error
@@ -190,17 +190,17 @@ def widened(consumer: Any) -> Any:
     return consumer
 
 
-def refused(cluster: Cluster, what: str, error: Exception) -> MillraceError:
+def refused(cluster: Cluster, subject: str, error: Exception) -> MillraceError:
     """What the client said, as one of our errors with what to do."""
     message = f"{type(error).__name__}: {error}".strip()
     if isinstance(error, AuthorizationError):
         return StorageError(
-            f"Kafka at {cluster.bootstrap} does not let this user do that ({message}). Ask for access to {what}."
+            f"Kafka at {cluster.bootstrap} does not let this user do that ({message}). Ask for access to {subject}."
         )
     look = look_at(cluster) if "Unable to bootstrap" in message else "Look at log.kafka in the pipeline file."
     return StorageError(
-        f"Kafka at {cluster.bootstrap} does not answer or refuses ({what}: {message}). Nothing acknowledged was lost; what was "
-        f"under way goes on once the brokers are back. {look}"
+        f"Kafka at {cluster.bootstrap} does not answer or refuses ({subject}: {message}). Nothing acknowledged was lost; what "
+        f"was under way goes on once the brokers are back. {look}"
     )
 
 

@@ -17,19 +17,19 @@ def check_replication(link: Link, topic: str, settings: Mapping[str, str], must:
 
     Raises: ConfigError where it ``must`` keep what it has acknowledged, and the pipeline file asks for replicas.
     """
-    wanted = link.cluster.replication
-    if not (weaknesses := weak(wanted, link.replicas(topic), settings)):
+    replication = link.cluster.replication
+    if not (weaknesses := weak(replication, link.replicas(topic), settings)):
         return
     text = (
         f"Topic {topic} may lose what it has acknowledged, or take nothing: {', '.join(weaknesses)}. Give it replicas with "
         "kafka-reassign-partitions, and other settings with kafka-configs"
     )
-    if must and wanted > 1:
+    if must and replication > 1:
         raise ConfigError(f"{text}; or ask for less with log.kafka.replication in the pipeline file.")
     _warn(f"{text}.")
 
 
-def weak(wanted: int, replicas: int, settings: Mapping[str, str]) -> list[str]:
+def weak(replication: int, replicas: int, settings: Mapping[str, str]) -> list[str]:
     """Each thing that is, with its value. A broker before Kafka 3.7 takes nothing where fewer replicas are there than
     ``min.insync.replicas``; newer ones go by those that there are.
 
@@ -42,11 +42,11 @@ def weak(wanted: int, replicas: int, settings: Mapping[str, str]) -> list[str]:
     """
     insync = int(settings.get("min.insync.replicas", "0"))  # not every broker that speaks Kafka's protocol has it
     weaknesses = {
-        f"{replicas} of the {wanted} replicas of log.kafka.replication": replicas < wanted,
+        f"{replicas} of the {replication} replicas of log.kafka.replication": replicas < replication,
         f"min.insync.replicas = {insync} with replicas = {replicas}": insync > replicas or (insync == 1 and replicas >= 3),
         "unclean.leader.election.enable = true": settings.get("unclean.leader.election.enable") == "true",
     }
-    return [text for text, wrong in weaknesses.items() if wrong]
+    return [text for text, is_weak in weaknesses.items() if is_weak]
 
 
 @cache

@@ -18,7 +18,7 @@ from millrace.streams.kafka.replication import check_replication
 from millrace.streams.records import Record, tp_name
 from millrace.streams.stream import pruned
 
-CHUNK = 1024  # entries a poll
+READ_ROWS = 1024  # entries a poll
 WAIT_MS = 500  # for entries that are known to be there
 FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 
@@ -74,11 +74,11 @@ class KafkaStream:
         pipeline file asks for replicas, also where one that was acknowledged could be lost with a broker."""
         if not self._there and (topic := self._link.topics([self.topic]).get(self.topic)) is not None:
             settings = self._link.settings(self.topic)
-            wrong = [f"{name} = {settings[name]}" for name, right in FOREVER.items() if settings[name] != right]
-            if topic.partitions != 1 or wrong:
+            unsafe = [f"{name} = {settings[name]}" for name, right in FOREVER.items() if settings[name] != right]
+            if topic.partitions != 1 or unsafe:
                 right = ", ".join(f"{name} = {value}" for name, value in FOREVER.items())
                 raise ConfigError(
-                    f"Topic {self.topic} has {topic.partitions} partitions{''.join(f', {setting}' for setting in wrong)}. "
+                    f"Topic {self.topic} has {topic.partitions} partitions{''.join(f', {setting}' for setting in unsafe)}. "
                     f"It must have one, and {right}, or entries are lost. Change its settings."
                 )
             check_replication(self._link, self.topic, settings, must=True)
@@ -110,7 +110,7 @@ class KafkaStream:
     def _until(self, reader: KafkaReader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         polls = int(self._link.cluster.patience_s * 1000 / WAIT_MS) + 1
         while start < end:
-            pieces = next((fetched for _ in range(polls) if (fetched := reader.poll(CHUNK, WAIT_MS))), None)
+            pieces = next((fetched for _ in range(polls) if (fetched := reader.poll(READ_ROWS, WAIT_MS))), None)
             if pieces is None:
                 reader.failed = True
                 raise StorageError(
@@ -135,8 +135,8 @@ class KafkaStream:
     def delete_before(self, offset: int) -> None:
         """Let the brokers forget the values before ``offset``, but never the newest."""
         first, end = self._bounds()
-        if first < (until := min(offset, end - 1)):
-            self._link.delete_before(self._tp, until)
+        if first < (end_deleted := min(offset, end - 1)):
+            self._link.delete_before(self._tp, end_deleted)
 
     def _bounds(self) -> tuple[int, int]:
         if self._newest is not None:

@@ -105,8 +105,8 @@ class Identities:
 
     def get(self, identity: int) -> dict[int, int]:
         """What is known of an id that ``approach`` was told of, as revision -> hash64(label); empty: nothing."""
-        near = self._near.get(identity, [])
-        remembered = {revision: label for until_ms, revision, label in near if until_ms > self._gone_ms}
+        candidates = self._near.get(identity, [])
+        remembered = {revision: label for until_ms, revision, label in candidates if until_ms > self._gone_ms}
         opened = self._open.get(identity, ())
         return remembered | dict(zip(opened[::2], opened[1::2], strict=True))
 

@@ -203,8 +203,8 @@ class LabelJoin:
             self._expire(oldest[0], now_ms, taken)
         while self._early and (first := next(iter(self._early.items())))[1].due_ms <= now_ms:
             self._unmatched(first[0])
-        while self._forewarned and (due := next(iter(self._forewarned.items())))[1] <= now_ms:
-            del self._forewarned[due[0]]
+        while self._forewarned and (forewarned := next(iter(self._forewarned.items())))[1] <= now_ms:
+            del self._forewarned[forewarned[0]]
         self._turn_ms = NEVER_MS if (due_ms := self.due_ms) is None else due_ms
 
     def _expire(self, identity: int, now_ms: int, taken: Taken) -> None:
@@ -267,14 +267,14 @@ class LabelJoin:
             self._joined(slot, value, now_ms, taken)
             return True
         early = self._early.get(identity)
-        seen = self._known.get(identity) if early is None else early.seen
-        if not seen:
+        revisions = self._known.get(identity) if early is None else early.seen
+        if not revisions:
             due_ms = now_ms + self._rules.grace_ms
             self._early[identity] = Early(value, record.revision, due_ms, {record.revision: hashed})
             self._turn_ms = min(self._turn_ms, due_ms)
             self._saw_early(now_ms, taken)
             return True
-        fate = _fate(record.revision, hashed, seen)
+        fate = _fate(record.revision, hashed, revisions)
         if fate == "conflicts":
             self.counts.conflicts += 1
             return False
@@ -338,7 +338,8 @@ class LabelJoin:
         self._rows.load(state)
         self._pending = self._rows.slots
         self._early = {
-            identity: Early(label, revision, due_ms, dict(seen)) for identity, revision, due_ms, label, seen in state["early"]
+            identity: Early(label, revision, due_ms, dict(revisions))
+            for identity, revision, due_ms, label, revisions in state["early"]
         }
         self._early_seen = sum(len(early.seen) for early in self._early.values())
         withheld, forewarned = state.get("withheld", ([], []))
@@ -351,13 +352,13 @@ class LabelJoin:
         self._turn_ms = NEVER_MS if (due_ms := self.due_ms) is None else due_ms
 
 
-def _fate(revision: int, hashed: int, seen: dict[int, int]) -> str:
+def _fate(revision: int, hashed: int, revisions: dict[int, int]) -> str:
     """Which count a label goes to whose id has been seen with these revisions and labels."""
-    if revision in seen:
-        return "repeated" if seen[revision] == hashed else "conflicts"
-    if NO_LABEL in seen:
+    if revision in revisions:
+        return "repeated" if revisions[revision] == hashed else "conflicts"
+    if NO_LABEL in revisions:
         return "late"
-    return "corrections" if revision > max(seen) else "outdated"
+    return "corrections" if revision > max(revisions) else "outdated"
 
 
 @lru_cache(maxsize=4096, typed=True)

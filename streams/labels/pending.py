@@ -26,7 +26,7 @@ class TrainingRows:
     def by_classes(self) -> list[tuple[tuple[str, ...], Floats, Array]]:
         """Names, scores (k, C) and labels (k,) of each run of rows whose scores have the same names."""
         runs, start = [], 0
-        for classes, run in groupby(self.answered, key=lambda answered: answered[0]):
+        for classes, run in groupby(self.answered, key=lambda served_answer: served_answer[0]):
             scores = np.array([scores for _, scores in run], dtype=np.float64)
             assert self.batch.y is not None
             runs.append((classes, scores.reshape(len(scores), -1), self.batch.y[start : start + len(scores)]))
@@ -55,41 +55,41 @@ class Waiting:
             return identity, self.due_ms[slot]
         return None
 
-    def take(self, identity: int, answered: ServedAnswer, due_ms: int) -> int:
+    def take(self, identity: int, served_answer: ServedAnswer, due_ms: int) -> int:
         """A slot for a prediction that does not wait there yet."""
         if not self._free:
             self._grow()
         slot = self._free.pop()
         self.slots[identity] = slot
         self.due_ms[slot] = due_ms
-        self.answer(slot, answered)
+        self.answer(slot, served_answer)
         return slot
 
-    def answer(self, slot: int, answered: ServedAnswer) -> None:
+    def answer(self, slot: int, served_answer: ServedAnswer) -> None:
         """Another answer for a prediction that waits there."""
-        self._answered[slot] = (self._names.setdefault(answered[0], answered[0]), answered[1])
+        self._answered[slot] = (self._names.setdefault(served_answer[0], served_answer[0]), served_answer[1])
 
     def _grow(self) -> None:
         have = len(self.due_ms)
-        more = max(FIRST_SLOTS, have)
-        self._free += range(have + more - 1, have - 1, -1)
-        self.due_ms += [0] * more
-        self._answered += [None] * more
+        added = max(FIRST_SLOTS, have)
+        self._free += range(have + added - 1, have - 1, -1)
+        self.due_ms += [0] * added
+        self._answered += [None] * added
         self._names.clear()  # of answers long gone; those that wait keep theirs
 
     def fill(self, slots: list[int], batch: Batch) -> None:
         """Put the rows of a read into the slots that were given out for them; their labels are yet to come."""
         at = np.array(slots, dtype=np.int64)
-        brought = as_columns(replace(batch, y=None))
-        for name, like in {**self._columns, **brought}.items():
+        columns = as_columns(replace(batch, y=None))
+        for name, like in {**self._columns, **columns}.items():
             self._columns[name] = self._enlarged(name, like)
-            self._columns[name][at] = brought.get(name, MISSING[name])
+            self._columns[name][at] = columns.get(name, MISSING[name])
 
     def _enlarged(self, name: str, like: Array) -> Array:
         """A column with a place for every slot."""
-        held = self._columns.get(name, like[:0])
-        more = len(self.due_ms) - len(held)
-        return held if not more else np.concatenate([held, absent(name, like, more)])
+        column = self._columns.get(name, like[:0])
+        added = len(self.due_ms) - len(column)
+        return column if not added else np.concatenate([column, absent(name, like, added)])
 
     def training_rows(self, slots: list[int], y: Array, clock_ms: list[int]) -> TrainingRows:
         """The rows in these slots with their labels (n,)."""
@@ -98,9 +98,9 @@ class Waiting:
         return TrainingRows(batch, np.array(clock_ms, dtype=np.int64), [self._of(slot) for slot in slots])
 
     def _of(self, slot: int) -> ServedAnswer:
-        answered = self._answered[slot]
-        assert answered is not None
-        return answered
+        served_answer = self._answered[slot]
+        assert served_answer is not None
+        return served_answer
 
     def release(self, slots: list[int]) -> None:
         """Give these out again."""
@@ -116,16 +116,16 @@ class Waiting:
         slots = list(self.slots.values())
         if not slots:
             return {"pending": np.empty(0, dtype=np.int64)}
-        at, answered = np.array(slots, dtype=np.int64), [self._of(slot) for slot in slots]
-        tables = {classes: number for number, classes in enumerate(dict.fromkeys(classes for classes, _ in answered))}
+        at, served_answers = np.array(slots, dtype=np.int64), [self._of(slot) for slot in slots]
+        tables = {classes: number for number, classes in enumerate(dict.fromkeys(classes for classes, _ in served_answers))}
         return {
             "pending": np.array(list(self.slots), dtype=np.int64),
             **{name: column[at] for name, column in self._columns.items()},
             "due_ms": np.array([self.due_ms[slot] for slot in slots], dtype=np.int64),
             "classes": [list(table) for table in tables],
-            "table": np.array([tables[classes] for classes, _ in answered], dtype=np.int64),
-            "outputs": np.array([len(scores) for _, scores in answered], dtype=np.int64),
-            "scores": np.array([score for _, scores in answered for score in scores], dtype=np.float64),
+            "table": np.array([tables[classes] for classes, _ in served_answers], dtype=np.int64),
+            "outputs": np.array([len(scores) for _, scores in served_answers], dtype=np.int64),
+            "scores": np.array([score for _, scores in served_answers for score in scores], dtype=np.float64),
         }
 
     def load(self, state: dict[str, Value]) -> None:

@@ -138,15 +138,15 @@ class ServedCodec:
     @property
     def without_limit(self) -> ServedCodec:
         """This codec for records that were let in when they were first read: the limit may have been lowered since."""
-        other = copy(self)
-        other._max_bytes, other._rows, other._events = sys.maxsize, self._rows.without_limit, self._events.without_limit
-        return other
+        codec = copy(self)
+        codec._max_bytes, codec._rows, codec._events = sys.maxsize, self._rows.without_limit, self._events.without_limit
+        return codec
 
     def placed_by(self, place: Placing) -> ServedCodec:
         """This codec for a topic that is dealt out to shards, where ``place`` says in which partitions keys belong."""
-        other = copy(self)
-        other._place = place
-        return other
+        codec = copy(self)
+        codec._place = place
+        return codec
 
     def decode(self, events: Sequence[Event], tp: str) -> tuple[Rows | Served, list[Refused]]:
         """Columns of the events that can be read, in order, and the events that cannot."""
@@ -155,19 +155,19 @@ class ServedCodec:
             return self._events.decode(events, tp)
         refused = list(self._misplaced(events, partition))
         astray = {refused_record.event.offset for refused_record in refused}
-        good = [event for event in events if event.offset not in astray]
+        well_placed = [event for event in events if event.offset not in astray]
         try:
-            records = self._records(good)
+            records = self._records(well_placed)
         except UNREADABLE:
-            good, unreadable = self._sorted_out(good)
-            records, refused = self._records(good), refused + unreadable
-        rows, bad = self._rows_of(good, records)
-        if bad:
-            left_out = {refused_record.event.offset for refused_record in bad}
-            kept = [at for at, event in enumerate(good) if event.offset not in left_out]
-            good, records = [good[at] for at in kept], [records[at] for at in kept]
-        t = np.array([event.timestamp_ms for event in good], dtype=np.int64)
-        return Served(tp, good, records, hashes64([record.id for record in records]), rows, t), refused + bad
+            well_placed, unreadable = self._sorted_out(well_placed)
+            records, refused = self._records(well_placed), refused + unreadable
+        rows, refused_rows = self._rows_of(well_placed, records)
+        if refused_rows:
+            left_out = {refused_record.event.offset for refused_record in refused_rows}
+            kept_places = [at for at, event in enumerate(well_placed) if event.offset not in left_out]
+            well_placed, records = [well_placed[at] for at in kept_places], [records[at] for at in kept_places]
+        t = np.array([event.timestamp_ms for event in well_placed], dtype=np.int64)
+        return Served(tp, well_placed, records, hashes64([record.id for record in records]), rows, t), refused + refused_rows
 
     def _misplaced(self, events: Sequence[Event], partition: int) -> Iterator[Refused]:
         """Those that lie where no shard would look for what belongs with them."""
@@ -176,18 +176,18 @@ class ServedCodec:
         keyless = np.array([event.key is None for event in events], dtype=bool)
         right = self._place([event.key or b"" for event in events])
         for at in np.flatnonzero(keyless | (right != partition)).tolist():
-            where = f"its key belongs in {right[at]}" if not keyless[at] else "it has no key to say where it belongs"
-            yield Refused(events[at], "other-partition", f"it lies in partition {partition}, and {where}; send it by its id")
+            fault = f"its key belongs in {right[at]}" if not keyless[at] else "it has no key to say where it belongs"
+            yield Refused(events[at], "other-partition", f"it lies in partition {partition}, and {fault}; send it by its id")
 
     def _sorted_out(self, events: Sequence[Event]) -> tuple[list[Event], list[Refused]]:
-        good, refused = [], []
+        readable, refused = [], []
         for event in events:
             try:
                 self._records([event])
-                good.append(event)
+                readable.append(event)
             except UNREADABLE as error:
                 refused.append(refusal(event, error))
-        return good, refused
+        return readable, refused
 
     def _records(self, events: Sequence[Event]) -> list[Prediction | LateLabel]:
         """All of them, or the first error."""
@@ -222,22 +222,22 @@ class ServedCodec:
         if not (np.abs(scores) <= LARGEST).all():
             raise RecordError("not-finite", f"a score is not finite, or beyond {LARGEST:g}")
 
-    def _rows_of(self, good: Sequence[Event], records: Sequence[Prediction | LateLabel]) -> tuple[Rows, list[Refused]]:
+    def _rows_of(self, readable: Sequence[Event], records: Sequence[Prediction | LateLabel]) -> tuple[Rows, list[Refused]]:
         """The predictions' rows; a row that brings its own label is refused, since two could then contradict each other."""
         events = [
             Event(event.offset, event.timestamp_ms, event.key, b"", bytes(record.row))
-            for event, record in zip(good, records, strict=True)
+            for event, record in zip(readable, records, strict=True)
             if isinstance(record, Prediction)
         ]
-        rows, bad = self._rows.decode(events)
-        if not bad and not has_label(rows).any():
+        rows, refused_rows = self._rows.decode(events)
+        if not refused_rows and not has_label(rows).any():
             return rows, []
-        originals = {event.offset: event for event in good}
+        originals = {event.offset: event for event in readable}
         refused = [
             Refused(originals[refused_record.event.offset], refused_record.reason, refused_record.detail)
-            for refused_record in bad
+            for refused_record in refused_rows
         ]
-        left_out = {refused_record.event.offset for refused_record in bad}
+        left_out = {refused_record.event.offset for refused_record in refused_rows}
         places = [originals[event.offset] for event in events if event.offset not in left_out]
         labelled = has_label(rows)
         detail = f"a served row has no {self._label.name}: its label comes as a record of its own"

@@ -54,9 +54,9 @@ def connect(path: Path, schema: str) -> Connection:
 def _read_only(path: Path) -> Connection:
     """Opened for reading. A file without a write-ahead log beside it holds everything; SQLite reads it without a lock file."""
     log = path.with_name(f"{path.name}-wal")
-    alone = not log.exists() or not log.stat().st_size
+    is_complete = not log.exists() or not log.stat().st_size
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-    return apsw.Connection(f"file:{quote(str(path.absolute()))}{'?immutable=1' if alone else ''}", flags=flags)
+    return apsw.Connection(f"file:{quote(str(path.absolute()))}{'?immutable=1' if is_complete else ''}", flags=flags)
 
 
 @contextmanager

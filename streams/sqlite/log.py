@@ -258,8 +258,8 @@ class SqliteSource:
         Raises: OffsetsGoneError where retention has taken the position; DamageError for a damaged record.
         """
         reads = []
-        for left, (tp, start) in zip(range(len(self._position), 0, -1), self._position.items(), strict=True):
-            events, crc = self._log.fetch(tp, start, None, -(-limit // left))
+        for partitions_left, (tp, start) in zip(range(len(self._position), 0, -1), self._position.items(), strict=True):
+            events, crc = self._log.fetch(tp, start, None, -(-limit // partitions_left))
             if not events:
                 if start < (bounds := self._log.bounds(tp))[0]:
                     raise gone(tp, start, bounds[0], bounds)
@@ -281,21 +281,21 @@ class SqliteSource:
             raise gone(tp, start, stop, bounds)
         events, crc = self._log.fetch(tp, start, stop, stop - start)
         while events and events[-1].offset + 1 < stop and len(events) < stop - start:
-            more, _ = self._log.fetch(tp, events[-1].offset + 1, stop, stop - start)
-            if not more:
+            read_on, _ = self._log.fetch(tp, events[-1].offset + 1, stop, stop - start)
+            if not read_on:
                 break
-            events += more
+            events += read_on
             crc = checksum([frame(event) for event in events])
         return Read(tp, start, stop, events, crc)
 
 
-def choose_partition(key: bytes | None, partitions: int, turn: int) -> int:
-    """The partition of a key, or of the ``turn``-th record without one.
+def choose_partition(key: bytes | None, partitions: int, record_number: int) -> int:
+    """The partition of a key, or of the ``record_number``-th record without one.
 
     >>> choose_partition(b"customer 7", 4, 0) == choose_partition(b"customer 7", 4, 99)
     True
     """
-    return (turn if key is None else crc32(key)) % partitions
+    return (record_number if key is None else crc32(key)) % partitions
 
 
 def by_crc32(partitions: int) -> Placing:

@@ -31,7 +31,7 @@ class SqliteStream:
     """
 
     SCHEMA = "create table if not exists entries (offset integer primary key, value blob not null)"
-    CHUNK = 1024  # entries a query
+    READ_ROWS = 1024  # entries a query
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,7 +61,7 @@ class SqliteStream:
         query = "select offset, value from entries where offset >= ? order by offset limit ?"
         while True:
             with storage_errors(self.path):
-                rows: list[Any] = self._connection.execute(query, (start, self.CHUNK)).fetchall()
+                rows: list[Any] = self._connection.execute(query, (start, self.READ_ROWS)).fetchall()
             if rows and rows[0][0] > start and self.first() >= rows[0][0]:
                 raise pruned(str(self.path), start, self.first())
             for offset, value in rows:
@@ -69,7 +69,7 @@ class SqliteStream:
                     raise DamageError(f"{self.path}: entry {start} is missing or not bytes. Restore the file from a copy.")
                 yield offset, value
                 start += 1
-            if len(rows) < self.CHUNK:
+            if len(rows) < self.READ_ROWS:
                 return
 
     def first(self) -> int:

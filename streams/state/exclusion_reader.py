@@ -47,35 +47,37 @@ class Excluding:
     def decode(self, events: Sequence[Event], tp: str, /) -> tuple[Rows | Served, list[Refused]]:
         """As the other reader, without what is left out."""
         piece, refused = self.reader.decode(events, tp)
-        bad = {refusal.event.offset for refusal in refused if refusal.row is None}
+        refused_offsets = {refusal.event.offset for refusal in refused if refusal.row is None}
         if isinstance(piece, Rows) and piece.offset is not None:
-            gone = [event.offset for event in events if left_out(self.exclude, event, tp)]
-            return _rows_without(piece, np.isin(piece.offset, gone)), refused
-        out = np.array([left_out(self.exclude, event, tp) for event in events if event.offset not in bad], dtype=bool)
-        if not out.any():
+            left_out_offsets = [event.offset for event in events if left_out(self.exclude, event, tp)]
+            return _rows_without(piece, np.isin(piece.offset, left_out_offsets)), refused
+        is_left_out = np.array(
+            [left_out(self.exclude, event, tp) for event in events if event.offset not in refused_offsets], dtype=bool
+        )
+        if not is_left_out.any():
             return piece, refused
-        return _without(piece, out) if isinstance(piece, Served) else _rows_without(piece, out), refused
+        return _without(piece, is_left_out) if isinstance(piece, Served) else _rows_without(piece, is_left_out), refused
 
 
-def _rows_without(rows: Rows, out: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Rows:
-    return replace(rows.only(~out), left_out=int(out.sum()))
+def _rows_without(rows: Rows, is_left_out: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Rows:
+    return replace(rows.only(~is_left_out), left_out=int(is_left_out.sum()))
 
 
-def _without(served: Served, out: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Served:
+def _without(served: Served, is_left_out: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Served:
     """Without the predictions that are left out; of labels that are, only their ids stay."""
     predictions = np.array([isinstance(record, Prediction) for record in served.records], dtype=bool)
-    kept = np.flatnonzero(~(out & predictions))
-    chosen = [served.records[at] for at in kept.tolist()]
+    kept_places = np.flatnonzero(~(is_left_out & predictions))
+    chosen = [served.records[at] for at in kept_places.tolist()]
     records = [
-        Withheld(record.id) if isinstance(record, LateLabel) and out[at] else record
-        for at, record in zip(kept.tolist(), chosen, strict=True)
+        Withheld(record.id) if isinstance(record, LateLabel) and is_left_out[at] else record
+        for at, record in zip(kept_places.tolist(), chosen, strict=True)
     ]
     return Served(
         served.tp,
-        [served.events[at] for at in kept.tolist()],
+        [served.events[at] for at in kept_places.tolist()],
         records,
-        served.ids[kept],
-        served.rows.only(~out[predictions]),
-        np.where(out, 0, served.t)[kept],
-        left_out=int((out & predictions).sum()),
+        served.ids[kept_places],
+        served.rows.only(~is_left_out[predictions]),
+        np.where(is_left_out, 0, served.t)[kept_places],
+        left_out=int((is_left_out & predictions).sum()),
     )

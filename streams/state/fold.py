@@ -200,8 +200,8 @@ class Fold:
     def _answer_again(self, served: Served, taken: Taken, fresh: Batch) -> None:
         """What another branch answered says nothing about this one, so here the row is answered as this state would."""
         assert self.labels is not None
-        by = [record.branch for record in served.records if isinstance(record, Prediction)]
-        foreign = np.array([by[row] != self.answers_of for row in taken.fresh], dtype=bool)
+        branches = [record.branch for record in served.records if isinstance(record, Prediction)]
+        foreign = np.array([branches[row] != self.answers_of for row in taken.fresh], dtype=bool)
         if foreign.any():
             servable = self.learner.servable()
             x = self.features.answer(fresh.only(foreign)).x
@@ -248,14 +248,14 @@ class Fold:
             raise LearnerError("A training batch has no labels; batches are made of labelled rows only.")
         served_losses, self._given = self._given[: len(batch)], self._given[len(batch) :]
         losses = np.array(served_losses) if served_losses else np.full(len(batch), np.nan)
-        own = np.isnan(losses)
-        scored = batch if own.all() else batch.only(own)
+        unscored = np.isnan(losses)
+        scored = batch if unscored.all() else batch.only(unscored)
         servable = self.learner.servable()
         if scored.y is not None and len(scored):
             scores = servable.predict_many(self.features.answer(scored))
             if self.drift is not None:
                 self._count_scored()
-                losses[own] = self.scores.losses(scores, servable.classes, scored.y)
+                losses[unscored] = self.scores.losses(scores, servable.classes, scored.y)
             self._scored.append((servable.classes, scores, scored.y))
             if sum(len(y) for _, _, y in self._scored) >= COUNT_ROWS:
                 self._count_scored()

@@ -100,13 +100,13 @@ class HeldOut:
         """Evaluate what answers, if ``learned`` rows in all make it due."""
         while self._pending and self._pending[0].place < learned:
             self._offer(self._pending.pop(0))
-        due = learned // self.config.every_rows
-        if due > self._evaluated and len(self._y):
+        evaluations_due = learned // self.config.every_rows
+        if evaluations_due > self._evaluated and len(self._y):
             classes, scores = answer(Batch(self._x, names=self._names))
             predicted = np.array(classes, dtype=object)[scores.argmax(axis=1)] if classes else np.full(len(self._y), None)
             rows, right = Counter(self._y.tolist()), Counter(self._y[predicted == self._y].tolist())
             self.scores.update({name: (right[name], count) for name, count in rows.items()})
-        self._evaluated = max(due, self._evaluated)
+        self._evaluated = max(evaluations_due, self._evaluated)
 
     def figures(self) -> dict[str, Any]:
         """What is known of the evaluations, beside two answers without a model; empty before the first evaluation.

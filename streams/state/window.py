@@ -65,9 +65,9 @@ class Window:
             raise LearnerError(
                 f"{rows} rows are to be learned again, and {self.held} are kept. Use the release that wrote this."
             )
-        kept = join([*self._closed.values(), *self._open])
-        for start in range(len(kept) - rows, len(kept), batch_rows):
-            yield kept.rows(start, min(start + batch_rows, len(kept)))
+        window_rows = join([*self._closed.values(), *self._open])
+        for start in range(len(window_rows) - rows, len(window_rows), batch_rows):
+            yield window_rows.rows(start, min(start + batch_rows, len(window_rows)))
 
     def parts(self) -> dict[str, dict[str, Value]]:
         """One part that changes, and one for each closed segment; none before the first row."""

@@ -164,8 +164,8 @@ class VersionLog:
             self._fork.features_sha256,
             str(self._fork.learner_from),
         }  # begun with, kept to compare
-        kept = kept_marks(self.marks, self._keep, self._released)
-        sweep(self._backends.store, self._fork.branch, kept, owned_s, declared)
+        kept_checkpoints = kept_marks(self.marks, self._keep, self._released)
+        sweep(self._backends.store, self._fork.branch, kept_checkpoints, owned_s, declared)
 
     def _release(self, marks: Sequence[Mark]) -> set[str]:
         return set() if self._backends.retention is None else self._backends.retention.release(marks)
@@ -204,5 +204,5 @@ def oldest_kept(marks: Sequence[Mark], checkpoints: int, versions: int) -> int:
     A version that is kept because it has a name holds nothing back: its own segment and those after it have the entries.
     """
     named = [mark for mark in marks if mark.version is not None]
-    kept = [*marks[-checkpoints:], *(named[-max(LEAST_VERSIONS, versions) :] if versions else named)]
-    return min((mark.state_seq for mark in kept), default=0)
+    newest_marks = [*marks[-checkpoints:], *(named[-max(LEAST_VERSIONS, versions) :] if versions else named)]
+    return min((mark.state_seq for mark in newest_marks), default=0)

@@ -147,14 +147,14 @@ class Worker:
 
     # Running
 
-    def run(self, enough: Callable[[Worker], bool]) -> None:
-        """Step until ``enough`` says so, then mark a version.
+    def run(self, is_over: Callable[[Worker], bool]) -> None:
+        """Step until ``is_over`` says so, then mark a version.
 
         Raises: what ``step`` raises. Nothing is lost: the next start goes on from the journal's end.
         """
         pauses = 0
         self.apply_ledger()  # also where there is nothing to read
-        while not enough(self):
+        while not is_over(self):
             phases = sum(1 for _ in self.step())
             self.mark_when_due()
             if not phases:
@@ -214,11 +214,13 @@ class Worker:
         reads = self._backends.source.next_batch(self._config.step_rows)
         self._pass_time(bool(reads))
         closes_ms = self._wall.monotonic_ms() + self._config.step_ms
-        left = self._config.step_rows - _records(reads)
-        while reads and left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.monotonic_ms() < closes_ms:
+        rows_left = self._config.step_rows - _records(reads)
+        while (
+            reads and rows_left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.monotonic_ms() < closes_ms
+        ):
             self._wall.sleep(PAUSE_S)
-            reads += self._backends.source.next_batch(left)
-            left = self._config.step_rows - _records(reads)
+            reads += self._backends.source.next_batch(rows_left)
+            rows_left = self._config.step_rows - _records(reads)
         return reads
 
     def _pass_time(self, busy: bool) -> None:
@@ -239,10 +241,10 @@ class Worker:
         for read in reads:
             ahead = [event for event in read.events if event.timestamp_ms > horizon_ms]
             timely = [event for event in read.events if event.timestamp_ms <= horizon_ms] if ahead else read.events
-            decoded, bad = in_force(self._reader, self.fold).decode(timely, read.tp)
-            bad += [Refused(event, "ahead-of-time", f"its timestamp is past {horizon_ms} ms") for event in ahead]
+            decoded, refused_rows = in_force(self._reader, self.fold).decode(timely, read.tp)
+            refused_rows += [Refused(event, "ahead-of-time", f"its timestamp is past {horizon_ms} ms") for event in ahead]
             rows.append(decoded)
-            refused += [(read.tp, refusal) for refusal in sorted(bad, key=lambda refusal: refusal.event.offset)]
+            refused += [(read.tp, refusal) for refusal in sorted(refused_rows, key=lambda refusal: refusal.event.offset)]
         if refused:
             self._dead_letter(refused)
         return Checked(reads, rows, refused)
@@ -278,13 +280,13 @@ class Worker:
         step, drift = self._undecided, self.fold.drift
         if step is None or drift is None:
             return
-        held = 0 if self.fold.window is None else self.fold.window.held
+        window_rows = 0 if self.fold.window is None else self.fold.window.held
         act = Act(
             branch=self.branch,
             seq=self._writer.next_seq,
             epoch=self.epoch,
             op=drift.config.act,
-            args=drift.follow_up(self.fold.counts.learned, held),
+            args=drift.follow_up(self.fold.counts.learned, window_rows),
             cause="detector",
             evidence=f"{self.branch}.{step.seq}",
         )
@@ -326,9 +328,9 @@ class Worker:
     def _begin_snapshot(self, version: bool) -> None:
         cut = None
         if version:
-            rows, due = self._config.version_rows, self._due(self._config.version_rows)
-            why = f"worker.version_rows = {rows}" if due else "run ended"
-            cut = self._version_log.cut(self._writer.cursor, self.fold, why)
+            rows, version_due = self._config.version_rows, self._due(self._config.version_rows)
+            reason = f"worker.version_rows = {rows}" if version_due else "run ended"
+            cut = self._version_log.cut(self._writer.cursor, self.fold, reason)
         self._marked_records = self.fold.records
         self._unversioned &= not version
         self._acted &= not version

@@ -34,7 +34,7 @@ from millrace.streams.sqlite.log import SqliteLog
 
 HERE = Path(__file__).resolve().parent
 D, RATE = 1000, 1000  # rows/s
-CHUNK, MARK = 20, 200  # rows a commit; rows from one new class to the next
+APPEND_ROWS, MARK = 20, 200  # rows a commit; rows from one new class to the next
 SETTLE_S, ASK_S = 3.0, 0.004
 AIM_MS = 500.0
 
@@ -55,13 +55,13 @@ def pool() -> list[bytes]:
 def send(log: Log, topic: str, classes: int) -> dict[int, float]:
     """Append at the pace; when the first row of each class was committed. Class 0 is there from the start."""
     rows, committed, start_s = pool(), {}, time.monotonic()
-    for at in range(0, classes * MARK, CHUNK):
-        numbers = range(at, at + CHUNK)
+    for at in range(0, classes * MARK, APPEND_ROWS):
+        numbers = range(at, at + APPEND_ROWS)
         values = [b'%b, "y": %d}' % (rows[n % len(rows)], n // MARK if n % MARK == 37 else 0) for n in numbers]
         log.append(topic, [Record(value, timestamp_ms=time.time_ns() // 1_000_000) for value in values])
         if at // MARK not in committed and any(n % MARK == 37 for n in numbers):
             committed[at // MARK] = time.monotonic()
-        time.sleep(max(0.0, start_s + (at + CHUNK) / RATE - time.monotonic()))
+        time.sleep(max(0.0, start_s + (at + APPEND_ROWS) / RATE - time.monotonic()))
     return committed
 
 

@@ -37,7 +37,7 @@ CLASSES = tuple(map(str, range(10)))
 MESSAGE_ROWS = 3840  # of 64 float32 each: near 1 MB
 POLL_ROWS = 4096
 LATER = 2000  # after so many others comes a row's label
-CHUNK = 4096  # records an append
+APPEND_ROWS = 4096  # records an append
 START_MS = 1_700_000_000_000
 
 ARRAY = 'fields = [{ name = "x", size = 64 }]\n'
@@ -199,8 +199,8 @@ class Town:
         for topic in self.topics:
             log.create_topic(topic)
             values = [record for name, record in found if name == topic]
-            for at in range(0, len(values), CHUNK):
-                log.append(topic, values[at : at + CHUNK])
+            for at in range(0, len(values), APPEND_ROWS):
+                log.append(topic, values[at : at + APPEND_ROWS])
         return len(found) if self.case.late else rows
 
     def ours(self, turn: str, added: str, records: int) -> float:

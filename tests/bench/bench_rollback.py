@@ -21,7 +21,7 @@ from pipelines import PIPELINE, json_lines, millrace, pipeline_in
 from results import compared, machine, say
 from served_pipeline import Load, Up, load, served, until
 
-from millrace.services.serving.follower import LOOK_S
+from millrace.services.serving.follower import POLL_S
 
 AIM_S = 1.0
 ROW = "pragma synchronous=full; insert into decisions values (1)"
@@ -46,13 +46,13 @@ def went_back(up: Up, callers: Load, version: str) -> float:
 
 @contextmanager
 def looking(path: Path) -> Iterator[list[float]]:
-    """Look every LOOK_S; when there was a row more than before."""
+    """Look every POLL_S; when there was a row more than before."""
     seen: list[float] = []
     stop = threading.Event()
 
     def look() -> None:
         connection, known = apsw.Connection(str(path)), 0
-        while not stop.wait(LOOK_S):
+        while not stop.wait(POLL_S):
             found = connection.execute("select count(*) from decisions").fetchall()[0][0]
             if found > known:
                 seen.append(time.monotonic())

@@ -14,7 +14,7 @@ from pathlib import Path
 import exactly_once
 from exactly_once import PIPELINE, Range, command, gram_error, instance_of, keys_in, ranges_read
 from fault_proxy import FaultProxy
-from pipelines import PATIENCE_S, clean_environment
+from pipelines import TIMEOUT_S, clean_environment
 
 from millrace.services.data.dead_letters import letters
 from millrace.services.demo.broker import Broker
@@ -27,7 +27,7 @@ from millrace.streams.journal.journal import Cursor, checked_entry, summarise
 from millrace.streams.kafka.client import Link
 from millrace.streams.records import Record
 
-LOOK_S = 0.05
+POLL_S = 0.05
 # A broker that was killed has forgotten producers whose newest record is a day old (producer.id.expiration.ms), and takes what
 # they try again for new: with timestamps of 1970 rows stood twice in the log.
 BEGIN_MS = time.time_ns() // 1_000_000
@@ -63,9 +63,9 @@ def until(true: Callable[[], bool], what: str) -> float:
     """Look again and again; how long it took. Raises: TimeoutError where it never becomes true."""
     start_s = time.monotonic()
     while not true():
-        if time.monotonic() - start_s > PATIENCE_S:
-            raise TimeoutError(f"{what}: not within {PATIENCE_S:.0f} s")
-        time.sleep(LOOK_S)
+        if time.monotonic() - start_s > TIMEOUT_S:
+            raise TimeoutError(f"{what}: not within {TIMEOUT_S:.0f} s")
+        time.sleep(POLL_S)
     return time.monotonic() - start_s
 
 
@@ -155,11 +155,11 @@ class Scene:
     def end(self, worker: subprocess.Popen[bytes]) -> int:
         """SIGTERM, and its exit status: it finishes its step, marks a version and ends."""
         worker.send_signal(signal.SIGTERM)
-        return worker.wait(PATIENCE_S)
+        return worker.wait(TIMEOUT_S)
 
     def learn(self) -> int:
         """A worker that runs to the log's end; its exit status."""
-        return self.worker(follow=False).wait(PATIENCE_S)
+        return self.worker(follow=False).wait(TIMEOUT_S)
 
     def ended_by_itself(self, worker: subprocess.Popen[bytes]) -> tuple[int, int]:
         """Exit status of a worker that must stop, and the most memory it held, in MiB, as the kernel has it."""
@@ -176,7 +176,7 @@ class Scene:
     def asked(self, verb: str, *words: str) -> dict[str, object]:
         """What a command that looks says, of a fresh process. Raises: RuntimeError with its error."""
         done = subprocess.run(
-            self.command(verb, *words), capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=clean_environment()
+            self.command(verb, *words), capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=clean_environment()
         )
         if done.returncode:
             raise RuntimeError(done.stderr.strip()[-300:])

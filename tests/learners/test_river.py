@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from broken import D
 from cases import asked, classes, values
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 from river.multiclass import OneVsRestClassifier
 from river.optim import SGD
 
@@ -133,7 +133,7 @@ def test_another_process_learns_the_same_bytes(tmp_path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from pipelines import (
     MILLRACE,
-    PATIENCE_S,
     PIPELINE,
+    TIMEOUT_S,
     clean_environment,
     encoded,
     facts,
@@ -261,7 +261,7 @@ def test_a_live_run_whose_position_is_taken_by_retention_stops_and_says_so(left:
     log.append("digits", [Record(row) for row in flower_rows(20)])
     log.delete_before("digits:0", 80 - left)
     process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = process.communicate(timeout=TIMEOUT_S)
     log.close()
     assert process.returncode == 1 and not out and "Traceback" not in err
     assert "Topic digits partition 0 no longer has offsets 60 to" in err and "--branch NEW" in err

@@ -17,7 +17,7 @@ import click
 import pipelines
 import pytest
 from click.testing import Result
-from pipelines import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, facts, flower_rows, json_lines, millrace, pipeline_in
+from pipelines import MILLRACE, PIPELINE, TIMEOUT_S, clean_environment, facts, flower_rows, json_lines, millrace, pipeline_in
 
 from millrace.services.cli import main
 from millrace.services.data import datasets
@@ -307,7 +307,7 @@ def begun(tmp_path: Path, *more: str) -> subprocess.Popen[str]:
 
 def until(process: subprocess.Popen[str], true) -> None:
     """Wait until something is true, while the process lives."""
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     while not true():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline_s, "it never came true"
@@ -319,7 +319,7 @@ def test_a_signal_ends_a_run_cleanly_with_a_version(number: signal.Signals, tmp_
     """The step is finished, the state is marked, exit 0; the next run has nothing to learn."""
     process = begun(tmp_path)
     process.send_signal(number)
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, err
     (done,) = json_lines(out)
     assert done["read"] == 60 and done["version"] == f"main.{facts(tmp_path)['seq'] - 1}" and "Traceback" not in err
@@ -337,7 +337,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_names_it(tmp_path: Pa
     assert "main.lock" in second.stderr and "--take-over" in second.stderr and "Traceback" not in second.stderr
     assert millrace("run", "digits.toml", "--branch", "other", cwd=tmp_path).returncode == 0
     process.terminate()
-    process.communicate(timeout=PATIENCE_S)
+    process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0
     assert millrace("run", "digits.toml", cwd=tmp_path).returncode == 0
 
@@ -348,7 +348,7 @@ def test_a_run_that_takes_over_makes_the_first_stop_with_the_message(tmp_path: P
     first = begun(tmp_path)
     second = begun(tmp_path, "--take-over")
     until(second, lambda: facts(tmp_path).get("epoch") == 2)
-    out, err = first.communicate(timeout=PATIENCE_S)  # it had nothing to do, and heard of it all the same
+    out, err = first.communicate(timeout=TIMEOUT_S)  # it had nothing to do, and heard of it all the same
     assert millrace("send", "digits.toml", "rows.jsonl", cwd=tmp_path).returncode == 0
     assert first.returncode == 1 and not out and "Traceback" not in err
     assert "Another writer has taken it" in err and "Nothing that does not count was let out" in err
@@ -356,7 +356,7 @@ def test_a_run_that_takes_over_makes_the_first_stop_with_the_message(tmp_path: P
     third = millrace("run", "digits.toml", cwd=tmp_path)
     assert third.returncode == 1 and f"being written by process {second.pid} " in third.stderr, "the second holds it now"
     second.terminate()
-    out, err = second.communicate(timeout=PATIENCE_S)
+    out, err = second.communicate(timeout=TIMEOUT_S)
     assert second.returncode == 0 and json_lines(out)[0]["epoch"] == 2, err
     found = facts(tmp_path)
     assert (found["learned"], found["waiting"], found["lag_rows"]) == (120, 0, 0)
@@ -372,7 +372,7 @@ def test_a_run_takes_over_from_an_owner_that_goes_on_writing(tmp_path: Path) -> 
     first = subprocess.Popen(command, cwd=tmp_path, env=clean_environment(), stderr=subprocess.PIPE, text=True)
     until(first, lambda: (facts(tmp_path).get("records") or 0) > 0)
     second = millrace("run", "digits.toml", "--take-over", cwd=tmp_path)
-    _, err = first.communicate(timeout=PATIENCE_S)
+    _, err = first.communicate(timeout=TIMEOUT_S)
     assert (first.returncode, second.returncode) == (1, 0), second.stderr
     assert "Another writer has taken it" in err
     assert (facts(tmp_path)["epoch"], facts(tmp_path)["learned"]) == (2, 4000)

@@ -15,7 +15,7 @@ from serving import of_two_that_go_forward
 from millrace.services.demo.broker import Broker
 from millrace.streams.errors import StorageError
 
-PATIENCE_S = 1800  # of all of them
+TIMEOUT_S = 1800  # of all of them
 
 
 def test_a_fault_is_red_where_one_thing_does_not_hold_or_nothing_was_seen() -> None:
@@ -48,7 +48,7 @@ def test_the_short_form_is_green(tmp_path: Path) -> None:
     path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, ROOT / "tests" / "faults" / "faults.py", "--quick"]
     done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "7 faults (short form)" in done.stdout and "RED" not in done.stdout

@@ -22,8 +22,8 @@ from pages import blocks, reading
 from pipelines import (
     ANSWER_S,
     MILLRACE,
-    PATIENCE_S,
     PIPELINE,
+    TIMEOUT_S,
     clean_environment,
     flower_rows,
     json_lines,
@@ -64,12 +64,12 @@ def listening(arguments: Sequence[str], port: int, path: str) -> Iterator[None]:
         yield
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # it would take seconds to end by itself, and its workers are in its group
-        process.wait(timeout=PATIENCE_S)
+        process.wait(timeout=TIMEOUT_S)
 
 
 def until(condition) -> None:
     """Look again and again."""
-    end_s = time.monotonic() + PATIENCE_S
+    end_s = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < end_s, "nothing moved on"
         time.sleep(0.1)
@@ -190,7 +190,7 @@ def test_what_was_decided_while_mlflow_was_down_is_there_once_it_is_up(folder: P
         until(lambda: server.aliases()["champion"] == versions[1])
     finally:
         running.terminate()
-        assert running.wait(timeout=PATIENCE_S) == 0
+        assert running.wait(timeout=TIMEOUT_S) == 0
     server.move("champion", versions[2])
     adopted = mirror_once(folder, server, "--set", "mlflow.moved_by_hand=adopt")
     assert adopted.returncode == 0 and "the ledger has it now" in adopted.stderr
@@ -232,7 +232,7 @@ def test_mlflow_loads_a_version_by_alias_and_from_a_folder_and_answers_as_we_do(
         command = [sys.executable, "-c", LOAD, server.uri, place]
         stdin = "\n".join(map(json.dumps, rows))
         done = subprocess.run(
-            command, env=environment(), input=stdin, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            command, env=environment(), input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
         assert done.returncode == 0 and json.loads(done.stdout) == expected, done.stderr
     port = free_port()

@@ -11,7 +11,7 @@ import pytest
 from millrace.learners.errors import MillraceError
 from millrace.services.processes import LONGEST, WORK, Patience, Processes, end, finish, work_s
 
-PATIENCE_S = 0.5
+TIMEOUT_S = 0.5
 SLEEP = "import time; time.sleep(3600)"
 FOR_EVER = "while True: pass"
 LATE = "import time; t = time.process_time; e = t() + {work_s}\nwhile t() < e: pass\nopen({path!r}, 'w')\ntime.sleep(3600)"
@@ -21,7 +21,7 @@ LATE = "import time; t = time.process_time; e = t() + {work_s}\nwhile t() < e: p
 def processes(tmp_path, monkeypatch):
     """Whose commands are lines of Python."""
     monkeypatch.setattr("millrace.services.processes.COMMAND", [sys.executable, "-c"])
-    with Processes(tmp_path, PATIENCE_S) as several:
+    with Processes(tmp_path, TIMEOUT_S) as several:
         yield several
 
 
@@ -35,9 +35,9 @@ def test_one_that_sleeps_is_a_standstill(processes) -> None:
 def test_one_that_works_is_waited_for_longer_than_patience(processes, tmp_path) -> None:
     """However long that work takes on the wall's clock."""
     done, begin_s = tmp_path / "done", time.monotonic()
-    processes.start("worker", [LATE.format(work_s=2 * PATIENCE_S, path=str(done))])
+    processes.start("worker", [LATE.format(work_s=2 * TIMEOUT_S, path=str(done))])
     processes.wait_until(done.exists)
-    assert time.monotonic() - begin_s > PATIENCE_S
+    assert time.monotonic() - begin_s > TIMEOUT_S
 
 
 def test_one_that_works_and_shows_nothing_is_given_up(processes) -> None:
@@ -45,14 +45,14 @@ def test_one_that_works_and_shows_nothing_is_given_up(processes) -> None:
     begin_s, spinning = time.monotonic(), processes.start("spinner", [FOR_EVER])
     with pytest.raises(MillraceError, match="Nothing moved on"):
         processes.wait_until(lambda: False)
-    assert work_s([spinning.pid]) > WORK * PATIENCE_S or time.monotonic() - begin_s > LONGEST * PATIENCE_S
+    assert work_s([spinning.pid]) > WORK * TIMEOUT_S or time.monotonic() - begin_s > LONGEST * TIMEOUT_S
 
 
 def test_a_sign_begins_patience_anew(tmp_path) -> None:
     """The log's end moves though the processes that are watched sleep."""
     begin_s, still = time.monotonic(), tmp_path / "still"
-    patience = Patience([], PATIENCE_S, lambda: still.exists() or time.monotonic_ns())
-    while time.monotonic() - begin_s < 3 * PATIENCE_S:
+    patience = Patience([], TIMEOUT_S, lambda: still.exists() or time.monotonic_ns())
+    while time.monotonic() - begin_s < 3 * TIMEOUT_S:
         assert not patience.ended()
     still.touch()
     while not patience.ended():
@@ -83,8 +83,8 @@ def test_who_does_not_end_when_asked_is_killed(processes, tmp_path) -> None:
     process = processes.start("deaf", [deaf])
     processes.wait_until(ready.exists)
     with pytest.raises(MillraceError, match="does not end though it was asked to"):
-        finish(process, PATIENCE_S)
-    end(process, PATIENCE_S)
+        finish(process, TIMEOUT_S)
+    end(process, TIMEOUT_S)
     assert process.returncode == -9
 
 

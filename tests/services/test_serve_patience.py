@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipelines import PATIENCE_S, clean_environment
+from pipelines import TIMEOUT_S, clean_environment
 
 from millrace.services.serving.up import SLOW_S
 
@@ -30,7 +30,7 @@ def test_serve_gives_its_proxies_the_time_that_we_say(tmp_path: Path) -> None:
     """With its own defaults a proxy is killed after three times five seconds; a release that renames a setting is noticed."""
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     done = subprocess.run(
-        command, env=clean_environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=tmp_path
+        command, env=clean_environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [SLOW_S, SLOW_S, 30]

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 from served_pipeline import command_of, descendants, until
 
 from millrace.learners.errors import MillraceError
@@ -23,15 +23,15 @@ from millrace.services.data.datasets import held_out
 from millrace.services.decisions.status import journal_lines
 from millrace.services.demo.callers import CallLog
 from millrace.services.demo.evidence import Evidence, account, gather
-from millrace.services.demo.night import POISON_ROWS, PRODUCER, said
-from millrace.services.demo.repaired import learned_by, learned_without, producers_told
+from millrace.services.demo.night import POISON_ROWS, PRODUCER, lines_of
+from millrace.services.demo.repaired import learned_by, learned_without, producers_of_labels
 from millrace.services.demo.stage import FIRST_ROWS, HONEST, DemoPlan, DemoStage, newest_output
 from millrace.services.demo.story import Played, conclude, prepare, prove
 from millrace.services.errors import NotProvedError, exit_code
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_part
-from millrace.streams.branch.verify import difference
+from millrace.streams.branch.difference import difference
 from millrace.streams.sqlite.database import connect
 
 for package in ("sklearn", "matplotlib", "plotext", "ray"):
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.xdist_group("story")  # one worker plays it once
 STORY = [sys.executable, "-P", "-W", "error", "-m", "millrace.services.demo.story"]
 NAME = "story-digits"
 SECONDS = 8.0  # of the stream; `make run` takes longer over it
-STORY_S = 3 * PATIENCE_S  # a story that takes longer hangs
+STORY_S = 3 * TIMEOUT_S  # a story that takes longer hangs
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +312,7 @@ def test_the_night_call_is_put_right_and_the_model_is_as_if_the_poison_had_never
 def test_the_replay_left_out_exactly_what_the_producer_asked_and_labelled(night) -> None:
     """300 answers and 300 labels carry its header; what the new branch has learned is every other label in the log."""
     instance = stage_in(night.home).instance
-    told = producers_told(instance)
+    told = producers_of_labels(instance)
     assert told.count(PRODUCER) == POISON_ROWS and set(told) == {HONEST, PRODUCER}
     counts = load_part(instance.store(), Archive(instance).marks("replay-1")[-1], "counts")["counts"]
     assert (counts["learned"], counts["rejected"]) == (len(told) - POISON_ROWS, 0)
@@ -337,7 +337,7 @@ def test_the_nights_picture_shades_the_poisoned_stretch_between_both_curves(nigh
 
 def prove_branch(stage, branch) -> dict:
     """What `millrace verify --branch` says."""
-    (verdict,) = said(stage, "verify", ["--branch", branch])
+    (verdict,) = lines_of(stage, "verify", ["--branch", branch])
     return verdict
 
 

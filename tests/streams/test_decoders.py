@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 
 from millrace.streams.errors import DamageError
 from millrace.streams.kafka import decompression as decoders
@@ -80,6 +80,6 @@ def test_a_bomb_costs_no_more_memory_than_the_limit_twice(kind: str, tmp_path) -
     """300 MiB of zeros, in a process of its own, whose largest size is looked at."""
     (tmp_path / "bomb").write_bytes(getattr(codec, f"{kind}_encode")(bytes(300 << 20)))
     command = [sys.executable, "-c", BOMB, f"{kind}_decode", tmp_path / "bomb"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     grown_kib, said = done.stdout.split(" ", 1)
     assert "more than 64 MiB" in said and int(grown_kib) << 10 < 2 * decoders.DECODED_BYTES

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from either_log import KAFKA, EitherLog, read_all, records, swept, values_of
 from kafka import KafkaProducer
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.streams.errors import DamageError, StorageError
@@ -89,7 +89,7 @@ def test_large_events_are_reads_of_their_own_that_touch(on_kafka: EitherLog) -> 
 
 def until(source: Source, stop: int, limit: int) -> Iterator[Read]:
     """What comes until the one partition's offset is there."""
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + TIMEOUT_S
     while list(source.position.values()) != [stop]:
         assert time.monotonic() < until_s, f"it stays at {source.position}"
         yield from source.next_batch(limit)
@@ -105,7 +105,7 @@ def test_a_reader_takes_all_that_its_sockets_have(on_kafka: EitherLog) -> None:
     on_kafka.log.append(topic, records(1))
     reader = on_kafka.log.link.reader()
     reader.go_to({f"{topic}:0": 0})
-    assert reader.poll(1, 1000 * PATIENCE_S)
+    assert reader.poll(1, 1000 * TIMEOUT_S)
     connections = reader._consumer._client._manager._conns.values()
     assert {type(one.transport._sock) for one in connections if one.connected} == {WideSocket}
     reader.close()
@@ -118,7 +118,7 @@ def test_what_an_open_transaction_holds_is_not_read_and_not_counted_as_there(on_
     producer = KafkaProducer(bootstrap_servers=broker.bootstrap, transactional_id=f"open-{topic}", metrics_enabled=False)
     producer.init_transactions()
     producer.begin_transaction()
-    producer.send(topic, b"x").get(PATIENCE_S)
+    producer.send(topic, b"x").get(TIMEOUT_S)
     source = on_kafka.source([topic])
     assert len(read_all(source, 2)[0].events) == 2
     assert source.bounds() == {f"{topic}:0": (0, 2)} and source.next_batch(9) == []
@@ -148,7 +148,7 @@ def test_a_topic_that_was_made_anew_stops_its_reader(on_kafka: EitherLog) -> Non
 
 def wait_for_error(source: KafkaSource) -> None:
     """Read until one is raised; whatever comes is not looked at."""
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < until_s:
         source.next_batch(10)
         time.sleep(0.05)
@@ -156,7 +156,7 @@ def wait_for_error(source: KafkaSource) -> None:
 
 def come_true(true: Callable[[], bool]) -> None:
     """Look again and again."""
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + TIMEOUT_S
     while not true():
         assert time.monotonic() < until_s, "it never came true"
         time.sleep(0.05)
@@ -343,7 +343,7 @@ def test_a_broker_that_stays_away_is_one_sentence_with_what_to_do(broker, tmp_pa
 
 def patiently(call):
     """What a trainer does: again, until the broker is back."""
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + TIMEOUT_S
     while True:
         try:
             return call()

@@ -27,7 +27,7 @@ from exactly_once import (
     verify,
     what_was_learned,
 )
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline import backends as logs
@@ -101,7 +101,7 @@ def test_deaths_of_the_broker_lose_nothing_and_the_worker_goes_on_by_itself(pipe
     producer.join()
     wait_learned(pipeline)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(timeout=PATIENCE_S) == 0
+    assert worker.wait(timeout=TIMEOUT_S) == 0
     prove(pipeline)
     assert summarise(instance_of(pipeline).journal("main"), "main").end.epoch == 1
 
@@ -117,7 +117,7 @@ def send(pipeline: Path) -> None:
 
 def wait_for(pipeline: Path, records: int) -> None:
     """Until the journal says that so many were read; the broker may be away meanwhile."""
-    stream, summary, until_s = instance_of(pipeline).journal("main"), Summary(), time.monotonic() + PATIENCE_S
+    stream, summary, until_s = instance_of(pipeline).journal("main"), Summary(), time.monotonic() + TIMEOUT_S
     while sum(summary.position.values()) < records:
         assert time.monotonic() < until_s, "the worker does not go on"
         with suppress(StorageError):
@@ -128,7 +128,7 @@ def wait_for(pipeline: Path, records: int) -> None:
 def wait_learned(pipeline: Path) -> None:
     """Until every row was read, and none of them waits for the rest of its batch any more."""
     wait_for(pipeline, ROWS)
-    instance, until_s = instance_of(pipeline), time.monotonic() + PATIENCE_S
+    instance, until_s = instance_of(pipeline), time.monotonic() + TIMEOUT_S
     producer, name = instance.backends("main").producer, instance.loaded.pipeline.name
     while (output := last_output(producer, name, "main")) is None or (output.records, output.waiting) != (ROWS, 0):
         assert time.monotonic() < until_s, "rows wait for their batch"
@@ -146,12 +146,12 @@ def test_a_frozen_worker_that_was_replaced_lets_nothing_more_out(pipeline) -> No
     heir = subprocess.Popen([*follow, "--take-over"], stdout=subprocess.DEVNULL)
     wait_for(pipeline, ROWS // 2)
     zombie.send_signal(signal.SIGCONT)
-    said = zombie.communicate(timeout=PATIENCE_S)[1]
+    said = zombie.communicate(timeout=TIMEOUT_S)[1]
     assert zombie.returncode == 1 and "the branch is at seq" in said and "of epoch 2" in said, said
     feed.join()
     wait_learned(pipeline)
     heir.send_signal(signal.SIGTERM)
-    assert heir.wait(timeout=PATIENCE_S) == 0
+    assert heir.wait(timeout=TIMEOUT_S) == 0
     prove(pipeline)
     cursor, dead = Cursor(), []
     for offset, raw in instance_of(pipeline).journal("main").read(0):

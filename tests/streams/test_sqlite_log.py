@@ -16,7 +16,7 @@ import apsw_rows
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipelines import PATIENCE_S, fill, make_read_only, small_disk
+from pipelines import TIMEOUT_S, fill, make_read_only, small_disk
 
 from millrace.learners.errors import BadInputError
 from millrace.streams.errors import DamageError, OffsetsGoneError, StorageError
@@ -354,7 +354,7 @@ def test_two_processes_that_append_at_once_lose_nothing_while_a_third_reads(tmp_
     }:
         for read in source.next_batch(50):
             seen |= {(int(read.tp[-1]), event.offset): json.loads(event.value)[:3] for event in read.events}
-    said = {name: process.communicate(timeout=PATIENCE_S)[0] for name, process in running.items()}
+    said = {name: process.communicate(timeout=TIMEOUT_S)[0] for name, process in running.items()}
     expected = told(said["a"], "a") | told(said["b"], "b")
     assert [process.returncode for process in running.values()] == [0, 0] and len(expected) == 2000
     assert held(log) == expected == seen
@@ -372,13 +372,13 @@ def test_an_appender_killed_at_any_time_leaves_every_acknowledged_record_and_a_r
     for _ in range(chance.randrange(30_000)):
         pass
     process.send_signal(signal.SIGKILL)
-    rest, _ = process.communicate(timeout=PATIENCE_S)
+    rest, _ = process.communicate(timeout=TIMEOUT_S)
     said = told("".join(lines) + rest, "a")
     log = SqliteLog(path)
     there = held(log)
     assert said.items() <= there.items() and (len(there) - len(said)) in (0, 5)
     follower = appender(path, "b", 3)
-    said |= told(follower.communicate(timeout=PATIENCE_S)[0], "b")
+    said |= told(follower.communicate(timeout=TIMEOUT_S)[0], "b")
     assert said.items() <= held(log).items() and len(held(log)) == len(there) + 15
 
 

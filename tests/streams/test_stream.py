@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw_rows
 import pytest
 from either_log import LOGS, EitherLog
-from pipelines import PATIENCE_S, fill, make_read_only, small_disk
+from pipelines import TIMEOUT_S, fill, make_read_only, small_disk
 
 from millrace.streams.errors import DamageError, PrunedError, StorageError
 from millrace.streams.sqlite.stream import SqliteStream
@@ -183,7 +183,7 @@ def test_two_processes_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
     SqliteStream(path).close()
     command = [sys.executable, "-c", APPENDER, str(path)]
     running = [subprocess.Popen([*command, name, "150"], stdout=subprocess.PIPE, text=True) for name in "ab"]
-    said = [[int(line) for line in process.communicate(timeout=PATIENCE_S)[0].split()] for process in running]
+    said = [[int(line) for line in process.communicate(timeout=TIMEOUT_S)[0].split()] for process in running]
     stored = [value.decode().split() for _, value in SqliteStream(path).read(0)]
     assert [process.returncode for process in running] == [0, 0] and sorted(said[0] + said[1]) == list(range(300))
     for name, offsets in zip("ab", said, strict=True):
@@ -198,6 +198,6 @@ def test_a_process_that_appends_while_another_deletes_keeps_its_offsets(tmp_path
     appending = subprocess.Popen([sys.executable, "-c", APPENDER, str(path), "a", "300"], stdout=subprocess.PIPE, text=True)
     while appending.poll() is None:
         stream.delete_before(max((offset for offset, _ in stream.read(stream.first())), default=0) - 3)
-    said = [int(line) for line in appending.communicate(timeout=PATIENCE_S)[0].split()]
+    said = [int(line) for line in appending.communicate(timeout=TIMEOUT_S)[0].split()]
     assert said == list(range(300)) and stream.first() > 0
     assert list(stream.read(stream.first())) == [(at, b"a %d" % at) for at in range(stream.first(), 300)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from apsw_rows import change
-from pipelines import MILLRACE, PATIENCE_S, PIPELINE, clean_environment, facts, here, json_lines, millrace, pipeline_in
+from pipelines import MILLRACE, PIPELINE, TIMEOUT_S, clean_environment, facts, here, json_lines, millrace, pipeline_in
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.archive import Archive
@@ -125,11 +125,11 @@ def test_versions_are_verified_beside_a_run_that_goes_on_by_another_process(tmp_
     try:
         assert here("send", "digits.toml", "rows.jsonl", cwd=tmp_path).exit_code == 0
         assert millrace("run", "digits.toml", cwd=tmp_path).returncode == 0
-        until_s = time.monotonic() + PATIENCE_S
+        until_s = time.monotonic() + TIMEOUT_S
         while "pending" in verified(tmp_path).values() or len(verified(tmp_path)) < 6:
             assert time.monotonic() < until_s and watching.poll() is None
             time.sleep(0.2)
     finally:
         watching.send_signal(signal.SIGTERM)
-        assert watching.wait(timeout=PATIENCE_S) == 0
+        assert watching.wait(timeout=TIMEOUT_S) == 0
     assert {said.partition(",")[0] for said in verified(tmp_path).values()} == {"equal"}

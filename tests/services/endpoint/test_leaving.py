@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import uvicorn
 from grpc_calls import answering, asked, call, rows_of
-from pipelines import ANSWER_S, PATIENCE_S
+from pipelines import ANSWER_S, TIMEOUT_S
 from served_bundles import app, ask, endpoint_of, infer, numbers_bundle, tensor
 
 from millrace.services.endpoint.endpoint import INLINE_BYTES, Endpoint
@@ -79,7 +79,7 @@ def post(port: int, body: bytes) -> tuple[int, dict]:
 
 async def until(true: Callable[[], bool]) -> None:
     """Look again and again, for as long as it takes."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not true():
             await asyncio.sleep(0.01)
 
@@ -111,7 +111,7 @@ def test_http_callers_who_leave_at_any_moment_leave_nothing_behind() -> None:
     asyncio.run(talk())
 
 
-@pytest.mark.parametrize("seconds", [PATIENCE_S, 1.0])
+@pytest.mark.parametrize("seconds", [TIMEOUT_S, 1.0])
 def test_slow_bodies_hold_nobody_up_and_end(seconds: float) -> None:
     """Hundreds of them at once: others are answered beside them, and each gets 408 when its time is over."""
 
@@ -119,12 +119,12 @@ def test_slow_bodies_hold_nobody_up_and_end(seconds: float) -> None:
         bodies = Bodies(1 << 20, seconds=seconds)
         async with listening(endpoint_of(BUNDLE), bodies) as port:
             slow = [begin(port, HEAD % 1000, b"{") for _ in range(300)]
-            if seconds == PATIENCE_S:
+            if seconds == TIMEOUT_S:
                 await until(lambda: bodies.arrived == 300)
             for _ in range(5):
                 assert (await asyncio.to_thread(post, port, SMALL))[0] == 200
             for connection in slow:
-                if seconds < PATIENCE_S:
+                if seconds < TIMEOUT_S:
                     assert (await asyncio.to_thread(connection.recv, 12)) == b"HTTP/1.1 408"
                 connection.close()
             await until(lambda: bodies.arrived == 0)

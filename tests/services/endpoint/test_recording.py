@@ -76,7 +76,7 @@ def test_what_waits_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path) ->
 
 def test_a_log_that_hangs_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process holds the write lock; the label may be there all the same once that is over, as its caller is told."""
-    monkeypatch.setattr(recording, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(recording, "TIMEOUT_S", 0.2)
     log = opened(tmp_path / "log.sqlite")
     holder = apsw.Connection(str(tmp_path / "log.sqlite"))
     holder.execute("begin immediate")

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from pipelines import MILLRACE, PATIENCE_S, clean_environment, here, json_lines, millrace
+from pipelines import MILLRACE, TIMEOUT_S, clean_environment, here, json_lines, millrace
 from poisoned import BAD, GOOD, begin, good_rows, instance, planned, replay, send
 from served_pipeline import until
 
@@ -108,7 +108,7 @@ def test_a_live_writer_hears_of_it_within_seconds(folder: Path) -> None:
         assert [(act.op, act.epoch) for act in acts] == [("include", epoch)]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=PATIENCE_S)
+        process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0
 
 

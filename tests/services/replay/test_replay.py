@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from phases import killed_after
-from pipelines import MILLRACE, PATIENCE_S, here, json_lines, millrace
+from pipelines import MILLRACE, TIMEOUT_S, here, json_lines, millrace
 from poisoned import (
     BAD,
     GOOD,
@@ -33,7 +33,7 @@ from millrace.services.decisions.decide import decide
 from millrace.services.errors import NotCountedError
 from millrace.services.proof.certify import prove_version
 from millrace.services.replay import run as replaying
-from millrace.streams.branch.verify import difference
+from millrace.streams.branch.difference import difference
 from millrace.streams.journal.journal import summarise
 from millrace.streams.journal.ledger import Target
 from millrace.streams.parts import pack
@@ -128,7 +128,7 @@ def test_a_signal_stops_a_replay_with_the_way_on(tmp_path: Path) -> None:
     folder = begin(tmp_path / "there", with_poison=True, later=6000)
     process = under_way(folder)
     process.terminate()
-    _, err = process.communicate(timeout=PATIENCE_S)
+    _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1 and "`millrace replay resume` goes on" in err and "Traceback" not in err
     assert replay(folder, "resume").returncode == 0 and operation(folder) == "done"
 
@@ -140,7 +140,7 @@ def test_a_proof_that_was_killed_is_said_to_be_and_is_done_again_by_resume(folde
     while process.poll() is None and not (proving := children.read_text(encoding="utf-8").split()):
         time.sleep(0.01)
     os.kill(int(proving[0]), signal.SIGKILL)
-    _, err = process.communicate(timeout=PATIENCE_S)
+    _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1 and "not proved: the process ended with -9; `millrace replay resume` tries again" in err
     assert replay(folder, "resume").returncode == 0 and operation(folder) == "done"
 
@@ -245,7 +245,7 @@ def test_of_two_operators_the_second_is_refused_with_who_and_when(folder: Path) 
     """One after the other, at once, with the same plan and with another; until the first is given up."""
     first, second = planned(folder), planned(folder, "--exclude-offsets", "digits:0:200-219")
     earlier, other = started(folder, "run", first), started(folder, "run", second)
-    errors = [process.communicate(timeout=PATIENCE_S)[1] for process in (earlier, other)]
+    errors = [process.communicate(timeout=TIMEOUT_S)[1] for process in (earlier, other)]
     codes = [earlier.returncode, other.returncode]
     assert sorted(codes) == [0, 1], errors
     late = errors[codes.index(1)]
@@ -283,7 +283,7 @@ def test_an_abort_stops_a_live_replay_and_is_refused_while_the_endpoint_follows_
     assert "The endpoint follows replay-1" in refused(folder, "abort", "--reason", "wrong", "--yes")
     assert here("serve", "digits.toml", "--follow", "main", "--reason", "back", "--yes", cwd=folder).exit_code == 0
     assert here("replay", "abort", "digits.toml", "--reason", "wrong", "--yes", cwd=folder).exit_code == 0
-    _, err = process.communicate(timeout=PATIENCE_S)
+    _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1 and "replay-1 of " in err and "is aborted since 2" in err and "(wrong)" in err
     assert operation(folder) == "aborted"
     late = here("serve", "digits.toml", "--follow", "replay-1", "--reason", "late", "--yes", cwd=folder)

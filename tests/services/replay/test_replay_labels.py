@@ -13,7 +13,8 @@ from millrace.services.replay import run as replay
 from millrace.services.replay.plan import Origin, check_plan, live_branch, load_plan, make_plan
 from millrace.services.training import run as running
 from millrace.streams.branch.branch import load_checkpoint
-from millrace.streams.branch.verify import difference, verify
+from millrace.streams.branch.difference import difference
+from millrace.streams.branch.verify import verify
 from millrace.streams.journal.exclusions import Header
 from millrace.streams.journal.journal import summarise
 from millrace.streams.labels.served import LateLabel, Prediction, encode, encode_row

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pipelines import PATIENCE_S, PIPELINE, clean_environment, millrace, pipeline_in
+from pipelines import PIPELINE, TIMEOUT_S, clean_environment, millrace, pipeline_in
 from served_pipeline import Up, served
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
@@ -41,7 +41,7 @@ def address(up: Up, way: str) -> str:
 def said_by(script: str, up: Up, way: str) -> dict:
     """What a client script prints, run in the clients' environment."""
     command = [CLIENTS, SUPPORT / script, way, address(up, way)]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

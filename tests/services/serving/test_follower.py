@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pipelines import PATIENCE_S, PIPELINE, here, millrace, pipeline_in
+from pipelines import PIPELINE, TIMEOUT_S, here, millrace, pipeline_in
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.decisions.decide import decide, plan
@@ -20,7 +20,7 @@ from millrace.services.training.current import Blob, NewestWeights, Publication
 from millrace.streams.journal.ledger import Target
 from millrace.streams.parts import sha256, unpack
 
-SOON_S = float(PATIENCE_S)
+SOON_S = float(TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")

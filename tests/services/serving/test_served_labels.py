@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pipelines import ANSWER_S, PATIENCE_S, PIPELINE, facts, fill, millrace, pipeline_in, small_disk
+from pipelines import ANSWER_S, PIPELINE, TIMEOUT_S, facts, fill, millrace, pipeline_in, small_disk
 from served_pipeline import Up, served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
@@ -193,7 +193,7 @@ def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_t
         until(lambda title=title, dead=dead: dead not in (there := up.pids(title)) and len(there) == len(before_pids[title]))
         until(lambda: all_answer(up))
     killed.set()
-    thread.join(PATIENCE_S)
+    thread.join(TIMEOUT_S)
     assert not thread.is_alive() and len(accepted) >= 120
     # A prediction may be lost with its replica before it is appended: its label then waits for it. Sent again, both are joined.
     for at in range(0, len(accepted), 100):

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from pipelines import PATIENCE_S, clean_environment, json_lines
+from pipelines import TIMEOUT_S, clean_environment, json_lines
 from release_before import BEFORE, flowers, label
 
 from millrace.learners.analytic.ridge import RidgeConfig
@@ -106,7 +106,7 @@ def told(release: Path, folder: Path, *commands: str) -> list[tuple[int, str, st
         env=environment,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from pipelines import MILLRACE, PATIENCE_S, clean_environment
+from pipelines import MILLRACE, TIMEOUT_S, clean_environment
 
 from millrace.services.config.config import load_pipeline
 
@@ -145,7 +145,7 @@ class Reader:
             env=clean_environment() | {"PATH": path},
             capture_output=True,
             text=True,
-            timeout=2 * PATIENCE_S,
+            timeout=2 * TIMEOUT_S,
             check=False,
         )
         assert done.returncode == 0, f"{block.place}: exit {done.returncode}\n{block.text}\n{done.stdout}\n{done.stderr}"

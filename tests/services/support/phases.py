@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pipelines import PATIENCE_S, clean_environment
+from pipelines import TIMEOUT_S, clean_environment
 
-LOOK_S = 0.002
+POLL_S = 0.002
 LATEST_S = 0.05  # from there to the kill: long enough to hit any point of what follows
 
 
@@ -25,17 +25,17 @@ def killed_after(words: Sequence[str], folder: Path, writes: int, chance: random
     process = subprocess.Popen(
         words, cwd=folder, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    seen, until_s = written(folder), time.monotonic() + PATIENCE_S
+    seen, until_s = written(folder), time.monotonic() + TIMEOUT_S
     while process.poll() is None and writes:
         assert time.monotonic() < until_s, "it writes nothing any more and does not end"
         if (now := written(folder)) != seen:
             seen, writes = now, writes - 1
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     time.sleep(chance.uniform(0.0, LATEST_S))
     killed = process.poll() is None
     if killed:
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(PATIENCE_S)
+    process.wait(TIMEOUT_S)
     return killed
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines import ANSWER_S, MILLRACE, PATIENCE_S, clean_environment
+from pipelines import ANSWER_S, MILLRACE, TIMEOUT_S, clean_environment
 
 from millrace.services.processes import descendants
 from millrace.services.serving.ports import free_port  # callers import it and the next from here
@@ -98,7 +98,7 @@ def until(true: Callable[[], bool]) -> float:
     """Look again and again; how long it took. Fails where it never becomes true."""
     start_s = time.monotonic()
     while not true():
-        assert time.monotonic() - start_s < PATIENCE_S, "it never came true"
+        assert time.monotonic() - start_s < TIMEOUT_S, "it never came true"
         time.sleep(0.02)
     return time.monotonic() - start_s
 
@@ -144,7 +144,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     started = descendants(process.pid)
     process.send_signal(signal.SIGINT)
     try:
-        process.wait(PATIENCE_S)
+        process.wait(TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 
 from millrace.services.pipeline.bundle import Bundle, open_bundle
 from millrace.services.pipeline.instance import Instance
 from millrace.services.training.current import Blob, Publication
 
-SOON_S = float(PATIENCE_S)
+SOON_S = float(TIMEOUT_S)
 
 
 class Shelf:

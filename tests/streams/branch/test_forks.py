@@ -16,8 +16,9 @@ from hypothesis import strategies as some
 from late_labels import RULES, late_fold_spec, make_late_events
 
 from millrace.streams.branch.branch import FoldSpec, refold, restore
+from millrace.streams.branch.difference import difference
 from millrace.streams.branch.forks import begin_fork, end_branch
-from millrace.streams.branch.verify import difference, verify
+from millrace.streams.branch.verify import verify
 from millrace.streams.errors import DamageError, EndedError, ReplacedError
 from millrace.streams.journal.entries import End, Step
 from millrace.streams.journal.exclusions import Key, OffsetRange, Time, describe, left_out

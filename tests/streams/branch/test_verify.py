@@ -22,7 +22,7 @@ from millrace.services.pipeline.instance import Instance
 from millrace.services.proof import verify as proving
 from millrace.services.training import run as running
 from millrace.streams.branch.branch import load_checkpoint, save_checkpoint
-from millrace.streams.branch.verify import difference
+from millrace.streams.branch.difference import difference
 from millrace.streams.checksummed import seal, unseal
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Entry, Mark, Open, Step

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 
 from millrace.streams.checksummed import seal
 from millrace.streams.errors import DamageError
@@ -171,7 +171,7 @@ def test_hands_of_several_processes_form_one_chain(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HAND, str(tmp_path / "ledger.sqlite")]
     SqliteStream(tmp_path / "ledger.sqlite").close()
     running = [subprocess.Popen([*command, name]) for name in "abc"]
-    assert [process.wait(timeout=PATIENCE_S) for process in running] == [0, 0, 0]
+    assert [process.wait(timeout=TIMEOUT_S) for process in running] == [0, 0, 0]
     ledger = read(SqliteStream(tmp_path / "ledger.sqlite"))
     assert ledger.offset == 180 and 60 <= len(ledger.counted) <= 180
     assert [d.before for d in ledger.counted] == [None, *(d.to for d in ledger.counted[:-1])]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from doomed import Doomed, die_often
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
@@ -73,7 +73,7 @@ def test_labels_through_kill_nine_are_neither_lost_nor_learned_twice(tmp_path: P
     doomed = Doomed(instance, [*command, "run", *words, "--follow"], "late.served", sent)
     assert die_often(doomed, 8, len(sent), random.Random(5)) == 6 and doomed.epoch >= 6
     for verb in ("run", "verify"):
-        done = subprocess.run([*command, verb, *words], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        done = subprocess.run([*command, verb, *words], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["records"] == len(sent)
     state = load_checkpoint(instance.store(), summarise(instance.journal("main"), "main").marks[-1])

@@ -8,14 +8,14 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 
-from pipelines import PATIENCE_S, clean_environment
+from pipelines import TIMEOUT_S, clean_environment
 
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.journal.journal import extend, summarise
 from millrace.streams.records import Record
 
 PIECE = 50  # records appended at once, whenever those before have been read
-LOOK_S = 0.002
+POLL_S = 0.002
 LATEST_S = 0.05  # from the phase to the kill: long enough to hit any point of the step that follows
 PHASES = (
     "read",  # it has taken the branch, and has read so many records more
@@ -55,16 +55,16 @@ class Doomed:
         """Start one, let records come until there are ``most``, and kill it at the phase; then it has reached it."""
         reached = self._reached(phase, most, chance)
         child = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=clean_environment())
-        until_s = time.monotonic() + PATIENCE_S
+        until_s = time.monotonic() + TIMEOUT_S
         while not reached(child.pid):
             assert child.poll() is None, f"it ended with {child.returncode} before it {phase}"
             assert time.monotonic() < until_s, f"it never {phase}"
             if self.read > self._sent - PIECE:
                 self._append(min(most, self._sent + PIECE))
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
         time.sleep(chance.uniform(0.0, LATEST_S))
         child.send_signal(signal.SIGKILL)
-        assert child.wait(timeout=PATIENCE_S) == -signal.SIGKILL
+        assert child.wait(timeout=TIMEOUT_S) == -signal.SIGKILL
 
     def rest(self) -> None:
         """Every record that has not come yet."""

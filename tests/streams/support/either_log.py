@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 
 from millrace.streams.kafka.cluster import Cluster, Secrets
 from millrace.streams.records import Read, Record, make_read
@@ -75,7 +75,7 @@ def swept() -> Iterator[None]:
 def read_all(source: Source, count: int) -> list[Read]:
     """Reads until so many records came, neighbours of one partition as one; fails where they do not come in time."""
     reads: list[Read] = []
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + TIMEOUT_S
     while sum(len(read.events) for read in reads) < count:
         assert time.monotonic() < until_s, f"{reads} is all that came"
         for read in source.next_batch(count - sum(len(read.events) for read in reads)):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from doomed import Doomed
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
@@ -122,7 +122,7 @@ def start(pipeline: Path, phases: int, *how: str) -> subprocess.Popen:
 
 def die_at_phase(pipeline: Path, phases: int, *how: str) -> None:
     """A worker that kills itself after so many phases, or ends before."""
-    assert start(pipeline, phases, *how).wait(timeout=PATIENCE_S) in (0, -signal.SIGKILL)
+    assert start(pipeline, phases, *how).wait(timeout=TIMEOUT_S) in (0, -signal.SIGKILL)
 
 
 def command(verb: str, pipeline: Path, *options: str, home: Path | None = None) -> list[str]:
@@ -132,7 +132,7 @@ def command(verb: str, pipeline: Path, *options: str, home: Path | None = None) 
 
 def verify(pipeline: Path) -> subprocess.CompletedProcess:
     """`millrace verify` in a fresh process."""
-    return subprocess.run(command("verify", pipeline), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    return subprocess.run(command("verify", pipeline), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
 def what_was_learned(pipeline: Path) -> dict[str, object]:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-CHUNK = 16 << 10
-LOOK_S = 0.02
+READ_BYTES = 16 << 10
+POLL_S = 0.02
 RESET = struct.pack("ii", 1, 0)  # close at once, with RST in place of FIN
 
 
@@ -68,10 +68,10 @@ class FaultProxy:
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
-            while piece := source.recv(CHUNK):
+            while piece := source.recv(READ_BYTES):
                 time.sleep(self.latency_s + (len(piece) / self.bandwidth if self.bandwidth else 0.0))
                 while self.silent and not self._closed:
-                    time.sleep(LOOK_S)
+                    time.sleep(POLL_S)
                 sink.sendall(piece)
         for end in (source, sink):
             self._hang_up(end)

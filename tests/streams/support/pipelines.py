@@ -19,7 +19,7 @@ from millrace.streams.records import Event
 from millrace.streams.schema import Field, Label, Schema
 
 MILLRACE = [sys.executable, "-c", "from millrace.services.cli import main; main()"]
-PATIENCE_S = 600  # a process that takes longer hangs, on a busy machine too; no test passes or fails by how fast it was
+TIMEOUT_S = 600  # a process that takes longer hangs, on a busy machine too; no test passes or fails by how fast it was
 ANSWER_S = 120  # the same, for one request: longer than the proxy waits for a replica
 
 MIXED = Schema(
@@ -143,7 +143,7 @@ def millrace(*words: str | Path, cwd: Path, env: Mapping[str, str] | None = None
     """Run a command in a process of its own and wait for its end."""
     command = [*MILLRACE, *map(str, words)]
     return subprocess.run(
-        command, cwd=cwd, env=clean_environment() | (env or {}), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        command, cwd=cwd, env=clean_environment() | (env or {}), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
 
 

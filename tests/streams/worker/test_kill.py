@@ -8,7 +8,7 @@ import random
 import pytest
 from doomed import die_often
 from exactly_once import ALL_HOLDS, KILLS, ROWS, append, die_at_phase, doomed_on, instance_of, start, verify, what_was_learned
-from pipelines import PATIENCE_S
+from pipelines import TIMEOUT_S
 
 from millrace.streams.journal.journal import summarise
 
@@ -73,6 +73,6 @@ def test_a_worker_that_forgets_its_waiting_rows_is_caught(pipeline):
     append(pipeline)
     for phases in (111, 111, 129):
         die_at_phase(pipeline, phases, "lossy")
-    start(pipeline, 0, "lossy").wait(timeout=PATIENCE_S)
+    start(pipeline, 0, "lossy").wait(timeout=TIMEOUT_S)
     assert what_was_learned(pipeline) != ALL_HOLDS
     assert verify(pipeline).returncode == 1
