@@ -33,6 +33,7 @@ class Answers:
     seq: int  # the journal entry up to which the branch was learned
     version: str | None  # None: a state that no version names
     _rows: tuple[bytes, ...] = field(repr=False)  # as JSON
+    far_out: tuple[str, ...] = ()  # fields in which a row has a value far outside everything learned so far
 
     def served(self, ids: Sequence[str]) -> list[Prediction]:
         """The answers as records for ``append_served``, under the ids that late labels will name.

@@ -1,0 +1,184 @@
+"""Data that went wrong without a word: what is learned of it is right, by an independent computation, and what is odd is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from millrace.learners.protocol import Floats
+from millrace.services.api import Field, Label, Pipeline
+from millrace.services.config.config import build_pipeline
+
+FILL = 9.97e36  # what NetCDF writes where there is no value
+
+
+def numbers(
+    folder: Path, kind: str = "ridge", fields: tuple[Field, ...] = (Field("a"), Field("b")), **settings: Any
+) -> Pipeline:
+    """A regression that answers from every 50 rows."""
+    settings |= {"learner__solve_rows": 50} if kind == "ridge" else {}
+    return built(folder, kind, fields, Label("y", "number"), settings)
+
+
+def classes(folder: Path, kind: str, fields: tuple[Field, ...] = (Field("a"), Field("b")), **settings: Any) -> Pipeline:
+    """A classification."""
+    return built(folder, kind, fields, Label("y"), settings)
+
+
+def built(folder: Path, kind: str, fields: tuple[Field, ...], label: Label, settings: dict[str, Any]) -> Pipeline:
+    """A pipeline in a folder; ``learner__gamma`` is the key ``learner.gamma``."""
+    flags = {name.replace("__", "."): value for name, value in settings.items()}
+    return Pipeline.build("silent", fields, label, kind, settings=flags, home=folder)
+
+
+def rows_of(x: Floats, y: Any = None, names: str = "ab") -> list[dict[str, Any]]:
+    """Rows of numbers, with a label where there is one; NaN is a missing number."""
+    rows: list[dict[str, Any]] = [
+        {name: None if np.isnan(value) else value for name, value in zip(names, row, strict=True)} for row in x.tolist()
+    ]
+    return rows if y is None else [row | {"y": label} for row, label in zip(rows, y.tolist(), strict=True)]
+
+
+def ridge_of(x: Floats, y: Floats, gamma: float = 1.0) -> tuple[Floats, float]:
+    """Weights and intercept of a ridge over standardised features, by NumPy."""
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    z, centred = (x - mean) / deviation, y - y.mean()
+    weights = np.linalg.solve(z.T @ z + gamma * np.eye(x.shape[1]), z.T @ centred) / deviation
+    return weights, float(y.mean() - mean @ weights)
+
+
+@pytest.mark.parametrize("how", ["unlabelled", "asked"])
+def test_a_value_that_nobody_labelled_changes_nobodys_answer(tmp_path: Path, how: str) -> None:
+    """A fill value in a field whose mean stands in for missing numbers: once it moved every score to 1e32, for good."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 2))
+    pipeline = numbers(tmp_path, fields=(Field("a", missing="mean"), Field("b")))
+    pipeline.append(rows_of(x[:300], x[:300] @ [2.0, -1.0]))
+    pipeline.learn()
+    questions = rows_of(np.array([[np.nan, 1.0], [0.5, 0.5]]))
+    before = pipeline.predict(questions).scores
+    if how == "asked":
+        assert pipeline.predict(rows_of(np.array([[FILL, 0.0]]))).far_out == ("a",)
+    else:
+        pipeline.append(rows_of(np.array([[FILL, 0.0]])))
+        pipeline.learn()
+        assert pipeline.status().passed == 1
+    assert pipeline.predict(questions).scores.tobytes() == before.tobytes() and pipeline.predict(questions).far_out == ()
+    pipeline.append(rows_of(x[300:], x[300:] @ [2.0, -1.0]))
+    pipeline.learn()
+    weights, intercept = ridge_of(x, x @ [2.0, -1.0])
+    filled = np.array([[x[:, 0].mean(), 1.0], [0.5, 0.5]])
+    assert np.allclose(pipeline.predict(questions).scores[:, 0], filled @ weights + intercept, atol=1e-9)
+
+
+def test_a_labelled_fill_value_is_clipped_and_named(tmp_path: Path) -> None:
+    """It is in the log and is learned, but no further out than ten deviations; `status` says of which field."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((600, 2))
+    x[500, 0] = FILL
+    y = np.where(np.abs(x[:, 0]) < 1e6, x[:, 0], 0.0) * 2.0 - x[:, 1]
+    pipeline = numbers(tmp_path)
+    pipeline.append(rows_of(x, y))
+    pipeline.learn()
+    facts = pipeline.status().facts
+    assert (facts["clipped_a"], facts["far_out_a"]) == (1, 1) and "clipped_b" not in facts
+    first = x[:256]  # at 512 rows the row was there already; its bound is that of the look at 256
+    bound = first[:, 0].mean() + 10.0 * first[:, 0].std()
+    clipped = np.where(x == FILL, bound, x)
+    weights, intercept = ridge_of(clipped, y)
+    asked = rng.standard_normal((20, 2))
+    assert np.allclose(pipeline.predict(rows_of(asked)).scores[:, 0], asked @ weights + intercept, rtol=1e-7)
+
+
+def test_heavy_tails_do_not_run_away_with_the_squared_error(tmp_path: Path) -> None:
+    """One field whose tails are heavy: the answers stay near what a ridge of the clipped rows answers."""
+    rng = np.random.default_rng(2)
+    wild = np.where(rng.random(8000) < 0.002, 1e4, 1.0)
+    x = np.column_stack([wild * rng.standard_normal(8000), rng.standard_normal(8000)])
+    y = np.tanh(x[:, 0]) + x[:, 1] + 0.1 * rng.standard_normal(8000)
+    pipeline = numbers(tmp_path)
+    pipeline.append(rows_of(x, y))
+    pipeline.learn()
+    squared = pipeline.scores().values["squared_error"]
+    raw, clipped = (squared_error(kept, y) for kept in (x, np.clip(x, -10.0, 10.0)))
+    assert raw > 1000.0 * clipped and squared < 2.0 * clipped
+
+
+def squared_error(x: Floats, y: Floats, every: int = 100) -> float:
+    """The mean over rows of the squared error of the ridge of the rows before, refitted now and then."""
+    errors = []
+    for stop in range(every, len(y), every):
+        weights, intercept = ridge_of(x[:stop], y[:stop])
+        errors.append((x[stop : stop + every] @ weights + intercept - y[stop : stop + every]) ** 2)
+    return float(np.concatenate(errors).mean())
+
+
+def test_softmax_answers_from_the_same_x_as_it_learns_from(tmp_path: Path) -> None:
+    """Rows ten times as far out as the warm-up's: they are clipped in both, so their answers are those of the clipped row."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((2000, 2))
+    y = np.where(x[:, 0] + 0.5 * rng.standard_normal(2000) > 0, "high", "low")
+    pipeline = classes(tmp_path, "softmax", learner__warm_up_rows=500)
+    pipeline.append(rows_of(x, y))
+    pipeline.learn()
+    warm = x[:500]
+    edge = warm.mean(axis=0) + 10.0 * warm.std(axis=0)
+    far, clipped = pipeline.predict(rows_of(np.array([[300.0, 0.3]]))), pipeline.predict(rows_of(np.array([[edge[0], 0.3]])))
+    assert np.allclose(far.scores, clipped.scores, atol=1e-12) and far.far_out == ("a",)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e9])
+def test_rivers_linear_models_do_not_depend_on_a_fields_unit(tmp_path: Path, unit: float) -> None:
+    """On raw values of 1e9 LinearRegression ended at 9e13, or ran away."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((3000, 2)) + 5.0
+    y = x @ [2.0, -1.0]
+    pipeline = numbers(tmp_path, "river", learner__model="linear_model.LinearRegression")
+    pipeline.append(rows_of(x * [unit, 1.0], y))
+    pipeline.learn()
+    asked = rng.standard_normal((50, 2)) + 5.0
+    answers = pipeline.predict(rows_of(asked * [unit, 1.0])).scores[:, 0]
+    assert np.abs(answers - asked @ [2.0, -1.0]).mean() < 0.1
+    assert "errors_over_baseline" not in pipeline.status().facts
+
+
+def test_a_replay_learner_that_skips_steps_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A field that is 0 in the warm-up and 1e5 afterwards: steps without a finite gradient were left out, unseen."""
+    rng = np.random.default_rng(5)
+    x = np.column_stack([np.where(np.arange(1500) < 100, 0.0, 1e90 * rng.standard_normal(1500)), rng.standard_normal(1500)])
+    pipeline = classes(tmp_path, "er", learner__warm_up_rows=100)
+    pipeline.append(rows_of(x, np.where(x[:, 1] > 0, "high", "low")))
+    with caplog.at_level("WARNING", "millrace"):
+        pipeline.learn()
+    skipped = pipeline.status().facts["skipped_steps"]
+    assert skipped > 10 and f"{skipped} steps were left out" in caplog.text
+
+
+def test_rows_of_a_class_that_is_not_declared_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They were counted as learned, and that was all."""
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((300, 2))
+    y = np.array(["a", "b", "stray"])[np.arange(300) % 3]
+    pipeline = classes(tmp_path, "er", learner__classes=["a", "b"], learner__warm_up_rows=10)
+    pipeline.append(rows_of(x, y))
+    with caplog.at_level("WARNING", "millrace"):
+        pipeline.learn()
+    assert pipeline.status().facts["outside_classes"] == 100 and "100 rows have a label" in caplog.text
+
+
+def test_scaling_is_what_the_table_says_for_every_kind() -> None:
+    """Analytic kinds clip, river's linear models are standardised, shards clip what declares center and scale."""
+
+    def scaling(kind: str, **more: Any) -> str:
+        raw = {"name": "p", "fields": [{"name": "a"}], "label": {"name": "y", "type": more.pop("label", "string")}}
+        from millrace.services.pipeline.instance import Instance
+
+        return Instance(build_pipeline(raw | {"learner": {"kind": kind, **more}}, []), Path("unused")).fold_spec.scaling
+
+    assert [scaling(kind) for kind in ("ridge", "slda", "ncm", "aef-ocl", "air")] == ["clip"] * 5
+    assert [scaling(kind) for kind in ("softmax", "er")] == ["none"] * 2
+    assert scaling("river", model="naive_bayes.GaussianNB") == "none"
+    assert scaling("river", model="linear_model.LinearRegression", label="number") == "standardise"
