@@ -49,7 +49,8 @@ ARROWS: Mapping[str, str] = {
         "learners services services/config services/pipeline streams streams/branch streams/formats streams/journal"
     ),
     "services/decisions": (
-        "learners learners/drift services services/config services/pipeline streams streams/branch streams/journal"
+        "learners learners/drift services services/config services/pipeline streams streams/branch streams/journal "
+        "streams/state"
     ),
     "services/protocol": "learners services services/pipeline streams streams/formats streams/labels",
     "services/endpoint": "learners services services/pipeline services/protocol streams streams/labels",
@@ -62,7 +63,7 @@ ARROWS: Mapping[str, str] = {
     ),
     "services/training": (
         "learners learners/drift services services/decisions services/pipeline services/proof streams streams/branch "
-        "streams/journal streams/worker"
+        "streams/journal streams/state streams/worker"
     ),
     "services/pyfunc": "learners services/pipeline services/protocol services/registry streams",
     "services/replay": (
