@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.learners.protocol import Array, Floats, Value
-from millrace.streams.formats.json_rows import RecordError, Rows, label_value
+from millrace.streams.formats.json_rows import Rows
+from millrace.streams.formats.meaning import RecordError, label_value
 from millrace.streams.labels.identities import NO_LABEL, Identities
 from millrace.streams.labels.pending import TrainingRows, Waiting
 from millrace.streams.labels.served import LabelValue, LateLabel, Prediction, Served, Withheld, hash64
