@@ -7,7 +7,7 @@ validated in full before a value is looked at: pyarrow follows lengths and indic
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -141,18 +141,21 @@ def kind_of(kind: Any) -> str:
     return next((name for name, test in tests.items() if test(kind)), "")
 
 
-def settled(column: Any) -> Any:
+def settled(column: Any, takes: Container[str] = ()) -> Any:
     """A column without views, and without a dictionary unless it is one of texts, which are looked at once each.
 
-    One that is all null is of the type null, whatever its type.
+    One that is all null is of the type null, whatever its type; so is one that is all NaN, which pandas writes for a column of
+    None, unless numbers are what it ``takes``.
     """
-    arrow = _pyarrow("An Arrow batch")
+    arrow, kind = _pyarrow("An Arrow batch"), kind_of(column.type)
     if column.null_count == len(column):
         return arrow.nulls(len(column))
     if hasattr(column, "dictionary"):
-        if kind_of(column.type) not in ("text", "bytes"):
-            return column.dictionary_decode()
+        if kind not in ("text", "bytes"):
+            return settled(column.dictionary_decode(), takes)
         return arrow.DictionaryArray.from_arrays(column.indices, _without_views(arrow, column.dictionary))
+    if kind == "number" and kind not in takes and np.isnan(column.to_numpy(zero_copy_only=False)).all():
+        return arrow.nulls(len(column))
     return _without_views(arrow, column)
 
 

@@ -18,7 +18,17 @@ from millrace.learners.protocol import Array, Floats, within
 from millrace.streams.formats.arrow import BATCH_BYTES, Batch, kind_of, milliseconds, read_batches, settled
 from millrace.streams.formats.cloudevents import without_content_type
 from millrace.streams.formats.json_rows import Refused, Rows, checked_images, number_range
-from millrace.streams.formats.meaning import INT64, REVISION, RecordError, as_row, declared_types, taken, text_of, whole_of
+from millrace.streams.formats.meaning import (
+    INT64,
+    REVISION,
+    TAKES,
+    RecordError,
+    as_row,
+    declared_types,
+    taken,
+    text_of,
+    whole_of,
+)
 from millrace.streams.records import Event
 from millrace.streams.schema import LARGEST, Field, Label, Schema
 
@@ -63,16 +73,16 @@ class BatchCodec:
         """
         pieces, refused, first = [], list[Refused](), 0
         for batch in read_batches(event.value or b"", self._max_bytes):
-            self._check_columns(batch)
+            self._check_columns(batch.schema)
             rows, faults = self._rows(batch, event)
             refused += _refused_rows(batch, faults, event, self._types, first)
             pieces.append(rows if faults.good.all() else rows.only(faults.good))
             first += batch.num_rows
         return pieces, refused
 
-    def _check_columns(self, batch: Batch) -> None:
-        """Exactly the declared fields, label and weight, of types that they take; those that may be missing left out or not."""
-        label, weight, columns = self._schema.label.name, self._schema.weight, batch.schema
+    def _check_columns(self, columns: Any) -> None:
+        """Exactly the declared fields, label and weight, those that may be missing left out or not."""
+        label, weight = self._schema.label.name, self._schema.weight
         allowed = {*self._names, label, weight, TIMESTAMP}
         for name in columns.names:
             if name not in allowed:
@@ -80,50 +90,53 @@ class BatchCodec:
         for declared in self._schema.fields:
             if declared.missing == "reject" and declared.name not in columns.names:
                 raise RecordError("missing-field", f"there is no column {declared.name}")
-        for column, cells in zip(columns, batch.columns, strict=True):
-            kind = kind_of(column.type)
-            if column.name in self._types and cells.null_count < len(cells):
-                taken(self._types[column.name], kind, column.name, column.type)
+
+    def _settled(self, batch: Batch) -> dict[str, Any]:
+        """The declared columns that are there, of types that they take. Raises: RecordError."""
+        columns = dict[str, Any]()
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if name in self._types:
+                columns[name] = settled(column, TAKES[self._types[name]])
+                if (kind := kind_of(columns[name].type)) != "null":
+                    taken(self._types[name], kind, name, column.type)
                 if kind == "list" and (items := kind_of(column.type.value_type)) != "null":
-                    taken("numeric", items, column.name, column.type)
+                    taken("numeric", items, name, column.type)
+        return columns
 
     def _rows(self, batch: Batch, event: Event) -> tuple[Rows, Faults]:
         """Every row, those in ``Faults`` with whatever stands there."""
         n, faults = batch.num_rows, Faults(np.ones(batch.num_rows, dtype=bool), self._revision)
+        cells = self._settled(batch)
         plain = np.empty((n, self._schema.width)) if self._schema.plain else None
         if plain is not None:
             with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
                 for at, name in enumerate(self._names):
-                    plain[:, at] = _plain_numbers(_named(batch, name), name, faults)
+                    plain[:, at] = _plain_numbers(cells[name], name, faults)
             if faults.revision > 1 and not within(plain, *EVERYTHING):
                 for at, name in enumerate(self._names):
                     faults.say(np.isnan(plain[:, at]), "missing-field", f"{name} is NaN, a missing number")
             _within(plain, EVERYTHING, "a number", faults)
             columns = tuple(plain[:, at : at + 1] for at in range(len(self._names)))
         else:
-            columns = tuple(_column(field, _named(batch, field.name), n, faults) for field in self._schema.fields)
-        y = _labels(self._schema.label, _named(batch, self._schema.label.name), n, faults)
-        weight = _weights(_named(batch, self._schema.weight), n, faults)
+            columns = tuple(_column(field, cells.get(field.name), n, faults) for field in self._schema.fields)
+        y = _labels(self._schema.label, cells.get(self._schema.label.name), n, faults)
+        weight = _weights(cells.get(self._schema.weight or ""), n, faults)
         t = self._times(batch, event, faults)
         key = np.full(n, event.key, dtype=object)
         return Rows(columns, y, weight, key, t, plain, offset=np.full(n, event.offset, dtype=np.int64)), faults
 
     def _times(self, batch: Batch, event: Event, faults: Faults) -> NDArray[np.int64]:
         t = np.full(batch.num_rows, event.timestamp_ms, dtype=np.int64)
-        column = None if {TIMESTAMP} & {*self._names, self._schema.label.name} else _named(batch, TIMESTAMP)
-        if column is None:
+        if TIMESTAMP in self._types or TIMESTAMP not in batch.schema.names:
+            return t
+        column = settled(batch.column(TIMESTAMP))
+        if kind_of(column.type) == "null":
             return t
         if kind_of(column.type) != "timestamp":
             raise RecordError("wrong-type", f"{TIMESTAMP} is {column.type}, not a timestamp")
         own: Array = np.where(_nulls(column), t, milliseconds(column))
         faults.say(np.greater(own, event.timestamp_ms), "ahead-of-time", "its timestamp is past that of its message")
         return np.minimum(own, t)
-
-
-def _named(batch: Batch, name: str | None) -> Any:
-    """The column of this name, or None."""
-    at = -1 if name is None else batch.schema.get_field_index(name)
-    return None if at < 0 else settled(batch.column(at))
 
 
 def _nulls(column: Any) -> NDArray[np.bool_]:

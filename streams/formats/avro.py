@@ -30,6 +30,7 @@ PATIENCE_S = 10.0  # for the registry's answer
 LARGEST_SCHEMA = 1 << 20  # bytes
 NUMBERS = {"int", "long", "float", "double"}
 CELLS = NUMBERS | {"null", "boolean", "string", "bytes", "enum"}
+ITEMS = NUMBERS | {"boolean"}  # of an array; beside null in a union, where null takes a byte
 BROKEN = (ArithmeticError, EOFError, LookupError, MemoryError, TypeError, ValueError, struct.error)  # of a record's bytes
 
 
@@ -125,7 +126,13 @@ def _check(schema: Any) -> None:
         for kind in column["type"] if isinstance(column["type"], list) else [column["type"]]:
             name = kind["type"] if isinstance(kind, dict) else kind
             items = kind.get("items") if isinstance(kind, dict) else None
-            logical = isinstance(kind, dict) and "logicalType" in kind
-            if logical or not (name in CELLS or (name == "array" and items in NUMBERS)):
-                shown = f"{name} ({kind['logicalType']})" if logical else f"array of {items}" if name == "array" else name
+            logical = kind.get("logicalType") if isinstance(kind, dict) else None
+            if logical or not (name in CELLS or (name == "array" and _are_numbers(items))):
+                shown = logical or (f"array of {items}" if name == "array" else name)
                 raise RecordError("wrong-type", f"{column['name']} is of type {shown}, which no field takes")
+
+
+def _are_numbers(items: Any) -> bool:
+    """Whether an array's items are numbers or booleans, and null among them."""
+    union = items if isinstance(items, list) else [items]
+    return all(isinstance(item, str) and (item in ITEMS or (item == "null" and len(union) > 1)) for item in union)

@@ -130,6 +130,8 @@ def whole_of(cell: Any, revision: int = REVISION) -> int:
 
     Raises: RecordError for anything else.
     """
+    if isinstance(cell, float) and math.isinf(cell):
+        raise RecordError("not-finite", "an infinity is not a whole number")
     if isinstance(cell, bool) or not isinstance(cell, int | float) or cell != cell // 1:
         raise RecordError("wrong-type", f"{cell!r} is not a whole number")
     return int(cell) if revision < 2 else _within_int64(int(cell))
