@@ -19,6 +19,7 @@ from millrace.learners.protocol import Array
 from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol.tensors import PACKED, Tensor, binary_texts, question
 from millrace.services.registry.export import opened
+from millrace.streams.formats.meaning import RecordError, text_of
 from millrace.streams.schema import Field, Schema
 
 
@@ -68,11 +69,13 @@ def _cells(column: Any) -> Sequence[Any]:
 
 def _tensor(name: str, field: Field, cells: Sequence[Any] | Array) -> tuple[Tensor, bytes | None]:
     if field.type == "categorical":
-        texts = [None if cell is None or cell != cell else cell for cell in cells]  # pandas has NaN where a name is missing
         try:
+            texts = [
+                None if cell is None or cell != cell else text_of(cell) for cell in cells
+            ]  # pandas has NaN for a missing name
             return Tensor(name, [len(texts)], "BYTES", data=msgspec.Raw(msgspec.json.encode(texts))), None
-        except TypeError as error:
-            raise BadInputError(f"{name}: expected names, one a row ({error}).") from error
+        except RecordError as error:
+            raise BadInputError(f"{name}: expected names, one a row ({error.detail}).") from error
     if field.type == "image":
         if not all(isinstance(cell, bytes) for cell in cells):
             raise BadInputError(f"{name}: expected the bytes of a picture in every row.")

@@ -19,7 +19,7 @@ import msgspec
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
 from millrace.services.protocol.inference import Predicted
-from millrace.streams.formats.json_rows import RecordError, label_value
+from millrace.streams.formats.meaning import RecordError, label_value
 from millrace.streams.labels.served import LONGEST_ID, LateLabel, Prediction, encode
 from millrace.streams.records import Record, encode_headers, tp_name
 from millrace.streams.schema import Field, Label

@@ -17,6 +17,7 @@ from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
 from millrace.streams.formats.arrow import columns_of
 from millrace.streams.formats.json_rows import Codec, Refused
+from millrace.streams.formats.meaning import RecordError, declared_types, taken, text_of
 from millrace.streams.labels.served import LateLabel, Prediction, ServedCodec, encode
 from millrace.streams.records import Event
 from millrace.streams.schema import LARGEST, Schema
@@ -94,8 +95,7 @@ class _Cells:
     """What JSON holds of the cells of rows of one schema."""
 
     def __init__(self, schema: Schema) -> None:
-        self._images = {field.name for field in schema.fields if field.type == "image"}
-        self._whole = schema.label.name if schema.label.type == "integer" else None
+        self._types = declared_types(schema)
 
     def row(self, at: int, row: Any, without: Container[str | None]) -> dict[str, Any]:
         """A row without the columns ``without``. Raises: BadInputError."""
@@ -109,12 +109,13 @@ class _Cells:
         try:
             _unicode(name)
             value = _plain(cell)
+            if isinstance(value, bytes) and (declared := self._types.get(name, "image")) != "image":
+                taken(declared, "bytes", "it", "bytes")
+                return text_of(value)
+        except RecordError as error:
+            raise BadInputError(f"Row {at} (counted from 0), column {name}: {error.detail}.") from error
         except ValueError as error:
             raise BadInputError(f"Row {at} (counted from 0), column {name}: {error}.") from error
-        if isinstance(value, bytes) and name not in self._images:
-            raise BadInputError(f"Row {at} (counted from 0), column {name}: bytes are for a field of type image.")
-        if name == self._whole and isinstance(value, float) and value.is_integer():
-            return int(value)  # as pandas keeps whole numbers in a column where some are missing
         return value
 
 

@@ -6,16 +6,17 @@ validated in full before a value is looked at: pyarrow follows lengths and indic
 
 from __future__ import annotations
 
-import base64
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from millrace.learners.errors import BadInputError
 from millrace.streams.formats.flatbuffer import extent
-from millrace.streams.formats.json_rows import RecordError
+from millrace.streams.formats.meaning import JSON_TYPES, TAKES, RecordError, as_row, cell_of, declared_types
 from millrace.streams.schema import Field, Schema
 
 CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
@@ -23,6 +24,7 @@ MAGIC = b"\xff\xff\xff\xff"  # how every stream begins, and no JSON
 MOST_ROWS = 65_536  # of one Arrow message
 BATCH_BYTES = 8 << 20  # of one message, as it lies in the log and decompressed
 CHUNK_ROWS = 1000  # of a Parquet file at a time
+BINARY = ("binary", "large_binary", "binary_view")  # types of bytes of any length
 
 Batch = Any  # pyarrow.RecordBatch: pyarrow has no types
 
@@ -50,6 +52,7 @@ def read_batches(value: bytes, most_bytes: int) -> list[Batch]:
         with arrow.ipc.open_stream(arrow.py_buffer(value), options=options) as stream:
             _check_schema(stream.schema)
             batches = list(stream)
+        _check_views(batches, most_bytes)
         for batch in batches:
             batch.validate(full=True)
     except (arrow.ArrowException, OSError, ValueError, struct.error, IndexError) as error:  # ValueError: names not UTF-8
@@ -79,6 +82,33 @@ def _check_extent(arrow: Any, value: bytes, most_bytes: int) -> None:
             raise RecordError("oversized", f"decodes to over {most_bytes} bytes, the pipeline's log.max_batch_bytes")
 
 
+def _check_views(batches: Sequence[Batch], most_bytes: int) -> None:
+    """Refuse texts and bytes that are much longer than what is sent: many views may lie on the same bytes."""
+    total = 0
+    for batch in batches:
+        for column in batch.columns:
+            views = column.dictionary if hasattr(column, "dictionary") else column
+            if str(views.type) in ("string_view", "binary_view"):
+                total += _viewed_bytes(views)
+            elif "_view" in str(views.type):
+                raise RecordError("wrong-type", f"a column is {views.type}, which no field takes")
+    if total > most_bytes:
+        raise RecordError("oversized", f"decodes to over {most_bytes} bytes, the pipeline's log.max_batch_bytes")
+
+
+def _viewed_bytes(views: Any) -> int:
+    """What the views of a column that is not validated yet add up to: each begins with its length, of 16 bytes that it has."""
+    stop, buffer = views.offset + len(views), views.buffers()[1]
+    if not len(views):
+        return 0
+    if buffer is None or buffer.size < 16 * stop:
+        raise ValueError("views past the end of their buffer")
+    lengths = np.frombuffer(buffer, "<i4", 4 * stop)[4 * views.offset :: 4]
+    if lengths.min() < 0:
+        raise ValueError("a length below 0")
+    return int(lengths.sum(dtype=np.int64))
+
+
 def _check_schema(schema: Any) -> None:
     """Names that stand once, and no extension types: what those hold is for whoever registered them."""
     if len(set(schema.names)) < len(schema.names):
@@ -90,20 +120,48 @@ def _check_schema(schema: Any) -> None:
 
 @lru_cache(maxsize=256)
 def kind_of(kind: Any) -> str:
-    """What an Arrow type is to us: integer, number, text, boolean, bytes, timestamp, list, or "" for what we do not take."""
+    """Of which kind the values of an Arrow type are, as ``meaning.TAKES`` has it; "null", "timestamp", or "" for any other.
+
+    Small, large and view types are one kind; a dictionary is what it holds.
+    """
     types = _pyarrow("An Arrow batch").types
     if types.is_dictionary(kind):
-        return "text" if kind_of(kind.value_type) == "text" else ""
+        inner = kind_of(kind.value_type)
+        return "" if inner == "list" else inner
     tests = {
+        "null": types.is_null,
         "integer": types.is_integer,
         "number": types.is_floating,
-        "text": lambda it: types.is_string(it) or types.is_large_string(it),
+        "text": lambda it: types.is_string(it) or types.is_large_string(it) or types.is_string_view(it),
         "boolean": types.is_boolean,
-        "bytes": lambda it: types.is_binary(it) or types.is_large_binary(it),
+        "bytes": lambda it: str(it) in BINARY or types.is_fixed_size_binary(it),
         "timestamp": types.is_timestamp,
         "list": lambda it: types.is_list(it) or types.is_large_list(it) or types.is_fixed_size_list(it),
     }
     return next((name for name, test in tests.items() if test(kind)), "")
+
+
+def settled(column: Any, takes: Container[str] = ()) -> Any:
+    """A column without views, and without a dictionary unless it is one of texts, which are looked at once each.
+
+    One that is all null is of the type null, whatever its type; so is one that is all NaN, which pandas writes for a column of
+    None, unless numbers are what it ``takes``.
+    """
+    arrow, kind = _pyarrow("An Arrow batch"), kind_of(column.type)
+    if column.null_count == len(column):
+        return arrow.nulls(len(column))
+    if hasattr(column, "dictionary"):
+        if kind not in ("text", "bytes"):
+            return settled(column.dictionary_decode(), takes)
+        return arrow.DictionaryArray.from_arrays(column.indices, _without_views(arrow, column.dictionary))
+    if kind == "number" and kind not in takes and np.isnan(column.to_numpy(zero_copy_only=False)).all():
+        return arrow.nulls(len(column))
+    return _without_views(arrow, column)
+
+
+def _without_views(arrow: Any, column: Any) -> Any:
+    plain = {"string_view": arrow.large_string(), "binary_view": arrow.large_binary()}.get(str(column.type))
+    return column if plain is None else column.cast(plain)
 
 
 def milliseconds(column: Any) -> Any:
@@ -121,6 +179,7 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], schema: Schema) -> bytes:
     Raises: BadInputError where a row has another key, or a value is not of its field's type.
     """
     arrow = _pyarrow("Sending Arrow batches")
+    declared = declared_types(schema)
     types = {field.name: _type_of(arrow, field) for field in schema.fields}
     types[schema.label.name] = {
         "string": arrow.string(),
@@ -136,11 +195,9 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], schema: Schema) -> bytes:
     columns = []
     for name in present:
         try:
-            cells = [row.get(name) for row in rows]
-            if types[name] == arrow.binary():  # as JSON has them
-                cells = [base64.b64decode(cell, validate=True) if isinstance(cell, str) else cell for cell in cells]
+            cells = [cell_of(declared[name], row.get(name)) for row in rows]
             columns.append(arrow.array(cells, types[name]))
-        except (arrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+        except (RecordError, arrow.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise BadInputError(f"{name}: a value is not of type {types[name]} ({error}).") from error
     return stream_bytes(arrow.record_batch(columns, names=present))
 
@@ -173,10 +230,28 @@ def columns_of(exporter: Any) -> tuple[list[str], list[list[Any]]]:
         raise BadInputError(f"rows: pyarrow cannot take the {type(exporter).__name__} over: {error}.") from error
 
 
-def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file. Raises: BadInputError where pyarrow is missing; OSError, ValueError as pyarrow does."""
-    for batch in _parquet(path).ParquetFile(path).iter_batches(CHUNK_ROWS):
-        yield from batch.to_pylist()
+def parquet_rows(path: Path, schema: Schema) -> Iterator[bytes]:
+    """The rows of a Parquet file as JSON rows of the same meaning.
+
+    Raises: BadInputError where pyarrow is missing, or naming a declared column that no JSON row can hold; OSError, ValueError
+    as pyarrow does.
+    """
+    file, types = _parquet(path).ParquetFile(path), declared_types(schema)
+    for column in file.schema_arrow:
+        if column.name in types:
+            _check_parquet_column(column, types[column.name])
+    for batch in file.iter_batches(CHUNK_ROWS):
+        yield from (as_row(row, types) for row in batch.to_pylist())
+
+
+def _check_parquet_column(column: Any, declared: str) -> None:
+    kind = kind_of(column.type)
+    inner = kind_of(column.type.value_type) if kind == "list" else kind
+    if inner not in ("null", *JSON_TYPES, "bytes"):
+        raise BadInputError(
+            f"The column {column.name} is {column.type}, and {declared} takes {', '.join(TAKES[declared])}. Cast it to one of "
+            "these before it is sent."
+        )
 
 
 def parquet_table(path: Path) -> Any:

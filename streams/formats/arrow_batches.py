@@ -6,10 +6,8 @@ and the others are taken.
 
 from __future__ import annotations
 
-import base64
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.learners.protocol import Array, Floats, within
-from millrace.streams.formats.arrow import BATCH_BYTES, Batch, kind_of, milliseconds, read_batches
+from millrace.streams.formats.arrow import BATCH_BYTES, Batch, kind_of, milliseconds, read_batches, settled
 from millrace.streams.formats.cloudevents import without_content_type
-from millrace.streams.formats.json_rows import RecordError, Refused, Rows, checked_images, number_range
+from millrace.streams.formats.json_rows import Refused, Rows, checked_images, number_range
+from millrace.streams.formats.meaning import (
+    INT64,
+    REVISION,
+    TAKES,
+    RecordError,
+    as_row,
+    declared_types,
+    taken,
+    text_of,
+    whole_of,
+)
 from millrace.streams.records import Event
 from millrace.streams.schema import LARGEST, Field, Label, Schema
 
@@ -32,6 +41,7 @@ class Faults:
     """Which rows of a batch are refused, and why; the first reason counts."""
 
     good: NDArray[np.bool_]  # (n,) rows with which nothing is wrong so far
+    revision: int = REVISION  # of what values mean
     why: dict[int, tuple[str, str]] = field(default_factory=dict)  # row -> reason, and why in a sentence
 
     def say(self, wrong: NDArray[np.bool_], reason: str, detail: str) -> None:
@@ -45,10 +55,16 @@ class Faults:
 class BatchCodec:
     """Decodes the batches of one schema."""
 
-    def __init__(self, schema: Schema, max_bytes: int = BATCH_BYTES) -> None:
+    def __init__(self, schema: Schema, max_bytes: int = BATCH_BYTES, revision: int = REVISION) -> None:
         self._schema = schema
+        self._types = declared_types(schema)
+        self._revision = revision  # of what values mean
         self._max_bytes = max_bytes  # of a message, as it lies in the log and decompressed
         self._names = [field.name for field in schema.fields]
+
+    def of_revision(self, revision: int) -> BatchCodec:
+        """This codec with the meaning that values had for a branch which was begun under an older revision."""
+        return BatchCodec(self._schema, self._max_bytes, revision)
 
     def decode(self, event: Event) -> tuple[list[Rows], list[Refused]]:
         """The rows of a message that can be read, batch by batch, and those that cannot, each with its number.
@@ -59,7 +75,7 @@ class BatchCodec:
         for batch in read_batches(event.value or b"", self._max_bytes):
             self._check_columns(batch.schema)
             rows, faults = self._rows(batch, event)
-            refused += _refused_rows(batch, faults, event, first)
+            refused += _refused_rows(batch, faults, event, self._types, first)
             pieces.append(rows if faults.good.all() else rows.only(faults.good))
             first += batch.num_rows
         return pieces, refused
@@ -75,28 +91,46 @@ class BatchCodec:
             if declared.missing == "reject" and declared.name not in columns.names:
                 raise RecordError("missing-field", f"there is no column {declared.name}")
 
+    def _settled(self, batch: Batch) -> dict[str, Any]:
+        """The declared columns that are there, of types that they take. Raises: RecordError."""
+        columns = dict[str, Any]()
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if name in self._types:
+                columns[name] = settled(column, TAKES[self._types[name]])
+                if (kind := kind_of(columns[name].type)) != "null":
+                    taken(self._types[name], kind, name, column.type)
+                if kind == "list" and (items := kind_of(column.type.value_type)) != "null":
+                    taken("numeric", items, name, column.type)
+        return columns
+
     def _rows(self, batch: Batch, event: Event) -> tuple[Rows, Faults]:
         """Every row, those in ``Faults`` with whatever stands there."""
-        n, faults = batch.num_rows, Faults(np.ones(batch.num_rows, dtype=bool))
+        n, faults = batch.num_rows, Faults(np.ones(batch.num_rows, dtype=bool), self._revision)
+        cells = self._settled(batch)
         plain = np.empty((n, self._schema.width)) if self._schema.plain else None
         if plain is not None:
             with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
                 for at, name in enumerate(self._names):
-                    plain[:, at] = _plain_numbers(batch.column(name), name, faults)
+                    plain[:, at] = _plain_numbers(cells[name], name, faults)
+            if faults.revision > 1 and not within(plain, *EVERYTHING):
+                for at, name in enumerate(self._names):
+                    faults.say(np.isnan(plain[:, at]), "missing-field", f"{name} is NaN, a missing number")
             _within(plain, EVERYTHING, "a number", faults)
             columns = tuple(plain[:, at : at + 1] for at in range(len(self._names)))
         else:
-            columns = tuple(_column(field, _named(batch, field.name), n, faults) for field in self._schema.fields)
-        y = _labels(self._schema.label, _named(batch, self._schema.label.name), n, faults)
-        weight = _weights(_named(batch, self._schema.weight), n, faults)
+            columns = tuple(_column(field, cells.get(field.name), n, faults) for field in self._schema.fields)
+        y = _labels(self._schema.label, cells.get(self._schema.label.name), n, faults)
+        weight = _weights(cells.get(self._schema.weight or ""), n, faults)
         t = self._times(batch, event, faults)
         key = np.full(n, event.key, dtype=object)
         return Rows(columns, y, weight, key, t, plain, offset=np.full(n, event.offset, dtype=np.int64)), faults
 
     def _times(self, batch: Batch, event: Event, faults: Faults) -> NDArray[np.int64]:
         t = np.full(batch.num_rows, event.timestamp_ms, dtype=np.int64)
-        column = None if {TIMESTAMP} & {*self._names, self._schema.label.name} else _named(batch, TIMESTAMP)
-        if column is None:
+        if TIMESTAMP in self._types or TIMESTAMP not in batch.schema.names:
+            return t
+        column = settled(batch.column(TIMESTAMP))
+        if kind_of(column.type) == "null":
             return t
         if kind_of(column.type) != "timestamp":
             raise RecordError("wrong-type", f"{TIMESTAMP} is {column.type}, not a timestamp")
@@ -105,32 +139,42 @@ class BatchCodec:
         return np.minimum(own, t)
 
 
-def _named(batch: Batch, name: str | None) -> Any:
-    """The column of this name, or None."""
-    at = -1 if name is None else batch.schema.get_field_index(name)
-    return None if at < 0 else batch.column(at)
-
-
 def _nulls(column: Any) -> NDArray[np.bool_]:
     if not column.null_count:
         return np.zeros(len(column), dtype=bool)
     return np.asarray(column.is_null().to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def _number_kind(column: Any, name: str) -> None:
-    if kind_of(column.type) not in ("number", "integer"):
-        raise RecordError("wrong-type", f"{name} is {column.type}, not a number")
-
-
 def _floats(column: Any) -> Floats:
-    """The numbers of a column (n,), widened; null is NaN."""
+    """The numbers of a column (n,), widened, a boolean as 1 or 0; null is NaN."""
     with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
         return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
+def _refuse_beyond_int64(column: Any, name: str, faults: Faults) -> None:
+    if faults.revision > 1 and str(column.type) == "uint64":
+        faults.say(_beyond_int64(column), "wrong-type", f"{name} is an integer beyond int64")
+
+
+def _beyond_int64(column: Any) -> NDArray[np.bool_]:
+    """Which integers of a column of uint64 int64 does not have (n,)."""
+    return np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False) >= np.uint64(INT64))
+
+
+def _numbers(column: Any, name: str, faults: Faults) -> Floats:
+    """The same, without integers that int64 does not have."""
+    _refuse_beyond_int64(column, name, faults)
+    return _floats(column)
+
+
+def _absent(column: Any, values: Floats, faults: Faults) -> NDArray[np.bool_]:
+    """Which numbers are missing (n,): null, and NaN, which data frames write for it."""
+    return _nulls(column) if faults.revision < 2 else np.isnan(values)
+
+
 def _plain_numbers(column: Any, name: str, faults: Faults) -> Array:
     """The numbers of a column (n,) as they come; null is NaN."""
-    _number_kind(column, name)
+    _refuse_beyond_int64(column, name, faults)
     if column.null_count:
         faults.say(_nulls(column), "missing-field", f"{name} is null")
     numbers: Array = column.to_numpy(zero_copy_only=False)
@@ -150,7 +194,9 @@ def _column(field: Field, column: Any, rows: int, faults: Faults) -> Array:
     """One field's cells: (n, size) float64, or (n,) texts and None."""
     if column is None:
         return np.full((rows, 1), math.nan) if field.type == "numeric" else np.full(rows, None, dtype=object)
-    absent = _nulls(column)
+    single = field.type == "numeric" and field.size == 1
+    values = _numbers(column, field.name, faults) if single else np.empty(0)
+    absent = _absent(column, values, faults) if single else _nulls(column)
     if field.missing == "reject":
         faults.say(absent, "missing-field", f"{field.name} is null")
     if field.type == "categorical":
@@ -159,15 +205,13 @@ def _column(field: Field, column: Any, rows: int, faults: Faults) -> Array:
         return _images(field, column, absent, faults)
     if field.size > 1:
         return _within(_lists(field, column, absent, faults), number_range(field), field.name, faults)
-    _number_kind(column, field.name)
-    return _within(_floats(column).reshape(-1, 1), number_range(field), field.name, faults, absent)
+    return _within(values.reshape(-1, 1), number_range(field), field.name, faults, absent)
 
 
 def _lists(field: Field, column: Any, absent: NDArray[np.bool_], faults: Faults) -> Floats:
     """An array field's numbers (n, size); rows that have none are zeros, and refused."""
-    if kind_of(column.type) != "list":
-        raise RecordError("wrong-type", f"{field.name} is {column.type}, not a list of {field.size} numbers")
-    _number_kind(column.values, field.name)
+    if kind_of(column.type) == "null":
+        return np.zeros((len(absent), field.size))
     wrong = absent.copy()
     if not (fixed := getattr(column.type, "list_size", None)):
         lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
@@ -175,23 +219,19 @@ def _lists(field: Field, column: Any, absent: NDArray[np.bool_], faults: Faults)
         faults.say(wrong, "wrong-shape", f"{field.name} has not {field.size} numbers")
     elif fixed != field.size:
         raise RecordError("wrong-shape", f"{field.name} has {fixed} numbers, not {field.size}")
-    if not wrong.any() and not column.values.null_count:
-        return _floats(column.flatten()).reshape(-1, field.size)
-    kept = column if not wrong.any() else column.filter(_mask(~wrong))
-    cells = kept.flatten()
+    cells = settled((column if not wrong.any() else column.filter(_mask(~wrong))).flatten())
     block = np.zeros((len(wrong), field.size))
     block[~wrong] = _floats(cells).reshape(-1, field.size)
-    if cells.null_count:
-        holes = np.zeros(len(wrong), dtype=bool)
-        holes[~wrong] = _nulls(cells).reshape(-1, field.size).any(axis=1)
-        faults.say(holes, "wrong-type", f"{field.name} has a null among its numbers")
+    faults.say(np.isnan(block).any(axis=1), "wrong-type", f"{field.name} has a null among its numbers")
+    if faults.revision > 1 and str(cells.type) == "uint64":
+        beyond = np.zeros(len(wrong), dtype=bool)
+        beyond[~wrong] = _beyond_int64(cells).reshape(-1, field.size).any(axis=1)
+        faults.say(beyond, "wrong-type", f"{field.name} has an integer beyond int64")
     return block
 
 
 def _images(field: Field, column: Any, absent: NDArray[np.bool_], faults: Faults) -> Array:
     """The bytes of each picture (n,), looked at one by one."""
-    if kind_of(column.type) != "bytes":
-        raise RecordError("wrong-type", f"{field.name} is {column.type}, not binary")
     pictures = np.empty(len(absent), dtype=object)
     pictures[:] = column.to_pylist()
     for at in np.flatnonzero(~absent).tolist():
@@ -207,25 +247,26 @@ def _mask(chosen: NDArray[np.bool_]) -> list[bool]:
     return mask
 
 
-def _texts(column: Any, name: str) -> Array:
-    """A column's texts and None (n,)."""
-    if kind_of(column.type) != "text":
-        raise RecordError("wrong-type", f"{name} is {column.type}, not text")
-    return _coded(column, lambda text: text)
-
-
-def _coded(column: Any, text: Callable[[Any], str]) -> Array:
-    """Each cell's text (n,), made once of each different value; of null None."""
+def _coded(column: Any, name: str, text: Callable[[Any], str], faults: Faults) -> Array:
+    """Each cell's text (n,), made once of each different value; of null and NaN None. Rows without any are refused."""
     coded = column if hasattr(column, "dictionary") else column.dictionary_encode()
-    different = [None if value is None else text(value) for value in coded.dictionary.to_pylist()]
-    names = np.array([*different, None], dtype=object)
-    at = coded.indices.fill_null(len(names) - 1) if coded.indices.null_count else coded.indices
-    texts: Array = names[at.to_numpy(zero_copy_only=False).astype(np.int64)]
+    names, why = np.full(len(coded.dictionary) + 1, None, dtype=object), dict[int, RecordError]()
+    for at, value in enumerate(coded.dictionary.to_pylist()):
+        try:
+            names[at] = None if value is None or value != value else text(value)
+        except RecordError as error:
+            why[at] = error
+    indices = coded.indices.fill_null(len(names) - 1) if coded.indices.null_count else coded.indices
+    places = indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    if why:
+        error = next(iter(why.values()))
+        faults.say(np.isin(places, list(why)), error.reason, f"{name}: {error.detail}")
+    texts: Array = names[places]
     return texts
 
 
 def _categories(field: Field, column: Any, faults: Faults) -> Array:
-    names = _texts(column, field.name)
+    names = _coded(column, field.name, text_of, faults)
     if isinstance(field.categories, tuple):
         categories = {*field.categories, None}
         wrong = np.array([name not in categories for name in names.tolist()], dtype=bool)
@@ -237,47 +278,37 @@ def _labels(label: Label, column: Any, rows: int, faults: Faults) -> Array:
     """As the rows' codec gives them: (n,) class names or None; (n,) float64 or NaN for regression."""
     if column is None:
         return np.full(rows, math.nan) if label.type == "number" else np.full(rows, None, dtype=object)
-    kind, absent = kind_of(column.type), _nulls(column)
-    fits = {"string": ("text",), "integer": ("integer",), "boolean": ("boolean",), "number": ("number", "integer")}
-    if kind not in fits[label.type]:
-        raise RecordError("wrong-type", f"the label {label.name} is {column.type}, not of type {label.type}")
     if label.type == "number":
-        values = _floats(column)
-        _within(values.reshape(-1, 1), EVERYTHING, label.name, faults, absent)
+        values = _numbers(column, label.name, faults)
+        _within(values.reshape(-1, 1), EVERYTHING, label.name, faults, _absent(column, values, faults))
         return values
-    if label.type == "string":
-        return _texts(column, label.name)
-    return _coded(column, lambda value: str(value).lower())
+    if label.type == "integer":
+        return _coded(column, label.name, lambda value: str(whole_of(value, faults.revision)), faults)
+    return _coded(column, label.name, text_of, faults)
 
 
 def _weights(column: Any, rows: int, faults: Faults) -> Floats:
     if column is None:
         return np.ones(rows)
-    _number_kind(column, "the weight")
-    weights = np.where(_nulls(column), 1.0, _floats(column))
+    values = _numbers(column, "the weight", faults)
+    weights = np.where(_absent(column, values, faults), 1.0, values)
     _within(weights.reshape(-1, 1), EVERYTHING, "the weight", faults)
     faults.say(weights < 0, "negative-weight", "a row's weight is below 0")
     return weights
 
 
-def _refused_rows(batch: Batch, faults: Faults, event: Event, first: int) -> list[Refused]:
+def _refused_rows(batch: Batch, faults: Faults, event: Event, types: Mapping[str, str], first: int) -> list[Refused]:
     """Each bad row as a record of its own: the row as JSON, so that it can be read, and mended and sent again alone.
 
-    What is not a number stands there as ``NaN`` or ``Infinity``, which no JSON row may have.
+    An infinity stands there as ``1e999``, and what no row may hold as an object that says what it is.
     """
     if not faults.why:
         return []
-    cells, headers = (
-        batch.select([name for name in batch.schema.names if name != TIMESTAMP]),
-        without_content_type(event.headers),
-    )
+    cells = batch.select([name for name in batch.schema.names if name != TIMESTAMP])
+    headers = without_content_type(event.headers)
     refused = []
     for at, (reason, detail) in sorted(faults.why.items()):
-        value = json.dumps(cells.slice(at, 1).to_pylist()[0], default=_as_json).encode()
+        value = as_row(cells.slice(at, 1).to_pylist()[0], types)
         alone = Event(event.offset, event.timestamp_ms, event.key, headers, value)
         refused.append(Refused(alone, reason, detail, first + at))
     return refused
-
-
-def _as_json(cell: Any) -> str:
-    return base64.b64encode(cell).decode() if isinstance(cell, bytes) else str(cell)

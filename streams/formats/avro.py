@@ -1,4 +1,4 @@
-"""Avro records in a schema registry's wire format, as rows of JSON: a zero byte, the schema's id in four bytes, the record.
+"""Avro records in a schema registry's wire format, as named cells: a zero byte, the schema's id in four bytes, the record.
 
 The one door to fastavro. A schema never changes under its id, so each is asked for once and kept in the pipeline's folder.
 Folding is the same years later, without the registry. Only flat records of what a row can hold are read: numbers, booleans,
@@ -10,7 +10,6 @@ Source: Avro 1.12 specification, binary encoding; Confluent Schema Registry, wir
 from __future__ import annotations
 
 import json
-import math
 import os
 import struct
 from dataclasses import dataclass, field
@@ -21,18 +20,17 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-import msgspec
-
 from millrace.learners.errors import BadInputError
 from millrace.streams.errors import StorageError
-from millrace.streams.formats.json_rows import RecordError
+from millrace.streams.formats.meaning import RecordError
 
 MAGIC = 0
 HEAD = struct.Struct(">bI")
-PATIENCE_S = 10.0  # for the registry's answer
+TIMEOUT_S = 10.0  # for the registry's answer
 LARGEST_SCHEMA = 1 << 20  # bytes
 NUMBERS = {"int", "long", "float", "double"}
 CELLS = NUMBERS | {"null", "boolean", "string", "bytes", "enum"}
+ITEMS = NUMBERS | {"boolean"}  # of an array; beside null in a union, where null takes a byte
 BROKEN = (ArithmeticError, EOFError, LookupError, MemoryError, TypeError, ValueError, struct.error)  # of a record's bytes
 
 
@@ -52,8 +50,8 @@ class Registry:
             raise BadInputError("Avro records in the log need fastavro; pip install 'millrace[avro]'.") from error
         return fastavro
 
-    def row(self, value: bytes) -> bytes:
-        """The row of JSON that a record says.
+    def cells(self, value: bytes) -> dict[str, Any]:
+        """The named values of a record.
 
         Raises: RecordError where it cannot be read; StorageError where the registry does not answer; BadInputError without
         fastavro.
@@ -67,12 +65,7 @@ class Registry:
             raise RecordError("unreadable", f"not an Avro record of its schema ({error!r})") from error
         if body.read(1):
             raise RecordError("unreadable", "bytes follow the Avro record")
-        for name, cell in cells.items():
-            if not all(
-                math.isfinite(number) for number in (cell if isinstance(cell, list) else [cell]) if isinstance(number, float)
-            ):
-                raise RecordError("not-finite", f"{name} is not finite")
-        return msgspec.json.encode(cells)
+        return cells
 
     def _schema(self, number: int) -> Any:
         if number not in self._known:
@@ -109,7 +102,7 @@ class Registry:
 
     def _asked(self, number: int) -> str:
         try:
-            with urlopen(f"{self.url.rstrip('/')}/schemas/ids/{number}", timeout=PATIENCE_S) as reply:
+            with urlopen(f"{self.url.rstrip('/')}/schemas/ids/{number}", timeout=TIMEOUT_S) as reply:
                 answer = json.loads(reply.read(LARGEST_SCHEMA))
         except HTTPError as error:
             if error.code == 404:
@@ -123,13 +116,23 @@ class Registry:
 
 
 def _check(schema: Any) -> None:
-    """Only flat rows are read; an array whose items take no bytes could be endless. Raises: RecordError for another schema."""
+    """Only flat rows are read; an array whose items take no bytes could be endless.
+
+    Raises: RecordError for another schema; wrong-type, as in every format, where it is for a column that no field takes.
+    """
     if schema["type"] != "record":
         raise RecordError("unknown-schema", f"its schema is of type {schema['type']}, not record")
     for column in schema["fields"]:
         for kind in column["type"] if isinstance(column["type"], list) else [column["type"]]:
             name = kind["type"] if isinstance(kind, dict) else kind
             items = kind.get("items") if isinstance(kind, dict) else None
-            logical = isinstance(kind, dict) and "logicalType" in kind
-            if logical or not (name in CELLS or (name == "array" and items in NUMBERS)):
-                raise RecordError("unknown-schema", f"{column['name']} is of a type that no row holds")
+            logical = kind.get("logicalType") if isinstance(kind, dict) else None
+            if logical or not (name in CELLS or (name == "array" and _are_numbers(items))):
+                shown = logical or (f"array of {items}" if name == "array" else name)
+                raise RecordError("wrong-type", f"{column['name']} is of type {shown}, which no field takes")
+
+
+def _are_numbers(items: Any) -> bool:
+    """Whether an array's items are numbers or booleans, and null among them."""
+    union = items if isinstance(items, list) else [items]
+    return all(isinstance(item, str) and (item in ITEMS or (item == "null" and len(union) > 1)) for item in union)

@@ -18,7 +18,8 @@ from functools import lru_cache
 
 import msgspec
 
-from millrace.streams.formats.json_rows import RecordError, unique
+from millrace.streams.formats.json_rows import unique
+from millrace.streams.formats.meaning import RecordError
 from millrace.streams.records import Event, decode_headers, encode_headers
 
 CONTENT_TYPE = "content-type"

@@ -20,7 +20,8 @@ from millrace.streams.formats.arrow import BATCH_BYTES, CONTENT_TYPE, MAGIC
 from millrace.streams.formats.arrow_batches import BatchCodec
 from millrace.streams.formats.avro import Registry
 from millrace.streams.formats.cloudevents import Said, said_by, unwrap
-from millrace.streams.formats.json_rows import SHARED, Codec, RecordError, Refused, Rows, refusal
+from millrace.streams.formats.json_rows import SHARED, Codec, Refused, Rows, refusal
+from millrace.streams.formats.meaning import RecordError, as_row, declared_types
 from millrace.streams.records import Event
 from millrace.streams.schema import Schema
 
@@ -40,6 +41,7 @@ class Contents:
         self._max_bytes = max_bytes
         self._registry = registry  # None: there are no Avro records
         self._rows = Codec(schema, max_bytes)
+        self._types = declared_types(schema)
         self._batches = BatchCodec(schema, max_batch_bytes)
 
     @property
@@ -47,7 +49,13 @@ class Contents:
         """The same for records that were let in when they were first read: the limits may have been lowered since."""
         other = copy(self)
         other._max_bytes = maxsize
-        other._rows, other._batches = self._rows.without_limit, BatchCodec(self._schema, maxsize)
+        other._rows, other._batches = self._rows.without_limit, BatchCodec(self._schema, maxsize, self._rows.revision)
+        return other
+
+    def of_revision(self, revision: int) -> Contents:
+        """The same with the meaning that values had for a branch which was begun under an older revision."""
+        other = copy(self)
+        other._rows, other._batches = self._rows.of_revision(revision), self._batches.of_revision(revision)
         return other
 
     def decode(self, events: Sequence[Event], tp: str = "") -> tuple[Rows, list[Refused]]:
@@ -91,7 +99,8 @@ class Contents:
         value = event.value or b""
         if len(value) > self._max_bytes:
             raise RecordError("oversized", f"over {self._max_bytes} bytes, the pipeline's log.max_bytes")
-        return Event(event.offset, event.timestamp_ms, event.key, event.headers, registry.row(value))
+        row = as_row(registry.cells(value), self._types, self._rows.revision)
+        return Event(event.offset, event.timestamp_ms, event.key, event.headers, row)
 
     def _batches_of(self, events: Sequence[Event]) -> tuple[list[Rows], list[Refused]]:
         pieces, refused = list[Rows](), list[Refused]()

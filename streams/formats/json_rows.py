@@ -1,7 +1,8 @@
 """One JSON row into columns, strictly: the only place where a record's bytes end.
 
-Nothing is coerced. ``true`` and ``"1.5"`` for a number, an unknown key, a key twice, a NaN or an infinity are all refused. The
-fast path decodes a whole read with one typed call a record; only where that raises is each record looked at.
+What a value means to a declared type stands in ``meaning.py``. Nothing else is coerced: ``"1.5"`` for a number, an unknown key,
+a key twice, a NaN or an infinity are all refused. The fast path decodes a whole read with one typed call a record; only where
+that raises is each record looked at.
 """
 
 from __future__ import annotations
@@ -22,37 +23,20 @@ from numpy.typing import NDArray
 
 from millrace.learners.protocol import COLUMNS, Array, Batch, Floats
 from millrace.streams.formats.images import UnreadableImageError, check
-from millrace.streams.records import Event
-from millrace.streams.schema import LARGEST, Field, Label, Schema
-
-REASONS = (
-    "unreadable",  # not JSON, not UTF-8, or no bytes at all
-    "oversized",
-    "wrong-type",
-    "wrong-shape",
-    "missing-field",
-    "unknown-field",
-    "duplicate-field",
-    "not-finite",  # or too large to square
-    "unknown-category",
-    "negative-weight",
-    "unreadable-image",  # neither a JPEG nor a PNG, not whole, or with too many pixels
-    "ahead-of-time",  # its timestamp is too far past the wall clock, or a row's is past its message's
-    "unknown-schema",  # of an Avro record: the registry has none of its id, or it is of no flat record
-    "malformed-envelope",  # a CloudEvent without what one must have
+from millrace.streams.formats.meaning import (
+    INT64,
+    REVISION,
+    RecordError,
+    declared_types,
+    json_type,
+    names_of,
+    refuse_integers_beyond,
+    whole_of,
 )
-
+from millrace.streams.records import Event
+from millrace.streams.schema import LARGEST, Field, Schema
 
 TEXTS = {str, bytes}  # that stand between quotation marks
-
-
-class RecordError(Exception):
-    """Why one record cannot be read."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +84,10 @@ class Refused:
 class Codec:
     """Decodes the rows of one schema."""
 
-    def __init__(self, schema: Schema, max_bytes: int) -> None:
+    def __init__(self, schema: Schema, max_bytes: int, revision: int = REVISION) -> None:
         self._schema = schema
         self._max_bytes = max_bytes
+        self.revision = revision  # of what values mean
         members = _members(schema)
         self._names = [name for name, _, _ in members]  # the order of a decoded row's cells: required ones first
         self._required = sum(needed for _, _, needed in members)
@@ -120,6 +105,12 @@ class Codec:
         """This codec for records that were let in when they were first read: the limit may have been lowered since."""
         other = copy(self)
         other._max_bytes = sys.maxsize
+        return other
+
+    def of_revision(self, revision: int) -> Codec:
+        """This codec with the meaning that values had for a branch which was begun under an older revision."""
+        other = copy(self)
+        other.revision = revision
         return other
 
     def decode(self, events: Sequence[Event], _tp: str = "") -> tuple[Rows, list[Refused]]:
@@ -157,6 +148,8 @@ class Codec:
         weight = _weights(by_name[self._schema.weight]) if self._schema.weight else np.ones(len(values))
         t = np.array([event.timestamp_ms for event in events], dtype=np.int64)
         y = self._labels(by_name[self._schema.label.name])
+        if self.revision > 1:
+            _refuse_beyond_int64(values, [block, weight, y, *fields])
         return Rows(fields, y, weight, _objects([event.key for event in events]), t, block if self._plain else None)
 
     def _rows(self, values: Sequence[bytes]) -> list[tuple[Any, ...]]:
@@ -195,24 +188,24 @@ class Codec:
             return _numbers([math.nan if cell is None else cell for cell in cells], [cell is None for cell in cells])
         if kind == "boolean":
             return _objects([None if cell is None else str(cell).lower() for cell in cells])
-        return _objects(cells if kind == "string" else [None if cell is None else str(cell) for cell in cells])
+        if kind == "string":
+            return _objects(names_of(cells))
+        return _objects([None if cell is None else str(whole_of(cell, self.revision)) for cell in cells])
 
 
 def _members(schema: Schema) -> list[tuple[str, Any, bool]]:
     """Key, type and whether it must be there: arrays of numbers first, then what else is required, then the rest."""
-    label: Any = {"string": str, "integer": int, "boolean": bool, "number": float}[schema.label.type]
+    types = declared_types(schema)
     members = [(field.name, _cell_type(field), field.missing == "reject") for field in schema.fields]
-    members.append((schema.label.name, label, False))
-    if schema.weight:
-        members.append((schema.weight, float, False))
+    members += [(name, json_type(types[name]), False) for name in (schema.label.name, schema.weight) if name]
     arrays = {field.name for field in schema.fields if field.size > 1}
     return sorted(members, key=lambda member: (member[0] not in arrays, not member[2]))
 
 
 def _cell_type(field: Field) -> Any:
     if field.size > 1:
-        return Annotated[list[float], msgspec.Meta(min_length=field.size, max_length=field.size)]
-    return {"numeric": float, "categorical": str, "image": bytes}[field.type]
+        return Annotated[list[json_type("numeric")], msgspec.Meta(min_length=field.size, max_length=field.size)]
+    return bytes if field.type == "image" else json_type(field.type)
 
 
 def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
@@ -234,17 +227,14 @@ def has_label(rows: Rows) -> NDArray[np.bool_]:
     return ~np.isnan(rows.y)
 
 
-def label_value(label: Label, cell: Any) -> str | float:
-    """One label as a learner gets it: a class name, or a number.
-
-    Raises: RecordError where it is not of the label's type.
-    """
-    kinds: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "boolean": (bool,), "number": (int, float)}
-    if not isinstance(cell, kinds[label.type]) or (isinstance(cell, bool) and label.type != "boolean"):
-        raise RecordError("wrong-type", f"the label is not of type {label.type}")
-    if label.type == "number":
-        return float(_numbers([cell], [])[0]) + 0.0  # one zero: -0.0 is told apart by its text, and by nothing else
-    return str(cell).lower() if label.type == "boolean" else str(cell)
+def _refuse_beyond_int64(values: Sequence[bytes], columns: Sequence[Array]) -> None:
+    """Refuse a row with an integer that int64 does not have; in float64 it looks like any number, so its text is asked."""
+    large = np.zeros(len(values), dtype=bool)
+    for column in columns:
+        if column.dtype == np.float64 and column.size:
+            large |= (np.abs(column.reshape(len(values), -1)) >= INT64).any(axis=1)  # NaN is not
+    for at in np.flatnonzero(large).tolist():
+        refuse_integers_beyond(json.loads(values[at]))
 
 
 def _absent_as_none(cells: Sequence[Any]) -> list[Any]:
@@ -253,6 +243,7 @@ def _absent_as_none(cells: Sequence[Any]) -> list[Any]:
 
 def _column(field: Field, cells: Sequence[Any]) -> Array:
     if field.type == "categorical":
+        cells = names_of(cells)
         if isinstance(field.categories, tuple) and (unknown := set(cells) - {*field.categories, None}):
             raise RecordError("unknown-category", f"{field.name} has {len(unknown)} value(s) outside its declared categories")
         return _objects(cells)
@@ -344,6 +335,8 @@ def refusal(event: Event, error: Exception) -> Refused:
     if not isinstance(error, msgspec.ValidationError):
         return Refused(event, "unreadable", str(error))
     text = str(error)
+    if "got `null` - at `$." in text and not text.endswith("]`"):  # a null among an array's numbers is of a wrong type
+        return Refused(event, "missing-field", text)
     for words, reason in _BY_WORDS:
         if words in text:
             return Refused(event, reason, text)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.learners.protocol import Array, Batch, Floats, Value
-from millrace.streams.formats.json_rows import RecordError, label_value
+from millrace.streams.formats.meaning import RecordError, label_value
 from millrace.streams.labels.identities import NO_LABEL, Identities
 from millrace.streams.labels.pending import TrainingRows, Waiting
 from millrace.streams.labels.served import LabelValue, LateLabel, Prediction, Served, Withheld, hash64

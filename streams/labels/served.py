@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from millrace.learners.errors import BadInputError
 from millrace.streams.formats.contents import Contents
-from millrace.streams.formats.json_rows import Codec, RecordError, Refused, Rows, has_label, label_value, refusal, unique
+from millrace.streams.formats.json_rows import Codec, Refused, Rows, has_label, refusal, unique
+from millrace.streams.formats.meaning import RecordError, label_value
 from millrace.streams.records import Event, split_tp
 from millrace.streams.schema import LARGEST, Schema
 from millrace.streams.sharding import Placing
@@ -142,6 +143,12 @@ class ServedCodec:
         codec._max_bytes, codec._rows, codec._events = sys.maxsize, self._rows.without_limit, self._events.without_limit
         return codec
 
+    def of_revision(self, revision: int) -> ServedCodec:
+        """This codec with the meaning that values had for a branch which was begun under an older revision."""
+        other = copy(self)
+        other._rows, other._events = self._rows.of_revision(revision), self._events.of_revision(revision)
+        return other
+
     def placed_by(self, place: Placing) -> ServedCodec:
         """This codec for a topic that is dealt out to shards, where ``place`` says in which partitions keys belong."""
         codec = copy(self)
@@ -210,7 +217,7 @@ class ServedCodec:
         return [record if isinstance(record, Prediction) else self._labelled(record) for record in records]
 
     def _labelled(self, record: LateLabel) -> LateLabel:
-        return LateLabel(record.id, label_value(self._label, record.label), record.revision)
+        return LateLabel(record.id, label_value(self._label, record.label, self._rows.revision), record.revision)
 
     def _check_answers(self, records: list[Prediction]) -> None:
         classify = self._label.task == "classify"

@@ -263,7 +263,7 @@ def test_the_same_pipeline_with_another_number_of_partitions_is_refused(tmp_path
 
 
 def test_csv_cells_become_what_the_schema_takes_them_for(tmp_path: Path) -> None:
-    """JSON numbers stay numbers, empty cells are null, columns declared as text stay text, and nothing is guessed."""
+    """JSON numbers stay numbers, empty cells and NaN are null, columns declared as text stay text, and nothing is guessed."""
     from millrace.services.data.send import values_of
     from millrace.streams.schema import Field, Label, Schema
 
@@ -274,7 +274,7 @@ def test_csv_cells_become_what_the_schema_takes_them_for(tmp_path: Path) -> None
     assert [json.loads(value) for value in values_of(path, schema)] == [
         {"a": 1, "b": 2.5, "town": "007", "label": "1"},
         {"a": -3, "b": 1000.0, "town": None, "label": "true"},
-        {"a": "007", "b": "nan", "town": "1_000", "label": 'x "y"'},
+        {"a": "007", "b": None, "town": "1_000", "label": 'x "y"'},
     ]
 
 
@@ -286,9 +286,13 @@ def test_a_send_that_stops_midway_says_how_much_is_in_the_log(tmp_path: Path) ->
     done = millrace("send", "digits.toml", "half.csv", cwd=tmp_path)
     assert done.returncode == 2
     assert "The first 2000 records are in the log" in done.stderr
-    (tmp_path / "half.jsonl").write_bytes(b"\n".join([*flower_rows(2500), b"{"]))
-    arrow = here("send", "digits.toml", "half.jsonl", "--format", "arrow", "--rows-per-message", "2")
-    assert "The first 1000 records of 2 rows each are in the log" in arrow.stderr
+    lines = ["x,label", *["1,a"] * 2500, "1,a,too many"]
+    (tmp_path / "one.toml").write_text(
+        'name = "one"\nfields = [{ name = "x" }]\nlabel = { name = "label" }\nlearner = { kind = "ridge" }\n'
+    )
+    (tmp_path / "half.csv").write_text("\n".join(lines))
+    arrow = here("send", "one.toml", "half.csv", "--format", "arrow", "--rows-per-message", "2")
+    assert "The first 1000 records, which hold its first 2000 rows, are in the log" in arrow.stderr
     assert "Nothing was sent" in here("send", "digits.toml", "nowhere.csv").stderr
 
 

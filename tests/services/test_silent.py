@@ -1,4 +1,4 @@
-"""Data that went wrong without a word: what is learned of it is right, by an independent computation, and what is odd is said."""
+"""Data that went wrong without a word: it is learned right, by an independent computation, and what is odd is said."""
 
 from __future__ import annotations
 

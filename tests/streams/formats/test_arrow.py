@@ -53,7 +53,7 @@ def test_a_message_of_several_batches_is_its_rows_in_order() -> None:
     batches = [pa.record_batch([[1.0, float(at)], [2.0, np.nan if at == 1 else 3.0], [1, 2]], schema=schema) for at in range(3)]
     rows, refused = decoded(message(batches))
     assert rows.columns[0][:, 0].tolist() == [1.0, 0.0, 1.0, 1.0, 2.0] and rows.offset.tolist() == [7] * 5
-    assert [(one.row, one.reason) for one in refused] == [(3, "not-finite")]
+    assert [(one.row, one.reason) for one in refused] == [(3, "missing-field")]
 
 
 def test_rows_and_messages_may_lie_in_one_read_in_any_order() -> None:
@@ -82,7 +82,7 @@ def test_small_and_narrow_numbers_are_widened() -> None:
 
 
 BAD_ROWS = {
-    "not-finite": {"a": [1.0, float("nan"), 3.0]},
+    "not-finite": {"a": [1.0, float("inf"), 3.0]},
     "missing-field": {"a": [1.0, None, 3.0]},
     "negative-weight": {"w": [1.0, -1.0, None]},
 }
@@ -105,7 +105,7 @@ def test_bad_rows_of_other_kinds_are_refused_by_their_number() -> None:
     assert reason(table(x=lists), ARRAY) == ("wrong-shape", 1)
     assert reason(table(x=pa.array([None, [1.0, 2.0, 3.0]], pa.list_(pa.float32(), 3))), ARRAY) == ("missing-field", 0)
     assert reason(table(x=pa.array([[1.0, 2.0, 3.0], [1.0, None, 3.0]], pa.list_(pa.float32(), 3))), ARRAY) == ("wrong-type", 1)
-    assert reason(table(x=pa.array([[1.0, 2.0, 3.0]], pa.list_(pa.float32(), 3)), y=[np.nan]), ARRAY) == ("not-finite", 0)
+    assert reason(table(x=pa.array([[1.0, 2.0, 3.0]], pa.list_(pa.float32(), 3)), y=[np.inf]), ARRAY) == ("not-finite", 0)
     kinds = Schema((Field("k", type="categorical", categories=("ant", "bee")),), Label("y"))
     assert reason(table(k=["ant", "cow"]), kinds) == ("unknown-category", 1)
     assert reason(table(k=pa.array(["ant", "bee"]).dictionary_encode()), kinds) == ("good", None)
@@ -118,9 +118,9 @@ def test_a_message_with_other_columns_is_refused_as_a_whole() -> None:
     assert reason(table(**good, c=[1.0])) == ("unknown-field", None)
     assert reason(table(a=[1.0], y=[1])) == ("missing-field", None)
     assert reason(message(pa.record_batch([[1.0], [1.0], [2.0]], names=["a", "a", "b"]))) == ("duplicate-field", None)
-    for column in (["1.0"], [True], [[1.0]], pa.array([1], pa.timestamp("ms")), pa.nulls(1)):
+    for column in (["1.0"], [b"1"], [[1.0]], pa.array([1], pa.timestamp("ms")), pa.array([{"b": 1}])):
         assert reason(table(**(good | {"a": column}))) == ("wrong-type", None)
-    for label in (["1"], [1.0], [True]):
+    for label in (["1"], [b"1"], [True]):
         assert reason(table(**(good | {"y": label}))) == ("wrong-type", None)
     assert reason(table(x=pa.array([[1.0, 2.0]], pa.list_(pa.float64(), 2))), ARRAY) == ("wrong-shape", None)
     extension = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1], pa.int8()))
@@ -193,6 +193,6 @@ def test_the_dead_letter_of_a_row_is_that_row_alone() -> None:
     assert (said["millrace.offset"], said["millrace.row"], said["millrace.partition"]) == (b"9", b"1", b"3")
     assert said["producer"] == b"till-7" and CONTENT_TYPE not in said and letter.key == b"k"
     assert json.loads(letter.value) == {"a": float("inf"), "b": 2.0, "y": 2}
-    assert CONTENTS.decode([Event(0, 5, None, letter.headers, letter.value)])[1][0].reason == "unreadable"
-    mended = letter.value.replace(b"Infinity", b"4")
+    assert CONTENTS.decode([Event(0, 5, None, letter.headers, letter.value)])[1][0].reason == "not-finite"
+    mended = letter.value.replace(b"1e999", b"4")
     assert len(CONTENTS.decode([Event(0, 5, None, letter.headers, mended)])[0]) == 1

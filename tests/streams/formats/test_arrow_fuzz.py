@@ -13,7 +13,7 @@ from pipelines import MIXED, encoded, event, mixed_rows
 from millrace.streams.branch.outputs import dead_letter
 from millrace.streams.formats.arrow import encode_rows
 from millrace.streams.formats.contents import Contents
-from millrace.streams.formats.json_rows import REASONS
+from millrace.streams.formats.meaning import REASONS
 
 CONTENTS = Contents(MIXED, 4096, 1 << 20)
 GOOD = encoded(mixed_rows(1)[0])

@@ -22,7 +22,8 @@ from millrace.services.pipeline.instance import Instance
 from millrace.streams.errors import StorageError
 from millrace.streams.formats.avro import Registry
 from millrace.streams.formats.contents import Contents
-from millrace.streams.formats.json_rows import REASONS, Codec
+from millrace.streams.formats.json_rows import Codec
+from millrace.streams.formats.meaning import REASONS
 from millrace.streams.records import Record
 
 
@@ -117,8 +118,9 @@ def test_what_cannot_be_read_is_refused_with_a_reason(registry, tmp_path) -> Non
     contents = Contents(MIXED, 4096, registry=Registry(url(registry), tmp_path))
     good = framed(258, {"size": 1.0, "at": 2.0, "pixels": [1.0, 2.0, 3.0], "kind": "ant"})
     cases = [(good, "good"), (b"\0\0", "unreadable"), (good[:-2], "unreadable"), (good + b"\0", "unreadable")]
-    cases += [(struct.pack(">bI", 0, number) + b"\x02\x02a", "unknown-schema") for number in (3, 4, 5, 6, 7, 8, 77)]
-    cases += [(framed(258, {"size": float("nan"), "at": 2.0, "pixels": [1.0, 2.0, 3.0], "kind": "ant"}), "not-finite")]
+    cases += [(struct.pack(">bI", 0, number) + b"\x02\x02a", "unknown-schema") for number in (3, 7, 8, 77)]
+    cases += [(struct.pack(">bI", 0, number) + b"\x02\x02a", "wrong-type") for number in (4, 5, 6)]
+    cases += [(framed(258, {"size": float("nan"), "at": 2.0, "pixels": [1.0, 2.0, 3.0], "kind": "ant"}), "missing-field")]
     cases += [(framed(258, {"size": 1.0, "at": 2.0, "pixels": [1.0, float("inf"), 3.0], "kind": "ant"}), "not-finite")]
     cases += [(framed(258, {"size": 1.0, "at": 2.0, "pixels": [1.0], "kind": "ant"}), "wrong-shape")]
     cases += [(framed(258, {"size": 1.0, "at": 2.0, "pixels": [1.0] * 3, "kind": "elk"}), "unknown-category")]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pipelines import MIXED, ROW, encoded, event, events, mixed_rows
 
 from millrace.streams.branch.outputs import dead_letter
-from millrace.streams.formats.json_rows import REASONS, Codec
+from millrace.streams.formats.json_rows import Codec
+from millrace.streams.formats.meaning import REASONS
 
 CODEC = Codec(MIXED, max_bytes=4096)
 GOOD = encoded(ROW)

@@ -10,7 +10,7 @@ from arrows import table
 from pipelines import encoded
 
 from millrace.streams.formats.contents import Contents
-from millrace.streams.formats.json_rows import REASONS
+from millrace.streams.formats.meaning import REASONS
 from millrace.streams.records import Event, encode_headers
 from millrace.streams.schema import Field, Label, Schema
 
