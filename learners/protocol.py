@@ -184,6 +184,32 @@ class RaisesRate(Protocol):
         """
 
 
+@runtime_checkable
+class EarlierRevisions(Protocol):
+    """A learner that can still be what it was at an earlier revision, so that branches begun under that one go on."""
+
+    @property
+    def revisions(self) -> tuple[int, ...]:
+        """Those that it can be, its own among them."""
+
+    def as_of(self, revision: int) -> None:
+        """Be the untaught learner of that revision: the same rows lead to the state they led to then, bit for bit.
+
+        A state is loaded as what it was of. Raises: LearnerError where this release has no such revision.
+        """
+
+
+@runtime_checkable
+class Warns(Protocol):
+    """A learner that knows which features it makes nothing of."""
+
+    def warnings(self) -> dict[int, str]:
+        """Why, by the feature's column in x, as of the rows learned so far. Pure.
+
+        A reason is a word, a colon, and a sentence that says what to do, if anything.
+        """
+
+
 def within(numbers: Floats, low: float, high: float) -> bool:
     """Whether each of the numbers is within its bounds; NaN is in none.
 

@@ -9,6 +9,7 @@ from typing import Any
 from millrace.learners.analytic.class_statistics import ClassStatistics
 from millrace.learners.analytic.normal_equations import Solution, Sums
 from millrace.learners.analytic.priors import Prior
+from millrace.learners.linear.servable import LinearServable
 from millrace.learners.protocol import Floats
 
 
@@ -34,3 +35,12 @@ class Solver:
     answer: Callable[[Any, Statistics], Solution]  # (config, statistics), pure
     per_class: Callable[[], ClassStatistics] | None = None  # makes empty ones, where more than the sums is to be kept
     begin: Callable[[Any, Statistics], Callable[[], Solution]] | None = None  # for background.py; None: learning waits for it
+
+
+def served(names: tuple[str, ...], solution: Solution, projection: Floats | None) -> LinearServable:
+    """What answers by a solution: rows as seen from its centre, where it has one."""
+    weights, centre = solution.weights, solution.centre
+    if centre is None:
+        return LinearServable(names, weights, solution.intercept, projection)
+    intercept = solution.intercept - centre @ weights
+    return LinearServable(names, weights, intercept, projection, centre=centre, level=solution.intercept)

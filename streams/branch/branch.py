@@ -11,7 +11,7 @@ import msgspec
 
 from millrace.learners.drift.alarms import DriftConfig
 from millrace.learners.errors import ConfigError, LearnerError
-from millrace.learners.protocol import Learner, Value
+from millrace.learners.protocol import EarlierRevisions, Learner, Value
 from millrace.streams.branch.learner_rollback import is_learned, rewound
 from millrace.streams.errors import DamageError
 from millrace.streams.formats.contents import Contents
@@ -88,14 +88,30 @@ class FoldSpec:
 
         Raises: LearnerError where this release cannot fold such a fork.
         """
-        learner = self.make_learner()
-        if fork.learner_revision != learner.revision:
-            raise LearnerError(
-                f"Branch {fork.branch} was learned by revision {fork.learner_revision} of {fork.learner}; this release has "
-                f"revision {learner.revision}, which would learn the same rows differently. Use the release that wrote it."
-            )
         owner = Owner(fork.branch, merging_branch(fork.branch))
-        return Fold(self.schema, self.make_learner, self.stages(), fork.positions, owner)
+        return Fold(self.schema, self.make_as_of(fork), self.stages(), fork.positions, owner)
+
+    def make_as_of(self, fork: Fork) -> Callable[[], Learner]:
+        """What makes learners of the revision that a branch was begun under.
+
+        Raises: LearnerError where this release cannot learn as that one did.
+        """
+
+        def make() -> Learner:
+            learner = self.make_learner()
+            if fork.learner_revision == learner.revision:
+                return learner
+            if not isinstance(learner, EarlierRevisions) or fork.learner_revision not in learner.revisions:
+                raise LearnerError(
+                    f"Branch {fork.branch} was learned by revision {fork.learner_revision} of {fork.learner}; this release has "
+                    f"revision {learner.revision}, which would learn the same rows differently. Learn them anew with "
+                    "`millrace run --branch NEW`, or use the release that wrote it; its versions still answer."
+                )
+            learner.as_of(fork.learner_revision)
+            return learner
+
+        make()
+        return make
 
     def stages(self) -> Stages:
         """New ones, that no row has passed."""
@@ -221,7 +237,7 @@ def start(fold_spec: FoldSpec, store: Store, fork: Fork) -> Fold:
         manifest = read_checkpoint(store, branch, str(fork.join_from))
         parts = _checked_parts(store, branch, manifest, manifest.parts)
         if fork.learner_from != fork.join_from:
-            parts = rewound(fold_spec.schema, fold_spec.make_learner, _learner_parts(store, fork), parts)
+            parts = rewound(fold_spec.schema, fold_spec.make_as_of(fork), _learner_parts(store, fork), parts)
         fold.load(carried(fork, parts))
     except DamageError as error:
         raise DamageError(

@@ -1,0 +1,36 @@
+"""Which features carry no digits, and why: what a learner of sums gives no weight to, and what a column came too coarse for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from millrace.learners.analytic.normal_equations import CONSTANT, Sums, centred_squares
+from millrace.learners.protocol import Array
+
+SAME = "constant: its values are all the same, or differ by their own rounding, so it has no weight"
+LOST = (
+    "lost: rows far from all others, taken out since, have cost its digits, so it has no weight; "
+    "fold the log without those rows on a new branch"
+)
+COARSE = (
+    "float32: every value is a float32, and steps of float32 are wider here than the values deviate; "
+    "send it as float64, or counted from a nearer zero"
+)
+
+
+def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
+    """Why a feature has no weight, or less than it could have, by feature. ``finer`` (d,): 1 where some value is no float32.
+
+    Without an intercept constant features count, and none is without weight but zeros.
+    """
+    if sums.weight <= 0.0:
+        return {}
+    mean = sums.features / sums.weight
+    centred, varies = centred_squares(sums, mean)
+    kept = varies if intercept else np.diag(sums.gram) > 0.0
+    lost = ~kept & (centred > CONSTANT * np.diag(sums.gram)) & (sums.largest > 0.0)
+    largest = float(np.finfo(np.float32).max)
+    step = np.spacing(np.minimum(np.abs(sums.centre + mean), largest).astype(np.float32)).astype(np.float64)
+    coarse = varies & (finer == 0) & (step > np.sqrt(np.maximum(centred, 0.0) / sums.weight))
+    reasons = ((~kept, SAME), (lost, LOST), (coarse, COARSE))
+    return dict(sorted((int(at), why) for chosen, why in reasons for at in np.flatnonzero(chosen)))
