@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from millrace.learners.analytic.normal_equations import CONSTANT, Sums, centred_squares
-from millrace.learners.protocol import Array
+from millrace.learners.protocol import Array, Floats
 
 SAME = "constant: its values are all the same, or differ by their own rounding, so it has no weight"
 LOST = (
@@ -34,3 +34,12 @@ def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
     coarse = varies & (finer == 0) & (step > np.sqrt(np.maximum(centred, 0.0) / sums.weight))
     reasons = ((~kept, SAME), (lost, LOST), (coarse, COARSE))
     return dict(sorted((int(at), why) for chosen, why in reasons for at in np.flatnonzero(chosen)))
+
+
+def note_finer(finer: Array, x: Floats) -> None:
+    """Set ``finer`` (d,) to 1 for the features of which a value in x (n, d) is finer than float32 can say."""
+    undecided = np.flatnonzero(finer == 0)
+    if undecided.size:
+        values = x if undecided.size == len(finer) else x[:, undecided]
+        with np.errstate(over="ignore"):
+            finer[undecided] = (values.astype(np.float32) != values).any(axis=0)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -65,6 +65,29 @@ class Sums:
     def empty(cls, d: int) -> Sums:
         """Sums over no rows, of ``d`` features and no outputs."""
         return cls(np.zeros((d, d), order="F"), np.zeros((0, d)), np.zeros(d), np.zeros(0), np.zeros(0))
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Sums:
+        """The sums that gave ``state``, whose arrays they keep; of a release before there was a centre, it is 0."""
+        gram = lapack().dtpttr(len(state["features"]), state["gram"], uplo="L")[0]
+        sums = (state[key] for key in ("cross", "features", "targets", "squares", "weight"))
+        return cls(gram, *sums, *(state.get(key, np.zeros(0)) for key in ("centre", "centre_targets", "largest")))
+
+    def state(self) -> dict[str, Any]:
+        """A copy of all sums, G as its packed lower triangle (d (d + 1) / 2,) in LAPACK's order."""
+        return {
+            "gram": lapack().dtrttp(self.gram, uplo="L")[0],
+            "cross": self.cross[: len(self.targets)].copy(),
+            "features": self.features.copy(),
+            "targets": self.targets.copy(),
+            "squares": self.squares.copy(),
+            "weight": self.weight,
+        }
+
+    def centre_state(self) -> dict[str, Any]:
+        """A copy of where they are seen from, and of what rounding is reckoned by."""
+        centre = {"centre": self.centre.copy(), "centre_targets": self.centre_targets.copy()}
+        return centre | {"largest": self.largest.copy()}
 
     def grow(self, outputs: int) -> None:
         """Make room for ``outputs`` in all; a new output starts at 0, which is exact for a class not seen before."""

@@ -8,6 +8,8 @@ Source: docs/design/learners.md#centre.
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 
 from millrace.learners.analytic.centre import moved
@@ -59,3 +61,17 @@ def share(ours: tuple[Sums, ClassStatistics | None], theirs: tuple[Sums, ClassSt
         ours[0].centre_targets = theirs[0].centre_targets.copy()
     if isinstance(ours[1], ClassMoments) and isinstance(theirs[1], ClassMoments):
         ours[1].centre = theirs[1].centre.copy()
+
+
+def seen_from(ours: Sums, theirs: tuple[Sums, ClassStatistics | None]) -> tuple[Sums, ClassStatistics | None]:
+    """Others' statistics, or copies of them, seen from the centre of ``ours``.
+
+    Of classes targets are seen from 0 wherever they are; numbers are as many on both sides, or none on one.
+    """
+    sums, per_class = theirs
+    targets = ours.centre_targets if len(ours.targets) == len(sums.targets) else sums.centre_targets
+    if np.array_equal(sums.centre, ours.centre) and np.array_equal(sums.centre_targets, targets):
+        return theirs
+    sums, per_class = deepcopy(sums), deepcopy(per_class)
+    move(sums, per_class, ours.centre, targets)
+    return sums, per_class

@@ -21,7 +21,6 @@ slda.py, ncm.py). Taking rows out again, giving them other labels and merging wo
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,14 +28,14 @@ import numpy as np
 
 from millrace.learners.analytic.background import BackgroundSolve, derived, restored
 from millrace.learners.analytic.centre import next_look
+from millrace.learners.analytic.checked import names_of, numbers_of, rows_of
 from millrace.learners.analytic.class_statistics import ClassGrams
-from millrace.learners.analytic.dropped import warnings_of
-from millrace.learners.analytic.linalg import lapack
-from millrace.learners.analytic.normal_equations import Solution, Sums, solve
-from millrace.learners.analytic.recentring import begin, look, move, share
-from millrace.learners.analytic.solver import Solver, Statistics, served
+from millrace.learners.analytic.dropped import note_finer, warnings_of
+from millrace.learners.analytic.normal_equations import Solution, Sums
+from millrace.learners.analytic.recentring import begin, look, seen_from, share
+from millrace.learners.analytic.solver import Solver, Statistics, projection, regression, served
 from millrace.learners.errors import BadInputError, LearnerError
-from millrace.learners.linear.servable import LinearServable, expanded, finite
+from millrace.learners.linear.servable import LinearServable, expanded
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
 
 
@@ -96,11 +95,11 @@ class Ridge:
         self.config = config
         self.d = d
         self.seed = seed
-        self.head = head if head is not None else Solver("ridge", config, _regression)
+        self.head = head if head is not None else Solver("ridge", config, regression)
         self._per_class = None if self.head.per_class is None else self.head.per_class()
         self.rows = 0  # learned, whatever they weighed
         self.solved_rows = 0  # value of ``rows`` at the last solve
-        self._projection = _projection(config.expand, d, seed) if config.expand else None
+        self._projection = projection(config.expand, d, seed) if config.expand else None
         self._sums = Sums.empty(config.expand or d)
         self._classes: dict[str, int] = {}  # name -> column, in order of first appearance
         self._counts = np.zeros(0, dtype=np.int64)  # (C,) learned rows of each class
@@ -148,22 +147,15 @@ class Ridge:
 
         Raises: LearnerError where that could not be solved.
         """
-        sums, columns = self._sums, len(self._sums.targets)
-        packed = lapack().dtrttp(sums.gram, uplo="L")[0]
         truth: dict[str, Value] = {
             **self._shape(),
-            "gram": packed,  # (d_phi (d_phi + 1) / 2,), LAPACK order
-            "cross": sums.cross[:columns].copy(),
-            "features": sums.features.copy(),
-            "targets": sums.targets.copy(),
-            "squares": sums.squares.copy(),
-            "weight": sums.weight,
+            **self._sums.state(),
             "rows": self.rows,
             "classes": list(self._classes),
             "counts": self._counts.copy(),
             "projection": None if self._projection is None else self._projection.copy(),
             **({} if self._per_class is None else self._per_class.state()),
-            **({} if self.revision == 1 else self._centre_state()),
+            **({} if self.revision == 1 else self._sums.centre_state() | {"finer": self._finer.copy()}),
         }
         return State(truth, derived(self._solution, self.solved_rows, "") | self._behind.derived())
 
@@ -175,10 +167,7 @@ class Ridge:
         truth = state.truth_of(self._shape())
         self.revision = 2 if "centre" in truth else 1
         copied: dict[str, Any] = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in truth.items()}
-        gram = lapack().dtpttr(self.config.expand or self.d, copied["gram"], uplo="L")[0]
-        sums = (copied[key] for key in ("cross", "features", "targets", "squares", "weight"))
-        centre = (copied.get(key, np.zeros(0)) for key in ("centre", "centre_targets", "largest"))
-        self._sums = Sums(gram, *sums, *centre)
+        self._sums = Sums.of(copied)
         self._classes = {name: column for column, name in enumerate(copied["classes"])}
         self._counts, self._projection, self.rows = copied["counts"], copied["projection"], copied["rows"]
         self._finer = copied.get("finer", np.zeros(self.d, dtype=np.int8))
@@ -195,22 +184,13 @@ class Ridge:
 
     @property
     def error(self) -> float:
-        """How far the last solution can be from the exact one of its sums; 0 where it was restored and not solved here.
-
-        See normal_equations.Solution.
-        """
+        """How far the last solution can be from the exact one of its sums (Solution.error); 0 where it was restored."""
         return self._solution.error
 
     def known(self) -> Statistics:
         """The statistics as they are; a view, so nothing may be written to it."""
         names = tuple(self._classes)
         return Statistics(self._sums, self._per_class, names, self.rows, self._projection, self.seed)
-
-    def _centre_state(self) -> dict[str, Value]:
-        """What a state has since revision 2."""
-        sums = self._sums
-        centre = {"centre": sums.centre.copy(), "centre_targets": sums.centre_targets.copy()}
-        return centre | {"largest": sums.largest.copy(), "finer": self._finer.copy()}
 
     def as_of(self, revision: int) -> None:
         """Be the untaught learner of an earlier revision, so that rows lead to the state they led to then, bit for bit.
@@ -227,35 +207,14 @@ class Ridge:
         return shape if self.head.kind == "ridge" else shape | {"seed": self.seed}  # pseudo-features are drawn by it
 
     def _checked(self, batch: Batch) -> tuple[Floats, Array, Floats | None]:
-        """x (n, d), y (n,) or (n, k), and weight (n,) with the decay in it, or None where all are 1.
+        """x (n, d), y (n,) or (n, k), and weight (n,), or None where all are 1; room for the classes that are new.
 
         Raises: BadInputError naming the column, what was expected and what came.
         """
-        x = finite("x", batch.x, (self.d,))
-        if batch.y is None or batch.y.shape[:1] != x.shape[:1]:
-            raise BadInputError(f"column y: expected {len(x)} labels, got {None if batch.y is None else batch.y.shape}")
-        y = self._names(batch.y) if self.config.task == "classify" else self._numbers(batch.y)
-        weight = None if batch.weight is None else finite("weight", batch.weight, ())
-        if weight is not None and (len(weight) != len(x) or weight.min() < 0.0):
-            least = weight.min(initial=0.0)
-            raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {least}")
-        return x, y, None if weight is None or (weight == 1.0).all() else weight
-
-    def _names(self, y: Array) -> Array:
-        """Class names (n,), each a str, and room for those that are new. Raises: BadInputError."""
-        names = y.ravel().tolist()
-        strange = [] if set(map(type, names)) <= {str} else [name for name in names if not isinstance(name, str)]
-        if y.ndim != 1 or strange:
-            raise BadInputError(f"column y: expected class names (n,), got {y.shape} with {strange[:1]}")
-        most = None if self._per_class is None else self._per_class.most
-        if most is not None and len(classes := self._classes.keys() | set(names)) > most:
-            raise BadInputError(f"column y: {len(classes)} classes; there is room for most_classes = {most}; raise it, or fork")
-        return y
-
-    def _numbers(self, y: Array) -> Floats:
-        """Regression targets (n, k), k as learned before."""
-        k = len(self._sums.targets) or (1 if y.ndim == 1 else max(1, y.shape[-1]))
-        return finite("y", y[:, None] if y.ndim == 1 else y, (k,))
+        x, y, weight = rows_of(batch, self.d)
+        if self.config.task != "classify":
+            return x, numbers_of(y, len(self._sums.targets)), weight
+        return x, names_of(y, self._classes, None if self._per_class is None else self._per_class.most), weight
 
     def _targets(self, y: Array) -> Floats:
         """Target columns (n, C), one-hot for classes, with room made for those that are new."""
@@ -319,7 +278,7 @@ class Ridge:
     def _sum_up(self, x: Floats, targets: Floats, weight: Floats | None) -> None:
         """Sum up rows: row i of n weighs decay^(n - 1 - i), and what was there before decay^n."""
         if self.revision > 1:
-            self._notice_finer(x)
+            note_finer(self._finer, x)
         decay = self.config.decay
         if decay < 1.0:
             faded: Floats = np.power(decay, np.arange(len(x) - 1, -1, -1, dtype=np.float64))
@@ -333,14 +292,6 @@ class Ridge:
             self._per_class.add(x, away, targets.argmax(axis=1), np.ones(len(x)) if weight is None else weight, keep)
         self.rows += len(x)
 
-    def _notice_finer(self, x: Floats) -> None:
-        """Note the features of which a value is finer than float32 can say."""
-        open_ = np.flatnonzero(self._finer == 0)
-        if open_.size:
-            values = x if open_.size == self.d else x[:, open_]
-            with np.errstate(over="ignore"):
-                self._finer[open_] = (values.astype(np.float32) != values).any(axis=0)
-
     def _grow(self) -> None:
         """Make room for all classes there are."""
         self._sums.grow(max(len(self._classes), len(self._sums.targets)))
@@ -353,20 +304,6 @@ class Ridge:
         other = Ridge(self.config, self.d, self.seed, self.head)
         other._projection, other.revision = self._projection, self.revision
         return other
-
-    def _seen_as(self, other: Ridge) -> Ridge:
-        """Itself, or one that holds the same statistics seen from the centre of ``other``."""
-        centre, targets = other._sums.centre, self._sums.centre_targets
-        if self.config.task == "regress" and len(self._sums.targets):
-            targets = other._sums.centre_targets
-        if np.array_equal(self._sums.centre, centre) and np.array_equal(self._sums.centre_targets, targets):
-            return self
-        again = self.blank()
-        again._sums, again._per_class = deepcopy(self._sums), deepcopy(self._per_class)
-        again._classes, again._counts, again.rows = dict(self._classes), self._counts.copy(), self.rows
-        again._finer = self._finer.copy()
-        move(again._sums, again._per_class, centre, targets)
-        return again
 
     def gathered(self, batch: Batch) -> Ridge:
         """One of the same make that holds the statistics of these rows alone, and has solved nothing.
@@ -403,17 +340,17 @@ class Ridge:
         self._refuse_misfit(other)
         if self._sums.weight == 0.0 and other._sums.weight != 0.0:
             share((self._sums, self._per_class), (other._sums, other._per_class))
-        other = other._seen_as(self)
+        sums, per_class = seen_from(self._sums, (other._sums, other._per_class))
         columns = [self._classes.setdefault(name, len(self._classes)) for name in other._classes]
         columns = columns or list(range(len(other._sums.targets)))
         self._sums.grow(max(len(columns), len(self._sums.targets)))
         self._grow()
-        self._sums.combine(other._sums, columns, sign)
+        self._sums.combine(sums, columns, sign)
         self._counts[columns[: len(other._counts)]] += sign * other._counts
         self.rows += sign * other.rows
         self._finer |= other._finer
         if self._per_class is not None:
-            self._per_class.combine(other._per_class, columns, sign)  # type: ignore[arg-type]  # of the same make
+            self._per_class.combine(per_class, columns, sign)  # type: ignore[arg-type]  # of the same make
 
     def _refuse_misfit(self, other: Ridge) -> None:
         most = None if self._per_class is None else self._per_class.most
@@ -460,16 +397,3 @@ class Ridge:
         """Answer from now on by ``solution``."""
         self._solution = solution
         self._servable = served(tuple(self._classes), solution, self._projection)
-
-
-def _regression(config: RidgeConfig, statistics: Statistics) -> Solution:
-    """The answers of a ridge."""
-    if statistics.prior is not None:
-        raise LearnerError("a ridge keeps nothing of each class, so it has the prior it saw; use kind air or aef-ocl")
-    return solve(statistics.sums, config.gamma, config.intercept, config.standardise)
-
-
-def _projection(features: int, d: int, seed: int) -> Floats:
-    """A (features, d), uniform in +-1 / sqrt(d), the reference code's initialisation. Source: ACIL, Buffer.py."""
-    bound = 1.0 / np.sqrt(d)
-    return np.random.Generator(np.random.PCG64(seed)).uniform(-bound, bound, (features, d))

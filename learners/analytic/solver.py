@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from millrace.learners.analytic.class_statistics import ClassStatistics
-from millrace.learners.analytic.normal_equations import Solution, Sums
+from millrace.learners.analytic.normal_equations import Solution, Sums, solve
 from millrace.learners.analytic.priors import Prior
+from millrace.learners.errors import LearnerError
 from millrace.learners.linear.servable import LinearServable
 from millrace.learners.protocol import Floats
 
@@ -44,3 +47,16 @@ def served(names: tuple[str, ...], solution: Solution, projection: Floats | None
         return LinearServable(names, weights, solution.intercept, projection)
     intercept = solution.intercept - centre @ weights
     return LinearServable(names, weights, intercept, projection, centre=centre, level=solution.intercept)
+
+
+def regression(config: Any, statistics: Statistics) -> Solution:
+    """The answers of a ridge."""
+    if statistics.prior is not None:
+        raise LearnerError("a ridge keeps nothing of each class, so it has the prior it saw; use kind air or aef-ocl")
+    return solve(statistics.sums, config.gamma, config.intercept, config.standardise)
+
+
+def projection(features: int, d: int, seed: int) -> Floats:
+    """A (features, d), uniform in +-1 / sqrt(d), the reference code's initialisation. Source: ACIL, Buffer.py."""
+    bound = 1.0 / np.sqrt(d)
+    return np.random.Generator(np.random.PCG64(seed)).uniform(-bound, bound, (features, d))
