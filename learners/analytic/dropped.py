@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from millrace.learners.analytic.normal_equations import CONSTANT, Sums, centred_squares
+from millrace.learners.analytic.normal_equations import Sums, centred_squares
 from millrace.learners.protocol import Array, Floats
 
 SAME = "constant: its values are all the same, or differ by their own rounding, so it has no weight"
 LOST = (
-    "lost: rows far from all others, taken out since, have cost its digits, so it has no weight; "
-    "fold the log without those rows on a new branch"
+    "lost: what is left of it is less than the rounding of rows that are gone and lay far from the others, so it has no "
+    "weight; if its values differ, learn the log on a new branch that leaves those rows out"
 )
 COARSE = (
     "float32: every value is a float32, and steps of float32 are wider here than the values deviate; "
@@ -28,7 +28,7 @@ def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
     mean = sums.features / sums.weight
     centred, varies = centred_squares(sums, mean)
     kept = varies if intercept else np.diag(sums.gram) > 0.0
-    lost = ~kept & (centred > CONSTANT * np.diag(sums.gram)) & (sums.largest > 0.0)
+    lost = ~kept & (sums.largest > np.maximum(np.diag(sums.gram), 0.0))
     largest = float(np.finfo(np.float32).max)
     step = np.spacing(np.minimum(np.abs(sums.centre + mean), largest).astype(np.float32)).astype(np.float64)
     coarse = varies & (finer == 0) & (step > np.sqrt(np.maximum(centred, 0.0) / sums.weight))
