@@ -189,11 +189,37 @@ class RaisesRate(Protocol):
 
 
 @runtime_checkable
+class EarlierRevisions(Protocol):
+    """A learner that can still be what it was at an earlier revision, so that branches begun under that one go on."""
+
+    @property
+    def revisions(self) -> tuple[int, ...]:
+        """Those that it can be, its own among them."""
+
+    def as_of(self, revision: int) -> None:
+        """Be the untaught learner of that revision: the same rows lead to the state they led to then, bit for bit.
+
+        A state is loaded as what it was of. Raises: LearnerError where this release has no such revision.
+        """
+
+
+@runtime_checkable
 class Notices(Protocol):
     """A learner that may learn a row otherwise than it came, or not at all."""
 
     def noticed(self) -> dict[str, Any]:
-        """How much of that there was, by the names of ``streams/state/notices.py``; ``dropped``: a reason by column of x."""
+        """How much of that there was, by the names of ``streams/state/notices.py``."""
+
+
+@runtime_checkable
+class Warns(Protocol):
+    """A learner that knows which features it makes nothing of."""
+
+    def warnings(self) -> dict[int, str]:
+        """Why, by the feature's column in x, as of the rows learned so far. Pure.
+
+        A reason is a word, a colon, and a sentence that says what to do, if anything.
+        """
 
 
 def within(numbers: Floats, low: float, high: float) -> bool:

@@ -94,14 +94,17 @@ def balanced(config: AefOclConfig, statistics: Statistics) -> Sums:
         rows = min(round(k), config.pseudo_rows)
         if rows > 0:
             eps = _generator(statistics, column).standard_normal((rows, moments.mean.shape[1]))
-            z = moments.mean[column] + config.noise * deviation[column] * eps
-            phi = expanded(z, statistics.projection)
+            z = moments.mean[column] + config.noise * deviation[column] * eps  # from the moments' centre
+            if statistics.projection is None:
+                away = z + (moments.centre - sums.centre)
+            else:
+                away = expanded(z + moments.centre, statistics.projection) - sums.centre
             if config.solve_behind:
-                pseudo.add_apart(phi, column, k / rows)
+                pseudo.add_apart(away, column, k / rows)
             else:
                 y = np.zeros((rows, len(sums.targets)), order="F")
                 y[:, column] = 1.0
-                pseudo.add(phi, y, None if k == rows else np.full(rows, k / rows), 1.0)
+                pseudo.add(away, y, None if k == rows else np.full(rows, k / rows), 1.0)
     return pseudo
 
 

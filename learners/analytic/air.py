@@ -97,9 +97,11 @@ def deferred_solution(config: AirConfig, statistics: Statistics) -> Callable[[],
     pi = weights(config.prior if statistics.prior is None else statistics.prior, statistics.names, sums.targets)
     packed, cross = grams.weighed(pi), sums.cross[: len(pi)] * pi[:, None]
     targets, squares = sums.targets * pi, sums.squares * pi
+    centre, largest = sums.centre.copy(), sums.largest * pi.max(initial=0.0)
 
     def solution() -> Solution:
-        balanced = Sums(grams.whole(packed), cross, cross.sum(axis=0), targets, squares, float(targets.sum()))
+        gram, n = grams.whole(packed), float(targets.sum())
+        balanced = Sums(gram, cross, cross.sum(axis=0), targets, squares, n, centre, largest=largest)
         return solve(balanced, config.gamma, config.intercept, config.standardise, config.solve_behind)
 
     return solution

@@ -60,7 +60,8 @@ class BackgroundSolve:
 
 def derived(solution: Solution, rows: int, prefix: str) -> dict[str, Value]:
     """What a state says of a solution, on copies."""
-    return {
+    centre = {} if solution.centre is None else {prefix + "solved_centre": solution.centre.copy()}
+    return centre | {
         prefix + "weights": solution.weights.copy(order="F"),
         prefix + "intercept": solution.intercept.copy(),
         prefix + "residual": solution.residual,
@@ -72,4 +73,7 @@ def derived(solution: Solution, rows: int, prefix: str) -> dict[str, Value]:
 def restored(state: dict[str, Value], prefix: str) -> tuple[Solution, int]:
     """The solution that ``derived`` told of, on copies, and the rows that it follows from."""
     weights, intercept = np.array(state[prefix + "weights"], order="F"), np.array(state[prefix + "intercept"])
-    return Solution(weights, intercept, state[prefix + "residual"], state[prefix + "gamma"]), state[prefix + "solved_rows"]
+    stored = state.get(prefix + "solved_centre")
+    centre = None if stored is None else np.array(stored)
+    solution = Solution(weights, intercept, state[prefix + "residual"], state[prefix + "gamma"], centre=centre)
+    return solution, state[prefix + "solved_rows"]

@@ -2,8 +2,9 @@
 
 | symbol | name | shape |
 |---|---|---|
-| n_c, mean_c, M2_c | ``weight``, ``mean``, ``scatter`` of the rows of class c, in the space of x | (C,), (C, d), (C, d) |
-| A_c | sum over rows of class c of w phi phi^T, in ``packed`` | (d_phi (d_phi + 1) / 2,) each |
+| c_x | ``centre``, the values of a learned row in the space of x (centre.py) | (d,) |
+| n_c, mean_c, M2_c | ``weight``, ``mean`` from c_x, ``scatter`` of the rows of class c, of x | (C,), (C, d), (C, d) |
+| A_c | sum over rows of class c of w phi phi^T, phi from the sums' centre, in ``packed`` | (d_phi (d_phi + 1) / 2,) each |
 
 Rows can be taken out again as they were added. Differs from the reference code: the spread is a sum of squared distances to
 the running mean (Chan, Golub, LeVeque 1979). Rounding leaves that at 0 or
@@ -18,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from millrace.learners.analytic.centre import moved
 from millrace.learners.analytic.linalg import lapack
+from millrace.learners.analytic.normal_equations import shift_gram
 from millrace.learners.protocol import Array, Floats, Value
 
 
@@ -29,7 +32,7 @@ class ClassMoments:
 
     def __init__(self, d: int) -> None:
         """No class yet, over ``d`` features of x."""
-        self.weight = np.zeros(0)
+        self.weight, self.centre = np.zeros(0), np.zeros(d)
         self.mean, self.scatter = np.zeros((2, 0, d))
 
     def grow(self, classes: int) -> None:
@@ -39,12 +42,21 @@ class ClassMoments:
         self.mean = np.concatenate([self.mean, np.zeros((new, self.mean.shape[1]))])
         self.scatter = np.concatenate([self.scatter, np.zeros((new, self.mean.shape[1]))])
 
-    def add(self, x: Floats, phi: Floats, columns: Array, weight: Floats, keep: float) -> None:
+    def move(self, x: Floats) -> None:
+        """See rows from the newer row x (d,) where the mean of all lies far from where they are seen from."""
+        n = self.weight.sum()
+        total = self.weight @ self.mean
+        squares = self.scatter.sum(axis=0) + self.weight @ self.mean**2
+        centre = moved(self.centre, total, squares, n, x) if n > 0.0 else self.centre
+        self.mean -= np.where(self.weight[:, None] > 0.0, centre - self.centre, 0.0)
+        self.centre = centre
+
+    def add(self, x: Floats, away: Floats, columns: Array, weight: Floats, keep: float) -> None:
         """Let what is there weigh ``keep`` and add rows x (n, d) of classes ``columns`` (n,), weights (n,)."""
         self.weight *= keep
         self.scatter *= keep
         for column in np.unique(columns):
-            rows, w = x[columns == column], weight[columns == column]
+            rows, w = x[columns == column] - self.centre, weight[columns == column]
             total = float(w.sum())
             if total > 0.0:
                 mean = w @ rows / total
@@ -52,8 +64,9 @@ class ClassMoments:
 
     def combine(self, other: ClassMoments, columns: list[int], sign: float) -> None:
         """Add (``sign`` 1) or take out (-1) the rows of ``other``, whose class i is column ``columns[i]`` here."""
+        apart = other.centre - self.centre
         for at, column in enumerate(columns):
-            self._join(column, sign * other.weight[at], other.mean[at], sign * other.scatter[at])
+            self._join(column, sign * other.weight[at], other.mean[at] + apart, sign * other.scatter[at])
 
     def clear(self, columns: Array) -> None:
         """Forget all rows of some classes."""
@@ -70,12 +83,15 @@ class ClassMoments:
 
     def state(self) -> dict[str, Value]:
         """Copies of the arrays."""
-        return {"class_weight": self.weight.copy(), "class_mean": self.mean.copy(), "class_scatter": self.scatter.copy()}
+        mean, scatter = self.mean.copy(), self.scatter.copy()
+        centre = {"class_centre": self.centre.copy()} if self.centre.any() else {}
+        return {"class_weight": self.weight.copy(), "class_mean": mean, "class_scatter": scatter} | centre
 
     def load(self, state: dict[str, Any]) -> None:
         """Become what gave ``state``, on copies."""
         self.weight, self.mean = np.array(state["class_weight"]), np.array(state["class_mean"])
         self.scatter = np.array(state["class_scatter"])
+        self.centre = np.array(state.get("class_centre", np.zeros_like(self.centre)))
 
     def _join(self, column: int, weight: float, mean: Floats, scatter: Floats) -> None:
         """One class with a set of rows more, or less where ``weight`` is negative. Source: Chan et al., 1979."""
@@ -102,14 +118,26 @@ class ClassGrams:
         """Make room for ``classes`` in all."""
         self.packed += [np.zeros(self.d_phi * (self.d_phi + 1) // 2) for _ in range(classes - len(self.packed))]
 
-    def add(self, x: Floats, phi: Floats, columns: Array, weight: Floats, keep: float) -> None:
-        """Let what is there weigh ``keep`` and add rows phi (n, d_phi) of classes ``columns`` (n,), weights (n,)."""
+    def move(self, by: Floats, totals: Floats, weight: Floats) -> None:
+        """See rows from a centre that is ``by`` (d_phi,) further; of a class, sum w phi is in ``totals``, n_c in ``weight``."""
+        if not by.any():
+            return
+        for column, packed in enumerate(self.packed):
+            gram = self.whole(packed)
+            shift_gram(gram, totals[column], float(weight[column]), by)
+            self.packed[column] = lapack().dtrttf(gram, uplo="L")[0]
+
+    def add(self, x: Floats, away: Floats, columns: Array, weight: Floats, keep: float) -> None:
+        """Let what is there weigh ``keep`` and add rows ``away`` (n, d_phi) of classes ``columns`` (n,), weights (n,).
+
+        Rows are as seen from the centre of the sums.
+        """
         if keep != 1.0:
             for packed in self.packed:
                 packed *= keep
         for column in np.unique(columns):
             chosen = columns == column
-            rows = np.asfortranarray((phi[chosen] * np.sqrt(weight[chosen])[:, None]).T)  # (d_phi, n)
+            rows = np.asfortranarray((away[chosen] * np.sqrt(weight[chosen])[:, None]).T)  # (d_phi, n)
             c = self.packed[column]
             lapack().dsfrk(self.d_phi, rows.shape[1], 1.0, rows, 1.0, c, uplo="L", overwrite_c=1)
 

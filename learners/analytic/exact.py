@@ -25,6 +25,7 @@ from millrace.learners.analytic.class_statistics import ClassGrams
 from millrace.learners.analytic.normal_equations import RESIDUAL
 from millrace.learners.analytic.priors import Prior
 from millrace.learners.analytic.ridge import Ridge
+from millrace.learners.analytic.solver import served
 from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.linear.servable import LinearServable
 from millrace.learners.protocol import Array, Batch
@@ -143,7 +144,7 @@ def with_prior(learner: Ridge, prior: Prior) -> LinearServable:
     """
     statistics = learner.known()
     solution = learner.head.answer(learner.head.config, replace(statistics, prior=prior))
-    return LinearServable(statistics.names, solution.weights, solution.intercept, statistics.projection)
+    return served(statistics.names, solution, statistics.projection)
 
 
 def _no_decay(learner: Ridge, verb: str) -> None:
@@ -180,6 +181,7 @@ def _same_make(ours: str, first: Ridge, theirs: str, other: Ridge) -> None:
         ("config", first.head.config, other.head.config),
         ("d", first.d, other.d),
         ("seed", first.seed, other.seed),
+        ("revision", first.revision, other.revision),
     ):
         if our_value != their_value:
             raise LearnerError(

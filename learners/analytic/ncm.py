@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from millrace.learners.analytic.normal_equations import Solution, system_of
+from millrace.learners.analytic.normal_equations import Solution, centre_of, system_of
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.analytic.slda import NEVER, class_means
 from millrace.learners.analytic.solver import Solver, Statistics
@@ -71,7 +71,7 @@ def answer(config: NcmConfig, statistics: Statistics) -> Solution:
         )
     around = system_of(sums, 1.0, True, config.standardise)
     euclid, empty = config.distance == "euclid", sums.targets <= 0.0
-    mean = around.mean if euclid else np.zeros_like(around.mean)
+    mean = around.mean if euclid else -sums.centre  # where distances, or angles, are seen from; itself seen from the centre
     mu = (class_means(sums) - mean) * around.scale  # (C, d_phi), D mu
     mu[empty] = 0.0
     if not euclid:
@@ -79,4 +79,4 @@ def answer(config: NcmConfig, statistics: Statistics) -> Solution:
         mu = np.divide(mu, length, out=np.zeros_like(mu), where=length > 0.0)
     w = np.asfortranarray((mu * around.scale).T)
     b = -mean @ w - (0.5 * (mu**2).sum(axis=1) if euclid else 0.0)
-    return Solution(w, np.where(empty, NEVER, b), 0.0, 1.0)
+    return Solution(w, np.where(empty, NEVER, b), 0.0, 1.0, centre=centre_of(sums))

@@ -1,5 +1,7 @@
 """Weighted ridge regression from running sums: what is added to a row at a time, and the centred solution of it.
 
+All sums are taken from a centre, so phi and y below are differences to it (centre.py).
+
 | symbol | name | shape |
 |---|---|---|
 | phi | features of a row | (d,) |
@@ -10,7 +12,7 @@
 | y2 | sum w y^2 | (C,) |
 | A | D (G - s s^T / n) D + gamma I, with D = 1 / standard deviation | (d, d) |
 | B | D (Q^T - s t^T / n) | (d, C) |
-| W, b | weights D A^-1 B and intercept t / n - W^T s / n | (d, C), (C,) |
+| W, b | weights D A^-1 B and intercept t / n - W^T s / n, at the centre | (d, C), (C,) |
 
 Source: Zhuang et al., ACIL, arXiv 2205.14922; docs/design/learners.md#normal-equations.
 """
@@ -18,8 +20,8 @@ Source: Zhuang et al., ACIL, arXiv 2205.14922; docs/design/learners.md#normal-eq
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,7 +29,8 @@ from millrace.learners.analytic.linalg import blas, lapack
 from millrace.learners.errors import LearnerError
 from millrace.learners.protocol import Array, Floats
 
-CONSTANT = 1e-10  # a feature whose centred share of its sum of squares is lower carries rounding only: its weight is 0
+CONSTANT = 1e-10  # a feature whose centred share of its sums of squares is lower has lost ten digits: its weight is 0
+ROUNDED = 8.0 * float(np.finfo(np.float64).eps)  # deviation over value at which values differ by their own rounding only
 FORGOTTEN = 1e-13  # a sum of squares that taking rows out brought below this share of itself is rounding, and set to 0
 GAMMA_FLOOR = 1e-8  # of the mean eigenvalue of A before gamma: keeps cond(A) where float64 still has 8 digits
 GAMMA_STEP = 10.0  # gamma grows by this factor where rounding has made A indefinite
@@ -45,11 +48,46 @@ class Sums:
     targets: Floats  # t, (C,)
     squares: Floats  # y2, (C,)
     weight: float = 0.0  # n
+    centre: Floats = field(default_factory=lambda: np.zeros(0))  # (d,), what phi is seen from
+    centre_targets: Floats = field(default_factory=lambda: np.zeros(0))  # (C,), what y is seen from; 0 for classes
+    largest: Floats = field(default_factory=lambda: np.zeros(0))  # (d,), diagonal of G before it was last made smaller
+
+    def __post_init__(self) -> None:
+        """Let the centre be 0 where none is given."""
+        if len(self.centre) != len(self.features):
+            self.centre = np.zeros_like(self.features)
+        if len(self.largest) != len(self.features):
+            self.largest = np.zeros_like(self.features)
+        if len(self.centre_targets) != len(self.targets):
+            self.centre_targets = np.zeros_like(self.targets)
 
     @classmethod
     def empty(cls, d: int) -> Sums:
         """Sums over no rows, of ``d`` features and no outputs."""
         return cls(np.zeros((d, d), order="F"), np.zeros((0, d)), np.zeros(d), np.zeros(0), np.zeros(0))
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Sums:
+        """The sums that gave ``state``, whose arrays they keep; of a release before there was a centre, it is 0."""
+        gram = lapack().dtpttr(len(state["features"]), state["gram"], uplo="L")[0]
+        sums = (state[key] for key in ("cross", "features", "targets", "squares", "weight"))
+        return cls(gram, *sums, *(state.get(key, np.zeros(0)) for key in ("centre", "centre_targets", "largest")))
+
+    def state(self) -> dict[str, Any]:
+        """A copy of all sums, G as its packed lower triangle (d (d + 1) / 2,) in LAPACK's order."""
+        return {
+            "gram": lapack().dtrttp(self.gram, uplo="L")[0],
+            "cross": self.cross[: len(self.targets)].copy(),
+            "features": self.features.copy(),
+            "targets": self.targets.copy(),
+            "squares": self.squares.copy(),
+            "weight": self.weight,
+        }
+
+    def centre_state(self) -> dict[str, Any]:
+        """A copy of where they are seen from, and of what rounding is reckoned by."""
+        centre = {"centre": self.centre.copy(), "centre_targets": self.centre_targets.copy()}
+        return centre | {"largest": self.largest.copy()}
 
     def grow(self, outputs: int) -> None:
         """Make room for ``outputs`` in all; a new output starts at 0, which is exact for a class not seen before."""
@@ -62,9 +100,12 @@ class Sums:
             self.cross = cross
         self.targets = np.concatenate([self.targets, new])
         self.squares = np.concatenate([self.squares, new])
+        self.centre_targets = np.concatenate([self.centre_targets, new])
 
     def add(self, phi: Floats, y: Floats, weight: Floats | None, keep: float) -> None:
         """Multiply what is there by ``keep`` and add the rows phi (n, d), y (n, C) of weight (n,), None being 1.
+
+        Rows are as seen from the centre, so that these are the differences to it.
 
         One dsyrk and one dgemm, both in place: for many rows this is all the time it takes.
         """
@@ -78,9 +119,26 @@ class Sums:
         self.targets = keep * self.targets + root @ rooted
         self.squares = keep * self.squares + np.einsum("ij,ij->j", rooted, rooted)
         self.weight = keep * self.weight + float(root @ root)
+        self.largest = keep * self.largest
+
+    def move(self, centre: Floats, targets: Floats) -> None:
+        """See all rows from another centre, features (d,) and targets (C,): G - s d^T - d s^T + n d d^T and so on."""
+        by, up = centre - self.centre, targets - self.centre_targets
+        if by.any() or up.any():
+            self.largest = np.where(by == 0.0, self.largest, np.maximum(self.largest, np.diag(self.gram)))
+            shift_gram(self.gram, self.features, self.weight, by)
+            cross = self.cross[: len(up)]
+            cross -= np.outer(self.targets - self.weight * up, by) + np.outer(up, self.features)
+            self.squares = self.squares - 2.0 * up * self.targets + self.weight * up**2
+            self.features = self.features - self.weight * by
+            self.targets = self.targets - self.weight * up
+        self.centre, self.centre_targets = centre.copy(), targets.copy()
 
     def add_apart(self, phi: Floats, column: int, weight: float) -> None:
-        """Add rows phi (n, d) of one class, each of this weight, by NumPy: in a matrix more, while other threads run."""
+        """Add rows phi (n, d), seen from the centre, of one class, each of this weight, by NumPy.
+
+        That takes a matrix more, and other threads run meanwhile.
+        """
         total, features = weight * len(phi), weight * phi.sum(axis=0)
         product = (phi.T @ phi).T  # the same again, in the order of G; nobody reads what comes above the diagonal
         product *= weight
@@ -92,7 +150,12 @@ class Sums:
         self.weight += total
 
     def combine(self, other: Sums, columns: list[int], sign: float) -> None:
-        """Add (``sign`` 1) or take out (-1) the rows of ``other``, whose output i is column ``columns[i]`` here."""
+        """Add (``sign`` 1) or take out (-1) the rows of ``other``, whose output i is column ``columns[i]`` here.
+
+        Both are seen from the same centre.
+        """
+        before = np.maximum(self.largest, other.largest)
+        self.largest = before if sign > 0 else np.maximum(before, np.diag(self.gram))
         self.gram += sign * other.gram
         self.cross[columns] += sign * other.cross[: len(columns)]
         self.targets[columns] += sign * other.targets
@@ -112,7 +175,12 @@ class Sums:
         self.cross[:, gone] = 0.0
         self.features[gone] = 0.0
         if np.isinf(before).any():
-            self.targets[:], self.squares[:], self.weight = 0.0, 0.0, 0.0
+            self.targets[:], self.squares[:], self.weight, self.largest[:] = 0.0, 0.0, 0.0, 0.0
+
+
+def shift_gram(gram: Floats, total: Floats, weight: float, by: Floats) -> None:
+    """G - s d^T - d s^T + n d d^T in place, lower triangle, for rows whose centre moves by d; s is ``total``, n ``weight``."""
+    blas().dsyr2(-1.0, total - 0.5 * weight * by, by, a=gram, lower=1, overwrite_a=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +188,11 @@ class Solution:
     """What the sums say, and how far to believe it."""
 
     weights: Floats  # W, (d, C), Fortran order
-    intercept: Floats  # b, (C,)
+    intercept: Floats  # b, (C,): the scores at the centre
     residual: float  # ||A V - B|| / ||B|| after refinement, A and B taken from the sums themselves
     gamma: float  # the one that was used: the one asked for, unless a guard raised it
     error: float = 0.0  # ||V - V*|| is at most this, V* being the exact solution of the sums: residual ||B|| / gamma
+    centre: Floats | None = None  # (d,), what features are seen from; None: from 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +278,11 @@ def solve(sums: Sums, gamma: float, intercept: bool, standardise: bool, apart: b
         return Solution(np.zeros((d, outputs), order="F"), np.zeros(outputs), 0.0, gamma)
     system = replace(system_of(sums, gamma, intercept, standardise), apart=apart)
     solution = system.solved()
-    b = sums.targets / sums.weight - system.mean @ solution.weights if intercept else np.zeros(outputs)
+    mean = sums.centre_targets + sums.targets / sums.weight
+    b = mean - system.mean @ solution.weights if intercept else np.zeros(outputs)
     if not np.isfinite(b).all():
         raise LearnerError("the ridge solution is not finite: its sums overflowed; roll back to an earlier version")
-    return replace(solution, intercept=b)
+    return replace(solution, intercept=b, centre=centre_of(sums))
 
 
 def refine(system: System, factor: Floats, v: Floats) -> None:
@@ -221,12 +291,23 @@ def refine(system: System, factor: Floats, v: Floats) -> None:
         v[:, cut] += lapack().dpotrs(factor, miss, lower=1)[0]
 
 
+def centre_of(sums: Sums) -> Floats | None:
+    """A copy of what features are seen from; None where that is 0."""
+    return sums.centre.copy() if sums.centre.any() else None
+
+
+def centred_squares(sums: Sums, mean: Floats) -> tuple[Floats, Array]:
+    """Sums of squared distances to ``mean`` (d,), seen from the centre; and which of them (d,) are more than rounding."""
+    raw = np.diag(sums.gram)
+    centred = raw - sums.weight * mean**2
+    rounding = sums.weight * (ROUNDED * (sums.centre + mean)) ** 2
+    return centred, centred > np.maximum(CONSTANT * np.maximum(raw, sums.largest), rounding)
+
+
 def system_of(sums: Sums, gamma: float, intercept: bool, standardise: bool) -> System:
     """The system with its scale and mean, and gamma held above its floor."""
-    raw = np.diag(sums.gram)
     mean = sums.features / sums.weight if intercept else np.zeros_like(sums.features)
-    centred = raw - sums.weight * mean**2
-    varies = centred > CONSTANT * raw
+    centred, varies = centred_squares(sums, mean)
     scale = np.zeros_like(centred)
     scale[varies] = np.sqrt(sums.weight / centred[varies]) if standardise else 1.0
     trace = float(np.sum(centred * scale**2))

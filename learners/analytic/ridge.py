@@ -14,7 +14,7 @@ slda.py, ncm.py). Taking rows out again, giving them other labels and merging wo
 |---|---|---|
 | phi | features, x or relu(x A^T) | (n, d_phi) |
 | A | ``projection``, uniform in +-1 / sqrt(d) | (expand, d) |
-| G, Q, s, t, n, y2 | ``sums``, see normal_equations.py | |
+| G, Q, s, t, n, y2 | ``sums``, from a learned row's values, see normal_equations.py and centre.py | |
 | W, b | ``weights``, ``intercept`` | (d_phi, C), (C,) |
 | gamma, lambda | ``gamma``, ``decay`` | () |
 """
@@ -27,12 +27,15 @@ from typing import Any
 import numpy as np
 
 from millrace.learners.analytic.background import BackgroundSolve, derived, restored
+from millrace.learners.analytic.centre import next_look
+from millrace.learners.analytic.checked import names_of, numbers_of, rows_of
 from millrace.learners.analytic.class_statistics import ClassGrams
-from millrace.learners.analytic.linalg import lapack
-from millrace.learners.analytic.normal_equations import Solution, Sums, solve
-from millrace.learners.analytic.solver import Solver, Statistics
+from millrace.learners.analytic.dropped import note_finer, warnings_of
+from millrace.learners.analytic.normal_equations import Solution, Sums
+from millrace.learners.analytic.recentring import begin, look, seen_from, share
+from millrace.learners.analytic.solver import Solver, Statistics, projection, regression, served
 from millrace.learners.errors import BadInputError, LearnerError
-from millrace.learners.linear.servable import LinearServable, expanded, finite
+from millrace.learners.linear.servable import LinearServable, expanded
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
 
 
@@ -79,7 +82,8 @@ class Ridge:
     array([0, 1])
     """
 
-    revision: int = 1
+    revision: int = 2  # 2: sums are from a learned row's values, so that features far from zero count
+    revisions: tuple[int, ...] = (1, 2)  # that this one can be: 1 sums from 0
     tolerance: float = 1e-8
     probabilities: bool = False
 
@@ -91,14 +95,15 @@ class Ridge:
         self.config = config
         self.d = d
         self.seed = seed
-        self.head = head if head is not None else Solver("ridge", config, _regression)
+        self.head = head if head is not None else Solver("ridge", config, regression)
         self._per_class = None if self.head.per_class is None else self.head.per_class()
         self.rows = 0  # learned, whatever they weighed
         self.solved_rows = 0  # value of ``rows`` at the last solve
-        self._projection = _projection(config.expand, d, seed) if config.expand else None
+        self._projection = projection(config.expand, d, seed) if config.expand else None
         self._sums = Sums.empty(config.expand or d)
         self._classes: dict[str, int] = {}  # name -> column, in order of first appearance
         self._counts = np.zeros(0, dtype=np.int64)  # (C,) learned rows of each class
+        self._finer = np.zeros(d, dtype=np.int8)  # 1 where some learned value is no float32
         self._behind = BackgroundSolve()
         columns = 0 if config.task == "classify" else 1
         self._keep(Solution(np.zeros((config.expand or d, columns), order="F"), np.zeros(columns), 0.0, config.gamma))
@@ -142,36 +147,30 @@ class Ridge:
 
         Raises: LearnerError where that could not be solved.
         """
-        sums, columns = self._sums, len(self._sums.targets)
-        packed = lapack().dtrttp(sums.gram, uplo="L")[0]
-        truth = {
+        truth: dict[str, Value] = {
             **self._shape(),
-            "gram": packed,  # (d_phi (d_phi + 1) / 2,), LAPACK order
-            "cross": sums.cross[:columns].copy(),
-            "features": sums.features.copy(),
-            "targets": sums.targets.copy(),
-            "squares": sums.squares.copy(),
-            "weight": sums.weight,
+            **self._sums.state(),
             "rows": self.rows,
             "classes": list(self._classes),
             "counts": self._counts.copy(),
             "projection": None if self._projection is None else self._projection.copy(),
             **({} if self._per_class is None else self._per_class.state()),
+            **({} if self.revision == 1 else self._sums.centre_state() | {"finer": self._finer.copy()}),
         }
         return State(truth, derived(self._solution, self.solved_rows, "") | self._behind.derived())
 
     def load_state_dict(self, state: State) -> None:
-        """Become the ridge that gave ``state``, on copies of its arrays.
+        """Become the ridge that gave ``state``, of the same revision, on copies of its arrays.
 
         Raises: LearnerError where the state is another learner's or another shape's.
         """
         truth = state.truth_of(self._shape())
+        self.revision = 2 if "centre" in truth else 1
         copied: dict[str, Any] = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in truth.items()}
-        gram = lapack().dtpttr(self.config.expand or self.d, copied["gram"], uplo="L")[0]
-        sums = (copied[key] for key in ("cross", "features", "targets", "squares", "weight"))
-        self._sums = Sums(gram, *sums)
+        self._sums = Sums.of(copied)
         self._classes = {name: column for column, name in enumerate(copied["classes"])}
         self._counts, self._projection, self.rows = copied["counts"], copied["projection"], copied["rows"]
+        self._finer = copied.get("finer", np.zeros(self.d, dtype=np.int8))
         if self._per_class is not None:
             self._per_class.load(copied)
         solution, self.solved_rows = restored(state.derived, "")
@@ -185,10 +184,7 @@ class Ridge:
 
     @property
     def error(self) -> float:
-        """How far the last solution can be from the exact one of its sums; 0 where it was restored and not solved here.
-
-        See normal_equations.Solution.
-        """
+        """How far the last solution can be from the exact one of its sums (Solution.error); 0 where it was restored."""
         return self._solution.error
 
     def known(self) -> Statistics:
@@ -196,41 +192,29 @@ class Ridge:
         names = tuple(self._classes)
         return Statistics(self._sums, self._per_class, names, self.rows, self._projection, self.seed)
 
+    def as_of(self, revision: int) -> None:
+        """Be the untaught learner of an earlier revision, so that rows lead to the state they led to then, bit for bit.
+
+        Raises: LearnerError where this release has no such revision.
+        """
+        if revision not in self.revisions:
+            raise LearnerError(f"revision {revision}: this release has {', '.join(map(str, self.revisions))}")
+        self.revision = revision
+
     def _shape(self) -> dict[str, Value]:
         """What a state must agree on with its learner."""
         shape = {"kind": self.head.kind, "task": self.config.task, "d": self.d, "expand": self.config.expand}
         return shape if self.head.kind == "ridge" else shape | {"seed": self.seed}  # pseudo-features are drawn by it
 
     def _checked(self, batch: Batch) -> tuple[Floats, Array, Floats | None]:
-        """x (n, d), y (n,) or (n, k), and weight (n,) with the decay in it, or None where all are 1.
+        """x (n, d), y (n,) or (n, k), and weight (n,), or None where all are 1; room for the classes that are new.
 
         Raises: BadInputError naming the column, what was expected and what came.
         """
-        x = finite("x", batch.x, (self.d,))
-        if batch.y is None or batch.y.shape[:1] != x.shape[:1]:
-            raise BadInputError(f"column y: expected {len(x)} labels, got {None if batch.y is None else batch.y.shape}")
-        y = self._names(batch.y) if self.config.task == "classify" else self._numbers(batch.y)
-        weight = None if batch.weight is None else finite("weight", batch.weight, ())
-        if weight is not None and (len(weight) != len(x) or weight.min() < 0.0):
-            least = weight.min(initial=0.0)
-            raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {least}")
-        return x, y, None if weight is None or (weight == 1.0).all() else weight
-
-    def _names(self, y: Array) -> Array:
-        """Class names (n,), each a str, and room for those that are new. Raises: BadInputError."""
-        names = y.ravel().tolist()
-        strange = [] if set(map(type, names)) <= {str} else [name for name in names if not isinstance(name, str)]
-        if y.ndim != 1 or strange:
-            raise BadInputError(f"column y: expected class names (n,), got {y.shape} with {strange[:1]}")
-        most = None if self._per_class is None else self._per_class.most
-        if most is not None and len(classes := self._classes.keys() | set(names)) > most:
-            raise BadInputError(f"column y: {len(classes)} classes; there is room for most_classes = {most}; raise it, or fork")
-        return y
-
-    def _numbers(self, y: Array) -> Floats:
-        """Regression targets (n, k), k as learned before."""
-        k = len(self._sums.targets) or (1 if y.ndim == 1 else max(1, y.shape[-1]))
-        return finite("y", y[:, None] if y.ndim == 1 else y, (k,))
+        x, y, weight = rows_of(batch, self.d)
+        if self.config.task != "classify":
+            return x, numbers_of(y, len(self._sums.targets)), weight
+        return x, names_of(y, self._classes, None if self._per_class is None else self._per_class.most), weight
 
     def _targets(self, y: Array) -> Floats:
         """Target columns (n, C), one-hot for classes, with room made for those that are new."""
@@ -262,15 +246,50 @@ class Ridge:
             self.solve_now()
 
     def _add(self, x: Floats, targets: Floats, weight: Floats | None) -> None:
+        """Sum up rows, and look where the centre lies at fixed counts of them, whatever batches they come in."""
+        if self.revision == 1:
+            self._sum_up(x, targets, weight)
+            return
+        start = 0
+        while start < len(x):
+            due = next_look(self.rows, self.config.decay)
+            stop = min(len(x), start + due - self.rows)
+            cut, weighs = slice(start, stop), np.ones(stop - start) if weight is None else weight[start:stop]
+            if self._sums.weight == 0.0 and weighs.any():
+                first = start + int(np.flatnonzero(weighs)[0])
+                begin(self._sums, self._per_class, self._row(x[first], targets[first]))
+            self._sum_up(x[cut], targets[cut], None if weight is None else weight[cut])
+            if self.rows == due and weighs[-1] > 0.0:
+                look(self._sums, self._per_class, self._row(x[stop - 1], targets[stop - 1]))
+            start = stop
+
+    def warnings(self) -> dict[int, str]:
+        """Why a feature has no weight, or came too coarse, by its column in x; none where features are expanded."""
+        if self.config.expand or self.rows < 2:
+            return {}
+        finer = self._finer if self.revision > 1 else np.ones_like(self._finer)
+        return warnings_of(self._sums, self.config.intercept, finer)
+
+    def _row(self, x: Floats, y: Floats) -> tuple[Floats, Floats, Floats | None]:
+        """One row (d,), (C,) as recentring.py takes it."""
+        phi = expanded(x[None], self._projection)[0] if self.config.intercept else x[:0]
+        return x, phi, y if self.config.task == "regress" else None
+
+    def _sum_up(self, x: Floats, targets: Floats, weight: Floats | None) -> None:
         """Sum up rows: row i of n weighs decay^(n - 1 - i), and what was there before decay^n."""
+        if self.revision > 1:
+            note_finer(self._finer, x)
         decay = self.config.decay
         if decay < 1.0:
             faded: Floats = np.power(decay, np.arange(len(x) - 1, -1, -1, dtype=np.float64))
             weight = faded if weight is None else weight * faded
-        phi, keep = expanded(x, self._projection), decay ** len(x)
-        self._sums.add(phi, targets, weight, keep)
+        sums, keep = self._sums, decay ** len(x)
+        away = expanded(x, self._projection)
+        if sums.centre.any():
+            away = away - sums.centre
+        sums.add(away, targets - sums.centre_targets if sums.centre_targets.any() else targets, weight, keep)
         if self._per_class is not None:
-            self._per_class.add(x, phi, targets.argmax(axis=1), np.ones(len(x)) if weight is None else weight, keep)
+            self._per_class.add(x, away, targets.argmax(axis=1), np.ones(len(x)) if weight is None else weight, keep)
         self.rows += len(x)
 
     def _grow(self) -> None:
@@ -283,7 +302,7 @@ class Ridge:
     def blank(self) -> Ridge:
         """An untaught one of the same make."""
         other = Ridge(self.config, self.d, self.seed, self.head)
-        other._projection = self._projection
+        other._projection, other.revision = self._projection, self.revision
         return other
 
     def gathered(self, batch: Batch) -> Ridge:
@@ -293,7 +312,9 @@ class Ridge:
         """
         other = self.blank()
         x, y, weight = other._checked(batch)
-        other._add(x, other._targets(y), weight)
+        targets = other._targets(y)
+        share((other._sums, other._per_class), (self._sums, self._per_class))
+        other._sum_up(x, targets, weight)
         return other
 
     def only_class(self, name: str) -> Ridge:
@@ -305,7 +326,8 @@ class Ridge:
         other._grow()
         row, weight = self._sums.cross[at].copy(), self._sums.targets[at : at + 1].copy()
         squares = self._sums.squares[at : at + 1].copy()
-        other._sums = Sums(self._per_class.gram(at), row[None], row, weight, squares, float(weight[0]))
+        centre = self._sums.centre.copy()
+        other._sums = Sums(self._per_class.gram(at), row[None], row, weight, squares, float(weight[0]), centre)
         other._per_class.packed[0] += self._per_class.packed[at]
         other._counts, other.rows = self._counts[at : at + 1].copy(), int(self._counts[at])
         return other
@@ -316,15 +338,19 @@ class Ridge:
         Raises: LearnerError where they have more classes together than there is room for, or another number of outputs.
         """
         self._refuse_misfit(other)
+        if self._sums.weight == 0.0 and other._sums.weight != 0.0:
+            share((self._sums, self._per_class), (other._sums, other._per_class))
+        sums, per_class = seen_from(self._sums, (other._sums, other._per_class))
         columns = [self._classes.setdefault(name, len(self._classes)) for name in other._classes]
         columns = columns or list(range(len(other._sums.targets)))
         self._sums.grow(max(len(columns), len(self._sums.targets)))
         self._grow()
-        self._sums.combine(other._sums, columns, sign)
+        self._sums.combine(sums, columns, sign)
         self._counts[columns[: len(other._counts)]] += sign * other._counts
         self.rows += sign * other.rows
+        self._finer |= other._finer
         if self._per_class is not None:
-            self._per_class.combine(other._per_class, columns, sign)  # type: ignore[arg-type]  # of the same make
+            self._per_class.combine(per_class, columns, sign)  # type: ignore[arg-type]  # of the same make
 
     def _refuse_misfit(self, other: Ridge) -> None:
         most = None if self._per_class is None else self._per_class.most
@@ -370,17 +396,4 @@ class Ridge:
     def _keep(self, solution: Solution) -> None:
         """Answer from now on by ``solution``."""
         self._solution = solution
-        self._servable = LinearServable(tuple(self._classes), solution.weights, solution.intercept, self._projection)
-
-
-def _regression(config: RidgeConfig, statistics: Statistics) -> Solution:
-    """The answers of a ridge."""
-    if statistics.prior is not None:
-        raise LearnerError("a ridge keeps nothing of each class, so it has the prior it saw; use kind air or aef-ocl")
-    return solve(statistics.sums, config.gamma, config.intercept, config.standardise)
-
-
-def _projection(features: int, d: int, seed: int) -> Floats:
-    """A (features, d), uniform in +-1 / sqrt(d), the reference code's initialisation. Source: ACIL, Buffer.py."""
-    bound = 1.0 / np.sqrt(d)
-    return np.random.Generator(np.random.PCG64(seed)).uniform(-bound, bound, (features, d))
+        self._servable = served(tuple(self._classes), solution, self._projection)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from millrace.learners.analytic.linalg import blas
-from millrace.learners.analytic.normal_equations import Solution, Sums, System, system_of
+from millrace.learners.analytic.normal_equations import Solution, Sums, System, centre_of, system_of
 from millrace.learners.analytic.priors import UNIFORM, Prior, refuse_unfit, shares
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.analytic.solver import Solver, Statistics
@@ -81,11 +81,12 @@ def answer(config: SldaConfig, statistics: Statistics) -> Solution:
     w = solution.weights
     share = shares(config.prior if statistics.prior is None else statistics.prior, statistics.names, sums.targets)
     log_prior = np.log(share, out=np.full(len(share), NEVER), where=share > 0.0)
-    return replace(solution, intercept=log_prior - around.mean @ w - 0.5 * np.einsum("cd,dc->c", mu, w))
+    b = log_prior - around.mean @ w - 0.5 * np.einsum("cd,dc->c", mu, w)
+    return replace(solution, intercept=b, centre=centre_of(sums))
 
 
 def class_means(sums: Sums) -> Floats:
-    """mu (C, d_phi); 0 for a class without rows."""
+    """mu (C, d_phi) as seen from the centre; 0 for a class without rows."""
     n = sums.targets[:, None]
     cross = sums.cross[: len(n)]
     return np.divide(cross, n, out=np.zeros_like(cross), where=n > 0.0)

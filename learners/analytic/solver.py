@@ -6,9 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from millrace.learners.analytic.class_statistics import ClassStatistics
-from millrace.learners.analytic.normal_equations import Solution, Sums
+from millrace.learners.analytic.normal_equations import Solution, Sums, solve
 from millrace.learners.analytic.priors import Prior
+from millrace.learners.errors import LearnerError
+from millrace.learners.linear.servable import LinearServable
 from millrace.learners.protocol import Floats
 
 
@@ -34,3 +38,25 @@ class Solver:
     answer: Callable[[Any, Statistics], Solution]  # (config, statistics), pure
     per_class: Callable[[], ClassStatistics] | None = None  # makes empty ones, where more than the sums is to be kept
     begin: Callable[[Any, Statistics], Callable[[], Solution]] | None = None  # for background.py; None: learning waits for it
+
+
+def served(names: tuple[str, ...], solution: Solution, projection: Floats | None) -> LinearServable:
+    """What answers by a solution: rows as seen from its centre, where it has one."""
+    weights, centre = solution.weights, solution.centre
+    if centre is None:
+        return LinearServable(names, weights, solution.intercept, projection)
+    intercept = solution.intercept - centre @ weights
+    return LinearServable(names, weights, intercept, projection, centre=centre, level=solution.intercept)
+
+
+def regression(config: Any, statistics: Statistics) -> Solution:
+    """The answers of a ridge."""
+    if statistics.prior is not None:
+        raise LearnerError("a ridge keeps nothing of each class, so it has the prior it saw; use kind air or aef-ocl")
+    return solve(statistics.sums, config.gamma, config.intercept, config.standardise)
+
+
+def projection(features: int, d: int, seed: int) -> Floats:
+    """A (features, d), uniform in +-1 / sqrt(d), the reference code's initialisation. Source: ACIL, Buffer.py."""
+    bound = 1.0 / np.sqrt(d)
+    return np.random.Generator(np.random.PCG64(seed)).uniform(-bound, bound, (features, d))

@@ -1,7 +1,8 @@
 """What a linear learner serves: weights, an intercept and, where features are expanded, the random projection.
 
 scores = phi W + b with phi = x, or phi = relu(x A^T) where there is a projection A; or the softmax of these scores. Where
-there are bounds, x is clipped to them first.
+there are bounds, x is clipped to them first. Where there is a centre c, features far from 0 lose no digits: scores =
+(phi - c) W + level, and b = level - c W.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ class LinearServable:
     projection: Floats | None = None  # A, (d_phi, d); None: phi = x
     softmax: bool = False  # whether scores are probabilities: the softmax of phi W + b
     bounds: Floats | None = None  # (2, d), least and largest value of each feature, to which x is clipped; None: it is not
+    centre: Floats | None = None  # c, (d_phi,), near the learned rows; None: 0
+    level: Floats | None = None  # the scores at the centre, (C,); there if and only if the centre is
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", _read_only(np.asfortranarray(self.weights)))
         object.__setattr__(self, "intercept", _read_only(self.intercept))
-        for name in ("projection", "bounds"):
+        for name in ("projection", "bounds", "centre", "level"):
             if (array := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _read_only(array))
 
@@ -48,27 +51,34 @@ class LinearServable:
         Raises: BadInputError where ``batch.x`` is not finite numbers (n, d).
         """
         x = finite("x", batch.x, (self.d,))
-        scores: Floats = expanded(x if self.bounds is None else np.clip(x, *self.bounds), self.projection) @ self.weights
-        scores += self.intercept
+        phi = expanded(x if self.bounds is None else np.clip(x, *self.bounds), self.projection)
+        scores: Floats = (phi if self.centre is None else phi - self.centre) @ self.weights
+        scores += self.intercept if self.level is None else self.level
         return softmax(scores) if self.softmax else scores
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``from_arrays`` needs; the arrays are read-only."""
         arrays = {"classes": list(self.classes), "weights": self.weights, "intercept": self.intercept}
-        bounds = {} if self.bounds is None else {"bounds": self.bounds}
-        return arrays | {"projection": self.projection} | bounds | ({"softmax": True} if self.softmax else {})
+        arrays |= {"projection": self.projection} | ({"softmax": True} if self.softmax else {})
+        optional = {"bounds": self.bounds, "centre": self.centre, "level": self.level}
+        return arrays | {name: array for name, array in optional.items() if array is not None}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Value]) -> LinearServable:
         """The servable that gave ``arrays``, on copies of them, with equal answers bit for bit."""
-        projection = arrays["projection"]
+        projection, centre, level = (
+            None if array is None else np.array(array, order="C")
+            for array in (arrays["projection"], arrays.get("centre"), arrays.get("level"))
+        )
         return cls(
             tuple(arrays["classes"]),
             np.array(arrays["weights"], order="F"),
             np.array(arrays["intercept"]),
-            None if projection is None else np.array(projection, order="C"),
+            projection,
             arrays.get("softmax", False),
             np.array(arrays["bounds"]) if "bounds" in arrays else None,
+            centre,
+            level,
         )
 
 
@@ -138,6 +148,9 @@ def _nodes(servable: LinearServable) -> list[Any]:
     if servable.projection is not None:
         nodes += [make_node("MatMul", [features, "projection"], ["projected"]), make_node("Relu", ["projected"], ["phi"])]
         features = "phi"
+    if servable.centre is not None:
+        nodes.append(make_node("Sub", [features, "centre"], ["away"]))
+        features = "away"
     nodes.append(make_node("MatMul", [features, "weights"], ["product"]))
     nodes.append(make_node("Add", ["product", "intercept"], ["sums" if servable.softmax else "scores"]))
     if servable.softmax:
@@ -153,7 +166,9 @@ def _constants(servable: LinearServable) -> list[Any]:
     from onnx.numpy_helper import from_array
 
     constants = [from_array(np.ascontiguousarray(servable.weights), "weights")]
-    constants.append(from_array(servable.intercept, "intercept"))
+    constants.append(from_array(servable.intercept if servable.level is None else servable.level, "intercept"))
+    if servable.centre is not None:
+        constants.append(from_array(servable.centre, "centre"))
     if servable.projection is not None:
         constants.append(from_array(np.ascontiguousarray(servable.projection.T), "projection"))
     if servable.bounds is not None:

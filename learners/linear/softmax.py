@@ -68,7 +68,7 @@ class Softmax:
            [0.03, 0.97]])
     """
 
-    revision: int = 2  # 2: answers clip features as learning does
+    revision: int = 2  # 2: the scale is taken from the first row, and answers clip features as learning does
     tolerance: float = 1e-8
     probabilities: bool = True
 

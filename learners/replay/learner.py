@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from millrace.learners.errors import BadInputError, LearnerError
+from millrace.learners.linear.scale import Scale
 from millrace.learners.linear.servable import finite
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
 from millrace.learners.replay.config import Head, NetworkConfig, ReplayConfig, spec_of
@@ -29,7 +30,6 @@ from millrace.learners.replay.reservoir import Reservoir
 from millrace.learners.replay.servable import NetworkServable, plain
 from millrace.learners.replay.step import Network, StepRows, TrainingStep
 
-CONSTANT = 1e-12  # a deviation smaller than this share of the mean is rounding: the feature is constant and its deviation 1
 Pending = dict[str, Array]  # x (n, d), y (n,), weight (n,), key (n,): rows that wait for their step
 
 
@@ -48,7 +48,9 @@ class Replay:
     For examples see the algorithms: er.py, er_ace.py, derpp.py, uer.py, pcr.py, hpcr.py, onpro.py, pec.py.
     """
 
-    revision: int = 2  # 2: a step adds in another order (losses of joined rows, convolutions with channels last)
+    # 2: a step adds in another order (losses of joined rows, convolutions with channels last)
+    # 3: the scale is taken from the first row, so that features far from zero count
+    revision: int = 3
     tolerance: float = 0.1  # training amplifies another host's rounding: the same to the eye, not to the digit
 
     def __init__(self, method: Method, config: NetworkConfig, d: int, seed: int) -> None:
@@ -200,8 +202,9 @@ class Replay:
 
     def _freeze(self, x: Floats) -> None:
         """Take the scale from the first rows, once and for all."""
-        mean, deviation = x.mean(axis=0), x.std(axis=0)
-        self._scale = mean, np.where(deviation > CONSTANT * np.abs(mean), deviation, 1.0)
+        scale = Scale(self.d, len(x))
+        scale.take(x)
+        self._scale = scale.mean, scale.deviation
 
     def _step(self, rows: Pending) -> None:
         """One gradient step, then the rows are offered to the buffer."""

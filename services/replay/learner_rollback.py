@@ -27,7 +27,7 @@ from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.pipeline.succession import heir_of
 from millrace.services.replay.operations import advance, describe_operation, new_branch, planned_operation, refuse_other, step
-from millrace.services.replay.plan import changed_state, live_branch, plans
+from millrace.services.replay.plan import as_of_parent, changed_state, live_branch, plans
 from millrace.services.training.run import identity_of_worker
 from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.forks import begin_fork, compose, excluded, rewound_fork
@@ -163,7 +163,7 @@ def _begun(instance: Instance, plan: LearnerPlan, reason: str) -> Operation:
 def _fork(archive: Archive, plan: LearnerPlan, newest: Mark, version: Mark) -> Fork:
     backends = archive.instance.backends(plan.ends)  # with all the topics that it has read
     exclude = excluded(backends.store, archive.summary(plan.ends))
-    return rewound_fork(archive.instance.fold_spec, backends, plan.branch, newest, version, exclude)
+    return as_of_parent(archive, rewound_fork(archive.instance.fold_spec, backends, plan.branch, newest, version, exclude))
 
 
 def _ended(archive: Archive, plan: LearnerPlan, version: Mark) -> Mark:

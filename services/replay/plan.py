@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.errors import BadInputError, ConfigError, MillraceError
+from millrace.learners.errors import BadInputError, ConfigError, LearnerError, MillraceError
 from millrace.services.decisions.versions import meant
 from millrace.services.errors import OutdatedError
 from millrace.services.pipeline.archive import Archive
@@ -21,7 +21,7 @@ from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.pipeline.succession import heir_of
 from millrace.services.replay.backfill import Backfill, backfill_of
 from millrace.services.replay.operations import new_branch
-from millrace.streams.branch.branch import Backends, changed, start
+from millrace.streams.branch.branch import Backends, changed, load_part, start
 from millrace.streams.branch.forks import empty_fork, excluded, replay_fork
 from millrace.streams.branch.host import use_threads
 from millrace.streams.errors import DamageError, OffsetsGoneError
@@ -122,7 +122,7 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
         fork, differs = _empty(instance, branch, origin, exclude), _changed_since(archive, live)
     else:
         backends = instance.backends(mark.branch)
-        fork = replay_fork(instance.fold_spec, backends, branch, mark, exclude)
+        fork = as_of_parent(archive, replay_fork(instance.fold_spec, backends, branch, mark, exclude))
         differs = changed_state(archive, mark)
         _refuse_gone(archive, ledger, backends, fork, mark)
     source = _source(instance, fork)
@@ -242,7 +242,16 @@ def fork_of(archive: Archive, ledger: Ledger, plan: ReplayPlan) -> Fork:
     mark = _kept(archive, ledger, plan.version)
     if mark.state_sha256 != plan.state_sha256:
         raise OutdatedError(f"Version {plan.version} is not the one that was planned with. Restore the journal from a copy.")
-    return replay_fork(instance.fold_spec, instance.backends(mark.branch), plan.branch, mark, plan.exclude)
+    fork = replay_fork(instance.fold_spec, instance.backends(mark.branch), plan.branch, mark, plan.exclude)
+    return as_of_parent(archive, fork)
+
+
+def as_of_parent(archive: Archive, fork: Fork) -> Fork:
+    """The fork, with the revisions that the state it begins with was learned under."""
+    parent = None if fork.parent is None else archive.summary(fork.parent.branch).fork
+    if parent is None:
+        return fork
+    return msgspec.structs.replace(fork, learner_revision=parent.learner_revision, fold_revision=parent.fold_revision)
 
 
 def _kept(archive: Archive, ledger: Ledger, version: str) -> Mark:
@@ -300,8 +309,10 @@ def changed_state(archive: Archive, mark: Mark) -> list[str]:
     fields += [key for key in differs if key.startswith(("learner.", "seed"))]
     if "window" in manifest.parts:  # its rows are kept by this number
         fields += [key for key in differs if key.startswith("drift.relearn_rows")]
-    revisions = fold_spec.revisions().items()
-    fields += [f"{name} {getattr(fork, name)}" for name, ours in revisions if getattr(fork, name) != ours]
+    try:
+        fold_spec.fold(fork)
+    except LearnerError as error:
+        fields.append(str(error))
     if fields:
         raise ConfigError(
             f"Version {mark.version} was learned with another configuration, and its state cannot go on with this one: "
@@ -312,7 +323,6 @@ def changed_state(archive: Archive, mark: Mark) -> list[str]:
 
 def _refuse_gone(archive: Archive, ledger: Ledger, backends: Backends, fork: Fork, begun_at: Mark) -> None:
     """Raises: OffsetsGoneError saying what retention has taken, and from which version a replay is possible."""
-    fold_spec = archive.instance.fold_spec
     bounds = backends.source.bounds()
     lost_records = {tp: bounds[tp][0] - at for tp, at in fork.positions.items() if bounds[tp][0] > at}
     if not lost_records:
@@ -320,7 +330,7 @@ def _refuse_gone(archive: Archive, ledger: Ledger, backends: Backends, fork: For
     possible = [
         str(mark.version)
         for mark in _versions(archive, ledger, begun_at.branch)
-        if all(bounds[tp][0] <= at for tp, at in replay_fork(fold_spec, backends, "x", mark, []).positions.items())
+        if all(bounds[tp][0] <= at for tp, at in load_part(backends.store, mark, "counts")["position"].items())
     ]
     listed = ", ".join(f"{count} records of {tp}" for tp, count in lost_records.items())
     raise OffsetsGoneError(

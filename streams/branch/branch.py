@@ -11,10 +11,11 @@ import msgspec
 
 from millrace.learners.drift.alarms import DriftConfig
 from millrace.learners.errors import ConfigError, LearnerError
-from millrace.learners.protocol import Learner, Scaling, Value
+from millrace.learners.protocol import EarlierRevisions, Learner, Scaling, Value
 from millrace.streams.branch.learner_rollback import is_learned, rewound
 from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
+from millrace.streams.features.revision_1 import FeaturesOfRevision1
 from millrace.streams.formats.contents import Contents
 from millrace.streams.formats.json_rows import Codec, Rows
 from millrace.streams.journal.entries import Act, Entry, Fork, Mark, Step
@@ -39,6 +40,7 @@ log = logging.getLogger("millrace")
 
 Carried = TypeVar("Carried")
 RESTORE = "Restore journal and store from one copy."
+FEATURES: dict[int, Callable[[Schema, Scaling], Features]] = {1: FeaturesOfRevision1, REVISION: Features}  # by fold revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,33 +92,49 @@ class FoldSpec:
 
         Raises: LearnerError where this release cannot fold such a fork.
         """
-        self.refuse_other_revisions(fork)
+        features = self.features(fork.fold_revision)
         owner = Owner(fork.branch, merging_branch(fork.branch))
-        return Fold(self.schema, self.make_learner, self.stages(), fork.positions, owner)
+        return Fold(self.schema, self.make_as_of(fork), self.stages(features), fork.positions, owner)
 
-    def revisions(self) -> dict[str, int]:
-        """Of what turns rows into a state: another number means that the same rows lead to another one."""
-        return {"learner_revision": self.make_learner().revision, "fold_revision": REVISION}
+    def make_as_of(self, fork: Fork) -> Callable[[], Learner]:
+        """What makes learners of the revision that a branch was begun under.
 
-    def refuse_other_revisions(self, fork: Fork) -> None:
-        """Raises: LearnerError where this release cannot fold a branch as it was begun."""
-        for name, ours in self.revisions().items():
-            if (theirs := getattr(fork, name)) != ours:
+        Raises: LearnerError where this release cannot learn as that one did.
+        """
+
+        def make() -> Learner:
+            learner = self.make_learner()
+            if fork.learner_revision == learner.revision:
+                return learner
+            if not isinstance(learner, EarlierRevisions) or fork.learner_revision not in learner.revisions:
                 raise LearnerError(
-                    f"Branch {fork.branch} was learned under {name} {theirs} ({fork.learner}); this release has {ours} and "
-                    "would learn the same rows differently. Its versions answer as before. To learn on, fold the log anew with "
-                    "`millrace run FILE --branch NEW`, or use the release that wrote the branch."
+                    f"Branch {fork.branch} was learned by revision {fork.learner_revision} of {fork.learner}; this release has "
+                    f"revision {learner.revision}, which would learn the same rows differently. Learn them anew with "
+                    "`millrace run --branch NEW`, or use the release that wrote it; its versions still answer."
                 )
+            learner.as_of(fork.learner_revision)
+            return learner
 
-    def features(self) -> Features:
-        """A feature stage that has learned nothing."""
-        return Features(self.schema, self.scaling)
+        make()
+        return make
 
-    def stages(self) -> Stages:
+    def features(self, fold_revision: int = REVISION) -> Features:
+        """A feature stage that has learned nothing, as folding of that revision has it.
+
+        Raises: LearnerError where this release cannot fold so.
+        """
+        if fold_revision not in FEATURES:
+            raise LearnerError(
+                f"A branch of fold revision {fold_revision} was begun by a newer release; this one folds up to {REVISION}. "
+                "Use the release that wrote it."
+            )
+        return FEATURES[fold_revision](self.schema, self.scaling)
+
+    def stages(self, features: Features) -> Stages:
         """New ones, that no row has passed."""
         drift, label = self.drift, self.schema.label
         return Stages(
-            self.features(),
+            features,
             MicroBatches(self.batch_rows, self.batch_wait_ms),
             None if self.labels is None else LabelJoin(self.labels, label, sha256(self.schema.declared)),
             None if drift is None else Drift(drift, self.seed),
@@ -133,7 +151,8 @@ class FoldSpec:
             positions={tp: low for tp, (low, _) in source.bounds().items()},
             topics=source.topics(),
             learner=self.learner,
-            **self.revisions(),
+            learner_revision=self.make_learner().revision,
+            fold_revision=REVISION,
             config_sha256=sha256(self.config),
             features_sha256=sha256(self.schema.declared),
             seed=self.seed,
@@ -241,7 +260,7 @@ def start(fold_spec: FoldSpec, store: Store, fork: Fork) -> Fold:
         manifest = read_checkpoint(store, branch, str(fork.join_from))
         parts = _checked_parts(store, branch, manifest, manifest.parts)
         if fork.learner_from != fork.join_from:
-            parts = rewound(fold_spec.features(), fold_spec.make_learner, _learner_parts(store, fork), parts)
+            parts = rewound(fold.features, fold_spec.make_as_of(fork), _learner_parts(store, fork), parts)
         fold.load(carried(fork, parts))
     except DamageError as error:
         raise DamageError(

@@ -39,17 +39,21 @@ def rewound(
     counts["passed"] += len(newest["batches"].get("x", ()))
     parts["counts"]["counts"] = counts
     parts["batches"] = {"deadline_ms": 0}
+    features.load(version["features"])
+    before = newest["features"]
+    for name in [column for column in ("x", "pending") if "held_out" in parts and len(parts["held_out"][column])]:
+        parts["held_out"][name] = features.retabled(Batch(parts["held_out"][name]), before).x
     if "join" in parts:
         parts["join"]["given"] = []
         if "x" in parts["join"]:
-            parts["join"] |= _answers(features, make_learner, version, from_columns(parts["join"]))
+            waiting = features.retabled(from_columns(parts["join"]), before)
+            parts["join"] |= {"x": waiting.x} | _answers(features.answer(waiting), make_learner, version)
     return parts
 
 
-def _answers(features: Features, make_learner: Callable[[], Learner], version: Parts, waiting: Batch) -> dict[str, Value]:
+def _answers(waiting: Batch, make_learner: Callable[[], Learner], version: Parts) -> dict[str, Value]:
     """What the version answers to the n rows that wait, one by one: BLAS rounds by their number."""
-    features.load(version["features"])
-    x, learner = features.answer(waiting).x, make_learner()
+    x, learner = waiting.x, make_learner()
     learner.load_state_dict(State(dict(version["learner"]), dict(version["derived"])))
     servable = learner.servable()
     scores = np.concatenate([servable.predict_many(Batch(row[None])) for row in x])

@@ -69,16 +69,16 @@ class Features:
     """
 
     def __init__(self, schema: Schema, scaling: Scaling = "none") -> None:
-        self._places = _places(schema)
-        self._numeric = np.array([column for place in self._places for column in _numeric_columns(place)], dtype=np.int64)
-        self._growing = [place for place in self._places if place.field.categories == "grow"]
-        self._filled = [place for place in self._places if place.field.missing in ("mean", "indicator")]
+        self.places = _places(schema)
+        self._numeric = np.array([column for place in self.places for column in _numeric_columns(place)], dtype=np.int64)
+        self._growing = [place for place in self.places if place.field.categories == "grow"]
+        self._filled = [place for place in self.places if place.field.missing in ("mean", "indicator")]
         self._only_numbers = len(self._numeric) == schema.width
         self._backbones = {field.name: backbone(field) for field in schema.fields if field.type == "image"}
         filled = [place.field for place in self._filled if scaling not in FIXED or place.field.missing == "mean"]
-        self._means = {field.name: Mean() for field in filled}
-        self._slots: dict[str, list[str]] = {place.field.name: [] for place in self._growing}
-        self.scale = Scale(scaling, len(self._numeric), np.array(_declared(self._places), dtype=bool))
+        self.means = {field.name: Mean() for field in filled}
+        self.slots: dict[str, list[str]] = {place.field.name: [] for place in self._growing}
+        self.scale = Scale(scaling, len(self._numeric), np.array(_declared(self.places), dtype=bool))
         self._rows = 0  # learned
         self._low, self._high = np.full(len(self._numeric), np.inf), np.full(len(self._numeric), -np.inf)  # of learned values
         self._far = np.zeros(len(self._numeric), dtype=np.int64)  # values of learned rows that were far out, by column
@@ -91,11 +91,11 @@ class Features:
         """x (n, d) of decoded columns, NaN for a missing number, and the names (n, g) of categories that grow, if any."""
         if plain is not None:
             return plain, None
-        blocks = [self._block(place.field, column) for place, column in zip(self._places, columns, strict=True)]
+        blocks = [self._block(place.field, column) for place, column in zip(self.places, columns, strict=True)]
         x = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
         if not self._growing:
             return x, None
-        growing = (column for place, column in zip(self._places, columns, strict=True) if place.field.categories == "grow")
+        growing = (column for place, column in zip(self.places, columns, strict=True) if place.field.categories == "grow")
         return x, np.stack(list(growing), axis=1)
 
     def answer(self, batch: Batch) -> Batch:
@@ -116,6 +116,10 @@ class Features:
             return batch
         return join([self._learn(batch.rows(start, stop)) for start, stop in self.scale.cuts(len(batch))])
 
+    def retabled(self, rows: Batch, _before: Mapping[str, Value]) -> Batch:
+        """Encoded rows that wait, for other tables than those they were read under: they are the same for all."""
+        return rows
+
     def far_out(self, x: Floats) -> list[str]:
         """The fields in which an encoded row of x (n, d) has a value far outside everything learned so far."""
         far = self._far_values(self._of_numeric(x)).any(axis=0)
@@ -128,7 +132,7 @@ class Features:
 
     def by_field(self, reasons: Mapping[int, str]) -> dict[str, str]:
         """What is said of columns of x, by field and, in a field of several, by the number within it."""
-        owners = [(place, at) for place in self._places for at in range(place.field.width)]
+        owners = [(place, at) for place in self.places for at in range(place.field.width)]
         named = {}
         for column, reason in reasons.items():
             place, at = owners[column]
@@ -154,7 +158,8 @@ class Features:
         for place in self._filled:
             x[:, place.start] = self._mean(place).fill(x[:, place.start])
         for place in self._growing:
-            self._grow(place, batch)
+            assert batch.names is not None
+            self.grow(place, batch.names[:, place.names].tolist())
         return self._finished(batch, self._scaled(x, self.scale.learn), absent)
 
     def _absent(self, x: Floats) -> dict[str, Array]:
@@ -163,7 +168,7 @@ class Features:
 
     def _mean(self, place: Place) -> Mean:
         """What stands in for a missing number; 0 where there is no mean, for a field that has a column to say so."""
-        return self._means.get(place.field.name) or Mean()
+        return self.means.get(place.field.name) or Mean()
 
     def _scaled(self, x: Floats, how: Callable[[Floats], Floats]) -> Floats:
         """x (n, d) with its numbers scaled, in place where there are other columns."""
@@ -180,16 +185,15 @@ class Features:
         for place in self._growing:
             assert batch.names is not None
             names, rows = batch.names[:, place.names].tolist(), np.arange(len(batch))
-            slots = {name: slot for slot, name in enumerate(self._slots[place.field.name])}
+            slots = {name: slot for slot, name in enumerate(self.slots[place.field.name])}
             other, last = place.field.max, place.field.width - 1  # the last is a missing category's, where it has one
             x[rows, [place.start + (last if name is None else slots.get(name, other)) for name in names]] = 1.0
         return replace(batch, x=x, names=None)
 
-    def _grow(self, place: Place, batch: Batch) -> None:
-        """The new names of these rows take their slots in order of arrival."""
-        assert batch.names is not None
-        table = self._slots[place.field.name]
-        for name in dict.fromkeys(name for name in batch.names[:, place.names].tolist() if name is not None):
+    def grow(self, place: Place, names: Sequence[str | None]) -> None:
+        """The new ones among these names take their slots in order of arrival."""
+        table = self.slots[place.field.name]
+        for name in dict.fromkeys(name for name in names if name is not None):
             if len(table) < place.field.max and name not in table:
                 table.append(name)
 
@@ -205,7 +209,7 @@ class Features:
 
     def _by_field(self, counts: Array) -> dict[str, int]:
         """Counts (k,) of the numeric columns, added up by field."""
-        owners = [place.field.name for place in self._places for _ in _numeric_columns(place)]
+        owners = [place.field.name for place in self.places for _ in _numeric_columns(place)]
         totals = dict.fromkeys(owners, 0)
         for name, count in zip(owners, counts.tolist(), strict=True):
             totals[name] += int(count)
@@ -222,19 +226,19 @@ class Features:
 
     def state(self) -> dict[str, Value]:
         """The tables."""
-        means = {name: [mean.total, mean.count] for name, mean in self._means.items()}
+        means = {name: [mean.total, mean.count] for name, mean in self.means.items()}
         learned = {"rows": self._rows, "low": self._low.copy(), "high": self._high.copy(), "far": self._far.copy()}
         scale = {f"scale.{name}": value for name, value in self.scale.state().items()}
-        return {"fills": means, "slots": {name: list(table) for name, table in self._slots.items()}} | learned | scale
+        return {"fills": means, "slots": {name: list(table) for name, table in self.slots.items()}} | learned | scale
 
     def load(self, state: Mapping[str, Value]) -> None:
         """Become the stage that gave ``state``; one that an older release wrote knows means of values, and no more."""
-        self._slots = {name: list(table) for name, table in state["slots"].items()}
+        self.slots = {name: list(table) for name, table in state["slots"].items()}
         self.scale.load({name.removeprefix("scale."): value for name, value in state.items() if name.startswith("scale.")})
         if "means" in state:
-            self._means |= {name: self._of_values(name, *pair) for name, pair in state["means"].items()}
+            self.means |= {name: self._of_values(name, *pair) for name, pair in state["means"].items()}
             return
-        self._means = {name: Mean(*pair) for name, pair in state["fills"].items()}
+        self.means = {name: Mean(*pair) for name, pair in state["fills"].items()}
         self._rows, self._far = int(state["rows"]), np.array(state["far"])
         self._low, self._high = np.array(state["low"]), np.array(state["high"])
 

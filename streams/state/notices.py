@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from millrace.learners.evaluation.prequential import ClassScores, ValueScores
-from millrace.learners.protocol import Learner, Notices, Value
+from millrace.learners.protocol import Learner, Notices, Value, Warns
 from millrace.streams.features.columns import Features
 
 JUDGED_ROWS = 100  # scored, before errors are compared with a baseline's
@@ -33,8 +33,8 @@ PHRASES = {
 def noticed(features: Features, learner: Learner, totals: ClassScores | ValueScores) -> dict[str, Value]:
     """What there is to see, by the names of PHRASES; of a field, in a dictionary by its name. Empty where all is well."""
     own = learner.noticed() if isinstance(learner, Notices) else {}
-    dropped = {"dropped": features.by_field(own.pop("dropped", {}))}
-    seen: dict[str, Any] = features.counts() | dropped | own
+    dropped = features.by_field(learner.warnings()) if isinstance(learner, Warns) else {}
+    seen: dict[str, Any] = features.counts() | {"dropped": dropped} | own
     if (errors := errors_over_baseline(totals)) > ERRORS:
         seen["errors_over_baseline"] = errors
     if seen.get("residual", 0.0) <= RESIDUAL:

@@ -125,7 +125,10 @@ def test_many_steps_come_to_the_optimum() -> None:
         one.learn_many(lesson)
     truth = one.state_dict().truth
     deviation = np.sqrt(truth["squares"] / truth["scaled_rows"])
-    z, columns = (lesson.x - truth["mean"]) / deviation, np.array([truth["classes"].index(name) for name in lesson.y])
+    z, columns = (
+        (lesson.x - truth["first"] - truth["offset"]) / deviation,
+        np.array([truth["classes"].index(name) for name in lesson.y]),
+    )
 
     def penalised(flat: Floats) -> float:
         weights, intercept = flat[:9].reshape(3, 3), flat[9:]

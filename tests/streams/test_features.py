@@ -138,7 +138,7 @@ def test_an_answer_is_what_the_worker_would_compute_next_and_changes_nothing(
         after = Features(MIXED)
         after.load(unpack(state, "here"))
         if cells["site"] is not None and cells["site"] not in known:
-            after._slots["site"] += ["taken"] * (2 - len(known))
+            after.slots["site"] += ["taken"] * (2 - len(known))
         assert row.tobytes() == learned(after, decoded([cells])).tobytes()
 
 

@@ -128,8 +128,9 @@ def test_pseudo_features_have_the_moments_of_their_class() -> None:
     assert sums.targets.tolist() == [40_000.0] * 3 and sums.weight == 120_000.0
     for column, name in enumerate(learner.servable().classes):
         rows = x[y == name]
-        assert np.abs(sums.cross[column] / 40_000 - rows.mean(axis=0)).max() < 0.03
-    spread = sum(40_000 * (np.diag(np.cov(x[y == n].T)) + x[y == n].mean(axis=0) ** 2) for n in np.unique(y))
+        assert np.abs(sums.centre + sums.cross[column] / 40_000 - rows.mean(axis=0)).max() < 0.03
+    away = x - sums.centre
+    spread = sum(40_000 * (np.diag(np.cov(x[y == n].T)) + away[y == n].mean(axis=0) ** 2) for n in np.unique(y))
     assert np.allclose(np.diag(sums.gram), spread, rtol=0.02)
 
 
@@ -319,7 +320,7 @@ def test_class_grams_add_up_to_the_gram_of_all_rows() -> None:
     x, y = imbalanced(16)
     learner = taught(made("air", 5, expand=7, solve_rows=ONCE), x, y, (30,))
     known = learner.known()
-    phi = expanded(x, known.projection)
+    phi = expanded(x, known.projection) - known.sums.centre
     for column, name in enumerate(known.names):
         rows = phi[y == name]
         assert np.allclose(known.per_class.gram(column), np.tril(rows.T @ rows), atol=1e-10)  # type: ignore[union-attr]

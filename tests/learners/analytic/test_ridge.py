@@ -226,12 +226,15 @@ def test_a_gamma_too_small_for_float64_is_raised_to_its_floor() -> None:
 
 
 def test_a_matrix_made_indefinite_by_rounding_is_solved_with_more_gamma() -> None:
-    """Copies of a feature far from 0: the answer stays finite and near, and the gamma that was needed is told."""
+    """Copies of a feature far from the centre, as revision 1 has it at 0: finite and near, and the gamma needed is told."""
     rng = np.random.default_rng(12)
     clock = 1e4 + rng.normal(size=(2000, 1))
     x = np.hstack([clock + 1e-6 * rng.normal(size=(2000, 30)), 3e4 + 3.0 * (clock - 1e4)])
     config = RidgeConfig(task="regress", gamma=1e-12, solve_rows=2000)
-    ridge = taught(config, Batch(x, clock[:, 0] - 1e4), list(range(0, 2000, 64)))
+    ridge = Ridge(config, 31, seed=0)
+    ridge.as_of(1)
+    for start in range(0, 2000, 64):
+        ridge.learn_many(Batch(x, clock[:, 0] - 1e4).rows(start, start + 64))
     assert ridge.state_dict().derived["gamma"] > 1e-8 * 2000
     assert ridge.predict_many(Batch(x))[:, 0] == pytest.approx(clock[:, 0] - 1e4, abs=0.05)
 
@@ -280,12 +283,14 @@ def test_a_solution_above_the_residual_limit_is_refined(monkeypatch: pytest.Monk
 
 
 def test_the_residual_tells_digits_that_were_lost_before_the_solve() -> None:
-    """A feature with a mean of 50,000 deviations has lost nine digits to centring, and the monitor shows it."""
+    """A mean of 50,000 deviations, seen from 0 as by revision 1, has lost nine digits to centring; the monitor shows it."""
     rng = np.random.default_rng(16)
     x = rng.normal(size=(1000, 3)) + np.array([5e4, 0.0, 0.0])
     config = RidgeConfig(task="regress", solve_rows=1000)
-    far = taught(config, Batch(x, rng.normal(size=1000)), [])
-    near = taught(config, Batch(x - [5e4, 0.0, 0.0], rng.normal(size=1000)), [])
+    far = Ridge(config, 3, seed=0)
+    far.as_of(1)
+    far.learn_many(Batch(x, rng.normal(size=1000)))
+    near = taught(config, Batch(x, rng.normal(size=1000)), [])
     assert near.residual < 1e-13 < far.residual
 
 

@@ -126,14 +126,16 @@ def test_sums_that_have_overflowed_stop_the_learner() -> None:
 
 
 def test_the_state_is_the_truth_in_packed_form() -> None:
-    """G by its lower triangle (bit for bit for whole numbers), Q and the sums, all of every row."""
+    """G by its lower triangle (bit for bit for whole numbers), Q and the sums, all of every row, as seen from the first."""
     x = np.array([[1.0, 2.0], [3.0, -1.0], [0.0, 5.0]])
     ridge = Ridge(RidgeConfig(), 2, seed=0)
     ridge.learn_many(Batch(x, NAMES[[0, 1, 0]]))
-    truth, gram = ridge.state_dict().truth, x.T @ x
+    truth, away = ridge.state_dict().truth, x - x[0]
+    gram = away.T @ away
+    assert truth["centre"].tolist() == x[0].tolist() and truth["centre_targets"].tolist() == [0.0, 0.0]
     assert truth["gram"].tolist() == [gram[0, 0], gram[1, 0], gram[1, 1]]
-    assert truth["cross"].tolist() == [[1.0, 7.0], [3.0, -1.0]]
-    assert (truth["features"].tolist(), truth["targets"].tolist(), truth["weight"]) == ([4.0, 6.0], [2.0, 1.0], 3.0)
+    assert truth["cross"].tolist() == [[-1.0, 3.0], [2.0, -3.0]]
+    assert (truth["features"].tolist(), truth["targets"].tolist(), truth["weight"]) == ([1.0, 0.0], [2.0, 1.0], 3.0)
     assert (truth["squares"].tolist(), truth["rows"], truth["classes"]) == ([2.0, 1.0], 3, ["ant", "bee"])
 
 

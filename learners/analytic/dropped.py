@@ -1,0 +1,45 @@
+"""Which features carry no digits, and why: what a learner of sums gives no weight to, and what a column came too coarse for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from millrace.learners.analytic.normal_equations import Sums, centred_squares
+from millrace.learners.protocol import Array, Floats
+
+SAME = "constant: its values are all the same, or differ by their own rounding, so it has no weight"
+LOST = (
+    "lost: what is left of it is less than the rounding of rows that are gone and lay far from the others, so it has no "
+    "weight; if its values differ, learn the log on a new branch that leaves those rows out"
+)
+COARSE = (
+    "float32: every value is a float32, and steps of float32 are wider here than the values deviate; "
+    "send it as float64, or counted from a nearer zero"
+)
+
+
+def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
+    """Why a feature has no weight, or less than it could have, by feature. ``finer`` (d,): 1 where some value is no float32.
+
+    Without an intercept constant features count, and none is without weight but zeros.
+    """
+    if sums.weight <= 0.0:
+        return {}
+    mean = sums.features / sums.weight
+    centred, varies = centred_squares(sums, mean)
+    kept = varies if intercept else np.diag(sums.gram) > 0.0
+    lost = ~kept & (sums.largest > np.maximum(np.diag(sums.gram), 0.0))
+    largest = float(np.finfo(np.float32).max)
+    step = np.spacing(np.minimum(np.abs(sums.centre + mean), largest).astype(np.float32)).astype(np.float64)
+    coarse = varies & (finer == 0) & (step > np.sqrt(np.maximum(centred, 0.0) / sums.weight))
+    reasons = ((~kept, SAME), (lost, LOST), (coarse, COARSE))
+    return dict(sorted((int(at), why) for chosen, why in reasons for at in np.flatnonzero(chosen)))
+
+
+def note_finer(finer: Array, x: Floats) -> None:
+    """Set ``finer`` (d,) to 1 for the features of which a value in x (n, d) is finer than float32 can say."""
+    undecided = np.flatnonzero(finer == 0)
+    if undecided.size:
+        values = x if undecided.size == len(finer) else x[:, undecided]
+        with np.errstate(over="ignore"):
+            finer[undecided] = (values.astype(np.float32) != values).any(axis=0)
