@@ -27,6 +27,7 @@ from millrace.streams.records import Event
 from millrace.streams.schema import Field, Label, Schema
 
 GAMMA = 1.0
+FILL = 9.97e36  # what a row without a label has in a field whose mean stands in, now and then
 SHAPES = ("normal", "constant at first", "heavy tails", "a counter", "an outlier", "a shift", "a rare flag", "whole numbers")
 TYPES = ("numeric", "numeric, mean", "numeric, indicator", "list", "categorical", "categorical, grow")
 NAMES = ("ant", "bee", "cow")
@@ -45,6 +46,12 @@ class Rows:
     def row(self, at: int) -> dict[str, Any]:
         """One row."""
         return {name: column[at] for name, column in self.columns.items()}
+
+    @property
+    def labelled(self) -> Rows:
+        """The rows that have a label."""
+        chosen = [at for at, label in enumerate(self.columns["y"]) if label is not None]
+        return Rows(self.schema, {name: [column[at] for at in chosen] for name, column in self.columns.items()})
 
 
 def shaped(shape: str, rows: int, rng: np.random.Generator) -> np.ndarray:
@@ -65,12 +72,12 @@ def shaped(shape: str, rows: int, rng: np.random.Generator) -> np.ndarray:
     return np.rint(4.0 * plain) if shape == "whole numbers" else plain
 
 
-def drawn(seed: int) -> Rows:
+def drawn(seed: int, lists: bool) -> Rows:
     """Rows under a schema: one to four fields of any type, numbers of any magnitude from 1e-12 to 1e36, lying anywhere."""
     rng = np.random.default_rng(seed)
     rows, fields, columns, parts = int(rng.choice([20, 60, 300, 700], p=[0.4, 0.4, 0.1, 0.1])), [], {}, []
     for at in range(int(rng.integers(1, 5))):
-        kind, name = str(rng.choice(TYPES)), f"f{at}"
+        kind, name = str(rng.choice([kind for kind in TYPES if lists or kind != "list"])), f"f{at}"
         if kind.startswith("categorical"):
             cells = [NAMES[place] for place in rng.integers(3, size=rows)]
             grow = kind == "categorical, grow"
@@ -85,12 +92,21 @@ def drawn(seed: int) -> Rows:
         missing = {"numeric, mean": "mean", "numeric, indicator": "indicator"}.get(kind, "reject")
         absent = rng.random(rows) < (0.1 if missing != "reject" else 0.0)
         fields.append(Field(name, size=size, missing=missing))
-        lists = numbers.tolist()
-        columns[name] = [None if none else cells if size > 1 else cells[0] for none, cells in zip(absent, lists, strict=True)]
+        cells_of = numbers.tolist()
+        columns[name] = [
+            None if none else cells if size > 1 else cells[0] for none, cells in zip(absent, cells_of, strict=True)
+        ]
         parts.append((numbers[:, 0] - place) / spread)
     signal = np.clip(np.sum(parts, axis=0), -20.0, 20.0) + 0.1 * rng.standard_normal(rows)
     unit = 10.0 ** rng.uniform(-6, 12)
     columns["y"] = (unit * (signal + rng.choice([0.0, 1e6]))).tolist()
+    for at in np.flatnonzero(rng.random(rows) < 0.05).tolist():
+        columns["y"][at] = None
+        for field in fields:
+            if field.missing == "mean" and rng.random() < 0.5:
+                columns[field.name][at] = FILL
+            if field.categories == "grow":
+                columns[field.name][at] = "dodo"
     return Rows(Schema(tuple(fields), Label("y", "number")), columns)
 
 
@@ -179,12 +195,12 @@ def as_cloud_events(rows: Rows, _: Path) -> Iterator[Event]:
 
 
 def as_csv(rows: Rows, folder: Path) -> Iterator[Event]:
-    """The csv module; a list is its JSON."""
+    """The csv module, which has no lists."""
     with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(rows.columns)
         for at in range(len(rows)):
-            writer.writerow([json.dumps(cell) if isinstance(cell, list) else cell for cell in rows.row(at).values()])
+            writer.writerow(rows.row(at).values())
     return (Event(at, 1000, None, b"", value) for at, value in enumerate(values_of(folder / "rows.csv", rows.schema)))
 
 
@@ -210,7 +226,7 @@ def as_arrow_event(rows: Rows, folder: Path) -> Iterator[Event]:
 
 def as_avro(rows: Rows, folder: Path) -> Iterator[Event]:
     """fastavro, with its schema where a registry keeps it."""
-    kinds = {field.name: avro_type(field) for field in rows.schema.fields} | {"y": "double"}
+    kinds = {field.name: avro_type(field) for field in rows.schema.fields} | {"y": ["null", "double"]}
     schema = {"type": "record", "name": "Row", "fields": [{"name": name, "type": kinds[name]} for name in rows.columns]}
     (folder / "1.avsc").write_text(json.dumps(schema), encoding="utf-8")
     parsed = fastavro.parse_schema(schema)
