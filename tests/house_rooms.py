@@ -83,9 +83,9 @@ ARROWS: Mapping[str, str] = {
         "services/registry services/replay services/serving services/training streams streams/branch streams/journal"
     ),
     "services/demo": (
-        "learners learners/drift learners/table services services/config services/data services/endpoint services/pipeline "
-        "services/protocol services/serving streams streams/branch streams/features streams/formats streams/journal "
-        "streams/labels streams/state"
+        "learners learners/analytic learners/drift learners/table services services/config services/data services/endpoint "
+        "services/pipeline services/protocol services/serving streams streams/branch streams/features streams/formats "
+        "streams/journal streams/labels streams/state"
     ),
 }
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from millrace.learners.protocol import Floats
 
-FAR = 3.0  # deviations from the centre to the mean, above which the centre moves
+FAR = 3.1  # deviations from the centre to the mean, above which the centre moves; no share of ones lies at just so many
 LONGEST = 1024  # learned rows from one look to the next, at most
 FADES = 4.0  # windows of 1 / (1 - decay) rows from one look to the next, at most: what faded by e^-4 in between
 

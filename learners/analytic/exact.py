@@ -22,13 +22,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from millrace.learners.analytic.class_statistics import ClassGrams
-from millrace.learners.analytic.normal_equations import RESIDUAL
+from millrace.learners.analytic.normal_equations import RESIDUAL, Sums
 from millrace.learners.analytic.priors import Prior
 from millrace.learners.analytic.ridge import Ridge
 from millrace.learners.analytic.solver import served
 from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.linear.servable import LinearServable
-from millrace.learners.protocol import Array, Batch
+from millrace.learners.protocol import Array, Batch, Value
 
 ROUNDING = 1e-9  # by which sums of the same weights in another order may differ
 
@@ -145,6 +145,17 @@ def with_prior(learner: Ridge, prior: Prior) -> LinearServable:
     statistics = learner.known()
     solution = learner.head.answer(learner.head.config, replace(statistics, prior=prior))
     return served(statistics.names, solution, statistics.projection)
+
+
+def seen_from_zero(truth: Mapping[str, Value]) -> dict[str, Value]:
+    """A state with its sums seen from 0, on copies: in that learners of the same rows agree, whichever came first.
+
+    What only says where sums were seen from is left out.
+    """
+    copies = {key: np.array(value) if isinstance(value, np.ndarray) else value for key, value in truth.items()}
+    sums = Sums.of(copies)
+    sums.move(np.zeros_like(sums.centre), np.zeros_like(sums.centre_targets))
+    return {key: value for key, value in (copies | sums.state()).items() if key not in sums.centre_state()}
 
 
 def _no_decay(learner: Ridge, verb: str) -> None:

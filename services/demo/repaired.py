@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from millrace.learners.analytic.exact import seen_from_zero
 from millrace.learners.protocol import Array, Batch, Floats, Value, join
 from millrace.services.config.names import BRANCH
 from millrace.services.demo.evidence import READ_ROWS, Labelled, labels_in_log, outputs_of, totals_of, windows
@@ -102,8 +103,8 @@ def _curve(instance: Instance, positions: list[Position], totals: Array) -> Curv
 
 
 def learned_by(instance: Instance, branch: str) -> dict[str, Value]:
-    """The record of truth of the learner at a branch's newest mark."""
-    return load_part(instance.store(), Archive(instance).marks(branch)[-1], "learner")
+    """The record of truth of the learner at a branch's newest mark, its sums seen from 0."""
+    return seen_from_zero(load_part(instance.store(), Archive(instance).marks(branch)[-1], "learner"))
 
 
 def answers(instance: Instance, branch: str, values: Sequence[bytes]) -> list[str]:
@@ -118,12 +119,13 @@ def answers(instance: Instance, branch: str, values: Sequence[bytes]) -> list[st
 def learned_without(instance: Instance, producer: str) -> dict[str, Value]:
     """The record of truth of a learner that is fitted at once to every labelled row of the log but those of a producer.
 
+    Its sums are seen from 0, since rows come in another order here.
     Neither journal, nor join, nor exclusions are asked: rows and labels are put together here, by their ids.
     """
     rows = join(list(_labelled(instance, producer)))
     learner, features = instance.fold_spec.make_learner(), instance.fold_spec.features()
     learner.learn_many(features.learn(rows))
-    return learner.state_dict().truth
+    return seen_from_zero(learner.state_dict().truth)
 
 
 def _labelled(instance: Instance, producer: str) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.learners.analytic.centre import LONGEST, next_look
-from millrace.learners.analytic.exact import forget, merge, relabel
+from millrace.learners.analytic.exact import forget, merge, relabel, seen_from_zero
 from millrace.learners.analytic.ridge import Ridge
 from millrace.learners.linear.servable import LinearServable, to_onnx
 from millrace.learners.protocol import Array, Batch, Floats
@@ -381,3 +381,18 @@ def test_a_column_of_float32_steps_is_named() -> None:
     assert again.warnings() == learner.warnings()
     halves = {str(at): learned(regress(), Batch(x[at::2], numbers(600)[1][at::2])) for at in range(2)}
     assert merge(halves)[0].warnings() == learner.warnings()
+
+
+@pytest.mark.parametrize("kind", BATCH)
+def test_states_of_the_same_rows_agree_once_their_sums_are_seen_from_zero(kind: str) -> None:
+    """Whichever row came first: G, Q and s are those of the rows themselves, to rounding."""
+    x, y = imbalanced(12, d=D)
+    x = x + 10.0
+    states = [learned(made(kind, D, solve_rows=ONCE), Batch(x[::step], y[::step])).state_dict().truth for step in (1, -1)]
+    ours, theirs = map(seen_from_zero, states)
+    assert not np.array_equal(states[0]["centre"], states[1]["centre"]) and "centre" not in ours
+    for truth in (ours, theirs):
+        assert miss(truth["gram"], (x.T @ x).T[np.triu_indices(D)]) <= 1e-12
+        assert miss(truth["features"], x.sum(axis=0)) <= 1e-12
+        order = [truth["classes"].index(name) for name in NAMES[:3]]
+        assert miss(truth["cross"][order], np.stack([x[y == name].sum(axis=0) for name in NAMES[:3]])) <= 1e-12
