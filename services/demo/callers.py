@@ -250,7 +250,7 @@ class _Caller:
         request = pb.ModelInferRequest(model_name=self.where.model)
         for one in self.schema.fields:
             tensor = request.inputs.add(name=one.name, datatype=_datatype(one), shape=_shape(one, some))
-            if one.type == "numeric":
+            if one.is_number:
                 tensor.contents.fp64_contents.extend(np.ravel(some.columns[one.name]))
             else:
                 tensor.contents.bytes_contents.extend(text.encode() for text in some.columns[one.name])
@@ -274,12 +274,12 @@ def _one_label(one: str, label: str | float | bool) -> labels_pb2.OneLabel:
 
 
 def _datatype(one: Field) -> str:
-    return "FP64" if one.type == "numeric" else "BYTES"
+    return "FP64" if one.is_number else "BYTES"
 
 
 def _shape(one: Field, some: _Rows) -> list[int]:
     rows = len(some.labels)
-    return [rows, one.size] if one.type == "numeric" else [rows]
+    return [rows, one.size] if one.is_number else [rows]
 
 
 def _score(found: list[Any], right: list[Any], label: Label) -> float:
