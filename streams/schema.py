@@ -42,9 +42,9 @@ class Field:
     shape: tuple[int, int] = (0, 0)  # in [1, 4096], height and width of the network's input
     features: int = 0  # >= 1, numbers in the network's output ``features``
     sha256: str = ""  # hash of the network's file; empty: that of the file when the pipeline is read
-    # of a time: the number is so many of them since 1970-01-01T00:00Z; center and scale are in it
-    unit: Literal["", "ns", "us", "ms", "s", "min", "h", "d"] = later("")
-    zone: str = later("")  # UTC, or an offset such as +02:00: of times that are written without one
+    # of a time, which is so many of them since 1970-01-01T00:00Z; center and scale are in it
+    unit: Literal["ns", "us", "ms", "s", "min", "h", "d"] = later("s")
+    zone: str = later("UTC")  # UTC, or an offset such as +02:00: of times that are written without one
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
@@ -56,14 +56,12 @@ class Field:
         self._check_time()
 
     def _check_time(self) -> None:
-        if self.type != "time":
-            if self.unit or self.zone:
-                raise ValueError('unit and zone are for type = "time"')
-        elif not self.unit or not ZONE.fullmatch(self.zone) or self.size != 1:
-            raise ValueError(
-                f'unit = "{self.unit}", zone = "{self.zone}": a time has a unit ({", ".join(UNITS_NS)}), a zone (UTC, or an '
-                "offset such as +02:00: the tables behind names of zones change), and no size"
-            )
+        if self.type != "time" and (self.unit, self.zone) != ("s", "UTC"):
+            raise ValueError('unit and zone are for type = "time"')
+        if not ZONE.fullmatch(self.zone):
+            raise ValueError(f'zone = "{self.zone}": must be UTC or an offset such as +02:00; what a name stands for changes')
+        if self.type == "time" and self.size != 1:
+            raise ValueError(f'size = {self.size}: a field of type = "time" holds one')
 
     def _check_numeric(self) -> None:
         if self.size < 1:
