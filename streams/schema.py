@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
-from millrace.learners.declaration import declared
+from millrace.learners.declaration import declared, later
 
 WIDEST = 1_000_000  # columns of x; a learner may need the square of it
 TALLEST = 4096  # pixels of a side of a network's input
 IMAGE_KEYS = ("backbone", "shape", "features", "sha256")
+UNITS_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "min": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
+ZONE = re.compile(r"UTC|[+-](0[0-9]|1[0-4]):[0-5][0-9]")
 LARGEST = 1e100  # keeps squares and their sums finite in float64
 
 
@@ -27,7 +30,7 @@ class Field:
     """
 
     name: str  # the key in a row, and the tensor's name when serving
-    type: Literal["numeric", "categorical", "image"] = "numeric"  # numbers, a name, or a JPEG or PNG
+    type: Literal["numeric", "categorical", "image", "time"] = "numeric"  # numbers, a name, a JPEG or PNG, or a moment
     size: int = 1  # >= 1, numbers in the field; above 1 the row holds an array of exactly so many
     center: float = 0.0  # in (-1e100, 1e100), ``x = (value - center) / scale``; for values far from zero, such as times
     scale: float = 1.0  # in (0, 1e100], in the value's unit; more makes x smaller
@@ -39,13 +42,26 @@ class Field:
     shape: tuple[int, int] = (0, 0)  # in [1, 4096], height and width of the network's input
     features: int = 0  # >= 1, numbers in the network's output ``features``
     sha256: str = ""  # hash of the network's file; empty: that of the file when the pipeline is read
+    # of a time, which is so many of them since 1970-01-01T00:00Z; center and scale are in it
+    unit: Literal["ns", "us", "ms", "s", "min", "h", "d"] = later("s")
+    zone: str = later("UTC")  # UTC, or an offset such as +02:00: of times that are written without one
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
-        checks = {"numeric": self._check_numeric, "categorical": self._check_categorical, "image": self._check_image}
+        numeric = self._check_numeric
+        checks = {"numeric": numeric, "time": numeric, "categorical": self._check_categorical, "image": self._check_image}
         checks[self.type]()
         if self.type != "image" and (self.backbone, self.shape, self.features, self.sha256) != ("", (0, 0), 0, ""):
             raise ValueError('backbone, shape, features and sha256 are for type = "image"')
+        self._check_time()
+
+    def _check_time(self) -> None:
+        if self.type != "time" and (self.unit, self.zone) != ("s", "UTC"):
+            raise ValueError('unit and zone are for type = "time"')
+        if not ZONE.fullmatch(self.zone):
+            raise ValueError(f'zone = "{self.zone}": must be UTC or an offset such as +02:00; what a name stands for changes')
+        if self.type == "time" and self.size != 1:
+            raise ValueError(f'size = {self.size}: a field of type = "time" holds one')
 
     def _check_numeric(self) -> None:
         if self.size < 1:
@@ -79,11 +95,16 @@ class Field:
             raise ValueError(f"center = {self.center}, scale = {self.scale}: must be finite, scale above 0")
 
     @property
+    def is_number(self) -> bool:
+        """Whether its cells are numbers by the time that they are decoded."""
+        return self.type in ("numeric", "time")
+
+    @property
     def width(self) -> int:
         """Columns of x that this field takes."""
         if self.type == "image":
             return self.features
-        if self.type == "numeric":
+        if self.is_number:
             return self.size + (self.missing == "indicator")
         slots = {"grow": self.max + 1, "hash": self.max}  # the one more is "other"
         one_hot_width = slots[self.categories] if isinstance(self.categories, str) else len(self.categories)

@@ -36,6 +36,7 @@ FIELDS = {  # what a field must also say, for a key or for one of its values
     "categorical": GROWING,
     "category": GROWING,
     "image": IMAGE,
+    "unit": {"type": "time"},
 }
 BESIDE = {  # what the file must also say, for a table, a key or one of its values
     "regress": ["label.type=number"],

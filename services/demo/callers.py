@@ -254,7 +254,7 @@ class _Caller:
         request = pb.ModelInferRequest(model_name=self.where.model)
         for input_field in self.schema.fields:
             tensor = request.inputs.add(name=input_field.name, datatype=_datatype(input_field), shape=_shape(input_field, rows))
-            if input_field.type == "numeric":
+            if input_field.is_number:
                 tensor.contents.fp64_contents.extend(np.ravel(rows.columns[input_field.name]))
             else:
                 tensor.contents.bytes_contents.extend(text.encode() for text in rows.columns[input_field.name])

@@ -143,7 +143,7 @@ def model_metadata(name: str, schema: Schema, version: str | None) -> dict[str, 
     """GET /v2/models/NAME."""
     inputs = [
         {"name": field.name, "datatype": "FP64", "shape": [-1, field.size]}
-        if field.type == "numeric"
+        if field.is_number
         else {"name": field.name, "datatype": "BYTES", "shape": [-1]}
         for field in schema.fields
     ]

@@ -122,4 +122,4 @@ def prediction_records(predicted: Predicted, features: str, headers: bytes = b""
 
 def _cells(field: Field, column: Array) -> list[object]:
     """A column's values as JSON has them; NaN becomes null."""
-    return column.tolist() if field.type != "numeric" or field.size > 1 else column.reshape(-1).tolist()
+    return column.tolist() if not field.is_number or field.size > 1 else column.reshape(-1).tolist()

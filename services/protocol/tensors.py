@@ -174,7 +174,7 @@ def _refuse_unknown(tensor_names: Iterable[str], names: Sequence[str], packed: b
 
 
 def _packed(tensor: Tensor, payload: bytes | None, schema: Schema) -> tuple[Array, ...]:
-    if any(field.type != "numeric" for field in schema.fields):
+    if any(not field.is_number for field in schema.fields):
         raise BadInputError("x: some fields of this model are not numbers; send one tensor a field.")
     sizes = [field.size for field in schema.fields]
     block = _numbers(tensor, payload, sum(sizes))
@@ -188,8 +188,8 @@ def _field_column(field: Field, tensor: Tensor | None, payload: bytes | None, ro
     if tensor is None:
         if field.missing == "reject":
             raise BadInputError(f"{field.name}: this input is required and was not sent.")
-        return np.full((rows, 1), np.nan) if field.type == "numeric" else np.full(rows, None, dtype=object)
-    if field.type == "numeric":
+        return np.full((rows, 1), np.nan) if field.is_number else np.full(rows, None, dtype=object)
+    if field.is_number:
         return _checked(field, _numbers(tensor, payload, field.size))
     if field.type == "image":
         return _pictures(field, tensor, payload)

@@ -7,6 +7,7 @@ polars is imported: a frame is known by what it can do.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from sys import maxsize
 from typing import Any
 
@@ -108,7 +109,7 @@ class _Cells:
             raise BadInputError(f"Row {at} (counted from 0): the column {name!r} is not named by a text. Rename it.")
         try:
             _unicode(name)
-            value = _plain(cell)
+            value = _moment(cell) if self._types.get(name) == "time" else _plain(cell)
             if isinstance(value, bytes) and (declared := self._types.get(name, "image")) != "image":
                 taken(declared, "bytes", "it", "bytes")
                 return text_of(value)
@@ -141,6 +142,15 @@ def _plain(cell: Any) -> Any:
     raise ValueError(
         f"a value of type {type(cell).__name__} has no meaning in a pipeline; make it a number, a text or a boolean first"
     )
+
+
+def _moment(cell: Any) -> Any:
+    """A cell of a field of times: a datetime, one of pandas or NumPy among them, as text of ISO 8601; any other as it is."""
+    if isinstance(cell, datetime) and type(cell).__name__ not in MISSING:
+        return cell.isoformat()
+    if type(cell).__name__ == "datetime64":
+        return None if str(cell) == "NaT" else str(cell)
+    return _plain(cell)
 
 
 def _unicode(text: str) -> str:

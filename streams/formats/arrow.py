@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Container, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from millrace.learners.errors import BadInputError
 from millrace.streams.formats.flatbuffer import extent
-from millrace.streams.formats.meaning import JSON_TYPES, TAKES, RecordError, as_row, cell_of, declared_types
+from millrace.streams.formats.meaning import JSON_TYPES, TAKES, RecordError, as_row, cell_of, declared_types, moment_of
 from millrace.streams.schema import Field, Schema
 
 CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
@@ -164,10 +164,14 @@ def _without_views(arrow: Any, column: Any) -> Any:
     return column if plain is None else column.cast(plain)
 
 
+def integers(column: Any) -> Any:
+    """A column of timestamps as int64 in its own unit; null stays."""
+    return column.cast(_pyarrow("An Arrow batch").int64())
+
+
 def milliseconds(column: Any) -> Any:
     """A column of timestamps as int64 milliseconds since 1970, rounded down; null stays."""
-    arrow = _pyarrow("An Arrow batch")
-    ticks = column.cast(arrow.int64())
+    ticks = integers(column)
     per_ms = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}[column.type.unit]
     times = ticks.to_numpy(zero_copy_only=False) if not column.null_count else ticks.fill_null(0).to_numpy()
     return times // per_ms[1] * per_ms[0]
@@ -180,6 +184,7 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], schema: Schema) -> bytes:
     """
     arrow = _pyarrow("Sending Arrow batches")
     declared = declared_types(schema)
+    times = {field.name: partial(_moment, field) for field in schema.fields if field.type == "time"}
     types = {field.name: _type_of(arrow, field) for field in schema.fields}
     types[schema.label.name] = {
         "string": arrow.string(),
@@ -195,15 +200,19 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], schema: Schema) -> bytes:
     columns = []
     for name in present:
         try:
-            cells = [cell_of(declared[name], row.get(name)) for row in rows]
+            cells = [times[name](row.get(name)) if name in times else cell_of(declared[name], row.get(name)) for row in rows]
             columns.append(arrow.array(cells, types[name]))
         except (RecordError, arrow.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise BadInputError(f"{name}: a value is not of type {types[name]} ({error}).") from error
     return stream_bytes(arrow.record_batch(columns, names=present))
 
 
+def _moment(field: Field, cell: Any) -> float | None:
+    return None if cell is None else moment_of(field, cell)
+
+
 def _type_of(arrow: Any, field: Field) -> Any:
-    if field.type != "numeric":
+    if not field.is_number:
         return arrow.string() if field.type == "categorical" else arrow.binary()
     return arrow.list_(arrow.float64(), field.size) if field.size > 1 else arrow.float64()
 
@@ -241,13 +250,25 @@ def parquet_rows(path: Path, schema: Schema) -> Iterator[bytes]:
         if column.name in types:
             _check_parquet_column(column, types[column.name])
     for batch in file.iter_batches(CHUNK_ROWS):
+        for at, column in enumerate(file.schema_arrow):
+            if types.get(column.name) == "time" and kind_of(column.type) == "timestamp":
+                batch = batch.set_column(at, column.name, _iso(batch.column(at)))
         yield from (as_row(row, types) for row in batch.to_pylist())
+
+
+def _iso(column: Any) -> Any:
+    """A column of timestamps as text of ISO 8601, with Z where they are instants."""
+    arrow = _pyarrow("A Parquet file")
+    ticks = column.cast(arrow.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    texts = np.datetime_as_string(ticks.view(f"datetime64[{column.type.unit}]")).tolist()
+    zone, absent = "Z" if column.type.tz else "", column.is_null().to_pylist()
+    return arrow.array([None if gone else text + zone for text, gone in zip(texts, absent, strict=True)], arrow.string())
 
 
 def _check_parquet_column(column: Any, declared: str) -> None:
     kind = kind_of(column.type)
     inner = kind_of(column.type.value_type) if kind == "list" else kind
-    if inner not in ("null", *JSON_TYPES, "bytes"):
+    if inner not in ("null", *JSON_TYPES, "bytes", *(("timestamp",) if declared == "time" else ())):
         raise BadInputError(
             f"The column {column.name} is {column.type}, and {declared} takes {', '.join(TAKES[declared])}. Cast it to one of "
             "these before it is sent."

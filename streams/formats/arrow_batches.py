@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millrace.learners.protocol import Array, Floats, within
-from millrace.streams.formats.arrow import BATCH_BYTES, Batch, kind_of, milliseconds, read_batches, settled
+from millrace.streams.formats.arrow import BATCH_BYTES, Batch, integers, kind_of, milliseconds, read_batches, settled
 from millrace.streams.formats.cloudevents import without_content_type
 from millrace.streams.formats.json_rows import Refused, Rows, checked_images, number_range
 from millrace.streams.formats.meaning import (
@@ -25,12 +26,15 @@ from millrace.streams.formats.meaning import (
     RecordError,
     as_row,
     declared_types,
+    moment_of,
     taken,
     text_of,
+    ticks_of,
     whole_of,
+    zone_ns,
 )
 from millrace.streams.records import Event
-from millrace.streams.schema import LARGEST, Field, Label, Schema
+from millrace.streams.schema import LARGEST, UNITS_NS, Field, Label, Schema
 
 TIMESTAMP = "timestamp"  # a column of a row's own time, where no field has this name; never past its message's
 EVERYTHING = (-LARGEST, LARGEST)
@@ -167,6 +171,22 @@ def _numbers(column: Any, name: str, faults: Faults) -> Floats:
     return _floats(column)
 
 
+def _moments(field: Field, column: Any, faults: Faults) -> Floats:
+    """Times (n,) in their field's unit; null is NaN."""
+    kind = kind_of(column.type)
+    if kind == "text":
+        texts = _coded(column, field.name, partial(moment_of, field), faults)
+        return np.array([math.nan if moment is None else moment for moment in texts.tolist()], dtype=np.float64)
+    if kind != "timestamp":
+        return _numbers(column, field.name, faults)
+    ahead_ns = 0 if column.type.tz else zone_ns(field)
+    moments = [
+        math.nan if count is None else ticks_of(field, count * UNITS_NS[column.type.unit] - ahead_ns)
+        for count in integers(column).to_pylist()
+    ]
+    return np.array(moments, dtype=np.float64)
+
+
 def _absent(column: Any, values: Floats, faults: Faults) -> NDArray[np.bool_]:
     """Which numbers are missing (n,): null, and NaN, which data frames write for it."""
     return _nulls(column) if faults.revision < 2 else np.isnan(values)
@@ -193,9 +213,10 @@ def _within(block: Floats, bounds: tuple[float, float], name: str, faults: Fault
 def _column(field: Field, column: Any, rows: int, faults: Faults) -> Array:
     """One field's cells: (n, size) float64, or (n,) texts and None."""
     if column is None:
-        return np.full((rows, 1), math.nan) if field.type == "numeric" else np.full(rows, None, dtype=object)
-    single = field.type == "numeric" and field.size == 1
-    values = _numbers(column, field.name, faults) if single else np.empty(0)
+        return np.full((rows, 1), math.nan) if field.is_number else np.full(rows, None, dtype=object)
+    single = field.is_number and field.size == 1
+    values = _moments(field, column, faults) if field.type == "time" else np.empty(0)
+    values = _numbers(column, field.name, faults) if field.type == "numeric" and single else values
     absent = _absent(column, values, faults) if single else _nulls(column)
     if field.missing == "reject":
         faults.say(absent, "missing-field", f"{field.name} is null")
@@ -247,7 +268,7 @@ def _mask(chosen: NDArray[np.bool_]) -> list[bool]:
     return mask
 
 
-def _coded(column: Any, name: str, text: Callable[[Any], str], faults: Faults) -> Array:
+def _coded(column: Any, name: str, text: Callable[[Any], Any], faults: Faults) -> Array:
     """Each cell's text (n,), made once of each different value; of null and NaN None. Rows without any are refused."""
     coded = column if hasattr(column, "dictionary") else column.dictionary_encode()
     names, why = np.full(len(coded.dictionary) + 1, None, dtype=object), dict[int, RecordError]()

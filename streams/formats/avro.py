@@ -31,6 +31,7 @@ LARGEST_SCHEMA = 1 << 20  # bytes
 NUMBERS = {"int", "long", "float", "double"}
 CELLS = NUMBERS | {"null", "boolean", "string", "bytes", "enum"}
 ITEMS = NUMBERS | {"boolean"}  # of an array; beside null in a union, where null takes a byte
+TIMES = ("timestamp-millis", "timestamp-micros", "local-timestamp-millis", "local-timestamp-micros")  # of a long
 BROKEN = (ArithmeticError, EOFError, LookupError, MemoryError, TypeError, ValueError, struct.error)  # of a record's bytes
 
 
@@ -127,6 +128,8 @@ def _check(schema: Any) -> None:
             name = kind["type"] if isinstance(kind, dict) else kind
             items = kind.get("items") if isinstance(kind, dict) else None
             logical = kind.get("logicalType") if isinstance(kind, dict) else None
+            if logical in TIMES and name == "long":
+                continue
             if logical or not (name in CELLS or (name == "array" and _are_numbers(items))):
                 shown = logical or (f"array of {items}" if name == "array" else name)
                 raise RecordError("wrong-type", f"{column['name']} is of type {shown}, which no field takes")

@@ -29,6 +29,7 @@ from millrace.streams.formats.meaning import (
     RecordError,
     declared_types,
     json_type,
+    moment_of,
     names_of,
     refuse_integers_beyond,
     whole_of,
@@ -249,6 +250,8 @@ def _column(field: Field, cells: Sequence[Any]) -> Array:
         return _objects(cells)
     if field.type == "image":
         return checked_images(field, cells)
+    if field.type == "time":
+        cells = [None if cell is None else moment_of(field, cell) for cell in cells]
     absent = [] if field.missing == "reject" else [cell is None for cell in cells]
     if any(absent):
         cells = [math.nan if cell is None else cell for cell in cells]

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from millrace.streams.schema import LARGEST, Label, Schema
+from millrace.streams.schema import LARGEST, UNITS_NS, Field, Label, Schema
 
 REVISION = (
     2  # of this table; 1: integers beyond int64 are learned, Avro's bytes are base64 text, a NaN in an Arrow row is refused
@@ -23,13 +25,14 @@ REVISION = (
 INT64 = 1 << 63  # the first integer that int64 does not have
 WEIGHT = "weight"
 
-# Kinds of values: boolean, integer, number (a float), text, bytes, list, and "" for every other (decimal, nested, dates).
+# Kinds of values: boolean, integer, number (a float), text, bytes, list, timestamp, and "" for every other (decimal, nested).
 # A null, a NaN among them, is no kind: it is a missing value everywhere.
 TAKES: dict[str, tuple[str, ...]] = {
     "numeric": ("number", "integer", "boolean"),  # true is 1, false is 0
     "numeric list": ("list",),  # whose items are as those of numeric
     "categorical": ("text", "boolean", "integer", "bytes"),  # "true", "false"; decimal digits; bytes that are UTF-8
     "image": ("bytes",),  # base64 in a JSON row
+    "time": ("number", "integer", "text", "timestamp"),  # numbers are in its unit; text is ISO 8601
     "label string": ("text", "boolean", "integer", "bytes"),  # as categorical
     "label integer": ("integer", "number"),  # a number only where it is whole: 1.0 is 1
     "label boolean": ("boolean",),
@@ -38,6 +41,9 @@ TAKES: dict[str, tuple[str, ...]] = {
 }
 JSON_TYPES: dict[str, Any] = {"number": float, "integer": int, "boolean": bool, "text": str}
 INFINITE = {math.inf: msgspec.Raw(b"1e999"), -math.inf: msgspec.Raw(b"-1e999")}  # JSON's way to say it; refused as not-finite
+
+ISO = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d)?)(?:[.,](\d{1,9}))?(Z|z|[+-]\d\d:?\d\d)?")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 REASONS = (
     "unreadable",  # not JSON, not UTF-8, or no bytes at all
@@ -120,6 +126,40 @@ def text_of(cell: Any) -> str:
         except UnicodeDecodeError as error:
             raise RecordError("wrong-type", "bytes that are not UTF-8 are no text") from error
     raise RecordError("wrong-type", f"{type(cell).__name__} is no text, boolean or integer")
+
+
+def moment_of(field: Field, cell: Any) -> float:
+    """A time in its field's unit since 1970-01-01T00:00Z: a number as it stands, or ISO 8601, without an offset in its zone.
+
+    >>> moment_of(Field("t", "time", unit="h", zone="+02:00"), "1970-01-02T03:30:00")
+    25.5
+
+    Raises: RecordError.
+    """
+    if not isinstance(cell, str):
+        return number_of(cell)
+    parts = ISO.fullmatch(cell)
+    try:
+        if parts is None:
+            raise ValueError("no date and time")
+        instant = datetime.fromisoformat(parts[1] + (parts[3] or field.zone).upper().replace("UTC", "+00:00"))
+    except ValueError as error:
+        raise RecordError("wrong-type", f"{field.name}: {cell[:40]!r} is not a date and time of ISO 8601") from error
+    fraction_ns = int((parts[2] or "0").ljust(9, "0"))
+    return ticks_of(field, (instant - EPOCH) // timedelta(seconds=1) * 10**9 + fraction_ns)
+
+
+def ticks_of(field: Field, instant_ns: int) -> float:
+    """Nanoseconds since 1970-01-01T00:00Z in the unit of a field of times, rounded once."""
+    return instant_ns / UNITS_NS[field.unit]
+
+
+def zone_ns(field: Field) -> int:
+    """How far the zone of a field is ahead of UTC."""
+    if field.zone == "UTC":
+        return 0
+    minutes = int(field.zone[1:3]) * 60 + int(field.zone[4:])
+    return (-minutes if field.zone[0] == "-" else minutes) * UNITS_NS["min"]
 
 
 def whole_of(cell: Any, revision: int = REVISION) -> int:
@@ -212,6 +252,8 @@ def _json_cell(cell: Any, declared: str, revision: int) -> Any:
         return cell
     if isinstance(cell, bytes):
         return _json_bytes(cell, declared, revision)
+    if isinstance(cell, datetime) and declared == "time":
+        return cell.isoformat()
     return {type(cell).__name__: str(cell)}
 
 

@@ -28,12 +28,12 @@ ALONE = [  # pages that need neither an endpoint nor another server
     "docs/how-to/shards.md",
 ]
 LEARNER = "docs/how-to/add-a-learner.md"  # which changes the package: test_own_learner.py follows it
-FORMAT = "docs/how-to/add-a-format.md"  # words alone
+FORMAT, VALUES = "docs/how-to/add-a-format.md", "docs/how-to/values-and-types.md"  # words alone
 NOT_RUN = {README: 1, TUTORIAL: 2, LEARNER: 3, MLFLOW: 2}  # blocks left out, each with its reason beside it; no others are
 GRPCURL = shutil.which("grpcurl", path=f"{ROOT / '.tools' / 'bin'}:{os.environ['PATH']}")
 CLIENTS = ROOT / ".venv-clients" / "bin" / "python"
 SERVED = pytest.mark.xdist_group("served")  # two cores serve one instance at a time
-PAGES = [README, TUTORIAL, LABELS, TOKENS, BROKER, MLFLOW, LEARNER, FORMAT, *ALONE]
+PAGES = [README, TUTORIAL, LABELS, TOKENS, BROKER, MLFLOW, LEARNER, FORMAT, VALUES, *ALONE]
 
 
 @contextmanager

@@ -54,7 +54,7 @@ SCHEMAS: dict[int, Any] = {
     2: ONE,
     3: "string",
     4: record(x={"type": "array", "items": "null"}),
-    5: record(x={"type": "long", "logicalType": "timestamp-millis"}),
+    5: record(x={"type": "long", "logicalType": "time-micros"}),
     6: record(x={"type": "map", "values": "long"}),
     7: {"nonsense": 1},
     258: record(size="double", at="double", pixels=DOUBLES, kind="string"),

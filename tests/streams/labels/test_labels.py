@@ -229,7 +229,7 @@ def test_scores_are_those_of_the_prediction_as_it_was_served():
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (b'{"kind":"label","id":"r","label":1}', "wrong-type"),
+        (b'{"kind":"label","id":"r","label":1.5}', "wrong-type"),
         (b'{"kind":"label","id":"r","label":"a","label":"b"}', "duplicate-field"),
         (b'{"kind":"label","id":"r","label":"a","when":1}', "unknown-field"),
         (b'{"kind":"label","id":"r"}', "missing-field"),

@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,7 @@ from millrace.services.data.send import messages_of, values_of
 from millrace.streams.records import Event, encode_headers
 from millrace.streams.schema import Field, Label, Schema
 
+MOMENTS = [datetime(2026, 3, 29, 2, 30), datetime(1969, 12, 31, 23, 59, 59, 999_999), datetime(2023, 11, 14, 22, 13, 20, 1)]
 DECLARED: dict[str, Schema] = {
     "numeric": Schema((Field("z"), Field("v")), Label("y", "integer")),
     "numeric, mean": Schema((Field("z"), Field("v", missing="mean")), Label("y", "integer")),
@@ -38,6 +40,7 @@ DECLARED: dict[str, Schema] = {
     "categorical, fixed": Schema(
         (Field("z"), Field("v", type="categorical", categories=("true", "a", "7"), missing="category")), Label("y", "integer")
     ),
+    "time": Schema((Field("z"), Field("v", type="time", unit="h", zone="+02:00")), Label("y", "integer")),
     "label string": Schema((Field("z"),), Label("v", "string")),
     "label integer": Schema((Field("z"),), Label("v", "integer")),
     "label boolean": Schema((Field("z"),), Label("v", "boolean")),
@@ -62,7 +65,12 @@ KINDS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "list of booleans": (pa.list_(pa.bool_()), st.sampled_from([[True, False], [True]])),
     "decimal": (pa.decimal128(10, 2), st.sampled_from([Decimal("1.50"), Decimal("7.00")])),
     "nested": (pa.struct([("a", pa.float64())]), st.sampled_from([{"a": 1.0}])),
-    "timestamp": (pa.timestamp("us"), st.sampled_from([1_700_000_000_000_000])),
+    "timestamp": (pa.timestamp("us"), st.sampled_from(MOMENTS)),
+    "instant": (pa.timestamp("us", "Europe/Berlin"), st.sampled_from([moment.replace(tzinfo=UTC) for moment in MOMENTS])),
+    "text of a time": (
+        pa.string(),
+        st.sampled_from(["2026-03-29T02:30:00", "2026-03-29 02:30:00.000001Z", "1969-12-31T23:59+01:00"]),
+    ),
 }
 NUMBERS = {"int8", "int64", "uint64", "float32", "double"}
 
@@ -83,7 +91,9 @@ class Case:
     @property
     def kind_of_value(self) -> str:
         """number, integer, or the column's kind."""
-        return "number" if self.kind in ("float32", "double") else "integer" if self.kind in NUMBERS else self.kind
+        if self.kind in ("float32", "double"):
+            return "number"
+        return "integer" if self.kind in NUMBERS else "text" if self.kind == "text of a time" else self.kind
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -121,7 +131,7 @@ def json_text(cell: Any) -> str:
 
 def as_json(case: Case) -> Iterator[Event] | None:
     """The json module; it has no bytes, decimals or times."""
-    if case.kind in ("bytes", "decimal", "timestamp"):
+    if case.kind in ("bytes", "decimal", "timestamp", "instant"):
         return None
     rows = ["{" + ",".join(f'"{name}": {json_text(cell)}' for name, cell in row.items()) + "}" for row in case.rows]
     return (Event(at, 1000, None, b"", row.encode()) for at, row in enumerate(rows))
@@ -154,6 +164,8 @@ def in_file(ending: str, write: Callable[[Path], None], case: Case, batches: boo
 def in_csv(case: Case) -> bool:
     """Whether CSV, which has no types and no empty text, can say it."""
     text = case.declared.startswith("categorical") or case.declared == "label string"
+    if case.kind == "text of a time":
+        return True
     if case.kind == "text":
         return text and not {"", "True"} & {*case.cells}
     return case.kind in ("boolean", "null") or (
@@ -268,7 +280,8 @@ AVRO: dict[str, Any] = {
     "bytes": "bytes", "list": DOUBLES, "list of booleans": {"type": "array", "items": "boolean"},
     "decimal": {"type": "bytes", "logicalType": "decimal", "precision": 10, "scale": 2},
     "nested": {"type": "record", "name": "Inner", "fields": [{"name": "a", "type": "double"}]},
-    "timestamp": {"type": "long", "logicalType": "timestamp-micros"},
+    "timestamp": {"type": "long", "logicalType": "local-timestamp-micros"},
+    "instant": {"type": "long", "logicalType": "timestamp-micros"}, "text of a time": "string",
 }  # fmt: skip
 
 

@@ -156,7 +156,7 @@ def test_what_a_fork_excludes_is_left_out_message_by_message() -> None:
 
 def test_a_message_full_of_bad_rows_stops_the_worker_by_their_share_of_rows() -> None:
     """A message counts as many rows as it has: 40 bad of 100 are too many though it is one record."""
-    columns = {"x": pa.array([[1.0, 2.0, 3.0]] * 100, pa.list_(pa.float64(), 3)), "age": [np.nan] * 40 + [1.0] * 60}
+    columns = {"x": pa.array([[1.0, 2.0, 3.0]] * 100, pa.list_(pa.float64(), 3)), "age": [np.inf] * 40 + [1.0] * 60}
     bad = message(pa.record_batch({**columns, "kind": ["a"] * 100}))
     rooms = Rooms([Event(0, START_MS, None, b"", bad)])
     how = replace(fold_spec(), codec=CONTENTS)
