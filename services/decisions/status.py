@@ -10,6 +10,7 @@ import msgspec
 
 from millrace.learners.drift.alarms import Alarm
 from millrace.services.errors import NotReadyError
+from millrace.services.pipeline.expiry import expiry_facts
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.forks import excluded, learner_of
@@ -38,6 +39,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= _origin(instance, summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
     output = last_output(backends.producer, instance.loaded.pipeline.name, branch)
+    facts |= expiry_facts(instance)
     facts |= _merged(instance, branch)
     if output is not None:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)

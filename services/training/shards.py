@@ -12,6 +12,7 @@ from millrace.learners.errors import BadInputError
 from millrace.services.decisions.decide import name_last_good
 from millrace.services.decisions.sweep import sweep_ended
 from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.expiry import expire
 from millrace.services.pipeline.instance import Instance
 from millrace.services.proof.merges import is_merged, merge_learners
 from millrace.services.training.run import Bounds, Done, run, serve_first
@@ -50,12 +51,13 @@ def run_shards(instance: Instance, branch: str, bounds: Bounds, take_over: bool)
 
 
 def learn(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Done:
-    """Learn a branch, whether it reads the log or merges shards, and sweep what ended branches still hold.
+    """Learn a branch, whether it reads the log or merges shards, sweep what ended branches still hold, and let old records go.
 
     Raises: as ``run`` and ``run_shards``.
     """
     done = (run_shards if is_merged(instance, branch) else run)(instance, branch, bounds, take_over)
     sweep_ended(instance)
+    expire(instance)
     return done
 
 
