@@ -40,6 +40,7 @@ class Algorithm:
     needs: str = ""  # the package beside our own that it runs on, named as the extra that brings it; empty: none
     abilities: tuple[str, ...] = ()  # methods of the learner beside the five of every learner; see ``protocol.py``
     merge: Callable[[Mapping[str, Any]], tuple[Learner, Any]] | None = None  # exact, of workers by name; None: it has none
+    through_python: bool = False  # whether its numbers pass through Python's own floats, whose sums differ between releases
 
     def ready(self) -> Algorithm:
         """Itself, with what it runs on imported: that counts among what numerics depend on.
@@ -100,5 +101,5 @@ LEARNERS: dict[str, Algorithm] = {
     "hpcr": _network(HpcrConfig, Hpcr),
     "onpro": _network(OnproConfig, Onpro),
     "pec": _network(PecConfig, Pec),
-    "river": Algorithm(RiverConfig, River, RiverServable.from_arrays, None),
+    "river": Algorithm(RiverConfig, River, RiverServable.from_arrays, None, through_python=True),
 }

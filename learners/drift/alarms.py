@@ -3,7 +3,8 @@
 One detector watches every row, and one the rows of each label. A detector alarms on its own rows, and every row belongs to one
 label. So the detectors of all classes together take as many rows as the pipeline's, however many classes there are. Each of
 the two halves gets half of the budget, and no class gets less because there are others. The budget holds for independent
-losses and for no others. Improvements are reported and are no reason to act. Nothing here acts: what an alarm leads to is decided and journaled by who called.
+losses and for no others. Improvements are reported and are no reason to act. Nothing here acts: what an alarm leads to is
+decided and journaled by who called.
 
 The onset is the split of a detector's rows that explains their losses best. Of all k with a change to the alarm's side it is
 the one with the largest k (n - k) / n (mean after - mean before)^2. (ADWIN itself stops cutting as soon as it can. With errors

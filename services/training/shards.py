@@ -16,7 +16,7 @@ from millrace.services.pipeline.expiry import expire
 from millrace.services.pipeline.instance import Instance
 from millrace.services.proof.merges import is_merged, merge_learners
 from millrace.services.training.run import Bounds, Done, run, serve_first
-from millrace.streams.branch.host import this_host, use_threads
+from millrace.streams.branch.host import use_threads
 from millrace.streams.branch.merge import Merging
 from millrace.streams.journal.entries import Mark
 
@@ -28,8 +28,7 @@ def merging(instance: Instance, branch: str, take_over: bool) -> Iterator[Mergin
     use_threads(pipeline.threads)
     with instance.hold(branch, take_over):
         serve_first(instance, branch)
-        host = this_host(pipeline.threads)
-        yield Merging(instance.fold_spec, instance.backends(branch), branch, merge_learners(instance), host)
+        yield Merging(instance.fold_spec, instance.backends(branch), branch, merge_learners(instance), instance.host)
 
 
 def run_shards(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Done:
