@@ -4,13 +4,14 @@ PYTHON ?= python3
 DATA ?=
 PIPELINE ?= pipeline.toml
 JOBS ?= 2
+PYTHONS ?= 3.11 3.12 3.13
 LOG ?=
 KAFKA_HOME ?=
 JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run up test test-fast lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
+.PHONY: help setup run up test test-fast test-pythons lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
 .PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual calibrate lock proto reference clean kafka faults
 
 # The interpreter that is there is used; none is downloaded.
@@ -25,6 +26,8 @@ SYNC := $(UV) pip sync --quiet --require-hashes --compile-bytecode --python
 RESOLVE := $(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command 'make lock' --python-version 3.11
 TEST := .venv-test/bin
+# A release of Python as pyenv has it, else as the path has it; nothing where neither does.
+python_of = $(firstword $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/$(1).*/bin/python$(1)) $(shell python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null))
 SHARED := PYTHONPATH=tests/services/support:tests/streams/support # what tests and benchmarks share
 MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.6.0:copy-dependencies
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
@@ -51,6 +54,12 @@ test: lint  ## test the installed package: lint, types, doctests, all tests
 
 test-fast: .venv-test/.installed  ## the unit tests alone
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup -m "not slow" tests
+
+test-pythons:  ## the unit tests alone with each release of Python that is there (PYTHONS="3.12 3.13")
+	@$(foreach release,$(PYTHONS),$(if $(call python_of,$(release)),$(MAKE) test-python-$(release),echo "no Python $(release) here: not run") &&) true
+
+test-python-%: .venv-test-%/.installed
+	MILLRACE_INSTALLED=1 .venv-test-$*/bin/pytest -n $(JOBS) --dist loadgroup -m "not slow" tests
 
 faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, then every fault on a real broker with what was seen of each invariant
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -m faults tests
@@ -124,7 +133,7 @@ lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) --override $(LOCKS)/continual-override.in -o $(LOCKS)/continual.txt $(LOCKS)/continual.in
 
 clean:  ## remove the environments and everything built
-	rm -rf .tools .venv .venv-test .venv-clients .venv-peers .venv-continual .kafka build dist *.egg-info
+	rm -rf .tools .venv .venv-test .venv-test-3.* .venv-clients .venv-peers .venv-continual .kafka build dist *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(ROOMS) tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -159,6 +168,16 @@ $(UV): $(LOCKS)/uv.txt
 .venv-test/.ready: $(UV) $(LOCKS)/test.txt
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv-test
 	$(SYNC) .venv-test $(LOCKS)/test.txt
+	@touch $@
+
+.venv-test-3.%/.ready: $(UV) $(LOCKS)/test.txt
+	$(UV) venv --quiet --clear --python $(call python_of,3.$*) $(@D)
+	$(SYNC) $(@D) $(LOCKS)/test.txt
+	@touch $@
+
+# The same wheel as the other tests have.
+.venv-test-3.%/.installed: .venv-test-3.%/.ready .venv-test/.installed
+	$(INSTALL) $(@D) --reinstall dist/millrace-*.whl
 	@touch $@
 
 # These ask for an older protobuf than Ray does, and none of them is ever in a process of ours.

@@ -53,6 +53,7 @@ PARTS = {  # classes of which a state may hold objects, beside the model's own
 }
 FIXED = ("river.optim.losses.", "river.optim.initializers.", "random.Random", "builtins.method")  # never change by learning
 VECTOR = "river._river_rust.vectordict.VectorDict"
+NUMPY = {"linear_model.PARegressor": ("weights", "intercept")}  # attributes whose numbers are NumPy's once it has learned
 FAILS = (ArithmeticError, ValueError)  # what a model raises whose numbers have run away
 
 Param = bool | int | float | str
@@ -178,9 +179,20 @@ def restored(config: RiverConfig, trees: Sequence[Tree], floats: Floats) -> list
     """The models that ``described`` was given. Raises: LearnerError where trees and floats are not of such models."""
     values = iter(floats.tolist())
     try:
-        return [_Return(values).into(_fresh(config), tree) for tree in trees]
+        return [_in_numpy(config.model, _Return(values).into(_fresh(config), tree)) for tree in trees]
     except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
         raise LearnerError(f"this state is not of river's {config.model} ({error!r}); restore it into one like it") from error
+
+
+def _in_numpy(name: str, model: Any) -> Any:
+    """The model with NumPy's numbers where a live one has them: Python's ``sum`` rounds its own otherwise from 3.12 on."""
+    for attribute in NUMPY.get(name, ()):
+        said = getattr(model, attribute)
+        if isinstance(said, dict):
+            said.update({key: np.float64(value) for key, value in said.items()})
+        else:
+            setattr(model, attribute, np.float64(said))
+    return model
 
 
 class RiverServable:

@@ -41,6 +41,7 @@ class Algorithm:
     abilities: tuple[str, ...] = ()  # methods of the learner beside the five of every learner; see ``protocol.py``
     merge: Callable[[Mapping[str, Any]], tuple[Learner, Any]] | None = None  # exact, of workers by name; None: it has none
     scaling: Callable[[Any], Scaling] = lambda _: "none"  # of a config: how features are to be scaled before they are learned
+    through_python: bool = False  # whether its numbers pass through Python's own floats, whose sums differ between releases
 
     def ready(self) -> Algorithm:
         """Itself, with what it runs on imported: that counts among what numerics depend on.
@@ -109,5 +110,5 @@ LEARNERS: dict[str, Algorithm] = {
     "hpcr": _network(HpcrConfig, Hpcr),
     "onpro": _network(OnproConfig, Onpro),
     "pec": _network(PecConfig, Pec),
-    "river": Algorithm(RiverConfig, River, RiverServable.from_arrays, None, scaling=scaling_of),
+    "river": Algorithm(RiverConfig, River, RiverServable.from_arrays, None, through_python=True, scaling=scaling_of),
 }

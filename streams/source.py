@@ -74,8 +74,15 @@ class Log(Producer, Protocol):
     def bounds(self, tp: str) -> tuple[int, int]:
         """First offset still there, and the next to be written."""
 
-    def expire(self, tp: str, older_than_ms: int) -> None:
-        """Retention by time, where the log has no process of its own that sees to it."""
+    def outlived(self, tp: str, before_ms: int) -> int:
+        """The offset before which every record was appended before ``before_ms``, milliseconds since 1970; the first that is
+        there where the log lets records go by itself."""
+
+    def appended_ms(self, tp: str) -> int | None:
+        """When the oldest record that is there was appended, milliseconds since 1970; None where the log does not say."""
+
+    def delete_before(self, tp: str, offset: int) -> None:
+        """Forget records before ``offset``; their offsets are never used again."""
 
 
 class CrashError(Exception):

@@ -2,8 +2,9 @@
 
 One detector watches every row, and one the rows of each label. A detector alarms on its own rows, and every row belongs to one
 label. So the detectors of all classes together take as many rows as the pipeline's, however many classes there are. Each of
-the two halves gets half of the budget, and no class gets less because there are others. Improvements are reported and are no
-reason to act. Nothing here acts: what an alarm leads to is decided and journaled by who called.
+the two halves gets half of the budget, and no class gets less because there are others. The budget holds for independent
+losses and for no others. Improvements are reported and are no reason to act. Nothing here acts: what an alarm leads to is
+decided and journaled by who called.
 
 The onset is the split of a detector's rows that explains their losses best. Of all k with a change to the alarm's side it is
 the one with the largest k (n - k) / n (mean after - mean before)^2. (ADWIN itself stops cutting as soon as it can. With errors
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.learners.declaration import declared
-from millrace.learners.drift.calibration import threshold_for
+from millrace.learners.drift.calibration import missed_share, refuse_blind, threshold_for
 from millrace.learners.drift.detectors import SENSORS, Side
 from millrace.learners.errors import BadInputError, LearnerError, StateDamageError
 from millrace.learners.protocol import Array, Floats, Value
@@ -50,7 +51,7 @@ class DriftConfig:
     """
 
     detector: str = "adwin"  # "adwin", "page-hinkley", "kswin", "hddm-a", "hddm-w" or "fhddm", one of river's detectors
-    # >= 1, rows expected between false alarms of all detectors together; more is later and surer
+    # >= 1, rows expected between false alarms of all detectors together where losses are independent; more is later and surer
     false_alarm_rows: int = 100_000
     per_class: bool = True  # also one detector for each class, for half of the budget; has no effect in a regression
     # >= 1, classes with a detector of their own; those that appear later are watched by the pipeline's alone
@@ -81,6 +82,15 @@ class DriftConfig:
     def each_rows(self) -> int:
         """Rows of its own that each detector is to have between two false alarms."""
         return self.false_alarm_rows * (2 if self.per_class else 1)
+
+    @property
+    def missed(self) -> float:
+        """The share of rises of an error rate from 0.1 to 0.3 that the detector misses at this budget."""
+        return missed_share(self.detector, self.each_rows, self.false_alarm_rows)
+
+    def refuse_new(self) -> None:
+        """A branch is to begin with this. Raises: ConfigError where the detector would miss most changes."""
+        refuse_blind(self.detector, self.each_rows, self.false_alarm_rows)
 
     @property
     def declared(self) -> dict[str, Value]:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from millrace.learners.errors import BadInputError, MillraceError
+from millrace.services.pipeline.expiry import expire
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.formats.arrow import encode_rows, parquet_rows
 from millrace.streams.formats.json_rows import Codec
@@ -65,7 +66,7 @@ def send(
                 time.sleep(max(0.0, start_s + sent / rows_per_s - time.monotonic()))
     except MillraceError as error:
         raise type(error)(f"{error} {_in_the_log(sent, rows if rows_each > 1 else sent)}") from error
-    _retain(instance)
+    expire(instance)  # the embedded log has no process of its own
     return sent
 
 
@@ -95,17 +96,6 @@ def _id_of(value: bytes) -> bytes | None:
 
 def _no_key(_value: bytes) -> None:
     """Events have none."""
-
-
-def _retain(instance: Instance) -> None:
-    """The embedded log has no process of its own, so whoever appends lets retention pass."""
-    hours = instance.loaded.pipeline.log.retention_hours
-    if hours:
-        store = instance.log()
-        oldest_ms = time.time_ns() // 1_000_000 - int(hours * 3_600_000)
-        for topic in instance.loaded.pipeline.topics:
-            for number in range(instance.loaded.pipeline.log.partitions):
-                store.expire(f"{topic}:{number}", oldest_ms)
 
 
 def values_of(path: Path, schema: Schema) -> Iterator[bytes]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.drift.alarms import Alarm
+from millrace.learners.drift.alarms import Alarm, DriftConfig
 from millrace.services.errors import NotReadyError
+from millrace.services.pipeline.expiry import expiry_facts
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.forks import excluded, learner_of
@@ -39,6 +40,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= _origin(instance, summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
     output = last_output(backends.producer, instance.loaded.pipeline.name, branch)
+    facts |= expiry_facts(instance) | _watched(instance.loaded.pipeline.drift)
     facts |= _merged(instance, branch)
     if output is not None:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
@@ -126,6 +128,16 @@ def recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
         shares_of = {label: hits[label] / count for label, count in rows.items()}
         return dict(sorted(shares_of.items(), key=lambda label_share: label_share[1])[:LOWEST])
     return {}
+
+
+def _watched(drift: DriftConfig | None) -> dict[str, Any]:
+    """What the budget of false alarms promises, and what the detector does not see at it."""
+    if drift is None:
+        return {}
+    rows = f"{drift.false_alarm_rows:,}"
+    facts = {"drift": f"{drift.detector}, one false alarm in {rows} rows where losses are independent, more where they are not"}
+    share = f"{drift.detector} misses {drift.missed:.0%} of the changes of an error rate from 10 % to 30 % at this budget"
+    return facts | ({"drift_missed": share} if drift.missed else {})
 
 
 def _alarm(alarm: Alarm | None) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from millrace.services.config.config import Loaded
 from millrace.services.errors import BusyError
 from millrace.services.pipeline.backends import Logs, logs_of
 from millrace.streams.branch.branch import Backends, FoldSpec
+from millrace.streams.branch.host import this_host
 from millrace.streams.branch.read_order import Retraced
 from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.formats.avro import Registry
 from millrace.streams.formats.contents import Contents
-from millrace.streams.journal.entries import Fork
+from millrace.streams.journal.entries import Fork, Host
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.journal.ledger import Ledger
 from millrace.streams.journal.retention import Retention
@@ -81,6 +82,12 @@ class Instance:
             if pipeline.labels is None
             else ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic, contents),
         )
+
+    @property
+    def host(self) -> Host:
+        """What the numerics of this process depend on."""
+        through_python = LEARNERS[self.loaded.pipeline.learner["kind"]].through_python
+        return this_host(self.loaded.pipeline.threads, through_python)
 
     def shards(self, branch: str) -> list[str]:
         """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""

@@ -14,6 +14,7 @@ from millrace.services.decisions.sweep import sweep_ended
 from millrace.services.decisions.versions import verified
 from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.expiry import expire
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.services.proof.merges import is_merged, merge_again, merged_from
 from millrace.services.proof.verify import certify, prove, proven
@@ -117,6 +118,7 @@ def watch(instance: Instance, parent: int) -> None:
         if began_s - swept_s > SWEEP_S:
             swept_s = began_s
             sweep_ended(instance)
+            expire(instance)
         if version is not None:
             tried.add(version)
             _try(instance, version)

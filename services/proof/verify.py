@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import Instance, require_branch
-from millrace.streams.branch.host import this_host
 from millrace.streams.branch.verify import Report, verify_with_marks
 from millrace.streams.errors import StorageError
 from millrace.streams.journal.entries import Mark
@@ -67,7 +66,7 @@ def certify(instance: Instance, mark: Mark, report: Report, verdict: str) -> Non
         base=report.base,
         state_sha256=mark.state_sha256,
         verdict=verdict,
-        host=this_host(instance.loaded.pipeline.threads),
+        host=instance.host,
     )
     try:
         append_decision(instance.ledger_stream(), certificate)

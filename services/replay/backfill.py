@@ -108,7 +108,7 @@ def filled(instance: Instance, fork: Fork, backfill: Backfill) -> Fork:
 def warm_start(instance: Instance, branch: str, path: Path) -> None:
     """Let a branch that has not begun read a file before the log; where it has begun with that file, nothing is done.
 
-    Raises: BadInputError where it has begun without.
+    Raises: BadInputError where it has begun without; ConfigError where the detector would miss most changes.
     """
     instance.refuse_shards("A warm start")
     if instance.has_branch(branch) and summarise(instance.journal(branch), branch).fork is not None:
@@ -117,6 +117,8 @@ def warm_start(instance: Instance, branch: str, path: Path) -> None:
                 f"Branch {branch} has begun. To learn {path} and then the log: `millrace replay plan --from-start --backfill`."
             )
         return
+    if (drift := instance.loaded.pipeline.drift) is not None:
+        drift.refuse_new()
     source = instance.source(instance.loaded.pipeline.topics)
     fork = instance.fold_spec.new_fork(branch, source)
     with instance.hold(branch, take_over=False):

@@ -28,7 +28,7 @@ from millrace.services.replay.operations import advance, describe_operation, pla
 from millrace.services.replay.plan import SHORTEST, ReplayPlan, check_plan, fork_of, live_branch, load_plan
 from millrace.streams.branch.branch import Backends, restore
 from millrace.streams.branch.forks import begin_fork, end_branch
-from millrace.streams.branch.host import this_host, use_threads
+from millrace.streams.branch.host import use_threads
 from millrace.streams.branch.read_order import ReadRange, Retraced, future, onward, past
 from millrace.streams.errors import ReplacedError
 from millrace.streams.journal.entries import Fork
@@ -152,7 +152,7 @@ def _caught_up(archive: Archive, live: str | None, plan: ReplayPlan, fork: Fork)
         fold_spec, backends, start_of
     ).fold.records  # from its own copy: its parent's may be let go meanwhile
     progress.of(backends, fork)
-    opening = WorkerIdentity(fork.branch, this_host(pipeline.threads), emits=False)
+    opening = WorkerIdentity(fork.branch, archive.instance.host, emits=False)
     worker = Worker(fold_spec, backends, pipeline.worker, opening)
     worker.run(progress)
     if progress.stopped:
@@ -275,8 +275,7 @@ def take_over(instance: Instance, succession: Succession, reason: str) -> None:
     branch = succession.operation.branch
     decide(instance, succession.change, reason)
     if succession.ends != branch:
-        host = this_host(instance.loaded.pipeline.threads)
-        end_branch(instance.journal(succession.ends), succession.ends, host, "replay", branch)
+        end_branch(instance.journal(succession.ends), succession.ends, instance.host, "replay", branch)
     advance(instance, succession.operation, "taken-over", reason)
 
 
@@ -318,5 +317,4 @@ def abort(instance: Instance, operation: Operation, reason: str) -> None:
     """Give a replay up: its branch ends, and whoever writes it stops."""
     advance(instance, operation, "aborted", reason)
     if Archive(instance).so_far(operation.branch).fork is not None:
-        host = this_host(instance.loaded.pipeline.threads)
-        end_branch(instance.journal(operation.branch), operation.branch, host, "aborted", None)
+        end_branch(instance.journal(operation.branch), operation.branch, instance.host, "aborted", None)

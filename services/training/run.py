@@ -14,7 +14,7 @@ from types import FrameType
 from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import name_last_good
 from millrace.services.pipeline.instance import ENDPOINT, Instance
-from millrace.streams.branch.host import this_host, use_threads
+from millrace.streams.branch.host import use_threads
 from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.journal.ledger import Serve, Target, append_decision
@@ -123,7 +123,7 @@ def identity_of_worker(instance: Instance, branch: str) -> WorkerIdentity:
         raise MillraceError(f"Branch {branch} is to be made by an operation that has not begun it. Choose another name.")
     begun_here = not isinstance(first, Fork) or (first.parent is None and not made_by_operation)
     emits = begun_here or _followed(instance, branch)
-    return WorkerIdentity(branch, this_host(instance.loaded.pipeline.threads), emits=emits)
+    return WorkerIdentity(branch, instance.host, emits=emits)
 
 
 def _followed(instance: Instance, branch: str) -> bool:

@@ -12,10 +12,11 @@ from millrace.learners.errors import BadInputError
 from millrace.services.decisions.decide import name_last_good
 from millrace.services.decisions.sweep import sweep_ended
 from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.expiry import expire
 from millrace.services.pipeline.instance import Instance
 from millrace.services.proof.merges import is_merged, merge_learners
 from millrace.services.training.run import Bounds, Done, run, serve_first
-from millrace.streams.branch.host import this_host, use_threads
+from millrace.streams.branch.host import use_threads
 from millrace.streams.branch.merge import Merging
 from millrace.streams.journal.entries import Mark
 
@@ -27,8 +28,7 @@ def merging(instance: Instance, branch: str, take_over: bool) -> Iterator[Mergin
     use_threads(pipeline.threads)
     with instance.hold(branch, take_over):
         serve_first(instance, branch)
-        host = this_host(pipeline.threads)
-        yield Merging(instance.fold_spec, instance.backends(branch), branch, merge_learners(instance), host)
+        yield Merging(instance.fold_spec, instance.backends(branch), branch, merge_learners(instance), instance.host)
 
 
 def run_shards(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Done:
@@ -50,12 +50,13 @@ def run_shards(instance: Instance, branch: str, bounds: Bounds, take_over: bool)
 
 
 def learn(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Done:
-    """Learn a branch, whether it reads the log or merges shards, and sweep what ended branches still hold.
+    """Learn a branch, whether it reads the log or merges shards, sweep what ended branches still hold, and let old records go.
 
     Raises: as ``run`` and ``run_shards``.
     """
     result = (run_shards if is_merged(instance, branch) else run)(instance, branch, bounds, take_over)
     sweep_ended(instance)
+    expire(instance)
     return result
 
 

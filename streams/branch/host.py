@@ -1,4 +1,4 @@
-"""What numerics depend on, and how it is set: the processor, the BLAS, the threads."""
+"""What numerics depend on, and how it is set: the processor, the BLAS, the threads, and of some learners the Python."""
 
 from __future__ import annotations
 
@@ -19,14 +19,27 @@ def use_threads(threads: int) -> None:
     threadpool_limits(limits=threads)
 
 
-def this_host(threads: int) -> Host:
-    """This process's host record."""
-    return Host(_cpu(), _blas(), threads, _torch(), version("millrace"))
+def this_host(threads: int, through_python: bool = False) -> Host:
+    """This process's host record; with the Python where a learner's numbers pass ``through_python``'s floats.
+
+    From 3.12 on Python's ``sum`` of floats carries what rounding loses along, so its last bits are others than before.
+    """
+    return Host(_cpu(), _blas(), threads, _torch(), version("millrace"), _python() if through_python else None)
+
+
+def folds_alike(host: Host) -> bool:
+    """Whether a state folded on ``host`` is compared bit for bit with one that this process folds."""
+    return same_numerics(host, this_host(host.threads, host.python is not None))
 
 
 def same_numerics(host: Host, other: Host) -> bool:
     """Whether states folded on both are compared bit for bit."""
-    return (host.cpu, host.blas, host.threads, host.torch) == (other.cpu, other.blas, other.threads, other.torch)
+    ours, theirs = ((one.cpu, one.blas, one.threads, one.torch, one.python) for one in (host, other))
+    return ours == theirs
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
 
 
 def _cpu() -> str:

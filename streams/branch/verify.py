@@ -22,7 +22,7 @@ from millrace.streams.branch.branch import (
     state_hash,
 )
 from millrace.streams.branch.difference import difference
-from millrace.streams.branch.host import same_numerics, this_host, use_threads
+from millrace.streams.branch.host import folds_alike, use_threads
 from millrace.streams.branch.outputs import check_end, last_output
 from millrace.streams.errors import DamageError, FoldTimeoutError, MissingPartError, OffsetsGoneError
 from millrace.streams.journal.entries import Entry, Fork, Host, Mark, Open, decode_entry
@@ -342,7 +342,7 @@ def _threaded(entries: Iterator[Entry]) -> Iterator[Entry]:
 
 def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
     parts = fold.parts()
-    exact = host is None or same_numerics(host, this_host(host.threads))
+    exact = host is None or folds_alike(host)
     stored = None
     if mark.checkpoint is not None and not any(finding.mark == mark for finding in run.report.findings):
         try:

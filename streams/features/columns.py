@@ -278,7 +278,7 @@ def _places(schema: Schema) -> list[Place]:
 
 def _numeric_columns(place: Place) -> range:
     """The columns of x that hold a field's numbers: not the one that says that a number is missing."""
-    numbers = place.field.size if place.field.type == "numeric" else 0
+    numbers = place.field.size if place.field.is_number else 0
     return range(place.start, place.start + numbers)
 
 

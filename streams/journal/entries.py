@@ -26,7 +26,7 @@ class StateName(msgspec.Struct, frozen=True):
     state_sha256: str
 
 
-class Host(msgspec.Struct, frozen=True):
+class Host(msgspec.Struct, frozen=True, omit_defaults=True):
     """What numerics depend on. States are compared bit for bit only between equal hosts."""
 
     cpu: str
@@ -34,6 +34,7 @@ class Host(msgspec.Struct, frozen=True):
     threads: int
     torch: str | None
     millrace: str
+    python: str | None = None  # such as "3.12", of a learner whose numbers pass through Python's floats; else left out
 
 
 class _Entry(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower, forbid_unknown_fields=True, kw_only=True):

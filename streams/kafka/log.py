@@ -35,6 +35,7 @@ class KafkaLog:
     def __init__(self, link: Link, retention_hours: float = 0.0) -> None:
         self.link = link
         self._retention_ms = int(retention_hours * HOUR_MS) or -1
+        self._said = False
         self._posted: list[Sent] = []
         self._ranges = Ranges(link)
 
@@ -44,7 +45,19 @@ class KafkaLog:
 
     def _new_topic(self, name: str, partitions: int) -> Topic:
         self.link.create(name, partitions, {"cleanup.policy": "delete", "retention.ms": str(self._retention_ms)})
+        self._say_by_what(name)
         return self.link.topics([name])[name]
+
+    def _say_by_what(self, name: str) -> None:
+        """Once: the brokers' retention is not ours."""
+        if self._retention_ms > 0 and not self._said and self.link.settings(name)["message.timestamp.type"] == "CreateTime":
+            self._said = True
+            log.warning(
+                "Topic %s was made with retention.ms = %d. Its brokers go by each record's own timestamp, whether it was read "
+                "or not (message.timestamp.type = CreateTime). Leave log.retention_hours at 0 where producers send old ones.",
+                name,
+                self._retention_ms,
+            )
 
     def append(self, topic: str, records: Sequence[Record]) -> list[tuple[int, int]]:
         """Partition and offset of every record, in order. An offset may be ``UNKNOWN``: the record is stored, once, and the
@@ -85,8 +98,13 @@ class KafkaLog:
         """Forget records before ``offset``; their offsets are never used again."""
         self.link.delete_before(tp, offset)
 
-    def expire(self, tp: str, older_than_ms: int) -> None:
-        """Nothing: the brokers let records go by the topic's own ``retention.ms``."""
+    def outlived(self, tp: str, before_ms: int) -> int:
+        """The first offset: the brokers let records go by the topic's own ``retention.ms``."""
+        return self.bounds(tp)[0]
+
+    def appended_ms(self, tp: str) -> int | None:
+        """None: only brokers with ``message.timestamp.type = LogAppendTime`` keep it."""
+        return None
 
     def check(self, topics: Sequence[str], outlast_ms: int) -> None:
         """Look at the settings of topics that are read: they must keep records for as long as labels may come.

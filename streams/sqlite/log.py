@@ -7,12 +7,10 @@ rowids was 3.4 times larger); each record carries its own crc32c, checked whenev
 from __future__ import annotations
 
 import struct
-import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -23,6 +21,7 @@ from millrace.streams.errors import DamageError
 from millrace.streams.records import Event, Read, Record, checksum, frame, tp_name
 from millrace.streams.sharding import WHOLE, Placing, Shard
 from millrace.streams.source import Position, Topic, gone
+from millrace.streams.sqlite import appended
 from millrace.streams.sqlite.database import Connection, connect, storage_errors, transaction
 
 READ_BYTES = 64 << 20  # a read closes past this many bytes of values, however few records they are
@@ -33,6 +32,7 @@ SCHEMA = """
 create table if not exists topics (name text primary key, id text not null, partitions integer not null);
 create table if not exists partitions (tp text primary key, log_table text not null unique,
                                        start_offset integer not null, next_offset integer not null);
+create table if not exists appended (tp text, offset integer, appended_ms integer, primary key (tp, offset)) without rowid;
 """
 PARTITION = """
 create table {table} (offset integer primary key, timestamp_ms integer not null, key blob, headers blob not null,
@@ -46,8 +46,10 @@ class SqliteLog:
     Appends run in a thread and on a connection of their own, so that a caller can go on reading while the disk syncs.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, now_ms: Callable[[], int] = appended.wall_ms) -> None:
+        """``now_ms``: milliseconds since 1970, by which records were appended."""
         self.path = path
+        self._now_ms = now_ms
         self._connection = connect(path, SCHEMA)
         self._writes = connect(path, SCHEMA)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="append")
@@ -120,7 +122,7 @@ class SqliteLog:
         nexts = [end[2] for end in ends]
         rows: list[list[tuple[object, ...]]] = [[] for _ in ends]
         stored = []
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = self._now_ms()
         for record in records:
             number = choose_partition(record.key, partitions, sum(nexts))
             if record.timestamp_ms is None:
@@ -130,7 +132,8 @@ class SqliteLog:
             rows[number].append(row)
             stored.append((number, offset))
             nexts[number] += 1
-        for number, (table, _, _) in enumerate(ends):
+        for number, (table, start, end) in enumerate(ends):
+            appended.stamp(self._writes, tp_name(topic, number), start, end, now_ms)
             self._writes.executemany(f"insert into {table} values (?, ?, ?, ?, ?, ?)", rows[number])
             moved = (nexts[number], tp_name(topic, number))
             self._writes.execute("update partitions set next_offset = ? where tp = ?", moved)
@@ -157,14 +160,22 @@ class SqliteLog:
             self._connection.execute(f"delete from {table} where offset < ?", (start,))
             moved = (start, tp)
             self._connection.execute("update partitions set start_offset = max(start_offset, ?) where tp = ?", moved)
+            appended.forget(self._connection, tp, start)
 
-    def expire(self, tp: str, older_than_ms: int) -> None:
-        """Retention by time: forget the records before the first one at or after ``older_than_ms`` (since 1970)."""
+    def outlived(self, tp: str, before_ms: int) -> int:
+        """The offset before which every record was appended before ``before_ms``, milliseconds since 1970."""
         with storage_errors(self.path):
-            table, _, end = _partition(self._connection, tp)
-            query = f"select min(offset) from {table} where timestamp_ms >= ?"
-            rows: list[Any] = self._connection.execute(query, (older_than_ms,)).fetchall()
-        self.delete_before(tp, end if rows[0][0] is None else rows[0][0])
+            _, start, end = _partition(self._connection, tp)
+            if appended.appended_ms(self._connection, tp, start) is None:
+                return start
+            kept = appended.first_kept(self._connection, tp, end, before_ms, self._now_ms())
+            return min(max(start, kept), end)
+
+    def appended_ms(self, tp: str) -> int | None:
+        """When the oldest record that is there was appended, to the minute; None where there is none, or nothing says so."""
+        with storage_errors(self.path):
+            _, start, end = _partition(self._connection, tp)
+            return None if start == end else appended.appended_ms(self._connection, tp, start)
 
     def fetch(self, tp: str, start: int, stop: int | None, limit: int) -> tuple[list[Event], int]:
         """Records from ``start``, at most ``limit``, fewer where their values are large; and the crc32c of all of them.

@@ -92,6 +92,8 @@ class Worker:
         summary.end.refuse_ended()
         fork = summary.fork
         if fork is None:
+            if self._fold_spec.drift is not None:
+                self._fold_spec.drift.refuse_new()  # a branch that has begun goes on as it was declared
             fork = begin(self._fold_spec, self._backends, self.branch)
             summary = summarise(self._backends.journal, self.branch)
         self._reader = self._fold_spec.reader_of(fork)

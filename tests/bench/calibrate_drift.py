@@ -1,6 +1,10 @@
 """How often each detector alarms on stationary Bernoulli losses, by threshold: the table of learners/drift/calibration.py.
 
 python tests/bench/calibrate_drift.py [--kinds adwin,kswin] [--seed 1]
+python tests/bench/calibrate_drift.py --missed [--streams 60]
+
+With ``--missed`` it prints which thresholds miss a change: the error rate goes from 0.1 to 0.3 at row 2,000, and no alarm
+follows in 4,000 rows.
 
 A figure is the smallest, over error rates and over short and long streams (so that a detector that is nervous while young,
 as those of rare classes are, is not praised for its old age), of the rows that at 99 % confidence are at least what passes
@@ -17,10 +21,13 @@ from types import SimpleNamespace
 import numpy as np
 from scipy import stats
 
+from millrace.learners.drift.alarms import Watch
+from millrace.learners.drift.calibration import FIGURES
 from millrace.learners.drift.detectors import SENSORS
 
 ERROR_RATES = (0.02, 0.1, 0.3, 0.5, 0.8)
 STREAM_ROWS = (1024, 100_000)
+RISE, BEFORE, AFTER = (0.1, 0.3), 2_000, 4_000  # error rates, and rows of each
 # kind, rows simulated for each threshold, error rate and length; thresholds
 GRIDS = (
     ("adwin", 6_000_000, (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.06, 0.03, 0.015)),
@@ -61,6 +68,23 @@ def rows_between(kind: str, threshold: float, rows: int, seed: int) -> float:
     return min(bounds)
 
 
+def missed(kind: str, threshold: float, streams: int) -> float:
+    """The share of streams in which the error rate rises and no alarm says so."""
+    count = 0
+    for seed in range(streams):
+        losses = np.random.default_rng([seed, 7]).random(BEFORE + AFTER) < np.repeat(RISE, (BEFORE, AFTER))
+        alarms = Watch(kind, threshold, seed).feed(losses.astype(float).tolist(), np.arange(BEFORE + AFTER))
+        count += not any(row >= BEFORE and alarm.direction == "worse" for row, alarm in alarms)
+    return count / streams
+
+
+def print_missed(kinds: list[str], streams: int) -> None:
+    """The table ``MISSED``: thresholds that miss none are left out."""
+    for kind in kinds:
+        shares = {threshold: missed(kind, threshold, streams) for threshold, _ in FIGURES[kind]}
+        print(f'    "{kind}": {{{", ".join(f"{one:g}: {share:.2f}" for one, share in shares.items() if share)}}},', flush=True)
+
+
 def look_up_kswin() -> None:
     """Let KSWIN's test of two windows of zeros and ones be computed once for each pair of counts."""
     from river.drift import kswin
@@ -81,8 +105,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", default=",".join(SENSORS), help="detectors, with commas between")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--missed", action="store_true", help="print what is missed instead")
+    parser.add_argument("--streams", type=int, default=60, help="with --missed: streams for each threshold")
     arguments = parser.parse_args()
     look_up_kswin()
+    if arguments.missed:
+        print_missed(arguments.kinds.split(","), arguments.streams)
+        return
     for wanted in arguments.kinds.split(","):
         print(f'    "{wanted}": (', flush=True)
         for threshold, rows in ((each, rows) for kind, rows, thresholds in GRIDS if kind == wanted for each in thresholds):

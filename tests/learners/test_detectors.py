@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.learners.drift.alarms import Alarm, Detectors, DriftConfig, Trail
-from millrace.learners.drift.calibration import FIGURES, reach, threshold_for
+from millrace.learners.drift.alarms import Alarm, Detectors, DriftConfig, Trail, Watch
+from millrace.learners.drift.calibration import BLIND, FIGURES, MISSED, missed_share, reach, threshold_for
 from millrace.learners.drift.detectors import Side
 from millrace.learners.errors import BadInputError, ConfigError, LearnerError, StateDamageError
 from millrace.learners.protocol import Array, Floats
@@ -212,3 +212,53 @@ def test_false_alarms_stay_within_the_budget(false_alarm_rows: int, seeds: int) 
         alarms += len(Detectors(DriftConfig(false_alarm_rows=false_alarm_rows), seed).update(losses, labels, np.arange(n)))
         taken += n
     assert alarms <= taken / false_alarm_rows
+
+
+SEEN = [(kind, threshold) for kind in KINDS for threshold, _ in FIGURES[kind][-3:] if kind != "kswin"]
+
+
+@pytest.mark.parametrize(("kind", "threshold"), [*SEEN, ("kswin", 1e-6)])
+def test_what_a_threshold_misses_is_what_the_table_says(kind: str, threshold: float) -> None:
+    """On streams of their own, in which the error rate goes from 0.1 to 0.3: within what so few streams can tell."""
+    streams, misses = 2 if kind == "kswin" else 12, 0
+    for seed in range(streams):
+        losses = np.random.default_rng([seed, 99]).random(6000) < np.repeat((0.1, 0.3), (2000, 4000))
+        found = Watch(kind, threshold, seed).feed(losses.astype(float).tolist(), np.arange(6000))
+        misses += not any(row >= 2000 and alarm.direction == "worse" for row, alarm in found)
+    share = MISSED.get(kind, {}).get(threshold, 0.0)
+    assert abs(misses / streams - share) <= 4 * (share * (1 - share) / streams) ** 0.5 + 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("budget_rows", [50, 1000, 10_000])
+def test_a_detector_that_misses_most_changes_begins_no_branch(kind: str, budget_rows: int) -> None:
+    """The message names detectors and a budget with which one begins."""
+    config = DriftConfig(kind, budget_rows)
+    assert config.missed == missed_share(kind, 2 * budget_rows, budget_rows)
+    if config.missed <= BLIND:
+        config.refuse_new()
+        return
+    with pytest.raises(ConfigError, match=rf"'{kind}': with false_alarm_rows = {budget_rows} it misses \d+% of") as refused:
+        config.refuse_new()
+    others, _, lower = str(refused.value).partition("another detector (")[2].partition(")")
+    for other in others.split(", "):
+        DriftConfig(other, budget_rows).refuse_new()
+    if lower != ".":
+        most = int(lower.removeprefix(", or set false_alarm_rows = ").removesuffix(" or less."))
+        DriftConfig(kind, most).refuse_new()
+        with pytest.raises(ConfigError, match="no branch is begun"):
+            DriftConfig(kind, most + 1).refuse_new()
+
+
+def test_losses_that_hang_on_each_other_alarm_more_often_than_the_budget_says() -> None:
+    """So README, status and the page on drift say that the budget is for independent losses; this would show a mend."""
+    alarms = taken = 0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        fresh, kept = rng.random(20_000) < 0.3, rng.random(20_000) < 0.3  # lag-1 correlation 0.3, the rate stays 0.3
+        places = np.maximum.accumulate(np.where(kept, 0, np.arange(20_000)))
+        found = Detectors(DriftConfig(false_alarm_rows=2000, per_class=False), seed).update(
+            fresh[places].astype(float), None, np.arange(20_000)
+        )
+        alarms, taken = alarms + len(found), taken + 20_000
+    assert alarms > 2 * taken / 2000

@@ -129,16 +129,6 @@ def test_offsets_are_never_used_again_after_retention(tmp_path: Path) -> None:
     assert again.bounds("t:0") == (5, 6)
 
 
-def test_retention_by_time_keeps_everything_from_the_first_young_record_on(tmp_path: Path) -> None:
-    """Also an old one behind it, since offsets have no holes."""
-    log = SqliteLog(tmp_path / "log.sqlite")
-    log.create_topic("t")
-    log.append("t", [Record(b"v", timestamp_ms=t) for t in (10, 20, 50, 30, 60)])
-    for older_than, start in ((5, 0), (21, 2), (40, 2), (55, 4), (61, 5)):
-        log.expire("t:0", older_than)
-        assert log.bounds("t:0") == (start, 5)
-
-
 @pytest.mark.parametrize("kept", [0, 1, 4])
 def test_a_reader_whose_position_is_gone_is_told_what_there_is(kept: int, tmp_path: Path) -> None:
     """Whether retention left some records or none at all: never silence, for silence would wait for ever."""

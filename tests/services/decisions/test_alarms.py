@@ -10,6 +10,7 @@ from pipelines import PIPELINE, encoded, facts, here, json_lines, millrace, pipe
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.lineage import Genealogy
+from millrace.streams.branch.branch import begin
 from millrace.streams.journal.entries import Act, Mark
 from millrace.streams.journal.journal import Cursor, counted, summarise
 
@@ -143,3 +144,21 @@ def test_a_watch_that_cannot_be_meant_is_refused_by_key_and_value(tmp_path: Path
         pipeline_in(tmp_path, text=text)
         done = here("config", "show", "digits.toml", cwd=tmp_path)
         assert done.exit_code == 2 and says in done.stderr and key in done.stderr, done.stderr
+
+
+BLIND = PIPELINE + '[drift]\ndetector = "hddm-w"\nfalse_alarm_rows = 10000\n'
+
+
+def test_a_detector_that_misses_most_changes_is_refused_for_a_new_branch_and_named_of_a_begun_one(tmp_path: Path) -> None:
+    """A branch that an earlier release has begun goes on; what the budget promises is said of both."""
+    pipeline_in(tmp_path, text=BLIND)
+    for words in (["run"], ["run", "--branch", "other"]):
+        done = here(words[0], "digits.toml", *words[1:], cwd=tmp_path)
+        assert done.exit_code == 2 and "misses 100% of the changes" in done.stderr and "(adwin, page-hinkley" in done.stderr
+    begun = instance(tmp_path)
+    assert all(summarise(begun.journal(branch), branch).fork is None for branch in ("main", "other"))
+    begin(begun.fold_spec, begun.backends("main"), "main")
+    sent(tmp_path, rows(60, 1, poison=False))
+    said = facts(tmp_path)
+    assert said["learned"] == 60 and str(said["drift_missed"]).startswith("hddm-w misses 100% of the changes")
+    assert "one false alarm in 10,000 rows where losses are independent, more where they are not" in str(said["drift"])

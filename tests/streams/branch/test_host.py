@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from millrace.streams.branch.host import same_numerics, this_host, use_threads
+from millrace.streams.branch.host import folds_alike, same_numerics, this_host, use_threads
+from millrace.streams.journal.entries import Host
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -50,9 +51,20 @@ def test_the_host_record_is_the_same_each_time_and_names_processor_and_blas() ->
         ("threads", 2, False),
         ("torch", "2.9", False),
         ("millrace", "9", True),
+        ("python", "3.10", False),
     ],
 )
 def test_states_are_compared_bit_for_bit_where_all_but_the_release_is_equal(field: str, value: object, same: bool) -> None:
     """Another release folds alike, or raises its learner's revision."""
     host = this_host(1)
     assert same_numerics(host, msgspec.structs.replace(host, **{field: value})) is same
+
+
+def test_the_python_is_named_and_compared_only_where_a_learners_numbers_pass_through_its_floats() -> None:
+    """A record that does not name it is written as before there was the key, and is compared as before."""
+    plain, named = this_host(1), this_host(1, through_python=True)
+    assert named.python == ".".join(map(str, sys.version_info[:2])) and folds_alike(plain) and folds_alike(named)
+    assert not folds_alike(msgspec.structs.replace(named, python="3.10"))
+    assert "python" not in msgspec.to_builtins(plain)
+    assert msgspec.convert(msgspec.to_builtins(plain), Host) == plain
+    assert msgspec.convert(msgspec.to_builtins(named), Host) == named
