@@ -5,9 +5,11 @@ are learned, at fixed counts of them, so that nothing depends on how rows were g
 
 - at 1, 2, 4, ... 256 learned rows and at every 256 from then on, it takes in the rows since the last such look
 - from 256 rows on, a value is clipped to 10 deviations from the mean, or to the range of the learned values widened on either
-  side by its own width, whichever reaches further; a value that is only rare, such as a flag or a count, is left as it is
+  side by its own width, whichever reaches further
 - a clipped value counts as it was clipped, and does not widen the range; but where over 5 % of the rows since the last look
   were clipped, the feature has moved, and they count as they came
+- a feature that is the same in most rows as in the row before (a flag, a count, a pixel at the edge) is sparse: its deviation says
+  little, so its range is widened by 1000 of its widths, and a clipped value widens the range
 - a feature that has not varied yet has no bounds
 
 ``declared`` is for workers whose learners are merged and that must scale alike without seeing each other's rows: a field that
@@ -33,6 +35,8 @@ FIXED = ("none", "declared")  # ways that learn nothing
 
 LOOK_ROWS = 256  # learned rows from one look to the next, and before anything is clipped
 DEVIATIONS = 10.0  # from the mean, within which nothing is clipped
+SPARSE = 0.5  # share of rows that differ from the row before, below which a feature is sparse
+SPANS = 1000.0  # widths of its range that a sparse feature is let out
 MOVED = 0.05  # share of clipped rows above which a feature has moved; below it, it had outliers
 ROUNDING = 4.0 * float(np.finfo(np.float64).eps)  # of the mean; a smaller deviation is none
 
@@ -106,6 +110,7 @@ class Scale:
         self.clipped = np.zeros(width, dtype=np.int64)  # (width,) learned values that were clipped, ever
         self._known = Moments(width)  # up to the last look
         self._came, self._kept, self._outside = Moments(width), Moments(width), np.zeros(width, dtype=np.int64)  # since then
+        self._last, self._changes = np.full(width, np.nan), np.zeros(width, dtype=np.int64)  # rows unlike the row before
         self._bound()
 
     def cuts(self, rows: int) -> Iterator[tuple[int, int]]:
@@ -138,8 +143,10 @@ class Scale:
         self.clipped = self.clipped + (~same).sum(axis=0)
         if self.scaling in FIXED:
             return given
+        self._changes = self._changes + (x != np.concatenate([self._last[None], x[:-1]])).sum(axis=0)
+        self._last = x[-1].copy()
         self._came.join(Moments.of(x))
-        self._kept.join(Moments.of(kept, None if same.all() else same))
+        self._kept.join(Moments.of(kept, None if same.all() else same | self._sparse))
         self._outside = self._outside + (~same).sum(axis=0)
         if self._next_look(self._known.rows + self._came.rows - 1) == self._known.rows + self._came.rows:
             self._look()
@@ -160,9 +167,10 @@ class Scale:
         known, deviation = self._known, self._known.deviation
         self._unit = np.where(deviation > 0.0, deviation, np.inf)
         varies = (deviation > 0.0) & (known.rows >= LOOK_ROWS)
-        span = np.where(varies, known.high - known.low, 0.0)
-        low = np.minimum(known.mean - DEVIATIONS * deviation, known.low - span)
-        high = np.maximum(known.mean + DEVIATIONS * deviation, known.high + span)
+        self._sparse = self._changes <= SPARSE * known.rows
+        room = np.where(varies, known.high - known.low, 0.0) * np.where(self._sparse, SPANS, 1.0)
+        low = np.minimum(known.mean - DEVIATIONS * deviation, known.low - room)
+        high = np.maximum(known.mean + DEVIATIONS * deviation, known.high + room)
         self._low, self._high = np.where(varies, low, -np.inf), np.where(varies, high, np.inf)
         self._bounded = bool(varies.any())
 
@@ -175,6 +183,7 @@ class Scale:
         if self.scaling in FIXED:
             return {} if self.scaling == "none" else {"scaling": self.scaling, "clipped": self.clipped.copy()}
         recent: dict[str, Any] = {"outside": self._outside.copy(), "clipped": self.clipped.copy()}
+        recent |= {"last": self._last.copy(), "changes": self._changes.copy()}
         parts = self._known.state("known.") | self._came.state("came.") | self._kept.state("kept.") | recent
         return {"scaling": self.scaling} | parts
 
@@ -188,5 +197,5 @@ class Scale:
             return
         for prefix, moments in (("known.", self._known), ("came.", self._came), ("kept.", self._kept)):
             moments.load(state, prefix)
-        self._outside = np.array(state["outside"])
+        self._outside, self._last, self._changes = (np.array(state[name]) for name in ("outside", "last", "changes"))
         self._bound()

@@ -21,10 +21,12 @@ class RowByRow:
         self.counted: list[tuple[float, bool]] = []  # what counts of each row up to the last look, and whether for the range
         self.recent: list[tuple[float, float]] = []  # since then: as it came, as it was clipped
         self.low, self.high = -math.inf, math.inf
+        self.last, self.changes, self.sparse = math.nan, 0, False
 
     def row(self, value: float) -> float:
         """What the learner gets."""
         kept = min(max(value, self.low), self.high)
+        self.changes, self.last = self.changes + (value != self.last), value
         self.recent.append((value, kept))
         rows = len(self.counted) + len(self.recent)
         if rows % 256 == 0 or (rows < 256 and rows & (rows - 1) == 0):
@@ -34,7 +36,7 @@ class RowByRow:
     def look(self) -> None:
         """Take in the recent rows; new bounds."""
         moved = sum(came != kept for came, kept in self.recent) > 0.05 * len(self.recent)
-        self.counted += [(came, True) if moved else (kept, came == kept) for came, kept in self.recent]
+        self.counted += [(came, True) if moved else (kept, came == kept or self.sparse) for came, kept in self.recent]
         self.recent = []
         values = [value for value, _ in self.counted]
         mean = math.fsum(values) / len(values)
@@ -42,8 +44,9 @@ class RowByRow:
         if len(values) < 256 or deviation <= 1e-15 * abs(mean):
             return
         low, high = min(v for v, ranged in self.counted if ranged), max(v for v, ranged in self.counted if ranged)
-        self.low = min(mean - 10 * deviation, low - (high - low))
-        self.high = max(mean + 10 * deviation, high + (high - low))
+        self.sparse = self.changes <= 0.5 * len(values)
+        room = (high - low) * (1000 if self.sparse else 1)
+        self.low, self.high = min(mean - 10 * deviation, low - room), max(mean + 10 * deviation, high + room)
 
 
 def learned(scale: Scale, values: Floats, pieces: list[int]) -> Floats:
@@ -63,6 +66,8 @@ STREAMS = {
     "constant at first": lambda rng: np.concatenate([np.zeros(300), 1e5 + rng.standard_normal(1200)]),
     "a clock": lambda rng: 1.7e9 + np.arange(1500.0),
     "a rare flag": lambda rng: (rng.random(1500) < 0.004).astype(float),
+    "a pixel at the edge": lambda rng: np.where(rng.random(1500) < 0.01, rng.integers(1, 256, 1500), 0).astype(float),
+    "a sparse outlier": lambda rng: np.where(np.arange(1500) == 1000, 9.97e36, (rng.random(1500) < 0.1).astype(float)),
     "an outlier first": lambda rng: np.concatenate([[9.97e36], rng.standard_normal(1499)]),
     "an outlier later": lambda rng: np.concatenate([rng.standard_normal(900), [9.97e36], rng.standard_normal(599)]),
 }
@@ -78,7 +83,17 @@ def test_it_clips_what_one_row_at_a_time_clips(name: str, seed: int, pieces: lis
     assert (ours == values).tolist() == (theirs == values).tolist()
 
 
-@pytest.mark.parametrize(("name", "most"), [("normal", 0), ("a clock", 0), ("a rare flag", 0), ("an outlier later", 1)])
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("normal", 0),
+        ("a clock", 0),
+        ("a rare flag", 0),
+        ("a pixel at the edge", 0),
+        ("an outlier later", 1),
+        ("a sparse outlier", 1),
+    ],
+)
 def test_only_what_lies_far_outside_is_clipped(name: str, most: int) -> None:
     """A counter that runs on, and a flag that is seldom set, are left alone; a fill value is not, and is counted."""
     values, scale = STREAMS[name](np.random.default_rng(5)), Scale("clip", 1)

@@ -120,10 +120,12 @@ class Clip:
         self.counted: list[tuple[float, bool]] = []
         self.recent: list[tuple[float, float]] = []
         self.low, self.high = -math.inf, math.inf
+        self.last, self.changes, self.sparse = math.nan, 0, False
 
     def row(self, value: float) -> float:
         """What is learned for a value."""
         kept = min(max(value, self.low), self.high)
+        self.changes, self.last = self.changes + (value != self.last), value
         self.recent.append((value, kept))
         if (len(self.counted) + len(self.recent)) % 256 == 0:
             self.look()
@@ -132,15 +134,16 @@ class Clip:
     def look(self) -> None:
         """New bounds."""
         moved = sum(came != kept for came, kept in self.recent) > 0.05 * len(self.recent)
-        self.counted += [(came, True) if moved else (kept, came == kept) for came, kept in self.recent]
+        self.counted += [(came, True) if moved else (kept, came == kept or self.sparse) for came, kept in self.recent]
         self.recent = []
         values = np.array([value for value, _ in self.counted])
         mean, deviation = values.mean(), values.std()
         if deviation > 1e-15 * abs(mean):
             ranged = [value for value, counts in self.counted if counts]
-            span = max(ranged) - min(ranged)
-            self.low = min(mean - 10 * deviation, min(ranged) - span)
-            self.high = max(mean + 10 * deviation, max(ranged) + span)
+            self.sparse = self.changes <= 0.5 * len(values)
+            room = (max(ranged) - min(ranged)) * (1000 if self.sparse else 1)
+            self.low = min(mean - 10 * deviation, min(ranged) - room)
+            self.high = max(mean + 10 * deviation, max(ranged) + room)
 
 
 def features_due(rows: Rows) -> np.ndarray:
