@@ -13,10 +13,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 from branches import HOST, Rooms, SteppedClock, fold_spec
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
+from millrace.learners.errors import LearnerError
+from millrace.learners.linear.softmax import Softmax, SoftmaxConfig
 from millrace.streams.branch.branch import FoldSpec, state_hash
 from millrace.streams.formats.json_rows import Codec
 from millrace.streams.records import Event
@@ -60,14 +63,17 @@ LABELS = {"classes": Label("kind"), "numbers": Label("size", "number")}
 PIPELINES = {name: pipeline(label) for name, label in LABELS.items()}
 
 
-def folded(how: FoldSpec) -> str:
-    """The hash of the state after the whole recorded stream."""
+def folded(how: FoldSpec, later: FoldSpec | None = None) -> str:
+    """The hash of the state after the whole recorded stream, whose second half a release with ``later`` reads."""
     lines = (RECORDED / "small.jsonl").read_text().splitlines()
     rows = enumerate(map(json.loads, lines))
     events = [Event(at, row["t"], None, b"", row[how.schema.label.name].encode()) for at, row in rows]
-    worker = Worker(how, Rooms(events, read_rows=17).backends(), WorkerConfig(), WorkerIdentity("main", HOST, SteppedClock()))
-    while sum(worker.fold.position.values()) < len(events):
-        list(worker.step())
+    rooms = Rooms(events, read_rows=17)
+    for spec, until in ((how, len(events) // 2), (later or how, len(events))):
+        worker = Worker(spec, rooms.backends(), WorkerConfig(), WorkerIdentity("main", HOST, SteppedClock()))
+        while sum(worker.fold.position.values()) < until:
+            list(worker.step())
+        worker.close()
     return state_hash(worker.fold.parts())
 
 
@@ -85,6 +91,25 @@ def test_a_recorded_stream_folds_to_its_recorded_hash(name, revision):
     """
     how = pipeline(LABELS[name], revision)
     assert folded(how) == expected(name, how)
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_branch_begun_under_an_earlier_revision_goes_on_under_it(name):
+    """Half of it by the release before, half by this one, and the hash is that of the release before."""
+    before = pipeline(LABELS[name], 1)
+    assert folded(before, pipeline(LABELS[name])) == expected(name, before) != expected(name, pipeline(LABELS[name]))
+
+
+def test_a_branch_of_a_revision_that_is_not_here_is_refused_with_the_way_out():
+    """A later ridge, and a softmax of before, which cannot be what it was."""
+    how = pipeline(Label("kind"))
+    softmax = replace(how, make_learner=lambda: Softmax(SoftmaxConfig(), how.schema.width, 0))
+    for spec, revision in ((how, 3), (softmax, 1)):
+        fork = msgspec.structs.replace(
+            spec.new_fork("main", Rooms([], read_rows=1).backends().source), learner_revision=revision
+        )
+        with pytest.raises(LearnerError, match=rf"by revision {revision} of .* anew with `millrace run --branch NEW`, or"):
+            spec.fold(fork)
 
 
 def test_a_learner_that_leaves_rows_out_does_not_fold_to_it():
