@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import asdict, dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 class Commands(click.Group):
     """The one place where an error of ours becomes a sentence on stderr and an exit code."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse words that are not UTF-8: nothing that is stored could hold them."""
+        if bad := [word for word in args if not _is_unicode(word)]:
+            raise click.UsageError(f"{ascii(bad[0])} is not UTF-8. Write it in this terminal's encoding, UTF-8.", ctx)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
@@ -34,6 +41,14 @@ class Commands(click.Group):
         except MemoryError as error:
             click.echo(f"millrace: not enough memory ({error}). Declare fewer columns, or use a larger machine.", err=True)
             sys.exit(FAILED)
+
+
+def _is_unicode(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # bytes of another encoding, which Python keeps as halves of characters
+        return False
+    return True
 
 
 def _data_name(ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
@@ -128,6 +143,9 @@ class UpOptions:
 @click.version_option(package_name="millrace")
 def main() -> None:
     """Models that learn from a stream while they serve it, and that you can roll back."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal's encoding does not have is shown by its number
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
 
 

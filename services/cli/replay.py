@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from millrace.services.replay.plan import Origin
     from millrace.streams.journal.exclusions import Exclusion
 
+SHORTEST_MS = 10**11  # below it a number is rather a date without dashes, or seconds
+
 
 @click.group()
 def replay() -> None:
@@ -46,8 +48,21 @@ def _time(text: str) -> Exclusion:
 
 
 def _milliseconds(text: str) -> int:
-    """Since 1970, or a date and time, which are this machine's where they name no zone."""
-    return int(text) if text.isdecimal() else round(datetime.fromisoformat(text).timestamp() * 1000)
+    """Since 1970, or a date and time, which are this machine's where they name no zone. Raises: BadParameter, ValueError."""
+    if text.isdecimal():
+        if 0 < int(text) < SHORTEST_MS:
+            raise click.BadParameter(
+                f"{text!r}: a number is milliseconds since 1970, and this one would be in 1970 to 1973; write 13 digits, "
+                "or a date and time such as 2026-11-21T02:10"
+            )
+        return int(text)
+    moment = datetime.fromisoformat(text)
+    first, second = (moment.replace(fold=fold).timestamp() for fold in (0, 1))
+    if first != second:  # where clocks are put forward or back; an offset has no such hour
+        raise click.BadParameter(
+            f"{text!r}: this machine's clock passes that hour twice or not at all; write the offset too, such as {text}+01:00"
+        )
+    return round(first * 1000)
 
 
 def _header(text: str) -> Exclusion:

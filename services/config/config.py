@@ -230,7 +230,7 @@ def settings(loaded: Loaded) -> list[tuple[str, Any, str]]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no pipeline file {path}. Name one, or write one after the README's example.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -243,7 +243,7 @@ def _lists(field: Field, column: Any, absent: NDArray[np.bool_], faults: Faults)
     cells = settled((column if not wrong.any() else column.filter(_mask(~wrong))).flatten())
     block = np.zeros((len(wrong), field.size))
     block[~wrong] = _floats(cells).reshape(-1, field.size)
-    faults.say(np.isnan(block).any(axis=1), "wrong-type", f"{field.name} has a null among its numbers")
+    faults.say(np.asarray(np.isnan(block).any(axis=1)), "wrong-type", f"{field.name} has a null among its numbers")
     if faults.revision > 1 and str(cells.type) == "uint64":
         beyond = np.zeros(len(wrong), dtype=bool)
         beyond[~wrong] = _beyond_int64(cells).reshape(-1, field.size).any(axis=1)
@@ -280,8 +280,8 @@ def _coded(column: Any, name: str, text: Callable[[Any], Any], faults: Faults) -
     indices = coded.indices.fill_null(len(names) - 1) if coded.indices.null_count else coded.indices
     places = indices.to_numpy(zero_copy_only=False).astype(np.int64)
     if why:
-        error = next(iter(why.values()))
-        faults.say(np.isin(places, list(why)), error.reason, f"{name}: {error.detail}")
+        first = next(iter(why.values()))
+        faults.say(np.isin(places, list(why)), first.reason, f"{name}: {first.detail}")
     texts: Array = names[places]
     return texts
 

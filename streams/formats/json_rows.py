@@ -1,8 +1,8 @@
 """One JSON row into columns, strictly: the only place where a record's bytes end.
 
 What a value means to a declared type stands in ``meaning.py``. Nothing else is coerced: ``"1.5"`` for a number, an unknown key,
-a key twice, a NaN or an infinity are all refused. The fast path decodes a whole read with one typed call a record; only where
-that raises is each record looked at.
+a key twice, a NaN or an infinity are all refused. The fast path decodes a whole read with one typed call a record, first of the
+types that nearly all rows have, then of all that are taken; only where that raises too is each record looked at.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -37,6 +38,8 @@ from millrace.streams.formats.meaning import (
 from millrace.streams.records import Event
 from millrace.streams.schema import LARGEST, Field, Schema
 
+BROKEN = (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what a record raises that cannot be read
+Decode = Callable[[bytes], Any]
 TEXTS = {str, bytes}  # that stand between quotation marks
 
 
@@ -99,7 +102,8 @@ class Codec:
         self._width = len(members) - self._packed + bool(self._packed)  # cells of a row once those are packed into one
         self._pack = struct.Struct(f"{sum(self._sizes)}d").pack
         self._bounds = np.array([bound for field in leading for bound in [number_range(field)] * field.size]).reshape(-1, 2)
-        self._decode = msgspec.json.Decoder(_row_type(members)).decode
+        self._few = msgspec.json.Decoder(_row_type(_members(schema, most=False))).decode
+        self._all = msgspec.json.Decoder(_row_type(members)).decode
 
     @property
     def without_limit(self) -> Codec:
@@ -116,25 +120,25 @@ class Codec:
 
     def decode(self, events: Sequence[Event], _tp: str = "") -> tuple[Rows, list[Refused]]:
         """Columns of the events that can be read, in order, and the events that cannot; the same for every partition."""
-        try:
-            return self._columns(events), []
-        except (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            good, refused = self._sorted_out(events)
-            return self._columns(good), refused
+        for decode in (self._few, self._all):
+            with suppress(*BROKEN):
+                return self._columns(events, decode), []
+        good, refused = self._sorted_out(events)
+        return self._columns(good, self._all), refused
 
     def _sorted_out(self, events: Sequence[Event]) -> tuple[list[Event], list[Refused]]:
         good, refused = [], []
         for event in events:
             try:
-                self._columns([event])
+                self._columns([event], self._all)
                 good.append(event)
-            except (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            except BROKEN as error:
                 refused.append(refusal(event, error))
         return good, refused
 
-    def _columns(self, events: Sequence[Event]) -> Rows:
+    def _columns(self, events: Sequence[Event], decode: Decode) -> Rows:
         values = self._values(events)
-        rows = self._rows(values)
+        rows = self._rows(values, decode)
         cells: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * self._width
         block = self._block(cells.pop(0), len(rows)) if self._packed else np.empty((len(rows), 0))
         required = self._required - self._packed
@@ -153,12 +157,12 @@ class Codec:
             _refuse_beyond_int64(values, [block, weight, y, *fields])
         return Rows(fields, y, weight, _objects([event.key for event in events]), t, block if self._plain else None)
 
-    def _rows(self, values: Sequence[bytes]) -> list[tuple[Any, ...]]:
+    def _rows(self, values: Sequence[bytes], decode: Decode) -> list[tuple[Any, ...]]:
         """The cells of each row, the leading numbers packed into one cell.
 
         struct packs them twice as fast as NumPy reads lists, and each row's numbers are freed before the next is decoded.
         """
-        rows = map(msgspec.structs.astuple, map(self._decode, values))
+        rows = map(msgspec.structs.astuple, map(decode, values))
         pack, packed = self._pack, self._packed
         if self._plain:
             return [(pack(*row[:packed]), *row[packed:]) for row in rows]
@@ -194,19 +198,20 @@ class Codec:
         return _objects([None if cell is None else str(whole_of(cell, self.revision)) for cell in cells])
 
 
-def _members(schema: Schema) -> list[tuple[str, Any, bool]]:
+def _members(schema: Schema, most: bool = True) -> list[tuple[str, Any, bool]]:
     """Key, type and whether it must be there: arrays of numbers first, then what else is required, then the rest."""
     types = declared_types(schema)
-    members = [(field.name, _cell_type(field), field.missing == "reject") for field in schema.fields]
-    members += [(name, json_type(types[name]), False) for name in (schema.label.name, schema.weight) if name]
+    members = [(field.name, _cell_type(field, most), field.missing == "reject") for field in schema.fields]
+    members += [(name, json_type(types[name], most), False) for name in (schema.label.name, schema.weight) if name]
     arrays = {field.name for field in schema.fields if field.size > 1}
     return sorted(members, key=lambda member: (member[0] not in arrays, not member[2]))
 
 
-def _cell_type(field: Field) -> Any:
+def _cell_type(field: Field, most: bool) -> Any:
     if field.size > 1:
-        return Annotated[list[json_type("numeric")], msgspec.Meta(min_length=field.size, max_length=field.size)]
-    return bytes if field.type == "image" else json_type(field.type)
+        number: Any = json_type("numeric", most)
+        return Annotated[list[number], msgspec.Meta(min_length=field.size, max_length=field.size)]
+    return bytes if field.type == "image" else json_type(field.type, most)
 
 
 def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
@@ -232,7 +237,7 @@ def _refuse_beyond_int64(values: Sequence[bytes], columns: Sequence[Array]) -> N
     """Refuse a row with an integer that int64 does not have; in float64 it looks like any number, so its text is asked."""
     large = np.zeros(len(values), dtype=bool)
     for column in columns:
-        if column.dtype == np.float64 and column.size:
+        if column.dtype == np.float64 and column.size and not (column.min() > -INT64 and column.max() < INT64):
             large |= (np.abs(column.reshape(len(values), -1)) >= INT64).any(axis=1)  # NaN is not
     for at in np.flatnonzero(large).tolist():
         refuse_integers_beyond(json.loads(values[at]))

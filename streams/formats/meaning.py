@@ -84,10 +84,13 @@ def declared_types(schema: Schema) -> dict[str, str]:
     return types | ({schema.weight: WEIGHT} if schema.weight else {})
 
 
-def json_type(declared: str) -> Any:
-    """What a JSON row may hold for a declared type, as msgspec has it; null is for whoever asks."""
+def json_type(declared: str, most: bool = True) -> Any:
+    """What a JSON row may hold for a declared type, as msgspec has it; null is for whoever asks.
+
+    Without ``most`` it is what nearly all rows hold: the first kind of ``TAKES``.
+    """
     union = None
-    for kind in TAKES[declared]:
+    for kind in TAKES[declared] if most else TAKES[declared][:1]:
         if kind in JSON_TYPES and not (kind == "integer" and declared not in ("categorical", "label string", "label integer")):
             union = JSON_TYPES[kind] if union is None else union | JSON_TYPES[kind]
     return union

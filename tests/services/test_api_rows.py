@@ -16,6 +16,7 @@ from pipelines import PIPELINE, flower_rows, pipeline_in
 
 from millrace.services.api import BadInputError, Field, Label, LateLabel, Pipeline, Prediction, encode_row
 from millrace.services.python.frames import events_of
+from millrace.streams.records import Event
 from millrace.streams.schema import Schema
 
 ROW = {"x": [1.0, 2.0, 3.0, 4.0], "site": "north", "label": "rose"}
@@ -150,6 +151,23 @@ REFUSED = {
     "an unknown column": ({"colour": "red"}, "Row 2 .*unknown field `colour`"),
     "a column without a name": ({3: 1}, "Row 2 .*column 3 is not named by a text"),
 }
+
+
+def test_a_datetime_is_a_time_in_the_unit_of_its_field(tmp_path: Path) -> None:
+    """One of Python, NumPy or pandas, or text; what says no offset is in the field's zone."""
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    field = '{ name = "t", type = "time", unit = "h", zone = "+01:00" }'
+    text = f'name = "times"\nfields = [{field}]\nlabel = {{ name = "y" }}\nlearner = {{ kind = "ridge" }}'
+    (tmp_path / "times.toml").write_text(text)
+    pipeline = Pipeline.load(tmp_path / "times.toml", home=tmp_path)
+    naive = datetime.datetime(1970, 1, 1, 3, 30)
+    times = [naive, np.datetime64(naive), pandas.Timestamp(naive), "1970-01-01T02:30Z", naive.replace(tzinfo=datetime.UTC), 2.5]
+    assert pipeline.append([{"t": moment, "y": "a"} for moment in times]) == 6
+    codec = pipeline._instance.fold_spec.codec
+    rows, refused = codec.decode([Event(at, 0, None, b"", value) for at, value in enumerate(values_in(pipeline))])
+    assert not refused and rows.columns[0].ravel().tolist() == [2.5, 2.5, 2.5, 2.5, 3.5, 2.5]
+    with pytest.raises(BadInputError, match="column t: .*ISO 8601|t: 'soon' is not a date and time"):
+        pipeline.append([{"t": "soon", "y": "a"}])
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -77,7 +77,7 @@ def test_a_value_that_is_no_toml_is_taken_as_text(tmp_path: Path) -> None:
         ("learner.gama=2", "learner.gama = 2: there is no such key. Did you mean gamma?"),
         ("labels.horizn_ms=2", "labels.horizn_ms = 2: there is no such key. Did you mean horizon_ms?"),
         ("labels.grace_ms=0", "grace_ms = 0: must be at least 1"),
-        ("labels.default=3", "default = 3: the label is not of type string"),
+        ("labels.default=3.5", "default = 3.5: the label is not of type string"),
         ("worker.stepp_rows=2", "worker.stepp_rows = 2: there is no such key. Did you mean step_rows?"),
         ("bach.rows=2", "bach = {'rows': 2}: there is no such key. Did you mean batch?"),
         ("xyzzy=1", "xyzzy = 1: there is no such key. There are: name, fields,"),
@@ -190,6 +190,13 @@ def test_a_file_that_is_not_toml_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "digits.toml").write_bytes(b'name = "\xff"\n')
     with pytest.raises(ConfigError, match="is not TOML"):
         load_pipeline(tmp_path / "digits.toml")
+
+
+def test_a_mark_before_a_file_is_passed_over(tmp_path: Path) -> None:
+    """Editors on Windows write it."""
+    path = pipeline_in(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_pipeline(path).pipeline.name == "digits"
 
 
 def test_a_file_that_is_missing_or_no_file_is_refused(tmp_path: Path) -> None:

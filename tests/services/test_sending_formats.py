@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pipelines import here, json_lines
+
+from millrace.services.config.config import load_pipeline
+from millrace.services.data.send import values_of
 
 PIPELINE = """name = "p"
 fields = [{ FIELD }, { name = "n" }]
@@ -70,6 +74,10 @@ def test_categories_and_labels_need_not_be_texts(cells: list, tmp_path: Path) ->
     table = pa.table({"f": cells, "n": np.arange(3.0), "y": cells})
     pq.write_table(table, tmp_path / "a.parquet")
     assert both(tmp_path, "a.parquet", field=GROW) == {"learned": 3, "passed": 0, "reasons": []}
+    schema = load_pipeline(tmp_path / "p.toml").pipeline.schema
+    sent = [json.loads(value) for value in values_of(tmp_path / "a.parquet", schema)]
+    told = [cell.decode() if isinstance(cell, bytes) else cell for cell in cells]
+    assert [row["y"] for row in sent] == [row["f"] for row in sent] == told
 
 
 def test_booleans_of_a_csv_file_are_booleans(tmp_path: Path) -> None:
