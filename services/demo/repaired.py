@@ -103,8 +103,8 @@ def _curve(instance: Instance, positions: list[Position], totals: Array) -> Curv
 
 
 def learned_by(instance: Instance, branch: str) -> dict[str, Value]:
-    """The record of truth of the learner at a branch's newest mark, its sums seen from 0."""
-    return seen_from_zero(load_part(instance.store(), Archive(instance).marks(branch)[-1], "learner"))
+    """The record of truth of the learner at a branch's newest mark, its sums seen from 0 and its classes by name."""
+    return _by_name(seen_from_zero(load_part(instance.store(), Archive(instance).marks(branch)[-1], "learner")))
 
 
 def answers(instance: Instance, branch: str, values: Sequence[bytes]) -> list[str]:
@@ -119,13 +119,20 @@ def answers(instance: Instance, branch: str, values: Sequence[bytes]) -> list[st
 def learned_without(instance: Instance, producer: str) -> dict[str, Value]:
     """The record of truth of a learner that is fitted at once to every labelled row of the log but those of a producer.
 
-    Its sums are seen from 0, since rows come in another order here.
+    Its sums are seen from 0 and its classes are by name, since rows come in another order here.
     Neither journal, nor join, nor exclusions are asked: rows and labels are put together here, by their ids.
     """
     rows = join(list(_labelled(instance, producer)))
     learner, features = instance.fold_spec.make_learner(), instance.fold_spec.features()
     learner.learn_many(features.learn(rows))
-    return seen_from_zero(learner.state_dict().truth)
+    return _by_name(seen_from_zero(learner.state_dict().truth))
+
+
+def _by_name(truth: dict[str, Value]) -> dict[str, Value]:
+    """The same sums, with classes in the order of their names: which of two topics shows a class first is nobody's promise."""
+    order = np.argsort(np.array(truth["classes"], dtype=str), kind="stable")
+    columns = {name: truth[name][order] for name in ("cross", "targets", "squares", "counts")}
+    return truth | columns | {"classes": [truth["classes"][at] for at in order]}
 
 
 def _labelled(instance: Instance, producer: str) -> Iterator[Batch]:

@@ -8,8 +8,8 @@ are learned, at fixed counts of them, so that nothing depends on how rows were g
   side by its own width, whichever reaches further
 - a clipped value counts as it was clipped, and does not widen the range; but where over 5 % of the rows since the last look
   were clipped, the feature has moved, and they count as they came
-- a feature that is the same in most rows as in the row before (a flag, a count, a pixel at the edge) is sparse: its deviation says
-  little, so its range is widened by 1000 of its widths, and a clipped value widens the range
+- a feature that is the same in most rows as in the row before (a flag, a count, a pixel at the edge) is sparse: its deviation
+  says little, so its range is widened by 1000 of its widths, and a clipped value widens the range
 - a feature that has not varied yet has no bounds
 
 ``declared`` is for workers whose learners are merged and that must scale alike without seeing each other's rows: a field that

@@ -17,8 +17,8 @@ TOWN = slice(4, 8)  # the columns of the field that grows: three slots, and the 
 def test_held_out_rows_stay_as_their_records_have_them() -> None:
     """They are completed by the version's own tables when they are asked about, as any row is."""
     how = replace(fold_spec(), held_out=HeldOutConfig(share=0.5, rows=100, every_rows=5))
-    first = Rooms(make_events(6, seed=5)).worker(how=how)
-    run_to_end(first, 6)
+    first = Rooms(make_events(40, seed=5)).worker(how=how)
+    run_to_end(first, 40)
     last = Rooms(make_events(80, seed=6)).worker(how=how)
     run_to_end(last, 80)
     version, newest = first.fold.parts(), last.fold.parts()

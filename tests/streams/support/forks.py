@@ -103,6 +103,6 @@ def truth(worker: Worker) -> dict[str, Value]:
     """What the learner knows, with the rows that wait for their batch learned."""
     copy = worker.fold
     for batch in copy.batches.release(1 << 60):
-        copy.learner.learn_many(batch)
+        copy.learner.learn_many(copy.features.learn(batch))
     copy.learner.solve_now()
     return copy.learner.state_dict().truth | {"weights": copy.learner.servable().weights}

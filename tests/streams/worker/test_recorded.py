@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -52,11 +52,19 @@ def ridge_of(config: RidgeConfig, width: int, revision: int) -> Ridge:
     return ridge
 
 
+class BegunBefore(FoldSpec):
+    """Whose branches are begun as the releases before fold revision 2 did."""
+
+    def new_fork(self, branch, source):
+        return msgspec.structs.replace(super().new_fork(branch, source), fold_revision=1)
+
+
 def pipeline(label: Label, revision: int = Ridge.revision) -> FoldSpec:
-    """A pipeline over the recorded rows, with a ridge of a revision."""
+    """A pipeline over the recorded rows, with a ridge of a revision; with the first one's, folded as it was then."""
     schema = Schema(FIELDS, label, weight="w")
     make = partial(ridge_of, RidgeConfig(task=label.task, solve_rows=9), schema.width, revision)
-    return replace(fold_spec(), schema=schema, codec=Codec(schema, 4096), make_learner=make)
+    how = replace(fold_spec(), schema=schema, codec=Codec(schema, 4096), make_learner=make, scaling="clip")
+    return how if revision == Ridge.revision else BegunBefore(*(getattr(how, field.name) for field in fields(how)))
 
 
 LABELS = {"classes": Label("kind"), "numbers": Label("size", "number")}
