@@ -370,6 +370,8 @@ def difference(one: Mapping[str, Value], other: Mapping[str, Value]) -> float:
 
     >>> difference({"w": np.array([1.0, 4.0])}, {"w": np.array([1.0, 3.8])})
     0.05
+    >>> difference({"totals": {"rows": 4, "error": 1.0}}, {"totals": {"rows": 4, "error": 0.9}})
+    0.1
     """
     if set(one) != set(other):
         return float("inf")
@@ -377,12 +379,16 @@ def difference(one: Mapping[str, Value], other: Mapping[str, Value]) -> float:
 
 
 def _difference(one: Value, other: Value) -> float:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return difference(one, other)
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return max(map(_difference, one, other), default=0.0)
     numbers = isinstance(one, np.ndarray) and one.dtype != object or isinstance(one, float)
     least = 1.0 if isinstance(one, float) else 0.0  # a number by itself may be a residual, which is rounding and nothing else
-    if not numbers:
+    if not numbers or not isinstance(other, np.ndarray | float):
         return 0.0 if pack({"value": one}) == pack({"value": other}) else float("inf")
     one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
-    if one.shape != other.shape:
+    if one.shape != other.shape or not np.array_equal(np.isfinite(one), np.isfinite(other)):
         return float("inf")
     largest = max(least, float(np.abs(one).max(initial=0.0)), float(np.abs(other).max(initial=0.0)))
     return round(float(np.abs(one - other).max(initial=0.0)) / largest, 15) if largest else 0.0
