@@ -29,7 +29,9 @@ class LogConfig:
     kind: Literal["sqlite", "kafka"] = "sqlite"  # files in the pipeline's folder, or topics of a cluster
     topic: str = ""  # the topic of events; empty: the pipeline's name
     partitions: int = 1  # >= 1, partitions of the topics that are read; fixed when a topic is made
-    retention_hours: float = 0.0  # >= 0, how long the embedded log and topics made here keep a record; 0: for ever
+    # >= 0, how long the embedded log keeps a record after it was appended, and longer while a branch has still to read it; what
+    # topics made here are given as retention.ms, by which brokers go; 0: for ever
+    retention_hours: float = 0.0
     max_bytes: int = 1 << 20  # >= 1, bytes of one record's value; a larger one is a dead letter
     max_batch_bytes: int = 8 << 20  # >= 1, bytes of one Arrow message, as it lies there and decompressed
     registry: str = ""  # URL of a schema registry, http:// or https://, for Avro records; empty: there are none

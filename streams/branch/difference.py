@@ -18,6 +18,8 @@ def difference(part: Mapping[str, Value], other_part: Mapping[str, Value]) -> fl
 
     >>> difference({"w": np.array([1.0, 4.0])}, {"w": np.array([1.0, 3.8])})
     0.05
+    >>> difference({"totals": {"rows": 4, "error": 1.0}}, {"totals": {"rows": 4, "error": 0.9}})
+    0.1
     """
     if set(part) != set(other_part):
         return float("inf")
@@ -25,9 +27,13 @@ def difference(part: Mapping[str, Value], other_part: Mapping[str, Value]) -> fl
 
 
 def _difference(value: Value, other_value: Value) -> float:
+    if isinstance(value, dict) and isinstance(other_value, dict):
+        return difference(value, other_value)
+    if isinstance(value, list) and isinstance(other_value, list) and len(value) == len(other_value):
+        return max(map(_difference, value, other_value), default=0.0)
     numbers = isinstance(value, np.ndarray) and value.dtype != object or isinstance(value, float)
     floor = 1.0 if isinstance(value, float) else 0.0  # a number by itself may be a residual, which is rounding and nothing else
-    if not numbers:
+    if not numbers or not isinstance(other_value, np.ndarray | float):
         return 0.0 if pack({"value": value}) == pack({"value": other_value}) else float("inf")
     value, other_value = np.asarray(value, dtype=np.float64), np.asarray(other_value, dtype=np.float64)
     if value.shape != other_value.shape:

@@ -83,3 +83,16 @@ def test_a_topic_that_may_lose_what_it_acknowledged_is_said_or_refused(on_kafka:
     assert on_kafka.log.bounds(f"{name}:0") == (0, 0 if asked else 2)
     readers.close()
     readers.link.close()
+
+
+def test_a_topic_made_with_a_retention_says_once_that_brokers_go_by_the_records_own_time(on_kafka: EitherLog, caplog) -> None:
+    """Unless they stamp records as they append them; a topic that keeps everything says nothing."""
+    link = on_kafka.log.link
+    with caplog.at_level(logging.WARNING, logger="millrace"):
+        KafkaLog(link).create_topic(f"{on_kafka.name}.for-ever")
+        assert "message.timestamp.type" not in caplog.text
+        made = KafkaLog(link, retention_hours=2)
+        for name in ("a", "b"):
+            made.create_topic(f"{on_kafka.name}.{name}")
+    assert caplog.text.count("was made with retention.ms = 7200000") == 1
+    assert "message.timestamp.type = CreateTime" in caplog.text

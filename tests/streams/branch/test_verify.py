@@ -244,6 +244,17 @@ def test_the_difference_of_parts_is_relative_and_sees_shapes_and_names():
     assert difference(one, {"w": one["w"]}) == np.inf
 
 
+def test_the_difference_of_parts_looks_into_mappings_and_lists():
+    """Totals of scores are numbers in a mapping; another kind of host, or another Python, rounds those otherwise too."""
+    one = {"totals": {"rows": 500, "squared_error": 247.40182065094004, "log_loss": None}, "mean": [[1.0, 2.0], "a"]}
+    near = {"totals": {"log_loss": None, "squared_error": 247.40182065094007, "rows": 500}, "mean": [[1.0, 2.0 + 1e-12], "a"]}
+    assert 0.0 < difference(one, near) < 1e-11
+    assert difference(one, {"totals": one["totals"] | {"rows": 501}, "mean": one["mean"]}) == np.inf
+    assert difference(one, {"totals": one["totals"] | {"log_loss": 0.5}, "mean": one["mean"]}) == np.inf
+    assert difference({"x": 0.5}, {"x": None}) == difference({"x": 0.5}, {"x": float("nan")}) == np.inf
+    assert difference(one, one | {"mean": [[1.0], "a"]}) == difference(one, one | {"mean": {}}) == np.inf
+
+
 def change_journal(folder: Path, statements: str) -> None:
     """What somebody does to the journal behind our back."""
     apsw_rows.change(instance(folder).folder / "journal" / "main.sqlite", statements)
