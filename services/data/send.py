@@ -157,7 +157,7 @@ def _check_heading(names: list[str]) -> None:
 
 def _text(cell: str, categories: Container[str]) -> bytes:
     """A cell of a column declared as text: as it stands, but a boolean unless a category is declared by that very name."""
-    if cell in BOOLEANS and (isinstance(categories, str) or cell not in categories):
+    if cell in ("True", "False") and (isinstance(categories, str) or cell not in categories):
         return BOOLEANS[cell]
     return msgspec.json.encode(cell)
 

@@ -287,7 +287,7 @@ def _coded(column: Any, name: str, text: Callable[[Any], Any], faults: Faults) -
 
 
 def _categories(field: Field, column: Any, faults: Faults) -> Array:
-    names = _coded(column, field.name, text_of, faults)
+    names = _coded(column, field.name, partial(text_of, revision=faults.revision), faults)
     if isinstance(field.categories, tuple):
         categories = {*field.categories, None}
         wrong = np.array([name not in categories for name in names.tolist()], dtype=bool)
@@ -305,7 +305,8 @@ def _labels(label: Label, column: Any, rows: int, faults: Faults) -> Array:
         return values
     if label.type == "integer":
         return _coded(column, label.name, lambda value: str(whole_of(value, faults.revision)), faults)
-    return _coded(column, label.name, text_of, faults)
+    revision = REVISION if label.type == "boolean" else faults.revision
+    return _coded(column, label.name, partial(text_of, revision=revision), faults)
 
 
 def _weights(column: Any, rows: int, faults: Faults) -> Floats:

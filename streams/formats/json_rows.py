@@ -148,7 +148,8 @@ class Codec:
         ends = np.cumsum([0, *self._sizes]).tolist()
         packed = {name: block[:, a:b] for name, a, b in zip(self._names, ends, ends[1:], strict=False)}
         fields = tuple(
-            packed[field.name] if field.name in packed else _column(field, by_name[field.name]) for field in self._schema.fields
+            packed[field.name] if field.name in packed else _column(field, by_name[field.name], self.revision)
+            for field in self._schema.fields
         )
         weight = _weights(by_name[self._schema.weight]) if self._schema.weight else np.ones(len(values))
         t = np.array([event.timestamp_ms for event in events], dtype=np.int64)
@@ -194,7 +195,7 @@ class Codec:
         if kind == "boolean":
             return _objects([None if cell is None else str(cell).lower() for cell in cells])
         if kind == "string":
-            return _objects(names_of(cells))
+            return _objects(names_of(cells, self.revision))
         return _objects([None if cell is None else str(whole_of(cell, self.revision)) for cell in cells])
 
 
@@ -247,9 +248,9 @@ def _absent_as_none(cells: Sequence[Any]) -> list[Any]:
     return [None if cell is msgspec.UNSET else cell for cell in cells]
 
 
-def _column(field: Field, cells: Sequence[Any]) -> Array:
+def _column(field: Field, cells: Sequence[Any], revision: int) -> Array:
     if field.type == "categorical":
-        cells = names_of(cells)
+        cells = names_of(cells, revision)
         if isinstance(field.categories, tuple) and (unknown := set(cells) - {*field.categories, None}):
             raise RecordError("unknown-category", f"{field.name} has {len(unknown)} value(s) outside its declared categories")
         return _objects(cells)

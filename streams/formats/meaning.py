@@ -109,7 +109,7 @@ def number_of(cell: Any) -> float:
     return float(_within_int64(cell) if isinstance(cell, int) else cell)
 
 
-def text_of(cell: Any) -> str:
+def text_of(cell: Any, revision: int = REVISION) -> str:
     """A category or class name: text as it stands, a boolean as true or false, an integer as its decimal digits.
 
     >>> text_of("a"), text_of(True), text_of(-7), text_of(b"spam")
@@ -120,7 +120,7 @@ def text_of(cell: Any) -> str:
     if isinstance(cell, str):
         return cell
     if isinstance(cell, bool):
-        return "true" if cell else "false"
+        return str(cell) if revision < 2 else str(cell).lower()
     if isinstance(cell, int):
         return str(_within_int64(cell))
     if isinstance(cell, bytes):
@@ -186,11 +186,11 @@ def _within_int64(number: int) -> int:
     return number
 
 
-def names_of(cells: Sequence[Any]) -> Sequence[Any]:
+def names_of(cells: Sequence[Any], revision: int = REVISION) -> Sequence[Any]:
     """Cells of a category or a string label as texts; None stays."""
     if set(map(type, cells)) <= {str, type(None)}:
         return cells
-    return [None if cell is None else text_of(cell) for cell in cells]
+    return [None if cell is None else text_of(cell, revision) for cell in cells]
 
 
 def label_value(label: Label, cell: Any, revision: int = REVISION) -> str | float:
@@ -205,7 +205,9 @@ def label_value(label: Label, cell: Any, revision: int = REVISION) -> str | floa
         if not abs(cell) <= LARGEST:  # NaN fails too
             raise RecordError("not-finite", f"the label is not finite, or not within {-LARGEST:g} to {LARGEST:g}")
         return (float(cell) if revision < 2 else number_of(cell)) + 0.0  # one zero: -0.0 is told apart by its text alone
-    return str(whole_of(cell, revision)) if label.type == "integer" else text_of(cell)
+    if label.type == "boolean":
+        return text_of(cell)
+    return str(whole_of(cell, revision)) if label.type == "integer" else text_of(cell, revision)
 
 
 def cell_of(declared: str, cell: Any) -> Any:

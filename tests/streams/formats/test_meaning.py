@@ -50,6 +50,19 @@ def test_a_branch_of_the_first_revision_reads_what_it_read() -> None:
         assert len(codec.without_limit.decode([event(large)])[0]) == length, "the limit and the revision are apart"
 
 
+def test_a_boolean_is_the_text_that_csv_had_for_a_branch_of_the_first_revision(tmp_path: Path) -> None:
+    """So that what pandas wrote goes on as the category that it was; a label of type boolean never changed."""
+    row = event(b'{"k": true, "y": 1}')
+    batch = event(table(k=[True], y=[1.0]))
+    for revision, text in ((1, "True"), (REVISION, "true")):
+        for one in (row, batch):
+            assert Contents(KINDS, 999).of_revision(revision).decode([one])[0].columns[0].tolist() == [text]
+        assert label_value(Label("y"), True, revision) == text and label_value(Label("y", "boolean"), True, revision) == "true"
+        boolean = Contents(Schema((Field("a"),), Label("y", "boolean")), 999).of_revision(revision)
+        for one in (event(b'{"a": 1, "y": true}'), event(table(a=[1.0], y=[True]))):
+            assert boolean.decode([one])[0].y.tolist() == ["true"]
+
+
 def test_avro_bytes_are_their_text_and_were_base64(tmp_path: Path) -> None:
     """In a column that takes text; what is not UTF-8 is refused."""
     fields = [{"name": "k", "type": "bytes"}, {"name": "y", "type": "double"}]
