@@ -62,7 +62,7 @@ ARROWS: Mapping[str, str] = {
     ),
     "services/training": (
         "learners learners/drift services services/decisions services/pipeline services/proof streams streams/branch "
-        "streams/journal streams/worker"
+        "streams/journal streams/state streams/worker"
     ),
     "services/pyfunc": "learners services/pipeline services/protocol services/registry streams",
     "services/replay": (
