@@ -365,7 +365,7 @@ class Pipeline:
     def _events(self, rows: Any, without: Container[str | None] = ()) -> list[Event]:
         """Rows as checked events."""
         pipeline = self._instance.loaded.pipeline
-        return frames.events_of(rows, pipeline.schema, pipeline.log.max_bytes, without)
+        return frames.events_of(rows, pipeline.schema, pipeline.log.max_bytes, without, pipeline.unknown)
 
 
 def example_pipeline(settings: Mapping[str, Any] = NO_SETTINGS) -> Pipeline:

@@ -149,7 +149,10 @@ def main() -> None:
 @click.option("--past-rejects", is_flag=True, help="Go past all records that are in the log by now, however many are refused.")
 @click.option("--reason", metavar="WHY", help="Why it goes past them; kept in the ledger.")
 def run(call: Call, branch: str, options: RunOptions) -> None:
-    """Learn from the log, to its end or as told, then mark a version. Exit status 1 where records were read and all were refused.
+    """Learn from the log, to its end or as told, then mark a version.
+
+    What was read is learned, passed (it has no label, is held out or excluded) or rejected (kept as a dead letter); with late
+    labels some of it waits. Exit status 1 where all that was read was rejected.
 
     Example: millrace run digits.toml
     """

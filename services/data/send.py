@@ -18,7 +18,7 @@ from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.formats.arrow import encode_rows, parquet_rows
 from millrace.streams.records import Headers, Record, encode_headers
-from millrace.streams.schema import Schema
+from millrace.streams.schema import Schema, Unknown
 
 log = logging.getLogger("millrace")
 
@@ -157,11 +157,12 @@ def as_arrow(
     """Values as Arrow batches, and at how many of these a second. Raises: BadInputError for what is no row of an event."""
     if served:
         raise BadInputError("Served predictions and labels travel one a message; leave out --format arrow.")
-    return messages_of(values, instance.loaded.pipeline.schema, rows), rows_per_s / rows
+    pipeline = instance.loaded.pipeline
+    return messages_of(values, pipeline.schema, rows, pipeline.unknown), rows_per_s / rows
 
 
-def messages_of(values: Iterable[bytes], schema: Schema, rows: int) -> Iterator[bytes]:
-    """JSON rows as Arrow batches, ``rows`` of them (>= 1) a message.
+def messages_of(values: Iterable[bytes], schema: Schema, rows: int, unknown: Unknown = "reject") -> Iterator[bytes]:
+    """JSON rows as Arrow batches, ``rows`` of them (>= 1) a message; keys that are ignored are left out.
 
     Raises: BadInputError naming the first row that is no JSON object, or the column that a message's rows do not make.
     """
@@ -169,6 +170,8 @@ def messages_of(values: Iterable[bytes], schema: Schema, rows: int) -> Iterator[
     while chunk := list(islice(values, rows)):
         try:
             decoded = [msgspec.json.decode(value, type=dict[str, Any]) for value in chunk]
+            if unknown == "ignore":
+                decoded = [{name: cell for name, cell in row.items() if name in schema.names} for row in decoded]
             yield encode_rows(decoded, schema)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadInputError) as error:
             raise BadInputError(f"Among rows {count + 1} to {count + len(chunk)}: {str(error).rstrip('.')}.") from error

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from millrace.learners.protocol import COLUMNS, Array, Batch, Floats
 from millrace.streams.formats.images import UnreadableImageError, check
 from millrace.streams.records import Event
-from millrace.streams.schema import LARGEST, Field, Label, Schema
+from millrace.streams.schema import LARGEST, Field, Label, Schema, Unknown
 
 REASONS = (
     "unreadable",  # not JSON, not UTF-8, or no bytes at all
@@ -100,7 +100,7 @@ class Refused:
 class Codec:
     """Decodes the rows of one schema."""
 
-    def __init__(self, schema: Schema, max_bytes: int) -> None:
+    def __init__(self, schema: Schema, max_bytes: int, unknown: Unknown = "reject") -> None:
         self._schema = schema
         self._max_bytes = max_bytes
         members = _members(schema)
@@ -113,13 +113,14 @@ class Codec:
         self._width = len(members) - self._packed + bool(self._packed)  # cells of a row once those are packed into one
         self._pack = struct.Struct(f"{sum(self._sizes)}d").pack
         self._bounds = np.array([bound for field in leading for bound in [number_range(field)] * field.size]).reshape(-1, 2)
-        self._decode = msgspec.json.Decoder(_row_type(members)).decode
+        self._decode = msgspec.json.Decoder(_row_type(members, unknown == "reject")).decode
+        self._decode_ignoring = msgspec.json.Decoder(_row_type(members, False)).decode
 
     @property
     def without_limit(self) -> Codec:
-        """This codec for records that were let in when they were first read: the limit may have been lowered since."""
+        """This codec for records that were let in when they were first read: what is let in may have changed since."""
         other = copy(self)
-        other._max_bytes = sys.maxsize
+        other._max_bytes, other._decode = sys.maxsize, self._decode_ignoring
         return other
 
     def decode(self, events: Sequence[Event], _tp: str = "") -> tuple[Rows, list[Refused]]:
@@ -215,14 +216,14 @@ def _cell_type(field: Field) -> Any:
     return {"numeric": float, "categorical": str, "image": bytes}[field.type]
 
 
-def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
-    """A msgspec record with exactly these keys."""
+def _row_type(members: list[tuple[str, Any, bool]], exactly: bool) -> type[msgspec.Struct]:
+    """A msgspec record with these keys, and ``exactly`` these or others beside them."""
     cells: list[Any] = [
         (f"c{at}", kind) if needed else (f"c{at}", kind | None | msgspec.UnsetType, msgspec.UNSET)
         for at, (_, kind, needed) in enumerate(members)
     ]
     keys = {f"c{at}": name for at, (name, _, _) in enumerate(members)}
-    return msgspec.defstruct("Row", cells, rename=keys, forbid_unknown_fields=True, gc=False)
+    return msgspec.defstruct("Row", cells, rename=keys, forbid_unknown_fields=exactly, gc=False)
 
 
 def has_label(rows: Rows) -> NDArray[np.bool_]:
@@ -324,7 +325,7 @@ def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], 
             expected += 2 if kinds <= TEXTS else _twice(column, lambda cell: isinstance(cell, str | bytes))
     marks = np.array([value.count(b'"') for value in values], dtype=np.int64)
     for at in np.flatnonzero(marks != expected).tolist():
-        json.loads(values[at], object_pairs_hook=unique)
+        json.loads(values[at], object_pairs_hook=unique, parse_int=str)  # str: an ignored integer may have any length
 
 
 def _twice(column: Sequence[Any], test: Callable[[Any], bool]) -> Array:
