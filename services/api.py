@@ -203,10 +203,11 @@ class Pipeline:
         assert codec is not None  # the topic was refused otherwise
         return sending.send(self._instance, frames.served_values(records, codec), 0.0, True, _headers(headers))
 
-    def learn(self, rows: int = 0, *, take_over: bool = False) -> Done:
+    def learn(self, rows: int = 0, *, take_over: bool = False, past_rejects: str | None = None) -> Done:
         """Learn from the log to its end, or until at least ``rows`` records were read, and mark a version.
 
         Ctrl-C and SIGTERM end it after the step under way. With ``take_over`` a live process that has the branch stops.
+        ``past_rejects``: why it is to go past all records that are in the log by now, however many it refuses.
 
         >>> done = example_pipeline().learn()
         >>> done.branch, done.read, done.version
@@ -214,10 +215,13 @@ class Pipeline:
 
         Raises: BusyError where a live process has the branch; TooManyRejectedError where most records cannot be read.
         """
+        from millrace.services.training import past_rejects as rejects
         from millrace.services.training import shards as sharded
 
         if rows < 0:
             raise BadInputError(f"rows = {rows}: must be at least 0.")
+        if past_rejects is not None:
+            rejects.let_past(self._instance, self.branch, past_rejects)
         return sharded.learn(self._instance, self.branch, Bounds(rows=rows), take_over)
 
     def predict(self, rows: Any, version: str | None = None) -> Answers:
@@ -361,14 +365,14 @@ class Pipeline:
     def _events(self, rows: Any, without: Container[str | None] = ()) -> list[Event]:
         """Rows as checked events."""
         pipeline = self._instance.loaded.pipeline
-        return frames.events_of(rows, pipeline.schema, pipeline.log.max_bytes, without)
+        return frames.events_of(rows, pipeline.schema, pipeline.log.max_bytes, without, pipeline.unknown)
 
 
 def example_pipeline(settings: Mapping[str, Any] = NO_SETTINGS) -> Pipeline:
     """A pipeline to try things on, in a folder that goes when Python ends; from 100 numbers it has learned which are even.
 
     >>> example_pipeline().learn()
-    Done(branch='main', epoch=2, seq=5, read=0, version='main.3')
+    Done(branch='main', epoch=2, seq=5, read=0, learned=0, passed=0, rejected=0, version='main.3')
     """
     home = mkdtemp(prefix="millrace-")
     atexit.register(rmtree, home, ignore_errors=True)

@@ -55,7 +55,8 @@ class EndedError(ReplacedError):
 class TooManyRejectedError(MillraceError):
     """So many records could not be read that going on would be a mistake.
 
-    What to do: look at ``millrace dead-letters list``; mend the producer or the schema, or raise ``worker.stop_share``.
+    What to do: look at ``millrace dead-letters list``; mend the producer or the schema, or raise ``worker.stop_share``. To go
+    past what is in the log by now: ``millrace run --past-rejects --reason WHY``.
     """
 
 

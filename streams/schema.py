@@ -11,6 +11,7 @@ import msgspec
 
 from millrace.learners.declaration import declared, later
 
+Unknown = Literal["reject", "ignore"]  # what becomes of a record with a key that no field, label or weight has
 WIDEST = 1_000_000  # columns of x; a learner may need the square of it
 TALLEST = 4096  # pixels of a side of a network's input
 IMAGE_KEYS = ("backbone", "shape", "features", "sha256")
@@ -144,6 +145,11 @@ class Schema:
             raise ValueError(f"the fields make {self.width} columns; more than {WIDEST} are refused")
         if twice or not self.fields:
             raise ValueError(f"field names stand twice: {', '.join(twice)}" if twice else "there must be at least one field")
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every key that a row may have."""
+        return frozenset([*(field.name for field in self.fields), self.label.name, *([self.weight] if self.weight else [])])
 
     @property
     def plain(self) -> bool:

@@ -53,7 +53,7 @@ ARROWS: Mapping[str, str] = {
         "streams/state"
     ),
     "services/protocol": "learners services services/pipeline streams streams/formats streams/labels",
-    "services/endpoint": "learners services services/pipeline services/protocol streams streams/labels",
+    "services/endpoint": "learners services services/config services/pipeline services/protocol streams streams/labels",
     "services/proof": (
         "learners learners/table services services/decisions services/pipeline streams streams/branch streams/journal"
     ),

@@ -125,6 +125,13 @@ class RunOptions:
     take_over: bool
     warm_start: Path | None
     verify: bool
+    past_rejects: bool
+    reason: str | None  # why, where it goes past rejects
+
+    def __post_init__(self) -> None:
+        """Raise UsageError where one of the two stands without the other."""
+        if self.past_rejects != bool(self.reason and self.reason.strip()):
+            raise click.UsageError("--past-rejects and --reason WHY go together: the ledger keeps why.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +164,28 @@ def main() -> None:
 @click.option("--take-over", is_flag=True, help="Take the branch from a live process, which then stops.")
 @warm_option
 @click.option("--verify", is_flag=True, help="Let another process fold the new version again before this one ends.")
+@click.option("--past-rejects", is_flag=True, help="Go past all records that are in the log by now, however many are refused.")
+@click.option("--reason", metavar="WHY", help="Why it goes past them; kept in the ledger.")
 def run(call: Call, branch: str, options: RunOptions) -> None:
     """Learn from the log, to its end or as told, then mark a version.
+
+    What was read is learned, passed (it has no label, is held out or excluded) or rejected (kept as a dead letter); with late
+    labels some of it waits. Exit status 1 where all that was read was rejected.
 
     Example: millrace run digits.toml
     """
     from millrace.services.serving import companion
+    from millrace.services.training import past_rejects
     from millrace.services.training import run as running
     from millrace.services.training import shards as sharded
 
     warmed(call, branch, options.warm_start)
+    if options.reason is not None:
+        past_rejects.let_past(call.instance, branch, options.reason)
     result = sharded.learn(call.instance, branch, running.Bounds(options.follow, options.rows), options.take_over)
     call.show([asdict(result)])
+    if result.read and result.rejected == result.read:
+        sys.exit(FAILED)
     if options.verify and result.version is not None:
         companion.finish([*call.instance.words("verify"), "--version", result.version])
 

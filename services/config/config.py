@@ -26,7 +26,7 @@ from millrace.services.config.sections import BatchConfig, LogConfig, MlflowConf
 from millrace.streams.features.backbone import located
 from millrace.streams.kafka.cluster import Secrets
 from millrace.streams.labels.join import LabelRules
-from millrace.streams.schema import Field, Label, Schema, leaves
+from millrace.streams.schema import Field, Label, Schema, Unknown, leaves
 from millrace.streams.sharding import refuse_unmergeable
 from millrace.streams.state.held_out import HeldOutConfig
 from millrace.streams.worker.config import WorkerConfig
@@ -45,6 +45,9 @@ class Pipeline:
     label: Label  # what is to be predicted
     learner: dict[str, Any]  # its kind, and the keys of that kind
     weight: str | None = None  # the row's key that holds its weight, a number from 0, more counts more; without it: 1
+    # a record with a key that neither fields, label nor weight name: "reject" it as a dead letter, or "ignore" the key; may be
+    # changed at any time, and holds for what is read from then on
+    unknown: Unknown = "reject"
     seed: int = 0  # >= 0, where all random draws begin; another seed is another model
     threads: int = 1  # >= 1, threads of every BLAS in the worker
     # >= 1, at most log.partitions: workers that learn at once, each its share of the partitions; merged exactly, served as one

@@ -21,7 +21,7 @@ from millrace.services.pipeline.instance import Instance
 from millrace.streams.formats.arrow import encode_rows, parquet_rows
 from millrace.streams.formats.json_rows import Codec
 from millrace.streams.records import Event, Headers, Record, encode_headers
-from millrace.streams.schema import Schema
+from millrace.streams.schema import Schema, Unknown
 
 log = logging.getLogger("millrace")
 
@@ -180,7 +180,8 @@ def as_arrow(
     """Values as Arrow batches, and at how many of these a second. Raises: BadInputError for what is no row of an event."""
     if served:
         raise BadInputError("Served predictions and labels travel one a message; leave out --format arrow.")
-    return messages_of(values, instance.loaded.pipeline.schema, rows), rows_per_s / rows
+    pipeline = instance.loaded.pipeline
+    return messages_of(values, pipeline.schema, rows, pipeline.unknown), rows_per_s / rows
 
 
 class Message(bytes):
@@ -189,12 +190,12 @@ class Message(bytes):
     rows = 1
 
 
-def messages_of(values: Iterable[bytes], schema: Schema, rows: int) -> Iterator[bytes]:
-    """JSON rows as Arrow batches, ``rows`` of them (>= 1) a message.
+def messages_of(values: Iterable[bytes], schema: Schema, rows: int, unknown: Unknown = "reject") -> Iterator[bytes]:
+    """JSON rows as Arrow batches, ``rows`` of them (>= 1) a message; keys that are ignored are left out.
 
     A row that the pipeline will refuse goes as it is, in its place, and becomes the dead letter that it is in either format.
     """
-    values, codec = iter(values), Codec(schema, sys.maxsize)
+    values, codec = iter(values), Codec(schema, sys.maxsize, unknown)
     while chunk := list(islice(values, rows)):
         _, refused = codec.decode([Event(at, 0, None, b"", value) for at, value in enumerate(chunk)])
         bad = {one.event.offset for one in refused}
@@ -203,6 +204,9 @@ def messages_of(values: Iterable[bytes], schema: Schema, rows: int) -> Iterator[
             if is_bad:
                 yield from run
                 continue
-            message = Message(encode_rows([msgspec.json.decode(value, type=dict[str, Any]) for value in run], schema))
+            decoded = [msgspec.json.decode(value, type=dict[str, Any]) for value in run]
+            if unknown == "ignore":
+                decoded = [{name: cell for name, cell in row.items() if name in schema.names} for row in decoded]
+            message = Message(encode_rows(decoded, schema))
             message.rows = len(run)
             yield message

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from millrace.learners.errors import BadInputError
+from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.pool import Pool
 from millrace.services.endpoint.recording import Recorder
 from millrace.services.errors import NotOfferedError, NotReadyError
@@ -22,10 +23,11 @@ from millrace.services.protocol.labels import checked_labels, label_records, pla
 from millrace.services.protocol.statistics import Statistics
 from millrace.streams.labels.served import LONGEST_ID, LateLabel
 from millrace.streams.parts import sha256
+from millrace.streams.records import Record
 from millrace.streams.schema import Schema
 
+TOO_MANY_BYTES = "The request is over {} bytes (serving.max_bytes); send fewer rows at a time."
 INLINE_BYTES = 1 << 16  # of a request that is answered at once; a larger one waits for a thread
-MAX_BYTES = 16 << 20  # of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Endpoint:
     schema: Schema
     held: Callable[[], Bundle | None]  # what answers now
     access: Access = field(default_factory=Access)
-    max_bytes: int = MAX_BYTES
+    limits: ServingConfig = field(default_factory=ServingConfig)
     pool: Pool = field(default_factory=Pool)
     statistics: Statistics = field(default_factory=Statistics)
     recording: Recording | None = None  # None: the pipeline takes labels from its rows alone
@@ -94,12 +96,16 @@ class Endpoint:
         """
         if self.recording is None:
             raise NotOfferedError("This pipeline takes labels from its rows; give it a table [labels] for late ones.")
-        recorder, records = self.recording.recorder, label_records(checked_labels(labels, self.schema.label), headers)
+        recorder, records = self.recording.recorder, self._label_records(labels, headers)
         for at, record in enumerate(records):
             if len(record.value or b"") > self.recording.max_bytes:
                 raise BadInputError(f"labels[{at}]: is over {self.recording.max_bytes} bytes, which the log does not take.")
         stored = await recorder.now(records)
         return places(recorder.topic, stored)
+
+    def _label_records(self, labels: list[LateLabel], headers: bytes) -> list[Record]:
+        """Checked, as the log has them. Raises: BadInputError, TooLargeError."""
+        return label_records(checked_labels(labels, self.schema.label, self.limits.max_labels), headers)
 
 
 def features_name(schema: Schema) -> str:

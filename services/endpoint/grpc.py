@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from millrace.learners.errors import MillraceError
-from millrace.services.endpoint.endpoint import Endpoint, ready
+from millrace.services.endpoint.endpoint import TOO_MANY_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, NotReadyError, NotServedError, TooLargeError, meaning
 from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
@@ -166,12 +166,13 @@ class GrpcApp:
         return inferred.response
 
     def _inferred(self, raw: bytes) -> Inferred:
-        if len(raw) > self._endpoint.max_bytes:
-            raise TooLargeError(f"The request is over {self._endpoint.max_bytes} bytes; send fewer rows at a time.")
+        limits = self._endpoint.limits
+        if len(raw) > limits.max_bytes:
+            raise TooLargeError(TOO_MANY_BYTES.format(limits.max_bytes))
         request = parsed(pb.ModelInferRequest, raw)
         bundle = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
         check_model(request.model_name, request.model_version or None, self._endpoint.name, bundle)
-        return infer_message(self._endpoint.name, ready(bundle), request, time.time_ns() // 1_000_000)
+        return infer_message(self._endpoint.name, ready(bundle), request, time.time_ns() // 1_000_000, limits.max_rows)
 
 
 @dataclass(frozen=True, slots=True)

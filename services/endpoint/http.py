@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from millrace.learners.errors import BadInputError, MillraceError
-from millrace.services.endpoint.endpoint import Endpoint, ready
+from millrace.services.config.sections import ServingConfig
+from millrace.services.endpoint.endpoint import TOO_MANY_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, NotServedError, OverloadedError, TooLargeError, TooSlowError, meaning
 from millrace.services.protocol.access import FORWARDED, LABEL, PREDICT, is_loopback
 from millrace.services.protocol.inference import HttpReply, HttpRequest, check_model, infer, model_metadata, server_metadata
@@ -22,8 +23,6 @@ from millrace.services.protocol.labels import PRODUCER, producer_headers, read_l
 log = logging.getLogger("millrace")
 
 JSON = b"application/json"
-BODY_S = 10.0  # by which a request's body has to be whole
-ARRIVING_BYTES = 256 << 20  # of all bodies that are arriving, together
 PAGES = frozenset({b"origin", b"sec-fetch-site"})  # a web page asks, not this machine's user, whatever machine it is shown on
 LENGTH = b"inference-header-content-length"
 
@@ -38,7 +37,7 @@ class HttpApp:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._bodies = Bodies(endpoint.max_bytes)
+        self._bodies = Bodies(endpoint.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -126,10 +125,10 @@ class HttpApp:
         served = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
         check_model(named.model, named.version, self._endpoint.name, served)
         bundle, request = ready(served), HttpRequest(body, _json_bytes(headers))
-        now_ms = time.time_ns() // 1_000_000
+        now_ms, max_rows = time.time_ns() // 1_000_000, self._endpoint.limits.max_rows
         if len(body) <= self._endpoint.inline_bytes:
-            return infer(self._endpoint.name, bundle, request, now_ms)
-        return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, request, now_ms)
+            return infer(self._endpoint.name, bundle, request, now_ms, max_rows)
+        return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, request, now_ms, max_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,21 +168,21 @@ class Bodies:
     Only these bounds keep those who send slowly from holding up others, so Serve's own limit on requests at once is far away.
     """
 
-    def __init__(self, max_bytes: int, seconds: float = BODY_S, together: int = ARRIVING_BYTES) -> None:
+    def __init__(self, limits: ServingConfig) -> None:
         self.arrived = 0  # bytes, of bodies that are not whole
-        self._max_bytes = max_bytes
-        self._seconds = seconds
-        self._together = together
+        self._limits = limits
 
     async def read(self, receive: Receive) -> bytes:
         """One body. Raises: TooLargeError, TooSlowError, OverloadedError, each as soon as it is so."""
         chunks: list[bytes] = []
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._limits.body_s):
                 while await self._more(receive, chunks):
                     pass
         except TimeoutError as error:
-            raise TooSlowError(f"The request did not arrive whole within {self._seconds:g} s; send it again.") from error
+            raise TooSlowError(
+                f"The request did not arrive whole within {self._limits.body_s:g} s (serving.body_s); send it again."
+            ) from error
         finally:
             self.arrived -= sum(map(len, chunks))
         return b"".join(chunks)
@@ -194,9 +193,9 @@ class Bodies:
             raise BadInputError("The caller left before the request was whole.")
         chunks.append(message.get("body", b""))
         self.arrived += len(chunks[-1])
-        if sum(map(len, chunks)) > self._max_bytes:
-            raise TooLargeError(f"The request is over {self._max_bytes} bytes; send fewer rows at a time.")
-        if self.arrived > self._together:
+        if sum(map(len, chunks)) > self._limits.max_bytes:
+            raise TooLargeError(TOO_MANY_BYTES.format(self._limits.max_bytes))
+        if self.arrived > self._limits.arriving_bytes:
             raise OverloadedError("More requests arrive at once than there is room for. Ask again, or send smaller ones.")
         return bool(message.get("more_body", False))
 

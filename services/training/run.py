@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from msgspec.structs import replace
+
 from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import name_last_good
 from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.training.refused import warnings_of
 from millrace.streams.branch.host import use_threads
 from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.journal.ledger import Serve, Target, append_decision
 from millrace.streams.sharding import merging_branch
+from millrace.streams.state.fold import Counts
 from millrace.streams.state.notices import sentences
 from millrace.streams.worker.worker import Worker, WorkerIdentity
 
@@ -47,8 +51,11 @@ class Done:
     branch: str
     epoch: int
     seq: int
-    read: int  # records in this run
-    version: str | None  # the newest of the branch
+    read: int  # records in this run; those that the next three do not count wait, or were labels
+    learned: int
+    passed: int  # without a label, held out or excluded
+    rejected: int  # kept as dead letters
+    version: str | None  # the newest of the branch; None: it has not learned a row yet
 
 
 class _Until:
@@ -86,7 +93,8 @@ class _Until:
     def _log_progress(self, worker: Worker) -> None:
         if time.monotonic() - self._told_s >= PROGRESS_S:
             self._told_s = time.monotonic()
-            log.info("%s: %d records read, seq %d", worker.branch, worker.fold.records, worker.seq)
+            rejected = sum(worker.rejects.by_reason.values())
+            log.info("%s: %d records read, seq %d, %d refused", worker.branch, worker.fold.records, worker.seq, rejected)
 
 
 def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Done:
@@ -101,15 +109,25 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         backends = instance.backends(branch)
         worker = Worker(instance.fold_spec, backends, pipeline.worker, identity_of_worker(instance, branch))
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
-        before = worker.fold.records
+        before, counts = worker.fold.records, replace(worker.fold.counts)
         with _Until(bounds, before).stopping_on_signals() as stop_condition:
             worker.run(stop_condition)
         drift = worker.fold.drift
         if drift is not None and drift.newest is not None and merging_branch(branch) == branch:
             name_last_good(instance, branch)
-        for sentence in sentences(worker.fold.noticed()):
-            log.warning("%s: %s.", branch, sentence)
-        return Done(branch, worker.epoch, worker.seq, worker.fold.records - before, worker.newest_version)
+        return _done(worker, before, counts)
+
+
+def _done(worker: Worker, records_before: int, before: Counts) -> Done:
+    """What the worker did since then, said aloud where it refused something."""
+    counts, read = worker.fold.counts, worker.fold.records - records_before
+    rejected = counts.rejected - before.rejected
+    for warning in warnings_of(read, rejected, worker.rejects.by_reason, worker.rejects.first):
+        log.warning("%s: %s", worker.branch, warning)
+    for sentence in sentences(worker.fold.noticed()):
+        log.warning("%s: %s.", worker.branch, sentence)
+    learned, passed = counts.learned - before.learned, counts.passed - before.passed
+    return Done(worker.branch, worker.epoch, worker.seq, read, learned, passed, rejected, worker.newest_version)
 
 
 def identity_of_worker(instance: Instance, branch: str) -> WorkerIdentity:

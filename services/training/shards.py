@@ -41,12 +41,15 @@ def run_shards(instance: Instance, branch: str, bounds: Bounds, take_over: bool)
             "With several shards, --follow and --rows are for one of them: name it with --branch "
             f"{instance.shards(branch)[0]}; `millrace up` learns all of them at once."
         )
-    read = sum(run(instance, shard, bounds, take_over).read for shard in instance.shards(branch))
+    shards = [run(instance, shard, bounds, take_over) for shard in instance.shards(branch)]
+    read, learned, passed, rejected = (
+        sum(counts) for counts in zip(*((done.read, done.learned, done.passed, done.rejected) for done in shards), strict=True)
+    )
     with merging(instance, branch, take_over) as writer:
         version = writer.version_of(newest_versions(Archive(instance), instance.shards(branch)))
         if instance.fold_spec.drift is not None:
             name_last_good(instance, branch)
-        return Done(branch, writer.epoch, writer.seq, read, version)
+        return Done(branch, writer.epoch, writer.seq, read, learned, passed, rejected, version)
 
 
 def learn(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Done:

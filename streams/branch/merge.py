@@ -202,14 +202,16 @@ class Merging:
         sweep(self._backends.store, self.branch, kept_marks(self.marks, NEWEST, released), asked_s, declared)
         return version
 
-    def version_of(self, marks: Sequence[Mark]) -> str:
-        """A version that merges these versions of the shards; the newest one where it is that already.
+    def version_of(self, marks: Sequence[Mark]) -> str | None:
+        """A version that merges these versions of the shards; the newest one where it is that already, or no row was learned.
 
         Raises: DamageError where a part of them is not whole; what ``merge`` and ``mark`` raise.
         """
         pieces = [piece_of(self._backends.store, mark) for mark in marks]
-        last = newest_version(self.marks)
-        return last if last is not None and self._marked == named(pieces) else self.mark(self.merge(pieces))
+        last, learned = newest_version(self.marks), merged_counts(pieces)["counts"].get("learned", 0) if pieces else 0
+        if not learned or (last is not None and self._marked == named(pieces)):
+            return last
+        return self.mark(self.merge(pieces))
 
 
 def merge_of(journal: Stream, branch: str, version: str) -> Merge:

@@ -34,7 +34,7 @@ from millrace.streams.formats.meaning import (
     zone_ns,
 )
 from millrace.streams.records import Event
-from millrace.streams.schema import LARGEST, UNITS_NS, Field, Label, Schema
+from millrace.streams.schema import LARGEST, UNITS_NS, Field, Label, Schema, Unknown
 
 TIMESTAMP = "timestamp"  # a column of a row's own time, where no field has this name; never past its message's
 EVERYTHING = (-LARGEST, LARGEST)
@@ -59,16 +59,20 @@ class Faults:
 class BatchCodec:
     """Decodes the batches of one schema."""
 
-    def __init__(self, schema: Schema, max_bytes: int = BATCH_BYTES, revision: int = REVISION) -> None:
+    def __init__(
+        self, schema: Schema, max_bytes: int = BATCH_BYTES, unknown: Unknown = "reject", revision: int = REVISION
+    ) -> None:
         self._schema = schema
         self._types = declared_types(schema)
         self._revision = revision  # of what values mean
         self._max_bytes = max_bytes  # of a message, as it lies in the log and decompressed
         self._names = [field.name for field in schema.fields]
+        self._unknown: Unknown = unknown
+        self._read = None if unknown == "reject" else schema.names | {TIMESTAMP}  # columns; None: all, none may be unknown
 
     def of_revision(self, revision: int) -> BatchCodec:
         """This codec with the meaning that values had for a branch which was begun under an older revision."""
-        return BatchCodec(self._schema, self._max_bytes, revision)
+        return BatchCodec(self._schema, self._max_bytes, self._unknown, revision)
 
     def decode(self, event: Event) -> tuple[list[Rows], list[Refused]]:
         """The rows of a message that can be read, batch by batch, and those that cannot, each with its number.
@@ -76,7 +80,7 @@ class BatchCodec:
         Raises: RecordError where the message as a whole cannot be read.
         """
         pieces, refused, first = [], list[Refused](), 0
-        for batch in read_batches(event.value or b"", self._max_bytes):
+        for batch in read_batches(event.value or b"", self._max_bytes, self._read):
             self._check_columns(batch.schema)
             rows, faults = self._rows(batch, event)
             refused += _refused_rows(batch, faults, event, self._types, first)
@@ -89,7 +93,7 @@ class BatchCodec:
         label, weight = self._schema.label.name, self._schema.weight
         allowed = {*self._names, label, weight, TIMESTAMP}
         for name in columns.names:
-            if name not in allowed:
+            if name not in allowed and self._read is None:
                 raise RecordError("unknown-field", f"{name} is no field of the pipeline")
         for declared in self._schema.fields:
             if declared.missing == "reject" and declared.name not in columns.names:

@@ -41,7 +41,8 @@ class Registry:
 
     url: str  # such as http://127.0.0.1:8081
     folder: Path
-    _known: dict[int, Any] = field(default_factory=dict)  # id -> the schema as fastavro takes it, or why it cannot be read
+    names: frozenset[str] | None = None  # of the columns that are read, the others being ignored; None: every
+    _known: dict[tuple[int, bool], Any] = field(default_factory=dict)  # by id: a schema as fastavro takes it, or what is wrong
 
     @cached_property
     def _fastavro(self) -> Any:
@@ -66,20 +67,21 @@ class Registry:
             raise RecordError("unreadable", f"not an Avro record of its schema ({error!r})") from error
         if body.read(1):
             raise RecordError("unreadable", "bytes follow the Avro record")
-        return cells
+        return cells if self.names is None else {name: cell for name, cell in cells.items() if name in self.names}
 
     def _schema(self, number: int) -> Any:
-        if number not in self._known:
+        key = (number, self.names is None)
+        if key not in self._known:
             text = self._text(number)
             try:
                 schema = self._fastavro.parse_schema(json.loads(text))
-                _check(schema)
-                self._known[number] = schema
+                _check(schema, self.names)
+                self._known[key] = schema
             except RecordError as error:
-                self._known[number] = error
+                self._known[key] = error
             except (self._fastavro.schema.SchemaParseException, self._fastavro.schema.UnknownType, *BROKEN) as error:
-                self._known[number] = RecordError("unknown-schema", f"schema {number} cannot be read ({error!r})")
-        cached = self._known[number]
+                self._known[key] = RecordError("unknown-schema", f"schema {number} cannot be read ({error!r})")
+        cached = self._known[key]
         if isinstance(cached, RecordError):
             raise RecordError(cached.reason, cached.detail)
         return cached
@@ -116,7 +118,7 @@ class Registry:
         return str(answer["schema"])
 
 
-def _check(schema: Any) -> None:
+def _check(schema: Any, names: frozenset[str] | None) -> None:
     """Only flat rows are read; an array whose items take no bytes could be endless.
 
     Raises: RecordError for another schema; wrong-type, as in every format, where it is for a column that no field takes.
@@ -124,6 +126,9 @@ def _check(schema: Any) -> None:
     if schema["type"] != "record":
         raise RecordError("unknown-schema", f"its schema is of type {schema['type']}, not record")
     for column in schema["fields"]:
+        if names is not None and column["name"] not in names:
+            _check_ends(column["type"], column["name"])
+            continue
         for kind in column["type"] if isinstance(column["type"], list) else [column["type"]]:
             name = kind["type"] if isinstance(kind, dict) else kind
             items = kind.get("items") if isinstance(kind, dict) else None
@@ -139,3 +144,26 @@ def _are_numbers(items: Any) -> bool:
     """Whether an array's items are numbers or booleans, and null among them."""
     union = items if isinstance(items, list) else [items]
     return all(isinstance(item, str) and (item in ITEMS or (item == "null" and len(union) > 1)) for item in union)
+
+
+def _check_ends(kind: Any, name: str) -> None:
+    """Raises: RecordError where a column that is ignored has an array of items that may take no bytes."""
+    if isinstance(kind, list):
+        for choice in kind:
+            _check_ends(choice, name)
+    elif isinstance(kind, dict):
+        if kind["type"] == "array" and not _takes_bytes(kind["items"]):
+            raise RecordError("unknown-schema", f"{name} is an array of items that may take no bytes")
+        for part in [kind.get("items"), kind.get("values"), *(field["type"] for field in kind.get("fields", []))]:
+            _check_ends(part, name)
+
+
+def _takes_bytes(kind: Any) -> bool:
+    """Whether every value of a type takes at least one byte; a type that is named alone may be one that does not."""
+    if isinstance(kind, list):
+        return True  # a union begins with which of its types it is
+    if isinstance(kind, str):
+        return kind in CELLS - {"null"}
+    if kind["type"] == "record":
+        return any(_takes_bytes(field["type"]) for field in kind["fields"])
+    return bool(kind.get("size", 1) > 0 and kind["type"] != "null")

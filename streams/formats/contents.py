@@ -23,7 +23,7 @@ from millrace.streams.formats.cloudevents import Said, said_by, unwrap
 from millrace.streams.formats.json_rows import SHARED, Codec, Refused, Rows, refusal
 from millrace.streams.formats.meaning import RecordError, as_row, declared_types
 from millrace.streams.records import Event
-from millrace.streams.schema import Schema
+from millrace.streams.schema import Schema, Unknown
 
 ARROW = CONTENT_TYPE.decode()
 AVRO = bytes([avro.MAGIC])
@@ -35,21 +35,28 @@ class Contents:
     """Decodes the events of one schema."""
 
     def __init__(
-        self, schema: Schema, max_bytes: int, max_batch_bytes: int = BATCH_BYTES, registry: Registry | None = None
+        self,
+        schema: Schema,
+        max_bytes: int,
+        max_batch_bytes: int = BATCH_BYTES,
+        registry: Registry | None = None,
+        unknown: Unknown = "reject",
     ) -> None:
         self._schema = schema
         self._max_bytes = max_bytes
-        self._registry = registry  # None: there are no Avro records
-        self._rows = Codec(schema, max_bytes)
+        self._ignoring = registry and replace(registry, names=schema.names)
+        self._registry = registry if unknown == "reject" else self._ignoring  # None: there are no Avro records
+        self._rows = Codec(schema, max_bytes, unknown)
         self._types = declared_types(schema)
-        self._batches = BatchCodec(schema, max_batch_bytes)
+        self._batches = BatchCodec(schema, max_batch_bytes, unknown)
 
     @property
     def without_limit(self) -> Contents:
-        """The same for records that were let in when they were first read: the limits may have been lowered since."""
+        """The same for records that were let in when they were first read: what is let in may have changed since."""
         other = copy(self)
-        other._max_bytes = maxsize
-        other._rows, other._batches = self._rows.without_limit, BatchCodec(self._schema, maxsize, self._rows.revision)
+        other._max_bytes, other._registry = maxsize, self._ignoring
+        other._rows = self._rows.without_limit
+        other._batches = BatchCodec(self._schema, maxsize, "ignore", self._rows.revision)
         return other
 
     def of_revision(self, revision: int) -> Contents:

@@ -36,7 +36,7 @@ from millrace.streams.formats.meaning import (
     whole_of,
 )
 from millrace.streams.records import Event
-from millrace.streams.schema import LARGEST, Field, Schema
+from millrace.streams.schema import LARGEST, Field, Schema, Unknown
 
 BROKEN = (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what a record raises that cannot be read
 Decode = Callable[[bytes], Any]
@@ -88,7 +88,7 @@ class Refused:
 class Codec:
     """Decodes the rows of one schema."""
 
-    def __init__(self, schema: Schema, max_bytes: int, revision: int = REVISION) -> None:
+    def __init__(self, schema: Schema, max_bytes: int, unknown: Unknown = "reject", revision: int = REVISION) -> None:
         self._schema = schema
         self._max_bytes = max_bytes
         self.revision = revision  # of what values mean
@@ -102,14 +102,15 @@ class Codec:
         self._width = len(members) - self._packed + bool(self._packed)  # cells of a row once those are packed into one
         self._pack = struct.Struct(f"{sum(self._sizes)}d").pack
         self._bounds = np.array([bound for field in leading for bound in [number_range(field)] * field.size]).reshape(-1, 2)
-        self._few = msgspec.json.Decoder(_row_type(_members(schema, most=False))).decode
-        self._all = msgspec.json.Decoder(_row_type(members)).decode
+        few = _members(schema, most=False)
+        self._few, self._all = (_decoder(each, unknown == "reject") for each in (few, members))
+        self._few_ignoring, self._all_ignoring = (_decoder(each, False) for each in (few, members))
 
     @property
     def without_limit(self) -> Codec:
-        """This codec for records that were let in when they were first read: the limit may have been lowered since."""
+        """This codec for records that were let in when they were first read: what is let in may have changed since."""
         other = copy(self)
-        other._max_bytes = sys.maxsize
+        other._max_bytes, other._few, other._all = sys.maxsize, self._few_ignoring, self._all_ignoring
         return other
 
     def of_revision(self, revision: int) -> Codec:
@@ -215,14 +216,18 @@ def _cell_type(field: Field, most: bool) -> Any:
     return bytes if field.type == "image" else json_type(field.type, most)
 
 
-def _row_type(members: list[tuple[str, Any, bool]]) -> type[msgspec.Struct]:
-    """A msgspec record with exactly these keys."""
+def _row_type(members: list[tuple[str, Any, bool]], exactly: bool) -> type[msgspec.Struct]:
+    """A msgspec record with these keys, and ``exactly`` these or others beside them."""
     cells: list[Any] = [
         (f"c{at}", kind) if needed else (f"c{at}", kind | None | msgspec.UnsetType, msgspec.UNSET)
         for at, (_, kind, needed) in enumerate(members)
     ]
     keys = {f"c{at}": name for at, (name, _, _) in enumerate(members)}
-    return msgspec.defstruct("Row", cells, rename=keys, forbid_unknown_fields=True, gc=False)
+    return msgspec.defstruct("Row", cells, rename=keys, forbid_unknown_fields=exactly, gc=False)
+
+
+def _decoder(members: list[tuple[str, Any, bool]], exactly: bool) -> Decode:
+    return msgspec.json.Decoder(_row_type(members, exactly)).decode
 
 
 def has_label(rows: Rows) -> NDArray[np.bool_]:
@@ -324,7 +329,7 @@ def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], 
             expected += 2 if kinds <= TEXTS else _twice(column, lambda cell: isinstance(cell, str | bytes))
     marks = np.array([value.count(b'"') for value in values], dtype=np.int64)
     for at in np.flatnonzero(marks != expected).tolist():
-        json.loads(values[at], object_pairs_hook=unique)
+        json.loads(values[at], object_pairs_hook=unique, parse_int=str)  # str: an ignored integer may have any length
 
 
 def _twice(column: Sequence[Any], test: Callable[[Any], bool]) -> Array:

@@ -117,7 +117,14 @@ class Include(_Decision, frozen=True, kw_only=True):
     exclusion: int  # its place in the list of the branch's fork
 
 
-Decision = Serve | Alias | Release | Certificate | Operation | Redrive | Include
+class PastRejects(_Decision, frozen=True, kw_only=True):
+    """Records that a branch refuses do not stop it below these offsets, however many they are."""
+
+    branch: str  # of several shards: that they are merged into
+    until: dict[str, int]  # by partition, an offset
+
+
+Decision = Serve | Alias | Release | Certificate | Operation | Redrive | Include | PastRejects
 _DECODER: msgspec.json.Decoder[Decision] = msgspec.json.Decoder(Decision)
 
 
@@ -133,6 +140,7 @@ class Ledger:
     operations: dict[str, Operation] = field(default_factory=dict)  # by id, as they stand
     included: set[tuple[str, int]] = field(default_factory=set)  # branches, and exclusions of theirs that have ended
     redriven: set[int] = field(default_factory=set)  # dead letters, by their offsets
+    passed_by: dict[str, dict[str, int]] = field(default_factory=dict)  # by branch and partition, as ``PastRejects`` says
     counted: list[Decision] = field(default_factory=list)
     offset: int = 0
     _left: dict[tuple[str, str], str | None] = field(default_factory=dict)  # what an endpoint or alias named before
@@ -174,7 +182,7 @@ class Ledger:
             return decision.again or self.redriven.isdisjoint(decision.offsets)
         if isinstance(decision, Include):
             return (decision.branch, decision.exclusion) not in self.included
-        return isinstance(decision, Certificate) or not self.named.issuperset(decision.versions)
+        return isinstance(decision, Certificate | PastRejects) or not self.named.issuperset(decision.versions)
 
     def _apply(self, decision: Decision) -> None:
         if isinstance(decision, Serve):
@@ -190,6 +198,8 @@ class Ledger:
             self.operations[decision.id] = decision
         elif isinstance(decision, Include):
             self.included.add((decision.branch, decision.exclusion))
+        elif isinstance(decision, PastRejects):
+            self.passed_by[decision.branch] = self.passed_by.get(decision.branch, {}) | decision.until
         elif isinstance(decision, Redrive):
             self.redriven |= set(decision.offsets)
         else:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Ledger, Release, append_decision
+from millrace.streams.sharding import merging_branch
+from millrace.streams.source import Position
 from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
@@ -36,13 +38,24 @@ class Retention:
 
     def included(self, branch: str) -> set[int]:
         """Exclusions of a branch that operators have ended; where the ledger cannot be read, those that were known."""
+        self._look()
+        return {place for name, place in self._ledger.included if name == branch}
+
+    def passed_by(self, branch: str) -> Position:
+        """Where, by partition, the records end that operators have let a branch, or its shards, go past.
+
+        Where the ledger cannot be read, those that were known.
+        """
+        self._look()
+        return self._ledger.passed_by.get(merging_branch(branch), {})
+
+    def _look(self) -> None:
         if time.monotonic() - self._looked_s >= self.look_s:
             self._looked_s = time.monotonic()
             try:
                 self._ledger.follow(self.stream)
             except (DamageError, StorageError) as error:
                 log.warning("The ledger was not heeded: %s", error)
-        return {place for name, place in self._ledger.included if name == branch}
 
     def release(self, marks: Sequence[Mark]) -> set[str]:
         """Let go of what the policy no longer keeps among a branch's marks; every version that was let go so far.

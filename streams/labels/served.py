@@ -24,7 +24,7 @@ from millrace.streams.formats.contents import Contents
 from millrace.streams.formats.json_rows import Codec, Refused, Rows, has_label, refusal, unique
 from millrace.streams.formats.meaning import RecordError, label_value
 from millrace.streams.records import Event, split_tp
-from millrace.streams.schema import LARGEST, Schema
+from millrace.streams.schema import LARGEST, Schema, Unknown
 from millrace.streams.sharding import Placing
 
 REASONS = (  # beside those of the rows' codec
@@ -127,8 +127,15 @@ def hashes64(texts: Sequence[str]) -> NDArray[np.int64]:
 class ServedCodec:
     """Decodes events as ``Codec`` does, and the records of one more topic."""
 
-    def __init__(self, schema: Schema, max_bytes: int, topic: str, events: Codec | Contents | None = None) -> None:
-        self._rows = Codec(schema, max_bytes)
+    def __init__(
+        self,
+        schema: Schema,
+        max_bytes: int,
+        topic: str,
+        events: Codec | Contents | None = None,
+        unknown: Unknown = "reject",
+    ) -> None:
+        self._rows = Codec(schema, max_bytes, unknown)
         self._events = events or self._rows  # of the topics of events
         self._label = schema.label
         self.topic = topic

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,14 +16,16 @@ from millrace.streams.branch.outputs import (
     output_record,
     scores_topic,
 )
-from millrace.streams.errors import TooManyRejectedError
 from millrace.streams.formats.json_rows import Refused, Rows
 from millrace.streams.journal.entries import Act, Host, Mark, StateName, Step
 from millrace.streams.journal.journal import Pending, Writer, entries_after, newest_version, summarise
 from millrace.streams.labels.served import Served
 from millrace.streams.records import Read
+from millrace.streams.sharding import WHOLE, shard_of
+from millrace.streams.source import Position
 from millrace.streams.worker.clock import Clock
 from millrace.streams.worker.config import WorkerConfig
+from millrace.streams.worker.rejects import Rejects
 from millrace.streams.worker.snapshots import Snapshot, Snapshots
 from millrace.streams.worker.versions import VersionLog
 
@@ -80,7 +81,7 @@ class Worker:
         self._emits = identity.emits
         self._idle_ms = 0  # gone by with nothing to read since the last step
         self._idle_from_ms: int | None = None
-        self._window: deque[tuple[int, int]] = deque()  # records and rejected of the newest steps
+        self.rejects = Rejects(config, dead_letter_topic(fold_spec.name))
         self.branch = identity.branch
         self._open(identity.host)
 
@@ -97,6 +98,7 @@ class Worker:
             fork = begin(self._fold_spec, self._backends, self.branch)
             summary = summarise(self._backends.journal, self.branch)
         self._reader = self._fold_spec.reader_of(fork)
+        self._begun_with_version = fork.parent is not None
         restored = restore(self._fold_spec, self._backends, summary)
         check_retention(restored.fold, self._backends.source)
         warn_of_retention(self._backends.source, self._backends.store, summary.marks[-self._config.keep :])
@@ -143,6 +145,14 @@ class Worker:
         return self._writer.cursor.seq
 
     @property
+    def taught(self) -> bool:
+        """Whether there is something to mark a version of: a row was learned, or the branch goes on from another's version.
+
+        A shard may never get a row; what counts for it is whether the merge of all has one.
+        """
+        return self._begun_with_version or self.fold.counts.learned > 0 or shard_of(self.branch) != WHOLE
+
+    @property
     def newest_version(self) -> str | None:
         """The id of the branch's newest version."""
         return newest_version(self._version_log.marks)
@@ -173,6 +183,10 @@ class Worker:
         for place in sorted(lifted - set(self.fold.included.get(self.branch, ()))):
             self.fold.act(self._writer.include(place))
             self._unversioned = True
+
+    def _passed_by(self) -> Position:
+        """Where, by partition, the records end that operators have let this branch go past even where it refuses them."""
+        return {} if self._backends.retention is None else self._backends.retention.passed_by(self.branch)
 
     def caught_up(self) -> bool:
         """Whether every record of the log was read, and no row waits for its batch."""
@@ -209,7 +223,7 @@ class Worker:
             self._undecided = pending.entry
             self._decide()
             yield "acted"
-        self._stop_if_too_many_rejected(checked.rows_read, checked.refused)
+        self.rejects.refuse_too_many(checked.rows_read, checked.refused, self._passed_by())
 
     def _read(self) -> list[Read]:
         """What is there, for at most ``step_ms`` after the first of it, or until it is large."""
@@ -249,6 +263,7 @@ class Worker:
             refused += [(read.tp, refusal) for refusal in sorted(refused_rows, key=lambda refusal: refusal.event.offset)]
         if refused:
             self._dead_letter(refused)
+            self.rejects.note(refused)
         return Checked(reads, rows, refused)
 
     def _dead_letter(self, refused: list[tuple[str, Refused]]) -> None:
@@ -273,6 +288,7 @@ class Worker:
     def _emit(self, step: Step) -> None:
         if conflicts := contradictions(self.fold):
             self._dead_letter(conflicts)
+            self.rejects.note(conflicts)
         self._backends.producer.flush()  # the step before this one: what is not delivered is an error
         if self._emits:
             self._backends.producer.post(scores_topic(self._fold_spec.name, self.branch), [output_record(step, self.fold)])
@@ -296,22 +312,6 @@ class Worker:
         self.fold.act(act)
         self._undecided, self._acted, self._unversioned = None, True, True
 
-    def _stop_if_too_many_rejected(self, read: int, refused: list[tuple[str, Refused]]) -> None:
-        self._window.append((read, len(refused)))
-        records = sum(count for count, _ in self._window)
-        while records - self._window[0][0] >= self._config.window_rows:
-            records -= self._window.popleft()[0]
-        rejected = sum(count for _, count in self._window)
-        if rejected > self._config.stop_share * max(records, self._config.window_rows):
-            reasons = sorted({refusal.reason for _, refusal in refused})
-            tp, first = refused[0] if refused else ("", None)
-            example = f", such as {tp} offset {first.event.offset}: {first.detail}" if first else ""
-            raise TooManyRejectedError(
-                f"{rejected} of the last {records} records were refused ({', '.join(reasons)}{example}). They are kept in "
-                f"topic {dead_letter_topic(self._fold_spec.name)}, nothing is lost, and everything else was learned. Mend the "
-                "producer or the pipeline's fields, or raise worker.stop_share, and start again."
-            )
-
     # Marks
 
     def mark_when_due(self, wait: bool = False) -> None:
@@ -319,7 +319,7 @@ class Worker:
 
         A checkpoint that falls due while another is on its way waits for its turn; a version makes learning wait.
         """
-        version = self._acted or self._due(self._config.version_rows)
+        version = self._acted or (self._due(self._config.version_rows) and self.taught)
         self._mark(self._snapshots.finished(wait or version))
         if (version or self._due(self._config.checkpoint_rows)) and not self._snapshots.busy:
             self._begin_snapshot(version)
@@ -365,8 +365,8 @@ class Worker:
         """
         self._writer.check()
         self._mark(self._snapshots.finished(wait=True))
-        if self._unversioned:
-            self._begin_snapshot(version=True)
+        if self._unversioned and (self.taught or self.fold.records > self._marked_records):
+            self._begin_snapshot(version=self.taught)
             self._mark(self._snapshots.finished(wait=True))
         self._backends.producer.flush()
         self._snapshots.close()

@@ -18,7 +18,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from millrace.services.serving.up import prepare_environment
-prepare_environment(Path(sys.argv[1]), 20000)
+prepare_environment(Path(sys.argv[1]), 20000, 16 << 20)
 from ray.serve._private import constants
 names = ["PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S", "PROXY_HEALTH_CHECK_TIMEOUT_S"]
 print(json.dumps([getattr(constants, name) for name in names]))

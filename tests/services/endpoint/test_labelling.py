@@ -50,7 +50,7 @@ def test_labels_come_one_or_many_and_are_appended_as_they_are() -> None:
     (record, _) = label_records(many)
     assert record.key == b"a/0"
     assert record.value == b'{"kind":"label","id":"a/0","label":"rose","revision":0}'
-    assert checked_labels(read_labels(b'{"id": "a", "label": false}'), Label("spam", "boolean"))[0].label is False
+    assert checked_labels(read_labels(b'{"id": "a", "label": false}'), Label("spam", "boolean"), 1)[0].label is False
     assert places(TOPIC, [(0, 4), (1, 9)]) == ["flowers.served-0-4", "flowers.served-1-9"]
 
 
@@ -65,7 +65,7 @@ def test_labels_come_one_or_many_and_are_appended_as_they_are() -> None:
         (b'{"id": "", "label": "rose"}', "1 to 512 characters"),
         (b'{"id": "a", "label": "rose", "revision": -1}', "revision"),
         (b'{"id": "a", "label": "rose", "lable": 1}', "lable"),
-        (b'{"labels": []}', "1 to 4096"),
+        (b'{"labels": []}', "at least one"),
         (b'{"labels": [{"id": "a", "label": "rose"}, {"id": "b", "label": 2.5}]}', r"labels\[1\].label"),
         (b'{"labels": ' + b"[" * 100_000, "cannot be read"),
         (b'{"id": "\xff", "label": "rose"}', "cannot be read"),
@@ -74,4 +74,4 @@ def test_labels_come_one_or_many_and_are_appended_as_they_are() -> None:
 def test_a_label_that_cannot_be_taken_is_named_and_none_of_its_request_is(body: bytes, says: str) -> None:
     """400, with which of them and why."""
     with pytest.raises(BadInputError, match=says):
-        checked_labels(read_labels(body), SPECIES)
+        checked_labels(read_labels(body), SPECIES, 9)

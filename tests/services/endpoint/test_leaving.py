@@ -20,6 +20,7 @@ from grpc_calls import answering, asked, call, rows_of
 from pipelines import ANSWER_S, TIMEOUT_S
 from served_bundles import app, ask, endpoint_of, infer, numbers_bundle, tensor
 
+from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import INLINE_BYTES, Endpoint
 from millrace.services.endpoint.http import Bodies, HttpApp
 from millrace.services.endpoint.pool import Pool
@@ -89,7 +90,7 @@ def test_http_callers_who_leave_at_any_moment_leave_nothing_behind() -> None:
 
     async def talk() -> None:
         here = endpoint_of(BUNDLE)
-        bodies = Bodies(1 << 20)
+        bodies = Bodies(ServingConfig(max_bytes=1 << 20))
         async with listening(here, bodies) as port:
             head = HEAD % len(LARGE)
             for part in (head[:20], head, head + LARGE[:50_000]):
@@ -116,7 +117,7 @@ def test_slow_bodies_hold_nobody_up_and_end(seconds: float) -> None:
     """Hundreds of them at once: others are answered beside them, and each gets 408 when its time is over."""
 
     async def talk() -> None:
-        bodies = Bodies(1 << 20, seconds=seconds)
+        bodies = Bodies(ServingConfig(body_s=seconds))
         async with listening(endpoint_of(BUNDLE), bodies) as port:
             slow = [begin(port, HEAD % 1000, b"{") for _ in range(300)]
             if seconds == TIMEOUT_S:
@@ -136,7 +137,7 @@ def test_all_bodies_together_are_bounded() -> None:
     """What is over the bound is refused with 503; what was there goes on."""
 
     async def talk() -> None:
-        bodies = Bodies(1 << 20, together=100_000)
+        bodies = Bodies(ServingConfig(max_bytes=100_000, arriving_bytes=100_000))
         async with listening(endpoint_of(BUNDLE), bodies) as port:
             first = begin(port, HEAD % len(LARGE), LARGE[:90_000])
             await until(lambda: bodies.arrived == 90_000)

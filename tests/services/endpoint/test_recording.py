@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from millrace.services.endpoint import recording
+from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.recording import Recorder
 from millrace.streams.errors import StorageError
 from millrace.streams.records import Record
@@ -65,7 +65,7 @@ def test_while_the_log_is_down_labels_are_refused_and_answers_wait_until_it_is_b
 def test_what_waits_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path) -> None:
     """Answers over the bound; and all that wait where the replica ends before the log is back."""
     (tmp_path / "state").write_text("in the way")
-    recorder = Recorder(lambda: opened(tmp_path / "state" / "log.sqlite"), TOPIC, waiting_rows=3)
+    recorder = Recorder(lambda: opened(tmp_path / "state" / "log.sqlite"), TOPIC, ServingConfig(max_rows=3, waiting_rows=3))
     taken = [recorder.later(2, lambda: records(1, 2)), recorder.later(2, lambda: records(3, 4))]
     recorder.close(5)
     assert taken == [True, False] and (recorder.counts.stored, recorder.counts.dropped) == (0, 4)
@@ -74,13 +74,12 @@ def test_what_waits_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path) ->
         asyncio.run(recorder.now(records(6)))
 
 
-def test_a_log_that_hangs_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_hangs_is_not_waited_for_without_end(tmp_path: Path) -> None:
     """Another process holds the write lock; the label may be there all the same once that is over, as its caller is told."""
-    monkeypatch.setattr(recording, "TIMEOUT_S", 0.2)
     log = opened(tmp_path / "log.sqlite")
     holder = apsw.Connection(str(tmp_path / "log.sqlite"))
     holder.execute("begin immediate")
-    recorder = Recorder(lambda: log, TOPIC)
+    recorder = Recorder(lambda: log, TOPIC, ServingConfig(log_s=0.2))
     with pytest.raises(StorageError, match="has not answered"):
         asyncio.run(recorder.now(records(1)))
     holder.execute("rollback")

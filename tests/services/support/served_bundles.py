@@ -11,6 +11,7 @@ from pipelines import MIXED, encoded, events, mixed_rows
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.protocol import Batch
+from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import Endpoint
 from millrace.services.endpoint.http import HttpApp
 from millrace.services.pipeline.bundle import Bundle, Identity, Parts, open_parts
@@ -70,7 +71,7 @@ def endpoint_of(
 ) -> Endpoint:
     """An endpoint that answers from one bundle; with a token, only to those who show it."""
     allowed = access({token: SCOPES}, local_is_open=False) if token else Access()
-    return Endpoint("digits", schema, lambda: bundle, allowed, max_bytes)
+    return Endpoint("digits", schema, lambda: bundle, allowed, ServingConfig(max_bytes=max_bytes))
 
 
 def ask(
