@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("learners", "streams", "services")  # what may import what is in house_rooms.py
+ROOMS = ("learners", "streams", "services")  # each may import those before it; house_rooms.py has the sub-rooms
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -29,6 +29,13 @@ def test_no_arrow_points_up() -> None:
         rooms.floors({"a": "b", "b": "a"})
 
 
+def test_learners_know_nothing_of_streams_nor_streams_of_services() -> None:
+    """No arrow leads into a room above its own; in a table of two that do, both are named."""
+    assert list(rooms.arrows_between_rooms_that_rise(ARROWS)) == []
+    wrong = {"learners/a": "streams/b", "streams/b": "learners services", "learners": "", "services": "learners streams/b"}
+    assert list(rooms.arrows_between_rooms_that_rise(wrong)) == ["learners/a -> streams/b", "streams/b -> services"]
+
+
 @pytest.mark.parametrize(("place", "target", "why"), NEVER, ids=lambda word: word)
 def test_some_arrows_may_never_be_drawn(place: str, target: str, why: str) -> None:
     """Whoever adds one of these to the table is told what would be lost."""
