@@ -63,6 +63,8 @@ def test_every_exception_exists() -> None:
         ("streams/journal/a.py", "from ..state import fold"),
         ("streams/kafka/a.py", "from ...services import cli"),
         ("streams/worker/a.py", "import_module('millrace.services.cli')"),
+        ("streams/worker/a.py", "_imported('millrace.services.cli.commands', 'click')"),
+        ("learners/linear/a.py", "loaded(module='millrace.learners.replay.learner')"),
         ("services/decisions/a.py", "from millrace.services.training import run"),
         ("services/endpoint/a.py", "from millrace.services.protocol import inference_pb2\nfrom streams import parts"),
     ],
