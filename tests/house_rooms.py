@@ -211,6 +211,16 @@ def floors(arrows: Mapping[str, str]) -> dict[str, int]:
     return {place: floor(place) for place in arrows}
 
 
+def arrows_between_rooms_that_rise(arrows: Mapping[str, str]) -> Iterator[str]:
+    """Arrows from a room to one above it: the floors, which arrows themselves make, know nothing of rooms."""
+    for place, targets in arrows.items():
+        yield from (f"{place} -> {target}" for target in targets.split() if _rank(target) > _rank(place))
+
+
+def _rank(place: str) -> int:
+    return ROOMS.index(place.partition("/")[0])
+
+
 def shown(arrows: Mapping[str, str]) -> str:
     """The table as the documents show it: floor, place, what it imports."""
     by_floor = sorted((floor, place) for place, floor in floors(arrows).items())

@@ -29,6 +29,13 @@ def test_no_arrow_points_up() -> None:
         rooms.floors({"a": "b", "b": "a"})
 
 
+def test_learners_know_nothing_of_streams_nor_streams_of_services() -> None:
+    """No arrow leads into a room above its own; in a table of two that do, both are named."""
+    assert list(rooms.arrows_between_rooms_that_rise(ARROWS)) == []
+    wrong = {"learners/a": "streams/b", "streams/b": "learners services", "learners": "", "services": "learners streams/b"}
+    assert list(rooms.arrows_between_rooms_that_rise(wrong)) == ["learners/a -> streams/b", "streams/b -> services"]
+
+
 @pytest.mark.parametrize(("place", "target", "why"), NEVER, ids=lambda word: word)
 def test_some_arrows_may_never_be_drawn(place: str, target: str, why: str) -> None:
     """Whoever adds one of these to the table is told what would be lost."""
@@ -56,6 +63,8 @@ def test_every_exception_exists() -> None:
         ("streams/journal/a.py", "from ..state import fold"),
         ("streams/kafka/a.py", "from ...services import cli"),
         ("streams/worker/a.py", "import_module('millrace.services.cli')"),
+        ("streams/worker/a.py", "_imported('millrace.services.cli.commands', 'click')"),
+        ("learners/linear/a.py", "loaded(module='millrace.learners.replay.learner')"),
         ("services/decisions/a.py", "from millrace.services.training import run"),
         ("services/endpoint/a.py", "from millrace.services.protocol import inference_pb2\nfrom streams import parts"),
     ],

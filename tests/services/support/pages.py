@@ -135,7 +135,8 @@ class Reader:
         """Every shown line is among those printed, in order."""
         rest = iter(map(_masked, printed.splitlines()))
         for line in shown:
-            assert line == "..." or _masked(line) in rest, f"{block.place}: shows\n{line}\nand there was printed\n{printed}"
+            if line != "..." and _masked(line) not in rest:  # raised: pytest indents the lines of an assertion's message
+                raise AssertionError(f"{block.place}: shows\n{line}\nand there was printed\n{printed}")
 
     def _run(self, block: Block, command: Sequence[str]) -> str:
         path = f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{ROOT / '.tools' / 'bin'}:{os.environ['PATH']}"
