@@ -6,6 +6,7 @@ MLflow calls us, and a table of rows is whatever has columns and values.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Model:
         if params:
             raise BadInputError(f"params: a version takes none, and {', '.join(params)} was given.")
         tensors, payloads = _tensors(rows, self.bundle.schema)
-        predicted = self.bundle.predict(question(tensors, payloads, self.bundle.schema).columns)
+        predicted = self.bundle.predict(question(tensors, payloads, self.bundle.schema, sys.maxsize).columns)
         labels = {"label": np.array(predicted.labels, dtype=object)} if self.bundle.classes else {}
         return {"scores": predicted.scores} | labels
 

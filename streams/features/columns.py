@@ -122,7 +122,7 @@ class Features:
 
     def far_out(self, x: Floats) -> list[str]:
         """The fields in which an encoded row of x (n, d) has a value far outside everything learned so far."""
-        far = self._far_values(self._of_numeric(x)).any(axis=0)
+        far = np.asarray(self._far_values(self._of_numeric(x)).any(axis=0))
         return [name for name, count in self._by_field(far).items() if count]
 
     def counts(self) -> dict[str, dict[str, int]]:

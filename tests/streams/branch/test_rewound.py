@@ -297,7 +297,7 @@ def test_a_start_that_keeps_the_tables_of_now_is_noticed(monkeypatch):
     assert len(before) < 10
 
     def keeps(features, make_learner, version, newest):
-        return rewound(features, make_learner, version, newest) | {"features": newest["features"]}
+        return rewound_parts(features, make_learner, version, newest) | {"features": newest["features"]}
 
     monkeypatch.setattr("millrace.streams.branch.branch.rewound", keeps)
     other = growing()
