@@ -254,12 +254,12 @@ class Ridge:
         while start < len(x):
             due = next_look(self.rows, self.config.decay)
             stop = min(len(x), start + due - self.rows)
-            cut, weighs = slice(start, stop), np.ones(stop - start) if weight is None else weight[start:stop]
-            if self._sums.weight == 0.0 and weighs.any():
-                first = start + int(np.flatnonzero(weighs)[0])
-                begin(self._sums, self._per_class, self._row(x[first], targets[first]))
+            cut = slice(start, stop)
+            if self._sums.weight == 0.0:
+                for first in (np.array([start]) if weight is None else start + np.flatnonzero(weight[cut]))[:1]:
+                    begin(self._sums, self._per_class, self._row(x[first], targets[first]))
             self._sum_up(x[cut], targets[cut], None if weight is None else weight[cut])
-            if self.rows == due and weighs[-1] > 0.0:
+            if self.rows == due and (weight is None or weight[stop - 1] > 0.0):
                 look(self._sums, self._per_class, self._row(x[stop - 1], targets[stop - 1]))
             start = stop
 
@@ -285,9 +285,10 @@ class Ridge:
             weight = faded if weight is None else weight * faded
         sums, keep = self._sums, decay ** len(x)
         away = expanded(x, self._projection)
-        if sums.centre.any():
+        if self.revision > 1 and self.config.intercept:
             away = away - sums.centre
-        sums.add(away, targets - sums.centre_targets if sums.centre_targets.any() else targets, weight, keep)
+            targets = targets - sums.centre_targets if self.config.task == "regress" else targets
+        sums.add(away, targets, weight, keep)
         if self._per_class is not None:
             self._per_class.add(x, away, targets.argmax(axis=1), np.ones(len(x)) if weight is None else weight, keep)
         self.rows += len(x)
