@@ -20,7 +20,6 @@ from click.testing import Result
 from pipelines import MILLRACE, PIPELINE, TIMEOUT_S, clean_environment, facts, flower_rows, json_lines, millrace, pipeline_in
 
 from millrace.services.cli import main
-from millrace.services.cli.replay import KINDS
 from millrace.services.data import datasets
 
 WORDS = {
@@ -261,39 +260,6 @@ def test_the_same_pipeline_with_another_number_of_partitions_is_refused(tmp_path
     assert here("send", "digits.toml", "rows.jsonl").exit_code == 0
     done = here("send", "digits.toml", "rows.jsonl", "--set", "log.partitions=2")
     assert done.exit_code == 2 and "has 1 partitions, not 2" in done.stderr
-
-
-def test_words_that_are_not_utf8_are_refused_and_what_a_terminal_lacks_is_replaced(tmp_path: Path) -> None:
-    """In one sentence, whatever the terminal speaks; nothing is left behind."""
-    pipeline_in(tmp_path, rows=3)
-    foreign = "f\udcfcr"  # as Python keeps a byte that is not UTF-8
-    for words in (["send", "digits.toml", "rows.jsonl", "--header", foreign], ["status", "digits.toml", "--set", foreign]):
-        done = here(*words)
-        assert done.exit_code == 2 and "\\udcfcr' is not UTF-8" in done.stderr, done.stderr
-    text = (tmp_path / "digits.toml").read_text().replace('"north"', '"n\u0151rth"')
-    (tmp_path / "digits.toml").write_text(text)
-    done = millrace("config", "show", "digits.toml", cwd=tmp_path, env={"PYTHONIOENCODING": "cp1252"})
-    assert done.returncode == 0 and "n\\u0151rth" in done.stdout and not done.stderr, done.stderr
-
-
-TIMES = ["20260329..20260330", "1774746600..1774747800", "2026..2027", "2025-10-26T02:10..2025-10-26T02:30"]
-TIMES += ["2026-03-29T02:30..2026-03-29T03:10"]
-
-
-@pytest.mark.parametrize("text", TIMES)
-def test_a_time_that_could_mean_another_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dates without dashes and seconds as milliseconds; an hour that comes twice, or never."""
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    excluded_time = KINDS["exclude_time"]
-    try:
-        with pytest.raises(click.BadParameter, match="milliseconds|twice or not at all"):
-            excluded_time(text)
-        assert excluded_time("2025-10-26T02:10+02:00..2025-10-26T02:10+01:00").stop_ms - 3_600_000 == 1_761_437_400_000
-        assert excluded_time("0..4102444800000").start_ms == 0
-    finally:
-        monkeypatch.undo()
-        time.tzset()
 
 
 def test_csv_cells_become_what_the_schema_takes_them_for(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Words of a command that could mean something else, or nothing: one clear sentence, whatever the terminal speaks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import pytest
+from pipelines import here, millrace, pipeline_in
+
+from millrace.services.cli.replay import KINDS
+
+
+def test_words_that_are_not_utf8_are_refused_and_what_a_terminal_lacks_is_replaced(tmp_path: Path) -> None:
+    """In one sentence, whatever the terminal speaks; nothing is left behind."""
+    pipeline_in(tmp_path, rows=3)
+    foreign = "f\udcfcr"  # as Python keeps a byte that is not UTF-8
+    for words in (["send", "digits.toml", "rows.jsonl", "--header", foreign], ["status", "digits.toml", "--set", foreign]):
+        done = here(*words, cwd=tmp_path)
+        assert done.exit_code == 2 and "\\udcfcr' is not UTF-8" in done.stderr, done.stderr
+    text = (tmp_path / "digits.toml").read_text().replace('"north"', '"n\u0151rth"')
+    (tmp_path / "digits.toml").write_text(text)
+    done = millrace("config", "show", "digits.toml", cwd=tmp_path, env={"PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0 and "n\\u0151rth" in done.stdout and not done.stderr, done.stderr
+
+
+TIMES = ["20260329..20260330", "1774746600..1774747800", "2026..2027", "2025-10-26T02:10..2025-10-26T02:30"]
+TIMES += ["2026-03-29T02:30..2026-03-29T03:10"]
+
+
+@pytest.mark.parametrize("text", TIMES)
+def test_a_time_that_could_mean_another_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dates without dashes and seconds as milliseconds; an hour that comes twice, or never."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    excluded_time = KINDS["exclude_time"]
+    try:
+        with pytest.raises(click.BadParameter, match="milliseconds|twice or not at all"):
+            excluded_time(text)
+        assert excluded_time("2025-10-26T02:10+02:00..2025-10-26T02:10+01:00").stop_ms - 3_600_000 == 1_761_437_400_000
+        assert excluded_time("0..4102444800000").start_ms == 0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
