@@ -51,7 +51,7 @@ ARROWS: Mapping[str, str] = {
     "services/decisions": (
         "learners learners/drift services services/config services/pipeline streams streams/branch streams/journal"
     ),
-    "services/protocol": "learners services services/pipeline streams streams/formats streams/labels",
+    "services/protocol": "learners services services/config services/pipeline streams streams/formats streams/labels",
     "services/endpoint": "learners services services/config services/pipeline services/protocol streams streams/labels",
     "services/proof": (
         "learners learners/table services services/decisions services/pipeline streams streams/branch streams/journal"
@@ -64,7 +64,7 @@ ARROWS: Mapping[str, str] = {
         "learners learners/drift services services/decisions services/pipeline services/proof streams streams/branch "
         "streams/journal streams/state streams/worker"
     ),
-    "services/pyfunc": "learners services/pipeline services/protocol services/registry streams",
+    "services/pyfunc": "learners services/config services/pipeline services/protocol services/registry streams",
     "services/replay": (
         "learners services services/data services/decisions services/pipeline services/training streams streams/branch "
         "streams/formats streams/journal streams/labels streams/state streams/worker"
