@@ -34,7 +34,7 @@ from millrace.services.python import frames
 from millrace.services.python.results import Answers, Decided, Proof, Scores, Status, Version
 from millrace.services.training.run import Bounds, Done
 from millrace.streams.labels.served import LateLabel, Prediction, encode_row
-from millrace.streams.schema import Field, Label
+from millrace.streams.schema import Field, Label, Schema
 from millrace.streams.sharding import refuse_name
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Pipeline:
 
         if rows_per_message < 1:
             raise BadInputError(f"rows_per_message = {rows_per_message}: must be at least 1.")
-        events = self._events(rows)
+        events = self._events(rows, self._instance.loaded.pipeline.schema)
         values: Iterable[bytes] = [event.value or b"" for event in events]
         if rows_per_message > 1:
             values, _ = sending.as_arrow(self._instance, values, 0.0, False, rows_per_message)
@@ -236,9 +236,9 @@ class Pipeline:
         Raises: BadInputError as ``append``; NotReadyError where nothing was learned yet; MillraceError where there is no such
         version; DamageError where its parts are not whole.
         """
-        schema = self._instance.loaded.pipeline.schema
-        events = self._events(rows, {schema.label.name, schema.weight})
         bundle = self._bundle(version)
+        schema = bundle.schema  # of when it was learned
+        events = self._events(rows, schema, {schema.label.name, schema.weight})
         answer_batch, identity = bundle.predict(frames.columns_of_events(events, schema)), bundle.identity
         raw_rows = tuple(event.value or b"" for event in events)
         place = (identity.branch, identity.epoch, identity.seq, identity.version)
@@ -362,10 +362,10 @@ class Pipeline:
             raise NotReadyError(f"Pipeline {self.name} has learned nothing yet. Call append and learn, then predict.")
         return bundle
 
-    def _events(self, rows: Any, without: Container[str | None] = ()) -> list[Event]:
+    def _events(self, rows: Any, schema: Schema, without: Container[str | None] = ()) -> list[Event]:
         """Rows as checked events."""
         pipeline = self._instance.loaded.pipeline
-        return frames.events_of(rows, pipeline.schema, pipeline.log.max_bytes, without, pipeline.unknown)
+        return frames.events_of(rows, schema, pipeline.log.max_bytes, without, pipeline.unknown)
 
 
 def example_pipeline(settings: Mapping[str, Any] = NO_SETTINGS) -> Pipeline:

@@ -17,11 +17,14 @@ import numpy as np
 
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
+from millrace.services.config.sections import ServingConfig
 from millrace.services.pipeline.bundle import Bundle
-from millrace.services.protocol.tensors import PACKED, Tensor, binary_texts, question
+from millrace.services.protocol.tensors import LARGEST_SIDE, PACKED, Tensor, binary_texts, question
 from millrace.services.registry.export import opened
 from millrace.streams.formats.meaning import RecordError, text_of
 from millrace.streams.schema import Field, Schema
+
+UNLIMITED = ServingConfig(max_rows=LARGEST_SIDE, waiting_rows=LARGEST_SIDE)  # the caller's own process answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Model:
         if params:
             raise BadInputError(f"params: a version takes none, and {', '.join(params)} was given.")
         tensors, payloads = _tensors(rows, self.bundle.schema)
-        predicted = self.bundle.predict(question(tensors, payloads, self.bundle.schema, sys.maxsize).columns)
+        predicted = self.bundle.predict(question(tensors, payloads, self.bundle.schema, UNLIMITED).columns)
         labels = {"label": np.array(predicted.labels, dtype=object)} if self.bundle.classes else {}
         return {"scores": predicted.scores} | labels
 

@@ -52,7 +52,7 @@ ARROWS: Mapping[str, str] = {
         "learners learners/drift services services/config services/pipeline streams streams/branch streams/journal "
         "streams/state"
     ),
-    "services/protocol": "learners services services/pipeline streams streams/formats streams/labels",
+    "services/protocol": "learners services services/config services/pipeline streams streams/formats streams/labels",
     "services/endpoint": "learners services services/config services/pipeline services/protocol streams streams/labels",
     "services/proof": (
         "learners learners/table services services/decisions services/pipeline streams streams/branch streams/journal"

@@ -79,6 +79,7 @@ class ServingConfig:
     record: Literal["after-reply", "before-reply", "off"] = "after-reply"  # when an answer is appended for its late label
     max_bytes: int = 16 << 20  # >= 1, bytes of one request; a larger one gets 413
     max_rows: int = 8192  # >= 1, rows of one request; one of more gets 413; a replica answers nobody else meanwhile
+    max_inputs: int = 1024  # >= 1, inputs of one request, where the model has fewer fields; one of more gets 413
     max_labels: int = 4096  # >= 1, labels of one request; one of more gets 413
     # >= 1 and at least max_rows, answered rows that may wait for the log; further ones are not recorded, and counted
     waiting_rows: int = 32_768
@@ -91,7 +92,16 @@ class ServingConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
-        for name in ("max_bytes", "max_rows", "max_labels", "arriving_bytes", "working_bytes", "in_flight", "queued"):
+        for name in (
+            "max_bytes",
+            "max_rows",
+            "max_inputs",
+            "max_labels",
+            "arriving_bytes",
+            "working_bytes",
+            "in_flight",
+            "queued",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name in ("body_s", "log_s"):

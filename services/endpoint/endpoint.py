@@ -35,7 +35,7 @@ class Recording:
     """How answers and labels come into the log."""
 
     recorder: Recorder
-    features: str  # sha256 of the feature stage
+    features: str  # sha256 of the feature stage that the pipeline file declares
     before_reply: bool = False  # an answer is given only once the log has it
     max_bytes: int = 1 << 20  # of a record; the worker would refuse a larger one
 
@@ -61,7 +61,13 @@ class Endpoint:
     @property
     def inline_bytes(self) -> int:
         """Of a request that is answered on the event loop; none where pictures go through a network."""
-        return 0 if any(field.type == "image" for field in self.schema.fields) else INLINE_BYTES
+        return 0 if any(field.type == "image" for field in self.answering.fields) else INLINE_BYTES
+
+    @property
+    def answering(self) -> Schema:
+        """The fields of what answers now, which may be older than the pipeline file."""
+        bundle = self.held()
+        return self.schema if bundle is None else bundle.schema
 
     @property
     def newest(self) -> str | None:
@@ -83,7 +89,9 @@ class Endpoint:
         for column in predicted.columns:
             if column.dtype == object and any(text is not None and len(text) > longest for text in column):
                 raise BadInputError(f"A text has over {longest} characters, so its row could not be recorded.")
-        make = partial(prediction_records, predicted, self.recording.features, headers)
+        known, schema = self.recording.features, predicted.bundle.schema
+        features = known if schema == self.schema else features_name(schema)
+        make = partial(prediction_records, predicted, features, headers)
         if self.recording.before_reply:
             await self.recording.recorder.now(make())
         else:

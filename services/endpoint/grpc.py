@@ -136,7 +136,7 @@ class GrpcApp:
         """Inputs and outputs. Raises: NotServedError."""
         request, endpoint = parsed(pb.ModelMetadataRequest, raw), self._endpoint
         check_model(request.name, request.version or None, endpoint.name, endpoint.held())
-        return metadata_message(model_metadata(endpoint.name, endpoint.schema, endpoint.newest))
+        return metadata_message(model_metadata(endpoint.name, endpoint.answering, endpoint.newest))
 
     async def model_statistics(self, raw: bytes) -> Message:
         """Of this replica; no name means the one model there is. Raises: NotServedError."""
@@ -172,7 +172,7 @@ class GrpcApp:
         request = parsed(pb.ModelInferRequest, raw)
         bundle = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
         check_model(request.model_name, request.model_version or None, self._endpoint.name, bundle)
-        return infer_message(self._endpoint.name, ready(bundle), request, time.time_ns() // 1_000_000, limits.max_rows)
+        return infer_message(self._endpoint.name, ready(bundle), request, time.time_ns() // 1_000_000, limits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ class HttpApp:
             return _json(self._endpoint.statistics.describe(self._endpoint.name, self._endpoint.newest or ""))
         if named.verb:
             raise NotServedError("GET knows ready, stats and status here; infer and labels are a POST.")
-        return _json(model_metadata(self._endpoint.name, self._endpoint.schema, self._endpoint.newest))
+        return _json(model_metadata(self._endpoint.name, self._endpoint.answering, self._endpoint.newest))
 
     async def _label(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> HttpReply:
         """202 once the log has every label."""
@@ -125,10 +125,10 @@ class HttpApp:
         served = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
         check_model(named.model, named.version, self._endpoint.name, served)
         bundle, request = ready(served), HttpRequest(body, _json_bytes(headers))
-        now_ms, max_rows = time.time_ns() // 1_000_000, self._endpoint.limits.max_rows
+        now_ms, limits = time.time_ns() // 1_000_000, self._endpoint.limits
         if len(body) <= self._endpoint.inline_bytes:
-            return infer(self._endpoint.name, bundle, request, now_ms, max_rows)
-        return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, request, now_ms, max_rows)
+            return infer(self._endpoint.name, bundle, request, now_ms, limits)
+        return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, request, now_ms, limits)
 
 
 @dataclass(frozen=True, slots=True)

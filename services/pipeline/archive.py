@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from millrace.learners.errors import MillraceError
+import msgspec
+
+from millrace.learners.errors import ConfigError, MillraceError
 from millrace.learners.table import LEARNERS
 from millrace.services.pipeline.bundle import Bundle, Parts, identity_of, open_parts
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.branch import load_part
 from millrace.streams.errors import DamageError
-from millrace.streams.journal.entries import Mark
+from millrace.streams.journal.entries import Fork, Mark
 from millrace.streams.journal.journal import Summary, empty_summary, extend
 from millrace.streams.journal.segments import Journal
+from millrace.streams.parts import sha256
+from millrace.streams.schema import Schema
 
 log = logging.getLogger("millrace")
 
 
 NEEDED = ("serve", "features", "counts")  # parts of a checkpoint
+
+
+def with_backbones(begun_with: Schema, present: Schema, branch: str) -> Schema:
+    """Fields as they were stored, with the places of their networks, which ``present`` has by their hashes.
+
+    Raises: ConfigError where it does not have one.
+    """
+    places = {field.sha256: field.backbone for field in present.fields if field.type == "image"}
+    for image in (image for image in begun_with.fields if image.type == "image" and image.sha256 not in places):
+        raise ConfigError(
+            f"Branch {branch} was begun with network {image.sha256[:12]} for its field {image.name}, and the pipeline file "
+            "names another. Use the file of then for its versions."
+        )
+    fields = (replace(field, backbone=places[field.sha256]) if field.type == "image" else field for field in begun_with.fields)
+    return replace(begun_with, fields=tuple(fields))
 
 
 @dataclass(slots=True)
@@ -29,6 +48,7 @@ class Archive:
     instance: Instance
     _summaries: dict[str, Summary] = field(default_factory=dict)
     _journals: dict[str, Journal] = field(default_factory=dict)
+    _schemas: dict[str, Schema] = field(default_factory=dict)
 
     def version(self, version: str) -> Bundle:
         """Raises: MillraceError where there is no such version, DamageError where its parts are not whole."""
@@ -42,7 +62,7 @@ class Archive:
         """
         parts = self.parts(self.mark(version))
         if not LEARNERS[parts.kind].needs:
-            open_parts(parts, self.instance.loaded.pipeline.schema)
+            open_parts(parts, self.schema(version.rpartition(".")[0]))
 
     def mark(self, version: str) -> Mark:
         """The mark of a version. Raises: MillraceError where there is none."""
@@ -88,11 +108,45 @@ class Archive:
 
     def bundle(self, mark: Mark) -> Bundle:
         """The state that a mark names. Raises: DamageError."""
-        return open_parts(self.parts(mark), self.instance.loaded.pipeline.schema)
+        return open_parts(self.parts(mark), self.schema(mark.branch))
+
+    def schema(self, branch: str) -> Schema:
+        """The fields and the label that a branch was begun with, whatever the pipeline file says by now.
+
+        Raises: MillraceError where there is no such branch; DamageError where they cannot be read; ConfigError where they have
+        an image whose network the pipeline file no longer names.
+        """
+        if branch not in self._schemas:
+            self._schemas[branch] = self._begun_with(branch)
+        return self._schemas[branch]
+
+    def _begun_with(self, branch: str) -> Schema:
+        present, fork = self.instance.loaded.pipeline.schema, self._fork(branch)
+        if fork.features_sha256 == sha256(present.declared):
+            return present
+        try:
+            begun_with = msgspec.json.decode(self.instance.store().get(branch, fork.features_sha256), type=Schema)
+        except (DamageError, msgspec.DecodeError) as error:
+            raise DamageError(
+                f"The fields that branch {branch} was begun with cannot be read ({error}), and the pipeline file has others. "
+                "Use the file of then, or restore the store from a copy."
+            ) from error
+        if sha256(begun_with.declared) != fork.features_sha256:
+            raise DamageError(
+                f"The fields that branch {branch} was begun with mean other ones to this release. Use the one that wrote them."
+            )
+        return with_backbones(begun_with, present, branch)
+
+    def _fork(self, branch: str) -> Fork:
+        fork = self.summary(branch).fork
+        if fork is None:
+            raise MillraceError(f"Branch {branch} has no first entry. Restore its journal from a copy.")
+        return fork
 
     def parts(self, mark: Mark) -> Parts:
         """What answering needs of the state that a mark names. Raises: DamageError."""
         state_parts = {name: load_part(self.instance.store(), mark, name) for name in NEEDED}
         as_of_ms = min(int(state_parts["counts"]["clock_ms"]), time.time_ns() // 1_000_000)
-        kind = self.instance.loaded.pipeline.learner["kind"]
-        return Parts(identity_of(mark), as_of_ms, kind, state_parts["features"], state_parts["serve"])
+        return Parts(
+            identity_of(mark), as_of_ms, self._fork(mark.branch).learner, state_parts["features"], state_parts["serve"]
+        )

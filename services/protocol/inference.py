@@ -12,6 +12,7 @@ import msgspec
 
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Floats
+from millrace.services.config.sections import ServingConfig
 from millrace.services.errors import NotServedError
 from millrace.services.pipeline.bundle import Answer, Bundle
 from millrace.services.protocol.statistics import Cost
@@ -71,15 +72,15 @@ class HttpReply:
     status: int = 200
 
 
-def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int, max_rows: int) -> HttpReply:
-    """The answer to an HTTP request's body of at most ``max_rows`` rows.
+def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int, limits: ServingConfig) -> HttpReply:
+    """The answer to an HTTP request's body within ``limits``.
 
     Raises: BadInputError naming what cannot be answered, TooLargeError, NotReadyError.
     """
     start_ns = time.perf_counter_ns()
     request, binary = read_request(http_request.body, http_request.json_bytes)
-    refuse_too_many(len(request.inputs), bundle.schema)
-    rows = question(request.inputs, binary_payloads(request.inputs, binary), bundle.schema, max_rows)
+    refuse_too_many(len(request.inputs), bundle.schema, limits)
+    rows = question(request.inputs, binary_payloads(request.inputs, binary), bundle.schema, limits)
     read_ns = time.perf_counter_ns()
     request_id = request.id or uuid.uuid4().hex
     predicted = answer_to(bundle, rows, request_id, now_ms)

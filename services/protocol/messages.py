@@ -12,6 +12,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from millrace.learners.errors import BadInputError
+from millrace.services.config.sections import ServingConfig
 from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
@@ -56,15 +57,15 @@ class Inferred:
     answered: Predicted
 
 
-def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_ms: int, max_rows: int) -> Inferred:
-    """The answer to a request of at most ``max_rows`` rows.
+def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_ms: int, limits: ServingConfig) -> Inferred:
+    """The answer to a request within ``limits``.
 
     Raises: BadInputError naming what cannot be answered, TooLargeError, NotReadyError.
     """
     start_ns = time.perf_counter_ns()
-    refuse_too_many(len(request.inputs), bundle.schema)
+    refuse_too_many(len(request.inputs), bundle.schema, limits)
     inputs = [Tensor(tensor.name, list(tensor.shape), tensor.datatype) for tensor in request.inputs]
-    rows = question(inputs, _payloads(request), bundle.schema, max_rows)
+    rows = question(inputs, _payloads(request), bundle.schema, limits)
     read_ns = time.perf_counter_ns()
     request_id = request.id or uuid.uuid4().hex
     predicted = answer_to(bundle, rows, request_id, now_ms)

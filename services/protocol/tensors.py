@@ -20,6 +20,7 @@ import numpy as np
 
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Floats
+from millrace.services.config.sections import ServingConfig
 from millrace.services.errors import TooLargeError
 from millrace.streams.formats.images import UnreadableImageError, check
 from millrace.streams.formats.json_rows import number_range
@@ -105,28 +106,28 @@ def read_request(body: bytes, json_bytes: int | None) -> tuple[Inference, bytes]
         raise BadInputError(f"The request's JSON cannot be read: {error}.") from error
 
 
-def refuse_too_many(inputs: int, schema: Schema) -> None:
-    """Raises: TooLargeError where a request has more inputs than a model can have."""
-    most = len(schema.fields) + 1  # the ids
+def refuse_too_many(inputs: int, schema: Schema, limits: ServingConfig) -> None:
+    """Raises: TooLargeError where a request has more inputs than are let in: naming one that is unknown takes long then."""
+    most = max(limits.max_inputs, len(schema.fields) + 1)  # the ids
     if inputs > most:
         raise TooLargeError(
-            f"The request has {inputs} inputs; this model has at most {most}, one a field and {IDS}. Rows stand in one tensor."
+            f"The request has {inputs} inputs; this endpoint takes at most {most} (serving.max_inputs). Put rows in one tensor."
         )
 
 
-def question(inputs: Sequence[Tensor], payloads: Mapping[str, bytes], schema: Schema, max_rows: int) -> Question:
+def question(inputs: Sequence[Tensor], payloads: Mapping[str, bytes], schema: Schema, limits: ServingConfig) -> Question:
     """The columns of a request's rows; ``payloads`` has the bytes of tensors that are not JSON.
 
-    Raises: BadInputError naming the tensor, TooLargeError where there are more than ``max_rows`` rows.
+    Raises: BadInputError naming the tensor, TooLargeError where there are more rows than ``limits`` let in.
     """
     by_name = {tensor.name: tensor for tensor in inputs}
     if len(by_name) < len(inputs):
         raise BadInputError("A tensor stands twice among the inputs; give each name once.")
     rows = _common_rows(inputs)
-    if rows > max_rows:
+    if rows > limits.max_rows:
         raise TooLargeError(
-            f"The request has {rows} rows; this endpoint takes at most {max_rows} at a time (serving.max_rows). Send them in "
-            "several requests."
+            f"The request has {rows} rows; this endpoint takes at most {limits.max_rows} at a time (serving.max_rows). Send "
+            "them in several requests."
         )
     names = [field.name for field in schema.fields]
     packed = PACKED in by_name and PACKED not in names

@@ -3,7 +3,7 @@
 The folder is the same, byte for byte, whenever it is made by one release on one Python. In it:
 
     weights.safetensors   what a replica answers from: feature tables, the learner's arrays, golden rows
-    schema.json           the fields and the label, as the pipeline declares them
+    schema.json           the fields and the label that the version was learned with
     manifest.json         which version this is, where it comes from and why it was made, and the sha256 of the weights
     journal.jsonl         the journal entries since its parent, as they were written, each on a line of its own
     backbone-....onnx     the network of a field of images
@@ -73,7 +73,7 @@ def export(instance: Instance, version: str, folder: Path) -> ExportManifest:
 
 def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> ExportManifest:
     """Write the version that ``mark`` names. Raises: DamageError, StorageError."""
-    schema, parts = instance.loaded.pipeline.schema, archive.parts(mark)
+    schema, parts = archive.schema(mark.branch), archive.parts(mark)
     weights = bundle_bytes(parts, schema)
     open_bundle(weights, sha256(weights), schema)  # what cannot be opened never leaves
     name, release = instance.loaded.pipeline.name, installed("millrace")

@@ -46,6 +46,10 @@ def compare(instance: Instance, rows: int) -> list[dict[str, Any]]:
     replayed = archive.newest(operation.branch)
     if served is None or replayed is None:
         raise MillraceError(f"Of {describe_target(target)} and {operation.branch}, one has no checkpoint to answer from yet.")
+    if served.schema != replayed.schema:
+        raise MillraceError(
+            f"{served.identity.name} was learned with other fields than {replayed.identity.name}, so no row can be put to both."
+        )
     reader = Excluding(instance.fold_spec.reader, tuple(plan.exclude))
     probes = list(_probes(instance, reader, rows))
     lines = [("state", served.identity.name, replayed.identity.name), *_answers(served, replayed, probes)]
