@@ -182,6 +182,20 @@ def missing_files(root: Path, document: Path) -> Iterator[str]:
             yield f"{place} names {name}, and no test has that name"
 
 
+def benchmark_rows(text: str) -> list[tuple[str, ...]]:
+    """The rows of a document's table of benchmarks, each with the command that stands in it or above it.
+
+    >>> benchmark_rows("| command | case | ratio |\\n|---|---|---|\\n| `make a` | b | 2 |\\n| | c | 3 |\\n")
+    [('`make a`', 'b', '2'), ('`make a`', 'c', '3')]
+    """
+    table = re.search(r"^\| command \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    rows: list[tuple[str, ...]] = []
+    for line in table[1].splitlines() if table else ():
+        command, *cells = (cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|"))
+        rows.append((command or rows[-1][0], *cells))
+    return rows
+
+
 def repeated(lines: Iterable[str]) -> list[str]:
     """Lines of some length that stand twice, as a merge may leave them."""
     seen, found = set[str](), []

@@ -10,6 +10,7 @@ import pytest
 from house_rules import ROOMS, ROOT, modules
 
 OUR_WORDS = ("tests/house_documents.py", "tests/test_docs.py")  # they speak of citations that do not open
+SHOWN_TWICE = ("README.md", "docs/benchmarks.md")  # some of the figures of the second stand in the first
 TO_BE_MADE = "docs/how-to/add-a-"  # pages that name files which their reader makes
 
 
@@ -65,6 +66,15 @@ def test_the_benchmarks_have_their_marks() -> None:
     """The table of bench lines stands between two marks, once."""
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert [text.count(f"<!-- bench lines: {mark} -->") for mark in ("begin", "end")] == [1, 1]
+
+
+def test_the_readme_shows_figures_as_the_benchmarks_have_them() -> None:
+    """Each row of its table stands there too, cell by cell; one with another figure is found."""
+    readme, all_of_them = (house.benchmark_rows((ROOT / name).read_text(encoding="utf-8")) for name in SHOWN_TWICE)
+    assert len(readme) >= 8
+    assert [row for row in readme if row not in all_of_them] == []
+    flattered = (*readme[-1][:-2], "9.99", readme[-1][-1])
+    assert flattered not in all_of_them
 
 
 @pytest.fixture
