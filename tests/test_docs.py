@@ -45,6 +45,20 @@ def test_files_that_documents_name_are_there() -> None:
     assert [missing for path in documents for missing in house.missing_files(ROOT, path)] == []
 
 
+def examples_listed(index: str) -> list[str]:
+    """The names of examples that the index lists."""
+    listed = re.search(r"^4\. \[Examples\].*\n(?: .*\n)*", index, re.MULTILINE)
+    return re.findall(r"`([\w.]+)`", listed[0]) if listed else []
+
+
+def test_the_index_lists_every_example() -> None:
+    """Each file of examples/, once, and none that is gone."""
+    index = (ROOT / house.INDEX).read_text(encoding="utf-8")
+    there = sorted(path.name for path in (ROOT / "examples").iterdir() if path.is_file())
+    assert sorted(examples_listed(index)) == there
+    assert sorted(examples_listed(index.replace("`notebook.py`", ""))) != there
+
+
 def test_the_rules_are_numbered_without_a_gap() -> None:
     """Nineteen rules, four kinds of tests, thirty points of style; each kind of test names the files that hold it."""
     there = house.numbers(ROOT)
