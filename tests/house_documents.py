@@ -23,6 +23,10 @@ FOREIGN: Mapping[str, str] = {
     "table.md": "what a benchmark writes into a folder that its caller names",
 }
 
+# Documents say a count as a word; a word's place is its number.
+NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+COUNTS = f"{NUMERALS} eighteen nineteen twenty".split()
+
 FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -180,6 +184,31 @@ def missing_files(root: Path, document: Path) -> Iterator[str]:
     for name in sorted({*TEST_FILE.findall(text)}):
         if not any((root / "tests").rglob(name)):
             yield f"{place} names {name}, and no test has that name"
+
+
+def count_of(text: str, sentence: str) -> int:
+    """The count that a document says, in the place of COUNT in a part of a sentence of it, wherever lines end.
+
+    >>> count_of("of ten invariants under nineteen\\nfaults", "under COUNT faults")
+    19
+    """
+    said = re.search(re.escape(sentence).replace("COUNT", r"(\w+)"), " ".join(text.split()))
+    assert said is not None, f"the document no longer says: {sentence}"
+    return COUNTS.index(said[1])
+
+
+def benchmark_rows(text: str) -> list[tuple[str, ...]]:
+    """The rows of a document's table of benchmarks, each with the command that stands in it or above it.
+
+    >>> benchmark_rows("| command | case | ratio |\\n|---|---|---|\\n| `make a` | b | 2 |\\n| | c | 3 |\\n")
+    [('`make a`', 'b', '2'), ('`make a`', 'c', '3')]
+    """
+    table = re.search(r"^\| command \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    rows: list[tuple[str, ...]] = []
+    for line in table[1].splitlines() if table else ():
+        command, *cells = (cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|"))
+        rows.append((command or rows[-1][0], *cells))
+    return rows
 
 
 def repeated(lines: Iterable[str]) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from house_rules import ROOMS, ROOT, modules
 
 OUR_WORDS = ("tests/house_documents.py", "tests/test_docs.py")  # they speak of citations that do not open
+SHOWN_TWICE = ("README.md", "docs/benchmarks.md")  # some of the figures of the second stand in the first
 TO_BE_MADE = "docs/how-to/add-a-"  # pages that name files which their reader makes
 
 
@@ -44,6 +45,20 @@ def test_files_that_documents_name_are_there() -> None:
     assert [missing for path in documents for missing in house.missing_files(ROOT, path)] == []
 
 
+def examples_listed(index: str) -> list[str]:
+    """The names of examples that the index lists."""
+    listed = re.search(r"^4\. \[Examples\].*\n(?: .*\n)*", index, re.MULTILINE)
+    return re.findall(r"`([\w.]+)`", listed[0]) if listed else []
+
+
+def test_the_index_lists_every_example() -> None:
+    """Each file of examples/, once, and none that is gone."""
+    index = (ROOT / house.INDEX).read_text(encoding="utf-8")
+    there = sorted(path.name for path in (ROOT / "examples").iterdir() if path.is_file())
+    assert sorted(examples_listed(index)) == there
+    assert sorted(examples_listed(index.replace("`notebook.py`", ""))) != there
+
+
 def test_the_rules_are_numbered_without_a_gap() -> None:
     """Nineteen rules, four kinds of tests, thirty points of style; each kind of test names the files that hold it."""
     there = house.numbers(ROOT)
@@ -65,6 +80,15 @@ def test_the_benchmarks_have_their_marks() -> None:
     """The table of bench lines stands between two marks, once."""
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert [text.count(f"<!-- bench lines: {mark} -->") for mark in ("begin", "end")] == [1, 1]
+
+
+def test_the_readme_shows_figures_as_the_benchmarks_have_them() -> None:
+    """Each row of its table stands there too, cell by cell; one with another figure is found."""
+    readme, all_of_them = (house.benchmark_rows((ROOT / name).read_text(encoding="utf-8")) for name in SHOWN_TWICE)
+    assert len(readme) >= 8
+    assert [row for row in readme if row not in all_of_them] == []
+    flattered = (*readme[-1][:-2], "9.99", readme[-1][-1])
+    assert flattered not in all_of_them
 
 
 @pytest.fixture

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from house_rules import ROOMS, Module, modules
+from pipelines import PIPELINE, flower_rows, here, pipeline_in
+
+from millrace.streams.state.fold import Fold
 
 SETTERS = {"setattr", "delattr", "monkeypatch.setattr", "monkeypatch.delattr", "object.__setattr__"}
 
@@ -58,3 +64,35 @@ def test_an_attribute_set_from_outside_is_caught(source: str) -> None:
 def test_what_only_reads_or_calls_a_fold_is_let_through(source: str) -> None:
     """Holding a fold, asking it and calling it sets nothing."""
     assert list(set_from_outside(Module("streams/a.py", source))) == []
+
+
+@pytest.fixture
+def setters(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Fold]]:
+    """The files whose code sets an attribute of any fold, whatever that is called there, each with the folds."""
+    noted: dict[str, list[Fold]] = {}
+
+    def note(changed: Fold, name: str, value: object) -> None:
+        noted.setdefault(sys._getframe(1).f_code.co_filename, []).append(changed)
+        object.__setattr__(changed, name, value)
+
+    monkeypatch.setattr(Fold, "__setattr__", note)
+    return noted
+
+
+def test_only_fold_py_sets_an_attribute_while_a_pipeline_runs(tmp_path: Path, setters: dict[str, list[Fold]]) -> None:
+    """Sent, learned, begun again from the checkpoint, folded again; and a line that sets one under another name is seen."""
+    rows = tmp_path / "rows.jsonl"
+    pipeline_in(tmp_path, text=f"{PIPELINE}step_rows = 50\nversion_rows = 100\n")
+    for seed in (1, 2):
+        rows.write_bytes(b"".join(row + b"\n" for row in flower_rows(200, seed)))
+        for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+            done = here(*words, cwd=tmp_path)
+            assert done.exit_code == 0, done.output
+    done = here("verify", "digits.toml", cwd=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert list(setters) == [inspect.getfile(Fold)]
+    (folds,) = setters.values()
+    assert len({id(changed) for changed in folds}) >= 3  # of two runs and of the verification
+    whole = folds[-1]
+    whole.clock_ms = 0
+    assert list(setters)[1:] == [__file__]

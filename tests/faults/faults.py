@@ -61,7 +61,7 @@ FAULTS: dict[str, Fault] = {
     "disk-full": disks.fill_up,
     "broker-disk-full": disks.fill_broker_up,
 }
-SERVING = "serving"  # two faults that share one `millrace up`
+SERVING, OF_SERVING = "serving", 2  # that many faults share one `millrace up`
 SHORT = {"worker-killed", "broker-killed", "worker-frozen", "network-broken", "records-expired", "byte-flipped", "bomb-zstd"}
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from faults import INVARIANTS, ROOT, table
+from faults import FAULTS, INVARIANTS, OF_SERVING, ROOT, SHORT, table
+from house_documents import count_of
 from scene import Told
 from serving import of_two_that_go_forward
 
@@ -26,6 +28,16 @@ def test_a_fault_is_red_where_one_thing_does_not_hold_or_nothing_was_seen() -> N
     assert lines.keys() == INVARIANTS.keys()
     assert lines["I1"].endswith("| a, b | green |") and lines["I6"].endswith("| b | RED: b |")
     assert lines["I2"].endswith("|  | not shown |")
+
+
+def test_the_documents_count_faults_and_invariants() -> None:
+    """README and docs/reliability.md say how many there are, and the page has a row for each fault, as that was last played."""
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/reliability.md"))
+    played = re.findall(r"^\| [^|]+ \| \d+ \| \w+ \|$", page, re.MULTILINE)
+    assert count_of(readme, "under COUNT faults") == len(FAULTS) + OF_SERVING == len(played)
+    assert count_of(readme, "[COUNT invariants under") == count_of(page, "COUNT invariants I1 to I10") == len(INVARIANTS)
+    assert count_of(page, "a short form of COUNT.") == len(SHORT)
+    assert count_of(readme.replace("nineteen", "twenty"), "under COUNT faults") != len(played)
 
 
 def test_answers_of_two_replicas_that_only_go_forward_are_told_from_one_that_goes_back() -> None:

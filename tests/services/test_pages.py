@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from house_documents import count_of
 from pages import KINDS, ROOT, Block, Reader, blocks, reading
 from served_pipeline import served
 
@@ -75,6 +76,15 @@ def test_no_block_is_left_out_by_accident(page: str) -> None:
     assert len(reasons) == NOT_RUN.get(page, 0), f"{page}: {reasons}"
     assert all(len(why.split()) > 3 for why in reasons), reasons
     assert {block.kind for block in found} <= KINDS
+
+
+def test_the_documents_count_what_there_is() -> None:
+    """Blocks that are left out of the pages that the index speaks of, and kinds of learner; each count is a word."""
+    index, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/index.md", README))
+    left_out = sum(count for page, count in NOT_RUN.items() if page != README)
+    assert count_of(index, "the tutorial and of the how-to pages but COUNT, each with its reason beside it") == left_out
+    assert count_of(index, "| COUNT kinds, what each is for") == count_of(readme, "COUNT kinds of learner") == len(LEARNERS)
+    assert count_of(index.replace("but seven", "but six"), "pages but COUNT, each") != left_out
 
 
 def test_every_learner_stands_on_its_page() -> None:
