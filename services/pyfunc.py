@@ -6,7 +6,6 @@ MLflow calls us, and a table of rows is whatever has columns and values.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

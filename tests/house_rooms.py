@@ -65,7 +65,7 @@ ARROWS: Mapping[str, str] = {
         "learners learners/drift services services/decisions services/pipeline services/proof streams streams/branch "
         "streams/journal streams/state streams/worker"
     ),
-    "services/pyfunc": "learners services/pipeline services/protocol services/registry streams streams/formats",
+    "services/pyfunc": "learners services/config services/pipeline services/protocol services/registry streams streams/formats",
     "services/replay": (
         "learners services services/data services/decisions services/pipeline services/training streams streams/branch "
         "streams/formats streams/journal streams/labels streams/state streams/worker"

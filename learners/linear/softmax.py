@@ -130,11 +130,13 @@ class Softmax:
         return self._servable
 
     def _serve(self) -> None:
-        """Answer from now on by z W + b = x (W / sigma) + (b - (mu / sigma) W)."""
+        """Answer from now on by z W + b = (x - mu) (W / sigma) + b."""
         mean, deviation = self._scale.mean, self._scale.deviation
         intercept = self._intercept - (mean / deviation) @ self._weights
         weights, bounds = self._weights / deviation[:, None], np.stack([mean - CLIP * deviation, mean + CLIP * deviation])
-        self._servable = LinearServable(tuple(self._classes), weights, intercept, softmax=True, bounds=bounds)
+        self._servable = LinearServable(
+            tuple(self._classes), weights, intercept, softmax=True, bounds=bounds, centre=mean, level=self._intercept
+        )
 
     def state_dict(self) -> State:
         """A copy of everything."""

@@ -10,12 +10,12 @@ from typing import TypeVar
 import msgspec
 
 from millrace.learners.drift.alarms import DriftConfig
-from millrace.learners.errors import ConfigError, LearnerError
-from millrace.learners.protocol import EarlierRevisions, Learner, Scaling, Value
+from millrace.learners.errors import ConfigError
+from millrace.learners.protocol import Learner, Scaling, Value
 from millrace.streams.branch.learner_rollback import is_learned, rewound
+from millrace.streams.branch.revisions import features_of, learner_maker
 from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
-from millrace.streams.features.revision_1 import FeaturesOfRevision1
 from millrace.streams.formats.contents import Contents
 from millrace.streams.formats.json_rows import Codec, Rows
 from millrace.streams.journal.entries import Act, Entry, Fork, Mark, Step
@@ -40,7 +40,6 @@ log = logging.getLogger("millrace")
 
 Carried = TypeVar("Carried")
 RESTORE = "Restore journal and store from one copy."
-FEATURES: dict[int, Callable[[Schema, Scaling], Features]] = {1: FeaturesOfRevision1, REVISION: Features}  # by fold revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +81,9 @@ class FoldSpec:
 
     def reader_of(self, fork: Fork) -> Decoder:
         """What decodes the log for a branch: what its fork excludes is left out, and a shard refuses what lies astray."""
-        reader = self.reader
-        if self.served is not None and self.partitioner is not None:
-            reader = self.served.placed_by(self.partitioner(fork.topics[self.served.topic].partitions))
+        reader: Codec | Contents | ServedCodec = self.reader.of_revision(fork.fold_revision)
+        if isinstance(reader, ServedCodec) and self.partitioner is not None:
+            reader = reader.placed_by(self.partitioner(fork.topics[reader.topic].partitions))
         return Excluding(reader, tuple(fork.exclude)) if fork.exclude else reader
 
     def fold(self, fork: Fork) -> Fold:
@@ -97,38 +96,12 @@ class FoldSpec:
         return Fold(self.schema, self.make_as_of(fork), self.stages(features), fork.positions, owner)
 
     def make_as_of(self, fork: Fork) -> Callable[[], Learner]:
-        """What makes learners of the revision that a branch was begun under.
-
-        Raises: LearnerError where this release cannot learn as that one did.
-        """
-
-        def make() -> Learner:
-            learner = self.make_learner()
-            if fork.learner_revision == learner.revision:
-                return learner
-            if not isinstance(learner, EarlierRevisions) or fork.learner_revision not in learner.revisions:
-                raise LearnerError(
-                    f"Branch {fork.branch} was learned by revision {fork.learner_revision} of {fork.learner}; this release has "
-                    f"revision {learner.revision}, which would learn the same rows differently. Learn them anew with "
-                    "`millrace run --branch NEW`, or use the release that wrote it; its versions still answer."
-                )
-            learner.as_of(fork.learner_revision)
-            return learner
-
-        make()
-        return make
+        """What makes learners of the revision that a branch was begun under. Raises: LearnerError where this release cannot."""
+        return learner_maker(self.make_learner, fork)
 
     def features(self, fold_revision: int = REVISION) -> Features:
-        """A feature stage that has learned nothing, as folding of that revision has it.
-
-        Raises: LearnerError where this release cannot fold so.
-        """
-        if fold_revision not in FEATURES:
-            raise LearnerError(
-                f"A branch of fold revision {fold_revision} was begun by a newer release; this one folds up to {REVISION}. "
-                "Use the release that wrote it."
-            )
-        return FEATURES[fold_revision](self.schema, self.scaling)
+        """A feature stage that has learned nothing, as folding of that revision has it. Raises: LearnerError."""
+        return features_of(self.schema, self.scaling, fold_revision)
 
     def stages(self, features: Features) -> Stages:
         """New ones, that no row has passed."""

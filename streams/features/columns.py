@@ -31,21 +31,25 @@ RANGE_ROWS = 32  # learned rows before any value is
 class Mean:
     """The running mean that stands in for a missing number."""
 
-    total: float = 0.0
+    total: float = 0.0  # of the differences to ``first``, so that values far from zero lose no digits
     count: int = 0
+    first: float = 0.0  # the first value that was present
 
     def fill(self, values: Floats) -> Floats:
         """Missing values replaced by the mean of all present ones before them (0 before the first)."""
         absent = np.isnan(values)
-        totals = np.cumsum(np.concatenate(([self.total], np.where(absent, 0.0, values))))  # sequential: split as you like
+        if not self.count and not absent.all():
+            self.first = float(values[~absent][0])
+        apart = np.where(absent, 0.0, values - self.first)
+        totals = np.cumsum(np.concatenate(([self.total], apart)))  # sequential: split as you like
         counts = self.count + np.concatenate(([0], np.cumsum(~absent)))
         self.total, self.count = float(totals[-1]), int(counts[-1])
-        before = totals[:-1] / np.maximum(counts[:-1], 1)
+        before = np.where(counts[:-1] > 0, self.first + totals[:-1] / np.maximum(counts[:-1], 1), 0.0)
         return np.where(absent, before, values)
 
     def stand_in(self, values: Floats) -> Floats:
         """Missing values replaced by the mean of all present ones so far; nothing is learned."""
-        return np.where(np.isnan(values), self.total / max(self.count, 1), values)
+        return np.where(np.isnan(values), self.first + self.total / max(self.count, 1), values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +230,7 @@ class Features:
 
     def state(self) -> dict[str, Value]:
         """The tables."""
-        means = {name: [mean.total, mean.count] for name, mean in self.means.items()}
+        means = {name: [mean.total, mean.count, mean.first] for name, mean in self.means.items()}
         learned = {"rows": self._rows, "low": self._low.copy(), "high": self._high.copy(), "far": self._far.copy()}
         scale = {f"scale.{name}": value for name, value in self.scale.state().items()}
         return {"fills": means, "slots": {name: list(table) for name, table in self.slots.items()}} | learned | scale

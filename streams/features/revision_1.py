@@ -37,7 +37,7 @@ class FeaturesOfRevision1(Features):
         return super().answer(rows.batch(x, names))
 
     def _filled_column(self, field: Field, column: Array) -> Array:
-        return self.means[field.name].fill(column[:, 0])[:, None] if field.missing == "mean" else column
+        return _filled(self.means[field.name], column[:, 0])[:, None] if field.missing == "mean" else column
 
     def answer(self, batch: Batch) -> Batch:
         """Rows that are complete already."""
@@ -65,6 +65,15 @@ class FeaturesOfRevision1(Features):
         """Become the stage that gave ``state``."""
         self.means = {name: Mean(*pair) for name, pair in state["means"].items()}
         self.slots = {name: list(table) for name, table in state["slots"].items()}
+
+
+def _filled(mean: Mean, values: Floats) -> Floats:
+    """Missing values replaced by the mean of all present ones before them (0 before the first), summed from 0."""
+    absent = np.isnan(values)
+    totals = np.cumsum(np.concatenate(([mean.total], np.where(absent, 0.0, values))))
+    counts = mean.count + np.concatenate(([0], np.cumsum(~absent)))
+    mean.total, mean.count = float(totals[-1]), int(counts[-1])
+    return np.where(absent, totals[:-1] / np.maximum(counts[:-1], 1), values)
 
 
 def _moved(field: Field, block: Floats, before: Sequence[str], after: Sequence[str]) -> Floats:

@@ -37,15 +37,16 @@ class RowByRow:
     """What ``Features`` says it does to ``MIXED``, one row and one cell at a time."""
 
     def __init__(self) -> None:
-        self.total, self.count, self.slots = 0.0, 0, list[str]()
+        self.total, self.count, self.first, self.slots = 0.0, 0, 0.0, list[str]()
 
     def row(self, cells: dict[str, object]) -> list[float]:
         """x of one row; the tables take it in."""
         heat = cells["heat"]
         if heat is None:
-            heat = self.total / self.count if self.count else 0.0
+            heat = self.first + self.total / self.count if self.count else 0.0
         else:
-            self.total, self.count = self.total + heat, self.count + 1
+            self.first = self.first if self.count else heat
+            self.total, self.count = self.total + (heat - self.first), self.count + 1
         wind = [0.0, 1.0] if cells["wind"] is None else [(cells["wind"] - 1.0) / 2.0, 0.0]
         site = cells["site"]
         if site is not None and site not in self.slots and len(self.slots) < 2:
@@ -101,7 +102,7 @@ def test_every_policy_gives_what_one_row_at_a_time_gives(cells: list[dict[str, o
     x = learned(stage, decoded(cells))
     assert x.shape == (len(cells), MIXED.width) and x.tolist() == [plain.row(row) for row in cells]
     state = stage.state()
-    assert (state["fills"], state["slots"]) == ({"heat": [plain.total, plain.count]}, {"site": plain.slots})
+    assert (state["fills"], state["slots"]) == ({"heat": [plain.total, plain.count, plain.first]}, {"site": plain.slots})
 
 
 @given(st.lists(CELLS, min_size=2, max_size=12), st.lists(st.integers(0, 12), max_size=4))

@@ -19,6 +19,7 @@ from millrace.learners.drift.alarms import DriftConfig
 from millrace.learners.protocol import State
 from millrace.streams.branch.branch import Backends, FoldSpec, load_checkpoint, restore
 from millrace.streams.branch.forks import begin_fork, compose, rewound_fork
+from millrace.streams.branch.learner_rollback import rewound as rewound_parts
 from millrace.streams.branch.verify import verify
 from millrace.streams.checksummed import seal
 from millrace.streams.errors import ReplacedError
