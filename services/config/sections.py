@@ -81,7 +81,7 @@ class ServingConfig:
     max_rows: int = 8192  # >= 1, rows of one request; one of more gets 413; a replica answers nobody else meanwhile
     max_inputs: int = 1024  # >= 1, inputs of one request, where the model has fewer fields; one of more gets 413
     max_labels: int = 4096  # >= 1, labels of one request; one of more gets 413
-    # >= 1 and at least max_rows, answered rows that may wait for the log; further ones are not recorded, and counted
+    # >= 1, answered rows that may wait for the log, at least max_rows; further ones are not recorded, and counted
     waiting_rows: int = 32_768
     body_s: float = 10.0  # > 0, seconds by which a request's body has to be whole; a later one gets 408
     log_s: float = 5.0  # > 0, seconds by which the log must have what a caller waits for; else 503

@@ -20,7 +20,7 @@ from millrace.services.training.refused import warnings_of
 from millrace.streams.branch.host import use_threads
 from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import Cursor, counted
-from millrace.streams.journal.ledger import Serve, Target, append_decision
+from millrace.streams.journal.ledger import Serve, Target, append_decision, describe_target
 from millrace.streams.sharding import merging_branch
 from millrace.streams.state.fold import Counts
 from millrace.streams.state.notices import sentences
@@ -151,7 +151,10 @@ def _followed(instance: Instance, branch: str) -> bool:
 
 def serve_first(instance: Instance, branch: str) -> None:
     """The first run of a pipeline lets its endpoint follow the branch; afterwards only operators and gates decide."""
-    if ENDPOINT not in instance.ledger().serving:
+    served = instance.ledger().serving.get(ENDPOINT)
+    if served is not None and served.follow != merging_branch(branch):
+        log.info("%s: the endpoint serves %s; to change that: `millrace serve --follow`", branch, describe_target(served))
+    if served is None:
         decision = Serve(
             who="millrace run",
             why="the pipeline's first run",

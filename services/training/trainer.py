@@ -29,7 +29,8 @@ from millrace.services.training.run import identity_of_worker, serve_first
 from millrace.streams.branch.branch import Backends
 from millrace.streams.branch.host import use_threads
 from millrace.streams.branch.merge import MergeInput, piece_bytes
-from millrace.streams.errors import ReplacedError, StorageError
+from millrace.streams.errors import ReplacedError, StorageError, TooManyRejectedError
+from millrace.streams.journal.retention import Retention
 from millrace.streams.parts import sha256
 from millrace.streams.sharding import WHOLE, shard_of
 from millrace.streams.worker.worker import Worker
@@ -109,9 +110,19 @@ class Trainer:
             except ReplacedError as error:
                 self._note_failure(error)
                 self._follow_heir()
+            except TooManyRejectedError as error:
+                self._note_failure(error)
+                self._wait_to_be_let_past()
             except MillraceError as error:
                 self._note_failure(error)
                 return
+
+    def _wait_to_be_let_past(self) -> None:
+        """Until an operator lets the branch go past what it refuses: `millrace run --past-rejects`."""
+        retention = Retention(self._instance.ledger_stream(), self._instance.loaded.pipeline.versions.keep)
+        before = retention.passed_by(self._branch)
+        while retention.passed_by(self._branch) == before and not self._stop.wait(RETRY_S):
+            pass
 
     def _follow_heir(self) -> None:
         """Go on with the branch that took this one's place, or with this one where an operator has given that up.

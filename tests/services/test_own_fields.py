@@ -77,7 +77,7 @@ def test_a_replica_answers_with_the_versions_own_fields_and_says_so(changed: Pip
     here("run", "digits.toml", "--branch", "two", cwd=tmp_path)
 
     async def nothing(*_: object) -> None:
-        return None
+        await asyncio.sleep(0.01)  # as whoever asks another process waits
 
     follower = Follower(instance, nothing)
 

@@ -12,6 +12,7 @@ from shelf import SOON_S, Shelf, soon
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
+from millrace.services.training.past_rejects import let_past
 from millrace.services.training.trainer import Trainer
 from millrace.streams.labels.served import LateLabel, Prediction, encode, encode_row
 
@@ -36,6 +37,22 @@ def test_it_publishes_what_it_has_acknowledged_refills_current_and_marks_a_versi
     assert places == sorted(places)
     newest = Archive(instance).newest("main")
     assert newest.identity.version and newest._servable.weights.tobytes() == shelf.bundles[-1]._servable.weights.tobytes()
+
+
+@pytest.mark.slow
+def test_a_trainer_that_rejects_stopped_goes_on_once_they_are_let_past(tmp_path: Path) -> None:
+    """It says what stopped it, waits for the ledger's entry, and learns what follows; no restart is needed."""
+    text = PIPELINE + "step_rows = 20\nwindow_rows = 20\n"
+    instance = Instance(load_pipeline(pipeline_in(tmp_path, rows=30, text=text)), tmp_path / ".millrace" / "digits")
+    (tmp_path / "bad.jsonl").write_bytes(b"{\n" * 60)
+    for name in ("bad.jsonl", "rows.jsonl"):
+        assert here("send", "digits.toml", name, cwd=tmp_path).exit_code == 0
+    trainer = Trainer(instance, "main", Shelf(instance))
+    soon(lambda: "--past-rejects" in trainer.state().said)
+    let_past(instance, "main", "a test's garbage")
+    soon(lambda: trainer.state().records == 90)
+    assert not trainer.stop(SOON_S).said
+    assert facts(tmp_path)["learned"] == 30
 
 
 def told(rows: int) -> bytes:
