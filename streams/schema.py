@@ -46,6 +46,10 @@ class Field:
     # of a time, which is so many of them since 1970-01-01T00:00Z; center and scale are in it
     unit: Literal["ns", "us", "ms", "s", "min", "h", "d"] = later("s")
     zone: str = later("UTC")  # UTC, or an offset such as +02:00: of times that are written without one
+    low: float = later(-LARGEST)  # in [-1e100, 1e100], least value that the field takes, in the value's unit
+    high: float = later(LARGEST)  # in [-1e100, 1e100] and above low, largest value that the field takes
+    # a value below low or above high: a dead letter; the nearer of the two; as if there were none
+    outside: Literal["reject", "clip", "missing"] = later("reject")
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
@@ -55,6 +59,15 @@ class Field:
         if self.type != "image" and (self.backbone, self.shape, self.features, self.sha256) != ("", (0, 0), 0, ""):
             raise ValueError('backbone, shape, features and sha256 are for type = "image"')
         self._check_time()
+        self._check_range()
+
+    def _check_range(self) -> None:
+        if not self.is_number and (self.low, self.high, self.outside) != (-LARGEST, LARGEST, "reject"):
+            raise ValueError('low, high and outside are for type = "numeric" and "time"')
+        if not -LARGEST <= self.low < self.high <= LARGEST:
+            raise ValueError(f"low = {self.low}, high = {self.high}: must be numbers up to {LARGEST:g}, low below high")
+        if self.outside == "missing" and self.missing == "reject":
+            raise ValueError('outside = "missing": needs missing = "mean" or "indicator", which say what stands in')
 
     def _check_time(self) -> None:
         if self.type != "time" and (self.unit, self.zone) != ("s", "UTC"):

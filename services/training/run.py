@@ -124,7 +124,7 @@ def _done(worker: Worker, records_before: int, before: Counts) -> Done:
     rejected = counts.rejected - before.rejected
     for warning in warnings_of(read, rejected, worker.rejects.by_reason, worker.rejects.first):
         log.warning("%s: %s", worker.branch, warning)
-    for sentence in sentences(worker.fold.noticed()):
+    for sentence in sentences(worker.fold.noticed()).values():
         log.warning("%s: %s.", worker.branch, sentence)
     learned, passed = counts.learned - before.learned, counts.passed - before.passed
     return Done(worker.branch, worker.epoch, worker.seq, read, learned, passed, rejected, worker.newest_version)

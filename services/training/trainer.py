@@ -33,6 +33,7 @@ from millrace.streams.errors import ReplacedError, StorageError, TooManyRejected
 from millrace.streams.journal.retention import Retention
 from millrace.streams.parts import sha256
 from millrace.streams.sharding import WHOLE, shard_of
+from millrace.streams.state.notices import sentences
 from millrace.streams.worker.worker import Worker
 
 log = logging.getLogger("millrace")
@@ -78,7 +79,9 @@ class Trainer:
         self._offered = threading.Condition()
         self._offer: Parts | ShardState | None = None
         self._replaced = False  # by another writer of the branch, with no branch to go on with
+        self._warn(worker)
         self._state = TrainerStatus(True, 0, 0, 0, "", os.getpid(), branch)
+        self._warned = set[str]()  # what was said of the features already
         self._alarm: Alarm | None = None  # the newest one after which the last good version was named
         self._version: str | None = None
         self._worker = threading.Thread(target=self._learn, name="worker", daemon=True)
@@ -171,6 +174,13 @@ class Trainer:
                 )
             )
             self._offered.notify()
+
+    def _warn(self, worker: Worker) -> None:
+        """Say each thing that is wrong with what is learned, once."""
+        for name, sentence in sentences(worker.fold.noticed()).items():
+            if name not in self._warned:
+                self._warned.add(name)
+                log.warning("%s: %s.", worker.branch, sentence)
 
     @property
     def stopped(self) -> bool:

@@ -21,7 +21,7 @@ from millrace.learners.protocol import Array, Batch, Floats, Scaling, Value, joi
 from millrace.streams.features.backbone import backbone
 from millrace.streams.features.scale import FIXED, Scale
 from millrace.streams.formats.json_rows import Rows
-from millrace.streams.schema import Field, Schema
+from millrace.streams.schema import LARGEST, Field, Schema
 
 FAR = 10.0  # widths of the learned range beyond which a value is far out
 RANGE_ROWS = 32  # learned rows before any value is
@@ -82,6 +82,9 @@ class Features:
         filled = [place.field for place in self._filled if scaling not in FIXED or place.field.missing == "mean"]
         self.means = {field.name: Mean() for field in filled}
         self.slots: dict[str, list[str]] = {place.field.name: [] for place in self._growing}
+        self._least, self._most, self._goes = _declared_range(self.places)
+        self._ranged = bool(np.isfinite(self._least).any() or np.isfinite(self._most).any())
+        self._outside = np.zeros(len(self._numeric), dtype=np.int64)  # values of learned rows that were outside low and high
         self.scale = Scale(scaling, len(self._numeric), np.array(_declared(self.places), dtype=bool))
         self._rows = 0  # learned
         self._low, self._high = np.full(len(self._numeric), np.inf), np.full(len(self._numeric), -np.inf)  # of learned values
@@ -109,7 +112,8 @@ class Features:
         """
         if self._complete:
             return batch
-        x, absent = np.array(batch.x), self._absent(batch.x)
+        x = self._in_range(batch.x)
+        absent = self._absent(x)
         for place in self._filled:
             x[:, place.start] = self._mean(place).stand_in(x[:, place.start])
         return self._finished(batch, self._scaled(x, self.scale.applied), absent)
@@ -131,7 +135,8 @@ class Features:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many values of learned rows were far out, and how many were clipped, by field; only fields that had some."""
-        counted = {"far_out": self._by_field(self._far), "clipped": self._by_field(self.scale.clipped)}
+        columns = {"outside": self._outside, "far_out": self._far, "clipped": self.scale.clipped}
+        counted = {what: self._by_field(counts) for what, counts in columns.items()}
         return {what: {name: count for name, count in fields.items() if count} for what, fields in counted.items()}
 
     def by_field(self, reasons: Mapping[int, str]) -> dict[str, str]:
@@ -146,11 +151,14 @@ class Features:
     @property
     def _complete(self) -> bool:
         """Whether encoded rows are what a learner gets."""
-        return not (self._filled or self._growing) and self.scale.scaling == "none"
+        return not (self._filled or self._growing or self._ranged) and self.scale.scaling == "none"
 
     def _learn(self, batch: Batch) -> Batch:
         """A piece as the scale cuts it."""
-        values = self._of_numeric(batch.x)
+        came = self._of_numeric(batch.x)
+        x = self._in_range(batch.x) if not self._complete else batch.x
+        values = self._of_numeric(x)
+        self._outside = self._outside + ((values != came) & ~np.isnan(came)).sum(axis=0)
         far = self._far_values(values)
         self._far = self._far + far.sum(axis=0)
         self._rows += len(batch)
@@ -158,13 +166,22 @@ class Features:
         self._high = np.maximum(self._high, np.fmax.reduce(values, axis=0, initial=-np.inf))
         if self._complete:
             return batch
-        x, absent = np.array(batch.x), self._absent(batch.x)
+        absent = self._absent(x)
         for place in self._filled:
             x[:, place.start] = self._mean(place).fill(x[:, place.start])
         for place in self._growing:
             assert batch.names is not None
             self.grow(place, batch.names[:, place.names].tolist())
         return self._finished(batch, self._scaled(x, self.scale.learn), absent)
+
+    def _in_range(self, x: Floats) -> Floats:
+        """A copy of encoded rows, in which values outside a field's low and high are clipped or missing, as it declares."""
+        out = np.array(x)
+        if self._ranged:
+            values = out[:, self._numeric]
+            outside = (values < self._least) | (values > self._most)
+            out[:, self._numeric] = np.where(outside & self._goes, np.nan, np.clip(values, self._least, self._most))
+        return out
 
     def _absent(self, x: Floats) -> dict[str, Array]:
         """Which numbers are missing (n,), by field."""
@@ -231,7 +248,8 @@ class Features:
     def state(self) -> dict[str, Value]:
         """The tables."""
         means = {name: [mean.total, mean.count, mean.first] for name, mean in self.means.items()}
-        learned = {"rows": self._rows, "low": self._low.copy(), "high": self._high.copy(), "far": self._far.copy()}
+        learned: dict[str, Value] = {"outside": self._outside.copy()} if self._ranged else {}
+        learned |= {"rows": self._rows, "low": self._low.copy(), "high": self._high.copy(), "far": self._far.copy()}
         scale = {f"scale.{name}": value for name, value in self.scale.state().items()}
         return {"fills": means, "slots": {name: list(table) for name, table in self.slots.items()}} | learned | scale
 
@@ -245,6 +263,7 @@ class Features:
         self.means = {name: Mean(*pair) for name, pair in state["fills"].items()}
         self._rows, self._far = int(state["rows"]), np.array(state["far"])
         self._low, self._high = np.array(state["low"]), np.array(state["high"])
+        self._outside = np.array(state["outside"]) if "outside" in state else self._outside
 
     def _of_values(self, name: str, total: float, count: int) -> Mean:
         """The mean of x from a sum of values, which older states have."""
@@ -256,6 +275,7 @@ COUNTED: dict[str, Callable[[Sequence[Any]], Any]] = {  # tables that count lear
     "rows": sum,
     "low": lambda tables: np.min(tables, axis=0),
     "high": lambda tables: np.max(tables, axis=0),
+    "outside": lambda tables: np.sum(tables, axis=0),
     "far": lambda tables: np.sum(tables, axis=0),
     "scale.clipped": lambda tables: np.sum(tables, axis=0),
 }
@@ -284,6 +304,21 @@ def _numeric_columns(place: Place) -> range:
     """The columns of x that hold a field's numbers: not the one that says that a number is missing."""
     numbers = place.field.size if place.field.is_number else 0
     return range(place.start, place.start + numbers)
+
+
+def _declared_range(places: Sequence[Place]) -> tuple[Floats, Floats, Array]:
+    """Least and largest x of each numeric column that is not to be clipped or missing, and whether it is to be missing."""
+    ranges = [
+        (
+            (field.low - field.center) / field.scale if field.outside != "reject" and field.low > -LARGEST else -np.inf,
+            (field.high - field.center) / field.scale if field.outside != "reject" and field.high < LARGEST else np.inf,
+            field.outside == "missing",
+        )
+        for place in places
+        for field in [place.field] * len(_numeric_columns(place))
+    ]
+    least, most, goes = zip(*ranges, strict=True) if ranges else ((), (), ())
+    return np.array(least, dtype=np.float64), np.array(most, dtype=np.float64), np.array(goes, dtype=bool)
 
 
 def _declared(places: Sequence[Place]) -> list[bool]:

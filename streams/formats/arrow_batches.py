@@ -210,7 +210,10 @@ def _within(block: Floats, bounds: tuple[float, float], name: str, faults: Fault
     low, high = bounds
     if not within(block, low, high):
         wrong = np.asarray(~((low <= block) & (block <= high)).all(axis=1))
-        faults.say(wrong if absent is None else wrong & ~absent, "not-finite", f"{name} is not within {low:g} to {high:g}")
+        wrong = wrong if absent is None else wrong & ~absent
+        infinite = wrong & np.asarray(~(np.abs(block) <= LARGEST).all(axis=1))
+        faults.say(infinite, "not-finite", f"{name} is not within {low:g} to {high:g}")
+        faults.say(wrong & ~infinite, "out-of-range", f"{name} is not within {low:g} to {high:g}")
     return block
 
 

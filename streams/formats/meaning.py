@@ -54,6 +54,7 @@ REASONS = (
     "unknown-field",
     "duplicate-field",
     "not-finite",  # or too large to square
+    "out-of-range",  # below the field's low, or above its high
     "unknown-category",
     "negative-weight",
     "unreadable-image",  # neither a JPEG nor a PNG, not whole, or with too many pixels

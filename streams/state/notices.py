@@ -20,6 +20,7 @@ ERRORS = 4.0  # times those of the baseline: squared error of numbers, wrong ans
 RESIDUAL = 1e-6  # relative, above which an exact learner is not exact any more
 
 PHRASES = {
+    "outside": "{value} learned values were below its low or above its high, and were clipped or taken as missing",
     "clipped": "{value} values lay far outside the others and were clipped as they were learned",
     "far_out": "{value} learned values lay far outside everything learned before",
     "dropped": "{value}",
@@ -32,13 +33,14 @@ PHRASES = {
 
 def noticed(features: Features, learner: Learner, totals: ClassScores | ValueScores) -> dict[str, Value]:
     """What there is to see, by the names of PHRASES; of a field, in a dictionary by its name. Empty where all is well."""
-    own = learner.noticed() if isinstance(learner, Notices) else {}
+    own = dict(learner.noticed()) if isinstance(learner, Notices) else {}
+    own["residual"] = float(getattr(learner, "residual", 0.0))  # of learners that solve
     dropped = features.by_field(learner.warnings()) if isinstance(learner, Warns) else {}
     seen: dict[str, Any] = features.counts() | {"dropped": dropped} | own
     if (errors := errors_over_baseline(totals)) > ERRORS:
         seen["errors_over_baseline"] = errors
-    if seen.get("residual", 0.0) <= RESIDUAL:
-        seen.pop("residual", None)
+    if seen["residual"] <= RESIDUAL:
+        del seen["residual"]
     return {name: value for name, value in seen.items() if value}
 
 
@@ -52,13 +54,15 @@ def errors_over_baseline(totals: ClassScores | ValueScores) -> float:
     return float(np.max(totals.squared_error / baseline, initial=0.0))
 
 
-def sentences(seen: dict[str, Value]) -> list[str]:
-    """The same in words, one of each field."""
-    said = []
+def sentences(seen: dict[str, Value]) -> dict[str, str]:
+    """The same in words, by the names that ``flat`` gives."""
+    words = {}
     for name, value in seen.items():
-        values = value.items() if isinstance(value, dict) else [("", value)]
-        said += [(f"field {field}: " if field else "") + PHRASES[name].format(value=each) for field, each in values]
-    return said
+        for field, each in value.items() if isinstance(value, dict) else [("", value)]:
+            words[f"{name}_{field}" if field else name] = (f"field {field}: " if field else "") + PHRASES[name].format(
+                value=each
+            )
+    return words
 
 
 def flat(seen: dict[str, Value]) -> dict[str, Value]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pipelines import here, json_lines
 
 from millrace.learners.protocol import Floats
 from millrace.services.api import Field, Label, Pipeline
@@ -167,6 +168,60 @@ def test_rows_of_a_class_that_is_not_declared_are_counted(tmp_path: Path, caplog
     with caplog.at_level("WARNING", "millrace"):
         pipeline.learn()
     assert pipeline.status().facts["outside_classes"] == 100 and "100 rows have a label" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["rows.jsonl", "rows.csv", "rows.arrow"])
+def test_a_value_outside_its_declared_range_is_a_dead_letter_in_every_format(tmp_path: Path, kind: str) -> None:
+    """`low` and `high` of a field: rejected with a reason of its own."""
+    pipeline = numbers(tmp_path, fields=(Field("a", low=0.0, high=10.0), Field("b")))
+    file, flags = tmp_path / "p.toml", ["--home", str(tmp_path)]
+    pipeline.save(file)
+    lines = [f'{{"a": {value}, "b": 1.0, "y": 2.0}}' for value in (1.0, -0.5, 10.0, 11.0)]
+    values = ["1.0", "-0.5", "10.0", "11.0"]
+    text = "a,b,y\n" + "".join(f"{value},1.0,2.0\n" for value in values) if kind.endswith("csv") else "\n".join(lines)
+    (tmp_path / "rows.csv" if kind.endswith("csv") else tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+    sent = "rows.csv" if kind.endswith("csv") else "rows.jsonl"
+    words = ["send", str(file), str(tmp_path / sent), *(["--format", "arrow"] if kind.endswith("arrow") else [])]
+    assert here(*words, *flags, cwd=tmp_path).exit_code == 0
+    assert here("run", str(file), *flags, cwd=tmp_path).exit_code == 0
+    letters = json_lines(here("dead-letters", "list", str(file), *flags, "--output", "json", cwd=tmp_path).stdout)
+    assert [letter["reason"] for letter in letters] == ["out-of-range"] * 2
+    assert pipeline.status().learned == 2
+
+
+@pytest.mark.parametrize("outside", ["clip", "missing"])
+def test_a_value_outside_its_declared_range_is_clipped_or_missing(tmp_path: Path, outside: str) -> None:
+    """As the field says, in learning and in answering, against NumPy; and it is counted."""
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((200, 2))
+    x[::20, 0] = 1e30
+    y = np.where(x[:, 0] > 1.5, 0.0, x[:, 0]) - x[:, 1]
+    pipeline = numbers(tmp_path, fields=(Field("a", missing="mean", low=-1.5, high=1.5, outside=outside), Field("b")))
+    pipeline.append(rows_of(x, y))
+    pipeline.learn()
+    due = x.copy()
+    for at in range(len(due)):
+        inside = [value for value in x[:at, 0].tolist() if abs(value) <= 1.5]
+        if abs(due[at, 0]) > 1.5:
+            due[at, 0] = np.clip(due[at, 0], -1.5, 1.5) if outside == "clip" else (np.mean(inside) if inside else 0.0)
+    weights, intercept = ridge_of(due, y)
+    assert np.allclose(
+        pipeline.predict(rows_of(np.array([[0.5, 1.0]]))).scores[0, 0], [0.5, 1.0] @ weights + intercept, atol=1e-9
+    )
+    assert pipeline.status().facts["outside_a"] == int((np.abs(x[:, 0]) > 1.5).sum())
+
+
+def test_a_constant_feature_and_a_coarse_one_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A ridge gives the first no weight; the second came as float32, whose steps are wider than it deviates."""
+    rng = np.random.default_rng(8)
+    coarse = (1.7e9 + rng.standard_normal(300)).astype(np.float32).astype(float)
+    pipeline = numbers(tmp_path)
+    pipeline.append(rows_of(np.column_stack([np.full(300, 5.0), coarse]), rng.standard_normal(300)))
+    with caplog.at_level("WARNING", "millrace"):
+        pipeline.learn()
+    facts = pipeline.status().facts
+    assert facts["dropped_a"].startswith("constant: ") and facts["dropped_b"].startswith(("float32: ", "constant: "))
+    assert "field a: constant" in caplog.text
 
 
 def test_scaling_is_what_the_table_says_for_every_kind() -> None:
