@@ -47,7 +47,7 @@ class Field:
     unit: Literal["ns", "us", "ms", "s", "min", "h", "d"] = later("s")
     zone: str = later("UTC")  # UTC, or an offset such as +02:00: of times that are written without one
     low: float = later(-LARGEST)  # in [-1e100, 1e100], least value that the field takes, in the value's unit
-    high: float = later(LARGEST)  # in [-1e100, 1e100] and above low, largest value that the field takes
+    high: float = later(LARGEST)  # in [-1e100, 1e100] and at least low, largest value that the field takes
     # a value below low or above high: a dead letter; the nearer of the two; as if there were none
     outside: Literal["reject", "clip", "missing"] = later("reject")
 
@@ -64,8 +64,8 @@ class Field:
     def _check_range(self) -> None:
         if not self.is_number and (self.low, self.high, self.outside) != (-LARGEST, LARGEST, "reject"):
             raise ValueError('low, high and outside are for type = "numeric" and "time"')
-        if not -LARGEST <= self.low < self.high <= LARGEST:
-            raise ValueError(f"low = {self.low}, high = {self.high}: must be numbers up to {LARGEST:g}, low below high")
+        if not -LARGEST <= self.low <= self.high <= LARGEST:
+            raise ValueError(f"low = {self.low}, high = {self.high}: must be numbers up to {LARGEST:g}, low not above high")
         if self.outside == "missing" and self.missing == "reject":
             raise ValueError('outside = "missing": needs missing = "mean" or "indicator", which say what stands in')
 

@@ -79,7 +79,6 @@ class Trainer:
         self._offered = threading.Condition()
         self._offer: Parts | ShardState | None = None
         self._replaced = False  # by another writer of the branch, with no branch to go on with
-        self._warn(worker)
         self._state = TrainerStatus(True, 0, 0, 0, "", os.getpid(), branch)
         self._warned = set[str]()  # what was said of the features already
         self._alarm: Alarm | None = None  # the newest one after which the last good version was named
@@ -158,6 +157,7 @@ class Trainer:
         if drift is not None and drift.newest != self._alarm and version != self._version and not self._is_shard:
             self._alarm, self._version = drift.newest, version  # the version after the alarm is there
             name_last_good(self._instance, worker.branch)
+        self._warn(worker)
         self._state = TrainerStatus(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid(), worker.branch)
         fold = worker.fold
         identity = Identity(worker.branch, worker.epoch, worker.seq)
