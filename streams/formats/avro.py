@@ -162,4 +162,4 @@ def _takes_bytes(kind: Any) -> bool:
         return kind in CELLS - {"null"}
     if kind["type"] == "record":
         return any(_takes_bytes(field["type"]) for field in kind["fields"])
-    return kind.get("size", 1) > 0 and kind["type"] != "null"
+    return bool(kind.get("size", 1) > 0 and kind["type"] != "null")
