@@ -37,6 +37,7 @@ FIELDS = {  # what a field must also say, for a key or for one of its values
     "category": GROWING,
     "image": IMAGE,
     "unit": {"type": "time"},
+    "outside": {"missing": "mean"},
 }
 BESIDE = {  # what the file must also say, for a table, a key or one of its values
     "regress": ["label.type=number"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from millrace.streams.kafka.cluster import Cluster
@@ -81,36 +81,21 @@ class ServingConfig:
     max_rows: int = 8192  # >= 1, rows of one request; one of more gets 413; a replica answers nobody else meanwhile
     max_inputs: int = 1024  # >= 1, inputs of one request, where the model has fewer fields; one of more gets 413
     max_labels: int = 4096  # >= 1, labels of one request; one of more gets 413
-    # >= 1, answered rows that may wait for the log, at least max_rows; further ones are not recorded, and counted
+    # >= 1, answered rows that may wait for the log beside those of one request; further ones are not recorded, and counted
     waiting_rows: int = 32_768
     body_s: float = 10.0  # > 0, seconds by which a request's body has to be whole; a later one gets 408
     log_s: float = 5.0  # > 0, seconds by which the log must have what a caller waits for; else 503
-    arriving_bytes: int = 256 << 20  # >= 1, bytes of all bodies that are arriving at a replica; a further one gets 503
+    arriving_bytes: int = 256 << 20  # >= 1, bytes of all bodies that arrive at a replica at once; a further one gets 503
     working_bytes: int = 256 << 20  # >= 1, bytes of large requests that a replica works on or has waiting; else 503
     in_flight: int = 2048  # >= 1, requests that a replica holds at a time
     queued: int = 256  # >= 1, requests that may wait for a replica; further ones get 503
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
-        for name in (
-            "max_bytes",
-            "max_rows",
-            "max_inputs",
-            "max_labels",
-            "arriving_bytes",
-            "working_bytes",
-            "in_flight",
-            "queued",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for key in fields(self):
+            value = getattr(self, key.name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{key.name} = {value}: must be at least 1")
         for name in ("body_s", "log_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be above 0")
-        for name in ("arriving_bytes", "working_bytes"):
-            if getattr(self, name) < self.max_bytes:
-                raise ValueError(
-                    f"{name} = {getattr(self, name)}: must have room for one request, max_bytes = {self.max_bytes}"
-                )
-        if self.waiting_rows < self.max_rows:
-            raise ValueError(f"waiting_rows = {self.waiting_rows}: must have room for one request, max_rows = {self.max_rows}")

@@ -193,9 +193,10 @@ class Bodies:
             raise BadInputError("The caller left before the request was whole.")
         chunks.append(message.get("body", b""))
         self.arrived += len(chunks[-1])
-        if sum(map(len, chunks)) > self._limits.max_bytes:
+        own = sum(map(len, chunks))
+        if own > self._limits.max_bytes:
             raise TooLargeError(TOO_MANY_BYTES.format(self._limits.max_bytes))
-        if self.arrived > self._limits.arriving_bytes:
+        if self.arrived > max(own, self._limits.arriving_bytes):
             raise OverloadedError("More requests arrive at once than there is room for. Ask again, or send smaller ones.")
         return bool(message.get("more_body", False))
 

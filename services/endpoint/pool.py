@@ -29,7 +29,7 @@ class Pool:
 
         Raises: OverloadedError where too much waits, and whatever it raises.
         """
-        if self.taken + size > self._waiting_bytes:
+        if self.taken and self.taken + size > self._waiting_bytes:
             raise OverloadedError(
                 f"{self.taken} bytes of requests are being answered already. Ask again, or send smaller ones."
             )

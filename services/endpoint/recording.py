@@ -72,7 +72,7 @@ class Recorder:
         if not self.records:
             return False
         with self._changed:
-            if self._ending or self.counts.waiting + rows > self.limits.waiting_rows:
+            if self._ending or (waiting := self.counts.waiting) and waiting + rows > self.limits.waiting_rows:
                 self._dropped(rows)
                 return False
             self.counts.waiting += rows

@@ -74,7 +74,7 @@ def read_labels(body: bytes) -> list[LateLabel]:
 
 def checked_labels(labels: list[LateLabel], label: Label, max_labels: int) -> list[LateLabel]:
     """The same, where all of them can be taken. Raises: BadInputError naming the first that cannot, TooLargeError."""
-    if len(labels) == 0:
+    if len(labels) < 1:
         raise BadInputError("labels: the request has none; send at least one.")
     if len(labels) > max_labels:
         raise TooLargeError(

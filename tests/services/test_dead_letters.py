@@ -73,7 +73,7 @@ def test_a_letter_is_sent_once_more_with_its_own_headers_and_by_one_hand(folder:
     assert [line["letter"] for line in lines(folder, "redrive", "--reason", "the rest")] == [0, 2]
     assert [line["letter"] for line in lines(folder, "redrive", "--again", "--reason", "all")] == [0, 1, 2]
     assert instance(folder).ledger().counted[-1].why == "mended"
-    assert here("run", "digits.toml", cwd=folder).exit_code == 0
+    assert here("run", "digits.toml", cwd=folder).exit_code == 1  # refused again, and nothing else was read
     counts = facts(folder)
     assert (counts["learned"], counts["rejected"]) == (40, 4)
     again = lines(folder, "list")[-1]

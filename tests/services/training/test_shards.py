@@ -145,6 +145,20 @@ def test_what_was_answered_by_the_merge_is_scored_as_it_was_served(tmp_path) -> 
         assert scores["totals"]["correct"] == roses, "every answer in the log is rose"
 
 
+def test_shards_that_learned_nothing_merge_into_no_version(tmp_path) -> None:
+    """Rows without labels are read and passed; with the first learned row, in one shard of three, there is a merged version."""
+    pipeline_in(tmp_path, text=SHARDED)
+    rows = [json.loads(line) for line in flower_rows(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"label": None}) + "\n" for row in rows))
+    assert here("send", "digits.toml", "rows.jsonl", cwd=tmp_path).exit_code == 0
+    [done] = json_lines(here("run", "digits.toml", "--output", "json", cwd=tmp_path).stdout)
+    assert (done["read"], done["passed"], done["learned"], done["version"]) == (12, 12, 0, None)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert here("send", "digits.toml", "rows.jsonl", cwd=tmp_path).exit_code == 0
+    [done] = json_lines(here("run", "digits.toml", "--output", "json", cwd=tmp_path).stdout)
+    assert (done["read"], done["learned"]) == (1, 1) and done["version"] is not None
+
+
 def test_a_served_record_that_lies_astray_is_a_dead_letter(tmp_path) -> None:
     """Without its key a label may lie in another shard than its prediction; it is refused with the reason, and counted."""
     instance = learned_late(tmp_path / "there", SHARDED)
