@@ -9,6 +9,13 @@ class MillraceError(Exception):
     """Something a user or an operator can act on; its text is one clear sentence and the choices.
 
     What to do: read the message; it names the thing and the way out.
+
+    >>> from millrace.services.api import MillraceError, example_pipeline
+    >>> try:
+    ...     example_pipeline().predict([{"x": 1}], version="main.9")
+    ... except MillraceError as error:
+    ...     print(error)
+    There is no version main.9. The newest of branch main: main.3.
     """
 
 
@@ -16,6 +23,13 @@ class ConfigError(MillraceError):
     """A pipeline file, environment variable or flag that cannot be used.
 
     What to do: mend the key that the message names; it says what is allowed.
+
+    >>> from millrace.services.api import ConfigError, example_pipeline
+    >>> try:
+    ...     example_pipeline({"learner.gama": 2.0})
+    ... except ConfigError as error:
+    ...     print(error)
+    pipeline even: learner.gama = 2.0: there is no such key. Did you mean gamma?
     """
 
 
@@ -23,6 +37,13 @@ class BadInputError(MillraceError):
     """Data handed to us that breaks its declared shape, type or range.
 
     What to do: mend the row, tensor or argument that the message names, and send it again.
+
+    >>> from millrace.services.api import BadInputError, example_pipeline
+    >>> try:
+    ...     example_pipeline().append([{"x": "three", "even": False}])
+    ... except BadInputError as error:
+    ...     print(error)  # doctest: +ELLIPSIS
+    Row 0 (counted from 0), column x: ...
     """
 
 

@@ -22,6 +22,13 @@ class BusyError(MillraceError):
     """A live process already writes this branch.
 
     What to do: stop that process, or take the branch from it with ``--take-over``.
+
+    >>> from millrace.services.api import BusyError, example_pipeline
+    >>> try:
+    ...     print(example_pipeline().learn().read)
+    ... except BusyError:
+    ...     print("another process learns for us")
+    0
     """
 
 
@@ -29,6 +36,13 @@ class NotProvedError(MillraceError):
     """Verification found something that does not hold.
 
     What to do: do not promote the version; serve one that holds, and look at what the message names.
+
+    >>> from millrace.services.api import NotProvedError, example_pipeline
+    >>> try:
+    ...     print([proof.proved for proof in example_pipeline().verify()])
+    ... except NotProvedError as error:
+    ...     print("do not promote:", error)
+    [('main.3',)]
     """
 
 
@@ -36,6 +50,14 @@ class NotReadyError(MillraceError):
     """There is nothing to answer from yet; ask again.
 
     What to do: ask again after the seconds of ``Retry-After``; rows with labels must be learned, or a version served, first.
+
+    >>> from millrace.services.api import Field, Label, NotReadyError, Pipeline, example_pipeline
+    >>> odd = Pipeline.build("odd", [Field("x")], Label("odd", "boolean"), "ridge", home=example_pipeline().folder)
+    >>> try:
+    ...     odd.predict([{"x": 1}])
+    ... except NotReadyError as error:
+    ...     print(error)
+    Pipeline odd has learned nothing yet. Call append and learn, then predict.
     """
 
 
@@ -106,6 +128,13 @@ class NotCountedError(MillraceError):
     """A decision that was written to the ledger and does not count, because another came first.
 
     What to do: look at ``millrace log PIPELINE --ledger``, then decide again.
+
+    >>> from millrace.services.api import NotCountedError, example_pipeline
+    >>> try:
+    ...     print(example_pipeline().roll_back("wrong labels", "main.3").after)
+    ... except NotCountedError:
+    ...     print("somebody decided first: look again")
+    version main.3
     """
 
 

@@ -198,7 +198,8 @@ def command_texts() -> str:
 
 def remedy(error: type[MillraceError]) -> tuple[str, str]:
     """What an error means, and what to do, as its docstring says."""
-    meaning, _, way_out = " ".join((vars(error).get("__doc__") or "").split()).partition(" What to do: ")
+    words = " ".join((vars(error).get("__doc__") or "").split()).partition(" >>> ")[0]
+    meaning, _, way_out = words.partition(" What to do: ")
     return _sentence(meaning.rstrip(".")), _sentence(way_out.rstrip("."))
 
 

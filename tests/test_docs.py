@@ -40,8 +40,9 @@ def test_what_the_code_cites_opens() -> None:
 
 
 def test_files_that_documents_name_are_there() -> None:
-    """A file that was moved or taken away is mended in every document that names it."""
+    """A file that was moved or taken away is mended in every document that names it, and in what builds and settles things."""
     documents = [path for path in house.documents(ROOT) if not relative(path).startswith(TO_BE_MADE)]
+    documents += [ROOT / "pyproject.toml", ROOT / "Makefile"]
     assert [missing for path in documents for missing in house.missing_files(ROOT, path)] == []
 
 
