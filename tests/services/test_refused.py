@@ -12,7 +12,7 @@ from pipelines import PIPELINE, flower_rows, here, json_lines, pipeline_in
 from millrace.learners.errors import BadInputError
 from millrace.services.api import MillraceError, Pipeline
 from millrace.services.training.refused import WAYS_OUT
-from millrace.streams.formats.json_rows import REASONS
+from millrace.streams.formats.meaning import REASONS
 
 UNKNOWN = [json.dumps(json.loads(line) | {"till": 7}).encode() for line in flower_rows(20)]
 FEW = PIPELINE + "stop_share = 1.0\n"

@@ -149,7 +149,7 @@ def test_labels_sent_twice_early_conflicting_and_corrected_do_what_the_design_sa
 def test_a_label_that_cannot_be_taken_is_refused_with_its_reason_and_nothing_is_appended(up: Up) -> None:
     """400 over HTTP, INVALID_ARGUMENT over gRPC."""
     before = settled(up, lag_rows=0)["records"]
-    code, _, said = called(up, "labels", {"labels": [{"id": "a", "label": "rose"}, {"id": "b", "label": 3}]})
+    code, _, said = called(up, "labels", {"labels": [{"id": "a", "label": "rose"}, {"id": "b", "label": 3.5}]})
     assert code == 400 and "labels[1].label" in said["error"]
     with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
         label = channel.unary_unary("/millrace.v1.Labels/Label", request_serializer=labels_pb2.LabelRequest.SerializeToString)

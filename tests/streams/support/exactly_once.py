@@ -19,6 +19,7 @@ import numpy as np
 from doomed import Doomed
 from pipelines import TIMEOUT_S
 
+from millrace.learners.analytic.exact import seen_from_zero
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.instance import Instance
 from millrace.services.processes import COMMAND
@@ -74,7 +75,7 @@ def gram_error(learner: Mapping[str, Any], numbers: Sequence[int]) -> float:
     """How far a learner's Gram matrix is from that of these rows, relative to its largest entry."""
     x = np.array([row(number)[0] for number in numbers], dtype=np.int64).reshape(-1, D)
     gram = np.concatenate([(x.T @ x)[at:, at] for at in range(D)]).astype(float)  # packed as LAPACK does
-    return float(np.abs(learner["gram"] - gram).max()) / max(1.0, float(np.abs(gram).max()))
+    return float(np.abs(seen_from_zero(learner)["gram"] - gram).max()) / max(1.0, float(np.abs(gram).max()))
 
 
 def ranges_read(backends: Backends) -> list[Range]:
