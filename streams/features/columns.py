@@ -202,7 +202,7 @@ class Features:
         """The rows with x (n, d), in which a missing number of a field that says so is 0, and categories have their columns."""
         for place in self._filled:
             if place.field.missing == "indicator":
-                x[absent[place.field.name], place.start] = 0.0
+                x[absent[place.field.name], place.start : place.stop] = (0.0, 1.0)
         for place in self._growing:
             assert batch.names is not None
             names, rows = batch.names[:, place.names].tolist(), np.arange(len(batch))

@@ -207,3 +207,13 @@ def test_a_missing_category_has_a_column_that_no_name_can_take() -> None:
         rows, _ = Codec(schema, 100).decode(events([encoded({"x": name}) for name in names]))
         columns = learned(Features(schema), rows).argmax(axis=1).tolist()
         assert columns[0] == schema.width - 1 and columns[0] not in columns[1:]
+
+
+def test_a_number_outside_its_range_that_is_to_be_missing_is_as_if_there_were_none() -> None:
+    """Its column that says so included, in learning and in answering."""
+    field = Field("x", missing="indicator", low=0.0, high=9.0, outside="missing", center=1.0, scale=2.0)
+    schema = Schema((field, Field("z")), Label("y"))
+    rows, refused = Codec(schema, 100).decode(events([encoded({"x": x, "z": 0.5}) for x in (3.0, 99.0, None, -1.0)]))
+    stage, expected = Features(schema), [[1.0, 0.0, 0.5]] + [[0.0, 1.0, 0.5]] * 3
+    assert not refused and answered(stage, rows).tolist() == learned(stage, rows).tolist() == expected
+    assert stage.counts()["outside"] == {"x": 2}
