@@ -158,12 +158,9 @@ class Features:
         came = self._of_numeric(batch.x)
         x = self._in_range(batch.x) if not self._complete else batch.x
         values = self._of_numeric(x)
-        self._outside = self._outside + ((values != came) & ~np.isnan(came)).sum(axis=0)
-        far = self._far_values(values)
-        self._far = self._far + far.sum(axis=0)
-        self._rows += len(batch)
-        self._low = np.minimum(self._low, np.fmin.reduce(values, axis=0, initial=np.inf))
-        self._high = np.maximum(self._high, np.fmax.reduce(values, axis=0, initial=-np.inf))
+        if self._ranged:
+            self._outside = self._outside + ((values != came) & ~np.isnan(came)).sum(axis=0)
+        self._count(values)
         if self._complete:
             return batch
         absent = self._absent(x)
@@ -173,6 +170,17 @@ class Features:
             assert batch.names is not None
             self.grow(place, batch.names[:, place.names].tolist())
         return self._finished(batch, self._scaled(x, self.scale.learn), absent)
+
+    def _count(self, values: Floats) -> None:
+        """Take learned numbers (n, k) into the range; which are far out by what was learned before is counted."""
+        if self._filled:
+            low, high = (take.reduce(values, axis=0, initial=end) for take, end in ((np.fmin, np.inf), (np.fmax, -np.inf)))
+        else:
+            low, high = values.min(axis=0), values.max(axis=0)
+        if self._far_values(np.stack([low, high])).any():
+            self._far = self._far + self._far_values(values).sum(axis=0)
+        self._rows += len(values)
+        self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
 
     def _in_range(self, x: Floats) -> Floats:
         """A copy of encoded rows, in which values outside a field's low and high are clipped or missing, as it declares."""

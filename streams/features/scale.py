@@ -130,27 +130,38 @@ class Scale:
 
     def applied(self, x: Floats) -> Floats:
         """What a learner gets for x (n, width); missing values, NaN, stay so."""
-        kept: Floats = np.clip(x, self._low, self._high) if self._bounded else x
-        if self.scaling == "standardise":
-            kept = np.clip((kept - self._known.mean) / self._unit, -DEVIATIONS, DEVIATIONS)
-        return kept
+        return self._standardised(np.clip(x, self._low, self._high) if self._bounded else x)
 
     def learn(self, x: Floats) -> Floats:
         """The same for rows that are learned; they are one of the pieces that ``cuts`` gives, and have no missing values."""
-        given = self.applied(x)
-        kept = np.clip(x, self._low, self._high) if self._bounded else x
-        same = kept == x
-        self.clipped = self.clipped + (~same).sum(axis=0)
-        if self.scaling in FIXED:
-            return given
-        self._changes = self._changes + (x != np.concatenate([self._last[None], x[:-1]])).sum(axis=0)
-        self._last = x[-1].copy()
-        self._came.join(Moments.of(x))
-        self._kept.join(Moments.of(kept, None if same.all() else same | self._sparse))
-        self._outside = self._outside + (~same).sum(axis=0)
-        if self._next_look(self._known.rows + self._came.rows - 1) == self._known.rows + self._came.rows:
-            self._look()
+        if self.scaling == "none":
+            return x
+        came, kept = Moments.of(x), x
+        counted = came
+        if self._bounded and not ((self._low <= came.low) & (came.high <= self._high)).all():
+            kept = np.clip(x, self._low, self._high)
+            same = kept == x
+            counted = Moments.of(kept, same | self._sparse)
+            self._outside, self.clipped = self._outside + (~same).sum(axis=0), self.clipped + (~same).sum(axis=0)
+        given = self._standardised(kept)
+        if self.scaling not in FIXED:
+            self._count(x, came, counted)
         return given
+
+    def _standardised(self, kept: Floats) -> Floats:
+        if self.scaling != "standardise":
+            return kept
+        return np.clip((kept - self._known.mean) / self._unit, -DEVIATIONS, DEVIATIONS)
+
+    def _count(self, x: Floats, came: Moments, counted: Moments) -> None:
+        """Take rows in: as they came, and as they count; look where that is due."""
+        self._changes = self._changes + (x[1:] != x[:-1]).sum(axis=0) + (x[0] != self._last)
+        self._last = x[-1].copy()
+        self._came.join(came)
+        self._kept.join(counted)
+        rows = self._known.rows + self._came.rows
+        if self._next_look(rows - 1) == rows:
+            self._look()
 
     def _look(self) -> None:
         """Take in the rows since the last look."""
@@ -163,6 +174,7 @@ class Scale:
         if self.scaling in FIXED:
             most = np.where(self._declared & (self.scaling == "declared"), DEVIATIONS, np.inf)
             self._low, self._high, self._bounded = -most, most, bool(np.isfinite(most).any())
+            self._sparse = np.zeros(len(most), dtype=bool)
             return
         known, deviation = self._known, self._known.deviation
         self._unit = np.where(deviation > 0.0, deviation, np.inf)
