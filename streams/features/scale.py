@@ -116,8 +116,9 @@ class Scale:
     def cuts(self, rows: int) -> Iterator[tuple[int, int]]:
         """``rows`` learned rows in pieces that end where a look is due."""
         at, learned = 0, self._known.rows + self._came.rows
-        if self.scaling in FIXED:
+        if self.scaling in FIXED and rows:
             yield 0, rows
+        if self.scaling in FIXED:
             return
         while at < rows:
             stop = min(rows, at + self._next_look(learned + at) - learned - at)
