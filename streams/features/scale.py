@@ -115,11 +115,10 @@ class Scale:
 
     def cuts(self, rows: int) -> Iterator[tuple[int, int]]:
         """``rows`` learned rows in pieces that end where a look is due."""
-        at, learned = 0, self._known.rows + self._came.rows
-        if self.scaling in FIXED and rows:
-            yield 0, rows
         if self.scaling in FIXED:
+            yield from [(0, rows)] if rows else []
             return
+        at, learned = 0, self._known.rows + self._came.rows
         while at < rows:
             stop = min(rows, at + self._next_look(learned + at) - learned - at)
             yield at, stop
