@@ -10,8 +10,9 @@ import pytest
 from pipelines import here, json_lines
 
 from millrace.learners.protocol import Floats
-from millrace.services.api import Field, Label, Pipeline
+from millrace.services.api import Field, Label, LateLabel, Pipeline, Prediction
 from millrace.services.config.config import build_pipeline
+from millrace.streams.labels.served import encode_row
 
 FILL = 9.97e36  # what NetCDF writes where there is no value
 
@@ -222,6 +223,33 @@ def test_a_constant_feature_and_a_coarse_one_are_named(tmp_path: Path, caplog: p
     facts = pipeline.status().facts
     assert facts["dropped_a"].startswith("constant: ") and facts["dropped_b"].startswith(("float32: ", "constant: "))
     assert "field a: constant" in caplog.text
+
+
+def test_rows_that_wait_for_their_label_are_completed_when_it_comes(tmp_path: Path) -> None:
+    """Means and category columns go by the order in which labels come, not in which rows were answered."""
+    rng = np.random.default_rng(9)
+    fields = (Field("a", missing="mean"), Field("town", type="categorical", categories="grow", max=2))
+    pipeline = numbers(tmp_path, fields=fields, labels__horizon_ms=10**9, labels__grace_ms=10**9)
+    towns, order = np.array(["ulm", "bonn", "kiel"])[rng.integers(3, size=150)], rng.permutation(150)
+    a = np.where(rng.random(150) < 0.2, np.nan, rng.standard_normal(150) + 40.0)
+    y = np.nan_to_num(a, nan=40.0) + (towns == "kiel")
+    rows = [{"a": None if np.isnan(value) else value, "town": str(town)} for value, town in zip(a, towns, strict=True)]
+    pipeline.append_served([Prediction(f"row {at}", encode_row(row), "main", 1, 1, (), (0.0,)) for at, row in enumerate(rows)])
+    pipeline.append_served([LateLabel(f"row {at}", float(y[at])) for at in order.tolist()])
+    pipeline.append_served([Prediction("stray", encode_row({"a": FILL, "town": "rome"}), "main", 1, 1, (), (0.0,))])
+    pipeline.learn()
+    present, slots, due = list[float](), list[str](), []
+    for at in order.tolist():
+        value = a[at] if not np.isnan(a[at]) else (np.mean(present) if present else 0.0)
+        present += [] if np.isnan(a[at]) else [a[at]]
+        slots += [towns[at]] if towns[at] not in slots and len(slots) < 2 else []
+        due.append(
+            [value, *(float(towns[at] == slot) for slot in slots), *[0.0] * (2 - len(slots)), float(towns[at] not in slots)]
+        )
+    weights, intercept = ridge_of(np.array(due), y[order])
+    asked = [[41.0, 1.0, 0.0, 0.0], [41.0, 0.0, 0.0, 1.0]]
+    answers = pipeline.predict([{"a": 41.0, "town": slots[0]}, {"a": 41.0, "town": "rome"}]).scores[:, 0]
+    assert pipeline.status().facts["labels_joined"] == 150 and np.allclose(answers, asked @ weights + intercept, atol=1e-8)
 
 
 def test_scaling_is_what_the_table_says_for_every_kind() -> None:
