@@ -95,7 +95,7 @@ def test_a_network_learns_is_served_is_a_version_is_rolled_back_and_is_verified(
     assert (tmp_path / "out" / "requirements.txt").read_text().startswith("millrace[mlflow,torch]==")
     assert np.array_equal(exported.predict(rows.columns).scores, answer.scores)
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
-    x = exported._features.answer(rows.columns)
+    x = exported._features.answer(exported._features.encode(rows)).x
     scores, label = session.run(["scores", "label"], {"x": x})
     assert np.abs(scores - exported._servable.predict_many(Batch(x))).max() < 1e-5
     assert tuple(label.tolist()) == answer.labels
