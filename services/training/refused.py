@@ -15,6 +15,7 @@ WAYS_OUT = {
     "unknown-field": 'declare the field, or set unknown = "ignore" in the pipeline file',
     "duplicate-field": "mend the producer: one key, one value",
     "not-finite": 'send null in place of NaN and infinity, and give the field a key missing = "mean" or "indicator"',
+    "out-of-range": 'mend the producer, widen the field\'s low and high, or say outside = "clip" or "missing"',
     "unknown-category": 'add the category to the field\'s categories, or use categories = "grow" or "hash"',
     "negative-weight": "send weights from 0 on",
     "unreadable-image": "send whole JPEG or PNG files",

@@ -159,4 +159,4 @@ def test_current_holds_one_publication_a_branch_and_wakes_who_waits() -> None:
 def test_what_is_published_is_one_blob_of_ours(learned: Instance) -> None:
     """Arrays and plain values, nothing that has to be unpickled."""
     _, blob = state(learned, 1, 1)
-    assert {"identity", "features", "serve.weights", "golden.rows"} <= set(unpack(bytes(blob), "here"))
+    assert {"identity", "features.slots", "serve.weights", "golden.rows"} <= set(unpack(bytes(blob), "here"))
