@@ -23,7 +23,7 @@ from millrace.learners.protocol import Array, Floats
 from millrace.services.config.sections import ServingConfig
 from millrace.services.errors import TooLargeError
 from millrace.streams.formats.images import UnreadableImageError, check
-from millrace.streams.formats.json_rows import number_range
+from millrace.streams.formats.json_rows import number_range, outside_range, range_words
 from millrace.streams.schema import Field, Schema
 
 PACKED = "x"  # all numbers of a row in one tensor
@@ -215,6 +215,8 @@ def _field_column(field: Field, tensor: Tensor | None, payload: bytes | None, ro
 def _checked(field: Field, block: Floats) -> Floats:
     """Raise where a number is missing that must be there, or is out of range."""
     low, high = number_range(field)
+    if (outside := outside_range(field, block)) is not None:
+        raise BadInputError(f"{range_words(field)}: row {int(np.flatnonzero(outside)[0])}.")
     if block.size and low <= block.min() and block.max() <= high:  # NaN is in no range
         return block
     absent = np.isnan(block)

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from millrace.learners.protocol import Array, Floats, within
 from millrace.streams.formats.arrow import BATCH_BYTES, Batch, integers, kind_of, milliseconds, read_batches, settled
 from millrace.streams.formats.cloudevents import without_content_type
-from millrace.streams.formats.json_rows import Refused, Rows, checked_images, number_range
+from millrace.streams.formats.json_rows import (
+    Refused,
+    Rows,
+    checked_images,
+    number_range,
+    outside_range,
+    range_words,
+)
 from millrace.streams.formats.meaning import (
     INT64,
     REVISION,
@@ -127,6 +134,9 @@ class BatchCodec:
             columns = tuple(plain[:, at : at + 1] for at in range(len(self._names)))
         else:
             columns = tuple(_column(field, cells.get(field.name), n, faults) for field in self._schema.fields)
+            for field, column in zip(self._schema.fields, columns, strict=True):
+                if (outside := outside_range(field, column)) is not None:
+                    faults.say(outside, "out-of-range", range_words(field))
         y = _labels(self._schema.label, cells.get(self._schema.label.name), n, faults)
         weight = _weights(cells.get(self._schema.weight or ""), n, faults)
         t = self._times(batch, event, faults)
@@ -210,10 +220,7 @@ def _within(block: Floats, bounds: tuple[float, float], name: str, faults: Fault
     low, high = bounds
     if not within(block, low, high):
         wrong = np.asarray(~((low <= block) & (block <= high)).all(axis=1))
-        wrong = wrong if absent is None else wrong & ~absent
-        infinite = wrong & np.asarray(~(np.abs(block) <= LARGEST).all(axis=1))
-        faults.say(infinite, "not-finite", f"{name} is not within {low:g} to {high:g}")
-        faults.say(wrong & ~infinite, "out-of-range", f"{name} is not within {low:g} to {high:g}")
+        faults.say(wrong if absent is None else wrong & ~absent, "not-finite", f"{name} is not within {low:g} to {high:g}")
     return block
 
 

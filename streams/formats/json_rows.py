@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.protocol import COLUMNS, Array, Batch, Floats, within
+from millrace.learners.protocol import COLUMNS, Array, Batch, Floats
 from millrace.streams.formats.images import UnreadableImageError, check
 from millrace.streams.formats.meaning import (
     INT64,
@@ -152,6 +152,9 @@ class Codec:
             packed[field.name] if field.name in packed else _column(field, by_name[field.name], self.revision)
             for field in self._schema.fields
         )
+        for field, column in zip(self._schema.fields, fields, strict=True):
+            if outside_range(field, column) is not None:
+                raise RecordError("out-of-range", range_words(field))
         weight = _weights(by_name[self._schema.weight]) if self._schema.weight else np.ones(len(values))
         t = np.array([event.timestamp_ms for event in events], dtype=np.int64)
         y = self._labels(by_name[self._schema.label.name])
@@ -178,7 +181,7 @@ class Codec:
         """The packed cells as a matrix (rows, numbers), each column within its field's range."""
         block = np.frombuffer(b"".join(cells)).reshape(rows, len(self._bounds))
         if rows and not ((self._bounds[:, 0] <= block.min(axis=0)) & (block.max(axis=0) <= self._bounds[:, 1])).all():
-            raise RecordError(range_reason(block), "a number is not finite, or not within its field's range")  # NaN fails both
+            raise RecordError("not-finite", f"a number is not finite, or beyond {LARGEST:g}")  # NaN fails both
         return block
 
     def _values(self, events: Sequence[Event]) -> list[bytes]:
@@ -280,12 +283,24 @@ def checked_images(field: Field, cells: Sequence[bytes]) -> Array:
 
 
 def number_range(field: Field) -> tuple[float, float]:
-    """Values that a field takes; scaled, they stay below LARGEST, beyond which a learner refuses them."""
-    low, high = (field.low, field.high) if field.outside == "reject" else (-LARGEST, LARGEST)
+    """Values that stay below LARGEST when the feature stage centres and scales them: a learner refuses what does not."""
     if (field.center, field.scale) == (0.0, 1.0):
-        return low, high
+        return -LARGEST, LARGEST
     most = LARGEST * (1 - 1e-9)  # room for the rounding of (value - center) / scale
-    return max(low, field.center - most * field.scale), min(high, field.center + most * field.scale)
+    return max(-LARGEST, field.center - most * field.scale), min(LARGEST, field.center + most * field.scale)
+
+
+def outside_range(field: Field, column: Array) -> Array | None:
+    """Which rows (n,) of a field's numbers (n, size) it rejects, by its low and high; None where it rejects none."""
+    if not field.is_number or field.outside != "reject" or (field.low, field.high) == (-LARGEST, LARGEST):
+        return None
+    outside = ((column < field.low) | (column > field.high)).any(axis=1)
+    return np.asarray(outside) if outside.any() else None
+
+
+def range_words(field: Field) -> str:
+    """Why such a row is rejected."""
+    return f"{field.name} is not within its low and high, {field.low:g} to {field.high:g}"
 
 
 def _numbers(cells: Sequence[Any], absent: Sequence[bool], bounds: tuple[float, float] = (-LARGEST, LARGEST)) -> Floats:
@@ -297,13 +312,8 @@ def _numbers(cells: Sequence[Any], absent: Sequence[bool], bounds: tuple[float, 
 
 def _finite(numbers: Floats, low: float, high: float) -> Floats:
     if numbers.size and not (low <= numbers.min() and numbers.max() <= high):  # NaN fails both
-        raise RecordError(range_reason(numbers), f"a number is not finite, or not within {low:g} to {high:g}")
+        raise RecordError("not-finite", f"a number is not finite, or not within {low:g} to {high:g}")
     return numbers
-
-
-def range_reason(numbers: Floats) -> str:
-    """Why numbers of which some are out of bounds are refused: NaN is there only where it must not be."""
-    return "out-of-range" if within(numbers, -LARGEST, LARGEST) else "not-finite"
 
 
 def _weights(cells: Sequence[Any]) -> Floats:
