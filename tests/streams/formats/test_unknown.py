@@ -71,7 +71,7 @@ def as_avro() -> list[bytes]:
 def test_unknown_keys_are_refused_by_name_or_ignored(values, tmp_path: Path) -> None:
     """Ignored, the rows are those without the keys, bit for bit; what was let in so is read so again."""
     refused = contents(tmp_path, "reject").decode(events(values()))[1]
-    assert {one.reason for one in refused} == ({"unknown-schema"} if values is as_avro else {"unknown-field"})
+    assert {one.reason for one in refused} == ({"wrong-type"} if values is as_avro else {"unknown-field"})
     bare, _ = contents(tmp_path, "reject").decode(events([json.dumps(row).encode() for row in ROWS]))
     for codec in (contents(tmp_path, "ignore"), contents(tmp_path, "reject").without_limit):
         rows, bad = codec.decode(events(values()))

@@ -7,6 +7,7 @@ import itertools
 import pytest
 from branches import Rooms, SteppedClock, dies, everything, fold_spec, run_to_end
 from flipped import FLIP, ROWS, STEPS, alarms, entries, flipped, rooms, watching, worker_in
+from msgspec.structs import replace
 
 from millrace.learners.errors import LearnerError
 from millrace.streams.branch.branch import refold
@@ -91,7 +92,9 @@ def test_a_raised_rate_is_journaled_with_its_rows_and_proved() -> None:
 @pytest.mark.parametrize(("op", "says"), [("discount", "cannot discount"), ("raise-rate", "has no rate to be raised")])
 def test_an_act_that_the_learner_cannot_do_is_refused_when_it_is_folded(op: str, says: str) -> None:
     """It was written by a release whose learner could."""
-    fold = fold_spec("chain").fold(next(counted(begun().journal, "main", Cursor())))
+    fork = next(counted(begun().journal, "main", Cursor()))
+    how = fold_spec("chain")
+    fold = how.fold(replace(fork, learner_revision=how.make_learner().revision))
     args = {"keep": 0.1} if op == "discount" else {"factor": 2.0, "rows": 3}
     with pytest.raises(LearnerError, match=says):
         fold.act(Act(branch="main", seq=2, epoch=1, op=op, args=args, cause="detector", evidence="main.1"))
