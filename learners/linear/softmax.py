@@ -77,6 +77,7 @@ class Softmax:
         self.config, self.d = config, d
         self._weights, self._intercept = np.zeros((d, 0)), np.zeros(0)
         self._scale = Scale(d, config.warm_up_rows)
+        self._clipped = np.zeros(d, dtype=np.int64)  # (d,) learned values beyond CLIP deviations
         self._classes: dict[str, int] = {}  # name -> column, in order of first appearance
         self._factor, self._raised_rows = 1.0, 0  # rows left whose steps are ``factor`` times as large
         self._waiting: tuple[Floats, Array, Floats] = (np.zeros((0, d)), np.zeros(0, dtype=object), np.zeros(0))  # x, y, r
@@ -104,7 +105,9 @@ class Softmax:
         added = (0, len(self._classes) - len(self._intercept))
         self._weights, self._intercept = np.pad(self._weights, ((0, 0), added)), np.pad(self._intercept, added)
         self._scale.take(x)
-        z = np.clip((x - self._scale.mean) / self._scale.deviation, -CLIP, CLIP)
+        z = (x - self._scale.mean) / self._scale.deviation
+        self._clipped = self._clipped + (np.abs(z) > CLIP).sum(axis=0)
+        z = np.clip(z, -CLIP, CLIP)
         factor = np.where(np.arange(len(x)) < self._raised_rows, self._factor, 1.0)
         self._raised_rows = max(0, self._raised_rows - len(x))
         of_weights, of_intercept = gradient((self._weights, self._intercept), z, columns, weight * factor)
@@ -125,6 +128,10 @@ class Softmax:
         """Probabilities (n, C). Raises: BadInputError where ``batch.x`` is not finite numbers (n, d)."""
         return self._servable.predict_many(batch)
 
+    def noticed(self) -> dict[str, dict[int, int]]:
+        """How many learned values were clipped, by column."""
+        return {"clipped": {int(at): int(self._clipped[at]) for at in np.flatnonzero(self._clipped)}}
+
     def servable(self) -> LinearServable:
         """The weights after the last step, for x as it comes in; immutable."""
         return self._servable
@@ -143,6 +150,7 @@ class Softmax:
         waiting = zip(("x", "y", "weight"), self._waiting, strict=True)
         steps: dict[str, Value] = {"weights": self._weights.copy(), "intercept": self._intercept.copy()}
         raised = {"factor": self._factor, "raised_rows": self._raised_rows, "classes": list(self._classes)}
+        steps["clipped"] = self._clipped.copy()
         columns = {f"waiting_{name}": np.array(column) for name, column in waiting}
         return State(self._shape() | steps | raised | columns | self._scale.state())
 
@@ -157,6 +165,7 @@ class Softmax:
         self._classes = {name: column for column, name in enumerate(truth["classes"])}
         self._factor, self._raised_rows = truth["factor"], truth["raised_rows"]
         self._scale.load(truth)
+        self._clipped = np.array(truth["clipped"])
         self._serve()
 
     def _shape(self) -> dict[str, Value]:

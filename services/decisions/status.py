@@ -67,7 +67,8 @@ def _merged(instance: Instance, branch: str) -> dict[str, Any]:
     if not shards:
         return {}
     shard_facts = [status(instance, shard) for shard in shards]
-    labels = [name for name in shard_facts[0] if name.startswith("labels_")]
+    added_up = ("labels_", "clipped_", "far_out_", "outside_")
+    labels = sorted({name for facts_of_shard in shard_facts for name in facts_of_shard if name.startswith(added_up)})
     facts = {
         name: sum(facts_of_shard.get(name, 0) for facts_of_shard in shard_facts)
         for name in ("lag_rows", "records", *COUNTED, "waiting", *labels)

@@ -10,8 +10,9 @@ Source: docs/design/overview.md#features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 from zlib import crc32
 
@@ -122,7 +123,17 @@ class Features:
         """Encoded rows as a learner learns them, one after the other; the tables learn them, too."""
         if not len(batch):
             return batch
-        return join([self._learn(batch.rows(start, stop)) for start, stop in self.scale.cuts(len(batch))])
+        return join(
+            [piece for start, stop in _runs(batch.weight, len(batch)) for piece in self._pieces(batch.rows(start, stop))]
+        )
+
+    def _pieces(self, run: Batch) -> Iterator[Batch]:
+        """Rows that all count, or none of which does: one of weight 0 is put as it would be answered, and moves nothing."""
+        if run.weight is not None and run.weight[0] == 0.0:
+            yield self.answer(run)
+            return
+        for start, stop in self.scale.cuts(len(run), self._rows):
+            yield self._learn(run.rows(start, stop))
 
     def retabled(self, rows: Batch, _before: Mapping[str, Value]) -> Batch:
         """Encoded rows that wait, for other tables than those they were read under: they are the same for all."""
@@ -139,7 +150,7 @@ class Features:
         counted = {what: self._by_field(counts) for what, counts in columns.items()}
         return {what: {name: count for name, count in fields.items() if count} for what, fields in counted.items()}
 
-    def by_field(self, reasons: Mapping[int, str]) -> dict[str, str]:
+    def by_field(self, reasons: Mapping[int, Any]) -> dict[str, Any]:
         """What is said of columns of x, by field and, in a field of several, by the number within it."""
         owners = [(place, at) for place in self.places for at in range(place.field.width)]
         named = {}
@@ -177,7 +188,7 @@ class Features:
             low, high = (take.reduce(values, axis=0, initial=end) for take, end in ((np.fmin, np.inf), (np.fmax, -np.inf)))
         else:
             low, high = values.min(axis=0), values.max(axis=0)
-        if self._far_values(np.stack([low, high])).any():
+        if self._far_values(np.where(np.isfinite([low, high]), [low, high], np.nan)).any():
             self._far = self._far + self._far_values(values).sum(axis=0)
         self._rows += len(values)
         self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
@@ -234,7 +245,8 @@ class Features:
         low, high = np.where(seen, self._low, 0.0), np.where(seen, self._high, 0.0)
         most = np.maximum(np.abs(low), np.abs(high))
         span = np.where(high > low, high - low, np.where(most > 0.0, most, 1.0))
-        return np.asarray(seen & ((values < low - FAR * span) | (values > high + FAR * span)))
+        beyond = (values < low - FAR * span) | (values > high + FAR * span)
+        return np.asarray(np.where(seen, beyond, ~np.isnan(values)))  # any value is far out where none was ever seen
 
     def _by_field(self, counts: Array) -> dict[str, int]:
         """Counts (k,) of the numeric columns, added up by field."""
@@ -277,6 +289,14 @@ class Features:
         """The mean of x from a sum of values, which older states have."""
         field = next(place.field for place in self._filled if place.field.name == name)
         return Mean((total - count * field.center) / field.scale, count)
+
+
+def _runs(weight: Floats | None, rows: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows that count, and of rows of weight 0."""
+    if weight is None or weight.all():
+        return iter([(0, rows)])
+    ends = np.flatnonzero(np.diff(weight > 0.0)) + 1
+    return pairwise([0, *ends.tolist(), rows])
 
 
 COUNTED: dict[str, Callable[[Sequence[Any]], Any]] = {  # tables that count learned rows, and how those of workers are joined

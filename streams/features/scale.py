@@ -15,8 +15,8 @@ are learned, at fixed counts of them, so that nothing depends on how rows were g
 ``declared`` is for workers whose learners are merged and that must scale alike without seeing each other's rows: a field that
 declares a center and a scale is clipped to 10 of its scales, and nothing else is.
 
-``standardise`` moves the mean to 0 and the deviation to 1 besides: for learners by steps, whose rate would depend on units. A
-feature that has not varied yet is 0.
+``standardise`` moves the mean to 0 and the deviation to 1 besides, and clips to 10 deviations whatever the range: for learners
+by steps, whose rate would depend on units. A feature that has not varied yet is 0.
 
 Source: Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance", The American Statistician 37 (3), 1983, (2.1);
 docs/design/overview.md#scale.
@@ -113,14 +113,12 @@ class Scale:
         self._last, self._changes = np.full(width, np.nan), np.zeros(width, dtype=np.int64)  # rows unlike the row before
         self._bound()
 
-    def cuts(self, rows: int) -> Iterator[tuple[int, int]]:
-        """``rows`` learned rows in pieces that end where a look is due."""
-        if self.scaling in FIXED:
-            yield from [(0, rows)] if rows else []
-            return
-        at, learned = 0, self._known.rows + self._came.rows
+    def cuts(self, rows: int, learned: int) -> Iterator[tuple[int, int]]:
+        """``rows`` rows that come after ``learned`` ones, in pieces that end where a look is due."""
+        at = 0
         while at < rows:
-            stop = min(rows, at + self._next_look(learned + at) - learned - at)
+            looks = self.scaling not in FIXED or learned + at < LOOK_ROWS
+            stop = min(rows, at + self._next_look(learned + at) - learned - at) if looks else rows
             yield at, stop
             at = stop
 
@@ -144,6 +142,8 @@ class Scale:
             counted = Moments.of(kept, same | self._sparse)
             self._outside, self.clipped = self._outside + (~same).sum(axis=0), self.clipped + (~same).sum(axis=0)
         given = self._standardised(kept)
+        if self.scaling == "standardise":
+            self.clipped = self.clipped + ((np.abs(given) == DEVIATIONS) & (kept == x)).sum(axis=0)
         if self.scaling not in FIXED:
             self._count(x, came, counted)
         return given

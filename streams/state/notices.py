@@ -36,7 +36,9 @@ def noticed(features: Features, learner: Learner, totals: ClassScores | ValueSco
     own = dict(learner.noticed()) if isinstance(learner, Notices) else {}
     own["residual"] = float(getattr(learner, "residual", 0.0))  # of learners that solve
     dropped = features.by_field(learner.warnings()) if isinstance(learner, Warns) else {}
+    clipped = features.by_field(own.pop("clipped", {}))  # of learners that clip by themselves
     seen: dict[str, Any] = features.counts() | {"dropped": dropped} | own
+    seen["clipped"] |= clipped
     if (errors := errors_over_baseline(totals)) > ERRORS:
         seen["errors_over_baseline"] = errors
     if seen["residual"] <= RESIDUAL:

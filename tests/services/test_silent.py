@@ -252,6 +252,39 @@ def test_rows_that_wait_for_their_label_are_completed_when_it_comes(tmp_path: Pa
     assert pipeline.status().facts["labels_joined"] == 150 and np.allclose(answers, asked @ weights + intercept, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["ridge", "river"])
+def test_rows_of_weight_0_move_nothing(tmp_path: Path, kind: str) -> None:
+    """Neither means nor scale: the answers are those of the same rows without them."""
+    rng = np.random.default_rng(10)
+    x, heavy = rng.standard_normal(1000), np.arange(1000) % 20 != 0
+    values = np.where(heavy, x, 1e6)
+    answers, clipped = [], []
+    for name, kept in (("all", np.ones(1000, dtype=bool)), ("heavy", heavy)):
+        more = {"learner__model": "linear_model.LinearRegression"} if kind == "river" else {"learner__solve_rows": 50}
+        flags = {name.replace("__", "."): value for name, value in more.items()} | {"weight": "w"}
+        pipeline = Pipeline.build(name, [Field("a", missing="mean")], Label("y", "number"), kind, settings=flags, home=tmp_path)
+        rows = zip(values[kept].tolist(), (3.0 * x[kept]).tolist(), heavy[kept].astype(float).tolist(), strict=True)
+        pipeline.append([{"a": a, "y": y, "w": w} for a, y, w in rows])
+        pipeline.learn()
+        answers.append(pipeline.predict([{"a": 1.0}, {"a": 2.0}, {"a": None}]).scores[:, 0])
+        clipped.append({name: count for name, count in pipeline.status().facts.items() if name in ("clipped_a", "far_out_a")})
+    assert clipped[0] == clipped[1] and np.allclose(*answers, rtol=0.02, atol=0.02) and abs(answers[0][1] - 6.0) < 0.3
+
+
+@pytest.mark.parametrize(("kind", "far"), [("softmax", 1e6), ("river", 1e6)])
+def test_what_a_learner_by_steps_clips_is_named(tmp_path: Path, kind: str, far: float) -> None:
+    """Outliers in the first batch too, which the range would else swallow."""
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal((600, 2))
+    x[100:108, 0] = far
+    more = {"learner__model": "linear_model.LogisticRegression"} if kind == "river" else {"learner__warm_up_rows": 64}
+    pipeline = classes(tmp_path, kind, **more)
+    pipeline.append(rows_of(x, np.where(x[:, 1] > 0, "high", "low")))
+    pipeline.learn()
+    facts = pipeline.status().facts
+    assert facts["far_out_a"] == 8 and facts["clipped_a"] >= 8 and "clipped_b" not in facts
+
+
 def test_scaling_is_what_the_table_says_for_every_kind() -> None:
     """Analytic kinds clip, river's linear models are standardised, shards clip what declares center and scale."""
 

@@ -54,7 +54,7 @@ def learned(scale: Scale, values: Floats, pieces: list[int]) -> Floats:
     out, at = [np.zeros((0, 1))], 0
     for size in [*pieces, len(values)]:
         block = values[at : at + size, None]
-        out += [scale.learn(block[start:stop]) for start, stop in scale.cuts(len(block))]
+        out += [scale.learn(block[start:stop]) for start, stop in scale.cuts(len(block), at)]
         at += len(block)
     return np.concatenate(out)[:, 0]
 
