@@ -58,7 +58,8 @@ def expiry_facts(instance: Instance) -> dict[str, Any]:
         return {"retention": f"{hours:g} hours in topics made here, by the brokers, read or not"}
     facts: dict[str, Any] = {"retention": f"{hours:g} hours after appending"} | _oldest(store, _partitions(instance))
     outlived = _outlived(instance, store)
-    holding = [(tp, *held) for tp, stop in outlived.items() if (held := _holder(instance, tp, stop)) is not None]
+    needed = _needed(instance) if outlived else {}
+    holding = [(tp, *held) for tp, stop in outlived.items() if (held := _holder(needed, tp, stop)) is not None]
     if holding:
         tp, branch, at = holding[0]
         count = sum(outlived[other] - store.bounds(other)[0] for other, _, _ in holding)
@@ -76,9 +77,9 @@ def _oldest(store: Log, partitions: list[str]) -> dict[str, Any]:
     return {"oldest_record": f"{tp} offset {store.bounds(tp)[0]}, appended {when}"}
 
 
-def _holder(instance: Instance, tp: str, stop: int) -> tuple[str, int] | None:
+def _holder(needed: dict[str, Position], tp: str, stop: int) -> tuple[str, int] | None:
     """The branch that needs the oldest record of a partition before ``stop``, and where it goes on."""
-    at = {branch: position[tp] for branch, position in _needed(instance).items() if tp in position}
+    at = {branch: position[tp] for branch, position in needed.items() if tp in position}
     branch = min(at, key=at.__getitem__, default=None)
     return None if branch is None or at[branch] >= stop else (branch, at[branch])
 
