@@ -83,7 +83,7 @@ class Features:
         filled = [place.field for place in self._filled if scaling not in FIXED or place.field.missing == "mean"]
         self.means = {field.name: Mean() for field in filled}
         self.slots: dict[str, list[str]] = {place.field.name: [] for place in self._growing}
-        self._least, self._most, self._goes = _declared_range(self.places)
+        self._least, self._most, self._goes_missing = _declared_range(self.places)
         self._ranged = bool(np.isfinite(self._least).any() or np.isfinite(self._most).any())
         self._outside = np.zeros(len(self._numeric), dtype=np.int64)  # values of learned rows that were outside low and high
         self.scale = Scale(scaling, len(self._numeric), np.array(_declared(self.places), dtype=bool))
@@ -142,12 +142,12 @@ class Features:
     def far_out(self, x: Floats) -> list[str]:
         """The fields in which an encoded row of x (n, d) has a value far outside everything learned so far."""
         far = np.asarray(self._far_values(self._of_numeric(x)).any(axis=0))
-        return [name for name, count in self._by_field(far).items() if count]
+        return [name for name, count in self._totals(far).items() if count]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many values of learned rows were far out, and how many were clipped, by field; only fields that had some."""
         columns = {"outside": self._outside, "far_out": self._far, "clipped": self.scale.clipped}
-        counted = {what: self._by_field(counts) for what, counts in columns.items()}
+        counted = {what: self._totals(counts) for what, counts in columns.items()}
         return {what: {name: count for name, count in fields.items() if count} for what, fields in counted.items()}
 
     def by_field(self, reasons: Mapping[int, Any]) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class Features:
         if self._ranged:
             values = out[:, self._numeric]
             outside = (values < self._least) | (values > self._most)
-            out[:, self._numeric] = np.where(outside & self._goes, np.nan, np.clip(values, self._least, self._most))
+            out[:, self._numeric] = np.where(outside & self._goes_missing, np.nan, np.clip(values, self._least, self._most))
         return out
 
     def _absent(self, x: Floats) -> dict[str, Array]:
@@ -248,7 +248,7 @@ class Features:
         beyond = (values < low - FAR * span) | (values > high + FAR * span)
         return np.asarray(np.where(seen, beyond, ~np.isnan(values)))  # any value is far out where none was ever seen
 
-    def _by_field(self, counts: Array) -> dict[str, int]:
+    def _totals(self, counts: Array) -> dict[str, int]:
         """Counts (k,) of the numeric columns, added up by field."""
         owners = [place.field.name for place in self.places for _ in _numeric_columns(place)]
         totals = dict.fromkeys(owners, 0)

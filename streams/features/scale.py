@@ -186,10 +186,6 @@ class Scale:
         self._low, self._high = np.where(varies, low, -np.inf), np.where(varies, high, np.inf)
         self._bounded = bool(varies.any())
 
-    def bounds(self) -> tuple[Floats, Floats]:
-        """Least and largest value (width,) that is not clipped; infinite where there is no bound."""
-        return self._low, self._high
-
     def state(self) -> dict[str, Value]:
         """A copy of everything; empty where nothing is scaled."""
         if self.scaling in FIXED:
