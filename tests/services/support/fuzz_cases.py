@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import csv
 import json
-import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import fastavro
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from clipped_rows import RowByRow
 from other_writers import avro_bytes, header, stream_of
 
 from millrace.services.data.send import values_of
@@ -113,39 +113,6 @@ def drawn(seed: int, lists: bool) -> Rows:
 # What is due.
 
 
-class Clip:
-    """The bounds of one column, a row at a time."""
-
-    def __init__(self) -> None:
-        self.counted: list[tuple[float, bool]] = []
-        self.recent: list[tuple[float, float]] = []
-        self.low, self.high = -math.inf, math.inf
-        self.last, self.changes, self.sparse = math.nan, 0, False
-
-    def row(self, value: float) -> float:
-        """What is learned for a value."""
-        kept = min(max(value, self.low), self.high)
-        self.changes, self.last = self.changes + (value != self.last), value
-        self.recent.append((value, kept))
-        if (len(self.counted) + len(self.recent)) % 256 == 0:
-            self.look()
-        return kept
-
-    def look(self) -> None:
-        """New bounds."""
-        moved = sum(came != kept for came, kept in self.recent) > 0.05 * len(self.recent)
-        self.counted += [(came, True) if moved else (kept, came == kept or self.sparse) for came, kept in self.recent]
-        self.recent = []
-        values = np.array([value for value, _ in self.counted])
-        mean, deviation = values.mean(), values.std()
-        if deviation > 1e-15 * abs(mean):
-            ranged = [value for value, counts in self.counted if counts]
-            self.sparse = self.changes <= 0.5 * len(values)
-            room = (max(ranged) - min(ranged)) * (1000 if self.sparse else 1)
-            self.low = min(mean - 10 * deviation, min(ranged) - room)
-            self.high = max(mean + 10 * deviation, max(ranged) + room)
-
-
 def features_due(rows: Rows) -> np.ndarray:
     """x (n, d) as each row is to be learned."""
     return np.column_stack([part for field in rows.schema.fields for part in columns_due(field, rows.columns[field.name])])
@@ -158,9 +125,9 @@ def columns_due(field: Field, cells: list[Any]) -> list[np.ndarray]:
         places = [slots.index(cell) if cell in slots else field.max for cell in cells]
         return [np.array([float(place == slot) for place in places]) for slot in range(field.width)]
     if field.size > 1:
-        clips = [Clip() for _ in range(field.size)]
+        clips = [RowByRow() for _ in range(field.size)]
         return [np.array([clip.row(cell[at]) for cell in cells]) for at, clip in enumerate(clips)]
-    clip, total, count, learned = Clip(), 0.0, 0, []
+    clip, total, count, learned = RowByRow(), 0.0, 0, []
     for cell in cells:
         value = (total / count if count else 0.0) if cell is None else float(cell)
         total, count = total + (0.0 if cell is None else value), count + (cell is not None)
