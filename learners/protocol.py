@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ class Batch:
     t: NDArray[np.int64] | None = column(missing=0)  # (n,) milliseconds since 1970, the records' timestamps
     weight: Floats | None = column(missing=1.0)  # (n,) >= 0, more counts more; None: every row weighs 1
     names: Array | None = column(missing=None)  # (n, g) str | None objects, categories whose columns of x are not known yet
+    asked: Array | None = column(missing=None)  # (n,) str | None objects, what was answered when it was asked; memory/asked.py
 
     def __len__(self) -> int:
         return len(self.x)
@@ -129,6 +130,22 @@ class Servable(Protocol):
         """Arrays and plain values from which the same servable is made again."""
 
 
+class Corrected(NamedTuple):
+    """Answers, and what they are made of, all (n, C)."""
+
+    scores: Floats  # as answered
+    answers: Floats  # before they were corrected
+    errors: Floats  # by which those are held to be wrong, of which a share was added
+
+
+@runtime_checkable
+class Corrects(Protocol):
+    """A servable that corrects answers, and must be told later what they were."""
+
+    def corrected(self, batch: Batch) -> Corrected:
+        """As ``predict_many``, with what the answers are made of."""
+
+
 class Learner(Protocol):
     """The five methods. ``revision`` is raised when the same rows would lead to another state."""
 
@@ -209,6 +226,14 @@ class Notices(Protocol):
 
     def noticed(self) -> dict[str, Any]:
         """How much of that there was, by the names of ``streams/state/notices.py``."""
+
+
+@runtime_checkable
+class HasFigures(Protocol):
+    """A learner that knows figures of its own, beside the scores of its answers."""
+
+    def figures(self) -> dict[str, Any]:
+        """Numbers by name, for `status` and every output."""
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +16,9 @@ from millrace.learners.analytic.slda import SldaConfig, slda
 from millrace.learners.errors import MillraceError
 from millrace.learners.linear.servable import LinearServable, to_onnx
 from millrace.learners.linear.softmax import Softmax, SoftmaxConfig
+from millrace.learners.memory.abilities import remembering
+from millrace.learners.memory.config import Remembering
+from millrace.learners.memory.servable import MemoryServable
 from millrace.learners.protocol import Learner, Scaling, Servable, Value
 from millrace.learners.replay.derpp import Derpp, DerppConfig
 from millrace.learners.replay.er import Er, ErConfig
@@ -112,3 +115,28 @@ LEARNERS: dict[str, Algorithm] = {
     "pec": _network(PecConfig, Pec),
     "river": Algorithm(RiverConfig, River, RiverServable.from_arrays, None, through_python=True, scaling=scaling_of),
 }
+
+WITH_MEMORY = "+memory"  # behind the kind of a learner that has an error memory around it
+
+
+def algorithm_of(kind: str) -> Algorithm:
+    """The algorithm of a kind, ``ridge`` or ``ridge+memory``. Raises: KeyError where there is none."""
+    base = kind.removesuffix(WITH_MEMORY)
+    return LEARNERS[kind] if base == kind else _with_memory(LEARNERS[base])
+
+
+def _with_memory(base: Algorithm) -> Algorithm:
+    """The same learner with an error memory around it. It has no ONNX form, and no exact merge."""
+
+    def learner(config: Remembering, d: int, seed: int) -> Learner:
+        return remembering(base.learner(config.base, d, seed), config, d, seed)
+
+    return replace(
+        base,
+        config=Remembering,
+        learner=learner,
+        servable=lambda arrays: MemoryServable.from_arrays(arrays, base.servable),
+        onnx=None,
+        merge=None,
+        scaling=lambda config: base.scaling(config.base),
+    )

@@ -18,6 +18,7 @@ ARROWS: Mapping[str, str] = {
     "learners/linear": "learners",
     "streams": "learners",
     "learners/analytic": "learners learners/linear",
+    "learners/memory": "learners learners/linear",
     "learners/replay": "learners learners/linear",
     "learners/river_adapter": "learners learners/linear",
     "services": "learners streams",
@@ -25,9 +26,9 @@ ARROWS: Mapping[str, str] = {
     "streams/journal": "streams",
     "streams/kafka": "learners streams",
     "streams/sqlite": "learners streams",
-    "learners/table": "learners learners/analytic learners/linear learners/replay learners/river_adapter",
+    "learners/table": "learners learners/analytic learners/linear learners/memory learners/replay learners/river_adapter",
     "streams/features": "learners streams streams/formats",
-    "streams/labels": "learners streams streams/formats",
+    "streams/labels": "learners learners/memory streams streams/formats",
     "streams/state": (
         "learners learners/drift learners/evaluation streams streams/features streams/formats streams/journal streams/labels"
     ),
@@ -38,8 +39,8 @@ ARROWS: Mapping[str, str] = {
     "services/python": "learners streams streams/branch streams/formats streams/labels",
     "streams/worker": "streams streams/branch streams/formats streams/journal streams/labels streams/state",
     "services/config": (
-        "learners learners/drift learners/table streams streams/features streams/kafka streams/labels streams/state "
-        "streams/worker"
+        "learners learners/drift learners/memory learners/table streams streams/features streams/kafka streams/labels "
+        "streams/state streams/worker"
     ),
     "services/pipeline": (
         "learners learners/table services services/config streams streams/branch streams/features streams/formats "

@@ -34,9 +34,14 @@ class Scale:
         self._taken = 0
         self._rows = rows  # >= 1
 
+    @property
+    def complete(self) -> bool:
+        """Whether it stands for good."""
+        return self._taken >= self._rows
+
     def take(self, x: Floats) -> None:
         """Let rows (n, d) count, unless there were enough before."""
-        if self._taken >= self._rows:
+        if self.complete:
             return
         if not self._taken:
             self._first = x[0].copy()

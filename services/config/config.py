@@ -20,7 +20,8 @@ import msgspec
 from millrace.learners.declaration import declared, declared_keys
 from millrace.learners.drift.alarms import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
-from millrace.learners.table import LEARNERS
+from millrace.learners.memory.config import MemoryConfig, Remembering
+from millrace.learners.table import LEARNERS, WITH_MEMORY
 from millrace.services.config.names import NAME_CHARACTERS
 from millrace.services.config.sections import BatchConfig, LogConfig, MlflowConfig, ServingConfig, VersionsConfig
 from millrace.streams.features.backbone import located
@@ -44,6 +45,7 @@ class Pipeline:
     fields: tuple[Field, ...]  # the features of a row, in the order of their columns; at least one
     label: Label  # what is to be predicted
     learner: dict[str, Any]  # its kind, and the keys of that kind
+    memory: MemoryConfig | None = None  # an error memory around the learner; without it answers are the learner's own
     weight: str | None = None  # the row's key that holds its weight, a number from 0, more counts more; without it: 1
     # a record with a key that neither fields, label nor weight name: "reject" it as a dead letter, or "ignore" the key; may be
     # changed at any time, and holds for what is read from then on
@@ -93,6 +95,11 @@ class Pipeline:
             raise ValueError(f"log.retention_hours = {hours}: must outlast the labels' horizon and grace, {needed} ms")
 
     @property
+    def kind(self) -> str:
+        """The learner's kind, and whether a memory is around it: the name under which its algorithm is looked up."""
+        return str(self.learner["kind"]) + (WITH_MEMORY if self.memory is not None else "")
+
+    @property
     def schema(self) -> Schema:
         """Fields, label, weight."""
         return Schema(self.fields, self.label, self.weight)
@@ -118,6 +125,7 @@ class Pipeline:
         learner = declared_keys(LEARNERS[self.learner["kind"]].config, self.learner)
         tables = {"batch": self.batch, "labels": self.labels, "evaluate": self.evaluate}
         optional_tables: dict[str, Any] = {name: declared(table) for name, table in tables.items() if table is not None}
+        optional_tables |= {} if self.memory is None else {"memory": declared(self.memory)}
         optional_tables |= {} if self.drift is None else {"drift": self.drift.declared}
         optional_tables |= {} if self.shards == 1 else {"shards": self.shards}
         return msgspec.json.encode({"learner": learner, "seed": self.seed} | optional_tables, order="sorted")
@@ -132,6 +140,12 @@ class Loaded:
     origin: dict[str, str]  # dotted key -> where it was set; defaults are not listed
     path: Path = Path()  # the file
     flags: tuple[str, ...] = ()
+
+    @property
+    def learner_config(self) -> Any:
+        """What the learner is made of: its config record, with the memory's where there is one."""
+        memory = self.pipeline.memory
+        return self.learner if memory is None else Remembering(self.learner, memory)
 
 
 def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
@@ -171,6 +185,7 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
         )
     learner = _convert(learner_keys | task, LEARNERS[kind].config, "learner", path)
     _refuse_unable(pipeline.drift, kind, path)
+    _refuse_memory(pipeline, learner, path)
     if pipeline.shards > 1:
         _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
     fields = located(pipeline.fields, path.parent)
@@ -186,6 +201,16 @@ def _refuse_unable(drift: DriftConfig | None, kind: str, path: Path) -> None:
             f"{path}: drift.act = {drift.act!r}: learner {kind} cannot do that ({need} is none of its abilities). "
             f"With it there are: {', '.join(offered)}."
         )
+
+
+def _refuse_memory(pipeline: Pipeline, learner: Any, path: Path) -> None:
+    """Raise where a memory could not be published, or not be merged."""
+    if pipeline.memory is not None:
+        outputs = 1 if pipeline.label.task == "regress" else max(2, len(getattr(learner, "classes", ())))
+        try:
+            pipeline.memory.refuse_unservable(pipeline.schema.width, outputs, pipeline.shards)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}.") from error
 
 
 def _refuse_unmergeable(kind: str, learner: Any, location: str) -> None:

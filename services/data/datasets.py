@@ -140,6 +140,13 @@ DATA_SETS: dict[str, DataSet] = {
         Label("attack"),
         tables.nsl_kdd,
     ),
+    "spam": DataSet(
+        "mails in the order in which they came, 500 yes-or-no marks of common words: spam or not; drifts",
+        (Field("x", size=tables.COMMON_WORDS),),
+        Label("spam", "integer"),
+        tables.spam,
+        ridge={"decay": 0.9995, "gamma": 10.0},
+    ),
     "keystroke": DataSet(
         "typing rhythm of four people, whose habits drift",
         (Field("x", size=10),),

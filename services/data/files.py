@@ -16,6 +16,7 @@ from millrace.streams.formats.arrow import parquet_table
 from millrace.streams.schema import Field, Label
 
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+COMMON_WORDS = 500
 HELD_OUT_ROWS = 2000  # at most, of a test set: enough for an accuracy to half a point
 LAST_JOINS_AT = 0.7  # of the time of a stream of joining classes; about half of its rows come later
 
@@ -114,6 +115,21 @@ def mnist(seed: int) -> Table:
 def arrays(path: str, seed: int) -> Table:
     """The arrays x and y of a file, in the file's order."""
     return _in_order(dict(_npz(path)))
+
+
+def spam(seed: int) -> Table:
+    """Which of the 500 words that are in most of the first tenth of the mails are in each mail, as ``x``, in the file's order."""
+    parts = _npz("spam/spam_csr.npz")
+    rows, words, ends = len(parts["y"]), parts["indices"], parts["indptr"]
+    counts = np.bincount(words[: ends[rows // 10]], minlength=int(parts["shape"][1]))
+    commonest = np.argsort(-counts, kind="stable")[:COMMON_WORDS]
+    place = np.full(len(counts), -1)
+    place[commonest] = np.arange(COMMON_WORDS)
+    of_mail = np.repeat(np.arange(rows), np.diff(ends))
+    known = place[words] >= 0
+    x = np.zeros((rows, COMMON_WORDS), dtype=np.int64)
+    x[of_mail[known], place[words[known]]] = 1
+    return _in_order({"x": x, "spam": parts["y"].astype(np.int64)})
 
 
 def metro_traffic(seed: int) -> Table:

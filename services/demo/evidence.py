@@ -13,7 +13,7 @@ import numpy as np
 
 from millrace.learners.drift.alarms import Alarm
 from millrace.learners.protocol import Array
-from millrace.learners.table import LEARNERS
+from millrace.learners.table import algorithm_of
 from millrace.services.config.names import BRANCH
 from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import Instance
@@ -272,7 +272,7 @@ def _score(instance: Instance, parts: dict[str, dict[str, Any]], rows: Rows) -> 
     """What a version's servable scores on rows, with the feature tables as they were then."""
     features = Features(instance.fold_spec.schema)
     features.load(parts["features"])
-    servable = LEARNERS[instance.fold_spec.learner].servable(parts["serve"])
+    servable = algorithm_of(instance.fold_spec.learner).servable(parts["serve"])
     scores = servable.predict_many(features.answer(features.encode(rows)))
     if instance.loaded.pipeline.label.task == "regress":
         return float(np.abs(scores[:, 0] - rows.y).mean())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from millrace.learners.errors import ConfigError, MillraceError
-from millrace.learners.table import LEARNERS
+from millrace.learners.table import algorithm_of
 from millrace.services.pipeline.bundle import Bundle, Parts, identity_of, open_parts
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.branch import load_part
@@ -61,7 +61,7 @@ class Archive:
         Raises: as ``version``.
         """
         parts = self.parts(self.mark(version))
-        if not LEARNERS[parts.kind].needs:
+        if not algorithm_of(parts.kind).needs:
             open_parts(parts, self.schema(version.rpartition(".")[0]))
 
     def mark(self, version: str) -> Mark:

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 
 from millrace.learners.errors import BadInputError
-from millrace.learners.protocol import Array, Batch, Floats, Servable, Value
-from millrace.learners.table import LEARNERS
+from millrace.learners.protocol import Array, Batch, Corrected, Corrects, Floats, Servable, Value
+from millrace.learners.table import algorithm_of
 from millrace.services.errors import NotReadyError
 from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
@@ -68,6 +68,7 @@ class Answer:
 
     scores: Floats  # (n, C), or values (n, k) for regression
     labels: tuple[str, ...]  # (n,) the class with the highest score; empty for regression
+    corrected: Corrected | None = None  # what the scores are made of, where they were corrected by a memory
     far_out: tuple[str, ...] = ()  # fields in which a row has a value far outside everything learned so far
 
 
@@ -96,9 +97,13 @@ class Bundle:
         if not self.outputs:
             raise NotReadyError(f"State {self.identity.name} has not learned a label yet. Ask again when it has.")
         x, names = self._features.encoded(columns)
-        scores = self._servable.predict_many(self._features.answer(Batch(x, names=names)))
+        batch, corrected = self._features.answer(Batch(x, names=names)), None
+        if isinstance(self._servable, Corrects):
+            corrected = self._servable.corrected(batch)
+        scores = self._servable.predict_many(batch) if corrected is None else corrected.scores
         best = scores.argmax(axis=1).tolist() if self.schema.label.task == "classify" else []
-        return Answer(scores, tuple(self.classes[at] for at in best), tuple(self._features.far_out(x)))
+        labels = tuple(self.classes[at] for at in best)
+        return Answer(scores, labels, corrected, tuple(self._features.far_out(x)))
 
     def age_ms(self, now_ms: int) -> int:
         """For how long, at most, the log has had something that is not in this state."""
@@ -112,7 +117,7 @@ class Bundle:
 def bundle_bytes(parts: Parts, schema: Schema) -> bytes:
     """The bytes that ``open_bundle`` reads, golden rows with their answers included."""
     rows = np.random.default_rng(GOLDEN_SEED).standard_normal((GOLDEN_ROWS, schema.width))
-    servable = LEARNERS[parts.kind].servable(dict(parts.serve))
+    servable = algorithm_of(parts.kind).servable(dict(parts.serve))
     state: dict[str, Value] = {
         "identity": msgspec.to_builtins(parts.identity),
         "as_of_ms": parts.as_of_ms,
@@ -143,7 +148,7 @@ def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
         features.load(state.get("features") or _table(state, "features."))  # in one piece where an older release wrote it
         serve = _table(state, "serve.")
         _refuse_not_finite(serve, identity)
-        algorithm = LEARNERS[state["kind"]]
+        algorithm = algorithm_of(state["kind"])
         servable = algorithm.servable(serve)
         _try_golden(servable, state["golden.rows"], state["golden.scores"], identity, algorithm.agreement)
         outputs = state["golden.scores"].shape[1]

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from millrace.learners.errors import BadInputError, MillraceError
-from millrace.learners.table import LEARNERS
+from millrace.learners.table import algorithm_of
 from millrace.services.config.config import Loaded
 from millrace.services.errors import BusyError
 from millrace.services.pipeline.backends import Logs, logs_of
@@ -58,16 +58,16 @@ class Instance:
     @property
     def fold_spec(self) -> FoldSpec:
         """What its folds are made of."""
-        pipeline, config = self.loaded.pipeline, self.loaded.learner
+        pipeline, config = self.loaded.pipeline, self.loaded.learner_config
         schema = pipeline.schema
-        algorithm = LEARNERS[pipeline.learner["kind"]].ready()
+        algorithm = algorithm_of(pipeline.kind).ready()
         registry = Registry(pipeline.log.registry, self.folder / "schemas") if pipeline.log.registry else None
         contents = Contents(schema, pipeline.log.max_bytes, pipeline.log.max_batch_bytes, registry, pipeline.unknown)
         return FoldSpec(
             name=pipeline.name,
             schema=schema,
             codec=contents,
-            learner=pipeline.learner["kind"],
+            learner=pipeline.kind,
             make_learner=lambda: algorithm.learner(config, schema.width, pipeline.seed),
             scaling=algorithm.scaling(config) if pipeline.shards == 1 else "declared",
             batch_rows=pipeline.batch.rows,
@@ -86,7 +86,7 @@ class Instance:
     @property
     def host(self) -> Host:
         """What the numerics of this process depend on."""
-        through_python = LEARNERS[self.loaded.pipeline.learner["kind"]].through_python
+        through_python = algorithm_of(self.loaded.pipeline.kind).through_python
         return this_host(self.loaded.pipeline.threads, through_python)
 
     def shards(self, branch: str) -> list[str]:

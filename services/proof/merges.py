@@ -5,7 +5,7 @@ Source: docs/design/journal.md, rule 15.
 
 from __future__ import annotations
 
-from millrace.learners.table import LEARNERS
+from millrace.learners.table import algorithm_of
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import state_hash
@@ -21,7 +21,7 @@ def is_merged(instance: Instance, branch: str) -> bool:
 
 def merge_learners(instance: Instance) -> MergeLearners:
     """The exact merge of the pipeline's kind of learner."""
-    merge = LEARNERS[instance.loaded.pipeline.learner["kind"]].merge
+    merge = algorithm_of(instance.loaded.pipeline.kind).merge
     assert merge is not None  # the pipeline file was refused otherwise
     return merge
 

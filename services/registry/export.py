@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from millrace.learners.errors import BadInputError, ConfigError, LearnerError
-from millrace.learners.table import LEARNERS
+from millrace.learners.table import algorithm_of
 from millrace.services.decisions.versions import resolved
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Bundle, Identity, Parts, bundle_bytes, open_bundle
@@ -139,12 +139,12 @@ def _backbones(schema: Schema) -> dict[str, bytes]:
 
 def _extras(kind: str) -> str:
     """What loading a version of this kind of learner needs beside our own package."""
-    return ",".join(extra for extra in ("mlflow", LEARNERS[kind].needs) if extra)
+    return ",".join(extra for extra in ("mlflow", algorithm_of(kind).needs) if extra)
 
 
 def _onnx(parts: Parts) -> dict[str, bytes]:
     """The head, where the learner has one as ONNX and the package is there."""
-    algorithm = LEARNERS[parts.kind]
+    algorithm = algorithm_of(parts.kind)
     if algorithm.onnx is None or find_spec("onnx") is None:
         return {}
     try:

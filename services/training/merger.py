@@ -134,7 +134,7 @@ class Merger:
         """Publish a merge as a state of the merging branch."""
         entry = merged.entry
         identity = Identity(entry.branch, entry.epoch, entry.seq)
-        kind = self._instance.loaded.pipeline.learner["kind"]
+        kind = self._instance.loaded.pipeline.kind
         serve = merged.learner.servable().arrays()
         parts = Parts(identity, min(publication.as_of_ms for publication, _ in inputs), kind, merged.features, serve)
         published = packed(parts, self._instance, last)

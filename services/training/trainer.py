@@ -168,7 +168,7 @@ class Trainer:
                 else Parts(
                     identity,
                     as_of_ms,
-                    self._instance.loaded.pipeline.learner["kind"],
+                    self._instance.loaded.pipeline.kind,
                     fold.features.state(),
                     fold.learner.servable().arrays(),
                 )

@@ -36,6 +36,7 @@ class Output(msgspec.Struct, frozen=True):
     newest_alarm: Alarm | None = None  # that something got worse, since the branch began
     held_out: dict[str, Value] | None = None  # of rows that are never learned; None: none is held out
     labels: dict[str, int] | None = None  # what came of served predictions and labels, and what waits
+    memory: dict[str, Value] = {}  # of a learner with an error memory: how much it corrects, and errors with it and without
     noticed: dict[str, Value] = {}  # what was learned otherwise than its records say, or not at all; see state/notices.py
 
 
@@ -70,6 +71,7 @@ def output_record(step: Step, fold: Fold) -> Record:
         newest_alarm=None if fold.drift is None else fold.drift.newest,
         held_out=None if fold.held_out is None else fold.held_out.figures(),
         labels=None if join is None else _late(join),
+        memory=fold.figures(),
         noticed=fold.noticed(),
     )
     return Record(msgspec.json.encode(output), step.branch.encode())

@@ -39,6 +39,7 @@ Id = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 LabelValue = str | bool | int | float
+Numbers = tuple[float, ...] | msgspec.UnsetType  # left out where there are none
 
 ENCODER = msgspec.json.Encoder()
 UNREADABLE = (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -64,6 +65,8 @@ class Prediction(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="p
     features: str = ""  # sha256 of the feature stage that answered; empty: not said
     variant: str = ""  # of an A/B split
     propensity: Share = 1.0  # with which that variant was chosen
+    base: Numbers = msgspec.UNSET  # of a pipeline with a memory: scores before their correction
+    error: Numbers = msgspec.UNSET  # by which those were held to be wrong, before any clamp
 
 
 class LateLabel(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="label", forbid_unknown_fields=True):
@@ -232,7 +235,13 @@ class ServedCodec:
             fits = outputs == len(classes) == len(set(classes)) if classify else outputs == 1 and not classes
             if not fits:
                 raise RecordError("wrong-shape", f"{outputs} scores for {len(classes)} classes")
-        scores = np.array([score for record in records for score in record.scores], dtype=np.float64)
+        answered: list[tuple[float, ...]] = [record.scores for record in records]
+        for record in records:
+            for numbers in (record.base, record.error) if record.base is not record.error else ():
+                if isinstance(numbers, msgspec.UnsetType) or len(numbers) != len(record.scores):
+                    raise RecordError("wrong-shape", "base and error stand together, each with as many numbers as scores")
+                answered.append(numbers)
+        scores = np.array([score for numbers in answered for score in numbers], dtype=np.float64)
         if not (np.abs(scores) <= LARGEST).all():
             raise RecordError("not-finite", f"a score is not finite, or beyond {LARGEST:g}")
 
@@ -268,6 +277,7 @@ def _refuse_twice(value: bytes, record: Prediction | LateLabel) -> None:
     marks = value.count(b'"')
     if isinstance(record, Prediction):
         needed = PREDICTION_MARKS + 2 * len(record.classes) + bytes(record.row).count(b'"')
+        needed += 2 * (record.base is not msgspec.UNSET) + 2 * (record.error is not msgspec.UNSET)
         needed += 4 * (record.features != "") + 4 * (record.variant != "") + 2 * (record.propensity != 1.0)
     else:
         needed = LABEL_MARKS + 2 * isinstance(record.label, str) + 2 * (record.revision != 0)

@@ -7,7 +7,7 @@ in the step and only applied here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Final
 
@@ -17,10 +17,22 @@ from numpy.typing import NDArray
 
 from millrace.learners.errors import LearnerError
 from millrace.learners.evaluation.prequential import PrequentialClasses, PrequentialValues
-from millrace.learners.protocol import Array, Batch, Discounts, Floats, Learner, RaisesRate, State, Value
+from millrace.learners.protocol import (
+    Array,
+    Batch,
+    Corrects,
+    Discounts,
+    Floats,
+    HasFigures,
+    Learner,
+    RaisesRate,
+    State,
+    Value,
+)
 from millrace.streams.features.columns import Features
 from millrace.streams.formats.json_rows import Rows, has_label
 from millrace.streams.journal.entries import Act, Step
+from millrace.streams.labels.answered import again, as_served
 from millrace.streams.labels.join import LabelJoin, Taken
 from millrace.streams.labels.served import Prediction, Served
 from millrace.streams.records import Event
@@ -89,6 +101,7 @@ class Fold:
         self.branch: Final = owner.branch
         self.answers_of: Final = owner.answers_of
         self.learner = make_learner()
+        self._corrects = isinstance(self.learner.servable(), Corrects)  # so it is told of each row what it answered then
         classify = schema.label.task == "classify"
         self.scores = PrequentialClasses(self.learner.probabilities) if classify else PrequentialValues()
         self.served_scores = PrequentialClasses(self.learner.probabilities) if classify else PrequentialValues()  # as answered
@@ -119,6 +132,10 @@ class Fold:
     def noticed(self) -> dict[str, Value]:
         """What was learned otherwise than its records say, or not at all."""
         return noticed(self.features, self.learner, self.scores.totals)
+
+    def figures(self) -> dict[str, Value]:
+        """What the learner knows of itself; empty for most."""
+        return self.learner.figures() if isinstance(self.learner, HasFigures) else {}
 
     def step(self, step: Step, rows: Sequence[Rows | Served]) -> None:
         """Apply one step whose reads decoded to ``rows``, in segments that end where a training batch fills."""
@@ -172,8 +189,11 @@ class Fold:
         self.clock_ms = int(clock_ms[-1]) if len(served) else self.clock_ms
         rows = served.rows.only(np.array(taken.fresh, dtype=np.int64))
         fresh = self.features.encode(rows)
-        self.labels.fill(taken, fresh)
+        if self._corrects:
+            predictions = [record for record in served.records if isinstance(record, Prediction)]
+            fresh = replace(fresh, asked=as_served([predictions[row] for row in taken.fresh]))
         self._answer_again(served, taken, fresh)
+        self.labels.fill(taken, fresh)
         self.conflicts += [(served.tp, served.events[at]) for at in taken.conflicts]
         self.counts.rejected += len(taken.conflicts)
         self._apply(step, taken)
@@ -205,9 +225,10 @@ class Fold:
         if foreign.any():
             servable = self.learner.servable()
             x = self.features.answer(fresh.only(foreign)).x
-            rows = [servable.predict_many(Batch(row[None])) for row in x]  # one by one: BLAS rounds by their number
-            scores = np.concatenate(rows)
-            self.labels.answer(np.flatnonzero(foreign).tolist(), taken, servable.classes, scores)
+            places, (scores, asked) = np.flatnonzero(foreign).tolist(), again(servable, x)
+            if asked is not None and fresh.asked is not None:
+                fresh.asked[places] = asked
+            self.labels.answer(places, taken, servable.classes, scores)
 
     def _expire(self, step: Step, clock_ms: int) -> None:
         """Let horizons end by the clock."""
@@ -263,7 +284,7 @@ class Fold:
             self.drift.feed(losses, batch.y if batch.y.dtype == object else None, self.counts.learned)
         self.learner.learn_many(self.features.learn(batch))
         if self.window is not None:
-            self.window.add(batch)
+            self.window.add(replace(batch, asked=None))  # a learner that begins afresh answered none of them
         self.counts.learned += len(batch)
         if self.held_out is not None:
             self.held_out.look(self._answer, self.counts.learned)

@@ -1,0 +1,55 @@
+"""What was answered when a row was asked, and by how much the memory held it to be wrong: text, in a column of rows that wait.
+
+Names go with the numbers, for by the time the label comes the learner may have more classes, or others in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from millrace.learners.protocol import Floats
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """Of one row."""
+
+    classes: tuple[str, ...]  # names of the numbers; empty for regression
+    answers: tuple[float, ...]  # of the learner itself
+    errors: tuple[float, ...]  # by which they were held to be wrong; what was answered has a share of them added
+
+
+_DECODE = msgspec.json.Decoder(Asked).decode
+_ENCODE = msgspec.json.Encoder().encode
+
+
+def as_text(asked: Asked) -> str:
+    """One row's, as it waits.
+
+    >>> as_text(Asked(("ham", "spam"), (0.25, 0.75), (0.5, -0.5)))
+    '{"classes":["ham","spam"],"answers":[0.25,0.75],"errors":[0.5,-0.5]}'
+    """
+    return _ENCODE(asked).decode()
+
+
+def aligned(numbers: Floats, names: Sequence[str], columns: Sequence[str]) -> Floats:
+    """Numbers (n, C) of ``names`` as those of ``columns`` (n, m): 0 for a name that has none; as they are without names."""
+    if not columns or tuple(names) == tuple(columns):
+        return numbers
+    places = {name: at for at, name in enumerate(names)}
+    found = [(at, places[name]) for at, name in enumerate(columns) if name in places]
+    out = np.zeros((len(numbers), len(columns)))
+    if found:
+        to, source = (list(side) for side in zip(*found, strict=True))
+        out[:, to] = numbers[:, source]
+    return out
+
+
+def of_texts(texts: Sequence[str], columns: Sequence[str]) -> tuple[Floats, Floats]:
+    """Answers and errors (n, m) of rows, by today's ``columns``; of numbers as they are."""
+    rows = [_DECODE(text) for text in texts]
+    answers = [aligned(np.array([row.answers]), row.classes, columns) for row in rows]
+    errors = [aligned(np.array([row.errors]), row.classes, columns) for row in rows]
+    return np.concatenate(answers), np.concatenate(errors)

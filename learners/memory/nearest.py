@@ -1,0 +1,52 @@
+"""The nearest of some stored keys, by cosine, found by comparing with each. Exact, and the same on every machine.
+
+Products round differently by how many rows are multiplied at once. So cosines are compared on a grid of 2^-30, and of equal
+ones the newest is nearer. Rounding then decides nothing, but where a cosine lies on the border of two cells of the grid.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.learners.protocol import Floats
+
+GRID = 2.0**30  # cells of the grid, from a cosine of 0 to one of 1
+CHUNK = 8  # queries that are compared at once: so few that what lies between stays in a processor's cache
+
+Places = NDArray[np.int64]
+
+
+def normalised(rows: Floats) -> Floats:
+    """Rows (n, d) of length 1; one of length 0 stays so."""
+    length = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+    out: Floats = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0.0)
+    return out
+
+
+def nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:
+    """Which ``near`` of the keys (m, d), oldest first, are nearest to each query, and their cosines, both (n, near).
+
+    Keys and queries have length 1. Where there are fewer keys, all of them are near. Places come in ascending order.
+    """
+    near = min(near, len(keys))
+    pieces = [_nearest(keys, queries[at : at + CHUNK], near) for at in range(0, max(len(queries), 1), CHUNK)]
+    places, cosines = zip(*pieces, strict=True)
+    return np.concatenate(places), np.concatenate(cosines)
+
+
+def _nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:
+    """A key's rank is its cosine's cell of the grid and, within that, its age: whole numbers that float64 holds exactly."""
+    ages = 1 << max(len(keys) - 1, 1).bit_length()
+    ranks: Floats = queries @ keys.T
+    ranks *= GRID
+    np.rint(ranks, out=ranks)
+    ranks *= ages
+    ranks += np.arange(len(keys))
+    if near < len(keys):
+        least = np.partition(ranks, len(keys) - near, axis=1)[:, len(keys) - near]
+        places = np.nonzero(ranks >= least[:, None])[1].reshape(len(queries), near)
+        ranks = np.take_along_axis(ranks, places, axis=1)
+    else:
+        places = np.tile(np.arange(len(keys)), (len(queries), 1))
+    return places, np.floor(ranks / ages) / GRID

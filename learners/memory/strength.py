@@ -1,0 +1,82 @@
+"""How much of the error is corrected: the share that would have been best lately, found by itself.
+
+Each row that comes with its label says what each share would have cost: the squared distance of the answer so corrected from
+the label. Shares are compared by the answer and the error as they were when the row was asked, never by the memory of today.
+It starts with 0, and equal shares go to the smaller: a memory that is of no use switches itself off, and on again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from millrace.learners.protocol import Floats, Value
+
+SHARES = (0.0, 0.2, 0.4, 0.6, 0.9)  # of the error
+HALF_LIFE_ROWS = 1000  # rows after which a loss counts half
+
+
+def corrected(answers: Floats, errors: Floats, share: float, bounded: bool) -> Floats:
+    """Answers (n, C) with a share of their errors (n, C); those of classes are ``bounded`` to [0, 1].
+
+    Answers that nothing is known against, and all with share 0, stay as they are, to the bit.
+    """
+    if share == 0.0:
+        return answers
+    moved = answers + share * errors
+    if bounded:
+        moved = np.clip(moved, 0.0, 1.0)
+    return np.where(errors.any(axis=1, keepdims=True), moved, answers)
+
+
+class Strength:
+    """The losses of the shares, and the best one.
+
+    >>> strength = Strength(None, bounded=True)
+    >>> strength.take(np.array([[0.9, 0.1]]), np.array([[-0.5, 0.5]]), np.array([[0.0, 1.0]]), np.ones(1))
+    >>> strength.share
+    0.9
+    """
+
+    def __init__(self, fixed: float | None, bounded: bool) -> None:
+        """``fixed``: the share that always holds; None: the best one does."""
+        self._fixed, self._bounded = fixed, bounded
+        self._shares = SHARES if fixed is None or fixed in SHARES else (*SHARES, fixed)
+        self.losses = np.zeros(len(self._shares))
+        self.weight = 0.0  # of the rows in the losses, halved as they are
+
+    @property
+    def share(self) -> float:
+        """lambda."""
+        return self._shares[int(self.losses.argmin())] if self._fixed is None else self._fixed
+
+    def take(self, answers: Floats, errors: Floats, labels: Floats, weight: Floats) -> None:
+        """Rows with what was answered, by how much it was wrong, and what came, all (n, C), and their weights (n,)."""
+        ages = np.arange(len(weight) - 1, -1, -1)
+        counts = weight * 2.0 ** (-ages / HALF_LIFE_ROWS)
+        halved = 2.0 ** (-len(weight) / HALF_LIFE_ROWS)
+        squared = [
+            ((corrected(answers, errors, share, self._bounded) - labels) ** 2).sum(axis=1) for share in self._shares
+        ]  # (5, n)
+        self.losses = self.losses * halved + (np.array(squared) * counts).sum(axis=1)
+        self.weight = self.weight * halved + float(counts.sum())
+
+    def figures(self) -> dict[str, Value]:
+        """lambda, and mean squared errors by it and without a correction, of rows as much as they count by now."""
+        if self.weight == 0.0:
+            return {"strength": self.share}
+        ours, without = self.losses[self._shares.index(self.share)], self.losses[0]
+        return {
+            "strength": self.share,
+            "squared_error": float(ours / self.weight),
+            "squared_error_uncorrected": float(without / self.weight),
+        }
+
+    def state(self) -> dict[str, Value]:
+        """A copy of everything."""
+        return {"losses": self.losses.copy(), "losses_weight": self.weight}
+
+    def load(self, state: Mapping[str, Value]) -> None:
+        """Become what gave ``state``."""
+        self.losses, self.weight = np.array(state["losses"]), state["losses_weight"]
