@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,8 @@ class Servable(Protocol):
         """Arrays and plain values from which the same servable is made again."""
 
 
-class Corrected(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Corrected:
     """Answers, and what they are made of, all (n, C)."""
 
     scores: Floats  # as answered

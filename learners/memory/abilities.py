@@ -10,55 +10,49 @@ from millrace.learners.memory.learner import ErrorMemory
 from millrace.learners.protocol import Discounts, EarlierRevisions, Learner, RaisesRate, Warns
 
 
-class _Discounts(ErrorMemory):
-    base: Any
-
-    def discount(self, keep: float) -> None:
-        """As the base does, with the rows that wait for their step learned before; remembered rows count as they did."""
-        self.learn_waiting()
-        self.base.discount(keep)
-        self.changed()
+def _discount(memory: Any, keep: float) -> None:
+    """As the base does, once the rows that wait for their step are learned; remembered rows count as they did."""
+    memory.learn_waiting()
+    memory.base.discount(keep)
+    memory.changed()
 
 
-class _RaisesRate(ErrorMemory):
-    base: Any
-
-    def raise_rate(self, factor: float, rows: int) -> None:
-        """As the base does; the rows that wait are the first of those."""
-        self.base.raise_rate(factor, rows)
+def _raise_rate(memory: Any, factor: float, rows: int) -> None:
+    """As the base does; the rows that wait are the first of those."""
+    memory.base.raise_rate(factor, rows)
 
 
-class _EarlierRevisions(ErrorMemory):
-    base: Any
-
-    @property
-    def revisions(self) -> tuple[int, ...]:
-        """Those that the base can be."""
-        return tuple(self.base.revisions)
-
-    def as_of(self, revision: int) -> None:
-        """Be the untaught learner of that revision. Raises: LearnerError where this release has none."""
-        self.base.as_of(revision)
-        self.revision = revision
+def _revisions(memory: Any) -> tuple[int, ...]:
+    """Those that the base can be."""
+    return tuple(memory.base.revisions)
 
 
-class _Warns(ErrorMemory):
-    base: Any
-
-    def warnings(self) -> dict[int, str]:
-        """The base's: a feature that it makes nothing of may still say what is near."""
-        return dict(self.base.warnings())
+def _as_of(memory: Any, revision: int) -> None:
+    """Be the untaught learner of that revision. Raises: LearnerError where this release has none."""
+    memory.base.as_of(revision)
+    memory.revision = revision
 
 
-ABILITIES = ((Discounts, _Discounts), (RaisesRate, _RaisesRate), (EarlierRevisions, _EarlierRevisions), (Warns, _Warns))
+def _warnings(memory: Any) -> dict[int, str]:
+    """The base's: a feature that it makes nothing of may still say what is near."""
+    return dict(memory.base.warnings())
+
+
+ABILITIES: dict[type[Any], dict[str, Any]] = {  # protocol -> what it asks for
+    Discounts: {"discount": _discount},
+    RaisesRate: {"raise_rate": _raise_rate},
+    EarlierRevisions: {"revisions": property(_revisions), "as_of": _as_of},
+    Warns: {"warnings": _warnings},
+}
 
 
 def remembering(base: Learner, config: Remembering, d: int, seed: int) -> Learner:
     """``base``, untaught, with a memory around it and the abilities that it has."""
-    kinds = tuple(kind for ability, kind in ABILITIES if isinstance(base, ability))
-    return _kind(kinds)(base, config, d, seed)
+    return _kind(tuple(ability for ability in ABILITIES if isinstance(base, ability)))(base, config, d, seed)
 
 
 @lru_cache
-def _kind(kinds: tuple[type[ErrorMemory], ...]) -> type[ErrorMemory]:
-    return type("ErrorMemory", kinds, {}) if kinds else ErrorMemory
+def _kind(abilities: tuple[type[Any], ...]) -> type[ErrorMemory]:
+    """Error memories with these."""
+    methods = {name: method for ability in abilities for name, method in ABILITIES[ability].items()}
+    return type("ErrorMemory", (ErrorMemory,), methods)

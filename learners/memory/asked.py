@@ -6,6 +6,7 @@ Names go with the numbers, for by the time the label comes the learner may have 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from millrace.learners.protocol import Floats
 
 
-class Asked(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Asked:
     """Of one row."""
 
     classes: tuple[str, ...]  # names of the numbers; empty for regression

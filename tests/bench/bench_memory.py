@@ -1,8 +1,7 @@
 """What an error memory is worth: answers as they were served, with the memory and without, on streams whose labels come late.
 
-Each run drives the product as `millrace up` does: answers of a bundle that is published from the worker's state, recorded in the
-topic of served predictions; labels some rows later; the worker, which joins, learns and remembers. A record of an answer says what
-the learner itself answered, so one run has both sides, and the peer of every line is the same learner without its memory.
+Each run drives the product as `millrace up` does (late_stream.py). A recorded answer says what the learner itself answered, so one
+run has both sides, and the peer of every line is the same learner without its memory.
 
 python tests/bench/bench_memory.py [--quick] [--seeds 1] [--out tests/bench/memory] [--only elec2]
 """
@@ -22,25 +21,19 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from late_stream import AT_ONCE, driven
 from results import machine, say
 from sklearn.metrics import roc_auc_score
 
 from millrace.learners.protocol import Array, Floats
 from millrace.services.config.config import build_pipeline
 from millrace.services.data.datasets import data_set, values
-from millrace.services.pipeline.bundle import Bundle, Identity, Parts, open_parts
 from millrace.services.pipeline.instance import Instance
-from millrace.services.protocol.inference import Predicted
-from millrace.services.protocol.labels import label_records, prediction_records
-from millrace.services.training.run import identity_of_worker, serve_first
 from millrace.streams.branch.host import use_threads
 from millrace.streams.formats.json_rows import Codec
-from millrace.streams.labels.served import LateLabel, Prediction
-from millrace.streams.parts import sha256
+from millrace.streams.labels.served import Prediction
 from millrace.streams.records import Event
-from millrace.streams.worker.worker import Worker
 
-AT_ONCE = 16  # rows that are answered by one state
 FREEZE_SHARE = 0.3  # of the stream, after which a frozen base learns no more, and from which on answers are scored
 LEAST = 0.001  # of a probability, where losses are compared: ridge's scores are none
 STREAMS = ("elec2", "nsl_kdd", "phishing", "spam", "bank_marketing")
@@ -104,57 +97,14 @@ class Stream:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def part(self, start: int, stop: int) -> list[Array]:
-        """Columns of some rows."""
-        return [column[start:stop] for column in self.columns]
-
-
-def bundle_of(worker: Worker, instance: Instance) -> Bundle:
-    """What a replica answers from, of the worker's state: packed, and opened again."""
-    fold = worker.fold
-    identity = Identity(worker.branch, worker.epoch, worker.seq)
-    serve = fold.learner.servable().arrays()
-    return open_parts(
-        Parts(identity, 0, instance.loaded.pipeline.kind, fold.features.state(), serve), instance.fold_spec.schema
-    )
-
 
 def predictions_of(case: Case, stream: Stream) -> Iterator[Prediction]:
     """Every answer, in order, as it was recorded."""
+    decode = msgspec.json.Decoder(Prediction).decode
     with TemporaryDirectory() as home:
         instance = instance_of(case, len(stream), Path(home))
-        serve_first(instance, "main")
-        backends = instance.backends("main")
-        worker = Worker(instance.fold_spec, backends, instance.loaded.pipeline.worker, identity_of_worker(instance, "main"))
-        log, topic, labelled = instance.log(), instance.loaded.pipeline.served_topic, 0
-        features = sha256(instance.fold_spec.schema.declared)
-        decode = msgspec.json.Decoder(Prediction).decode
-        for start in range(0, len(stream), AT_ONCE):
-            stop = min(start + AT_ONCE, len(stream))
-            bundle = bundle_of(worker, instance)
-            ids = tuple(f"row {at}" for at in range(start, stop))
-            columns = stream.part(start, stop)
-            now_ms = time.time_ns() // 1_000_000
-            records = prediction_records(Predicted(bundle, columns, ids, answered(bundle, columns), now_ms), features)
+        for records, _ in driven(instance, stream.columns, stream.labels, case.delay):
             yield from (decode(record.value or b"") for record in records)
-            due = max(stop - case.delay, labelled)
-            labels = [LateLabel(f"row {at}", stream.labels[at]) for at in range(labelled, due)]
-            labelled = due
-            log.append(topic, [*records, *label_records(labels)])
-            while sum(1 for _ in worker.step()):
-                pass
-
-
-def answered(bundle: Bundle, columns: list[Array]) -> Any:
-    """Its answer, before the first label, too."""
-    if bundle.outputs:
-        return bundle.predict(columns)
-    rows = len(columns[0])
-    from millrace.learners.protocol import Corrected
-    from millrace.services.pipeline.bundle import Answer
-
-    nothing = np.zeros((rows, 0))
-    return Answer(nothing, ("",) * rows, Corrected(nothing, nothing, nothing))
 
 
 def measured(case: Case, stream: Stream) -> dict[str, Any]:

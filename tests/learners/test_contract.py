@@ -10,7 +10,7 @@ from broken import TWINS, Means
 from cases import CASES, Promise, asked, classes, taught
 from promises import PROMISES
 
-from millrace.learners.table import LEARNERS
+from millrace.learners.table import LEARNERS, WITH_MEMORY, algorithm_of
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
@@ -22,7 +22,7 @@ def test_every_learner_keeps_every_promise(case: str, promise: Promise) -> None:
 
 def test_every_learner_of_the_table_is_in_the_suite() -> None:
     """Each under its own name, if only as its config comes; and no case is of a learner that the table does not have."""
-    assert {case.split(",")[0] for case in CASES} == set(LEARNERS)
+    assert {case.split(",")[0] for case in CASES} == {*LEARNERS, *(kind + WITH_MEMORY for kind in LEARNERS)}
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
@@ -55,7 +55,7 @@ def test_a_servable_made_from_its_arrays_gives_equal_answers(case: str) -> None:
     stored = {
         key: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value for key, value in served.arrays().items()
     }
-    again = LEARNERS[case.split(",")[0]].servable(stored)
+    again = algorithm_of(case.split(",")[0]).servable(stored)
     assert again.classes == served.classes
     assert np.array_equal(asked(again), asked(served))
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from broken import D
 
+from millrace.learners.memory.config import MemoryConfig, Remembering
 from millrace.learners.protocol import Array, Batch, Learner
 from millrace.learners.river_adapter import MODELS, WEIGHED, RiverConfig
-from millrace.learners.table import LEARNERS
+from millrace.learners.table import LEARNERS, algorithm_of
 
 ROWS = 48  # rows of a lesson in the suite
 SOLVE_ROWS = 20  # falls inside lessons, and on the end of every fifth
@@ -110,6 +111,40 @@ CASES: dict[str, tuple[Make, Lessons]] = {
 CASES |= {f"river, {name.partition('.')[2]}": (river(name), lessons_of(name)) for name in MODELS}
 VARIED = {case.partition(",")[0] for case in CASES}
 CASES |= {kind: (as_it_comes(kind), classes) for kind in LEARNERS if kind not in VARIED}  # a learner that was just added
+MEMORY = {"rows": 100, "near": 20, "warm_up_rows": 30, "step_rows": 8, "arrays": 12}  # full after a few lessons
+KEYS: dict[str, dict[str, Any]] = {
+    "softmax": {"step_rows": 7, "warm_up_rows": 100},
+    "pec": {"warm_up_rows": 30, "step_rows": 13, "units": 5, "teacher_units": 9, "outputs": 4},
+    "river": {"model": "linear_model.LogisticRegression"},
+}
+
+
+def config_of(kind: str, **config: Any) -> Any:
+    """The small config of a learner that has a memory around it."""
+    small = (
+        {"warm_up_rows": 30, "step_rows": 13, "hidden": (8,), "buffer_rows": 25}
+        if LEARNERS[kind].needs
+        else {"solve_rows": SOLVE_ROWS}
+    )
+    return LEARNERS[kind].config(**KEYS.get(kind, small) | config)
+
+
+def remembering(kind: str, memory: dict[str, Any], **config: Any) -> Make:
+    """Makes a learner of the table with an error memory around it."""
+    algorithm, both = algorithm_of(f"{kind}+memory"), Remembering(config_of(kind, **config), MemoryConfig(**MEMORY | memory))
+    return lambda: algorithm.learner(both, D, 3)
+
+
+CASES |= {f"{kind}+memory": (remembering(kind, {}), unweighed if kind == "river" else classes) for kind in LEARNERS}
+CASES |= {
+    "ridge+memory, sketch": (remembering("ridge", {"form": "sketch"}), classes),
+    "ridge+memory, of numbers": (remembering("ridge", {"strength": 0.5}, task="regress"), values),
+    "ridge+memory, of numbers, sketch": (remembering("ridge", {"form": "sketch", "gamma": 0.3}, task="regress"), values),
+    "softmax+memory, always and by the answer": (remembering("softmax", {"strength": 0.9, "gamma": 1.0}), classes),
+    "softmax+memory, sketch, half": (remembering("softmax", {"form": "sketch", "strength": 0.5, "gamma": 0.5}), classes),
+    "ridge+memory, frozen": (remembering("ridge", {"freeze_base_rows": 100}), classes),
+    "er+memory, sketch": (remembering("er", {"form": "sketch", "strength": 0.7}), classes),
+}
 QUESTIONS = np.random.default_rng(99).normal(size=(17, D))
 
 

@@ -1,0 +1,359 @@
+"""An error memory: equal to one that is written down row by row, the learner's own answers where it is silent, bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from broken import D
+from cases import CASES, QUESTIONS, ROWS, asked, classes, config_of, remembering, taught, values
+from remembered import WrittenDown
+
+from millrace.learners.errors import BadInputError
+from millrace.learners.memory.abilities import remembering as wrapped
+from millrace.learners.memory.asked import Asked, as_text
+from millrace.learners.memory.config import MemoryConfig, Remembering
+from millrace.learners.protocol import Batch, Discounts, EarlierRevisions, Floats, RaisesRate, State, Warns
+from millrace.learners.table import LEARNERS, WITH_MEMORY, algorithm_of
+
+NAMES = ("a", "b", "c")
+STEP = 8
+MEMORY: dict[str, Any] = {"rows": 150, "near": 20, "warm_up_rows": 40, "step_rows": STEP, "half_life_rows": 60, "arrays": 12}
+
+
+class Still:
+    """A learner that learns only which classes there are, and always answers x W: what is answered is known beforehand."""
+
+    revision, tolerance, probabilities = 1, 0.0, False
+
+    def __init__(self, weights: Floats, names: tuple[str, ...] = NAMES) -> None:
+        self.weights, self.classes = weights, names
+
+    def learn_many(self, batch: Batch) -> None:
+        """Nothing."""
+
+    def predict_many(self, batch: Batch) -> Floats:
+        """(n, C)."""
+        return np.asarray(batch.x @ self.weights)
+
+    def servable(self) -> Any:
+        """Itself: it never changes."""
+        return self
+
+    def arrays(self) -> dict[str, Any]:
+        """All of it."""
+        return {"weights": self.weights}
+
+    def state_dict(self) -> State:
+        """Nothing changes."""
+        return State()
+
+    def load_state_dict(self, state: State) -> None:
+        """Nothing changes."""
+
+
+def memory_around(base: Any, memory: dict[str, Any], task: str = "classify", d: int = D) -> Any:
+    """An error memory around a learner that is not in the table."""
+    config = Remembering(LEARNERS["ridge"].config(task=task), MemoryConfig(**MEMORY | memory))
+    return wrapped(base, config, d, 3)
+
+
+def weights(outputs: int) -> Floats:
+    """Of a base."""
+    return np.random.default_rng(5).normal(size=(D, outputs)) / 5.0
+
+
+def labelled(rows: int, seed: int = 0) -> Batch:
+    """Rows whose label turns over half way: what the base answers is right in one half at most."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, D))
+    chosen = (x[:, :3].argmax(axis=1) + (np.arange(rows) >= rows // 2)) % 3
+    return Batch(x, np.array(NAMES, dtype=object)[chosen], weight=rng.choice([0.0, 0.5, 1.0, 2.0], rows))
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {},
+        {"form": "sketch"},
+        {"gamma": 1.0},
+        {"gamma": 0.3, "form": "sketch", "strength": 0.9},
+        {"strength": 0.35},
+        {"strength": 0.0},
+        {"near": 1},
+        {"form": "sketch", "bits": 9, "arrays": 1},
+        {"rows": 20},
+        {"form": "sketch", "half_life_rows": 3},
+    ],
+)
+def test_it_answers_as_one_that_is_written_down_row_by_row(memory: dict[str, Any]) -> None:
+    """Answers, errors and lambda, after every step, of rows that bring their label, with weights, 0 among them."""
+    learner, rows = memory_around(Still(weights(3)), memory), labelled(600)
+    written = WrittenDown(MemoryConfig(**MEMORY | memory), 3)
+    assert rows.y is not None and rows.weight is not None
+    seen = set[float]()
+    for start in range(0, 600, STEP):
+        step, answers = rows.rows(start, start + STEP), rows.x[start : start + STEP] @ weights(3)
+        errors = np.array([written.error(x, answer) for x, answer in zip(step.x, answers, strict=True)])
+        served = learner.servable().corrected(Batch(step.x))
+        assert np.allclose(served.answers, answers, rtol=0.0, atol=1e-12)
+        assert np.allclose(served.errors, errors, rtol=0.0, atol=1e-9)
+        expected = [written.answer(answer, error) for answer, error in zip(answers, errors, strict=True)]
+        assert learner.figures()["strength"] == written.share
+        assert np.allclose(served.scores, expected, rtol=0.0, atol=1e-9)
+        seen.add(written.share)
+        learner.learn_many(step)
+        for row in range(STEP):
+            if rows.weight[start + row] > 0.0:
+                one_hot = np.array([name == rows.y[start + row] for name in NAMES], dtype=np.float64)
+                written.learn(step.x[row], one_hot, answers[row], errors[row], float(rows.weight[start + row]))
+    assert len(seen) > 1 or "strength" in memory
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_of_numbers_too(form: str) -> None:
+    """Two outputs, nothing clamped."""
+    learner, written = (
+        memory_around(Still(weights(2), ()), {"form": form}, "regress"),
+        WrittenDown(MemoryConfig(**MEMORY | {"form": form}), 3, False),
+    )
+    for seed in range(10):
+        rows = values(seed)
+        assert rows.y is not None
+        for start in range(0, len(rows), STEP):
+            step, answers = rows.rows(start, start + STEP), rows.x[start : start + STEP] @ weights(2)
+            errors = np.array([written.error(x, answer) for x, answer in zip(step.x, answers, strict=True)])
+            expected = [written.answer(answer, error) for answer, error in zip(answers, errors, strict=True)]
+            assert np.allclose(learner.predict_many(Batch(step.x)), expected, rtol=0.0, atol=1e-9)
+            learner.learn_many(step)
+            for row, (answer, error) in enumerate(zip(answers, errors, strict=True)):
+                written.learn(step.x[row], rows.y[start + row], answer, error)
+    assert learner.figures()["strength"] > 0.0
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_a_row_that_was_asked_before_is_remembered_with_what_it_was_answered_then(form: str) -> None:
+    """By the names of then: a class that was unknown counts 0, and one that nobody knows any more is left out."""
+    learner, written = memory_around(Still(weights(3)), {"form": form}), WrittenDown(MemoryConfig(**MEMORY | {"form": form}), 3)
+    rows, rng = labelled(400), np.random.default_rng(9)
+    assert rows.y is not None
+    asked = []
+    for row in range(400):
+        if row % 3 == 0:
+            asked.append(None)
+            continue
+        names = [("a", "b", "c"), ("c", "a"), ("b", "gone", "a"), ()][row % 4]
+        answers, errors = rng.uniform(size=(2, len(names)))
+        asked.append(Asked(names, tuple(answers.tolist()), tuple(errors.tolist())))
+    texts = np.array([None if told is None else as_text(told) for told in asked], dtype=object)
+    for start in range(0, 400, STEP):
+        for row in range(start, start + STEP):  # of its step the memory knows nothing yet
+            told, own = asked[row], rows.x[row] @ weights(3)
+            answer = (
+                own
+                if told is None
+                else np.array([dict(zip(told.classes, told.answers, strict=True)).get(name, 0.0) for name in NAMES])
+            )
+            error = (
+                None
+                if told is None
+                else np.array([dict(zip(told.classes, told.errors, strict=True)).get(name, 0.0) for name in NAMES])
+            )
+            asked[row] = (answer, written.error(rows.x[row], own) if error is None else error)
+        for row in range(start, start + STEP):
+            one_hot = np.array([name == rows.y[row] for name in NAMES], dtype=np.float64)
+            written.learn(rows.x[row], one_hot, *asked[row])
+    learner.learn_many(replace(rows, weight=None, asked=texts))
+    questions = np.random.default_rng(2).normal(size=(30, D))
+    served = learner.servable().corrected(Batch(questions))
+    assert learner.figures()["strength"] == written.share
+    assert np.allclose(served.errors, [written.error(x, x @ weights(3)) for x in questions], rtol=0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_the_learner_inside_learns_as_it_would_alone(kind: str) -> None:
+    """Whatever the memory does: answers before their correction are those of a lone learner of the same rows, to the bit."""
+    make, lessons = CASES[kind + WITH_MEMORY]
+    inside, alone = make(), LEARNERS[kind].learner(config_of(kind), D, 3)
+    for seed in range(4):
+        inside.learn_many(lessons(seed))
+        for start in range(0, ROWS, STEP):
+            alone.learn_many(lessons(seed).rows(start, start + STEP))
+        for learner in (inside, alone):
+            if isinstance(learner, Discounts):
+                learner.discount(0.9)
+            if isinstance(learner, RaisesRate):
+                learner.raise_rate(2.0, 70)
+    answered: Any = inside.servable()
+    assert answered.classes == alone.servable().classes
+    assert np.array_equal(answered.corrected(Batch(QUESTIONS)).answers, asked(alone))
+    assert isinstance(inside, Discounts) == isinstance(alone, Discounts)
+    assert isinstance(inside, RaisesRate) == isinstance(alone, RaisesRate)
+    assert isinstance(inside, Warns) == isinstance(alone, Warns)
+    assert isinstance(inside, EarlierRevisions) == isinstance(alone, EarlierRevisions)
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_without_strength_answers_are_the_learners_own_to_the_bit(form: str) -> None:
+    """Unclamped, though ridge answers beyond 1."""
+    learner: Any = taught(remembering("ridge", {"form": form, "strength": 0.0}), classes, 0, 1, 2, 3)
+    own = learner.base.predict_many(Batch(10.0 * QUESTIONS))
+    assert np.array_equal(learner.predict_many(Batch(10.0 * QUESTIONS)), own) and own.max() > 1.0
+    corrected: Any = taught(remembering("ridge", {"form": form, "strength": 0.5}), classes, 0, 1, 2, 3)
+    assert (
+        0.0
+        <= corrected.predict_many(Batch(10.0 * QUESTIONS)).min()
+        <= corrected.predict_many(Batch(10.0 * QUESTIONS)).max()
+        <= 1.0
+    )
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_nothing_is_near_before_the_scale_stands(form: str) -> None:
+    """Then all first rows are."""
+    make = remembering("softmax", {"form": form, "strength": 0.9, "warm_up_rows": 40})
+    learner: Any = make()
+    for start in range(0, 48, 8):
+        assert learner.servable().corrected(Batch(QUESTIONS)).errors.any() == (start >= 40)
+        learner.learn_many(classes(0).rows(start, start + 8))
+    assert learner.servable().corrected(Batch(QUESTIONS)).errors.any()
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_lambda_falls_to_nothing_where_the_learner_is_right_and_rises_where_it_is_not(form: str) -> None:
+    """A base that knows the chances, then has them turned round, and knows them again; one row in ten is noise."""
+
+    class Rule(Still):
+        def predict_many(self, batch: Batch) -> Floats:
+            """Nine to one, by the sign of the first feature."""
+            return np.array([[0.9, 0.1], [0.1, 0.9]])[(batch.x[:, 0] > 0.0).astype(np.int64)]
+
+    learner = memory_around(Rule(weights(2), ("a", "b")), {"form": form, "rows": 500, "near": 5})
+    rng, shares = np.random.default_rng(0), []
+    for turned in (False, True, False):
+        x = rng.normal(size=(10_000, D))
+        positive = (x[:, 0] > 0.0) != turned
+        learner.learn_many(Batch(x, np.where(positive != (rng.random(10_000) < 0.1), "b", "a").astype(object)))
+        figures = learner.figures()
+        assert figures["squared_error"] <= figures["squared_error_uncorrected"]
+        shares.append(figures["strength"])
+    assert shares == [0.0, 0.9, 0.0]
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_a_frozen_base_learns_no_row_more_and_its_memory_knows_new_classes(form: str) -> None:
+    """Exactly the first rows, within a step too; a class that only the memory knows is answered where it was seen."""
+    make = remembering("ridge", {"form": form, "freeze_base_rows": 44, "strength": 0.9})
+    learner: Any = make()
+    for seed in range(6):
+        learner.learn_many(classes(seed))  # the fourth class comes with the second lesson
+    alone = LEARNERS["ridge"].learner(config_of("ridge"), D, 3)
+    for start in range(0, 44, STEP):
+        alone.learn_many(classes(0).rows(start, min(start + STEP, 44)))
+    assert np.array_equal(asked(alone), learner.base.predict_many(Batch(QUESTIONS)))
+    assert set(learner.servable().classes) == set("abcd") and set(alone.servable().classes) == set("abc")
+    fourth = 3.0 * np.eye(4, D)[3:]
+    scores = dict(zip(learner.servable().classes, learner.predict_many(Batch(fourth))[0].tolist(), strict=True))
+    assert max(scores, key=lambda name: scores[name]) == "d"
+
+
+def test_rows_of_a_class_that_was_not_declared_are_not_remembered() -> None:
+    """As the base leaves them out."""
+    learner: Any = remembering("er", {}, classes=("a", "b", "c"))()
+    for seed in range(4):
+        learner.learn_many(classes(seed))
+    assert learner.servable().classes == ("a", "b", "c")
+    assert "d" not in learner.state_dict().truth["names"]
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_rows_whose_answer_is_not_finite_are_not_remembered_and_counted(form: str) -> None:
+    """A base that turns NaN answers NaN, as it would alone; what is remembered and lambda stay finite."""
+
+    class Turns(Still):
+        def predict_many(self, batch: Batch) -> Floats:
+            return np.where(batch.x[:, :1] > 0.0, super().predict_many(batch), np.nan)
+
+    learner, rows = memory_around(Turns(weights(3)), {"form": form, "strength": 0.9}), replace(labelled(400), weight=None)
+    learner.learn_many(rows)
+    bad = int((rows.x[:, 0] <= 0.0).sum())
+    assert learner.noticed() == {"unremembered": bad} and 0 < bad < 400
+    answers = learner.predict_many(Batch(QUESTIONS))
+    assert np.array_equal(np.isnan(answers).any(axis=1), QUESTIONS[:, 0] <= 0.0)
+    truth = learner.state_dict().truth
+    assert all(
+        np.isfinite(array).all() for array in truth.values() if isinstance(array, np.ndarray) and array.dtype.kind == "f"
+    )
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_one_feature_all_keys_equal_and_one_class_only(form: str) -> None:
+    """Each is answered by what is known: far rows apart, the mean of the newest, no error."""
+    one = memory_around(
+        Still(np.zeros((1, 2)), ("a", "b")), {"form": form, "strength": 0.9, "near": 5, "bits": 12, "rows": 100}, d=1
+    )
+    x = np.random.default_rng(0).permutation(np.linspace(0.0, 1.0, 200))[:, None]
+    one.learn_many(Batch(x, np.where(x[:, 0] < 0.75, "a", "b").astype(object)))
+    assert one.predict_many(Batch(np.array([[0.6], [0.95]]))).argmax(axis=1).tolist() == [0, 1]
+    equal = memory_around(
+        Still(np.zeros((D, 2)), ("a", "b")), {"form": form, "strength": 0.9, "near": 50, "half_life_rows": 10}
+    )
+    equal.learn_many(Batch(np.ones((400, D)), np.array(["a"] * 320 + ["b"] * 80, dtype=object)))
+    assert np.allclose(equal.predict_many(Batch(np.ones((1, D)))), [[0.0, 0.9]], rtol=0.0, atol=0.01)
+    only = memory_around(Still(np.ones((D, 1)) / 8.0, ("a",)), {"form": form})
+    only.learn_many(Batch(np.ones((96, D)), np.array(["a"] * 96, dtype=object)))
+    assert abs(only.predict_many(Batch(np.ones((1, D)))).item() - (0.1 * D / 8.0 + 0.9)) < 1e-12
+
+
+def test_a_class_too_many_to_publish_is_answered_by_the_learner_alone() -> None:
+    """Room for so many as 8 MiB hold; labels of others are remembered as none of those."""
+    config = MemoryConfig(form="sketch", bits=14, arrays=12, strength=0.9, warm_up_rows=40)
+    assert config.most_outputs(D) == 2
+    learner: Any = algorithm_of("ridge+memory").learner(Remembering(config_of("ridge"), config), D, 3)
+    for seed in range(4):
+        learner.learn_many(classes(seed))
+    served = learner.servable()
+    errors = served.corrected(Batch(QUESTIONS)).errors
+    known = learner.state_dict().truth["names"]
+    assert len(known) == 2 and len(served.classes) == 4
+    assert {name for name, column in zip(served.classes, errors.T, strict=True) if column.any()} == set(known)
+
+
+@pytest.mark.parametrize(
+    ("d", "outputs", "shards", "keys", "named"),
+    [
+        (10, 2, 2, {}, "shards = 2"),
+        (3000, 2, 1, {}, "memory.rows = 2000"),
+        (10, 2, 1, {"form": "sketch", "bits": 16}, "memory.bits = 16"),
+        (10, 400, 1, {}, "memory.rows = 2000"),
+    ],
+)
+def test_what_could_not_be_published_is_refused_by_name(
+    d: int, outputs: int, shards: int, keys: dict[str, Any], named: str
+) -> None:
+    """Before a branch begins."""
+    with pytest.raises(ValueError, match=named):
+        MemoryConfig(**keys).refuse_unservable(d, outputs, shards)
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
+    """Labels of another kind, weights below 0, another number of outputs; the next rows are learned as if it had not come."""
+    learner, rows = memory_around(Still(weights(3)), {}), labelled(90)
+    learner.learn_many(rows)
+    before = learner.state_dict().truth
+    for bad in (
+        replace(rows, y=np.arange(90.0)),
+        replace(rows, weight=-np.ones(90)),
+        replace(rows, y=rows.x),
+        replace(rows, weight=np.ones(3)),
+    ):
+        with pytest.raises(BadInputError):
+            learner.learn_many(bad)
+    numbers = memory_around(Still(weights(2), ()), {}, "regress")
+    numbers.learn_many(values(0))
+    with pytest.raises(BadInputError):
+        numbers.learn_many(replace(values(0), y=values(0).x[:, 0]))
+    after = learner.state_dict().truth
+    assert all(np.array_equal(before[name], after[name]) for name in before)

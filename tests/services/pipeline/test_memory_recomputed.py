@@ -1,0 +1,91 @@
+"""Answers, losses and lambda of an error memory, recomputed by NumPy from the log alone: rows, answers and labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from late_stream import AT_ONCE, driven
+from remembered import SHARES, WrittenDown
+
+from millrace.learners.memory.config import MemoryConfig
+from millrace.services.config.config import build_pipeline
+from millrace.services.pipeline.instance import Instance
+from millrace.streams.labels.served import LateLabel, Prediction
+
+ROWS = 2000
+NAMES = ("no", "yes")
+DECODE = msgspec.json.Decoder(Prediction | LateLabel).decode
+
+
+def instance_of(home: Path, memory: dict[str, Any], learner: dict[str, Any]) -> Instance:
+    """A pipeline of four numbers."""
+    raw: dict[str, Any] = {
+        "name": "recomputed",
+        "seed": 11,
+        "fields": [{"name": "x", "size": 4}],
+        "label": {"name": "y"},
+        "learner": learner,
+        "memory": memory,
+        "batch": {"rows": AT_ONCE},
+        "labels": {},
+        "worker": {"step_ms": 0},
+    }
+    return Instance(build_pipeline(raw), home / "recomputed")
+
+
+def stream() -> tuple[np.ndarray, list[str]]:
+    """Rows whose rule no straight line tells, and which turns over in the end."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(ROWS, 4))
+    yes = (x[:, 0] * x[:, 1] > 0) != (np.arange(ROWS) > 1500)
+    return x, [NAMES[int(label)] for label in yes != (rng.random(ROWS) < 0.05)]
+
+
+def by_name(classes: tuple[str, ...], numbers: Any) -> np.ndarray:
+    """Numbers of some classes as those of all."""
+    told = dict(zip(classes, numbers, strict=True))
+    return np.array([told.get(name, 0.0) for name in NAMES])
+
+
+@pytest.mark.parametrize("delay", [0, 48])
+@pytest.mark.parametrize(
+    ("memory", "learner"),
+    [
+        ({"rows": 500}, {"kind": "ridge", "solve_rows": 64}),
+        ({"form": "sketch", "gamma": 0.2}, {"kind": "softmax", "warm_up_rows": 64}),
+    ],
+)
+def test_every_answer_follows_from_the_log(memory: dict[str, Any], learner: dict[str, Any], delay: int, tmp_path: Path) -> None:
+    """2,000 rows: by what was remembered when a row was asked, to 1e-9; and each lambda and loss that the status shows."""
+    instance, (x, labels), figures = instance_of(tmp_path, memory, learner), stream(), []
+    for _, worker in driven(instance, [x], labels, delay):
+        figures.append(worker.fold.figures())
+    source = instance.source([instance.loaded.pipeline.served_topic])
+    records = [DECODE(event.value or b"") for read in source.next_batch(1 << 20) for event in read.events]
+    written, waiting = WrittenDown(MemoryConfig(**memory), 11), dict[str, Prediction]()
+    compared, strengths, told = 0, set[float](), iter(figures[delay // AT_ONCE :])
+    for at, record in enumerate(records):
+        if isinstance(record, Prediction):
+            row, answer, error = (
+                msgspec.json.decode(record.row)["x"],
+                *(by_name(record.classes, n) for n in (record.base, record.error)),
+            )
+            assert np.allclose(error, written.error(np.array(row), answer) if record.classes else 0.0, rtol=0.0, atol=1e-9)
+            assert np.allclose(by_name(record.classes, record.scores), written.answer(answer, error), rtol=0.0, atol=1e-9)
+            waiting[record.id], compared = record, compared + 1
+        else:
+            asked = waiting.pop(record.id)
+            row, numbers = msgspec.json.decode(asked.row)["x"], (by_name(asked.classes, n) for n in (asked.base, asked.error))
+            written.learn(np.array(row), np.array([name == record.label for name in NAMES], dtype=float), *numbers)
+        if at + 1 == len(records) or (isinstance(records[at + 1], Prediction) and not isinstance(record, Prediction)):
+            status = next(told)
+            assert status["strength"] == written.share
+            weight = sum(0.5 ** (age / 1000) for age in range(len(written.x)))
+            for name, share in (("squared_error", written.share), ("squared_error_uncorrected", SHARES[0])):
+                assert abs(status[name] - written.losses[share] / weight) < 1e-9
+            strengths.add(written.share)
+    assert compared == ROWS and len(strengths) > 1
