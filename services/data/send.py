@@ -87,7 +87,7 @@ def topic_of(instance: Instance, served: bool) -> str:
 
 
 def _id_of(value: bytes) -> bytes | None:
-    """The key that keeps the records of an id in order; none where a record has no id, which the worker will refuse."""
+    """The key that keeps the records of an id in order. A record without an id has none, and the worker will refuse it."""
     try:
         return msgspec.json.decode(value, type=_Keyed).id.encode()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

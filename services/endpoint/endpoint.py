@@ -1,7 +1,7 @@
 """What both protocols answer about: the model, what it answers from now, and who may ask.
 
-Requests are not gathered into batches: a ridge takes 7 us of the 500 us that a call costs its replica, so nothing is gained
-by letting one wait for others. A caller who has many rows sends them in one request.
+Each request is answered by itself: a ridge takes 7 us of the 500 us that a call costs its replica, so nothing is gained by
+letting one wait for others. A caller who has many rows sends them in one request.
 """
 
 from __future__ import annotations

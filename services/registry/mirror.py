@@ -1,7 +1,7 @@
 """The mirror of a pipeline's versions in MLflow: what is to be there follows from journals and ledger, whoever looks.
 
-Nothing that learns or serves waits for it or reads from it. What was written last is kept beside the ledger, so that an alias
-that somebody moved there by hand is known from one that the ledger moved; lost, it is made anew and the ledger wins.
+Nothing that learns or serves waits for it or reads from it. What was written last is kept beside the ledger. So an alias
+that somebody moved there by hand is known from one that the ledger moved. Lost, it is made anew and the ledger wins.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ are learned, at fixed counts of them, so that nothing depends on how rows were g
   says little, so its range is widened by 1000 of its widths, and a clipped value widens the range
 - a feature that has not varied yet has no bounds
 
-``declared`` is for workers whose learners are merged and that must scale alike without seeing each other's rows: a field that
-declares a center and a scale is clipped to 10 of its scales, and nothing else is.
+``declared`` is for workers whose learners are merged and that must scale alike without seeing each other's rows. Only a field
+that declares a center and a scale is clipped, to 10 of its scales.
 
 ``standardise`` moves the mean to 0 and the deviation to 1 besides, and clips to 10 deviations whatever the range: for learners
 by steps, whose rate would depend on units. A feature that has not varied yet is 0.

@@ -144,8 +144,8 @@ def kind_of(kind: Any) -> str:
 def settled(column: Any, takes: Container[str] = ()) -> Any:
     """A column without views, and without a dictionary unless it is one of texts, which are looked at once each.
 
-    One that is all null is of the type null, whatever its type; so is one that is all NaN, which pandas writes for a column of
-    None, unless numbers are what it ``takes``.
+    One that is all null is of the type null, whatever its type. So is one that is all NaN, which pandas writes for a column of
+    None, unless it ``takes`` numbers.
     """
     arrow, kind = _pyarrow("An Arrow batch"), kind_of(column.type)
     if column.null_count == len(column):
