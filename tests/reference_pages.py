@@ -25,7 +25,7 @@ from millrace.learners.errors import MillraceError
 from millrace.learners.replay.config import NetworkConfig
 from millrace.learners.table import LEARNERS, Algorithm
 from millrace.services.cli import main as millrace
-from millrace.services.config.config import Pipeline
+from millrace.services.config.config import PipelineConfig
 from millrace.services.endpoint.endpoint import Endpoint
 from millrace.services.endpoint.grpc import GrpcApp
 from millrace.services.endpoint.http import HttpApp
@@ -124,13 +124,13 @@ def sections(record: type[Any], path: str = "") -> list[tuple[str, type[Any]]]:
 
 def config_records() -> list[tuple[str, type[Any]]]:
     """Every table of a pipeline file but the learner's, as the steps to it, and its record."""
-    return [("", Pipeline), *((name.strip("[]"), record) for name, record in sections(Pipeline))]
+    return [("", PipelineConfig), *((name.strip("[]"), record) for name, record in sections(PipelineConfig))]
 
 
 def config_tables() -> str:
     """Every table of a pipeline file, and every kind of learner."""
-    parts = [f"## The top of the file\n\n{sentences(Pipeline)}\n\n{rows_of(keys(Pipeline))}"]
-    parts += [f"## `{name}`\n\n{sentences(record)}\n\n{rows_of(keys(record))}" for name, record in sections(Pipeline)]
+    parts = [f"## The top of the file\n\n{sentences(PipelineConfig)}\n\n{rows_of(keys(PipelineConfig))}"]
+    parts += [f"## `{name}`\n\n{sentences(record)}\n\n{rows_of(keys(record))}" for name, record in sections(PipelineConfig)]
     parts.append(_learners())
     return "\n".join(parts)
 

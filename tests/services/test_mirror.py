@@ -17,7 +17,7 @@ from millrace.services.errors import MirrorError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.lineage import VERSION, Listed
-from millrace.services.registry.mirror import Mirror, record
+from millrace.services.registry.mirror import Mirror, mirror_state
 from millrace.streams.journal.store import read_checkpoint
 
 
@@ -172,7 +172,7 @@ def test_what_was_written_last_can_be_lost(pipeline: Instance) -> None:
     registry.named["champion"] = "2"
     Mirror(instance, registry).once()
     assert registry.by_hand("champion") == choices[1] == instance.ledger().aliases["champion"]
-    assert record(instance).aliases["champion"] == [choices[1]]
+    assert mirror_state(instance).aliases["champion"] == [choices[1]]
 
 
 def test_a_number_that_is_not_ours_is_set_back_and_other_aliases_are_left_alone(pipeline: Instance) -> None:

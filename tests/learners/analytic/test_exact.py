@@ -13,7 +13,7 @@ from family import ONCE, imbalanced, made, same, taught
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.learners.analytic.exact import Certificate, forget, forget_class, forget_key, merge, relabel
+from millrace.learners.analytic.exact import ErrorBound, forget, forget_class, forget_key, merge, relabel
 from millrace.learners.analytic.recentring import move
 from millrace.learners.analytic.ridge import Ridge
 from millrace.learners.errors import BadInputError, LearnerError
@@ -200,7 +200,7 @@ def test_a_forgotten_key_was_never_learned(kind: str) -> None:
     certificate = forget_key(learner, batch, b"key 3")
     rest = batch.only(np.array([key != b"key 3" for key in batch.key]))
     never = learned(fresh(kind), rest)
-    assert certificate == Certificate("forget", 60, certificate.residual_before, learner.residual, learner.error)
+    assert certificate == ErrorBound("forget", 60, certificate.residual_before, learner.residual, learner.error)
     assert certificate.holds and certificate.bound < 1e-6
     assert same(learner.servable(), never.servable(), 1e-9)
     with pytest.raises(BadInputError, match="the rows have no keys"):
