@@ -198,7 +198,7 @@ def messages_of(values: Iterable[bytes], schema: Schema, rows: int, unknown: Unk
     values, codec = iter(values), Codec(schema, sys.maxsize, unknown)
     while chunk := list(islice(values, rows)):
         _, refused = codec.decode([Event(at, 0, None, b"", value) for at, value in enumerate(chunk)])
-        bad = {one.event.offset for one in refused}
+        bad = {rejection.event.offset for rejection in refused}
         for is_bad, places in groupby(range(len(chunk)), key=bad.__contains__):
             run = [chunk[at] for at in places]
             if is_bad:
