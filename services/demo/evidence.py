@@ -293,7 +293,7 @@ def _recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
 
 
 def account(evidence: Evidence, sent: int) -> list[str]:
-    """What does not add up; nothing if every record that was sent is accounted for, once."""
+    """What does not add up; empty if every record that was sent is accounted for, once."""
     if not evidence.outputs:
         return ["No step let anything out."]
     last = evidence.outputs[-1]

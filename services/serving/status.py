@@ -53,7 +53,7 @@ def place(host: str, port: int, grpc_port: int, proxy: str) -> EndpointAddress:
 
 
 def published_place(instance: Instance) -> EndpointAddress | None:
-    """Where the pipeline's endpoint listens, or None where it is not up on this machine."""
+    """Where the pipeline's endpoint listens; None unless it is up on this machine."""
     try:
         return msgspec.json.decode(_path(instance).read_bytes(), type=EndpointAddress)
     except FileNotFoundError:

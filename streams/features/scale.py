@@ -6,8 +6,8 @@ are learned, at fixed counts of them, so that nothing depends on how rows were g
 - at 1, 2, 4, ... 256 learned rows and at every 256 from then on, it takes in the rows since the last such look
 - from 256 rows on, a value is clipped to 10 deviations from the mean, or to the range of the learned values widened on either
   side by its own width, whichever reaches further
-- a clipped value counts as it was clipped, and does not widen the range; but where over 5 % of the rows since the last look
-  were clipped, the feature has moved, and they count as they came
+- a clipped value counts as it was clipped, and does not widen the range. Where over 5 % of the rows since the last look were
+  clipped, the feature has moved, and they count as they came
 - a feature that is the same in most rows as in the row before (a flag, a count, a pixel at the edge) is sparse: its deviation
   says little, so its range is widened by 1000 of its widths, and a clipped value widens the range
 - a feature that has not varied yet has no bounds
