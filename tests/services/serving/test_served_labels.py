@@ -78,7 +78,7 @@ def question(ids: Sequence[str], kind: int, seed: int) -> dict:
 
 def labels_of(ids: Sequence[str], kind: str, revision: int = 0) -> dict:
     """One label for all of them."""
-    return {"labels": [{"id": identity, "label": kind, "revision": revision} for identity in ids]}
+    return {"labels": [{"id": one, "label": kind, "revision": revision} for one in ids]}
 
 
 def status(up: Up) -> dict:
@@ -88,15 +88,15 @@ def status(up: Up) -> dict:
 
 def settled(up: Up, **wanted: int) -> dict:
     """The status once it says so."""
-    counts = status(up)
-    until(lambda: {name: counts.get(name) for name in wanted} == wanted or (counts.update(status(up)) or False))
-    return counts
+    found = status(up)
+    until(lambda: {name: found.get(name) for name in wanted} == wanted or (found.update(status(up)) or False))
+    return found
 
 
 def all_answer(up: Up) -> bool:
     """Whether each live replica has recorded an answer: the proxy knows all of them, so that one of them can be killed."""
     told = [re.search(r"process (\d+); records of answers: (\d+) in", str(line)) for line in status(up).values()]
-    answering = {int(match[1]) for match in told if match and int(match[2])}
+    answering = {int(found[1]) for found in told if found and int(found[2])}
     return answering >= set(up.pids(":Predictor"))
 
 
@@ -104,8 +104,8 @@ def test_a_class_that_only_labels_over_http_and_grpc_name_is_in_the_next_answers
     """Predicted over both protocols, labelled later over both; each row is learned once and scored as it was served."""
     before = status(up)
     ids = [f"first/{at}" for at in range(40)]
-    code, _, body = called(up, "infer", question(ids, 4, 1))
-    assert code == 200 and "lily" not in body["outputs"][1]["data"]
+    code, _, said = called(up, "infer", question(ids, 4, 1))
+    assert code == 200 and "lily" not in said["outputs"][1]["data"]
     code, _, stored = called(up, "labels", labels_of(ids[:20], "lily"))
     assert code == 202 and stored["accepted"] == 20 and all(at.startswith("digits.served-0-") for at in stored["offsets"])
     with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
@@ -114,7 +114,7 @@ def test_a_class_that_only_labels_over_http_and_grpc_name_is_in_the_next_answers
             request_serializer=labels_pb2.LabelRequest.SerializeToString,
             response_deserializer=labels_pb2.LabelResponse.FromString,
         )
-        told = label(labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id=identity, text="lily") for identity in ids[20:]]))
+        told = label(labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id=one, text="lily") for one in ids[20:]]))
         assert told.accepted == 20
         infer = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
@@ -149,25 +149,25 @@ def test_labels_sent_twice_early_conflicting_and_corrected_do_what_the_design_sa
 def test_a_label_that_cannot_be_taken_is_refused_with_its_reason_and_nothing_is_appended(up: Up) -> None:
     """400 over HTTP, INVALID_ARGUMENT over gRPC."""
     before = settled(up, lag_rows=0)["records"]
-    code, _, body = called(up, "labels", {"labels": [{"id": "a", "label": "rose"}, {"id": "b", "label": 3.5}]})
-    assert code == 400 and "labels[1].label" in body["error"]
+    code, _, said = called(up, "labels", {"labels": [{"id": "a", "label": "rose"}, {"id": "b", "label": 3.5}]})
+    assert code == 400 and "labels[1].label" in said["error"]
     with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
         label = channel.unary_unary("/millrace.v1.Labels/Label", request_serializer=labels_pb2.LabelRequest.SerializeToString)
         with pytest.raises(grpc.RpcError) as refused:
             label(labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id="a")]))
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    code, _, body = called(up, "infer", question(["x" * 600], 0, 3))
-    assert code == 400 and "1 to 512 characters" in body["error"]
+    code, _, said = called(up, "infer", question(["x" * 600], 0, 3))
+    assert code == 400 and "1 to 512 characters" in said["error"]
     assert settled(up, lag_rows=0)["records"] == before
 
 
 def test_status_shows_trainer_replicas_what_they_serve_and_what_they_recorded(up: Up) -> None:
     """Without Ray in the command; each replica says what it was told and what it answers."""
     until(lambda: all("told to serve the newest of main" in status(up).get(f"replica_{at}", "") for at in (1, 2)))
-    lines = status(up)
-    assert lines["endpoint"].startswith(f"http://127.0.0.1:{up.port}") and "HAProxy" in lines["endpoint"]
-    assert lines["trainer"].startswith("branch main, epoch ")
-    assert all("0 dropped" in lines[f"replica_{at}"] for at in (1, 2))
+    found = status(up)
+    assert found["endpoint"].startswith(f"http://127.0.0.1:{up.port}") and "HAProxy" in found["endpoint"]
+    assert found["trainer"].startswith("branch main, epoch ")
+    assert all("0 dropped" in found[f"replica_{at}"] for at in (1, 2))
 
 
 def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_twice(up: Up) -> None:
@@ -190,7 +190,7 @@ def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_t
         sent = len(accepted)
         until(lambda sent=sent: len(accepted) > sent + 30)
         dead = up.kill(title)
-        until(lambda title=title, dead=dead: dead not in (alive := up.pids(title)) and len(alive) == len(before_pids[title]))
+        until(lambda title=title, dead=dead: dead not in (there := up.pids(title)) and len(there) == len(before_pids[title]))
         until(lambda: all_answer(up))
     killed.set()
     thread.join(TIMEOUT_S)
@@ -199,7 +199,7 @@ def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_t
     for at in range(0, len(accepted), 100):
         some = accepted[at : at + 100]
         assert called(up, "infer", question(some, 0, 1))[0] == 200
-        again = [{"id": identity, "label": NAMES[int(identity.partition("/")[2]) // 10 * 10 % 3]} for identity in some]
+        again = [{"id": one, "label": NAMES[int(one.partition("/")[2]) // 10 * 10 % 3]} for one in some]
         assert called(up, "labels", {"labels": again})[0] == 202
     after = settled(up, labels_joined=before["labels_joined"] + len(accepted))
     assert after["labels_conflicts"] == before["labels_conflicts"]
@@ -220,9 +220,9 @@ def refuse_and_return(up: Up) -> None:
     refused = []
     for at in range(400):
         assert called(up, "infer", question([f"filler/{at}/{row}" for row in range(50)], 0, at))[0] == 200
-        code, headers, body = called(up, "labels", labels_of([f"filler/{at}/0"], "rose"))
+        code, headers, said = called(up, "labels", labels_of([f"filler/{at}/0"], "rose"))
         if code == 503:
-            refused.append((headers, body))
+            refused.append((headers, said))
             break
     assert refused and refused[0][0]["retry-after"] == "1" and "Send the request again" in refused[0][1]["error"]
     assert called(up, "infer", question(ids, 0, 5))[0] == 200

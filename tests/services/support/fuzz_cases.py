@@ -158,10 +158,10 @@ def as_json(rows: Rows, _: Path) -> Iterator[Event]:
 
 def as_cloud_events(rows: Rows, _: Path) -> Iterator[Event]:
     """JSON in CloudEvents in structured mode."""
-    content_type = header(content_type="application/cloudevents+json")
+    said = header(content_type="application/cloudevents+json")
     for at in range(len(rows)):
         event = {"specversion": "1.0", "id": str(at), "source": "/a", "type": "b", "data": rows.row(at)}
-        yield Event(at, 1000, None, content_type, json.dumps(event).encode())
+        yield Event(at, 1000, None, said, json.dumps(event).encode())
 
 
 def as_csv(rows: Rows, folder: Path) -> Iterator[Event]:

@@ -28,8 +28,8 @@ def killed_after(words: Sequence[str], folder: Path, writes: int, chance: random
     seen, until_s = written(folder), time.monotonic() + TIMEOUT_S
     while process.poll() is None and writes:
         assert time.monotonic() < until_s, "it writes nothing any more and does not end"
-        if (current := written(folder)) != seen:
-            seen, writes = current, writes - 1
+        if (now := written(folder)) != seen:
+            seen, writes = now, writes - 1
         time.sleep(POLL_S)
     time.sleep(chance.uniform(0.0, LATEST_S))
     killed = process.poll() is None
@@ -41,8 +41,8 @@ def killed_after(words: Sequence[str], folder: Path, writes: int, chance: random
 
 def written(folder: Path) -> list[tuple[str, int, int]]:
     """What moves with every write below a folder: names, sizes and times of its files."""
-    files = []
+    found = []
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
-            files.append((str(path), path.stat().st_size, path.stat().st_mtime_ns))
-    return files
+            found.append((str(path), path.stat().st_size, path.stat().st_mtime_ns))
+    return found

@@ -70,9 +70,9 @@ def post(port: int, verb: str, body: object) -> tuple[int, dict]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     connection.request("POST", f"/v2/models/digits/{verb}", json.dumps(body))
     answer = connection.getresponse()
-    status_and_body = answer.status, json.loads(answer.read())
+    said = answer.status, json.loads(answer.read())
     connection.close()
-    return status_and_body
+    return said
 
 
 def question(ids: list[str]) -> dict:
@@ -126,13 +126,13 @@ def served(folder: Path, *words: str, millrace: Sequence[str] = MILLRACE, file: 
 
     ``millrace``: what is run for it; ``file``: the pipeline file.
     """
-    port, grpc_port, up_log = free_port(), free_port(), folder / "up.log"
+    port, grpc_port, said = free_port(), free_port(), folder / "up.log"
     command = [*millrace, "up", file, "--port", str(port), "--grpc-port", str(grpc_port), *words]
-    with up_log.open("wb") as log:
+    with said.open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
     try:
-        until(lambda: process.poll() is not None or b"Ctrl-C" in up_log.read_bytes())
-        assert process.poll() is None, up_log.read_text()
+        until(lambda: process.poll() is not None or b"Ctrl-C" in said.read_bytes())
+        assert process.poll() is None, said.read_text()
         until(lambda: all(is_ready(port) for _ in range(IN_A_ROW)))
         yield Up(folder, port, grpc_port, process)
     finally:
