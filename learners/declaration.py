@@ -6,8 +6,8 @@ learner's config, ``Spec``) writes its default with ``later``::
 
     half_life_ms: int = later(0)  # 0: as before there was this key
 
-and states three things by it: at that default everything is learned as it was before the key was there, byte for byte; a
-declaration leaves the key out at that default; the default never changes again. A key that cannot promise this needs a new
+and states three things by it. At that default everything is learned as it was before the key was there, byte for byte. A
+declaration leaves the key out at that default. The default never changes again. A key that cannot promise this needs a new
 revision of the learner or of the format instead. ``tests/recorded/declared.json`` lists the keys that are always written.
 """
 

@@ -251,8 +251,8 @@ class Warns(Protocol):
 def within(numbers: Floats, low: float, high: float) -> bool:
     """Whether each of the numbers is within its bounds; NaN is in none.
 
-    Their sum of squares, one pass over them, says so nearly always; the least and the largest only where it does not, or where
-    half the bound, which leaves its rounding room, is passed.
+    Their sum of squares, one pass over them, says so nearly always. Where it passes half the bound, which leaves its rounding
+    room, the least and the largest decide.
     """
     bound = max(0.0, min(-low, high)) / 2.0
     if not numbers.size or np.vdot(numbers, numbers) <= bound * bound:

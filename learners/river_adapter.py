@@ -187,11 +187,11 @@ def restored(config: RiverConfig, trees: Sequence[Tree], floats: Floats) -> list
 def _in_numpy(name: str, model: Any) -> Any:
     """The model with NumPy's numbers where a live one has them: Python's ``sum`` rounds its own otherwise from 3.12 on."""
     for attribute in NUMPY.get(name, ()):
-        said = getattr(model, attribute)
-        if isinstance(said, dict):
-            said.update({key: np.float64(value) for key, value in said.items()})
+        held = getattr(model, attribute)
+        if isinstance(held, dict):
+            held.update({key: np.float64(value) for key, value in held.items()})
         else:
-            setattr(model, attribute, np.float64(said))
+            setattr(model, attribute, np.float64(held))
     return model
 
 

@@ -27,8 +27,8 @@ Process = subprocess.Popen[bytes]
 class Patience:
     """Ends where nothing moves on. On a busy machine processes are slow, which is no standstill.
 
-    A sign that moves begins it anew. Without one, processes that work are waited for until they have had ``WORK`` times the
-    patience of processor time; those that neither work nor want to, for one patience.
+    A sign that moves begins it anew. Else processes that work are waited for until they have had ``WORK`` times the patience of
+    processor time. Idle ones get one patience.
     """
 
     def __init__(self, pids: Sequence[int], seconds: float = TIMEOUT_S, sign: Callable[[], object] = lambda: None) -> None:

@@ -45,13 +45,13 @@ def broker(tmp_path_factory):
     home = os.environ.get("KAFKA_HOME")
     folder = tmp_path_factory.mktemp("kafka")
     try:
-        one = Broker(folder, Path(home) / "libs" if home else ROOT / ".kafka" / "jars")
+        cluster = Broker(folder, Path(home) / "libs" if home else ROOT / ".kafka" / "jars")
     except StorageError as error:
         pytest.skip(f"no Kafka: {error}")
-    one.start()
+    cluster.start()
     with either_log.swept():
-        yield one
-    one.stop()
+        yield cluster
+    cluster.stop()
     shutil.rmtree(folder)  # its files are large, and pytest would keep them
 
 

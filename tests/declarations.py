@@ -65,15 +65,15 @@ def parsed(comment: str) -> tuple[Range | tuple[str, ...] | None, str]:
     >>> parsed(">= 1, rows of a step"), parsed("in (0, 1], share"), parsed('"a" or "b", which')[0]
     ((Range(low=1.0, high=inf, ends='[]'), 'rows of a step'), (Range(low=0.0, high=1.0, ends='(]'), 'share'), ('a', 'b'))
     """
-    if found := NUMERIC.match(comment):
-        sign, low, left, first, last, right = found.groups()
+    if match := NUMERIC.match(comment):
+        sign, low, left, first, last, right = match.groups()
         allowed: Any = Range(_number(low), INFINITY, "(]" if sign == ">" else "[]") if sign else None
         allowed = allowed or Range(_number(first), _number(last), left + right)
-    elif found := WORDS.match(comment):
-        allowed = tuple(re.findall(r'"([^"]+)"', found[0]))
+    elif match := WORDS.match(comment):
+        allowed = tuple(re.findall(r'"([^"]+)"', match[0]))
     else:
         return None, comment
-    return allowed, comment[found.end() :].lstrip(",;: ")
+    return allowed, comment[match.end() :].lstrip(",;: ")
 
 
 def comments(source: str) -> dict[int, str]:
@@ -104,28 +104,28 @@ def _own(record: type[Any]) -> dict[str, str]:
     }
 
 
-def _allowed(field: Field[Any], kind: Any, said: Range | tuple[str, ...] | None) -> Range | tuple[str, ...] | None:
+def _allowed(field: Field[Any], kind: Any, stated: Range | tuple[str, ...] | None) -> Range | tuple[str, ...] | None:
     """From the declaration itself where it says so, else from the comment."""
     rule = field.metadata.get("allowed")
     choices = [kind, *get_args(kind)] if get_origin(kind) is not Literal else [kind]
     if rule is not None:
         return rule.choices or Range(float(rule.low), float(rule.high), rule.ends)
     words = next((get_args(choice) for choice in choices if get_origin(choice) is Literal), ())
-    return words if get_origin(kind) is Literal else said
+    return words if get_origin(kind) is Literal else stated
 
 
 def keys(record: type[Any], like: type[Any] | None = None) -> list[Key]:
     """Every key of a record; one without a meaning has that of the same key of ``like``."""
     hints = get_type_hints(record)
     told = [_own(kind) for kind in record.__mro__ if "__dataclass_fields__" in vars(kind)] + ([_own(like)] if like else [])
-    found = []
+    declared = []
     for field in fields(record):
-        said = [parsed(own[field.name]) for own in told if field.name in own]
-        ranges = [allowed for allowed, _ in said if allowed is not None]
-        meaning = next((meaning for _, meaning in said if meaning), "")
+        comments = [parsed(own[field.name]) for own in told if field.name in own]
+        ranges = [allowed for allowed, _ in comments if allowed is not None]
+        meaning = next((meaning for _, meaning in comments if meaning), "")
         allowed = _allowed(field, hints[field.name], ranges[0] if ranges else None)
-        found.append(Key(field.name, hints[field.name], _default(field), allowed, meaning))
-    return found
+        declared.append(Key(field.name, hints[field.name], _default(field), allowed, meaning))
+    return declared
 
 
 def stated(record: type[Any]) -> dict[str, Range | tuple[str, ...]]:

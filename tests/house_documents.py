@@ -51,12 +51,12 @@ def slug(heading: str) -> str:
 def anchors(path: Path) -> frozenset[str]:
     """Anchors of a document's headings; the second of a name is told apart by a number, as on the repository's page."""
     made: dict[str, int] = {}
-    found = set()
+    slugs = set()
     for heading in HEADING.findall(FENCED.sub("", path.read_text(encoding="utf-8"))):
         name = slug(heading)
         made[name] = made.get(name, -1) + 1
-        found.add(f"{name}-{made[name]}" if made[name] else name)
-    return frozenset(found)
+        slugs.add(f"{name}-{made[name]}" if made[name] else name)
+    return frozenset(slugs)
 
 
 def documents(root: Path) -> list[Path]:
@@ -144,23 +144,23 @@ def _missing_files(root: Path, place: str, words: str) -> Iterator[str]:
 
 
 def _missing_numbers(root: Path, place: str, words: str) -> Iterator[str]:
-    there = numbers(root)
-    for kind, said in NUMBERED.findall(words):
-        for number in numbers_of(said):
-            if number not in there[kind]:
+    numbered = numbers(root)
+    for kind, cited in NUMBERED.findall(words):
+        for number in numbers_of(cited):
+            if number not in numbered[kind]:
                 yield f"{place} cites {kind} {number}, and {STYLE if kind == 'style' else RULES} has none of that number"
 
 
-def numbers_of(said: str) -> list[int]:
+def numbers_of(cited: str) -> list[int]:
     """The numbers of a citation.
 
     >>> numbers_of("2, 9 and 18"), numbers_of("2 to 4")
     ([2, 9, 18], [2, 3, 4])
     """
-    found: list[int] = []
-    for word, number in re.findall(r"(^|, | and | to )(\d+)", said):
-        found += range(found[-1] + 1, int(number) + 1) if word == " to " else [int(number)]
-    return found
+    listed: list[int] = []
+    for word, number in re.findall(r"(^|, | and | to )(\d+)", cited):
+        listed += range(listed[-1] + 1, int(number) + 1) if word == " to " else [int(number)]
+    return listed
 
 
 @cache
@@ -192,9 +192,9 @@ def count_of(text: str, sentence: str) -> int:
     >>> count_of("of ten invariants under nineteen\\nfaults", "under COUNT faults")
     19
     """
-    said = re.search(re.escape(sentence).replace("COUNT", r"(\w+)"), " ".join(text.split()))
-    assert said is not None, f"the document no longer says: {sentence}"
-    return COUNTS.index(said[1])
+    match = re.search(re.escape(sentence).replace("COUNT", r"(\w+)"), " ".join(text.split()))
+    assert match is not None, f"the document no longer says: {sentence}"
+    return COUNTS.index(match[1])
 
 
 def benchmark_rows(text: str) -> list[tuple[str, ...]]:
@@ -213,9 +213,9 @@ def benchmark_rows(text: str) -> list[tuple[str, ...]]:
 
 def repeated(lines: Iterable[str]) -> list[str]:
     """Lines of some length that stand twice, as a merge may leave them."""
-    seen, found = set[str](), []
+    seen, doubled = set[str](), []
     for line in lines:
         if len(line) > 40 and line in seen:
-            found.append(line)
+            doubled.append(line)
         seen.add(line)
-    return found
+    return doubled

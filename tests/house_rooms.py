@@ -194,12 +194,12 @@ def tests_imported(tree: Iterable[Module]) -> Iterator[str]:
 
 def used_arrows(tree: Iterable[Module]) -> dict[str, set[str]]:
     """The arrows that there are."""
-    found: dict[str, set[str]] = {}
+    arrows: dict[str, set[str]] = {}
     for module in tree:
         place = place_of(module.path)
         targets = {target for _, name in imports(module) if (target := target_of(name)) is not None}
-        found.setdefault(place, set()).update(targets - {place})
-    return found
+        arrows.setdefault(place, set()).update(targets - {place})
+    return arrows
 
 
 def floors(arrows: Mapping[str, str]) -> dict[str, int]:

@@ -163,11 +163,11 @@ def unpicklers_used(module: Module) -> Iterator[str]:
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Call):
             continue
-        said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
         name = dotted(node.func)
-        if name == "torch.load" and said.get("weights_only") != "True":
+        if name == "torch.load" and keywords.get("weights_only") != "True":
             yield module.at(node, "calls torch.load without weights_only=True")
-        if name.endswith("read_pickle") or said.get("allow_pickle", "False") != "False":
+        if name.endswith("read_pickle") or keywords.get("allow_pickle", "False") != "False":
             yield module.at(node, f"lets {name} unpickle")
 
 
@@ -316,9 +316,9 @@ def mocks(module: Module) -> Iterator[str]:
 
 def doors_passed(tree: Iterable[Module]) -> Iterator[str]:
     """Each outside system is imported by one file (style 2)."""
-    found = [(module, node, name) for module in tree for node, name in imports(module)]
+    imported = [(module, node, name) for module in tree for node, name in imports(module)]
     for system, door in DOORS.items():
-        users = [(module, node) for module, node, name in found if within(name, system)]
+        users = [(module, node) for module, node, name in imported if within(name, system)]
         only = door or next((module.path for module, _ in users), "")
         open_to = (only,) if isinstance(only, str) else only
         beside = " and ".join(open_to)
@@ -359,9 +359,9 @@ def repeated_file_names(tree: Sequence[Module]) -> Iterator[str]:
 def steps_yielded(module: Module) -> list[str]:
     """The names that the method `step` yields, in the order of its lines."""
     bodies = [function for function in functions(module.tree) if function.name == "step"]
-    found = [node for body in bodies for node in ast.walk(body) if isinstance(node, ast.Yield)]
-    found.sort(key=lambda node: (node.lineno, node.col_offset))
-    return [node.value.value if isinstance(node.value, ast.Constant) else "?" for node in found]
+    yields = [node for body in bodies for node in ast.walk(body) if isinstance(node, ast.Yield)]
+    yields.sort(key=lambda node: (node.lineno, node.col_offset))
+    return [node.value.value if isinstance(node.value, ast.Constant) else "?" for node in yields]
 
 
 def methods_of(module: Module, name: str) -> set[str]:

@@ -48,21 +48,21 @@ def _lines(name: str, thing: Any) -> Iterator[str]:
     if methods:
         yield ""
     for called, member in methods:
-        said = "" if isinstance(member, property) else signature(getattr(thing, called))
-        yield f"- `{name}.{called}{said}`: {first_sentence(member)}"
+        arguments = "" if isinstance(member, property) else signature(getattr(thing, called))
+        yield f"- `{name}.{called}{arguments}`: {first_sentence(member)}"
 
 
 def signature(thing: Any) -> str:
     """Parameters with types and defaults, and what it returns; private ones are left out."""
-    found = inspect.signature(thing)
+    declared = inspect.signature(thing)
     words, keywords = [], False
-    for name, parameter in found.parameters.items():
+    for name, parameter in declared.parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY and not keywords:
             words, keywords = [*words, "*"], True
         if not name.startswith("_") and name != "self":
             default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
             words.append(f"{name}: {_type(parameter.annotation)}{default}")
-    returns = "" if isinstance(thing, type) else f" -> {_type(found.return_annotation)}"
+    returns = "" if isinstance(thing, type) else f" -> {_type(declared.return_annotation)}"
     return f"({', '.join(words)}){returns}"
 
 

@@ -25,7 +25,7 @@ from millrace.learners.errors import MillraceError
 from millrace.learners.replay.config import NetworkConfig
 from millrace.learners.table import LEARNERS, Algorithm
 from millrace.services.cli import main as millrace
-from millrace.services.config.config import Pipeline
+from millrace.services.config.config import PipelineConfig
 from millrace.services.endpoint.endpoint import Endpoint
 from millrace.services.endpoint.grpc import GrpcApp
 from millrace.services.endpoint.http import HttpApp
@@ -67,7 +67,7 @@ def type_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "text"
     if get_origin(kind) in (UnionType, Union):
-        names = dict.fromkeys(type_name(one) for one in get_args(kind) if one is not type(None))
+        names = dict.fromkeys(type_name(member) for member in get_args(kind) if member is not type(None))
         return " or ".join(names)
     if get_origin(kind) is tuple:
         return MANY.get(get_args(kind)[0], "list of tables")
@@ -92,11 +92,11 @@ def default_words(key: Key) -> str:
     return f"`{msgspec.json.encode(key.default).decode().replace(',', ', ')}`"
 
 
-def rows_of(found: Iterable[Key]) -> str:
+def rows_of(listed: Iterable[Key]) -> str:
     """The table of some keys."""
     rows = [
         (f"`{key.name}`", type_name(key.type), allowed_words(key.allowed), default_words(key), _sentence(key.meaning))
-        for key in found
+        for key in listed
     ]
     return table(("key", "type", "range", "default", "meaning"), rows)
 
@@ -109,28 +109,28 @@ def _sentence(text: str) -> str:
 
 def record_of(kind: Any) -> Any:
     """The record that a key's table is, or None."""
-    return next((one for one in [kind, *get_args(kind)] if is_dataclass(one)), None)
+    return next((member for member in [kind, *get_args(kind)] if is_dataclass(member)), None)
 
 
 def sections(record: type[Any], path: str = "") -> list[tuple[str, type[Any]]]:
     """Every table below a record, in order: its heading in a pipeline file, and its record."""
-    found = []
+    tables = []
     for key in keys(record):
         if (below := record_of(key.type)) is not None:
             name = f"{path}{key.name}"
-            found += [(f"[[{name}]]" if get_origin(key.type) is tuple else f"[{name}]", below), *sections(below, f"{name}.")]
-    return found
+            tables += [(f"[[{name}]]" if get_origin(key.type) is tuple else f"[{name}]", below), *sections(below, f"{name}.")]
+    return tables
 
 
 def config_records() -> list[tuple[str, type[Any]]]:
     """Every table of a pipeline file but the learner's, as the steps to it, and its record."""
-    return [("", Pipeline), *((name.strip("[]"), record) for name, record in sections(Pipeline))]
+    return [("", PipelineConfig), *((name.strip("[]"), record) for name, record in sections(PipelineConfig))]
 
 
 def config_tables() -> str:
     """Every table of a pipeline file, and every kind of learner."""
-    parts = [f"## The top of the file\n\n{sentences(Pipeline)}\n\n{rows_of(keys(Pipeline))}"]
-    parts += [f"## `{name}`\n\n{sentences(record)}\n\n{rows_of(keys(record))}" for name, record in sections(Pipeline)]
+    parts = [f"## The top of the file\n\n{sentences(PipelineConfig)}\n\n{rows_of(keys(PipelineConfig))}"]
+    parts += [f"## `{name}`\n\n{sentences(record)}\n\n{rows_of(keys(record))}" for name, record in sections(PipelineConfig)]
     parts.append(_learners())
     return "\n".join(parts)
 
@@ -138,7 +138,7 @@ def config_tables() -> str:
 def _learners() -> str:
     kinds = {kind: f"[`{kind}`](#kind--{kind})" for kind in LEARNERS}
     head = f"## `[learner]`\n\n`kind` says which: {', '.join(kinds.values())}. The other keys are those of the kind.\n"
-    shared = dict.fromkeys(one for algorithm in LEARNERS.values() for one in reversed(_shared(algorithm.config)))
+    shared = dict.fromkeys(config for algorithm in LEARNERS.values() for config in reversed(_shared(algorithm.config)))
     own = [f"### {_title(record)}\n\n{rows_of(_declared(record))}" for record in shared]
     return "\n".join([head, *own, *(f"### kind = {kind}\n\n{learner_words(*pair)}" for kind, pair in _pairs())])
 
@@ -149,7 +149,7 @@ def _pairs() -> Iterable[tuple[str, tuple[str, Algorithm]]]:
 
 def _shared(config: type[Any]) -> list[type[Any]]:
     """The records of keys that a learner's own inherits from, nearest first."""
-    return [one for one in config.__mro__[1:] if issubclass(one, NetworkConfig)]
+    return [config for config in config.__mro__[1:] if issubclass(config, NetworkConfig)]
 
 
 def _title(record: type[Any]) -> str:
@@ -173,7 +173,7 @@ def learner_words(kind: str, algorithm: Algorithm) -> str:
     facts += ["Its shards are merged exactly (`shards`)."] if algorithm.merge is not None else []
     acts = {"discount": "discount", "raise_rate": "raise-rate"}
     facts += [f'After an alarm it can also `drift.act = "{acts[able]}"`.' for able in algorithm.abilities]
-    links = [f"[{_title(one)}](#{_title(one).lower().replace(' ', '-')})" for one in reversed(_shared(algorithm.config))]
+    links = [f"[{_title(kind)}](#{_title(kind).lower().replace(' ', '-')})" for kind in reversed(_shared(algorithm.config))]
     facts += [f"It also has: {', '.join(links)}."] if links else []
     own = _declared(algorithm.config)
     return " ".join(facts) + "\n" + (f"\n{rows_of(own)}" if own else "")
@@ -181,12 +181,12 @@ def learner_words(kind: str, algorithm: Algorithm) -> str:
 
 def commands(command: click.Command, context: click.Context) -> list[tuple[str, str]]:
     """The words of a command and of every one below it, each with its help."""
-    found = [(context.command_path, command.get_help(context))]
+    helps = [(context.command_path, command.get_help(context))]
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             below = command.commands[name]
-            found += commands(below, click.Context(below, parent=context, info_name=name))
-    return found
+            helps += commands(below, click.Context(below, parent=context, info_name=name))
+    return helps
 
 
 def command_texts() -> str:
@@ -215,8 +215,8 @@ def error_table() -> str:
 
 def limits() -> list[tuple[str, float, str]]:
     """Name, value and comment of every number that bounds what the endpoint does."""
-    found = [limit for thing in LIMITED for limit in constants(sys.modules[thing.__module__])]
-    return found + [
+    listed = [limit for thing in LIMITED for limit in constants(sys.modules[thing.__module__])]
+    return listed + [
         limit for thing, name in ALSO.items() for limit in constants(sys.modules[thing.__module__]) if limit[0] == name
     ]
 

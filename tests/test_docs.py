@@ -55,15 +55,15 @@ def examples_listed(index: str) -> list[str]:
 def test_the_index_lists_every_example() -> None:
     """Each file of examples/, once, and none that is gone."""
     index = (ROOT / house.INDEX).read_text(encoding="utf-8")
-    there = sorted(path.name for path in (ROOT / "examples").iterdir() if path.is_file())
-    assert sorted(examples_listed(index)) == there
-    assert sorted(examples_listed(index.replace("`notebook.py`", ""))) != there
+    files = sorted(path.name for path in (ROOT / "examples").iterdir() if path.is_file())
+    assert sorted(examples_listed(index)) == files
+    assert sorted(examples_listed(index.replace("`notebook.py`", ""))) != files
 
 
 def test_the_rules_are_numbered_without_a_gap() -> None:
     """Nineteen rules, four kinds of tests, thirty points of style; each kind of test names the files that hold it."""
-    there = house.numbers(ROOT)
-    assert [sorted(there[kind]) for kind in ("rule", "test", "style")] == [[*range(1, most + 1)] for most in (19, 4, 30)]
+    numbered = house.numbers(ROOT)
+    assert [sorted(numbered[kind]) for kind in ("rule", "test", "style")] == [[*range(1, most + 1)] for most in (19, 4, 30)]
     kinds = (ROOT / house.RULES).read_text(encoding="utf-8").partition("## How it is tested")[2].split("\n### Test ")[1:]
     assert all(house.TEST_FILE.findall(kind) for kind in kinds)
 

@@ -33,7 +33,7 @@ def set_from_outside(module: Module) -> Iterator[str]:
 
 def test_nobody_sets_an_attribute_of_a_fold_from_outside() -> None:
     """What a fold is made of is an argument of its constructor (`Stages`, `Owner`); pass it there instead."""
-    assert [found for module in modules(*ROOMS, "tests") for found in set_from_outside(module)] == []
+    assert [place for module in modules(*ROOMS, "tests") for place in set_from_outside(module)] == []
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_nobody_sets_an_attribute_of_a_fold_from_outside() -> None:
 )
 def test_an_attribute_set_from_outside_is_caught(source: str) -> None:
     """A line made to set one is named with its place."""
-    found = list(set_from_outside(Module("streams/a.py", source)))
-    assert found and all(place.startswith("streams/a.py:1 ") for place in found)
+    places = list(set_from_outside(Module("streams/a.py", source)))
+    assert places and all(place.startswith("streams/a.py:1 ") for place in places)
 
 
 @pytest.mark.parametrize(

@@ -94,15 +94,15 @@ def test_our_files_keep(rule: str) -> None:
     """Every file of the three rooms keeps the rule; and there are files, so that this says something."""
     ours = modules(*ROOMS)
     assert {module.room for module in ours} == set(ROOMS)
-    assert [found for module in ours for found in FILE_RULES[rule](module)] == []
+    assert [violation for module in ours for violation in FILE_RULES[rule](module)] == []
 
 
 @pytest.mark.parametrize(("rule", "path", "source"), BROKEN_TWINS)
 def test_a_broken_twin_is_caught(rule: str, path: str, source: str) -> None:
     """A file made to break the rule is caught, with its path."""
-    found = list(FILE_RULES[rule](Module(path, source)))
-    assert found
-    assert all(violation.startswith(path) for violation in found)
+    violations = list(FILE_RULES[rule](Module(path, source)))
+    assert violations
+    assert all(violation.startswith(path) for violation in violations)
 
 
 @pytest.mark.parametrize(("rule", "path", "source"), SOUND_TWINS)
@@ -119,7 +119,7 @@ def test_every_rule_has_a_broken_twin() -> None:
 @pytest.mark.parametrize("rule", TEST_RULES, ids=lambda rule: rule.__name__)
 def test_tests_are_not_free_of(rule) -> None:
     """The rules that hold for tests hold for these files too."""
-    assert [found for module in modules("tests") for found in rule(module)] == []
+    assert [violation for module in modules("tests") for violation in rule(module)] == []
 
 
 def test_every_excuse_for_catching_everything_is_needed() -> None:
@@ -193,7 +193,7 @@ def test_a_learner_has_five_methods() -> None:
 def without_example(command: click.Command, name: str) -> list[str]:
     """The commands under this one whose help shows no example."""
     if isinstance(command, click.Group):
-        return [found for part in command.commands.items() for found in without_example(part[1], f"{name} {part[0]}")]
+        return [path for part in command.commands.items() for path in without_example(part[1], f"{name} {part[0]}")]
     return [] if "Example" in (command.help or "") and f"{name} " in f"{command.help} " else [name]
 
 

@@ -47,10 +47,10 @@ def everything() -> dict[str, str | None]:
 
 def unsound(lock: str) -> list[str]:
     """What a lock may not hold: the name of a host, an option that could carry one, a requirement without hashes."""
-    found = re.findall(r"https?://\S*|--(?:extra-)?index-url\b|--find-links\b|\S+ @ \S+", lock)
+    addresses = re.findall(r"https?://\S*|--(?:extra-)?index-url\b|--find-links\b|\S+ @ \S+", lock)
     requirements = re.split(r"\n(?=[^\s#])", "\n" + lock)[1:]
     pinned = re.compile(r"[\w.-]+==\S+(?: ; [^\\]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+(?:\n    #.*)*\s*")
-    return found + [text.split("\n")[0] for text in requirements if not pinned.fullmatch(text)]
+    return addresses + [text.split("\n")[0] for text in requirements if not pinned.fullmatch(text)]
 
 
 def test_no_module_is_known_by_a_bare_folder_name(everything) -> None:
@@ -70,18 +70,18 @@ def test_what_is_tested_is_what_is_installed(everything) -> None:
 @installed
 def test_the_wheel_holds_the_modules_of_the_tree_and_no_others() -> None:
     """What the wheel unpacked, byte for byte, is every module and type marker here; nothing stale, nothing missing."""
-    there = {}
+    in_wheel = {}
     for file in importlib.metadata.files("millrace") or []:
         if file.parts[0] == "millrace" and file.suffix != ".pyc":
-            there[str(file)] = Path(str(file.locate())).read_bytes()
+            in_wheel[str(file)] = Path(str(file.locate())).read_bytes()
     here = {
         f"millrace/{file.relative_to(ROOT).as_posix()}": file.read_bytes()
         for room in ROOMS
         for file in (ROOT / room).rglob("*")
         if file.is_file() and file.suffix != ".pyc"
     }
-    assert sorted(there) == sorted(here)
-    assert [name for name in here if there[name] != here[name]] == []
+    assert sorted(in_wheel) == sorted(here)
+    assert [name for name in here if in_wheel[name] != here[name]] == []
     assert {f"millrace/{room}/py.typed" for room in ROOMS} <= set(here)
 
 

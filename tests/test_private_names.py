@@ -93,8 +93,8 @@ def _private(name: str) -> set[str]:
 
 def test_everything_private_of_a_library_stands_here() -> None:
     """A file that uses another such name adds it to USED, and below what shows that it is there."""
-    found = {module.path: private_names(module) for module in modules(*ROOMS)}
-    assert {path: names for path, names in found.items() if names} == {path: set(names) for path, names in USED.items()}
+    used = {module.path: private_names(module) for module in modules(*ROOMS)}
+    assert {path: names for path, names in used.items() if names} == {path: set(names) for path, names in USED.items()}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ SENSORS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
             "_detect_mean_incr",
             "_incr_cutpoint",
             "_decr_cutpoint",
-            *(f"{one}._ibc" for one in ("_total", "_s1_decr", "_s1_incr", "_s2_decr", "_s2_incr")),
+            *(f"{name}._ibc" for name in ("_total", "_s1_decr", "_s1_incr", "_s2_decr", "_s2_incr")),
             "_total._is_init",
             "_total._ewma._ewmean.__getstate__",
             "_total._ewma._ewmean.__setstate__",

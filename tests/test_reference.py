@@ -63,7 +63,7 @@ class Place:
         name = self.key.name
         if self.table == "fields":
             field = {"name": "x"} | FIELDS.get(str(value), FIELDS.get(name, {})) | {name: value}
-            return [f"fields=[{{{', '.join(f'{key} = {toml(one)}' for key, one in field.items())}}}]"]
+            return [f"fields=[{{{', '.join(f'{key} = {toml(setting)}' for key, setting in field.items())}}}]"]
         path = f"{self.table}.{name}".lstrip(".")
         about = f"learner.{self.kind}" if self.table == "learner" else path
         more = [flag for key in (about, f"{about}.{value}", str(value)) for flag in BESIDE.get(key, [])]
@@ -194,9 +194,9 @@ def test_a_comment_and_a_declared_range_agree() -> None:
     """Where a declaration says what is allowed, the comment behind it says the same."""
     for algorithm in LEARNERS.values():
         for record in algorithm.config.__mro__[:-1]:
-            found = {key.name: key.allowed for key in keys(record)}
-            said = stated(record)
-            assert said == {name: found[name] for name in said}, record.__name__
+            allowed = {key.name: key.allowed for key in keys(record)}
+            comments = stated(record)
+            assert comments == {name: allowed[name] for name in comments}, record.__name__
 
 
 @pytest.mark.parametrize("place", [place for place in PLACES if isinstance(place.key.allowed, Range)], ids=str)

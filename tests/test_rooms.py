@@ -10,7 +10,7 @@ from house_rules import ROOMS, ROOT, Module, modules
 
 def test_our_imports_follow_the_table() -> None:
     """No file imports what its sub-room may not."""
-    assert [found for module in modules(*ROOMS) for found in rooms.arrows_outside(module)] == []
+    assert [violation for module in modules(*ROOMS) for violation in rooms.arrows_outside(module)] == []
 
 
 def test_every_arrow_of_the_table_is_used() -> None:
@@ -71,8 +71,8 @@ def test_every_exception_exists() -> None:
 )
 def test_an_import_against_an_arrow_is_caught(path: str, source: str) -> None:
     """Each with the file, the line and what that place may import."""
-    found = list(rooms.arrows_outside(Module(path, source)))
-    assert len(found) == 1 and found[0].startswith(f"{path}:")
+    violations = list(rooms.arrows_outside(Module(path, source)))
+    assert len(violations) == 1 and violations[0].startswith(f"{path}:")
 
 
 def test_an_import_along_an_arrow_passes() -> None:
@@ -93,7 +93,7 @@ def test_an_import_along_an_arrow_passes() -> None:
 )
 def test_a_file_in_the_wrong_place_is_caught(path: str, source: str, words: str) -> None:
     """With what to do."""
-    assert [words in found for found in rooms.misplaced([Module(path, source)])] == [True]
+    assert [words in violation for violation in rooms.misplaced([Module(path, source)])] == [True]
 
 
 def test_a_sub_room_with_too_many_files_is_caught() -> None:

@@ -1,6 +1,6 @@
 """What the algebra of sums allows: merge workers, take rows out again, give rows another label, answer by another prior.
 
-Every learner of the analytic family (ridge, aef-ocl, air, slda, ncm) can; each operation gives a certificate, and leaves a
+Every learner of the analytic family (ridge, aef-ocl, air, slda, ncm) can; each operation gives an error bound, and leaves a
 learner that never knew the rows, to rounding. Rows are given again by the caller, with the weights that they have now.
 
 | operation | sums |
@@ -34,7 +34,7 @@ ROUNDING = 1e-9  # by which sums of the same weights in another order may differ
 
 
 @dataclass(frozen=True, slots=True)
-class Certificate:
+class ErrorBound:
     """What was done, and how exactly the answers now follow from the statistics."""
 
     operation: str  # "merge", "forget", "forget-class" or "relabel"
@@ -49,7 +49,7 @@ class Certificate:
         return self.residual_after <= RESIDUAL
 
 
-def forget(learner: Ridge, batch: Batch) -> Certificate:
+def forget(learner: Ridge, batch: Batch) -> ErrorBound:
     """Take labelled rows out, as if they had never been learned.
 
     Raises: BadInputError where a class has fewer rows than are to be forgotten, and nothing is; LearnerError where rows fade.
@@ -59,17 +59,17 @@ def forget(learner: Ridge, batch: Batch) -> Certificate:
     squares, before = _squares(learner), learner.residual
     learner.combine(learner.gathered(batch), -1)
     learner.finish_downdate(squares)
-    return Certificate("forget", len(batch), before, learner.residual, learner.error)
+    return ErrorBound("forget", len(batch), before, learner.residual, learner.error)
 
 
-def forget_key(learner: Ridge, batch: Batch, key: bytes) -> Certificate:
+def forget_key(learner: Ridge, batch: Batch, key: bytes) -> ErrorBound:
     """Take out those of the labelled rows whose key is ``key``. Raises: as ``forget``; BadInputError without keys."""
     if batch.key is None:
         raise BadInputError("column key: the rows have no keys; give the rows to be forgotten to forget()")
     return forget(learner, batch.only(np.array([row_key == key for row_key in batch.key], dtype=bool)))
 
 
-def forget_class(learner: Ridge, name: str) -> Certificate:
+def forget_class(learner: Ridge, name: str) -> ErrorBound:
     """Take a whole class out, without its rows; its column stays, and the class may be seen again.
 
     Raises: BadInputError where no such class was seen; LearnerError where the learner does not keep second moments by class.
@@ -85,10 +85,10 @@ def forget_class(learner: Ridge, name: str) -> Certificate:
     squares, before, rows = _squares(learner), learner.residual, learner.class_rows[name]
     learner.combine(learner.only_class(name), -1)
     learner.finish_downdate(squares)
-    return Certificate("forget-class", rows, before, learner.residual, learner.error)
+    return ErrorBound("forget-class", rows, before, learner.residual, learner.error)
 
 
-def relabel(learner: Ridge, batch: Batch, y: Array) -> Certificate:
+def relabel(learner: Ridge, batch: Batch, y: Array) -> ErrorBound:
     """Let rows that were learned with ``batch.y`` have been learned with ``y`` (n,) or (n, k).
 
     Raises: BadInputError where a class has fewer rows than are to lose it, and nothing changes; LearnerError where rows fade.
@@ -100,10 +100,10 @@ def relabel(learner: Ridge, batch: Batch, y: Array) -> Certificate:
     moved.combine(learner.gathered(batch), -1)  # G and s of the same rows are the same bits, so their difference is 0
     learner.combine(moved, 1)
     learner.finish_downdate(squares)
-    return Certificate("relabel", len(batch), before, learner.residual, learner.error)
+    return ErrorBound("relabel", len(batch), before, learner.residual, learner.error)
 
 
-def merge(shards: Mapping[str, Ridge]) -> tuple[Ridge, Certificate]:
+def merge(shards: Mapping[str, Ridge]) -> tuple[Ridge, ErrorBound]:
     """One learner that knows what every worker learned; a worker's newer snapshot replaces its older one in ``shards``.
 
     Added in the order of the names, so that the same shards give the same bits; classes stand in the order in which the
@@ -118,7 +118,7 @@ def merge(shards: Mapping[str, Ridge]) -> tuple[Ridge, Certificate]:
     return merge_disjoint(shards)
 
 
-def merge_disjoint(shards: Mapping[str, Ridge]) -> tuple[Ridge, Certificate]:
+def merge_disjoint(shards: Mapping[str, Ridge]) -> tuple[Ridge, ErrorBound]:
     """``merge`` of workers that are known to have learned different records, equal though those may be.
 
     Raises: LearnerError where the shards are of different makes, or fade.
@@ -134,7 +134,7 @@ def merge_disjoint(shards: Mapping[str, Ridge]) -> tuple[Ridge, Certificate]:
         merged.combine(shards[name], 1)
     merged.solve_now()
     worst = max(shards[name].residual for name in names)
-    return merged, Certificate("merge", merged.rows, worst, merged.residual, merged.error)
+    return merged, ErrorBound("merge", merged.rows, worst, merged.residual, merged.error)
 
 
 def with_prior(learner: Ridge, prior: Prior) -> LinearServable:

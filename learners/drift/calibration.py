@@ -2,8 +2,8 @@
 
 A figure is the least number of rows between two false alarms on stationary zeros and ones that are drawn independently. It
 holds at 99 % confidence, for the worst of five error rates from 0.02 to 0.8 and of short and long streams. Losses that hang on
-each other alarm more often. Between two thresholds of the table the stricter one is taken, so nothing rests on interpolation;
-a budget above the last figure is refused, for nobody has measured it. A change of this table changes what the same rows lead
+each other alarm more often. Between two thresholds of the table the stricter one is taken, so nothing rests on interpolation.
+A budget above the last figure has not been measured, and is refused. A change of this table changes what the same rows lead
 to; a branch that has begun goes on with the threshold in its state.
 
 A strict threshold may keep its budget by seeing nothing. ``MISSED`` has the share of 60 streams in which the error rate rises

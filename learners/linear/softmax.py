@@ -3,8 +3,8 @@
 Bishop, "Pattern Recognition and Machine Learning", 2006, sections 3.1.3 and 4.3.4, whose equations are named below.
 
 Differs from the book: a step takes the next ``step_rows`` rows, whatever batches they come in, so a batch equals its rows bit
-for bit; rows weigh; classes may appear at any time, with weights of 0; features are standardised, and count up to ``CLIP``
-deviations in a step; the penalty shrinks W after the step, so no rate is too large for it. (Duchi and Singer, "Efficient
+for bit. Rows weigh. Classes may appear at any time, with weights of 0. Features are standardised, and count up to ``CLIP``
+deviations in a step. The penalty shrinks W after the step, so no rate is too large for it. (Duchi and Singer, "Efficient
 Online and Batch Learning Using Forward Backward Splitting", JMLR 10, 2009, section 5.2.)
 
 | symbol | name | shape |

@@ -3,9 +3,9 @@
 Wei et al., "Online Prototype Learning for Online Continual Learning", ICCV 2023, arXiv 2308.00301; the instance loss is that of
 Guo et al., "Online Continual Learning through Mutual Information Maximization", ICML 2022 (OCM).
 
-Differs from the paper: knows no task boundaries, so the step of a first task and of the others has one form; rows are mixed
-within the drawn ones and by this step's prototypes; the instance loss compares projections, without a slice of the features;
-only square images are rotated. Rows that are no images have one view.
+Differs from the paper: knows no task boundaries, so the step of a first task and of the others has one form. Rows are mixed
+within the drawn ones and by this step's prototypes. The instance loss compares projections, without a slice of the features.
+Only square images are rotated. Rows that are no images have one view.
 
 | symbol | name | shape |
 |---|---|---|

@@ -2,8 +2,8 @@
 
 Lin et al., "PCR: Proxy-based Contrastive Replay for Online Class-Incremental Continual Learning", CVPR 2023, arXiv 2304.04408.
 
-Differs from the paper: the loss in its short form, equal to the contrastive one over all pairs; its augmentation, ``augment =
-"colour"``, must be asked for, since only pixels have colours; the reservoir is Algorithm R per row (the public one draws per
+Differs from the paper: the loss in its short form, equal to the contrastive one over all pairs. Its augmentation, ``augment =
+"colour"``, must be asked for, since only pixels have colours. The reservoir is Algorithm R per row (the public one draws per
 batch). Features of any width fit the head (the public one is built for 160 and fails on 84x84 images, which give 640).
 
 | symbol | name | shape |

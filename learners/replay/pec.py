@@ -3,8 +3,8 @@
 Zajac, Tuytelaars & van de Ven, "Prediction Error-based Classification for Class-Incremental Learning", ICLR 2024,
 arXiv 2305.18806.
 
-Differs from the paper: students and teacher have one hidden layer, for images too; their normalisation has no weights; the
-rate is constant, since a stream has no known length; students of absent classes rest, moments included.
+Differs from the paper: students and teacher have one hidden layer, for images too, and their normalisation has no weights. The
+rate is constant, since nobody knows a stream's length. Students of absent classes rest, moments included.
 
 | symbol | name | shape |
 |---|---|---|

@@ -1,6 +1,6 @@
 """What the commands share: which pipeline, which branch, why, and how rows are printed.
 
-Nothing here is imported that a command's help can do without: configuration, learners and log come when a pipeline is opened.
+Only what a command's help needs is imported here: configuration, learners and log come when a pipeline is opened.
 """
 
 from __future__ import annotations

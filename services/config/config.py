@@ -38,7 +38,7 @@ NEEDS = {"discount": "discount", "raise-rate": "raise_rate"}  # drift.act -> the
 
 
 @dataclass(frozen=True, slots=True)
-class Pipeline:
+class PipelineConfig:
     """Everything a pipeline file can say."""
 
     name: str  # letters, digits, - and _: names the folder, the topics and the model that is served
@@ -135,7 +135,7 @@ class Pipeline:
 class Loaded:
     """A pipeline, its learner's config record, and where each value came from."""
 
-    pipeline: Pipeline
+    pipeline: PipelineConfig
     learner: Any  # the config record of the learner's kind
     origin: dict[str, str]  # dotted key -> where it was set; defaults are not listed
     path: Path = Path()  # the file
@@ -172,7 +172,7 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
         origin |= dict.fromkeys(leaves({key: value}), source)
     _refuse_large(raw, path)
     _respell(raw, origin, path)
-    pipeline: Pipeline = _convert(raw, Pipeline, "", path)
+    pipeline: PipelineConfig = _convert(raw, PipelineConfig, "", path)
     _refuse_unrecorded(raw, pipeline, path)
     kind = pipeline.learner.get("kind")
     if not isinstance(kind, str) or kind not in LEARNERS:
@@ -316,7 +316,7 @@ def _refuse_large(raw: dict[str, Any], path: Path) -> None:
             raise ConfigError(f"{path}: {key} = {value}: a whole number must fit into 64 bits.")
 
 
-def _refuse_unrecorded(raw: dict[str, Any], pipeline: Pipeline, path: Path) -> None:
+def _refuse_unrecorded(raw: dict[str, Any], pipeline: PipelineConfig, path: Path) -> None:
     """Answers are recorded for labels that come later; who asks for the one without the other would wait in vain."""
     record = raw.get("serving", {}).get("record", "off")
     if pipeline.labels is None and record != "off":

@@ -1,7 +1,7 @@
 """The data sets that `millrace send --data` and `make run` know: one record each, and the rows as JSON.
 
-``digits`` comes with scikit-learn (the extra ``demo``); the others lie in the shared data folder
-(``MILLRACE_DATA``, else ``../shared/data``) and are for development only: a file in that folder says where each is
+``digits`` comes with scikit-learn (the extra ``demo``). The others lie in the shared data folder
+(``MILLRACE_DATA``, else ``../shared/data``) and are for development only. A file in that folder says where each is
 from and under which licence.
 """
 

@@ -2,7 +2,7 @@
 
 A letter may lie there more than once (after a crash); topic, partition and offset say which record it is of. To redrive is to
 append a new event with the original key and value, at the end of the topic it was in. The ledger says first that it is done, so
-of two operators only one sends a letter; where a process died in between, ``again`` sends what the ledger says was sent.
+of two operators only one sends a letter. Where a process died in between, ``again`` sends what the ledger says was sent.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def letter(instance: Instance, offset: int) -> Letter:
 
 
 def chosen(instance: Instance, offsets: Sequence[int], reason: str | None, again: bool) -> list[Letter]:
-    """Those to be sent, each once: the ones named, or all of a reason; without ``again`` those that have not been.
+    """Those to be sent, each once: the ones named, or all of a reason; sent ones only with ``again``.
 
     Raises: BadInputError where a named one is not there.
     """

@@ -87,7 +87,7 @@ def topic_of(instance: Instance, served: bool) -> str:
 
 
 def _id_of(value: bytes) -> bytes | None:
-    """The key that keeps the records of an id in order; none where a record has no id, which the worker will refuse."""
+    """The key that keeps the records of an id in order. A record without an id has none, and the worker will refuse it."""
     try:
         return msgspec.json.decode(value, type=_Keyed).id.encode()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -198,7 +198,7 @@ def messages_of(values: Iterable[bytes], schema: Schema, rows: int, unknown: Unk
     values, codec = iter(values), Codec(schema, sys.maxsize, unknown)
     while chunk := list(islice(values, rows)):
         _, refused = codec.decode([Event(at, 0, None, b"", value) for at, value in enumerate(chunk)])
-        bad = {one.event.offset for one in refused}
+        bad = {rejection.event.offset for rejection in refused}
         for is_bad, places in groupby(range(len(chunk)), key=bad.__contains__):
             run = [chunk[at] for at in places]
             if is_bad:

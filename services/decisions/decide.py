@@ -1,6 +1,6 @@
 """`millrace serve`, `rollback` and `promote`: one entry in the ledger, which every replica follows by itself.
 
-Neither Ray, nor the trainer, nor MLflow is needed to decide. A decision counts only if what it changes *from* is still true.
+Ray, the trainer and MLflow may all be down. A decision counts only if what it changes *from* is still true.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def describe(target: Target | str | None) -> str:
 
 
 def undo(change: Change | Naming, pipeline: str, home_folder: str | None) -> str | None:
-    """The command that goes back, or None where nothing was served before or nothing changed."""
+    """The command that goes back; None for a first decision, and for one that changed nothing."""
     if change.before == change.to:
         return None
     if isinstance(change, Naming):

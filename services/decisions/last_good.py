@@ -21,7 +21,7 @@ NO_ALARM = 1 << 62  # a seq that every other is before
 
 
 def last_good(marks: Sequence[Mark], store: Store, ledger: Ledger) -> str | None:
-    """Among a branch's marks, oldest first; None where nothing raised an alarm, or no version is older than its onset."""
+    """Among a branch's marks, oldest first; None without an alarm, or where every version is younger than its onset."""
     onset = onset_rows(marks, store)
     if onset is None:
         return None

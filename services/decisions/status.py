@@ -151,7 +151,7 @@ def _alarm(alarm: Alarm | None) -> dict[str, Any]:
 
 
 def _window(instance: Instance, marks: Sequence[Mark]) -> dict[str, int]:
-    """What the rows weigh that are kept to be learned again, in memory and in each checkpoint; nothing where none are."""
+    """What the rows weigh that are kept to be learned again, in memory and in each checkpoint; empty where none are."""
     for mark in reversed(marks):
         try:
             parts = read_checkpoint(instance.store(), mark.branch, str(mark.checkpoint)).parts

@@ -1,9 +1,9 @@
 """What an ended branch still holds: an hour after it ended, what nobody will ask for goes.
 
 Nobody writes an ended branch, so whoever comes by may sweep it: `millrace run` at its end, and the companion of `millrace up`.
-Kept are its start and its newest checkpoint; what the ledger names; versions that other branches began at, or are planned to;
-and of the rest the newest, as many as make up ``versions.keep`` with those of the branches that went on in its place. A branch
-that was given up has none of these, and one that never began has nothing. A version goes as ever: a release in the ledger
+Kept are its start and its newest checkpoint, what the ledger names, and versions that other branches began at, or are planned
+to. Of the rest the newest are kept, as many as make up ``versions.keep`` with those of the branches that went on in its place.
+A branch that was given up has none of these; one that never began is empty. A version goes as ever: a release in the ledger
 first, which counts only for what nothing names. While an operation is under way nothing is swept.
 """
 

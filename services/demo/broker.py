@@ -179,8 +179,7 @@ def tables(broker: Broker) -> str:
 
 @contextmanager
 def of_a_story(jars: Path | None, home: Path) -> Iterator[str]:
-    """A broker that knows nothing, for as long as a story lasts, and the table that puts its pipeline there; without ``jars``
-    none, and nothing."""
+    """A fresh broker for as long as a story lasts, and the table that puts its pipeline there; no text without ``jars``."""
     if jars is None:
         yield ""
         return

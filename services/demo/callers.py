@@ -1,7 +1,7 @@
 """Callers of an endpoint, over HTTP and gRPC in turn: those of `make run`.
 
-Some ask the same rows again and again; others ask about a stream's rows, each under an id of its own, and say later what was
-right, in the name of a producer.
+Some ask the same rows again and again. Others ask about a stream's rows, each under an id of its own. In the name of a
+producer they say later what was right.
 """
 
 from __future__ import annotations

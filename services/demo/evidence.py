@@ -59,7 +59,7 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class ScoredVersion:
     """A marked state, tested on the held-out rows."""
 
     name: str
@@ -90,7 +90,7 @@ class Evidence:
     joined: list[Joined]
     resumed: list[Resumed]
     raised: list[Raised]
-    versions: list[Version]
+    versions: list[ScoredVersion]
     recall: dict[str, float]  # by label, over the whole stream; empty for regression
     held_out: int  # rows
 
@@ -253,7 +253,7 @@ def _raised(entries: Sequence[Entry], outputs: Sequence[Output]) -> list[Raised]
     return raised
 
 
-def _versions(instance: Instance, marks: Sequence[Mark], held_out: Sequence[bytes]) -> list[Version]:
+def _versions(instance: Instance, marks: Sequence[Mark], held_out: Sequence[bytes]) -> list[ScoredVersion]:
     events = [Event(row, 0, None, b"", value) for row, value in enumerate(held_out)]
     rows, refused = instance.fold_spec.codec.decode(events)
     if refused:
@@ -261,11 +261,11 @@ def _versions(instance: Instance, marks: Sequence[Mark], held_out: Sequence[byte
     return [_version(instance, mark, rows) for mark in marks]
 
 
-def _version(instance: Instance, mark: Mark, rows: Rows) -> Version:
+def _version(instance: Instance, mark: Mark, rows: Rows) -> ScoredVersion:
     parts = load_checkpoint(instance.store(), mark)
     learned = parts["counts"]["counts"]
     score = _score(instance, parts, rows) if len(rows) else None
-    return Version(str(mark.version), int(learned["learned"]) if isinstance(learned, dict) else 0, score)
+    return ScoredVersion(str(mark.version), int(learned["learned"]) if isinstance(learned, dict) else 0, score)
 
 
 def _score(instance: Instance, parts: dict[str, dict[str, Any]], rows: Rows) -> float:
@@ -293,7 +293,7 @@ def _recall(instance: Instance, marks: Sequence[Mark]) -> dict[str, float]:
 
 
 def account(evidence: Evidence, sent: int) -> list[str]:
-    """What does not add up; nothing if every record that was sent is accounted for, once."""
+    """What does not add up; empty if every record that was sent is accounted for, once."""
     if not evidence.outputs:
         return ["No step let anything out."]
     last = evidence.outputs[-1]

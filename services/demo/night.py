@@ -1,7 +1,7 @@
 """The night call of `make run`: a producer labels wrongly, an alarm says since when, and everything is put right.
 
 Callers ask about digits that the model has never seen, and one labels them later, rightly. Then another asks and labels every 3
-as an 8. Serving is rolled back, the log is learned again without that producer, the new branch takes over, and what came out is
+as an 8. Serving is rolled back, the log is learned again without that producer, and the new branch takes over. What came out is
 compared with a model that is fitted to the honest labels alone. Only the shipped commands are used.
 """
 

@@ -120,7 +120,7 @@ def learned_without(instance: Instance, producer: str) -> dict[str, Value]:
     """The record of truth of a learner that is fitted at once to every labelled row of the log but those of a producer.
 
     Its sums are seen from 0 and its classes are by name, since rows come in another order here.
-    Neither journal, nor join, nor exclusions are asked: rows and labels are put together here, by their ids.
+    It goes by the log alone: rows and labels are put together here, by their ids, without journal, join or exclusions.
     """
     rows = join(list(_labelled(instance, producer)))
     learner, features = instance.fold_spec.make_learner(), instance.fold_spec.features()

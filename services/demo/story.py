@@ -3,7 +3,7 @@
     python -m millrace.services.demo.story [--data NAME]
 
 What is shown is real: a sender and a served pipeline in processes of their own, the shipped commands, callers over HTTP and
-gRPC, SIGKILL to the trainer's pid, and a report that is read from the log.
+gRPC, SIGKILL to the trainer. The report is read from the log.
 """
 
 from __future__ import annotations

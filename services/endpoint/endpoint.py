@@ -1,7 +1,7 @@
 """What both protocols answer about: the model, what it answers from now, and who may ask.
 
-Requests are not gathered into batches: a ridge takes 7 us of the 500 us that a call costs its replica, so nothing is gained
-by letting one wait for others. A caller who has many rows sends them in one request.
+Each request is answered by itself: a ridge takes 7 us of the 500 us that a call costs its replica, so nothing is gained by
+letting one wait for others. A caller who has many rows sends them in one request.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol.access import Access
 from millrace.services.protocol.inference import Predicted
 from millrace.services.protocol.labels import checked_labels, label_records, places, prediction_records
-from millrace.services.protocol.statistics import Statistics
+from millrace.services.protocol.statistics import InferenceStatistics
 from millrace.streams.labels.served import LONGEST_ID, LateLabel
 from millrace.streams.parts import sha256
 from millrace.streams.records import Record
@@ -54,7 +54,7 @@ class Endpoint:
     access: Access = field(default_factory=Access)
     limits: ServingConfig = field(default_factory=ServingConfig)
     pool: Pool = field(default_factory=Pool)
-    statistics: Statistics = field(default_factory=Statistics)
+    statistics: InferenceStatistics = field(default_factory=InferenceStatistics)
     recording: Recording | None = None  # None: the pipeline takes labels from its rows alone
     overview: Callable[[], Awaitable[dict[str, Any]]] = _nothing  # of the trainer and all replicas
 

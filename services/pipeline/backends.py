@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from millrace.learners.errors import ConfigError
-from millrace.services.config.config import Pipeline, kafka_secrets
+from millrace.services.config.config import PipelineConfig, kafka_secrets
 from millrace.streams.branch.outputs import dead_letter_topic, scores_topic
 from millrace.streams.errors import StorageError
 from millrace.streams.kafka.cluster import Cluster
@@ -66,7 +66,7 @@ class Logs(Protocol):
 class InFiles:
     """SQLite files in the pipeline's folder."""
 
-    pipeline: Pipeline
+    pipeline: PipelineConfig
     folder: Path
 
     @property
@@ -109,7 +109,7 @@ class InFiles:
 class OnKafka:
     """Topics NAME, NAME.served, NAME.scores, NAME.dead-letters, NAME.journal.BRANCH and NAME.ledger of a cluster."""
 
-    pipeline: Pipeline
+    pipeline: PipelineConfig
 
     @property
     def ledger_name(self) -> str:
@@ -183,7 +183,7 @@ def _connected(cluster: Cluster, partition_bytes: int) -> Readers:
     return Readers(Link(cluster, kafka_secrets(), partition_bytes))
 
 
-def _make_topics(store: SqliteLog | KafkaLog, pipeline: Pipeline) -> None:
+def _make_topics(store: SqliteLog | KafkaLog, pipeline: PipelineConfig) -> None:
     for topic in pipeline.topics:
         store.create_topic(topic, pipeline.log.partitions)
     scores = {scores_topic(pipeline.name, branch) for branch in shard_branches(pipeline.name, pipeline.shards)}
@@ -191,6 +191,6 @@ def _make_topics(store: SqliteLog | KafkaLog, pipeline: Pipeline) -> None:
         store.create_topic(output)
 
 
-def logs_of(pipeline: Pipeline, folder: Path) -> Logs:
+def logs_of(pipeline: PipelineConfig, folder: Path) -> Logs:
     """As the pipeline file says."""
     return OnKafka(pipeline) if pipeline.log.kind == "kafka" else InFiles(pipeline, folder)

@@ -1,7 +1,7 @@
 """What a replica answers from: an immutable bundle of a state's feature tables and what its learner serves, with its name.
 
 A bundle is made from bytes: those that the trainer publishes, or those packed here from a checkpoint's parts. Nothing is
-unpickled; a bundle whose bytes, numbers or golden rows are not what they should be is refused, and the one before goes on.
+unpickled. A bundle whose bytes, numbers or golden rows are wrong is refused, and the one before goes on.
 """
 
 from __future__ import annotations

@@ -101,10 +101,10 @@ def _needed(instance: Instance) -> dict[str, Position]:
 
     Raises: DamageError where a journal cannot be read.
     """
-    found = {branch: summarise(instance.journal(branch), branch) for branch in instance.branches()}
+    summaries = {branch: summarise(instance.journal(branch), branch) for branch in instance.branches()}
     return {
         branch: _goes_on_at(instance.store(), summary)
-        for branch, summary in found.items()
+        for branch, summary in summaries.items()
         if summary.end.ended is None and instance.shards(branch) == [branch]
     }
 

@@ -6,7 +6,7 @@ from millrace.services.pipeline.archive import Archive
 
 
 def heir_of(archive: Archive, branch: str) -> str:
-    """The branch that goes on in a branch's place; itself where it has not ended, or where that one has not begun yet."""
+    """The branch that goes on in a branch's place; itself until it has ended and that one has begun."""
     while (heir := successor_of(archive, branch)) is not None and archive.so_far(heir).fork is not None:
         branch = heir
     return branch

@@ -1,8 +1,8 @@
 """Who may call: bearer tokens with scopes, and callers on the same machine.
 
 A replica's own ports listen on every interface whatever the host is set to, and HAProxy in front of them does not say who
-called. So where HAProxy listens on loopback alone, whoever comes by loopback is on this machine and may call without a token;
-where it listens wider, nobody may. A call that says it was forwarded comes from somewhere else, whoever hands it on.
+called. So where HAProxy listens on loopback alone, whoever comes by loopback is on this machine and may call without a token.
+Where it listens wider, everybody needs one. A call that says it was forwarded comes from somewhere else, whoever hands it on.
 """
 
 from __future__ import annotations

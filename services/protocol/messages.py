@@ -148,5 +148,5 @@ def metadata_message(metadata: Mapping[str, Any]) -> pb.ModelMetadataResponse:
 
 
 def statistics_message(statistics: Mapping[str, Any]) -> pb.ModelStatisticsResponse:
-    """What ``Statistics.describe`` says."""
+    """What ``InferenceStatistics.describe`` says."""
     return pb.ModelStatisticsResponse(**statistics)

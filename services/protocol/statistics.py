@@ -36,7 +36,7 @@ class Cost:
 
 
 @dataclass(slots=True)
-class Statistics:
+class InferenceStatistics:
     """Since this replica started. Changed on the event loop alone."""
 
     rows: int = 0

@@ -1,7 +1,7 @@
 """The mirror of a pipeline's versions in MLflow: what is to be there follows from journals and ledger, whoever looks.
 
-Nothing that learns or serves waits for it or reads from it. What was written last is kept beside the ledger, so that an alias
-that somebody moved there by hand is known from one that the ledger moved; lost, it is made anew and the ledger wins.
+Nothing that learns or serves waits for it or reads from it. What was written last is kept beside the ledger. So an alias
+that somebody moved there by hand is known from one that the ledger moved. Lost, it is made anew and the ledger wins.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ALIASES = ("champion", "challenger", "last-good")  # ours there, whether the led
 Named = str | None  # a version that an alias names
 
 
-class Registry(Protocol):
+class ModelRegistry(Protocol):
     """One registered model, wherever it is. Raises: MirrorError from everything."""
 
     def versions(self) -> list[Listed]:
@@ -53,7 +53,7 @@ class Registry(Protocol):
         """Let an alias name a model version, or none."""
 
 
-class Record(msgspec.Struct):
+class MirrorState(msgspec.Struct):
     """What this mirror wrote last, and when all was as it should be."""
 
     aliases: dict[str, list[Named]] = {}  # two while one is being written: either may be there then
@@ -62,24 +62,24 @@ class Record(msgspec.Struct):
     said: str = ""  # what went wrong since
 
 
-def record(instance: Instance) -> Record:
+def mirror_state(instance: Instance) -> MirrorState:
     """As the pipeline's folder has it; a new one where it has none or a broken one."""
     try:
-        return msgspec.json.decode(_path(instance).read_bytes(), type=Record)
+        return msgspec.json.decode(_path(instance).read_bytes(), type=MirrorState)
     except (OSError, msgspec.DecodeError):
-        return Record()
+        return MirrorState()
 
 
 def describe(instance: Instance) -> dict[str, str]:
     """For `millrace status`: how many versions are in MLflow, as of when, and what went wrong since."""
-    uri, mirrored = instance.loaded.pipeline.mlflow.uri, record(instance)
+    uri, mirrored = instance.loaded.pipeline.mlflow.uri, mirror_state(instance)
     if not uri:
         return {}
     as_of = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(mirrored.at_ms / 1000)) if mirrored.at_ms else "never yet"
     return {"mirror": f"{mirrored.versions} versions at {uri}, as of {as_of}" + (f"; {mirrored.said}" if mirrored.said else "")}
 
 
-def keep(instance: Instance, mirrored: Record) -> None:
+def keep(instance: Instance, mirrored: MirrorState) -> None:
     """Put it into the pipeline's folder. Raises: StorageError."""
     path = _path(instance)
     try:
@@ -106,7 +106,7 @@ def ours(ledger_version: Named, mirror_version: Named, last: list[Named] | None)
 class Mirror:
     """One pipeline's."""
 
-    def __init__(self, instance: Instance, registry: Registry) -> None:
+    def __init__(self, instance: Instance, registry: ModelRegistry) -> None:
         self._instance = instance
         self._registry = registry
         self._archive = Archive(instance)
@@ -114,9 +114,9 @@ class Mirror:
         self._ledger = Ledger(instance.ledger_name)
         self._stream: Stream | None = None
         self._broken: set[str] = set()  # versions whose parts are not whole: said once
-        self.kept = record(instance)
+        self.kept = mirror_state(instance)
 
-    def once(self) -> Record:
+    def once(self) -> MirrorState:
         """Make everything there as it is here.
 
         1. register versions that are not there, oldest first

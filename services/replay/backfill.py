@@ -2,8 +2,8 @@
 
 The log is never edited: they are appended to a topic of their own, which the branch's first entry states and which it reads to
 its end before any other. So its steps prove them as they prove everything else, and other branches do not see them. Each has
-the time of the earliest record that the branch reads next, so they move the clock no further than the log itself would: no
-horizon of a prediction that waits ends because of them.
+the time of the earliest record that the branch reads next. So they move the clock only as far as the log itself would, and end
+no horizon of a prediction that waits.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def filled(instance: Instance, fork: Fork, backfill: Backfill) -> Fork:
 
 
 def warm_start(instance: Instance, branch: str, path: Path) -> None:
-    """Let a branch that has not begun read a file before the log; where it has begun with that file, nothing is done.
+    """Let a branch that is yet to begin read a file before the log. Where it has begun with that file, nothing is done.
 
     Raises: BadInputError where it has begun without; ConfigError where the detector would miss most changes.
     """

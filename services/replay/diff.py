@@ -1,7 +1,7 @@
 """`millrace replay diff`: the replayed branch beside what is served, on the log's last rows and on what each scored.
 
-Both have learned the probe rows that lie before their own ends, so agreement and the scores of each row before it was learned
-(prequential) say more than accuracy on them. Rows that the replay excludes are in neither.
+Both have learned the probe rows that lie before their own ends. So agreement says more than accuracy on them, and so do the
+scores of each row before it was learned (prequential). Rows that the replay excludes are in neither.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`millrace replay include`: what a branch has left out until now is read from its next step on.
 
-The decision is an entry of the ledger, where a branch's writer looks twice a second; it journals an ``act``, after which the
-exclusion is no longer in force (docs/design/journal.md, rule 9). Where no writer is live, the next one does it before its
-first step. Records that were left out before stay so; a replay with `--include` learns them.
+The decision is an entry of the ledger, where a branch's writer looks twice a second. The writer journals an ``act``, after
+which the exclusion is no longer in force (docs/design/journal.md, rule 9). Where no writer is live, the next one does it
+before its first step. Records that were left out before stay so; a replay with `--include` learns them.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Subscriber:
         self._actor: Any = None
 
     async def __call__(self, branch: str, after: Publication | None, timeout_s: float) -> Fetched | None:
-        """What is newer, with its bytes; None where there is nothing, or nobody to ask, in time."""
+        """What is newer, with its bytes; None where that cannot be had in time."""
         try:
             self._actor = self._actor or await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
             async with asyncio.timeout(timeout_s + TIMEOUT_S):

@@ -31,7 +31,7 @@ def free_port() -> int:
 def held_ports() -> Iterator[int]:
     """The first of a hundred ports for the replicas, held for this instance alone, and free now.
 
-    HAProxy must never meet another instance's replicas, nor those of one that was killed.
+    HAProxy must never meet the replicas of another instance or of one that was killed.
     """
     blocks = list(range(20_000, 30_000, PORTS))
     for _ in range(TRIES):

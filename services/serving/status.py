@@ -22,7 +22,7 @@ from millrace.services.pipeline.instance import Instance
 TIMEOUT_S = 15.0  # for an answer; a replica waits for the trainer's meanwhile
 
 
-class Place(msgspec.Struct, frozen=True):
+class EndpointAddress(msgspec.Struct, frozen=True):
     """Where an endpoint listens, and since when by which process."""
 
     url: str
@@ -32,7 +32,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def placed(instance: Instance, place: Place) -> Iterator[None]:
+def placed(instance: Instance, place: EndpointAddress) -> Iterator[None]:
     """Others on this machine find the endpoint for as long as the block runs."""
     path = _path(instance)
     new_path = path.with_suffix(".new")
@@ -45,17 +45,17 @@ def placed(instance: Instance, place: Place) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def place(host: str, port: int, grpc_port: int, proxy: str) -> Place:
+def place(host: str, port: int, grpc_port: int, proxy: str) -> EndpointAddress:
     """Of an endpoint of this process; one that listens everywhere is asked by loopback."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     name = f"[{name}]" if ":" in name else name
-    return Place(f"http://{name}:{port}", f"{name}:{grpc_port}", proxy, os.getpid())
+    return EndpointAddress(f"http://{name}:{port}", f"{name}:{grpc_port}", proxy, os.getpid())
 
 
-def published_place(instance: Instance) -> Place | None:
-    """Where the pipeline's endpoint listens, or None where it is not up on this machine."""
+def published_place(instance: Instance) -> EndpointAddress | None:
+    """Where the pipeline's endpoint listens; None unless it is up on this machine."""
     try:
-        return msgspec.json.decode(_path(instance).read_bytes(), type=Place)
+        return msgspec.json.decode(_path(instance).read_bytes(), type=EndpointAddress)
     except FileNotFoundError:
         return None
 
@@ -67,7 +67,7 @@ def refuse_second(instance: Instance) -> None:
         raise BusyError(f"{place.url} of process {place.pid} serves this pipeline already. Stop that one first.")
 
 
-def overview(instance: Instance, place: Place) -> dict[str, Any]:
+def overview(instance: Instance, place: EndpointAddress) -> dict[str, Any]:
     """What trainer and replicas say of themselves.
 
     Raises: OSError, msgspec.DecodeError where nobody answers, or not as we do.

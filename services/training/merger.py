@@ -118,7 +118,7 @@ class Merger:
         return [shard_state for shard_state in shard_states if shard_state is not None] if all(shard_states) else []
 
     def _marked(self, shard: str) -> tuple[Publication, MergeInput] | None:
-        """The newest marked state of a shard, or None where it has none that is whole."""
+        """The newest marked state of a shard that is whole; None before there is one."""
         if shard not in self._instance.branches():
             return None
         for mark in reversed(self._archive.marks(shard)):

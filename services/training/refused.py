@@ -30,7 +30,7 @@ ELSE = "look at what the letters say"
 
 
 def warnings_of(read: int, rejected: int, by_reason: Mapping[str, int], first: Mapping[str, str]) -> list[str]:
-    """What the user of a run is told of ``rejected`` of ``read`` records; nothing where none was.
+    """What the user of a run is told of ``rejected`` of ``read`` records; empty where none was.
 
     >>> [warning] = warnings_of(20, 20, {"unknown-field": 20}, {"unknown-field": "even:0 offset 0: z is no field"})
     >>> warning[:64]

@@ -64,6 +64,6 @@ def learn(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> D
 
 
 def newest_versions(archive: Archive, shards: Sequence[str]) -> list[Mark]:
-    """The newest version of each shard; none at all where one of them has none yet."""
+    """The newest version of each shard; empty until every shard has one."""
     versions = [[mark for mark in archive.marks(shard) if mark.version is not None] for shard in shards]
     return [marks[-1] for marks in versions] if all(versions) else []

@@ -200,7 +200,7 @@ class Restored:
 def restore(fold_spec: FoldSpec, backends: Backends, summary: Summary) -> Restored:
     """The state of the newest counted mark whose parts verify, else of the one before, else of the fork.
 
-    Raises: DamageError with the choices where a fork begins at a version and neither its own copy nor that can be read.
+    Raises: DamageError with the choices where a fork begins at a version and both its own copy and that are unreadable.
     """
     if summary.fork is None:
         raise DamageError("The journal has no fork entry, so nothing says where the branch begins. Restore it from a copy.")

@@ -94,8 +94,8 @@ def learner_of(store: Store, fork: Fork) -> str | None:
 def begin_fork(fold_spec: FoldSpec, backends: Backends, fork: Fork, version: str | None = None) -> None:
     """Copy the version's parts, append the fork, mark its start; whatever of that has been done before is not done again.
 
-    The mark has the parent's state hash, which proves where the branch begins; where the learner is of an earlier version, the
-    hash of both together, and ``version`` is the branch where that one lies. Without a parent nothing is marked.
+    The mark has the parent's state hash, which proves where the branch begins. Where the learner is of an earlier version, it
+    has the hash of both together, and ``version`` is the branch where that one lies. Without a parent nothing is marked.
     """
     for declared in (fold_spec.config, fold_spec.schema.declared):
         backends.store.put(fork.branch, declared)

@@ -34,7 +34,7 @@ def folds_alike(host: Host) -> bool:
 
 def same_numerics(host: Host, other: Host) -> bool:
     """Whether states folded on both are compared bit for bit."""
-    ours, theirs = ((one.cpu, one.blas, one.threads, one.torch, one.python) for one in (host, other))
+    ours, theirs = ((machine.cpu, machine.blas, machine.threads, machine.torch, machine.python) for machine in (host, other))
     return ours == theirs
 
 

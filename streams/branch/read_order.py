@@ -1,7 +1,7 @@
 """A source that reads the log in the order in which another branch has read it, and goes on by itself from there.
 
 Row order comes from reads, not from the log, wherever there are several partitions or topics. A replay that read a week of one
-partition before the next would let horizons end whose labels lie in the other; on its parent's own path it meets the rows and
+partition before the next would let horizons end whose labels lie in the other. On its parent's own path it meets the rows and
 the labels as its parent did.
 """
 
@@ -60,7 +60,7 @@ def future(journal_of: Callable[[str], Stream], branch: str, after_seq: int) -> 
 
 
 def onward(path: Iterable[ReadRange], position: Position) -> list[ReadRange]:
-    """What of a path lies ahead of a position, each offset once and none left out; partitions that it lacks are not read."""
+    """What of a path lies ahead of a position, every offset once; partitions that it lacks are left out."""
     at, ahead = dict(position), list[ReadRange]()
     for tp, _, stop in path:
         if stop > at.get(tp, stop):

@@ -2,8 +2,8 @@
 
 d is fixed by the declaration. What a row brings by itself is encoded at once. What depends on other rows is completed later,
 from tables that are state: the mean that stands in for a missing number, the column of a category in order of arrival, and the
-scale (scale.py). The tables take in rows that are learned, in the order in which they are, and nothing else: a row without a
-label changes no answer, and one that waits keeps its missing numbers and its category names.
+scale (scale.py). The tables take in only rows that are learned, in the order in which they are. So a row without a label
+leaves every answer as it is, and one that waits keeps its missing numbers and its category names.
 
 Source: docs/design/overview.md#features.
 """
@@ -92,7 +92,7 @@ class Features:
         self._far = np.zeros(len(self._numeric), dtype=np.int64)  # values of learned rows that were far out, by column
 
     def encode(self, rows: Rows) -> Batch:
-        """The rows as they wait: what stands in for a missing number is not known yet, nor the column of a new category."""
+        """The rows as they wait: what stands in for a missing number is known later, and so is the column of a new category."""
         return rows.batch(*self.encoded(rows.columns, rows.plain))
 
     def encoded(self, columns: Sequence[Array], plain: Floats | None = None) -> tuple[Floats, Array | None]:
@@ -128,7 +128,7 @@ class Features:
         )
 
     def _pieces(self, run: Batch) -> Iterator[Batch]:
-        """Rows that all count, or none of which does: one of weight 0 is put as it would be answered, and moves nothing."""
+        """Rows that all count, or all have weight 0: those are put as they would be answered, and move nothing."""
         if run.weight is not None and run.weight[0] == 0.0:
             yield self.answer(run)
             return

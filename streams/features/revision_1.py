@@ -1,7 +1,7 @@
 """The feature stage of folds of revision 1, so that a branch begun under it goes on, bit for bit.
 
-A row is completed when it is read, whether it is learned or not, and the tables take it in then; nothing is scaled. That lets a
-row without a label move the mean that stands in for everybody's missing numbers, so no new branch begins with it.
+A row is completed when it is read, whether it is learned or not, and the tables take it in then. Numbers are as they came. So
+even a row that has no label moves the mean that stands in for missing numbers; therefore new branches begin with a later stage.
 
 Source: CHANGELOG.md, fold_revision.
 """

@@ -6,14 +6,14 @@ are learned, at fixed counts of them, so that nothing depends on how rows were g
 - at 1, 2, 4, ... 256 learned rows and at every 256 from then on, it takes in the rows since the last such look
 - from 256 rows on, a value is clipped to 10 deviations from the mean, or to the range of the learned values widened on either
   side by its own width, whichever reaches further
-- a clipped value counts as it was clipped, and does not widen the range; but where over 5 % of the rows since the last look
-  were clipped, the feature has moved, and they count as they came
+- a clipped value counts as it was clipped, and does not widen the range. Where over 5 % of the rows since the last look were
+  clipped, the feature has moved, and they count as they came
 - a feature that is the same in most rows as in the row before (a flag, a count, a pixel at the edge) is sparse: its deviation
   says little, so its range is widened by 1000 of its widths, and a clipped value widens the range
 - a feature that has not varied yet has no bounds
 
-``declared`` is for workers whose learners are merged and that must scale alike without seeing each other's rows: a field that
-declares a center and a scale is clipped to 10 of its scales, and nothing else is.
+``declared`` is for workers whose learners are merged and that must scale alike without seeing each other's rows. Only a field
+that declares a center and a scale is clipped, to 10 of its scales.
 
 ``standardise`` moves the mean to 0 and the deviation to 1 besides, and clips to 10 deviations whatever the range: for learners
 by steps, whose rate would depend on units. A feature that has not varied yet is 0.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from millrace.learners.errors import BadInputError
-from millrace.streams.formats.flatbuffer import extent
+from millrace.streams.formats.flatbuffer import declared_size
 from millrace.streams.formats.meaning import JSON_TYPES, TAKES, RecordError, as_row, cell_of, declared_types, moment_of
 from millrace.streams.schema import Field, Schema
 
@@ -71,7 +71,7 @@ def _check_extent(arrow: Any, value: bytes, most_bytes: int) -> None:
             break
         if message.type not in ("record batch", "dictionary"):
             continue
-        size = extent(message.metadata.to_pybytes(), memoryview(message.body))
+        size = declared_size(message.metadata.to_pybytes(), memoryview(message.body))
         if size.negative:
             raise ValueError("a length below 0")
         rows += size.rows if message.type == "record batch" else 0
@@ -144,8 +144,8 @@ def kind_of(kind: Any) -> str:
 def settled(column: Any, takes: Container[str] = ()) -> Any:
     """A column without views, and without a dictionary unless it is one of texts, which are looked at once each.
 
-    One that is all null is of the type null, whatever its type; so is one that is all NaN, which pandas writes for a column of
-    None, unless numbers are what it ``takes``.
+    One that is all null is of the type null, whatever its type. So is one that is all NaN, which pandas writes for a column of
+    None, unless it ``takes`` numbers.
     """
     arrow, kind = _pyarrow("An Arrow batch"), kind_of(column.type)
     if column.null_count == len(column):

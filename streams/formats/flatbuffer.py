@@ -17,7 +17,7 @@ NODE_BYTES = BUFFER_BYTES = 16  # two int64 each
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class DeclaredSize:
     """What the metadata of a record batch or dictionary declares."""
 
     rows: int
@@ -30,7 +30,7 @@ class Extent:
         return min(self.rows, self.longest, self.buffer_bytes) < 0
 
 
-def extent(metadata: bytes, body: bytes | memoryview) -> Extent:
+def declared_size(metadata: bytes, body: bytes | memoryview) -> DeclaredSize:
     """The size of a record batch or dictionary as it declares it. Raises: struct.error where the bytes are no such thing."""
     message = _I32.unpack_from(metadata, 0)[0]
     header = _table(metadata, message, HEADER)
@@ -40,7 +40,7 @@ def extent(metadata: bytes, body: bytes | memoryview) -> Extent:
     cells = [length for length, _ in _pairs(metadata, header, NODES)]
     compressed = _slot(metadata, header, COMPRESSION) != 0
     sizes = [_size(body, start, length, compressed) for start, length in _pairs(metadata, header, BUFFERS)]
-    return Extent(rows, max(cells, default=0), -1 if min(sizes, default=0) < 0 else sum(sizes))
+    return DeclaredSize(rows, max(cells, default=0), -1 if min(sizes, default=0) < 0 else sum(sizes))
 
 
 def _size(body: bytes | memoryview, start: int, length: int, compressed: bool) -> int:

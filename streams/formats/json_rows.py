@@ -2,7 +2,7 @@
 
 What a value means to a declared type stands in ``meaning.py``. Nothing else is coerced: ``"1.5"`` for a number, an unknown key,
 a key twice, a NaN or an infinity are all refused. The fast path decodes a whole read with one typed call a record, first of the
-types that nearly all rows have, then of all that are taken; only where that raises too is each record looked at.
+types that nearly all rows have, then of all that are taken. Only where that raises too is each record looked at.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": 
 
 @dataclass(slots=True)
 class Readers:
-    """Readers of a process that are not in use, so that looking at a small topic takes no new connection."""
+    """The idle readers of a process, so that looking at a small topic takes no new connection."""
 
     link: Link
     _free: SimpleQueue[KafkaReader] = field(default_factory=SimpleQueue)

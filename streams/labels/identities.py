@@ -1,7 +1,7 @@
 """Which ids have been settled, and by which labels: remembered long enough to meet every retry, in bounded memory.
 
-Identities lie in segments by the time they were settled. Only the newest is held as a dict; a closed one is an immutable sorted
-array and a checkpoint part that never changes; where it is large, it is spilled to a file that the kernel may drop from memory.
+Identities lie in segments by the time they were settled. Only the newest is held as a dict. A closed one is an immutable sorted
+array and a checkpoint part that never changes. Where it is large, it is spilled to a file that the kernel may drop from memory.
 Closed segments of one time are merged, so that there are few of them, and a Bloom filter stands in front of each.
 
 Source: docs/design/overview.md#late-labels. Bloom, "Space/Time Trade-offs in Hash Coding with Allowable Errors", CACM 13 (7),

@@ -310,7 +310,7 @@ class LabelJoin:
             self._make_room(now_ms, taken)
 
     def _make_room(self, now_ms: int, taken: Taken) -> None:
-        """Let the oldest wait no longer; a prediction never with the default label, since its own may yet come."""
+        """Let the oldest wait no longer; a prediction is passed without the default label, since its own may yet come."""
         self.counts.crowded += 1
         if self._early_seen > len(self._pending):
             self._unmatched(next(iter(self._early)))

@@ -172,7 +172,7 @@ class SqliteLog:
             return min(max(start, kept), end)
 
     def appended_ms(self, tp: str) -> int | None:
-        """When the oldest record that is there was appended, to the minute; None where there is none, or nothing says so."""
+        """When the oldest record was appended, to the minute; None where the log is empty or does not say."""
         with storage_errors(self.path):
             _, start, end = _partition(self._connection, tp)
             return None if start == end else appended.appended_ms(self._connection, tp, start)

@@ -50,7 +50,7 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class PendingStep:
     """A step on its way into the journal."""
 
     entry: Step
@@ -272,7 +272,7 @@ class Worker:
                 dead_letter_topic(self._fold_spec.name), [dead_letter(tp, refusal) for tp, refusal in refused]
             )
 
-    def _append(self, checked: Checked) -> Sent:
+    def _append(self, checked: Checked) -> PendingStep:
         newest_ms = [int(rows.t.max()) for rows in checked.rows if len(rows)]
         entry = Step(
             branch=self.branch,
@@ -283,7 +283,7 @@ class Worker:
             rejected=[(tp, refusal.event.offset, refusal.row, refusal.reason) for tp, refusal in checked.refused],
         )
         self._idle_ms = 0
-        return Sent(entry, self._writer.send(entry))
+        return PendingStep(entry, self._writer.send(entry))
 
     def _emit(self, step: Step) -> None:
         if conflicts := contradictions(self.fold):

@@ -28,12 +28,12 @@ def batches(path: str, topic: str):
     table = connection.execute("select log_table from partitions where tp = ?", (f"{topic}:0",)).fetchall()[0][0]
     query, at = f"select value from {table} where offset >= ? order by offset limit {ROWS}", 0
     while True:
-        found = connection.execute(query, (at,)).fetchall()
-        if len(found) < ROWS:
+        rows = connection.execute(query, (at,)).fetchall()
+        if len(rows) < ROWS:
             time.sleep(POLL_S)
             continue
-        at += len(found)
-        yield [orjson.loads(value) for (value,) in found]
+        at += len(rows)
+        yield [orjson.loads(value) for (value,) in rows]
 
 
 def main(path: str, topic: str, wanted: int) -> None:

@@ -66,7 +66,7 @@ def made(kind: str, seed: int, **config: Any) -> Ridge:
 def taught(kind: str, rows: Rows, seed: int, **config: Any) -> tuple[Ridge, float, float]:
     """A learner of those rows; rows learned a second, and seconds of its solve, both of the processor."""
     x, y = rows
-    learner, names = made(kind, seed, **config), np.array([str(one) for one in y], dtype=object)
+    learner, names = made(kind, seed, **config), np.array([str(label) for label in y], dtype=object)
     start_s = time.process_time()
     for at in range(0, len(x), BATCH):
         learner.learn_many(Batch(x[at : at + BATCH], names[at : at + BATCH]))
@@ -75,9 +75,9 @@ def taught(kind: str, rows: Rows, seed: int, **config: Any) -> tuple[Ridge, floa
     return learner, len(x) / (learned_s - start_s), time.process_time() - learned_s
 
 
-def class_accuracy(said: Array, y: Array) -> float:
+def class_accuracy(predicted: Array, y: Array) -> float:
     """Mean over classes of the share answered right."""
-    return float(np.mean([(said[y == c] == c).mean() for c in range(10)]))
+    return float(np.mean([(predicted[y == c] == c).mean() for c in range(10)]))
 
 
 def scored(learner: Ridge, test: Rows) -> float:
@@ -96,7 +96,7 @@ def accurate(case: str, pairs: list[tuple[float, float]], against: tuple[str, fl
 def family(train: Rows, test: Rows, seeds: int) -> Iterator[dict[str, object]]:
     """Accuracy and speed of each beside the ridge's, and the time of a solve beside the aim."""
     runs = {kind: [taught(kind, imbalanced(train, seed), seed) for seed in range(seeds)] for kind in ("ridge", *KINDS)}
-    accuracy = {kind: [scored(learner, test) for learner, _, _ in found] for kind, found in runs.items()}
+    accuracy = {kind: [scored(learner, test) for learner, _, _ in models] for kind, models in runs.items()}
     for kind in KINDS:
         goal = 1.1 if kind in ("aef-ocl", "air") else None
         pairs = list(zip(accuracy[kind], accuracy["ridge"], strict=True))
@@ -109,7 +109,7 @@ def family(train: Rows, test: Rows, seeds: int) -> Iterator[dict[str, object]]:
 def longest_s(kind: str, rows: Rows, seed: int, **config: Any) -> Floats:
     """Seconds of the longest batch from the first due row to the second, both included: of the learning thread, on the wall."""
     x, y = rows
-    learner, names = made(kind, seed, **config), np.array([str(one) for one in y], dtype=object)
+    learner, names = made(kind, seed, **config), np.array([str(label) for label in y], dtype=object)
     took_s = []
     for start in range(0, 2 * PERIOD, BATCH):
         at = np.arange(start, start + BATCH) % len(x)
@@ -124,7 +124,7 @@ def behind(train: Rows, seeds: int) -> Iterator[dict[str, object]]:
     """The time of a solve behind, and what it holds learning up by beside one in its place, and beside none."""
     for kind in ("aef-ocl", "air"):
         solved = [taught(kind, imbalanced(train, seed), seed, solve_behind=True)[2] for seed in range(seeds)]
-        yield compared("analytic", f"{kind}: solve, behind", "s", [(one, REFRESH_S) for one in solved], ("the aim", 1.0))
+        yield compared("analytic", f"{kind}: solve, behind", "s", [(took_s, REFRESH_S) for took_s in solved], ("the aim", 1.0))
         runs = [
             [longest_s(kind, imbalanced(train, seed), seed, **how) for how in (BEHIND, IN_PLACE, NEITHER)]
             for seed in range(seeds)

@@ -27,7 +27,7 @@ from millrace.streams.branch.host import use_threads
 Told = tuple[Path, Path, str, str]  # data, folder, the peer's python and checkout
 
 
-def one(request: Request, told: Told) -> dict[str, Any]:
+def run_request(request: Request, told: Told) -> dict[str, Any]:
     """A run, in a process that does one at a time."""
     data, folder, python, checkout = told
     if request.side != "ours":
@@ -42,29 +42,29 @@ def one(request: Request, told: Told) -> dict[str, Any]:
 
 def all_of(requests: list[Request], told: Told, jobs: int) -> list[dict[str, Any]]:
     """Every run, the ones already there read; progress on stderr."""
-    found = []
+    runs = []
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(one, request, told): request for request in requests}
+        waiting = {pool.submit(run_request, request, told): request for request in requests}
         for at, done in enumerate(as_completed(waiting), 1):
-            found.append(done.result())
-            accuracy = found[-1]["accuracy"]
+            runs.append(done.result())
+            accuracy = runs[-1]["accuracy"]
             print(f"{at}/{len(requests)} {waiting[done].name}: accuracy {accuracy:.3f}", file=sys.stderr, flush=True)
-    return found
+    return runs
 
 
-def there(requests: Iterable[Request], folder: Path) -> list[dict[str, Any]]:
+def finished_runs(requests: Iterable[Request], folder: Path) -> list[dict[str, Any]]:
     """The runs that have finished."""
 
     def missing() -> dict[str, Any]:
         raise FileNotFoundError
 
-    found = []
+    runs = []
     for request in requests:
         try:
-            found.append(kept(request, folder, missing))
+            runs.append(kept(request, folder, missing))
         except FileNotFoundError:
             continue
-    return found
+    return runs
 
 
 def options() -> argparse.Namespace:
@@ -89,13 +89,13 @@ def main() -> None:
     rest = (data, folder, str(Path(told.peer_python).absolute()), str(Path(told.mammoth).absolute()))
     sides = ("ours", "mammoth") if told.mammoth else ("ours",)
     search = searched(size, sides)
-    rates = best_rates(there(search, folder) if told.table else all_of(search, rest, told.jobs))
+    rates = best_rates(finished_runs(search, folder) if told.table else all_of(search, rest, told.jobs))
     requests = asked_for(size, rates)
-    found = there(requests, folder) if told.table else all_of(requests, rest, told.jobs)
-    (folder / "table.md").write_text(markdown(found, len(requests)))
-    drawn(found, folder / "table.png")
+    runs = finished_runs(requests, folder) if told.table else all_of(requests, rest, told.jobs)
+    (folder / "table.md").write_text(markdown(runs, len(requests)))
+    drawn(runs, folder / "table.png")
     say(machine("continual"))
-    for line in printed(found):
+    for line in printed(runs):
         say(line)
 
 

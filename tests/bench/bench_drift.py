@@ -41,8 +41,8 @@ def false_alarms(budget_rows: int, per_class: bool, scale: float) -> dict[str, o
         count += len(detectors.update(losses, labels(rng, n), np.arange(n)))
         taken += n
     who = "pipeline and 10 classes" if per_class else "pipeline"
-    found = line(f"rows between false alarms, {who}", "rows", taken / max(count, 1), budget_rows, "the budget", 1.0)
-    return found | {"ratio": round(taken / max(count, 1) / budget_rows, 3), "alarms": count, "rows": taken}
+    result = line(f"rows between false alarms, {who}", "rows", taken / max(count, 1), budget_rows, "the budget", 1.0)
+    return result | {"ratio": round(taken / max(count, 1) / budget_rows, 3), "alarms": count, "rows": taken}
 
 
 def delays(rates: tuple[float, float], budget_rows: int, seeds: int) -> Iterator[dict[str, object]]:

@@ -122,8 +122,8 @@ def bare(folder: Path, classes: int) -> list[float]:
     command = [sys.executable, HERE / "bare_fresh.py", folder / "log.sqlite", "digits", classes]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE)
     committed = send(log, "digits", classes)
-    said = json.loads(process.communicate(timeout=60)[0])
-    return [said[str(number)] - at_s for number, at_s in committed.items() if number]
+    seen_s = json.loads(process.communicate(timeout=60)[0])
+    return [seen_s[str(number)] - at_s for number, at_s in committed.items() if number]
 
 
 def lines(mine: list[float], theirs: list[float]) -> Iterator[dict[str, object]]:
@@ -138,12 +138,12 @@ def lines(mine: list[float], theirs: list[float]) -> Iterator[dict[str, object]]
 def on_kafka(jars: Path, classes: int, mine: list[float]) -> Iterator[dict[str, object]]:
     """The same on Kafka, against the aim and against ``mine`` on SQLite."""
     with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "broker", jars) as broker:
-        there = ours(Path(folder), classes, tables(broker))
+        on_broker = ours(Path(folder), classes, tables(broker))
     for name, q in (("p50", 0.5), ("p99", 0.99)):
-        pair = (float(np.quantile(there, q)) * 1000, float(np.quantile(mine, q)) * 1000)
+        pair = (float(np.quantile(on_broker, q)) * 1000, float(np.quantile(mine, q)) * 1000)
         yield compared("fresh", f"{name}, on Kafka, vs on SQLite", "ms", [pair], ("the same on SQLite", None))
-    p99 = float(np.quantile(there, 0.99)) * 1000
-    yield compared("fresh", "p99, on Kafka, vs the aim", "ms", [(p99, AIM_MS)], ("500 ms", 1.0)) | {"events": len(there)}
+    p99 = float(np.quantile(on_broker, 0.99)) * 1000
+    yield compared("fresh", "p99, on Kafka, vs the aim", "ms", [(p99, AIM_MS)], ("500 ms", 1.0)) | {"events": len(on_broker)}
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def served_events(rows: int, width: int) -> list[Event]:
         told.append((at, Prediction(name, x[at % 1000], "main", 1, 2, ("ham", "spam"), (0.3, 0.7))))
         told.append((at + DELAY_ROWS, LateLabel(name, ("ham", "spam")[at % 2])))
     told.sort(key=lambda pair: pair[0])
-    return [Event(at, START_MS + ms, one.id.encode(), b"", encode(one)) for at, (ms, one) in enumerate(told)]
+    return [Event(at, START_MS + ms, message.id.encode(), b"", encode(message)) for at, (ms, message) in enumerate(told)]
 
 
 def seconds(fold: Fold, decode: Decode, events: list[Event]) -> float:

@@ -91,14 +91,14 @@ def value(shape: str, x: list[float], y: int) -> bytes:
 
 def arrow_values(shape: str, x: np.ndarray, y: np.ndarray) -> list[bytes]:
     """The rows (n, 64) as Arrow IPC streams of ``MESSAGE_ROWS`` each, numbers as float32."""
-    found = []
+    values = []
     for at in range(0, len(x), MESSAGE_ROWS):
         part = x[at : at + MESSAGE_ROWS].astype(np.float32)
         columns = {f"f{number}": pa.array(part[:, number]) for number in range(D)}
         if SHAPES[shape] is ARRAYS:
             columns = {"x": pa.FixedSizeListArray.from_arrays(part.ravel(), D)}
-        found.append(stream_bytes(pa.record_batch(columns | {"y": pa.array(y[at : at + MESSAGE_ROWS])})))
-    return found
+        values.append(stream_bytes(pa.record_batch(columns | {"y": pa.array(y[at : at + MESSAGE_ROWS])})))
+    return values
 
 
 def fill(log: SqliteLog, shape: str, rows: int) -> None:
@@ -122,15 +122,15 @@ def bare(path: Path, shape: str) -> float:
     most, at = READ_MESSAGES if shape.endswith("Arrow") else STEP_ROWS, 0
     query = f"select value from {table} where offset >= ? order by offset limit {most}"
     names = [f"f{number}" for number in range(D)]
-    while found := connection.execute(query, (at,)).fetchall():
+    while stored := connection.execute(query, (at,)).fetchall():
         if shape.endswith("Arrow"):
-            matrices = [bare_matrices(row[0]) for row in found]
+            matrices = [bare_matrices(row[0]) for row in stored]
             at += len(matrices)
             continue
-        rows = [orjson.loads(row[0]) for row in found]
+        rows = [orjson.loads(row[0]) for row in stored]
         np.array([row["x"] if shape == "array of 64" else [row[name] for name in names] for row in rows])
         np.array([row["y"] for row in rows])
-        at += len(found)
+        at += len(stored)
     return time.perf_counter() - start_s
 
 

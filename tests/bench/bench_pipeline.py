@@ -82,8 +82,8 @@ class Peer:
         consumer.assign(places := [TopicPartition(topic, 0) for topic in self._topics])
         consumer.seek_to_beginning(*places)
         while seen < rows:
-            for found in consumer.poll(500, POLL_ROWS).values():
-                seen += len(self._parse(self, [one.value for one in found])[1])
+            for polled in consumer.poll(500, POLL_ROWS).values():
+                seen += len(self._parse(self, [record.value for record in polled])[1])
         seconds = time.perf_counter() - start_s
         consumer.close()
         return seconds
@@ -110,9 +110,9 @@ def late_rows(peer: Peer, values: list[bytes]) -> Matrices:
 
 def arrow_rows(_: Peer, values: list[bytes]) -> Matrices:
     """Arrow batches."""
-    found = [pa.ipc.open_stream(value).read_all() for value in values]
-    x = np.concatenate([one_matrix(table) for table in found])
-    return x, np.concatenate([table["y"].to_numpy() for table in found])
+    tables = [pa.ipc.open_stream(value).read_all() for value in values]
+    x = np.concatenate([one_matrix(table) for table in tables])
+    return x, np.concatenate([table["y"].to_numpy() for table in tables])
 
 
 def one_matrix(table: pa.Table) -> np.ndarray:
@@ -195,13 +195,13 @@ class Town:
         """Rows into the topics; how many records there are, of Arrow rows."""
         rng, log = np.random.default_rng(0), self.instance("fill", "").log()
         x = rng.normal(size=(rows, D)).round(6)
-        found = list(self.case.fill(self.topic, x, x[:, :10].argmax(axis=1)))
+        records = list(self.case.fill(self.topic, x, x[:, :10].argmax(axis=1)))
         for topic in self.topics:
             log.create_topic(topic)
-            values = [record for name, record in found if name == topic]
+            values = [record for name, record in records if name == topic]
             for at in range(0, len(values), APPEND_ROWS):
                 log.append(topic, values[at : at + APPEND_ROWS])
-        return len(found) if self.case.late else rows
+        return len(records) if self.case.late else rows
 
     def ours(self, turn: str, added: str, records: int) -> float:
         """Seconds of the whole worker, once its branch is open, from the connection until every record is folded."""
@@ -211,8 +211,8 @@ class Town:
             fold_spec = replace(fold_spec, served=ServedCodec(fold_spec.schema, 1 << 20, self.topics[1], fold_spec.codec))
             backends = replace(backends, source=instance.source(self.topics))
 
-        def enough(one: Worker) -> bool:
-            if one.fold.records >= records:
+        def enough(worker: Worker) -> bool:
+            if worker.fold.records >= records:
                 folded_s.append(time.perf_counter())
             return bool(folded_s)
 

@@ -53,10 +53,10 @@ def looking(path: Path) -> Iterator[list[float]]:
     def look() -> None:
         connection, known = apsw.Connection(str(path)), 0
         while not stop.wait(POLL_S):
-            found = connection.execute("select count(*) from decisions").fetchall()[0][0]
-            if found > known:
+            count = connection.execute("select count(*) from decisions").fetchall()[0][0]
+            if count > known:
                 seen.append(time.monotonic())
-                known = found
+                known = count
 
     thread = threading.Thread(target=look)
     thread.start()

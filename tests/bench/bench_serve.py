@@ -102,21 +102,21 @@ def called(way: str, port: int, request: Path, connections: int, seconds: float)
     words = [way, port, PATHS[way], request, connections, seconds]
     command = [sys.executable, HERE / "caller.py", *words]
     done = subprocess.run(list(map(str, command)), env=clean_environment(), capture_output=True, text=True, check=True)
-    said = json.loads(done.stdout)
-    assert said["failed"] == 0, said
-    return said
+    result = json.loads(done.stdout)
+    assert result["failed"] == 0, result
+    return result
 
 
-def median(found: Sequence[dict[str, float]], what: str) -> float:
+def median(results: Sequence[dict[str, float]], what: str) -> float:
     """Over the rounds."""
-    return float(f"{np.median([one[what] for one in found]):.4g}")
+    return float(f"{np.median([result[what] for result in results]):.4g}")
 
 
 def case(way: str, connections: int, rounds: list[dict[str, dict[str, float]]]) -> Iterator[dict[str, object]]:
     """One line a peer: requests a second, and both latencies beside them."""
-    ours = [one["ours"] for one in rounds]
+    ours = [rates["ours"] for rates in rounds]
     for who in rounds[0].keys() - {"ours"}:
-        theirs = [one[who] for one in rounds]
+        theirs = [rates[who] for rates in rounds]
         pairs = [(a["rate"], b["rate"]) for a, b in zip(ours, theirs, strict=True)]
         goal = GOALS.get((who.split()[0], connections))
         line = compared("serve", f"{way}, {connections} connections, vs {who}", "requests/s", pairs, (who, goal))
@@ -136,8 +136,8 @@ def measured(ports: dict[str, int], way: str, request: Path, plan: tuple[int, fl
 def ceiling(port: int, request: Path, seconds: float) -> Iterator[dict[str, object]]:
     """How fast the callers are by themselves."""
     for connections in CONNECTIONS:
-        said = called("http", port, request, connections, seconds)
-        told = {"unit": "requests/s", "ours": round(said["rate"]), "peer": None, "peer_name": None, "ratio": None, "goal": None}
+        seen = called("http", port, request, connections, seconds)
+        told = {"unit": "requests/s", "ours": round(seen["rate"]), "peer": None, "peer_name": None, "ratio": None, "goal": None}
         yield {"bench": "serve", "case": f"callers alone, {connections} connections"} | told
 
 

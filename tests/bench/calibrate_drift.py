@@ -82,7 +82,9 @@ def print_missed(kinds: list[str], streams: int) -> None:
     """The table ``MISSED``: thresholds that miss none are left out."""
     for kind in kinds:
         shares = {threshold: missed(kind, threshold, streams) for threshold, _ in FIGURES[kind]}
-        print(f'    "{kind}": {{{", ".join(f"{one:g}: {share:.2f}" for one, share in shares.items() if share)}}},', flush=True)
+        print(
+            f'    "{kind}": {{{", ".join(f"{size:g}: {share:.2f}" for size, share in shares.items() if share)}}},', flush=True
+        )
 
 
 def look_up_kswin() -> None:
@@ -94,8 +96,8 @@ def look_up_kswin() -> None:
     @cache
     def counted(ones: float, others: float, size: int) -> tuple[float, float]:
         first, second = ([1.0] * int(count) + [0.0] * (size - int(count)) for count in (ones, others))
-        found = test(first, second, method="auto")
-        return float(found.statistic), float(found.pvalue)
+        result = test(first, second, method="auto")
+        return float(result.statistic), float(result.pvalue)
 
     kswin.stats = SimpleNamespace(ks_2samp=lambda first, second, method: counted(sum(first), sum(second), len(first)))
 

@@ -22,18 +22,18 @@ class Network(nn.Module):
 
     def __init__(self, spec: dict[str, Any]) -> None:
         super().__init__()
-        ins, found = spec["d"], list[nn.Module]()
+        ins, layers = spec["d"], list[nn.Module]()
         if spec["network"] == "convnet":
             colours, height, width = spec["image"]
             nf = spec["channels"]
             for a, b in ((colours, nf), (nf, 2 * nf)):
-                found += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+                layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
             ins = 2 * nf * -(-height // 4) * -(-width // 4)
-        found.append(nn.Flatten())
+        layers.append(nn.Flatten())
         for outs in (8 * spec["channels"],) if spec["network"] == "convnet" else spec["hidden"]:
-            found += [nn.Linear(ins, outs), nn.ReLU()]
+            layers += [nn.Linear(ins, outs), nn.ReLU()]
             ins = outs
-        self.body = nn.Sequential(*found)
+        self.body = nn.Sequential(*layers)
         self.classifier = nn.Linear(ins, 10)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -80,8 +80,8 @@ class Request:
     @property
     def name(self) -> str:
         """Of the run's file."""
-        said = f"{self.stream}-{self.side}-{self.label}-{self.buffer_rows}-{self.seed}"
-        return "".join(one if one.isalnum() or one in "-." else "_" for one in said)
+        words = f"{self.stream}-{self.side}-{self.label}-{self.buffer_rows}-{self.seed}"
+        return "".join(character if character.isalnum() or character in "-." else "_" for character in words)
 
     def plain(self) -> dict[str, Any]:
         """As JSON reads it back."""
@@ -166,28 +166,28 @@ def peer_run(request: Request, data: Path, python: str, checkout: str) -> dict[s
     assert process.stdout is not None
     process.stdin.write(json.dumps(asked) + "\n")
     process.stdin.flush()
-    found = None
-    while found is None:
+    result = None
+    while result is None:
         line = process.stdout.readline()
         if not line:
             raise RuntimeError(f"mammoth's {request.kind} ended with {process.wait()}; what it said is above")
-        found = json.loads(line) if line.startswith("{") else None
-    final = float(np.mean(found["accuracies"][-1]))
-    return {"accuracy": final, "seconds": found["seconds"], "rows_per_s": request.rows / found["seconds"]}
+        result = json.loads(line) if line.startswith("{") else None
+    final = float(np.mean(result["accuracies"][-1]))
+    return {"accuracy": final, "seconds": result["seconds"], "rows_per_s": request.rows / result["seconds"]}
 
 
 def kept(request: Request, folder: Path, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The run's figures: read where the same request was run before, else run now and written whole or not at all."""
     place = folder / f"{request.name}.json"
     if place.exists():
-        found: dict[str, Any] = json.loads(place.read_text())
-        if found["request"] == request.plain():
-            return found
-    found = {"request": request.plain(), **run()}
+        result: dict[str, Any] = json.loads(place.read_text())
+        if result["request"] == request.plain():
+            return result
+    result = {"request": request.plain(), **run()}
     part = place.with_suffix(".part")
-    part.write_text(json.dumps(found))
+    part.write_text(json.dumps(result))
     part.replace(place)
-    return found
+    return result
 
 
 def network_config(stream: str, kind: str, buffer_rows: int, rate: float) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def network_config(stream: str, kind: str, buffer_rows: int, rate: float) -> dic
 
 def searched(size: Size, sides: tuple[str, ...]) -> list[Request]:
     """What is run to choose rates: 5,000 rows, the smallest buffer, a seed that is in no table."""
-    found = []
+    requests = []
     for stream, grids in (("mnist", GRIDS), ("cifar", CIFAR_GRIDS)):
         rows = min(5_000, size.rows[stream])
         for kind, rates in grids.items():
@@ -212,17 +212,17 @@ def searched(size: Size, sides: tuple[str, ...]) -> list[Request]:
                 for rate in rates if len(rates) > 1 else ():
                     config = {"rate": rate} if side != "ours" else network_config(stream, kind, buffer_rows, rate)
                     label = f"{kind} search {rate:g}"
-                    found.append(Request(side, stream, label, kind, SEARCH_SEED, rows, rows, buffer_rows, config))
-    return found
+                    requests.append(Request(side, stream, label, kind, SEARCH_SEED, rows, rows, buffer_rows, config))
+    return requests
 
 
 Rates = dict[tuple[str, str, str], float]
 
 
-def best_rates(found: list[dict[str, Any]]) -> Rates:
+def best_rates(runs: list[dict[str, Any]]) -> Rates:
     """Of (side, stream, kind): the rate with the highest final accuracy; the smaller of equal ones."""
     best: dict[tuple[str, str, str], tuple[float, float]] = {}
-    for run in found:
+    for run in runs:
         asked = run["request"]
         place, rate = (asked["side"], asked["stream"], asked["kind"]), asked["config"]["rate"]
         best[place] = max(best.get(place, (-1.0, 0.0)), (run["accuracy"], -rate))
@@ -232,26 +232,26 @@ def best_rates(found: list[dict[str, Any]]) -> Rates:
 
 def asked_for(size: Size, rates: Rates) -> list[Request]:
     """Every run of the table."""
-    found = []
+    requests = []
     for seed in size.seeds:
         for stream in ("mnist", "cifar"):
             rest = (seed, size.rows[stream], size.every[stream])
-            found += _analytic(stream, rest)
+            requests += _analytic(stream, rest)
             if stream == "cifar":
                 backbone = Request(
                     "ours", "features", "mobilenet + ridge", "ridge", *rest, 0, {"gamma": 1.0, "solve_rows": 1000}
                 )
-                found += [backbone]
+                requests += [backbone]
             for side, of, kind in rates:
                 if of == stream:
-                    found += _networks(side, stream, kind, rest, (size.buffers, rates[side, of, kind]))
-    return sorted(found, key=_turn)
+                    requests += _networks(side, stream, kind, rest, (size.buffers, rates[side, of, kind]))
+    return sorted(requests, key=_turn)
 
 
-def _turn(one: Request) -> tuple[bool, bool, int, bool]:
+def _turn(request: Request) -> tuple[bool, bool, int, bool]:
     """When a run's turn is: what takes long comes last, so that a table of the rest is there early."""
-    heavy = one.stream != "mnist"
-    return heavy and one.seed > 0, heavy and one.kind == "onpro", one.seed, heavy
+    heavy = request.stream != "mnist"
+    return heavy and request.seed > 0, heavy and request.kind == "onpro", request.seed, heavy
 
 
 def _analytic(stream: str, rest: tuple[int, int, int]) -> list[Request]:

@@ -98,7 +98,7 @@ def _decoded(blob: NDArray[np.uint8], offsets: NDArray[np.int64], chosen: NDArra
 def _held_out(y: NDArray[np.int64]) -> NDArray[np.int64]:
     """The places of the first images of each class, HELD_OUT in all."""
     each = HELD_OUT // 10
-    return np.concatenate([np.flatnonzero(y == one)[:each] for one in range(10)])
+    return np.concatenate([np.flatnonzero(y == label)[:each] for label in range(10)])
 
 
 def _split(
@@ -111,7 +111,7 @@ def _split(
     rng = np.random.default_rng(seed)
     task_of = np.empty(10, dtype=np.int64)
     task_of[rng.permutation(10)] = np.arange(10) // 2
-    y, held_y = (one.astype(np.int64) for one in labels)
+    y, held_y = (column.astype(np.int64) for column in labels)
     order = rng.permutation(len(y))
     order = order[np.argsort(task_of[y[order]], kind="stable")]
     return SplitStream(name, pictures[0][order], y[order], task_of[y[order]], pictures[1], held_y, task_of[held_y])

@@ -29,10 +29,10 @@ COLUMNS = ("method", "buffer", "final accuracy", "AAA", "WC-ACC", "forgetting", 
 UNSAID = ("pixels", "classes", "image", "network", "hidden", "channels", "buffer_rows", "replay_rows", "step_rows", "augment")
 
 
-def grouped(found: Runs, side: str) -> dict[tuple[str, str, int], Runs]:
+def grouped(all_runs: Runs, side: str) -> dict[tuple[str, str, int], Runs]:
     """Runs of a side by stream, method and buffer, seeds in order; the search's left out."""
     groups: dict[tuple[str, str, int], Runs] = {}
-    for run in sorted(found, key=lambda one: one["request"]["seed"]):
+    for run in sorted(all_runs, key=lambda run: run["request"]["seed"]):
         asked = run["request"]
         if asked["side"] == side:
             stream = "cifar" if asked["stream"] == "features" else asked["stream"]
@@ -45,10 +45,10 @@ def of(runs: Runs, figure: str) -> float:
     return float(np.mean([run[figure] for run in runs]))
 
 
-def markdown(found: Runs, wanted: int) -> str:
+def markdown(done: Runs, wanted: int) -> str:
     """One table a stream, the most accurate first."""
-    ours = grouped(found, "ours")
-    parts = [f"{len(found)} of {wanted} runs have finished." if len(found) < wanted else f"All {wanted} runs have finished."]
+    ours = grouped(done, "ours")
+    parts = [f"{len(done)} of {wanted} runs have finished." if len(done) < wanted else f"All {wanted} runs have finished."]
     parts.append(SETTINGS)
     for stream, title in STREAMS.items():
         rows = {key: runs for key, runs in ours.items() if key[0] == stream}
@@ -59,7 +59,7 @@ def markdown(found: Runs, wanted: int) -> str:
         lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *(_line(_cells(key, runs)) for key, runs in ordered)]
         head = f"**{title}**: {asked['rows']:,} rows once, evaluated every {asked['every']} steps on 500 held-out images."
         parts.append("\n".join([head, "", *lines]))
-    peers = "\n".join(_peer_lines(found))
+    peers = "\n".join(_peer_lines(done))
     return "\n\n".join([*parts, *([peers] if peers else [])]) + "\n"
 
 
@@ -72,9 +72,9 @@ def _cells(key: tuple[str, str, int], runs: Runs) -> list[str]:
     spread = np.std([run["accuracy"] for run in runs], ddof=1) if len(runs) > 1 else math.nan
     shares = [f"{100 * of(runs, figure):.1f}" for figure in FIGURES]
     shares[0] += "" if math.isnan(spread) else f" ± {100 * spread:.1f}"
-    said = ", ".join(f"{name} {value:g}" for name, value in runs[0]["request"]["config"].items() if name not in UNSAID)
+    settings = ", ".join(f"{name} {value:g}" for name, value in runs[0]["request"]["config"].items() if name not in UNSAID)
     size, speed = f"{of(runs, 'bytes') / 1024:,.0f}", f"{of(runs, 'rows_per_s'):,.0f}"
-    return [key[1], str(key[2]) if key[2] else "none", *shares, size, speed, str(len(runs)), said or "defaults"]
+    return [key[1], str(key[2]) if key[2] else "none", *shares, size, speed, str(len(runs)), settings or "defaults"]
 
 
 def inside(ours: Runs, theirs: Runs) -> tuple[bool, float]:
@@ -88,19 +88,19 @@ def inside(ours: Runs, theirs: Runs) -> tuple[bool, float]:
     return bool(np.mean(a) >= np.mean(b) - width - ROUNDING), float(width)
 
 
-def _pairs(found: Runs) -> Iterator[tuple[tuple[str, str, int], Runs, Runs]]:
+def _pairs(all_runs: Runs) -> Iterator[tuple[tuple[str, str, int], Runs, Runs]]:
     """Ours and mammoth's, of the seeds that both have."""
-    ours = grouped(found, "ours")
-    for key, runs in sorted(grouped(found, "mammoth").items()):
+    ours = grouped(all_runs, "ours")
+    for key, runs in sorted(grouped(all_runs, "mammoth").items()):
         mine = {run["request"]["seed"]: run for run in ours.get(key, [])}
         both = [(mine[seed], run) for run in runs if (seed := run["request"]["seed"]) in mine]
         if both:
             yield key, [pair[0] for pair in both], [pair[1] for pair in both]
 
 
-def _peer_lines(found: Runs) -> Iterator[str]:
+def _peer_lines(runs: Runs) -> Iterator[str]:
     """A table of its own."""
-    rows = list(_pairs(found))
+    rows = list(_pairs(runs))
     if rows:
         titles = ("stream", "method", "buffer", "ours", "mammoth", "95 % half width", "inside or above", "time a batch")
         yield _line(titles)
@@ -113,9 +113,9 @@ def _peer_lines(found: Runs) -> Iterator[str]:
         yield _line([STREAMS[stream], label, str(buffer_rows), *means, *told])
 
 
-def printed(found: Runs) -> Iterator[dict[str, object]]:
+def printed(runs: Runs) -> Iterator[dict[str, object]]:
     """Accuracy and time a batch beside mammoth's."""
-    for (stream, label, buffer_rows), ours, theirs in _pairs(found):
+    for (stream, label, buffer_rows), ours, theirs in _pairs(runs):
         case, goal = f"{STREAMS[stream]}, {label}, buffer {buffer_rows}", ("mammoth", 1.0)
         held, _ = inside(ours, theirs)
         mine, other = of(ours, "accuracy"), of(theirs, "accuracy")
@@ -125,7 +125,7 @@ def printed(found: Runs) -> Iterator[dict[str, object]]:
         yield compared("continual", case, "s a batch", times, goal)
 
 
-def drawn(found: Runs, place: Path) -> None:
+def drawn(all_runs: Runs, place: Path) -> None:
     """Final accuracy over bytes of memory, a point a method."""
     import matplotlib as mpl
 
@@ -134,7 +134,7 @@ def drawn(found: Runs, place: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(14, 6))
     for axis, (stream, title) in zip(axes, STREAMS.items(), strict=True):
-        for (of_stream, label, buffer_rows), runs in grouped(found, "ours").items():
+        for (of_stream, label, buffer_rows), runs in grouped(all_runs, "ours").items():
             if of_stream == stream:
                 at = (of(runs, "bytes") / 1024, 100 * of(runs, "accuracy"))
                 axis.plot(*at, "o")

@@ -60,7 +60,7 @@ def freeze_worker(ground: Ground, scene: Scene) -> Told:
     frozen_s = time.monotonic() - begin_s
     zombie.send_signal(signal.SIGCONT)
     until(lambda: zombie.poll() is not None, "the zombie ends")
-    said = scene.last_words()
+    stderr = scene.last_words()
     rows.join()
     # What the first had let out before it froze arrives now, behind what the heir has let out, and `millrace status` shows
     # those older totals until the next step; so there is one.
@@ -69,7 +69,7 @@ def freeze_worker(ground: Ground, scene: Scene) -> Told:
     scene.end(heir)
     fenced = zombie.returncode == 1 and scene.summary().end.epoch == 2
     told = Told("worker frozen", f"SIGSTOP for {frozen_s:.0f} s, another took over, SIGCONT")
-    told.shown = [*scene.proofs(), ("I6", fenced, f"the first ended with 1: {said[:160]}")]
+    told.shown = [*scene.proofs(), ("I6", fenced, f"the first ended with 1: {stderr[:160]}")]
     return told
 
 

@@ -36,9 +36,9 @@ def _play(scene: Scene, told: Told, disk) -> None:
     fill(disk)
     scene.send(2000)
     code = scene.learn()
-    said = scene.last_words()
-    full = code == 1 and "No space left" in said
-    told.shown = [("I8", full, f"stopped: ...{said.rpartition('/')[2] if full else said}")]
+    stderr = scene.last_words()
+    full = code == 1 and "No space left" in stderr
+    told.shown = [("I8", full, f"stopped: ...{stderr.rpartition('/')[2] if full else stderr}")]
     (disk / "ballast").unlink()
     code = scene.learn()
     told.shown += [*scene.proofs(), ("I9", code == 0, "lag 0 once there was room")]
@@ -76,10 +76,10 @@ def _play_broker(scene: Scene, told: Told, disk: Path) -> None:
     scene.broker.start()
     patiently(lambda: scene.link.topics([scene.name]))
     source = scene.instance.source([scene.name])
-    there = scene.ids([(tp, low, high) for tp, (low, high) in source.bounds().items()])
-    kept = acknowledged <= set(there) and there == list(range(len(there)))
-    told.shown.append(("I1", kept, f"{len(acknowledged)} rows were acknowledged, {len(there)} are there, each once"))
-    scene.sent = there
+    logged = scene.ids([(tp, low, high) for tp, (low, high) in source.bounds().items()])
+    kept = acknowledged <= set(logged) and logged == list(range(len(logged)))
+    told.shown.append(("I1", kept, f"{len(acknowledged)} rows were acknowledged, {len(logged)} are there, each once"))
+    scene.sent = logged
     scene.send(1000)
     code = scene.learn()
     told.shown += [*scene.proofs(), ("I9", code == 0, "lag 0 once there was room")]

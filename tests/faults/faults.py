@@ -70,10 +70,10 @@ def played(ground: Ground, names: Sequence[str]) -> Iterator[Told]:
     for name in names:
         begin_s = time.monotonic()
         try:
-            found = serving.while_serving(ground) if name == SERVING else [on_scene(ground, name)]
+            outcomes = serving.while_serving(ground) if name == SERVING else [on_scene(ground, name)]
         except (AssertionError, RuntimeError, TimeoutError, MillraceError) as error:
-            found = [Told(name, "did not come to its end", [("I9", False, f"{type(error).__name__}: {error}")])]
-        for told in found:
+            outcomes = [Told(name, "did not come to its end", [("I9", False, f"{type(error).__name__}: {error}")])]
+        for told in outcomes:
             told.seconds = time.monotonic() - begin_s
             yield told
 
@@ -90,22 +90,22 @@ def on_scene(ground: Ground, name: str) -> Told:
 def say(told: Told, as_json: bool) -> None:
     """What was done, and what was seen."""
     if as_json:
-        shown = [{"invariant": name, "holds": holds, "evidence": said} for name, holds, said in told.shown]
+        shown = [{"invariant": name, "holds": holds, "evidence": evidence} for name, holds, evidence in told.shown]
         line = {"fault": told.fault, "did": told.did, "green": told.green, "skipped": told.skipped, "shown": shown}
         print(json.dumps(line | {"seconds": round(told.seconds, 1)}), flush=True)
         return
     verdict = f"skipped: {told.skipped}" if told.skipped else "green" if told.green else "RED"
     print(f"{told.fault}: {told.did} ({told.seconds:.0f} s): {verdict}", flush=True)
-    for name, holds, said in told.shown:
-        print(f"  {name:4}{'' if holds else 'RED '}{said}", flush=True)
+    for name, holds, evidence in told.shown:
+        print(f"  {name:4}{'' if holds else 'RED '}{evidence}", flush=True)
 
 
 def table(all_told: Sequence[Told]) -> str:
     """Which faults showed each invariant."""
     lines = ["| | invariant | seen after | |", "|---|---|---|---|"]
     for name, says in INVARIANTS.items():
-        faults = {told.fault: True for told in all_told if name in {one for one, _, _ in told.shown}}
-        red = [told.fault for told in all_told if any(one == name and not holds for one, holds, _ in told.shown)]
+        faults = {told.fault: True for told in all_told if name in {invariant for invariant, _, _ in told.shown}}
+        red = [told.fault for told in all_told if any(invariant == name and not holds for invariant, holds, _ in told.shown)]
         verdict = f"RED: {', '.join(red)}" if red else "green" if faults else "not shown"
         lines.append(f"| {name} | {says} | {', '.join(faults)} | {verdict} |")
     return "\n".join(lines)

@@ -75,8 +75,8 @@ def leave_gaps(ground: Ground, scene: Scene) -> Told:
     for aborted in (False, True, True, False):
         producer.begin_transaction()
         start = 9000 if aborted else len(scene.sent)
-        for one in map(record, range(start, start + 50)):
-            producer.send(scene.name, one.value, one.key)
+        for sample in map(record, range(start, start + 50)):
+            producer.send(scene.name, sample.value, sample.key)
         producer.flush()
         producer.abort_transaction() if aborted else producer.commit_transaction()
         scene.sent += [] if aborted else range(start, start + 50)
@@ -123,10 +123,10 @@ def still_learned(scene: Scene) -> list[Shown]:
     """What was learned and has gone since is in the state, once; that a fresh fold cannot prove it is said."""
     status = scene.asked("status")
     try:
-        said = f"verify proved what is gone: {scene.asked('verify')}"
+        message = f"verify proved what is gone: {scene.asked('verify')}"
     except RuntimeError as error:
-        said = str(error).rpartition("millrace: ")[2]
-    refusal = ("I10", "are not what step" in said, f"verify refuses: {said}")
+        message = str(error).rpartition("millrace: ")[2]
+    refusal = ("I10", "are not what step" in message, f"verify refuses: {message}")
     return [scene.gram_of(scene.sent, status), refusal, scene.accounted(status)]
 
 
@@ -142,13 +142,13 @@ def oversize(ground: Ground, scene: Scene) -> Told:
     scene.log.append(scene.name, [Record(large, b"large"), Record(b"{torn", b"torn")])
     try:
         scene.log.append(scene.name, [Record(bytes(33 << 20))])
-        said = "was taken"
+        message = "was taken"
     except BadInputError as error:
-        said = str(error)
+        message = str(error)
     scene.send(500)
     scene.learn()
     told = Told("records oversized", "2 MiB over log.max_bytes, a torn row, and 33 MiB over what a topic takes")
-    told.shown = [*scene.proofs(), ("I7", "larger than" in said, f"the sender of 33 MiB was told: {said[:60]}")]
+    told.shown = [*scene.proofs(), ("I7", "larger than" in message, f"the sender of 33 MiB was told: {message[:60]}")]
     return told
 
 

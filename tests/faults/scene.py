@@ -124,20 +124,20 @@ class Scene:
 
     def worker(self, *words: str, follow: bool = True) -> subprocess.Popen[bytes]:
         """`millrace run --follow` in a process of its own."""
-        with self.said.open("ab") as said:
+        with self.stderr_path.open("ab") as stderr:
             line = self.command("run", *(["--follow"] if follow else []), *words)
-            worker = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=said, env=clean_environment())
+            worker = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=stderr, env=clean_environment())
         self._workers.append(worker)
         return worker
 
     @property
-    def said(self) -> Path:
+    def stderr_path(self) -> Path:
         """What its workers write to stderr."""
         return self.folder / "worker.log"
 
     def last_words(self) -> str:
         """The error that the newest worker ended with."""
-        lines = self.said.read_text(encoding="utf-8").splitlines()
+        lines = self.stderr_path.read_text(encoding="utf-8").splitlines()
         return lines[-1] if lines else ""
 
     def read_by_now(self) -> int:
@@ -166,8 +166,8 @@ class Scene:
         most_kib = [0]
 
         def over() -> bool:
-            said = Path(f"/proc/{worker.pid}/status").read_text(encoding="utf-8")  # still there when it has ended
-            most_kib.extend(int(line.split()[1]) for line in said.splitlines() if line.startswith("VmHWM"))
+            process_status = Path(f"/proc/{worker.pid}/status").read_text(encoding="utf-8")  # still there when it has ended
+            most_kib.extend(int(line.split()[1]) for line in process_status.splitlines() if line.startswith("VmHWM"))
             return worker.poll() is not None
 
         until(over, f"{self.name}: the worker stops")
@@ -181,7 +181,7 @@ class Scene:
         if done.returncode:
             raise RuntimeError(done.stderr.strip()[-300:])
         lines = [json.loads(line) for line in done.stdout.splitlines()]
-        return {str(one["what"]): one["value"] for one in lines} if "what" in lines[0] else lines[0]
+        return {str(line["what"]): line["value"] for line in lines} if "what" in lines[0] else lines[0]
 
     def close(self) -> None:
         """End what it started and forget its topics."""
@@ -208,8 +208,8 @@ class Scene:
         ids = self.ids(ranges_read(backends))
         lie = self.ids([(tp, low, high) for tp, (low, high) in backends.source.bounds().items()])
         once = sorted(ids) == sorted(lie) == sorted(numbers)
-        name, holds, said = self.gram_of(ids, status)
-        return name, once and holds, f"sent {len(numbers)}, in the log {len(lie)}, each read once; {said}"
+        name, holds, evidence = self.gram_of(ids, status)
+        return name, once and holds, f"sent {len(numbers)}, in the log {len(lie)}, each read once; {evidence}"
 
     def gram_of(self, ids: Sequence[int], status: dict[str, object]) -> Shown:
         """The learner's sums are those of these rows, in the order they were read, but for the newest that wait."""
@@ -244,7 +244,7 @@ class Scene:
             if counts and isinstance(entry, Step):
                 reads[entry.epoch, entry.seq] = [(tp, start, stop) for tp, start, stop, _, _ in entry.reads]
         outputs, _ = outputs_of(self.instance, "main")
-        owned = bool(outputs) and all(reads.get((one.epoch, one.seq)) == one.reads for one in outputs)
+        owned = bool(outputs) and all(reads.get((output.epoch, output.seq)) == output.reads for output in outputs)
         return "I6", owned, f"epochs {cursor.epoch}, dead entries {dead}; scores of {len(outputs)} steps, each of a counted one"
 
     def accounted(self, status: dict[str, object]) -> Shown:
@@ -252,11 +252,11 @@ class Scene:
         fates = {name: int(str(status[name])) for name in ("learned", "passed", "rejected", "waiting")}
         reasons = [letter.why["reason"] for letter in letters(self.instance)]
         whole = sum(fates.values()) == status["records"] and len(reasons) == fates["rejected"] and all(reasons)
-        said = " + ".join(f"{name} {count}" for name, count in fates.items())
+        sum_of_fates = " + ".join(f"{name} {count}" for name, count in fates.items())
         return (
             "I7",
             whole,
-            f"read {status['records']} = {said}" + (f", letters {', '.join(sorted(set(reasons)))}" if reasons else ""),
+            f"read {status['records']} = {sum_of_fates}" + (f", letters {', '.join(sorted(set(reasons)))}" if reasons else ""),
         )
 
 
@@ -267,9 +267,9 @@ def no_lag(seconds: float, since: str) -> Shown:
 
 def refused(scene: Scene, code: int, names: Sequence[str]) -> Shown:
     """The worker stopped with an error that names what it must."""
-    said = scene.last_words()
-    missing = [name for name in names if name not in said]
-    how = f"stopped: {said[:230]}" if not missing else f"exit {code}, and does not name {missing}: {said[:300]}"
+    stderr = scene.last_words()
+    missing = [name for name in names if name not in stderr]
+    how = f"stopped: {stderr[:230]}" if not missing else f"exit {code}, and does not name {missing}: {stderr[:300]}"
     return "I1", code == 1 and not missing, how
 
 

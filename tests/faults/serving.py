@@ -46,11 +46,11 @@ class Serving:
 
     def label(self, ids: list[str]) -> None:
         """Say the label of each, again and again until it is acknowledged."""
-        for one in ids:
-            until(lambda one=one: self._label(one), f"label {one} acknowledged")
+        for identity in ids:
+            until(lambda identity=identity: self._label(identity), f"label {identity} acknowledged")
 
-    def _label(self, one: str) -> bool:
-        stored = post(self.up.port, "labels", {"labels": [{"id": one, "label": "lily"}]})[0] == 202
+    def _label(self, identity: str) -> bool:
+        stored = post(self.up.port, "labels", {"labels": [{"id": identity, "label": "lily"}]})[0] == 202
         self.stored += stored
         return stored
 
@@ -59,11 +59,11 @@ class Serving:
         instance = Instance(load_pipeline(self.folder / "digits.toml"), self.folder / ".millrace" / "digits")
         source = instance.source([instance.loaded.pipeline.served_topic])
 
-        def there() -> bool:
+        def all_recorded() -> bool:
             reads = [source.read(tp, low, high) for tp, (low, high) in source.bounds().items()]
-            return {one.encode() for one in ids} <= {event.key for read in reads for event in read.events}
+            return {identity.encode() for identity in ids} <= {event.key for read in reads for event in read.events}
 
-        until(there, "the predictions are recorded")
+        until(all_recorded, "the predictions are recorded")
         instance.log().link.close()
         logs._connected.cache_clear()
 
@@ -71,12 +71,12 @@ class Serving:
         """Until every acknowledged label has met its prediction, and nothing is left to read; how long it took."""
 
         until(lambda: bool(facts(self.folder)), "the pipeline says where it is")
-        found = facts(self.folder)
-        there = int(str(found["records"])) + int(str(found["lag_rows"]))  # callers go on, so more comes all the time
+        status = facts(self.folder)
+        logged = int(str(status["records"])) + int(str(status["lag_rows"]))  # callers go on, so more comes all the time
 
         def caught_up() -> bool:
-            found = facts(self.folder)
-            return found.get("labels_joined") == self.stored and int(str(found["records"])) >= there
+            status = facts(self.folder)
+            return status.get("labels_joined") == self.stored and int(str(status["records"])) >= logged
 
         return until(caught_up, "labels joined and what lay there read")
 
@@ -87,7 +87,7 @@ class Serving:
 
     def shown(self) -> list[Shown]:
         """What callers saw."""
-        failed = [one for session in self.sessions for one in session.failed]
+        failed = [error for session in self.sessions for error in session.failed]
         states = [[int(name.rpartition(".")[2]) for _, name in session.answers] for session in self.sessions]
         back = sum(later < earlier for session in states for earlier, later in pairwise(session))
         forward = all(map(of_two_that_go_forward, states))
@@ -143,15 +143,15 @@ def verified(folder: Path) -> list[Shown]:
     proof = millrace("verify", "digits.toml", "--output", "json", cwd=folder)
     if proof.returncode:
         return [("I10", False, proof.stderr.strip()[-300:])]
-    said = json.loads(proof.stdout.splitlines()[0])
-    found = facts(folder)
-    fates = {one: int(str(found[one])) for one in ("learned", "passed", "rejected", "waiting", "labels")}
-    said_fates = " + ".join(f"{one} {count}" for one, count in fates.items())
+    report = json.loads(proof.stdout.splitlines()[0])
+    status = facts(folder)
+    fates = {fate: int(str(status[fate])) for fate in ("learned", "passed", "rejected", "waiting", "labels")}
+    said_fates = " + ".join(f"{fate} {count}" for fate, count in fates.items())
     return [
-        ("I10", said["findings"] == 0, f"state {said['state_sha256'][:12]} folded anew equal"),
-        ("I4", found["version"] in said["proved"], f"{len(said['proved'])} marks proved, {found['version']} the newest"),
-        ("I6", True, f"epochs {found['epoch']}"),
-        ("I7", sum(fates.values()) == found["records"], f"read {found['records']} = {said_fates}"),
+        ("I10", report["findings"] == 0, f"state {report['state_sha256'][:12]} folded anew equal"),
+        ("I4", status["version"] in report["proved"], f"{len(report['proved'])} marks proved, {status['version']} the newest"),
+        ("I6", True, f"epochs {status['epoch']}"),
+        ("I7", sum(fates.values()) == status["records"], f"read {status['records']} = {said_fates}"),
     ]
 
 
@@ -159,28 +159,28 @@ def while_serving(ground: Ground) -> list[Told]:
     """kill -9 of the trainer, then the broker down for minutes; callers ask all the time, and late labels come after."""
     away_s = 10.0 if ground.quick else ground.minutes * 60
     killed, away = Told("trainer killed", "kill -9 of the trainer under `millrace up`"), Told("broker away", "")
-    with serving(ground, "digits") as one:
-        ids = one.predict(20)
-        one.up.kill("Trainer")
-        one.label(ids)
-        lag_s = one.joined()
-        one.newest_served()
-        killed.shown = [*one.shown(), ("I9", True, f"lag 0 and all labels joined {lag_s:.1f} s after the last label")]
-        ids, answers = one.predict(20), one.answers
-        one.recorded(ids)  # they are, after they are answered
+    with serving(ground, "digits") as session:
+        ids = session.predict(20)
+        session.up.kill("Trainer")
+        session.label(ids)
+        lag_s = session.joined()
+        session.newest_served()
+        killed.shown = [*session.shown(), ("I9", True, f"lag 0 and all labels joined {lag_s:.1f} s after the last label")]
+        ids, answers = session.predict(20), session.answers
+        session.recorded(ids)  # they are, after they are answered
         ground.broker.kill()
         time.sleep(away_s)
-        meanwhile = one.answers - answers
+        meanwhile = session.answers - answers
         ground.broker.start()
         begin_s = time.monotonic()
-        one.label(ids)
-        one.joined()
+        session.label(ids)
+        session.joined()
         away.shown = [
-            *one.shown(),
+            *session.shown(),
             ("I9", True, f"lag 0 and all labels joined {time.monotonic() - begin_s:.1f} s after its return"),
         ]
-        one.newest_served()
+        session.newest_served()
     away.did = f"broker down for {away_s:.0f} s under `millrace up`, {meanwhile} predictions meanwhile"
-    away.shown += [("I3", meanwhile > away_s, f"{meanwhile} answers without a broker"), *verified(one.folder)]
-    killed.shown += verified(one.folder)
+    away.shown += [("I3", meanwhile > away_s, f"{meanwhile} answers without a broker"), *verified(session.folder)]
+    killed.shown += verified(session.folder)
     return [killed, away]

@@ -19,29 +19,29 @@ LONG = 9 * ROWS
 def history(make: Make, lessons: Lessons, *did: int | tuple[float, ...]) -> Learner:
     """A learner after lessons by their seed, discounts (keep,) and raised rates (factor, rows)."""
     learner = make()
-    for one in did:
-        if isinstance(one, int):
-            learner.learn_many(lessons(one))
-        elif len(one) == 1:
+    for act in did:
+        if isinstance(act, int):
+            learner.learn_many(lessons(act))
+        elif len(act) == 1:
             assert isinstance(learner, Discounts)
-            learner.discount(*one)
+            learner.discount(*act)
         else:
             assert isinstance(learner, RaisesRate)
-            learner.raise_rate(one[0], int(one[1]))
+            learner.raise_rate(act[0], int(act[1]))
     return learner
 
 
-def near(one: Array, other: Array, share: float) -> bool:
+def near(value: Array, other: Array, share: float) -> bool:
     """Whether answers differ by less than this share of the largest."""
-    return bool(np.abs(one - other).max() <= share * np.abs(other).max())
+    return bool(np.abs(value - other).max() <= share * np.abs(other).max())
 
 
 def a_discount_is_kept(make: Make, lessons: Lessons) -> None:
     """What was learned before counts less than what comes, and a restored learner goes on with it."""
     learner, restored = history(make, lessons, 0, (0.1,)), make()
     restored.load_state_dict(learner.state_dict())
-    for one in (learner, restored):
-        one.learn_many(lessons(1))
+    for model in (learner, restored):
+        model.learn_many(lessons(1))
     assert np.array_equal(asked(learner), asked(restored))
     faded, plain = history(make, lessons, 0, (0.1,), 1, (1.0,)), history(make, lessons, 0, 1, (1.0,))
     assert not near(asked(faded), asked(plain), 1e-6)
@@ -70,8 +70,8 @@ def a_raised_rate_is_kept(make: Make, lessons: Lessons) -> None:
     learner, restored = history(make, lessons, 0, 1, 2, (4.0, 2 * ROWS), 3), make()
     restored.load_state_dict(learner.state_dict())
     for seed in (4, 5):
-        for one in (learner, restored):
-            one.learn_many(lessons(seed))
+        for model in (learner, restored):
+            model.learn_many(lessons(seed))
         assert np.array_equal(asked(learner), asked(restored))
 
 

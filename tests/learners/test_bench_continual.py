@@ -27,9 +27,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         x = rng.integers(0, 60, (count, 28, 28), dtype=np.uint8)
         x[np.arange(count), 2 + 2 * y] = 250
         named |= {f"x_{split}": x, f"y_{split}": y}
-        files = [_jpeg(np.pad(one, 2)) for one in x]
+        files = [_jpeg(np.pad(image, 2)) for image in x]
         jpeg |= {f"jpeg_{split}": np.frombuffer(b"".join(files), np.uint8), f"y_{split}": y}
-        jpeg |= {f"off_{split}": np.concatenate([[0], np.cumsum([len(one) for one in files])])}
+        jpeg |= {f"off_{split}": np.concatenate([[0], np.cumsum([len(file) for file in files])])}
     for name, arrays in (("mnist/mnist.npz", named), ("cifar10/cifar10_jpeg.npz", jpeg)):
         (folder / name).parent.mkdir()
         np.savez(folder / name, **arrays)
@@ -45,16 +45,16 @@ def _jpeg(grey: np.ndarray[Any, Any]) -> bytes:
 @pytest.mark.parametrize(("split", "shape"), [(split_mnist, (1, 28, 28)), (split_cifar, (3, 32, 32))])
 def test_a_split_stream_has_every_row_once_two_classes_a_task(split: Any, shape: tuple[int, ...], data: Path) -> None:
     """In an order that the seed alone decides; what is held out has as many rows of each class."""
-    one, same, other = (split(data, seed, 600) for seed in (1, 1, 2))
-    assert one.x.shape == (600, *shape)
-    assert sorted(one.y.tolist()) == sorted(np.arange(600) % 10)
-    assert (np.diff(one.task) >= 0).all()
-    assert [len(set(one.y[one.task == task])) for task in range(5)] == [2] * 5
-    assert (one.x == same.x).all()
-    assert (one.y == same.y).all()
-    assert (one.y != other.y).any()
-    assert (np.bincount(one.held_y) == 20).all()
-    assert all(set(one.held_y[one.held_task == task]) == set(one.y[one.task == task]) for task in range(5))
+    stream, same, other = (split(data, seed, 600) for seed in (1, 1, 2))
+    assert stream.x.shape == (600, *shape)
+    assert sorted(stream.y.tolist()) == sorted(np.arange(600) % 10)
+    assert (np.diff(stream.task) >= 0).all()
+    assert [len(set(stream.y[stream.task == task])) for task in range(5)] == [2] * 5
+    assert (stream.x == same.x).all()
+    assert (stream.y == same.y).all()
+    assert (stream.y != other.y).any()
+    assert (np.bincount(stream.held_y) == 20).all()
+    assert all(set(stream.held_y[stream.held_task == task]) == set(stream.y[stream.task == task]) for task in range(5))
 
 
 def test_evaluations_are_every_so_many_rows_and_at_each_task_end() -> None:
@@ -66,8 +66,8 @@ def test_evaluations_are_every_so_many_rows_and_at_each_task_end() -> None:
 
 def test_the_figures_are_those_of_a_curve_worked_out_by_hand() -> None:
     """Two tasks and three evaluations: the first task falls from 1.0 to 0.2 and comes back to 0.6."""
-    found = figures(np.array([[1.0, np.nan], [0.2, 0.5], [0.6, 0.9]]), [0, 2])
-    assert found == pytest.approx({"accuracy": 0.75, "aaa": (1.0 + 0.35 + 0.75) / 3, "wc_acc": 0.55, "forgetting": 0.4})
+    measured = figures(np.array([[1.0, np.nan], [0.2, 0.5], [0.6, 0.9]]), [0, 2])
+    assert measured == pytest.approx({"accuracy": 0.75, "aaa": (1.0 + 0.35 + 0.75) / 3, "wc_acc": 0.55, "forgetting": 0.4})
 
 
 def request_of(kind: str, **config: Any) -> Request:
@@ -79,11 +79,11 @@ def request_of(kind: str, **config: Any) -> Request:
 def test_a_run_learns_and_says_what_it_took(kind: str, data: Path) -> None:
     """On stripes that any learner can tell apart; a ridge forgets nothing of them."""
     config = {"solve_rows": 100} if kind == "ridge" else network_config("mnist", kind, 100, 0.1 if kind == "er" else 0.003)
-    found = taught(request_of(kind, **config), split_mnist(data, 0, 600))
-    assert found["accuracy"] > {"ridge": 0.99, "er": 0.5, "pec": 0.5}[kind]
-    assert all(0.0 <= found[name] <= 1.0 for name in ("aaa", "wc_acc"))
-    assert found["bytes"] > (784 * 785 * 4 if kind == "ridge" else 0)
-    assert found["rows_per_s"] > 0.0
+    result = taught(request_of(kind, **config), split_mnist(data, 0, 600))
+    assert result["accuracy"] > {"ridge": 0.99, "er": 0.5, "pec": 0.5}[kind]
+    assert all(0.0 <= result[name] <= 1.0 for name in ("aaa", "wc_acc"))
+    assert result["bytes"] > (784 * 785 * 4 if kind == "ridge" else 0)
+    assert result["rows_per_s"] > 0.0
 
 
 def test_a_run_that_is_there_is_read_and_one_of_other_settings_is_run(tmp_path: Path) -> None:
@@ -107,19 +107,19 @@ def test_a_run_that_is_there_is_read_and_one_of_other_settings_is_run(tmp_path: 
 
 def test_every_learner_of_the_issue_is_asked_for_at_the_best_rate_of_its_search(tmp_path: Path) -> None:
     """A search in which the nearest to 0.1 is the best; each method then runs with it on each stream, mammoth's beside ours."""
-    found = [
-        {"request": one.plain(), "accuracy": 1.0 - abs(one.config["rate"] - 0.1)}
-        for one in searched(QUICK, ("ours", "mammoth"))
+    runs = [
+        {"request": request.plain(), "accuracy": 1.0 - abs(request.config["rate"] - 0.1)}
+        for request in searched(QUICK, ("ours", "mammoth"))
     ]
-    rates = best_rates(found)
+    rates = best_rates(runs)
     assert (rates["ours", "mnist", "er"], rates["mammoth", "cifar", "derpp"]) == (0.1, 0.03)
     wanted = asked_for(QUICK, rates)
     kinds = {"er", "er-ace", "derpp", "uer", "pcr", "hpcr", "onpro", "pec", "ridge", "slda", "ncm", "air", "aef-ocl"}
     for stream in ("mnist", "cifar"):
-        assert {one.kind for one in wanted if one.side == "ours" and one.stream == stream} == kinds
-        assert {one.kind for one in wanted if one.side == "mammoth" and one.stream == stream} == {"er", "er-ace", "derpp"}
-    assert any(one.stream == "features" for one in wanted)
-    assert len({(one.side, one.name) for one in wanted}) == len(wanted)
+        assert {run.kind for run in wanted if run.side == "ours" and run.stream == stream} == kinds
+        assert {run.kind for run in wanted if run.side == "mammoth" and run.stream == stream} == {"er", "er-ace", "derpp"}
+    assert any(run.stream == "features" for run in wanted)
+    assert len({(run.side, run.name) for run in wanted}) == len(wanted)
 
 
 def test_the_table_says_what_finished_and_whether_we_are_inside_the_interval(tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_the_table_says_what_finished_and_whether_we_are_inside_the_interval(tmp
     text = markdown(runs, 9)
     assert "8 of 9 runs" in text
     assert "| er | 200 | 60.1 ± 0.1 | 50.0 | 50.0 | 50.0 | 2 | 100 | 2 | rate 0.1 |" in text
-    said = {line["case"]: line["inside_or_above"] for line in printed(runs) if line["unit"] == "final accuracy"}
-    assert list(said.values()) == [False, True]
+    inside = {line["case"]: line["inside_or_above"] for line in printed(runs) if line["unit"] == "final accuracy"}
+    assert list(inside.values()) == [False, True]
     assert json.dumps(list(printed(runs)))
     drawn(runs, tmp_path / "table.png")
     assert (tmp_path / "table.png").read_bytes()[:4] == b"\x89PNG"

@@ -58,9 +58,15 @@ def test_the_two_forgettings_differ_by_t_over_t_less_1() -> None:
 
 def test_one_task_can_neither_be_forgotten_nor_transferred() -> None:
     """Nor is there an older one."""
-    one = np.array([[0.8]])
-    assert forgetting(one) == backward_transfer(one) == forward_transfer(one) == raptormai_backward_transfer(one) == 0.0
-    assert np.isnan(min_accuracy(one, [0])) and worst_case_accuracy(one, [0]) == 0.8
+    single = np.array([[0.8]])
+    assert (
+        forgetting(single)
+        == backward_transfer(single)
+        == forward_transfer(single)
+        == raptormai_backward_transfer(single)
+        == 0.0
+    )
+    assert np.isnan(min_accuracy(single, [0])) and worst_case_accuracy(single, [0]) == 0.8
 
 
 def test_metrics_of_a_curve_by_hand() -> None:

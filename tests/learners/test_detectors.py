@@ -44,14 +44,14 @@ def test_cut_and_resumed_anywhere_alarms_and_state_are_the_same(kind: str, seed:
     config = DriftConfig(kind, budget(kind))
     whole = Detectors(config, seed=3)
     expected = whole.update(losses, labels, places)
-    found: list[Alarm] = []
+    alarms: list[Alarm] = []
     parts = Detectors(config, seed=3)
     for start, stop in pairwise([0, *sorted(int(share * n) for share in shares), n]):
         resumed = Detectors(config, seed=3)
         resumed.load(unpack(pack(parts.state()), "here"))
-        found += resumed.update(losses[start:stop], labels[start:stop], places[start:stop])
+        alarms += resumed.update(losses[start:stop], labels[start:stop], places[start:stop])
         parts = resumed
-    assert found == expected
+    assert alarms == expected
     assert pack(parts.state()) == pack(whole.state())
 
 
@@ -60,8 +60,8 @@ def test_a_drift_alarms_the_pipeline_and_the_class_that_has_it() -> None:
     rng = np.random.default_rng(1)
     labels = np.array(["a", "b"], dtype=object)[rng.integers(0, 2, 6000)]
     rate = np.where((np.arange(6000) >= 3000) & (labels == "b"), 0.9, 0.1)
-    found = Detectors(DriftConfig(), seed=0).update((rng.random(6000) < rate).astype(float), labels, 10 * np.arange(6000))
-    worse = {alarm.label: alarm for alarm in reversed(found) if alarm.direction == "worse"}
+    alarms = Detectors(DriftConfig(), seed=0).update((rng.random(6000) < rate).astype(float), labels, 10 * np.arange(6000))
+    worse = {alarm.label: alarm for alarm in reversed(alarms) if alarm.direction == "worse"}
     assert set(worse) == {None, "b"}
     assert worse["b"].detector == "class b" and worse[None].detector == "pipeline"
     for alarm in worse.values():
@@ -81,9 +81,9 @@ def test_an_alarm_names_the_classes_that_came_with_it() -> None:
     """c appears at row 2,000 and is always answered wrongly."""
     labels = np.array(["a", "b"] * 1000 + ["a", "c"] * 500, dtype=object)
     losses = (labels == "c").astype(float)
-    found = Detectors(DriftConfig(), seed=0).update(losses, labels, np.arange(3000))
-    assert [(alarm.label, alarm.new_classes) for alarm in found] == [(None, ("c",))]
-    assert found[0].onset_rows == pytest.approx(2000, abs=16)
+    alarms = Detectors(DriftConfig(), seed=0).update(losses, labels, np.arange(3000))
+    assert [(alarm.label, alarm.new_classes) for alarm in alarms] == [(None, ("c",))]
+    assert alarms[0].onset_rows == pytest.approx(2000, abs=16)
 
 
 def test_classes_past_the_bound_are_watched_by_the_pipeline_alone() -> None:
@@ -223,8 +223,8 @@ def test_what_a_threshold_misses_is_what_the_table_says(kind: str, threshold: fl
     streams, misses = 2 if kind == "kswin" else 12, 0
     for seed in range(streams):
         losses = np.random.default_rng([seed, 99]).random(6000) < np.repeat((0.1, 0.3), (2000, 4000))
-        found = Watch(kind, threshold, seed).feed(losses.astype(float).tolist(), np.arange(6000))
-        misses += not any(row >= 2000 and alarm.direction == "worse" for row, alarm in found)
+        alarms = Watch(kind, threshold, seed).feed(losses.astype(float).tolist(), np.arange(6000))
+        misses += not any(row >= 2000 and alarm.direction == "worse" for row, alarm in alarms)
     share = MISSED.get(kind, {}).get(threshold, 0.0)
     assert abs(misses / streams - share) <= 4 * (share * (1 - share) / streams) ** 0.5 + 0.05
 
@@ -257,8 +257,8 @@ def test_losses_that_hang_on_each_other_alarm_more_often_than_the_budget_says() 
         rng = np.random.default_rng(seed)
         fresh, kept = rng.random(20_000) < 0.3, rng.random(20_000) < 0.3  # lag-1 correlation 0.3, the rate stays 0.3
         places = np.maximum.accumulate(np.where(kept, 0, np.arange(20_000)))
-        found = Detectors(DriftConfig(false_alarm_rows=2000, per_class=False), seed).update(
+        alarms_raised = Detectors(DriftConfig(false_alarm_rows=2000, per_class=False), seed).update(
             fresh[places].astype(float), None, np.arange(20_000)
         )
-        alarms, taken = alarms + len(found), taken + 20_000
+        alarms, taken = alarms + len(alarms_raised), taken + 20_000
     assert alarms > 2 * taken / 2000

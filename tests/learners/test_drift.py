@@ -47,12 +47,12 @@ def first_side(kind: str, losses: list[float]) -> tuple[Side, int]:
 
 def alarms(kind: str, losses: list[float]) -> list[int]:
     """Rows at which a sensor alarms, made fresh after each."""
-    found, sensor = [], fresh(kind)
+    places, sensor = [], fresh(kind)
     for at, loss in enumerate(losses):
         if sensor.update(loss):
-            found.append(at)
+            places.append(at)
             sensor = fresh(kind)
-    return found
+    return places
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -85,12 +85,12 @@ def test_it_learns_the_digits_by_the_pages_last_commands(tmp_path: Path, monkeyp
     monkeypatch.setitem(LEARNERS, KIND, line_of_the_table()[KIND])
     last: list[Block] = PAGE[-2:]
     (tmp_path / "quick.toml").write_text(last[0].text, encoding="utf-8")
-    said = ""
+    printed = ""
     for line in last[1].text.splitlines():
         millrace, *words = shlex.split(line)
         assert millrace == ".venv-test/bin/millrace"
         done = here(*words, cwd=tmp_path)
         assert done.exit_code == 0, done.output
-        said += done.stdout
-    accuracy = re.search(r"^accuracy +([\d.]+)$", said, re.MULTILINE)
+        printed += done.stdout
+    accuracy = re.search(r"^accuracy +([\d.]+)$", printed, re.MULTILINE)
     assert accuracy is not None and float(accuracy[1]) > 0.7

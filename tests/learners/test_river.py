@@ -23,9 +23,9 @@ from millrace.streams.parts import pack, unpack
 ROWS = np.random.default_rng(5).normal(size=(40, D))
 
 
-def config(name: str, **said) -> RiverConfig:
+def config(name: str, **settings) -> RiverConfig:
     """A model's config."""
-    return RiverConfig(name, task="regress" if MODELS[name] == "number" else "classify", **said)
+    return RiverConfig(name, task="regress" if MODELS[name] == "number" else "classify", **settings)
 
 
 def theirs(name: str, **params):
@@ -49,8 +49,8 @@ def test_class_scores_are_those_of_river(name) -> None:
     for row, scores in zip(ROWS.tolist(), ours.predict_many(Batch(ROWS)), strict=True):
         x = dict(enumerate(row))
         if MODELS[name] == "all":
-            said = own.predict_proba_one(x)
-            assert scores.tolist() == [said[label] for label in names]
+            probabilities = own.predict_proba_one(x)
+            assert scores.tolist() == [probabilities[label] for label in names]
         else:
             assert scores.tolist() == [own.classifiers[label].predict_proba_one(x)[True] for label in names]
 
@@ -131,11 +131,11 @@ def test_a_regressor_resumed_after_every_row_is_the_one_that_was_not(mode: int, 
     """Over many features, whose products a sum rounds again and again; and it is river's own, bit for bit."""
     chance = np.random.default_rng(mode)
     x, y = chance.normal(size=(60, 30)), chance.normal(size=(60, 1))
-    said = config("linear_model.PARegressor", params={"mode": mode, "learn_intercept": learn_intercept})
-    whole, own = River(said, 30, 0), theirs("linear_model.PARegressor", mode=mode, learn_intercept=learn_intercept)
-    parts = River(said, 30, 0)
+    settings = config("linear_model.PARegressor", params={"mode": mode, "learn_intercept": learn_intercept})
+    whole, own = River(settings, 30, 0), theirs("linear_model.PARegressor", mode=mode, learn_intercept=learn_intercept)
+    parts = River(settings, 30, 0)
     for at in range(60):
-        resumed = River(said, 30, 0)
+        resumed = River(settings, 30, 0)
         resumed.load_state_dict(State(unpack(pack(parts.state_dict().truth), "here"), {}))
         parts = resumed
         for learner in (whole, parts):
@@ -166,7 +166,7 @@ print(digest.hexdigest())
 def test_another_process_learns_the_same_bytes(tmp_path) -> None:
     """Whatever its hash seed is: `verify` compares hashes of states between processes."""
     paths = [path for path in sys.path if path]
-    said = set()
+    digests = set()
     for seed in ("1", "2"):
         environment = {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
@@ -178,8 +178,8 @@ def test_another_process_learns_the_same_bytes(tmp_path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        said.add(done.stdout)
-    assert len(said) == 1
+        digests.add(done.stdout)
+    assert len(digests) == 1
 
 
 def test_models_that_cannot_be_saved_are_refused_by_name_with_those_that_can() -> None:
@@ -208,9 +208,9 @@ def test_a_part_of_a_state_that_nobody_vouched_for_is_refused() -> None:
 
 def test_a_damaged_state_is_refused() -> None:
     """Floats that are missing, trees of another model."""
-    one = theirs("linear_model.LogisticRegression")
-    one.learn_one({0: 1.0}, True)
-    trees, floats = described([one])
+    model = theirs("linear_model.LogisticRegression")
+    model.learn_one({0: 1.0}, True)
+    trees, floats = described([model])
     with pytest.raises(LearnerError, match="restore it into one like it"):
         restored(config("linear_model.LogisticRegression"), trees, floats[:-1])
     with pytest.raises(LearnerError, match="restore it into one like it"):

@@ -57,15 +57,15 @@ def test_the_gradient_is_that_of_the_cross_entropy(seed: int) -> None:
 
 def test_one_step_by_hand() -> None:
     """Two rows at -1 and 3, so z is -1 and 1; every p is a half, and the gradient too; weights and the penalty count."""
-    one = model(d=1, rate=0.4, step_rows=2, l2=0.5)
-    one.learn_many(Batch(np.array([[-1.0], [3.0]]), NAMES[:2]))
-    truth = one.state_dict().truth
+    learner = model(d=1, rate=0.4, step_rows=2, l2=0.5)
+    learner.learn_many(Batch(np.array([[-1.0], [3.0]]), NAMES[:2]))
+    truth = learner.state_dict().truth
     w = 0.4 * 0.5 / (1 + 0.4 * 0.5)  # W is 0 - 0.4 * [[-0.5, 0.5]], shrunk
     assert np.allclose(truth["weights"], [[-w, w]], rtol=0.0, atol=1e-15)
     assert np.allclose(truth["intercept"], [0.0, 0.0], rtol=0.0, atol=1e-15)
-    assert np.allclose(one.predict_many(Batch(np.array([[1.0]]))), [[0.5, 0.5]], rtol=0.0, atol=1e-15)  # x = 1 is z = 0
+    assert np.allclose(learner.predict_many(Batch(np.array([[1.0]]))), [[0.5, 0.5]], rtol=0.0, atol=1e-15)  # x = 1 is z = 0
     share = 1 / (1 + np.exp(-2 * w))
-    assert np.allclose(one.predict_many(Batch(np.array([[3.0]]))), [[1 - share, share]], rtol=0.0, atol=1e-15)
+    assert np.allclose(learner.predict_many(Batch(np.array([[3.0]]))), [[1 - share, share]], rtol=0.0, atol=1e-15)
     heavy = model(d=1, rate=0.4, step_rows=2)
     heavy.learn_many(Batch(np.array([[-1.0], [3.0]]), NAMES[:2], weight=np.array([1.0, 3.0])))
     assert np.allclose(heavy.state_dict().truth["intercept"], [-0.2, 0.2], rtol=0.0, atol=1e-15)  # 0.4 * (3 - 1) / 2 / 2
@@ -75,12 +75,12 @@ def test_a_raised_step_is_as_many_times_as_large_and_one_in_part_raised_as_much_
     """All of it, penalty included; half of it; then none."""
 
     def moved(factor: float, raised: int, l2: float = 0.0) -> Floats:
-        one = model(rate=0.01, step_rows=4, l2=l2)
-        one.learn_many(rows(400))
-        before = one.state_dict().truth["weights"]
-        one.raise_rate(factor, raised)
-        one.learn_many(rows(4, seed=1))
-        return np.asarray(one.state_dict().truth["weights"] - before)
+        learner = model(rate=0.01, step_rows=4, l2=l2)
+        learner.learn_many(rows(400))
+        before = learner.state_dict().truth["weights"]
+        learner.raise_rate(factor, raised)
+        learner.learn_many(rows(4, seed=1))
+        return np.asarray(learner.state_dict().truth["weights"] - before)
 
     plain = moved(1.0, 9)
     assert np.abs(moved(5.0, 9) - 5 * plain).max() < 1e-14
@@ -88,8 +88,8 @@ def test_a_raised_step_is_as_many_times_as_large_and_one_in_part_raised_as_much_
     raised = model(rate=0.01, step_rows=4, l2=0.3)
     raised.load_state_dict(shrunk.state_dict())
     raised.raise_rate(5.0, 100)
-    for one in (shrunk, raised):
-        one.learn_many(rows(20))
+    for learner in (shrunk, raised):
+        learner.learn_many(rows(20))
     assert np.abs(shrunk.state_dict().truth["weights"] - raised.state_dict().truth["weights"]).max() < 1e-14
     per_row = model(rate=0.01, step_rows=4)
     per_row.learn_many(rows(400))
@@ -120,10 +120,10 @@ def test_rows_in_any_pieces_give_the_same_bits(cuts: list[int], step_rows: int, 
 def test_many_steps_come_to_the_optimum() -> None:
     """With a penalty the optimum is one; scipy finds the same one, from the same scaled rows."""
     lesson = rows(60)
-    one = model(rate=0.5, step_rows=60, l2=0.05, warm_up_rows=60)
+    learner = model(rate=0.5, step_rows=60, l2=0.05, warm_up_rows=60)
     for _ in range(4000):
-        one.learn_many(lesson)
-    truth = one.state_dict().truth
+        learner.learn_many(lesson)
+    truth = learner.state_dict().truth
     deviation = np.sqrt(truth["squares"] / truth["scaled_rows"])
     z, columns = (
         (lesson.x - truth["first"] - truth["offset"]) / deviation,
@@ -154,11 +154,11 @@ def test_the_scale_is_that_of_the_first_rows_and_then_frozen() -> None:
 def test_the_answers_do_not_hang_on_the_unit_of_a_feature() -> None:
     """A feature in millimetres, and one counted from elsewhere, lead to the same probabilities."""
     lesson, asked = rows(500), rows(50, seed=1).x
-    one, other = model(), model()
-    one.learn_many(lesson)
+    plain, other = model(), model()
+    plain.learn_many(lesson)
     other.learn_many(Batch(lesson.x * [1000.0, 1.0, 0.01] + [0.0, 50.0, 0.0], lesson.y, weight=lesson.weight))
     answers = other.predict_many(Batch(asked * [1000.0, 1.0, 0.01] + [0.0, 50.0, 0.0]))
-    assert np.abs(answers - one.predict_many(Batch(asked))).max() < 1e-9
+    assert np.abs(answers - plain.predict_many(Batch(asked))).max() < 1e-9
     assert np.allclose(answers.sum(axis=1), 1.0, rtol=0.0, atol=1e-12)
 
 
@@ -166,8 +166,8 @@ def test_wild_rows_harm_little_and_no_number_overflows() -> None:
     """One row a million deviations off, and numbers as large as are taken at all, leave the others' answers right."""
     lesson, asked = rows(3000), rows(500, seed=1)
     calm, shaken = model(), model()
-    for one in (calm, shaken):
-        one.learn_many(lesson)
+    for learner in (calm, shaken):
+        learner.learn_many(lesson)
     shaken.learn_many(Batch(np.full((32, 3), 1e100), np.array(["a"] * 32, dtype=object), weight=np.ones(32)))
     shaken.learn_many(rows(64, seed=2))
     assert (calm.predict_many(asked).argmax(axis=1) == shaken.predict_many(asked).argmax(axis=1)).mean() > 0.7
@@ -179,15 +179,15 @@ def test_wild_rows_harm_little_and_no_number_overflows() -> None:
 
 def test_a_class_may_come_late_and_one_alone_is_answered_with_certainty() -> None:
     """A column is added with weights of 0; before the first step there is none."""
-    one = model(step_rows=4)
-    one.learn_many(rows(3))
-    assert one.servable().classes == () and one.predict_many(rows(2)).shape == (2, 0)
-    one = model(step_rows=4)
-    one.learn_many(Batch(np.ones((4, 3)), np.array(["z"] * 4, dtype=object)))
-    assert one.predict_many(rows(2)).tolist() == [[1.0], [1.0]]
-    one.learn_many(rows(400))
-    assert one.servable().classes[0] == "z" and set(one.servable().classes) == {"z", "a", "b", "c"}
-    answers = np.array(one.servable().classes, dtype=object)[one.predict_many(rows(400)).argmax(axis=1)]
+    learner = model(step_rows=4)
+    learner.learn_many(rows(3))
+    assert learner.servable().classes == () and learner.predict_many(rows(2)).shape == (2, 0)
+    learner = model(step_rows=4)
+    learner.learn_many(Batch(np.ones((4, 3)), np.array(["z"] * 4, dtype=object)))
+    assert learner.predict_many(rows(2)).tolist() == [[1.0], [1.0]]
+    learner.learn_many(rows(400))
+    assert learner.servable().classes[0] == "z" and set(learner.servable().classes) == {"z", "a", "b", "c"}
+    answers = np.array(learner.servable().classes, dtype=object)[learner.predict_many(rows(400)).argmax(axis=1)]
     assert (answers == rows(400).y).mean() > 0.6
 
 
@@ -211,7 +211,7 @@ def test_a_setting_that_cannot_be_meant_is_refused(config: dict[str, object], sa
 
 def test_rows_that_do_not_fit_are_refused_by_column() -> None:
     """And nothing of them is learned, nor waits."""
-    one, good = model(step_rows=4), rows(6)
+    learner, good = model(step_rows=4), rows(6)
     for bad, says in (
         (Batch(good.x[:, :2], good.y), r"column x: expected numbers \(n, 3\)"),
         (Batch(good.x, None), "column y: expected 6 class names, got None"),
@@ -221,7 +221,7 @@ def test_rows_that_do_not_fit_are_refused_by_column() -> None:
         (Batch(good.x, good.y, weight=np.ones(5)), "column weight: expected 6 numbers >= 0, got 5"),
     ):
         with pytest.raises(BadInputError, match=says):
-            one.learn_many(bad)
-    assert one.state_dict().truth["waiting_x"].shape == (0, 3)
+            learner.learn_many(bad)
+    assert learner.state_dict().truth["waiting_x"].shape == (0, 3)
     with pytest.raises(LearnerError, match="this state is of"):
-        model(d=4).load_state_dict(one.state_dict())
+        model(d=4).load_state_dict(learner.state_dict())

@@ -139,7 +139,7 @@ def mails(count: int, first: int) -> list[dict[str, object]]:
         told.append((at, asked | {"classes": ["false", "true"], "scores": [0.5, 0.5]}))
         if at % 7:
             told.append((at + 40, {"kind": "label", "id": f"mail {at}", "label": at * 7 % 11 > 5}))
-    return [line for _, line in sorted(told, key=lambda one: one[0])]
+    return [line for _, line in sorted(told, key=lambda moment: moment[0])]
 
 
 class Folder:
@@ -166,31 +166,31 @@ class Folder:
         file.unlink()
 
 
-def history(there: Folder, pipeline: str) -> None:
+def history(work: Folder, pipeline: str) -> None:
     """Good rows, a bad one, poison, a name, a rollback, a replay without the poisoner that takes over."""
     for seed in (1, 2):
-        there.send(pipeline, flowers(120, seed), "--header", "producer=till-1")
-        there.tell("run", pipeline)
-    names = [str(one["version"]) for one in there.tell("versions", pipeline, "--output", "json")]
-    there.tell("promote", pipeline, names[0], "--alias", "champion", "--reason", "the first", "--yes")
-    there.send(pipeline, [{"x": [1], "site": "west"}], "--header", "producer=till-1")
+        work.send(pipeline, flowers(120, seed), "--header", "producer=till-1")
+        work.tell("run", pipeline)
+    names = [str(version["version"]) for version in work.tell("versions", pipeline, "--output", "json")]
+    work.tell("promote", pipeline, names[0], "--alias", "champion", "--reason", "the first", "--yes")
+    work.send(pipeline, [{"x": [1], "site": "west"}], "--header", "producer=till-1")
     wrong = [row | {"kind": "daisy"} for row in flowers(60, 3)]
-    there.send(pipeline, wrong, "--header", "producer=till-7")
-    there.send(pipeline, flowers(40, 4), "--header", "producer=till-1")
-    there.tell("run", pipeline)
-    there.tell("rollback", pipeline, names[1], "--reason", "till-7 is wrong", "--yes")
+    work.send(pipeline, wrong, "--header", "producer=till-7")
+    work.send(pipeline, flowers(40, 4), "--header", "producer=till-1")
+    work.tell("run", pipeline)
+    work.tell("rollback", pipeline, names[1], "--reason", "till-7 is wrong", "--yes")
     without = ["--exclude-header", "producer=till-7", "--reason", "without till-7", "--output", "json"]
-    planned = {one["what"]: one["value"] for one in there.tell("replay", "plan", pipeline, "--from", names[1], *without)}
-    there.tell("replay", "run", pipeline, str(planned["plan"]))
-    there.tell("replay", "take-over", pipeline, "--reason", "mended", "--yes")
-    there.send(pipeline, flowers(60, 5), "--header", "producer=till-1")
-    there.tell("run", pipeline, "--branch", "replay-1")
+    planned = {fact["what"]: fact["value"] for fact in work.tell("replay", "plan", pipeline, "--from", names[1], *without)}
+    work.tell("replay", "run", pipeline, str(planned["plan"]))
+    work.tell("replay", "take-over", pipeline, "--reason", "mended", "--yes")
+    work.send(pipeline, flowers(60, 5), "--header", "producer=till-1")
+    work.tell("run", pipeline, "--branch", "replay-1")
 
 
-def export(there: Folder, pipeline: str, version: str, columns: dict[str, list[object]]) -> dict[str, object]:
+def export(work: Folder, pipeline: str, version: str, columns: dict[str, list[object]]) -> dict[str, object]:
     """A version as a folder, and what it answers."""
-    folder = there.path / "exported" / version
-    there.tell("export", pipeline, version, str(folder.resolve()))
+    folder = work.path / "exported" / version
+    work.tell("export", pipeline, version, str(folder.resolve()))
     answers = _load_pyfunc(str(folder)).predict(columns)
     return {"columns": columns} | {name: value.tolist() for name, value in answers.items()}
 
@@ -214,23 +214,23 @@ def compact(home: Path) -> None:
 
 def write(out: Path) -> None:
     """Everything that lies in files."""
-    there = Folder(out)
+    work = Folder(out)
     for name, text in (("flowers", FLOWERS), ("mail", MAIL), ("till", TILL)):
         (out / f"{name}.toml").write_text(text, encoding="utf-8")
-    history(there, "flowers.toml")
+    history(work, "flowers.toml")
     for first in (0, 120):
-        there.send("mail.toml", mails(120, first), "--served")
-        there.tell("run", "mail.toml")
+        work.send("mail.toml", mails(120, first), "--served")
+        work.tell("run", "mail.toml")
     answers = {}
     rows = [row | {"age": 2 if row["age"] is None else row["age"]} for row in flowers(5, 99)]
     for pipeline, columns in (
         ("flowers.toml", columns_of(rows, ("x", "age", "site", "town"))),
         ("mail.toml", {"links": [1, 9], "from": ["f1", None]}),
     ):
-        version = str(there.tell("versions", pipeline, "--output", "json")[-1]["version"])
+        version = str(work.tell("versions", pipeline, "--output", "json")[-1]["version"])
         folder = f"{pipeline.removesuffix('.toml')}-{version}"
         shutil.rmtree(out / "exported" / folder, ignore_errors=True)
-        answers[folder] = export(there, pipeline, version, columns)
+        answers[folder] = export(work, pipeline, version, columns)
         (out / "exported" / version).rename(out / "exported" / folder)
     (out / "answers.json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
     compact(out / "home")
@@ -238,10 +238,10 @@ def write(out: Path) -> None:
 
 def write_on_kafka(out: Path, bootstrap: str) -> None:
     """The same history of ``till`` on a broker."""
-    there = Folder(out)
+    work = Folder(out)
     table = f'\n[log]\nkind = "kafka"\n[log.kafka]\nbootstrap = "{bootstrap}"\n'
     (out / "till.toml").write_text(TILL + table, encoding="utf-8")
-    history(there, "till.toml")
+    history(work, "till.toml")
     (out / "till.toml").write_text(TILL, encoding="utf-8")
     compact(out / "home" / "till")
 

@@ -345,9 +345,9 @@ def test_importing_it_loads_nothing_heavy() -> None:
 def imports_of(source: str) -> set[str]:
     """Every module of ours that a program imports."""
     nodes = list(ast.walk(ast.parse(source)))
-    found = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    found |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return {name for name in found if name.split(".")[0] == "millrace"}
+    imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    imported |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name for name in imported if name.split(".")[0] == "millrace"}
 
 
 def late_label_blocks() -> list[str]:
@@ -375,7 +375,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"accuracy ([\d.]+)", done.stdout)[1]) > 0.8
     assert int(re.search(r"(\d+) of 797 right", done.stdout)[1]) > 700
-    now, again = (re.search(rf"^{words}.*\((.*)\)$", done.stdout, re.M)[1] for words in ("of main", "served again"))
-    assert now.count("'7'") > 5 > again.count("'7'")
+    poisoned, again = (re.search(rf"^{words}.*\((.*)\)$", done.stdout, re.M)[1] for words in ("of main", "served again"))
+    assert poisoned.count("'7'") > 5 > again.count("'7'")
     assert re.search(r"Decided\(before='the newest of main', after='version main\.\d+', reason='400 rows", done.stdout)
     assert re.search(r"^proved \[\(.*\)\] at 0 rows behind$", done.stdout, re.M)

@@ -104,11 +104,11 @@ def test_many_rows_travel_in_one_arrow_batch(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     for name in ("one", "many"):
         (tmp_path / name).mkdir()
-    one, many = flowers(tmp_path / "one"), flowers(tmp_path / "many")
-    assert one.append(rows_of(90)) == many.append(rows_of(90), rows_per_message=40) == 90
-    assert (len(values_in(one)), len(values_in(many))) == (90, 3)
-    assert one.learn().read == 90 and many.learn().version
-    assert one.scores() == many.scores() and many.status().learned == 90
+    singly, many = flowers(tmp_path / "one"), flowers(tmp_path / "many")
+    assert singly.append(rows_of(90)) == many.append(rows_of(90), rows_per_message=40) == 90
+    assert (len(values_in(singly)), len(values_in(many))) == (90, 3)
+    assert singly.learn().read == 90 and many.learn().version
+    assert singly.scores() == many.scores() and many.status().learned == 90
 
 
 def test_what_is_missing_is_null(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_a_datetime_is_a_time_in_the_unit_of_its_field(tmp_path: Path) -> None:
 def test_what_has_no_meaning_is_refused_by_row_and_column(tmp_path: Path, case: str) -> None:
     """Nothing of the call is appended, whatever good rows stand before."""
     pipeline = flowers(tmp_path)
-    change, said = REFUSED[case]
-    with pytest.raises(BadInputError, match=said):
+    change, sentence = REFUSED[case]
+    with pytest.raises(BadInputError, match=sentence):
         pipeline.append([ROW, ROW, {**ROW, **change}, ROW])
     assert values_in(pipeline) == []
 
@@ -243,8 +243,8 @@ def test_a_served_record_that_would_be_a_dead_letter_is_refused(tmp_path: Path, 
     """By its number; nothing of the call is appended."""
     path = pipeline_in(tmp_path, text=PIPELINE + "[labels]\n")
     pipeline = Pipeline.load(path, home=tmp_path)
-    record, said = SERVED[case]
-    with pytest.raises(BadInputError, match=said):
+    record, sentence = SERVED[case]
+    with pytest.raises(BadInputError, match=sentence):
         pipeline.append_served([LateLabel("before", "rose"), record])
     good = Prediction("a", encode_row({"x": np.arange(4), "site": "north"}), "main", 1, 2, ("rose",), (np.float64(1.0),))
     assert pipeline.append_served([good, LateLabel("a", np.str_("rose"))]) == 2

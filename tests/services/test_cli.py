@@ -101,11 +101,11 @@ def test_every_command_is_listed_here() -> None:
 @pytest.mark.parametrize("name", WORDS)
 def test_every_command_has_help_with_an_example_of_itself(name: str) -> None:
     """Under -h and --help, exit 0, every option with a word of help."""
-    said = here(*WORDS[name], "--help")
-    assert said.exit_code == 0 and said.stdout == here(*WORDS[name], "-h").stdout and not said.stderr
-    assert f"Example: millrace {name} digits.toml" in said.stdout
+    done = here(*WORDS[name], "--help")
+    assert done.exit_code == 0 and done.stdout == here(*WORDS[name], "-h").stdout and not done.stderr
+    assert f"Example: millrace {name} digits.toml" in done.stdout
     command = dict(commands())[name]
-    assert all(one.help for one in command.params if isinstance(one, click.Option))
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
 
 
 def test_the_groups_have_help_and_the_program_its_version() -> None:
@@ -135,19 +135,19 @@ def test_standard_output_is_json_lines_and_nothing_else_and_progress_goes_to_sta
     """For every command, with a record that cannot be read among the good ones, so that there is something to say."""
     pipeline_in(tmp_path)
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*flower_rows(60), b'{"x": "no"}']))
-    said = {}
+    printed = {}
     for name in ORDER:
         words = [*WORDS[name], "digits.toml", *placed(tmp_path, MORE.get(name, [])), "--output", "json"]
         done = millrace(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        said[name] = json_lines(done.stdout)
-        assert said[name] and all(isinstance(line, dict) for line in said[name])
+        printed[name] = json_lines(done.stdout)
+        assert printed[name] and all(isinstance(line, dict) for line in printed[name])
         assert "\x1b" not in done.stdout + done.stderr
         assert (name in ("run", "verify", "replay run")) >= ("records" in done.stderr)
-    assert said["send"] == [{"topic": "digits", "sent": 61}]
-    assert (said["run"][0]["read"], said["run"][0]["branch"]) == (61, "main")
-    assert [line["kind"] for line in said["log"]][:2] == ["fork", "open"] and said["log"][-1]["said"]["version"]
-    assert said["verify"][0]["proved"] == [said["run"][0]["version"]]
+    assert printed["send"] == [{"topic": "digits", "sent": 61}]
+    assert (printed["run"][0]["read"], printed["run"][0]["branch"]) == (61, "main")
+    assert [line["kind"] for line in printed["log"]][:2] == ["fork", "open"] and printed["log"][-1]["said"]["version"]
+    assert printed["verify"][0]["proved"] == [printed["run"][0]["version"]]
     ledger = json_lines(millrace("log", "digits.toml", "--ledger", "--output", "json", cwd=tmp_path).stdout)
     assert [line["kind"] for line in ledger][:2] == ["serve", "certificate"]
     assert [line["state"] for line in ledger if line["kind"] == "operation"] == ["planned", "running", "done"]
@@ -362,8 +362,8 @@ def test_a_run_that_takes_over_makes_the_first_stop_with_the_message(tmp_path: P
     second.terminate()
     out, err = second.communicate(timeout=TIMEOUT_S)
     assert second.returncode == 0 and json_lines(out)[0]["epoch"] == 2, err
-    found = facts(tmp_path)
-    assert (found["learned"], found["waiting"], found["lag_rows"]) == (120, 0, 0)
+    status = facts(tmp_path)
+    assert (status["learned"], status["waiting"], status["lag_rows"]) == (120, 0, 0)
     assert millrace("verify", "digits.toml", cwd=tmp_path).returncode == 0
 
 

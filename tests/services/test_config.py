@@ -30,33 +30,33 @@ def refused(folder: Path, text: str = PIPELINE, *flags: str) -> str:
     return str(error.value)
 
 
-def origins(one: Loaded) -> dict[str, tuple[object, str]]:
+def origins(config: Loaded) -> dict[str, tuple[object, str]]:
     """Every key with its value and where it came from."""
-    return {key: (value, origin) for key, value, origin in settings(one)}
+    return {key: (value, origin) for key, value, origin in settings(config)}
 
 
 def test_a_flag_wins_over_the_environment_and_the_environment_over_the_file(tmp_path, monkeypatch) -> None:
     """And `config show` names which of them it was."""
     monkeypatch.setenv("MILLRACE__LEARNER__GAMMA", "2")
     monkeypatch.setenv("MILLRACE__BATCH__ROWS", "30")
-    found = origins(loaded(tmp_path, PIPELINE, "batch.rows=40", "worker.keep=5"))
-    assert found["learner.gamma"] == (2.0, "environment MILLRACE__LEARNER__GAMMA")
-    assert found["batch.rows"] == (40, "flag --set") and found["worker.keep"] == (5, "flag --set")
-    assert found["batch.wait_ms"] == (50, "digits.toml") and found["threads"] == (1, "default")
-    assert found["fields[1].name"] == ("site", "digits.toml") and found["learner.task"] == ("classify", "default")
+    shown = origins(loaded(tmp_path, PIPELINE, "batch.rows=40", "worker.keep=5"))
+    assert shown["learner.gamma"] == (2.0, "environment MILLRACE__LEARNER__GAMMA")
+    assert shown["batch.rows"] == (40, "flag --set") and shown["worker.keep"] == (5, "flag --set")
+    assert shown["batch.wait_ms"] == (50, "digits.toml") and shown["threads"] == (1, "default")
+    assert shown["fields[1].name"] == ("site", "digits.toml") and shown["learner.task"] == ("classify", "default")
 
 
 def test_every_key_that_can_be_set_is_shown(tmp_path: Path) -> None:
     """Once each, with the learner's own."""
-    found = [key for key, _, _ in settings(loaded(tmp_path))]
-    assert len(found) == len(set(found)) and {"log.topic", "worker.stop_share", "learner.decay", "label.type"} <= set(found)
+    keys = [key for key, _, _ in settings(loaded(tmp_path))]
+    assert len(keys) == len(set(keys)) and {"log.topic", "worker.stop_share", "learner.decay", "label.type"} <= set(keys)
 
 
 def test_a_table_in_a_flag_is_shown_as_set_by_the_flag(tmp_path: Path) -> None:
     """Each of its keys, and none that the table has thrown out."""
-    found = origins(loaded(tmp_path, PIPELINE, "batch={rows = 3}", 'fields=[{name = "z"}]'))
-    assert found["batch.rows"] == (3, "flag --set") and found["batch.wait_ms"] == (1000, "default")
-    assert found["fields[0].name"] == ("z", "flag --set") and found["fields[0].size"] == (1, "default")
+    shown = origins(loaded(tmp_path, PIPELINE, "batch={rows = 3}", 'fields=[{name = "z"}]'))
+    assert shown["batch.rows"] == (3, "flag --set") and shown["batch.wait_ms"] == (1000, "default")
+    assert shown["fields[0].name"] == ("z", "flag --set") and shown["fields[0].size"] == (1, "default")
 
 
 def test_a_list_can_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_an_unknown_key_in_the_environment_is_refused_too(name: str, tmp_path: P
 
 def test_a_file_that_is_not_toml_names_the_line(tmp_path: Path) -> None:
     """And the column."""
-    assert "digits.toml is not TOML: " in (said := refused(tmp_path, 'name = "x"\nseed = = 3\n')) and "line 2" in said
+    assert "digits.toml is not TOML: " in (message := refused(tmp_path, 'name = "x"\nseed = = 3\n')) and "line 2" in message
     (tmp_path / "digits.toml").write_bytes(b'name = "\xff"\n')
     with pytest.raises(ConfigError, match="is not TOML"):
         load_pipeline(tmp_path / "digits.toml")
@@ -219,8 +219,8 @@ def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
 
 def test_a_regression_label_makes_a_regression_learner(tmp_path: Path) -> None:
     """The task is said once, by the label's type."""
-    one = loaded(tmp_path, PIPELINE, "label.type=number")
-    assert one.learner.task == "regress" and origins(one)["learner.task"][0] == "regress"
+    config = loaded(tmp_path, PIPELINE, "label.type=number")
+    assert config.learner.task == "regress" and origins(config)["learner.task"][0] == "regress"
 
 
 def test_what_changes_learning_changes_the_hash_and_what_does_not_does_not(tmp_path: Path) -> None:
@@ -269,8 +269,8 @@ def test_a_key_may_be_spelled_as_before_or_anew(tmp_path: Path) -> None:
         loaded.append(load_pipeline(tmp_path / f"{name}.toml"))
     (tmp_path / "bare.toml").write_text(text, encoding="utf-8")
     loaded.append(load_pipeline(tmp_path / "bare.toml", ["learner.solve_in_background=true"]))
-    assert len({one.pipeline.declared for one in loaded}) == 1 and b'"solve_behind":true' in loaded[0].pipeline.declared
-    assert [one.origin["learner.solve_behind"] for one in loaded[:2]] == ["old.toml", "new.toml"]
+    assert len({config.pipeline.declared for config in loaded}) == 1 and b'"solve_behind":true' in loaded[0].pipeline.declared
+    assert [config.origin["learner.solve_behind"] for config in loaded[:2]] == ["old.toml", "new.toml"]
     with pytest.raises(ConfigError, match="learner.solve_in_background and learner.solve_behind are one key"):
         load_pipeline(tmp_path / "old.toml", ["learner.solve_in_background=false"])
     with pytest.raises(ConfigError, match="solve_behind"):

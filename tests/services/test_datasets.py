@@ -60,7 +60,7 @@ def test_every_row_is_accepted_by_its_own_pipeline(name, tmp_path) -> None:
     instance = instance_of(name, tmp_path)
     for rows in (list(islice(values(name), SAMPLE)), held_out(name)[:SAMPLE]):
         decoded, refused = instance.fold_spec.codec.decode(events_of(rows))
-        assert [(one.reason, one.detail) for one in refused] == []
+        assert [(row.reason, row.detail) for row in refused] == []
         x, _ = Features(instance.fold_spec.schema).encoded(decoded.columns, decoded.plain)
         assert x.shape == (len(rows), instance.fold_spec.schema.width)
         assert np.isfinite(x).all()

@@ -17,7 +17,7 @@ from millrace.services.errors import MirrorError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.lineage import VERSION, Listed
-from millrace.services.registry.mirror import Mirror, record
+from millrace.services.registry.mirror import Mirror, mirror_state
 from millrace.streams.journal.store import read_checkpoint
 
 
@@ -61,11 +61,14 @@ def test_every_version_is_registered_once_with_where_it_stands_and_what_it_desce
     """Oldest first; the offsets of one begin where those of its parent end; a second look writes nothing."""
     registry = ListRegistry()
     Mirror(pipeline, registry).once()
-    assert [one.tags[VERSION] for one in registry.listed] == versions(pipeline)
-    tags = [{name.removeprefix("millrace."): value for name, value in one.tags.items()} for one in registry.listed]
-    assert [one.get("parent") for one in tags] == [None, *versions(pipeline)[:-1]]
+    assert [version.tags[VERSION] for version in registry.listed] == versions(pipeline)
+    tags = [{name.removeprefix("millrace."): value for name, value in version.tags.items()} for version in registry.listed]
+    assert [tagged.get("parent") for tagged in tags] == [None, *versions(pipeline)[:-1]]
     assert tags[0]["offsets"] == '{"digits:0": [0, 100]}' and tags[-1]["offsets"].endswith("300]}")
-    assert all(one["verified"] == "pending" and len(one["state_sha256"]) == len(one["weights_sha256"]) == 64 for one in tags)
+    assert all(
+        tagged["verified"] == "pending" and len(tagged["state_sha256"]) == len(tagged["weights_sha256"]) == 64
+        for tagged in tags
+    )
     assert all(0.2 < scores["accuracy"] <= 1.0 for scores in registry.scores)
     registry.down_after, before = 2, list(registry.listed)
     Mirror(pipeline, registry).once()
@@ -79,7 +82,7 @@ def test_a_certificate_that_comes_later_is_told(pipeline: Instance) -> None:
     mirror.once()
     assert here("verify", "digits.toml", cwd=pipeline.loaded.path.parent).exit_code == 0
     mirror.once()
-    assert {one.tags["millrace.verified"] for one in registry.listed} == {"equal, from fork"}
+    assert {version.tags["millrace.verified"] for version in registry.listed} == {"equal, from fork"}
 
 
 PICKS = st.integers(0, 9)
@@ -104,8 +107,8 @@ def test_an_alias_that_a_hand_alone_moved_is_set_back_or_adopted_and_else_the_le
 ) -> None:
     """Each mirror is a new process; an alias taken away by hand names no version of ours, so it is always set back."""
     instance, registry, choices = begun(pipeline, how)
-    numbers = {one.tags[VERSION]: one.number for one in registry.listed}
-    agreed = ledger = there = instance.ledger().aliases.get("champion")
+    numbers = {version.tags[VERSION]: version.number for version in registry.listed}
+    agreed = ledger = held = instance.ledger().aliases.get("champion")
     for what, pick in [*hands, ("mirror", 0)]:
         choice = choices[pick % len(choices)]
         if what == "ledger":
@@ -114,12 +117,12 @@ def test_an_alias_that_a_hand_alone_moved_is_set_back_or_adopted_and_else_the_le
         elif what == "hand":
             registry.named.pop("champion", None)
             registry.named |= {} if choice is None else {"champion": numbers[choice]}
-            there = choice
+            held = choice
         else:
             Mirror(instance, registry).once()
-            if how == "adopt" and ledger == agreed and there is not None:
-                ledger = there
-            agreed = there = ledger
+            if how == "adopt" and ledger == agreed and held is not None:
+                ledger = held
+            agreed = held = ledger
             assert instance.ledger().aliases.get("champion") == registry.by_hand("champion") == ledger
 
 
@@ -141,7 +144,7 @@ def test_a_mirror_that_is_cut_off_takes_its_own_hand_for_no_other(pipeline: Inst
             registry.down_after = 10**9
     Mirror(instance, registry).once()
     assert instance.ledger().aliases.get("champion") == registry.by_hand("champion") == last
-    assert sorted(one.tags[VERSION] for one in registry.listed) == sorted(filter(None, choices))
+    assert sorted(version.tags[VERSION] for version in registry.listed) == sorted(filter(None, choices))
 
 
 def test_a_mirror_cut_off_between_an_alias_and_its_record_does_not_adopt_it_when_the_ledger_has_gone_back(
@@ -169,7 +172,7 @@ def test_what_was_written_last_can_be_lost(pipeline: Instance) -> None:
     registry.named["champion"] = "2"
     Mirror(instance, registry).once()
     assert registry.by_hand("champion") == choices[1] == instance.ledger().aliases["champion"]
-    assert record(instance).aliases["champion"] == [choices[1]]
+    assert mirror_state(instance).aliases["champion"] == [choices[1]]
 
 
 def test_a_number_that_is_not_ours_is_set_back_and_other_aliases_are_left_alone(pipeline: Instance) -> None:

@@ -76,8 +76,8 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 def block_with(page: str, word: str) -> Block:
     """The one block of a page that holds the word."""
-    (found,) = [block for block in blocks(page) if word in block.text]
-    return found
+    (wanted,) = [block for block in blocks(page) if word in block.text]
+    return wanted
 
 
 def test_every_page_is_played() -> None:
@@ -89,11 +89,11 @@ def test_every_page_is_played() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_no_block_is_left_out_by_accident(page: str) -> None:
     """As many as are counted here, each with a reason of several words; and every kind of block is one that is played."""
-    found = blocks(page)
-    reasons = [block.why for block in found if block.why is not None]
+    all_blocks = blocks(page)
+    reasons = [block.why for block in all_blocks if block.why is not None]
     assert len(reasons) == NOT_RUN.get(page, 0), f"{page}: {reasons}"
     assert all(len(why.split()) > 3 for why in reasons), reasons
-    assert {block.kind for block in found} <= KINDS
+    assert {block.kind for block in all_blocks} <= KINDS
 
 
 def test_the_documents_count_what_there_is() -> None:
@@ -116,12 +116,12 @@ def test_every_learner_stands_on_its_page() -> None:
 
 def test_the_readers_rules_can_fail(tmp_path: Path) -> None:
     """A command that fails, a line that is not printed, a key that does not exist: each is said with its place."""
-    for kind, text, said in (
+    for kind, text, sentence in (
         ("sh", "exit 3", "page.md:7: exit 3"),
         ("console", "$ echo one 2\none 3\ntwo", "shows\ntwo"),
         ("toml", "name = 1", "names no file"),
     ):
-        with pytest.raises(AssertionError, match=re.escape(said)):
+        with pytest.raises(AssertionError, match=re.escape(sentence)):
             Reader(tmp_path).play(Block("page.md", 7, kind, text))
     Reader(tmp_path).play(Block("page.md", 7, "console", "$ echo one 2\none 3\n"))
 

@@ -32,12 +32,12 @@ def test_the_routes_on_the_page_are_those_that_answer() -> None:
     version = numbers_bundle().identity.name
     models = ["/v2/models/digits", f"/v2/models/digits/versions/{version}"]
     paths = ["/v2", *models, *(f"{start}/{word}" for start in models for word in words)]
-    paths += [f"/v2/{word}" for word in words] + [f"/v2/{one}/{two}" for one in words if one != "models" for two in words]
-    found = {(method, path) for method in ("GET", "POST") for path in paths if answered(here, method, path)}
-    assert found == {
+    paths += [f"/v2/{word}" for word in words] + [f"/v2/{word}/{two}" for word in words if word != "models" for two in words]
+    routes = {(method, path) for method in ("GET", "POST") for path in paths if answered(here, method, path)}
+    assert routes == {
         (method, path.replace("[/versions/VERSION]", between).replace("NAME", "digits"))
-        for said, path, *_ in lines_of("http-grpc.md", "method", "path", "scope", "answers")
-        for method in (("GET", "POST") if said == "any" else (said,))
+        for verb, path, *_ in lines_of("http-grpc.md", "method", "path", "scope", "answers")
+        for method in (("GET", "POST") if verb == "any" else (verb,))
         for between in (("", f"/versions/{version}") if "VERSION" in path else ("",))
     }
 
@@ -57,17 +57,17 @@ def test_a_route_has_the_scope_that_the_page_says() -> None:
 
 def test_the_calls_on_the_page_are_those_of_the_services() -> None:
     """In the .proto files, in what is registered with a server, and on the page; each with its scope."""
-    said = {
+    scopes = {
         (service, call): scope for service, call, scope, _ in lines_of("http-grpc.md", "service", "call", "scope", "answers")
     }
-    assert set(said) == {(service, call) for service, calls in SERVICES.items() for call in calls}
-    assert set(said) >= {
+    assert set(scopes) == {(service, call) for service, calls in SERVICES.items() for call in calls}
+    assert set(scopes) >= {
         (service.full_name, call.name)
         for file in (inference_pb2.DESCRIPTOR, labels_pb2.DESCRIPTOR)
         for service in file.services_by_name.values()
         for call in service.methods
     }
-    assert {call: scope for (_, call), scope in said.items() if call != "Watch"} == {
+    assert {call: scope for (_, call), scope in scopes.items() if call != "Watch"} == {
         call: rpc.scope or "open" for call, rpc in RPCS.items()
     }
 
@@ -75,8 +75,8 @@ def test_the_calls_on_the_page_are_those_of_the_services() -> None:
 def test_the_keys_of_a_request_and_of_a_label_are_on_the_page() -> None:
     """Each key that is read has its line."""
     page = TEXTS["http-grpc.md"]
-    names = [f"inputs[].{one}" for one in Tensor.__struct_fields__] + list(Inference.__struct_fields__)
-    names += [f"outputs[].{one}" for one in Wanted.__struct_fields__ if one != "name"]
+    names = [f"inputs[].{key}" for key in Tensor.__struct_fields__] + list(Inference.__struct_fields__)
+    names += [f"outputs[].{key}" for key in Wanted.__struct_fields__ if key != "name"]
     names += list(LateLabel.__struct_fields__)
     assert [name for name in names if f"\n| `{name}` |" not in page] == []
 

@@ -31,22 +31,22 @@ SHARDED = PIPELINE.replace("seed = 7", "seed = 7\nshards = 2") + "\n[log]\nparti
 PLACES = {"NAME": "digits", "BRANCH": r"[\w-]+", "SHA256": "[0-9a-f]{64}", "NUMBER": r"\d+", "KofN": r"\d+of\d+"}
 
 
-def pattern(said: str) -> re.Pattern[str]:
+def pattern(listed: str) -> re.Pattern[str]:
     """What a name on the page stands for."""
-    parts = re.split(f"({'|'.join(PLACES)})", said)
+    parts = re.split(f"({'|'.join(PLACES)})", listed)
     return re.compile("".join(PLACES.get(part, re.escape(part)) for part in parts))
 
 
 def unknown(names: Iterable[str], page: Iterable[str]) -> list[str]:
     """Names that nothing on the page stands for."""
-    patterns = [pattern(said) for said in page]
-    return sorted(name for name in names if not any(one.fullmatch(name) for one in patterns))
+    patterns = [pattern(listed) for listed in page]
+    return sorted(name for name in names if not any(compiled.fullmatch(name) for compiled in patterns))
 
 
 def unseen(names: Iterable[str], page: Iterable[str]) -> set[str]:
     """What the page has and nothing that was found is."""
-    found = list(names)
-    return {said for said in page if not any(pattern(said).fullmatch(name) for name in found)}
+    existing = list(names)
+    return {listed for listed in page if not any(pattern(listed).fullmatch(name) for name in existing)}
 
 
 def done(folder: Path, *words: str) -> str:
@@ -92,9 +92,9 @@ def rows_in(page_rows: list[list[str]], *kinds: str) -> list[str]:
 @pytest.mark.slow
 def test_the_files_of_a_pipeline_are_those_on_the_page(on_sqlite: Path) -> None:
     """None lies there that the page does not know, and each that the page has lies there, but for those of an endpoint."""
-    found, page = files_under(on_sqlite / ".millrace" / "digits"), lines_of("topics-and-files.md", *FILES)
-    assert unknown(found, [row[0] for row in page]) == []
-    assert unseen(found, rows_in(page, *ELSEWHERE)) == set()
+    files, page = files_under(on_sqlite / ".millrace" / "digits"), lines_of("topics-and-files.md", *FILES)
+    assert unknown(files, [row[0] for row in page]) == []
+    assert unseen(files, rows_in(page, *ELSEWHERE)) == set()
 
 
 @pytest.mark.slow
@@ -104,20 +104,20 @@ def test_the_topics_of_a_log_in_a_file_are_those_on_the_page(on_sqlite: Path, tm
     done(tmp_path, "send", "digits.toml", "rows.jsonl")
     done(tmp_path, "run", "digits.toml")
     page = [row for row in lines_of("topics-and-files.md", *TOPICS) if "kafka" not in row[2]]
-    found = topics_in(on_sqlite) | topics_in(tmp_path)
-    assert {name: found[name] for name in ("digits", "digits.served")} == {"digits": 2, "digits.served": 1}
+    partitions = topics_in(on_sqlite) | topics_in(tmp_path)
+    assert {name: partitions[name] for name in ("digits", "digits.served")} == {"digits": 2, "digits.served": 1}
     alone = [row[0] for row in page if row[1] == "1"]
-    assert {count for name, count in found.items() if unknown([name], alone) == []} == {1}
-    assert unknown(found, [row[0] for row in page]) == []
-    assert unseen(found, [row[0] for row in page]) == set()
+    assert {count for name, count in partitions.items() if unknown([name], alone) == []} == {1}
+    assert unknown(partitions, [row[0] for row in page]) == []
+    assert unseen(partitions, [row[0] for row in page]) == set()
 
 
 def topics_in(folder: Path) -> dict[str, int]:
     """The topics of an embedded log, and how many partitions each has."""
     connection = apsw.Connection(str(folder / ".millrace" / "digits" / "log.sqlite"))
-    found = dict(connection.execute("select name, partitions from topics"))
+    partitions = dict(connection.execute("select name, partitions from topics"))
     connection.close()
-    return found
+    return partitions
 
 
 @pytest.fixture
@@ -140,17 +140,17 @@ def test_the_topics_and_files_on_kafka_are_those_on_the_page(cluster: Link, brok
     page = lines_of("topics-and-files.md", *TOPICS)
     assert unknown(topics, [row[0] for row in page]) == []
     assert unseen(topics, [row[0] for row in page if "shards" not in row[2]]) == set()
-    found, files = files_under(tmp_path / "there" / ".millrace" / "digits"), lines_of("topics-and-files.md", *FILES)
-    assert unknown(found, rows_in(files, "sqlite")) == []
-    assert unseen(found, rows_in(files, "sqlite", *ELSEWHERE)) == set()
+    present, files = files_under(tmp_path / "there" / ".millrace" / "digits"), lines_of("topics-and-files.md", *FILES)
+    assert unknown(present, rows_in(files, "sqlite")) == []
+    assert unseen(present, rows_in(files, "sqlite", *ELSEWHERE)) == set()
 
 
 @pytest.mark.slow
 def test_an_exported_folder_has_the_files_on_the_page(on_sqlite: Path) -> None:
     """All of them but the network of images, which this pipeline has not."""
-    found = [path.name for path in (on_sqlite / "exported").iterdir()]
+    files = [path.name for path in (on_sqlite / "exported").iterdir()]
     page = [row[0] for row in lines_of("topics-and-files.md", "exported file", "what it holds")]
-    assert unknown(found, page) == [] and unseen(found, page) == {"backbone-SHA256.onnx"}
+    assert unknown(files, page) == [] and unseen(files, page) == {"backbone-SHA256.onnx"}
 
 
 @pytest.mark.slow

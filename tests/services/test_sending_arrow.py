@@ -28,11 +28,11 @@ def learned(folder: Path, *words: str) -> tuple[int, dict[str, object]]:
 
 def test_rows_sent_as_batches_are_learned_as_rows_are(tmp_path) -> None:
     """200 rows in 7 messages: the same counts and scores; `verify` proves them."""
-    plain, one = learned(tmp_path / "rows", "rows.jsonl")
+    plain, batched = learned(tmp_path / "rows", "rows.jsonl")
     batches, other = learned(tmp_path / "batches", "rows.jsonl", "--format", "arrow", "--rows-per-message", "30")
     assert (plain, batches) == (200, 7)
     for what in ("learned", "passed", "rejected", "waiting", "accuracy"):
-        assert one[what] == other[what], what
+        assert batched[what] == other[what], what
     assert here("verify", "digits.toml", cwd=tmp_path / "batches").exit_code == 0
 
 
@@ -71,7 +71,7 @@ def test_each_bad_row_of_a_message_is_a_dead_letter_of_its_own_and_is_sent_again
     instance.log().append("digits", [Record(stream_bytes(pa.record_batch(arrays)), timestamp_ms=1)])
     assert here("run", "digits.toml", "--set", "worker.stop_share=1.0", cwd=tmp_path).exit_code == 0
     shown = json_lines(here("dead-letters", "list", "digits.toml", "--output", "json", cwd=tmp_path).stdout)
-    assert [(one["record"], one["reason"]) for one in shown] == [
+    assert [(letter["record"], letter["reason"]) for letter in shown] == [
         ("digits:0 offset 0 row 0", "wrong-type"),
         ("digits:0 offset 0 row 2", "unknown-category"),
     ]

@@ -71,9 +71,9 @@ def outputs_in(home) -> list[dict]:
     connection = connect(home / NAME / "log.sqlite", "select 1")
     query = "select log_table from partitions where tp = ?"
     table = connection.execute(query, (f"{NAME}.scores:0",)).fetchone()[0]
-    found = [msgspec.json.decode(value) for (value,) in connection.execute(f"select value from {table} order by offset")]
+    stored = [msgspec.json.decode(value) for (value,) in connection.execute(f"select value from {table} order by offset")]
     connection.close()
-    return list({(output["branch"], output["seq"]): output for output in found}.values())
+    return list({(output["branch"], output["seq"]): output for output in stored}.values())
 
 
 def change_one_byte(home, offset) -> None:
@@ -137,12 +137,12 @@ def test_two_trainers_were_really_killed(played) -> None:
 @pytest.mark.slow
 def test_callers_were_answered_over_both_protocols_while_it_learned(played) -> None:
     """None failed through both kills; how good they became is the night's to say, where no trainer is killed at this pace."""
-    said = re.search(
+    answered = re.search(
         r"^ANSWERED (\d+) requests over HTTP and (\d+) over gRPC, 0 failed; (\d+)% right in the first tenth, (\d+)% ",
         played.out,
         re.MULTILINE,
     )
-    by_http, by_grpc, first, _ = map(int, said.groups())
+    by_http, by_grpc, first, _ = map(int, answered.groups())
     assert by_http > 20 < by_grpc and first < 90
 
 
@@ -163,8 +163,8 @@ def test_the_report_says_what_the_log_says(played) -> None:
 @pytest.mark.slow
 def test_an_alarm_that_goes_with_a_class_never_seen_says_so(played, evidence) -> None:
     """It is told with the class and its first row, which is where the stream has it, and the version that followed is there."""
-    (told,) = [one for one in evidence.raised if one.alarm.direction == "worse"][:1]
-    joined = {label: one.row for one in evidence.joined for label in one.labels}
+    (told,) = [alarm for alarm in evidence.raised if alarm.alarm.direction == "worse"][:1]
+    joined = {label: batch.row for batch in evidence.joined for label in batch.labels}
     named = re.findall(r"class (\d) had never been seen before row ([\d,]+)", played.out)
     assert [name for name, _ in named] == [*told.alarm.new_classes] and "so it is no fault" in played.out
     labels = [str(msgspec.json.decode(row)["digit"]) for row in (played.home / NAME / "stream.jsonl").read_bytes().splitlines()]
@@ -286,21 +286,21 @@ def night(tmp_path_factory) -> Told:
 def test_the_night_call_is_put_right_and_the_model_is_as_if_the_poison_had_never_been(night) -> None:
     """Alarm, rollback, replay without the producer, take-over: in this order, no request fails, both branches are proved."""
     assert night.code == 0, night.err
-    said = night.out[night.out.index("THE NIGHT CALL") :]
-    wrong, onset, truth = re.search(r"after (\d+) wrong labels: .* about row ([\d,]+) \(in truth ([\d,]+)\)", said).groups()
+    shown = night.out[night.out.index("THE NIGHT CALL") :]
+    wrong, onset, truth = re.search(r"after (\d+) wrong labels: .* about row ([\d,]+) \(in truth ([\d,]+)\)", shown).groups()
     assert int(wrong) < 100 and abs(int(onset.replace(",", "")) - int(truth.replace(",", ""))) < 40
     happened = ["begins to label", "ALARM of the pipeline", "rollback: every answer is main.", "replay without", "take-over: "]
-    assert [said.index(what) for what in happened] == sorted(said.index(what) for what in happened)
-    assert re.search(r"ANSWERED (\d+) honest requests, 0 failed", said)
-    right = {when: int(share) for share, when in re.findall(r"(\d+)% (before|poisoned|rolled back|repaired)", said)}
+    assert [shown.index(what) for what in happened] == sorted(shown.index(what) for what in happened)
+    assert re.search(r"ANSWERED (\d+) honest requests, 0 failed", shown)
+    right = {when: int(share) for share, when in re.findall(r"(\d+)% (before|poisoned|rolled back|repaired)", shown)}
     assert len(right) == 4 and min(right["before"], right["rolled back"], right["repaired"]) > 60
-    repaired, poisoned = re.search(r"REPAIRED (\S+) of its sums .* one (\S+)$", said, re.MULTILINE).groups()
+    repaired, poisoned = re.search(r"REPAIRED (\S+) of its sums .* one (\S+)$", shown, re.MULTILINE).groups()
     assert float(repaired) <= 1e-8 < 0.01 < float(poisoned)
     rows, poisoned_8, repaired_8 = map(
-        int, re.search(r"of the (\d+) digits 3 .* calls (\d+) an 8, .* one (\d+)$", said, re.M).groups()
+        int, re.search(r"of the (\d+) digits 3 .* calls (\d+) an 8, .* one (\d+)$", shown, re.M).groups()
     )
     assert rows == 36 and poisoned_8 >= 5 > 1 >= repaired_8
-    assert re.search(r"rollback [\d.]+ s to the last replica; replay .* records/s; .* take-over [\d.]+ s", said)
+    assert re.search(r"rollback [\d.]+ s to the last replica; replay .* records/s; .* take-over [\d.]+ s", shown)
     assert re.search(r"^TOTAL +\d+ s$", night.out, re.MULTILINE)
     stage = stage_in(night.home)
     assert stage.instance.ledger().serving["default"].follow == "replay-1"

@@ -81,5 +81,5 @@ def test_a_bomb_costs_no_more_memory_than_the_limit_twice(kind: str, tmp_path) -
     (tmp_path / "bomb").write_bytes(getattr(codec, f"{kind}_encode")(bytes(300 << 20)))
     command = [sys.executable, "-c", BOMB, f"{kind}_decode", tmp_path / "bomb"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
-    grown_kib, said = done.stdout.split(" ", 1)
-    assert "more than 64 MiB" in said and int(grown_kib) << 10 < 2 * decoders.DECODED_BYTES
+    grown_kib, stderr = done.stdout.split(" ", 1)
+    assert "more than 64 MiB" in stderr and int(grown_kib) << 10 < 2 * decoders.DECODED_BYTES

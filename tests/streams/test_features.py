@@ -53,11 +53,11 @@ class RowByRow:
             self.slots.append(site)
         at = 3 if site is None else self.slots.index(site) if site in self.slots else 2
         who = 4 if cells["who"] is None else zlib.crc32(cells["who"].encode()) % 4
-        one_hots = [one(("ant", "bee", "cow").index(cells["kind"]), 3), one(at, 4), one(who, 5)]
+        one_hots = [one_hot(("ant", "bee", "cow").index(cells["kind"]), 3), one_hot(at, 4), one_hot(who, 5)]
         return [cells["size"], (cells["at"] - 100.0) / 4.0, heat, *wind, *cells["pixels"], *sum(one_hots, [])]
 
 
-def one(at: int, width: int) -> list[float]:
+def one_hot(at: int, width: int) -> list[float]:
     """A one-hot row."""
     return [float(column == at) for column in range(width)]
 

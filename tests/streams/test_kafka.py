@@ -107,7 +107,7 @@ def test_a_reader_takes_all_that_its_sockets_have(on_kafka: EitherLog) -> None:
     reader.go_to({f"{topic}:0": 0})
     assert reader.poll(1, 1000 * TIMEOUT_S)
     connections = reader._consumer._client._manager._conns.values()
-    assert {type(one.transport._sock) for one in connections if one.connected} == {WideSocket}
+    assert {type(connection.transport._sock) for connection in connections if connection.connected} == {WideSocket}
     reader.close()
 
 
@@ -174,14 +174,14 @@ def test_partitions_that_are_added_are_read_from_their_beginning(on_kafka: Eithe
     placed = later.append(topic, records(60))
     later.link.close()
     assert {number for number, _ in placed} > {0}
-    for one in (source, on_kafka.source([topic])):
-        one.seek({f"{topic}:0": 5})
-        reads = read_all(one, 60)
+    for reader in (source, on_kafka.source([topic])):
+        reader.seek({f"{topic}:0": 5})
+        reads = read_all(reader, 60)
         assert {read.tp: read.start for read in reversed(reads)} == {
             tp: 5 if tp == f"{topic}:0" else 0 for tp in {read.tp for read in reads}
         }
-        assert sum(len(read.events) for read in reads) == 60 and set(one.position) == {f"{topic}:{n}" for n in range(3)}
-        assert one.topics()[topic].partitions == 3
+        assert sum(len(read.events) for read in reads) == 60 and set(reader.position) == {f"{topic}:{n}" for n in range(3)}
+        assert reader.topics()[topic].partitions == 3
 
 
 @pytest.mark.parametrize("compression", ["gzip", "lz4", "snappy", "zstd"])
@@ -230,8 +230,8 @@ def test_a_partition_that_gives_nothing_is_asked_anew_and_then_by_another_reader
     with caplog.at_level(logging.WARNING, logger="millrace"):
         assert values_of(read_all(source, 4)) == {f"{topic}:0": [b"3", b"4", b"5", b"6"]}
     assert source._live is not reader
-    said = [record.message for record in caplog.records]
-    assert any("it is asked anew" in line for line in said) and any("another reader takes over" in line for line in said)
+    logged = [record.message for record in caplog.records]
+    assert any("it is asked anew" in line for line in logged) and any("another reader takes over" in line for line in logged)
 
 
 def test_a_record_that_is_too_large_is_the_senders_error_and_others_go_on(on_kafka: EitherLog) -> None:
@@ -278,8 +278,8 @@ def test_offsets_for_lag_tools_are_committed_under_a_groups_name(on_kafka: Eithe
     def committed(at: int) -> bool:
         """Nothing depends on it, so on a slow broker it may be left out; the next step says it again."""
         on_kafka.log.link.commit(group, {f"{topic}:0": at})
-        found = admin.list_group_offsets([group])[group]
-        return tp in found and found[tp].offset == at
+        offsets = admin.list_group_offsets([group])[group]
+        return tp in offsets and offsets[tp].offset == at
 
     for at in (4, 9):
         come_true(lambda at=at: committed(at))

@@ -146,8 +146,8 @@ def test_a_frozen_worker_that_was_replaced_lets_nothing_more_out(pipeline) -> No
     heir = subprocess.Popen([*follow, "--take-over"], stdout=subprocess.DEVNULL)
     wait_for(pipeline, ROWS // 2)
     zombie.send_signal(signal.SIGCONT)
-    said = zombie.communicate(timeout=TIMEOUT_S)[1]
-    assert zombie.returncode == 1 and "the branch is at seq" in said and "of epoch 2" in said, said
+    stderr = zombie.communicate(timeout=TIMEOUT_S)[1]
+    assert zombie.returncode == 1 and "the branch is at seq" in stderr and "of epoch 2" in stderr, stderr
     feed.join()
     wait_learned(pipeline)
     heir.send_signal(signal.SIGTERM)

@@ -74,7 +74,7 @@ def test_a_topic_that_may_lose_what_it_acknowledged_is_said_or_refused(on_kafka:
             if not asked:
                 stream.send(b"x").offset()
                 continue
-            for act in (lambda one: one.send(b"x"), lambda one: list(one.read(0))):
+            for act in (lambda opened: opened.send(b"x"), lambda opened: list(opened.read(0))):
                 with pytest.raises(ConfigError, match=f"Topic {name} may lose .*: 1 of the 2 replicas .*, {wrong}.*ask for"):
                     act(stream)
         assert caplog.text.count(wrong) == (0 if asked else 1)

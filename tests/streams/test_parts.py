@@ -33,17 +33,17 @@ PLAIN = st.recursive(
 STATES = st.dictionaries(st.text(max_size=6), NUMBERS | OBJECTS | PLAIN, max_size=5)
 
 
-def equal(one: object, other: object) -> bool:
+def equal(value: object, other: object) -> bool:
     """Whether two values are the same, arrays by dtype, shape and bits."""
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        same = one.dtype == other.dtype and one.shape == other.shape
-        return same and (one.tolist() == other.tolist() if one.dtype == object else one.tobytes() == other.tobytes())
-    return type(one) is type(other) and (one == other or one != one)
+    if isinstance(value, np.ndarray) and isinstance(other, np.ndarray):
+        same = value.dtype == other.dtype and value.shape == other.shape
+        return same and (value.tolist() == other.tolist() if value.dtype == object else value.tobytes() == other.tobytes())
+    return type(value) is type(other) and (value == other or value != value)
 
 
-def equal_states(one: dict[str, object], other: dict[str, object]) -> bool:
+def equal_states(state: dict[str, object], other: dict[str, object]) -> bool:
     """Whether two states are the same."""
-    return set(one) == set(other) and all(equal(one[name], other[name]) for name in one)
+    return set(state) == set(other) and all(equal(state[name], other[name]) for name in state)
 
 
 @given(STATES)

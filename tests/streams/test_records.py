@@ -30,10 +30,10 @@ EVENTS = st.builds(
 
 
 @given(EVENTS, EVENTS)
-def test_two_different_records_never_have_the_same_frame(one: Event, other: Event) -> None:
+def test_two_different_records_never_have_the_same_frame(event: Event, other: Event) -> None:
     """Lengths stand first, so nothing can move from the key into the value, and absent is not empty."""
-    assume(one != other)
-    assert frame(one) != frame(other)
+    assume(event != other)
+    assert frame(event) != frame(other)
 
 
 @given(st.binary(max_size=4), st.binary(max_size=4), st.integers(0, 4))

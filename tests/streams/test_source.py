@@ -28,20 +28,20 @@ def both(either: EitherLog, count: int) -> tuple[str, list[Source]]:
 @pytest.mark.parametrize("either", LOGS, indirect=True)
 def test_a_list_and_a_log_read_alike(either: EitherLog) -> None:
     """Reads, positions, bounds, seeking, rereading: equal record for record and checksum for checksum."""
-    tp, (one, other) = both(either, 30)
+    tp, (listed, other) = both(either, 30)
     for limit in (1, 4, 10, 3):
-        assert one.next_batch(limit) == read_all(other, limit) and one.position == other.position
-    assert one.bounds() == other.bounds() == {tp: (0, 30)}
-    for source in (one, other):
+        assert listed.next_batch(limit) == read_all(other, limit) and listed.position == other.position
+    assert listed.bounds() == other.bounds() == {tp: (0, 30)}
+    for source in (listed, other):
         before = source.position
         assert [event.offset for event in source.read(tp, 5, 9).events] == [5, 6, 7, 8]
         assert source.position == before == {tp: 18}
-    assert one.read(tp, 5, 9) == other.read(tp, 5, 9)
-    assert one.read(tp, 9, 9) == other.read(tp, 9, 9)
-    for source in (one, other):
+    assert listed.read(tp, 5, 9) == other.read(tp, 5, 9)
+    assert listed.read(tp, 9, 9) == other.read(tp, 9, 9)
+    for source in (listed, other):
         source.seek({tp: 2})
-    assert one.next_batch(99) == read_all(other, 28) and one.next_batch(9) == other.next_batch(9) == []
-    for source in (one, other):
+    assert listed.next_batch(99) == read_all(other, 28) and listed.next_batch(9) == other.next_batch(9) == []
+    for source in (listed, other):
         with pytest.raises(OffsetsGoneError):
             source.read(tp, 25, 31)
 
@@ -68,17 +68,17 @@ def test_every_record_is_read_once_whatever_the_limit(either: EitherLog, limit: 
         assert len(placed_keys) == 5
         pairs = zip(records(120), placed, strict=True)
         places |= {f"{topic}:{number} {offset}": record.value for record, (number, offset) in pairs}
-    source, found = either.source(topics), {}
-    while len(found) < 240:
+    source, values = either.source(topics), {}
+    while len(values) < 240:
         at = source.position
         reads = source.next_batch(limit)
         assert sum(len(read.events) for read in reads) <= limit
         for read in reads:
             assert read.start == at[read.tp] and read.crc32c == make_read(read.tp, 0, 0, read.events).crc32c
             at[read.tp] = read.stop
-            found |= {f"{read.tp} {event.offset}": event.value for event in read.events}
+            values |= {f"{read.tp} {event.offset}": event.value for event in read.events}
         assert source.position == at
-    assert found == places and source.position == {tp: high for tp, (_, high) in source.bounds().items()}
+    assert values == places and source.position == {tp: high for tp, (_, high) in source.bounds().items()}
 
 
 @pytest.mark.parametrize("either", LOGS, indirect=True)
@@ -115,13 +115,13 @@ def test_a_reader_whose_position_is_gone_is_told_what_there_is(either: EitherLog
     either.log.append(topic, records(10))
     for kept in (6, 10):
         either.log.delete_before(tp, kept)
-        there = "it holds 6 to 9" if kept == 6 else "it holds none before 10"
+        message = "it holds 6 to 9" if kept == 6 else "it holds none before 10"
         source = either.source([topic])
         source.seek({tp: 3})
         for _ in range(2):
-            with pytest.raises(OffsetsGoneError, match=there):
+            with pytest.raises(OffsetsGoneError, match=message):
                 read_all(source, 1)
-            with pytest.raises(OffsetsGoneError, match=there):
+            with pytest.raises(OffsetsGoneError, match=message):
                 source.read(tp, 2, 7)
         assert source.bounds() == {tp: (kept, 10)} and source.position == {tp: 3}
     source.seek({tp: 10})
@@ -133,8 +133,8 @@ def test_a_reader_whose_position_is_gone_is_told_what_there_is(either: EitherLog
 def test_each_crash_is_met_once_and_no_event_is_lost_or_read_twice(count, crashes, limit, step) -> None:
     """Also where offsets have gaps and the reader goes back to its last position, as a restarted worker does."""
     items: list[Event | Crash] = []
-    for at, one in enumerate(stored(count, step)):
-        items += [Crash()] * (at in crashes) + [one]
+    for at, event in enumerate(stored(count, step)):
+        items += [Crash()] * (at in crashes) + [event]
     items += [Crash()] * (count in crashes)
     source, seen, met = ListSource(items), [], 0
     position = source.position

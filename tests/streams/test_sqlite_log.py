@@ -36,11 +36,11 @@ def filled(path: Path, values: Sequence[bytes], partitions: int = 1) -> SqliteLo
 
 def everything(log: SqliteLog, topics: Sequence[str] = ("t",), limit: int = 4096) -> dict[str, list[bytes | None]]:
     """All values by partition, read to the end."""
-    source, found = SqliteSource(log, topics), {}
+    source, values = SqliteSource(log, topics), {}
     while reads := source.next_batch(limit):
         for read in reads:
-            found.setdefault(read.tp, []).extend(event.value for event in read.events)
-    return found
+            values.setdefault(read.tp, []).extend(event.value for event in read.events)
+    return values
 
 
 def test_a_record_comes_back_with_everything_it_was_appended_with(tmp_path: Path) -> None:
@@ -226,8 +226,8 @@ def test_no_flipped_byte_of_the_file_is_ever_read_as_another_record(tmp_path: Pa
             Path(f"{path}{beside}").unlink(missing_ok=True)
         try:
             log = SqliteLog(path)
-            found = everything(log).get("t:0", [])
-            assert values[: len(found)] == found
+            readable = everything(log).get("t:0", [])
+            assert values[: len(readable)] == readable
             log.close()
         except (DamageError, OffsetsGoneError, StorageError, BadInputError):
             refused += 1
@@ -318,18 +318,18 @@ def appender(path: Path, name: str, count: int) -> subprocess.Popen[str]:
 def told(output: str, name: str) -> dict[tuple[int, int], list[object]]:
     """Partition and offset of every acknowledged record, and what it must hold."""
     lines = [json.loads(line) for line in output.splitlines() if line.endswith("]") or line.endswith("]]")]
-    return {(number, offset): [name, at, one] for at, stored in lines for one, (number, offset) in enumerate(stored)}
+    return {(number, offset): [name, at, index] for at, stored in lines for index, (number, offset) in enumerate(stored)}
 
 
 def held(log: SqliteLog) -> dict[tuple[int, int], list[object]]:
     """Partition and offset of every record in the log, and what it holds; offsets must have no gap."""
-    found = {
+    records = {
         (number, offset): json.loads(value)[:3]
         for number in range(2)
         for offset, value in enumerate(everything(log).get(f"t:{number}", []))
     }
-    assert [log.bounds(f"t:{n}") for n in range(2)] == [(0, sum(1 for where, _ in found if where == n)) for n in range(2)]
-    return found
+    assert [log.bounds(f"t:{n}") for n in range(2)] == [(0, sum(1 for where, _ in records if where == n)) for n in range(2)]
+    return records
 
 
 @pytest.mark.slow
@@ -344,8 +344,8 @@ def test_two_processes_that_append_at_once_lose_nothing_while_a_third_reads(tmp_
     }:
         for read in source.next_batch(50):
             seen |= {(int(read.tp[-1]), event.offset): json.loads(event.value)[:3] for event in read.events}
-    said = {name: process.communicate(timeout=TIMEOUT_S)[0] for name, process in running.items()}
-    expected = told(said["a"], "a") | told(said["b"], "b")
+    printed = {name: process.communicate(timeout=TIMEOUT_S)[0] for name, process in running.items()}
+    expected = told(printed["a"], "a") | told(printed["b"], "b")
     assert [process.returncode for process in running.values()] == [0, 0] and len(expected) == 2000
     assert held(log) == expected == seen
 
@@ -363,13 +363,13 @@ def test_an_appender_killed_at_any_time_leaves_every_acknowledged_record_and_a_r
         pass
     process.send_signal(signal.SIGKILL)
     rest, _ = process.communicate(timeout=TIMEOUT_S)
-    said = told("".join(lines) + rest, "a")
+    acknowledged = told("".join(lines) + rest, "a")
     log = SqliteLog(path)
-    there = held(log)
-    assert said.items() <= there.items() and (len(there) - len(said)) in (0, 5)
+    stored = held(log)
+    assert acknowledged.items() <= stored.items() and (len(stored) - len(acknowledged)) in (0, 5)
     follower = appender(path, "b", 3)
-    said |= told(follower.communicate(timeout=TIMEOUT_S)[0], "b")
-    assert said.items() <= held(log).items() and len(held(log)) == len(there) + 15
+    acknowledged |= told(follower.communicate(timeout=TIMEOUT_S)[0], "b")
+    assert acknowledged.items() <= held(log).items() and len(held(log)) == len(stored) + 15
 
 
 def test_bytes_that_are_no_longer_text_are_damage(tmp_path: Path) -> None:

@@ -146,11 +146,11 @@ def test_pseudo_features_are_drawn_by_seed_class_and_rows_alone() -> None:
     """Another order of classes draws the same; another seed or one row more does not."""
     x, y = imbalanced(5)
     order = np.argsort(y, kind="stable")
-    one = taught(made("aef-ocl", 5, solve_rows=ONCE), x, y)
+    learner = taught(made("aef-ocl", 5, solve_rows=ONCE), x, y)
     other = taught(made("aef-ocl", 5, solve_rows=ONCE), x[order], y[order])
-    assert same(one.servable(), other.servable(), 1e-9)
+    assert same(learner.servable(), other.servable(), 1e-9)
     seeded = taught(aef_ocl(AefOclConfig(solve_rows=ONCE), 5, 4), x, y)
-    assert not same(one.servable(), seeded.servable(), 1e-5)
+    assert not same(learner.servable(), seeded.servable(), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -235,8 +235,8 @@ def test_a_class_that_has_faded_away_does_not_harm_the_others(kind: str, since: 
     learner = taught(learner, means[label] + rng.normal(size=(len(label), 5)), NAMES[label], tuple(range(50, 600, 50)))
     tests = np.repeat([0, 1], 200)
     x = means[tests] + rng.normal(size=(400, 5))
-    said = np.array(learner.servable().classes, dtype=object)[learner.predict_many(Batch(x)).argmax(axis=1)]
-    assert (said == NAMES[tests]).mean() > 0.97
+    predicted = np.array(learner.servable().classes, dtype=object)[learner.predict_many(Batch(x)).argmax(axis=1)]
+    assert (predicted == NAMES[tests]).mean() > 0.97
     spread = learner.servable().weights
     assert np.abs(spread).max() > 0.05  # nor are the answers flattened to nothing
 
@@ -266,8 +266,8 @@ def test_float32_rows_are_widened_before_they_are_summed(kind: str) -> None:
     """The answers are those of the same numbers as float64, bit for bit; sums in float32 would miss by 1e-7."""
     x, y = imbalanced(13)
     narrow = x.astype(np.float32)
-    one, two = (taught(made(kind, 5, solve_rows=ONCE), rows, y) for rows in (narrow, narrow.astype(np.float64)))  # type: ignore[arg-type]
-    assert np.array_equal(one.servable().weights, two.servable().weights)
+    in_float32, in_float64 = (taught(made(kind, 5, solve_rows=ONCE), rows, y) for rows in (narrow, narrow.astype(np.float64)))  # type: ignore[arg-type]
+    assert np.array_equal(in_float32.servable().weights, in_float64.servable().weights)
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,9 @@ def learned(learner: Ridge, stop: int, start: int = 0) -> Ridge:
     return learner
 
 
-def same_bits(one: Ridge, other: Ridge) -> bool:
+def same_bits(learner: Ridge, other: Ridge) -> bool:
     """Whether both answer alike now, and will answer alike by what is under way."""
-    ours, theirs = one.state_dict(), other.state_dict()
+    ours, theirs = learner.state_dict(), other.state_dict()
     return all(
         mine.keys() == yours.keys() and all(np.array_equal(mine[key], yours[key]) for key in mine)
         for mine, yours in ((ours.truth, theirs.truth), (ours.derived, theirs.derived))
@@ -126,8 +126,8 @@ def resumes(learner: Ridge, at: int) -> bool:
     equal = []
     for start in range(at, ROWS):
         equal.append(np.array_equal(again.servable().weights, learner.servable().weights))
-        for one in (learner, again):
-            one.learn_many(rows().rows(start, start + 1))
+        for model in (learner, again):
+            model.learn_many(rows().rows(start, start + 1))
     return all(equal)
 
 
@@ -148,11 +148,11 @@ def test_a_state_with_nothing_under_way_ends_what_was(kind: str) -> None:
     state = learner.state_dict()
     learner.load_state_dict(young.state_dict())
     assert same_bits(learned(learner, 15, 6), learned(young, 15, 6))
-    there = learned(behind(kind), 35)
+    as_saved = learned(behind(kind), 35)
     restored = behind(kind)
     restored.load_state_dict(state)
     state.derived["next_weights"][:] = 7.0
-    assert same_bits(restored, there)
+    assert same_bits(restored, as_saved)
 
 
 # --- what takes effect at once ----------------------------------------------------------------------------------------
@@ -182,12 +182,12 @@ def test_an_act_takes_effect_at_once_and_nothing_older_answers_after_it(kind: st
     """At the next due row the answer of the act stands, where a twin would go back to that of twenty rows."""
     learner = learned(behind(kind), 24)
     twin = learned(KeepsWhatIsUnderWay(learner.config, D, 3, learner.head), 24)
-    for one in (learner, twin):
-        ACTS[act](one)
+    for model in (learner, twin):
+        ACTS[act](model)
     at, missing = learner.solved_rows, 24 - learner.rows
     assert at == learner.rows and missing == (act == "forget")
-    for one in (learner, twin):
-        one.learn_many(rows().rows(24, 31 + missing))
+    for model in (learner, twin):
+        model.learn_many(rows().rows(24, 31 + missing))
     assert (learner.solved_rows, twin.solved_rows) == (at, 20)
 
 
@@ -215,11 +215,11 @@ def heard(learner: Ridge, before: Callable[[], None]) -> Ridge:
     def begun(config: Any, known: Statistics) -> Callable[[], Solution]:
         rest = begin(config, known)
 
-        def said() -> Solution:
+        def answer() -> Solution:
             before()
             return rest()
 
-        return said
+        return answer
 
     return Ridge(learner.config, D, 3, replace(learner.head, begin=begun))
 
@@ -268,8 +268,8 @@ def test_what_is_learned_meanwhile_does_not_reach_the_solution(kind: str, gate: 
     forget(slow, rows().rows(4, 6))
     slow.discount(0.25)
     gate.set()
-    there = learned(behind(kind), 10).state_dict().derived["next_weights"]
-    assert np.array_equal(coming.result().weights, there)
+    expected = learned(behind(kind), 10).state_dict().derived["next_weights"]
+    assert np.array_equal(coming.result().weights, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from family import ONCE, imbalanced, made, same, taught
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.learners.analytic.exact import Certificate, forget, forget_class, forget_key, merge, relabel
+from millrace.learners.analytic.exact import ErrorBound, forget, forget_class, forget_key, merge, relabel
 from millrace.learners.analytic.recentring import move
 from millrace.learners.analytic.ridge import Ridge
 from millrace.learners.errors import BadInputError, LearnerError
@@ -54,9 +54,9 @@ def same_statistics(ours: Ridge, theirs: Ridge, tolerance: float) -> bool:
     """
     ours = deepcopy(ours)
     move(ours._sums, ours._per_class, theirs._sums.centre, theirs._sums.centre_targets)
-    one, two = ours.state_dict().truth, theirs.state_dict().truth
-    arrays = [key for key, value in two.items() if isinstance(value, np.ndarray) and value.size and key != "largest"]
-    return all(np.abs(one[key] - two[key]).max() <= tolerance * max(1.0, float(np.abs(two[key]).max())) for key in arrays)
+    mine, yours = ours.state_dict().truth, theirs.state_dict().truth
+    arrays = [key for key, value in yours.items() if isinstance(value, np.ndarray) and value.size and key != "largest"]
+    return all(np.abs(mine[key] - yours[key]).max() <= tolerance * max(1.0, float(np.abs(yours[key]).max())) for key in arrays)
 
 
 # --- merge ------------------------------------------------------------------------------------------------------------
@@ -104,9 +104,9 @@ def test_merging_is_the_same_bits_in_any_order_of_arrival() -> None:
     """Shards are added in the order of names; a newer snapshot of one replaces the older; the same one twice is refused."""
     x, y = lessons(2)
     a, b = taught(fresh("air"), x[:200], y[:200]), taught(fresh("air"), x[200:], y[200:])
-    one, _ = merge({"a": a, "b": b})
-    two, certificate = merge({"b": b, "a": a})
-    assert np.array_equal(one.servable().weights, two.servable().weights)
+    first, _ = merge({"a": a, "b": b})
+    second, certificate = merge({"b": b, "a": a})
+    assert np.array_equal(first.servable().weights, second.servable().weights)
     assert certificate.holds and certificate.rows == len(x) and certificate.operation == "merge"
     older = taught(fresh("air"), x[200:300], y[200:300])
     assert merge({"a": a, "b": older} | {"b": b})[0].rows == len(x)
@@ -200,7 +200,7 @@ def test_a_forgotten_key_was_never_learned(kind: str) -> None:
     certificate = forget_key(learner, batch, b"key 3")
     rest = batch.only(np.array([key != b"key 3" for key in batch.key]))
     never = learned(fresh(kind), rest)
-    assert certificate == Certificate("forget", 60, certificate.residual_before, learner.residual, learner.error)
+    assert certificate == ErrorBound("forget", 60, certificate.residual_before, learner.residual, learner.error)
     assert certificate.holds and certificate.bound < 1e-6
     assert same(learner.servable(), never.servable(), 1e-9)
     with pytest.raises(BadInputError, match="the rows have no keys"):

@@ -281,8 +281,8 @@ def whole_numbers(draw: st.DrawFn) -> tuple[Floats, Array, list[int]]:
 
 def same_bits(ours: Ridge, theirs: Ridge) -> bool:
     """Whether the record of truth is the same, to the bit."""
-    one, two = ours.state_dict().truth, theirs.state_dict().truth
-    return one.keys() == two.keys() and all(np.array_equal(one[key], two[key]) for key in one)
+    mine, yours = ours.state_dict().truth, theirs.state_dict().truth
+    return mine.keys() == yours.keys() and all(np.array_equal(mine[key], yours[key]) for key in mine)
 
 
 @settings(max_examples=60, deadline=None)

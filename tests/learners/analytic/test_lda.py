@@ -60,8 +60,8 @@ def test_slda_does_not_depend_on_units_or_offsets() -> None:
     """With ``standardise``: features in other units, and far from 0, give the same answers."""
     x, y = imbalanced(9)
     units = np.array([1.0, 1e3, 1e-3, 7.0, 1e2])
-    one, two = (taught(made("slda", 5, solve_rows=ONCE), rows, y) for rows in (x, (x + 1e3) * units))
-    scores, scaled = one.predict_many(Batch(x)), two.predict_many(Batch((x + 1e3) * units))
+    plain, shifted = (taught(made("slda", 5, solve_rows=ONCE), rows, y) for rows in (x, (x + 1e3) * units))
+    scores, scaled = plain.predict_many(Batch(x)), shifted.predict_many(Batch((x + 1e3) * units))
     assert np.allclose(scores - scores[:, :1], scaled - scaled[:, :1], atol=1e-5)
 
 
@@ -86,8 +86,8 @@ def test_ncm_answers_with_the_nearest_class_mean(standardise: bool) -> None:
     cosine = (x * scale) @ means.T / np.linalg.norm(means, axis=1)
     for distance, best in (("euclid", far.argmin(axis=1)), ("cosine", cosine.argmax(axis=1))):
         learner = taught(made("ncm", 5, solve_rows=ONCE, standardise=standardise, distance=distance), x, y, (3, 90))
-        said = learner.predict_many(Batch(x))[:, sorted_columns(learner)].argmax(axis=1)
-        assert np.array_equal(said, best)
+        predicted = learner.predict_many(Batch(x))[:, sorted_columns(learner)].argmax(axis=1)
+        assert np.array_equal(predicted, best)
 
 
 def test_what_is_not_said_is_as_in_a_ridge() -> None:

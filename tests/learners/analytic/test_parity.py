@@ -68,8 +68,8 @@ def test_aef_ocl_is_within_half_a_point_of_the_papers_recursion() -> None:
         again = [served.classes.index(name) for name in known.names]
         assert np.abs(served.weights[:, again] - paper.w).max() <= 1e-9 * np.abs(paper.w).max()
         phi = expanded(test_x, known.projection)
-        said = np.array(known.names, dtype=object)[(phi @ paper.balanced(np.random.default_rng(seed))).argmax(axis=1)]
-        theirs.append(float(np.mean([(said[test_y == name] == name).mean() for name in known.names])))
+        predicted = np.array(known.names, dtype=object)[(phi @ paper.balanced(np.random.default_rng(seed))).argmax(axis=1)]
+        theirs.append(float(np.mean([(predicted[test_y == name] == name).mean() for name in known.names])))
         ours.append(class_accuracy(learner, test_x, test_y))
         plain.append(class_accuracy(ridge, test_x, test_y))
     assert abs(np.mean(ours) - np.mean(theirs)) <= 0.005, (ours, theirs)

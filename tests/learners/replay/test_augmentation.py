@@ -29,9 +29,9 @@ def test_a_view_is_drawn_from_the_generator_alone_and_stays_in_range(how, channe
     """The same draws give the same bits, others another view; the images themselves stay as they were."""
     images = pictures(20, channels)
     before = images.clone()
-    one, again, other = (augmented(images, how, draws(seed)) for seed in (1, 1, 2))
-    assert torch.equal(one, again) and not torch.equal(one, other) and torch.equal(images, before)
-    assert one.shape == images.shape and float(one.min()) >= 0.0 and float(one.max()) <= 1.0
+    first, again, other = (augmented(images, how, draws(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other) and torch.equal(images, before)
+    assert first.shape == images.shape and float(first.min()) >= 0.0 and float(first.max()) <= 1.0
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -49,12 +49,12 @@ def test_hues_turn_as_the_standard_library_turns_them() -> None:
     images[0, :, 0, 0], images[0, :, 0, 1] = 0.5, torch.tensor([1.0, 0.0, 0.0])
     images[0, :, 0, 2] = 0.0
     turn = torch.tensor([0.1, -0.1, 0.0, 0.37]).view(-1, 1, 1, 1)
-    found = hue_turned(images, turn)
+    turned = hue_turned(images, turn)
     for at in np.ndindex(4, 5, 5):
         red, green, blue = (float(value) for value in images[at[0], :, at[1], at[2]])
         hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
         right = colorsys.hsv_to_rgb((hue + float(turn[at[0]])) % 1.0, saturation, value)
-        np.testing.assert_allclose(found[at[0], :, at[1], at[2]].numpy(), right, atol=2e-6)
+        np.testing.assert_allclose(turned[at[0], :, at[1], at[2]].numpy(), right, atol=2e-6)
 
 
 def test_a_share_above_one_leads_away_from_the_other() -> None:

@@ -46,8 +46,8 @@ def test_the_short_form_of_pcr_is_its_contrastive_form_over_40_by_40_pairs(seed:
     short = losses.proxy_contrast(z @ proxies.T, torch.tensor(y), torch.ones(40), TAU)
     long = contrastive(z, proxies, y, samples=False)
     assert torch.allclose(short, long, rtol=0, atol=1e-12)
-    one, other = (torch.autograd.grad(loss, proxies, retain_graph=True)[0] for loss in (short, long))
-    assert torch.allclose(one, other, rtol=0, atol=1e-11)
+    gradient, other = (torch.autograd.grad(loss, proxies, retain_graph=True)[0] for loss in (short, long))
+    assert torch.allclose(gradient, other, rtol=0, atol=1e-11)
 
 
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 4), min_size=2, max_size=20))
@@ -67,26 +67,26 @@ def test_the_coefficient_of_hpcr_is_its_table(step: int, kappa: float) -> None:
 def test_distilled_logits_are_the_mean_square_over_gathered_columns() -> None:
     """PCD as the public code gathers it: the columns of the step's labels, repeats included, raw and augmented rows."""
     rng = np.random.default_rng(0)
-    now, old = torch.from_numpy(rng.normal(size=(6, 4))), torch.from_numpy(rng.normal(size=(3, 4)))
+    current, old = torch.from_numpy(rng.normal(size=(6, 4))), torch.from_numpy(rng.normal(size=(3, 4)))
     labels = torch.tensor([0, 0, 1, 3, 3, 3, 1, 0])
-    drawn = StepRows(now, labels[:3], torch.ones(3), {"logits": old, "known": torch.full((3,), 4)})
-    slow = functional.mse_loss(now[:, labels], old.repeat(2, 1)[:, labels])
-    assert torch.allclose(Hpcr.logits_kept(now, labels, drawn), slow, rtol=0, atol=1e-12)
+    drawn = StepRows(current, labels[:3], torch.ones(3), {"logits": old, "known": torch.full((3,), 4)})
+    slow = functional.mse_loss(current[:, labels], old.repeat(2, 1)[:, labels])
+    assert torch.allclose(Hpcr.logits_kept(current, labels, drawn), slow, rtol=0, atol=1e-12)
     drawn.stored["known"] = torch.tensor([1, 2, 4])
-    squares = [float((now[i, c] - old[i % 3, c]) ** 2) for i in range(6) for c in labels.tolist() if c < [1, 2, 4][i % 3]]
-    assert float(Hpcr.logits_kept(now, labels, drawn)) == pytest.approx(np.mean(squares), abs=1e-12)
+    squares = [float((current[i, c] - old[i % 3, c]) ** 2) for i in range(6) for c in labels.tolist() if c < [1, 2, 4][i % 3]]
+    assert float(Hpcr.logits_kept(current, labels, drawn)) == pytest.approx(np.mean(squares), abs=1e-12)
 
 
 def test_distilled_structure_is_the_cross_entropy_of_off_diagonal_similarities() -> None:
     """SCD row by row: softmax over the other rows, by stored features and by today's."""
-    now, stored = unit_rows(6, 5, 0), torch.from_numpy(np.random.default_rng(1).normal(size=(3, 5)))
+    current, stored = unit_rows(6, 5, 0), torch.from_numpy(np.random.default_rng(1).normal(size=(3, 5)))
     then = functional.normalize(stored.repeat(2, 1))
     slow = 0.0
     for i in range(6):
         others = [j for j in range(6) if j != i]
-        new, old = (functional.softmax(side[others] @ side[i] / TAU, 0) for side in (now, then))
+        new, old = (functional.softmax(side[others] @ side[i] / TAU, 0) for side in (current, then))
         slow -= float((old * new.log()).sum()) / 6
-    assert float(Hpcr(HpcrConfig()).structure_kept(now, stored)) == pytest.approx(slow, abs=1e-4)  # 1e-6 in each direction
+    assert float(Hpcr(HpcrConfig()).structure_kept(current, stored)) == pytest.approx(slow, abs=1e-4)  # 1e-6 in each direction
 
 
 @given(
@@ -155,8 +155,8 @@ def test_instance_contrast_is_supervised_infonce_pair_by_pair(seed: int, y: list
         alike = [at for at, j in enumerate(others) if y[j] == y[i]]
         if alike:
             parts.append(-float(shares[alike].mean()))
-    found = losses.supervised_contrast(z, torch.tensor(y), TAU)
-    assert float(found) == pytest.approx(np.mean(parts) if parts else 0.0, abs=1e-9)
+    contrast = losses.supervised_contrast(z, torch.tensor(y), TAU)
+    assert float(contrast) == pytest.approx(np.mean(parts) if parts else 0.0, abs=1e-9)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 5))
@@ -186,9 +186,9 @@ def test_classes_are_mixed_the_more_often_the_closer_they_stand() -> None:
     assert torch.allclose(chances[[0, 0, 1], [1, 2, 2]], inverse.softmax(0)) and float(chances.sum()) == pytest.approx(1.0)
     y, counts = torch.tensor([7, 8, 9] * 20), np.zeros((3, 3))
     for seed in range(40):
-        one, other = partners(y, chances, torch.tensor([7, 8, 9]), 30, np.random.default_rng(seed))
-        assert one[:30].tolist() == list(range(30)) and len(set(other[:30].tolist())) == 30
-        np.add.at(counts, (y[one[30:]] - 7, y[other[30:]] - 7), 1)
+        first, other = partners(y, chances, torch.tensor([7, 8, 9]), 30, np.random.default_rng(seed))
+        assert first[:30].tolist() == list(range(30)) and len(set(other[:30].tolist())) == 30
+        np.add.at(counts, (y[first[30:]] - 7, y[other[30:]] - 7), 1)
     assert np.allclose(counts / 1200, chances, atol=0.05)
 
 
@@ -198,8 +198,8 @@ def test_crops_are_windows_of_the_padded_image_and_flips_mirror_them() -> None:
     padded = functional.pad(image, (1, 1, 1, 1))[0, 0]
     windows = {tuple(padded[i : i + 8, j : j + 8].flatten().tolist()) for i in range(3) for j in range(3)}
     mirrored = {tuple(padded[i : i + 8, j : j + 8].flip(1).flatten().tolist()) for i in range(3) for j in range(3)}
-    found = augmented(image.expand(300, 1, 8, 8), "crop-flip", np.random.default_rng(0))
-    assert {tuple(view.flatten().tolist()) for view in found} == windows | mirrored
+    views = augmented(image.expand(300, 1, 8, 8), "crop-flip", np.random.default_rng(0))
+    assert {tuple(view.flatten().tolist()) for view in views} == windows | mirrored
     unflipped = augmented(image.expand(100, 1, 8, 8), "crop", np.random.default_rng(0))
     assert {tuple(view.flatten().tolist()) for view in unflipped} == windows
 
@@ -209,8 +209,8 @@ def by_hand(kind: str, **config: object) -> tuple[Tensor, list[StepRows], dict[s
     taught = learner(kind, **config)
     taught.learn_many(rows(60, 1))
     y = [0, 1, 1, 2, 0, 0, 2, 2, 1, 0]
-    one, again = lesson(taught, y), lesson(taught, y)
-    loss = taught.method.loss(one)
+    first, again = lesson(taught, y), lesson(taught, y)
+    loss = taught.method.loss(first)
     assert loss is not None
     parts = [again.incoming, again.drawn(), again.drawn()]
     weights = taught.network.weights
@@ -231,11 +231,11 @@ def test_er_is_the_sum_of_two_cross_entropies(replay_rows: int) -> None:
 @pytest.mark.parametrize("replay_rows", [10, 4])
 def test_derpp_is_equation_6(replay_rows: int) -> None:
     """CE(incoming) + alpha MSE to stored logits + beta CE, with two independent draws."""
-    loss, (new, one, other), w, z = by_hand("derpp", alpha=0.3, beta=0.7, replay_rows=replay_rows)
+    loss, (new, replayed, other), w, z = by_hand("derpp", alpha=0.3, beta=0.7, replay_rows=replay_rows)
     logits = [side @ w["head.weight"].T + w["head.bias"] for side in z]
     slow = functional.cross_entropy(logits[0], new.y) + 0.7 * functional.cross_entropy(logits[2], other.y)
-    slow = slow + 0.3 * functional.mse_loss(logits[1], one.stored["logits"])
-    assert not torch.equal(one.x, other.x)
+    slow = slow + 0.3 * functional.mse_loss(logits[1], replayed.stored["logits"])
+    assert not torch.equal(replayed.x, other.x)
     assert torch.allclose(loss, slow, atol=1e-6)
 
 
@@ -280,8 +280,8 @@ def test_onpro_is_the_sum_of_its_parts() -> None:
     """Instance and prototype contrast of incoming and drawn rows, and the cross entropy of mixed ones."""
     taught = learner("onpro", projection=5, replay_rows=12, mixing=1.0)
     taught.learn_many(rows(60, 1))
-    one, again = lesson(taught, [0, 1, 1, 2]), lesson(taught, [0, 1, 1, 2])
-    loss = taught.method.loss(one)
+    first, again = lesson(taught, [0, 1, 1, 2]), lesson(taught, [0, 1, 1, 2])
+    loss = taught.method.loss(first)
     w, drawn, slow = {name: weight.detach() for name, weight in taught.network.weights.items()}, again.drawn(), 0.0
     assert loss is not None and drawn is not None
 
@@ -304,10 +304,10 @@ def test_pec_is_a_squared_error_for_the_students_of_the_rows_classes_alone() -> 
     taught = learner("pec")
     taught.learn_many(rows(60, 1))
     y = [0, 2, 2]
-    one = lesson(taught, y)
-    loss = taught.method.loss(one)
+    step = lesson(taught, y)
+    loss = taught.method.loss(step)
     tensors = {name: tensor.detach() for name, tensor in taught.network.tensors.items()}
-    x = one.incoming.x
+    x = step.incoming.x
     errors = torch.zeros(3, 3)
     for c in range(3):
         sides = []
@@ -319,12 +319,12 @@ def test_pec_is_a_squared_error_for_the_students_of_the_rows_classes_alone() -> 
             sides.append(hidden.relu() @ own[f"{second}.weight"].T + own[f"{second}.bias"])
         errors[:, c] = ((sides[0] - sides[1]) ** 2).mean(1)
     assert loss is not None and float(loss.detach()) == pytest.approx(float(errors[0, 0] + errors[1:, 2].mean()), abs=1e-5)
-    assert torch.allclose(one.logits(x), -errors, atol=1e-5)
+    assert torch.allclose(step.logits(x), -errors, atol=1e-5)
     before = tensors["head.0.weight"].clone()
     absent = taught.optimiser.moments["first.head.0.weight"][1].clone()
     more = rows(3, 4)
     more.y[:] = np.array(list(taught.columns), dtype=object)[y]
     taught.learn_many(more)
-    now = taught.network.weights["head.0.weight"].detach()
-    assert torch.equal(now[1], before[1]) and not torch.equal(now[0], before[0])
+    after = taught.network.weights["head.0.weight"].detach()
+    assert torch.equal(after[1], before[1]) and not torch.equal(after[0], before[0])
     assert torch.equal(taught.optimiser.moments["first.head.0.weight"][1], absent)

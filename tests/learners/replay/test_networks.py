@@ -154,8 +154,8 @@ def test_a_served_network_survives_as_arrays_and_json() -> None:
     made = learner("er", network="resnet18", image=(1, 2, 3), channels=2)
     made.learn_many(rows(60, 1))
     arrays = made.servable().arrays()
-    said = json.loads(json.dumps({name: value for name, value in arrays.items() if not isinstance(value, np.ndarray)}))
-    again = NetworkServable.from_arrays(arrays | said)
+    plain = json.loads(json.dumps({name: value for name, value in arrays.items() if not isinstance(value, np.ndarray)}))
+    again = NetworkServable.from_arrays(arrays | plain)
     assert again.spec == made.spec and np.array_equal(again.predict_many(rows(9, 3)), made.predict_many(rows(9, 3)))
 
 

@@ -69,28 +69,28 @@ def instance(folder: Path, kind: str) -> Instance:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_learns_is_served_is_a_version_is_rolled_back_and_is_verified(kind: str, tmp_path: Path) -> None:
     """Two runs over 320 records, the second going on from the first's checkpoint; folded again bit for bit."""
-    there = instance(tmp_path, kind)
+    pipeline = instance(tmp_path, kind)
     records = [Record(row, timestamp_ms=at + 1) for at, row in enumerate(flower_rows(320))]
-    there.log().append("digits", records)
-    running.run(there, "main", running.Bounds(rows=150), take_over=False)
-    done = running.run(there, "main", running.Bounds(), take_over=False)
-    opened = [entry for entry in counted(there.journal("main"), "main", Cursor()) if isinstance(entry, Open)]
+    pipeline.log().append("digits", records)
+    running.run(pipeline, "main", running.Bounds(rows=150), take_over=False)
+    done = running.run(pipeline, "main", running.Bounds(), take_over=False)
+    opened = [entry for entry in counted(pipeline.journal("main"), "main", Cursor()) if isinstance(entry, Open)]
     assert len(opened) == 2 and all(entry.host.torch for entry in opened)  # numerics depend on it
-    archive = Archive(there)
+    archive = Archive(pipeline)
     versions = [mark.version for mark in archive.marks("main") if mark.version]
     assert done.version == versions[-1] and len(versions) >= 3
     bundle = archive.version(str(done.version))
-    rows, refused = there.fold_spec.codec.decode([event(row, at) for at, row in enumerate(flower_rows(12, seed=9))])
+    rows, refused = pipeline.fold_spec.codec.decode([event(row, at) for at, row in enumerate(flower_rows(12, seed=9))])
     answer = bundle.predict(rows.columns)
     assert not refused and set(bundle.classes) == {"rose", "tulip", "daisy"} and len(answer.labels) == 12
     assert np.isfinite(answer.scores).all()
-    change = deciding.plan_rollback(there, None)
-    deciding.decide(there, change, "it looks wrong")
-    assert there.ledger().serving[ENDPOINT] == Target(version=versions[-1]) != change.before
-    report = proving.prove(there, "main")
+    change = deciding.plan_rollback(pipeline, None)
+    deciding.decide(pipeline, change, "it looks wrong")
+    assert pipeline.ledger().serving[ENDPOINT] == Target(version=versions[-1]) != change.before
+    report = proving.prove(pipeline, "main")
     assert len(report.proved) > len(versions) and not report.unproved and report.difference == 0.0
-    assert prove_version(there, str(versions[1]), nearest=False).proved
-    export.export(there, str(done.version), tmp_path / "out")
+    assert prove_version(pipeline, str(versions[1]), nearest=False).proved
+    export.export(pipeline, str(done.version), tmp_path / "out")
     exported = export.opened(tmp_path / "out")
     assert (tmp_path / "out" / "requirements.txt").read_text().startswith("millrace[mlflow,torch]==")
     assert np.array_equal(exported.predict(rows.columns).scores, answer.scores)
@@ -104,11 +104,11 @@ def test_a_network_learns_is_served_is_a_version_is_rolled_back_and_is_verified(
 @pytest.mark.parametrize("kind", ["er", "pcr", "pec"])
 def test_changed_bytes_of_a_network_are_refused_with_words_or_harmless(kind: str, tmp_path: Path) -> None:
     """Even where their sha256 is right: a DamageError, or a network that answers in finite numbers."""
-    there, rng = instance(tmp_path, kind), np.random.default_rng(0)
+    pipeline, rng = instance(tmp_path, kind), np.random.default_rng(0)
     records = [Record(row, timestamp_ms=at + 1) for at, row in enumerate(flower_rows(120))]
-    there.log().append("digits", records)
-    running.run(there, "main", running.Bounds(), take_over=False)
-    archive, schema = Archive(there), there.loaded.pipeline.schema
+    pipeline.log().append("digits", records)
+    running.run(pipeline, "main", running.Bounds(), take_over=False)
+    archive, schema = Archive(pipeline), pipeline.loaded.pipeline.schema
     blob = bundle_bytes(archive.parts(archive.marks("main")[-1]), schema)
     refused = 0
     for _ in range(150):
@@ -121,7 +121,7 @@ def test_changed_bytes_of_a_network_are_refused_with_words_or_harmless(kind: str
         except DamageError:
             refused += 1
             continue
-        rows, _ = there.fold_spec.codec.decode([event(row, at) for at, row in enumerate(flower_rows(3, seed=9))])
+        rows, _ = pipeline.fold_spec.codec.decode([event(row, at) for at, row in enumerate(flower_rows(3, seed=9))])
         assert np.isfinite(bundle.predict(rows.columns).scores).all()
     assert refused > 50
 
@@ -156,7 +156,7 @@ def test_the_command_line_runs_a_network_and_rolls_it_back_without_torch(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "sentence"),
     [
         ("bufer_rows = 5", "Did you mean buffer_rows"),
         ("buffer_rows = 0", "buffer_rows = 0"),
@@ -164,12 +164,12 @@ def test_the_command_line_runs_a_network_and_rolls_it_back_without_torch(tmp_pat
         ("hidden = [8.5]", "hidden"),
     ],
 )
-def test_a_key_that_cannot_be_meant_is_refused_by_name(more: str, said: str, tmp_path: Path) -> None:
+def test_a_key_that_cannot_be_meant_is_refused_by_name(more: str, sentence: str, tmp_path: Path) -> None:
     """When the pipeline file is read."""
     (tmp_path / "digits.toml").write_text(PIPELINE.format(kind="er", more=more))
     with pytest.raises(ConfigError, match="learner") as refused:
         load_pipeline(tmp_path / "digits.toml")
-    assert said in str(refused.value)
+    assert sentence in str(refused.value)
 
 
 def test_a_network_does_not_learn_numbers(tmp_path: Path) -> None:

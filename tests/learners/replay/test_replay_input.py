@@ -18,14 +18,14 @@ from millrace.learners.replay.unlearning import forget_class, forget_keys
 def test_rows_of_a_class_outside_the_declared_set_are_left_out_and_counted(kind: str) -> None:
     """As if they had not come; one bad label in a stream must not stop it."""
     declared = {"classes": ("a", "b", "c")}
-    one, other = learner(kind, **declared), learner(kind, **declared)
+    restricted, other = learner(kind, **declared), learner(kind, **declared)
     batch = rows(120, 1, classes=5)
-    one.learn_many(batch)
+    restricted.learn_many(batch)
     known = np.isin(batch.y, ["a", "b", "c"])
     other.learn_many(batch.only(known))
-    assert one.left_out == int((~known).sum()) > 0
-    assert np.array_equal(one.predict_many(ASKED), other.predict_many(ASKED))
-    assert set(one.servable().classes) == {"a", "b", "c"}
+    assert restricted.left_out == int((~known).sum()) > 0
+    assert np.array_equal(restricted.predict_many(ASKED), other.predict_many(ASKED))
+    assert set(restricted.servable().classes) == {"a", "b", "c"}
 
 
 def test_a_declared_class_that_was_never_seen_is_not_answered() -> None:

@@ -41,10 +41,10 @@ def test_a_learner_resumes_bit_for_bit_at_any_cut(kind: str, whole: dict[str, st
     first, second = (
         Batch(np.concatenate([a.x, b.x]), np.concatenate([a.y, b.y])) for a, b in [(rows(60, 1), rows(90, 2, 5))] * 2
     )
-    one = taught_in(kind, [150], first.rows(0, cut))
+    until_cut = taught_in(kind, [150], first.rows(0, cut))
     other = learner(kind, **FULL.get(kind, {}))
-    other.load_state_dict(State(unpack(blob(one), "here")))
-    assert np.array_equal(one.predict_many(ASKED), other.predict_many(ASKED))
+    other.load_state_dict(State(unpack(blob(until_cut), "here")))
+    assert np.array_equal(until_cut.predict_many(ASKED), other.predict_many(ASKED))
     other.learn_many(second.rows(cut, 150))
     assert bits(other) == whole[kind]
 
@@ -56,27 +56,27 @@ ABSENT = {"pec": ("statistic.", "buffer.", "waiting.", "draws")}  # the teacher 
 def used(kind: str) -> Iterator[str]:
     """The parts of a learner's state that there are, by the first words of their names."""
     state = taught_in(kind, [150], rows(60, 1)).state_dict().truth
-    there = (part for part in PARTS if any(name.startswith(part) for name in state))
-    return (part for part in there if part not in ABSENT.get(kind, ()))
+    parts = (part for part in PARTS if any(name.startswith(part) for name in state))
+    return (part for part in parts if part not in ABSENT.get(kind, ()))
 
 
 @pytest.mark.parametrize(("kind", "part"), [(kind, part) for kind in KINDS for part in used(kind)])
 def test_a_twin_that_forgets_a_part_of_its_state_is_found_out(kind: str, part: str, whole: dict[str, str]) -> None:
     """So no part of the state is there for nothing, and none could be lost without a test that fails."""
-    one, fresh = taught_in(kind, [150], rows(54, 1)), learner(kind, **FULL.get(kind, {}))
-    one.raise_rate(3.0, 20)
+    original, fresh = taught_in(kind, [150], rows(54, 1)), learner(kind, **FULL.get(kind, {}))
+    original.raise_rate(3.0, 20)
     fresh.learn_many(rows(30, 3))
     fresh.raise_rate(1.0, 1)
-    twin, sound, state = learner(kind, **FULL.get(kind, {})), learner(kind, **FULL.get(kind, {})), one.state_dict().truth
+    twin, sound, state = learner(kind, **FULL.get(kind, {})), learner(kind, **FULL.get(kind, {})), original.state_dict().truth
     sound.load_state_dict(State(state))
     kept = {name: value for name, value in state.items() if not name.startswith(part)}
     others = {name: value for name, value in fresh.state_dict().truth.items() if name.startswith(part)}
     twin.load_state_dict(State(kept | ({"seen": np.zeros(3, dtype=bool)} if part == "seen" else others)))
-    answers = [resumed.servable().classes for resumed in (one, sound, twin)]
-    for resumed in (one, sound, twin):
+    answers = [resumed.servable().classes for resumed in (original, sound, twin)]
+    for resumed in (original, sound, twin):
         resumed.learn_many(rows(60, 2))
-    assert answers[1] == answers[0] and bits(sound) == bits(one)
-    assert answers[2] != answers[0] or bits(twin) != bits(one)
+    assert answers[1] == answers[0] and bits(sound) == bits(original)
+    assert answers[2] != answers[0] or bits(twin) != bits(original)
 
 
 @pytest.mark.parametrize(("kind", "count"), [(kind, 100 if kind == "hpcr" else 4) for kind in KINDS])
@@ -96,10 +96,10 @@ def test_the_same_seed_gives_the_same_learner_and_another_seed_another(kind: str
     """Bit for bit."""
     algorithm = LEARNERS[kind]
     config = learner(kind).config
-    one, same, other = (algorithm.learner(config, 6, seed) for seed in (3, 3, 4))
-    for made in (one, same, other):
+    first, same, other = (algorithm.learner(config, 6, seed) for seed in (3, 3, 4))
+    for made in (first, same, other):
         made.learn_many(rows(60, 1))
-    assert bits(one) == bits(same) != bits(other)
+    assert bits(first) == bits(same) != bits(other)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,37 +146,37 @@ def test_the_average_is_of_weights_and_running_statistics_and_begins_as_a_copy()
         for made in (plain, averaged):
             made.learn_many(rows(20, at))
         assert torch.equal(plain.network.weights["body.0.conv.weight"], averaged.network.weights["body.0.conv.weight"])
-    one = learner("er", ema=0.9, **config)
-    one.learn_many(rows(20, 0))  # two steps
-    slow = {name: tensor.clone() for name, tensor in one.average.items()}
-    one.learn_many(rows(10, 1))
-    for name, tensor in one.network.tensors.items():
+    averaging = learner("er", ema=0.9, **config)
+    averaging.learn_many(rows(20, 0))  # two steps
+    slow = {name: tensor.clone() for name, tensor in averaging.average.items()}
+    averaging.learn_many(rows(10, 1))
+    for name, tensor in averaging.network.tensors.items():
         if name in slow and slow[name].shape == tensor.shape:
-            assert torch.allclose(one.average[name], 0.9 * slow[name] + 0.1 * tensor.detach(), atol=1e-7), name
-    assert "body.0.norm.mean" in one.average
+            assert torch.allclose(averaging.average[name], 0.9 * slow[name] + 0.1 * tensor.detach(), atol=1e-7), name
+    assert "body.0.norm.mean" in averaging.average
     assert not np.array_equal(plain.predict_many(ASKED), averaged.predict_many(ASKED))
 
 
 def test_the_rate_is_raised_for_so_many_learned_rows_and_then_as_before() -> None:
     """Exactly the learner with that rate for these rows; it goes on through a checkpoint."""
-    one, other = learner("er", rate=0.05), learner("er", rate=0.2)
+    raised, other = learner("er", rate=0.05), learner("er", rate=0.2)
     start = learner("er", rate=0.05)
     start.learn_many(rows(60, 1))
-    for made in (one, other):
+    for made in (raised, other):
         made.load_state_dict(start.state_dict())
-    one.raise_rate(4.0, 30)
+    raised.raise_rate(4.0, 30)
     resumed = learner("er", rate=0.05)
-    resumed.load_state_dict(one.state_dict())
-    for made in (one, resumed):
+    resumed.load_state_dict(raised.state_dict())
+    for made in (raised, resumed):
         made.learn_many(rows(50, 2).rows(0, 30))
     other.learn_many(rows(50, 2).rows(0, 30))
-    assert bits(one) == bits(resumed)
-    assert all(torch.equal(weight, other.network.weights[name]) for name, weight in one.network.weights.items())
+    assert bits(raised) == bits(resumed)
+    assert all(torch.equal(weight, other.network.weights[name]) for name, weight in raised.network.weights.items())
     back = learner("er", rate=0.05)
     back.load_state_dict(other.state_dict())
-    for made in (one, back):
+    for made in (raised, back):
         made.learn_many(rows(50, 2).rows(30, 50))
-    assert all(torch.equal(weight, back.network.weights[name]) for name, weight in one.network.weights.items())
+    assert all(torch.equal(weight, back.network.weights[name]) for name, weight in raised.network.weights.items())
 
 
 @pytest.mark.parametrize(("factor", "count"), [(0.0, 5), (-1.0, 5), (float("inf"), 5), (float("nan"), 5), (2.0, 0)])

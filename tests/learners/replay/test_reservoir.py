@@ -80,10 +80,10 @@ def test_over_all_possible_draws_every_item_is_kept_exactly_as_often(size: int, 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.integers(0, 10_000), st.integers(1, 60))
 def test_pieces_make_no_difference(pieces: list[int], seed: int, items: int) -> None:
     """Items offered one by one and in pieces of any sizes end in the same slots."""
-    one, other = offered(seed, items, [1]), offered(seed, items, pieces)
-    assert one.seen == other.seen == items
-    assert np.array_equal(one.full, other.full)
-    assert np.array_equal(one.columns["x"], other.columns["x"])
+    singly, other = offered(seed, items, [1]), offered(seed, items, pieces)
+    assert singly.seen == other.seen == items
+    assert np.array_equal(singly.full, other.full)
+    assert np.array_equal(singly.columns["x"], other.columns["x"])
 
 
 def test_after_a_deletion_the_others_stay_equally_likely() -> None:
@@ -132,10 +132,10 @@ def test_bytes_stay_bytes() -> None:
 @given(st.integers(0, 30), st.integers(0, 1000))
 def test_a_restored_reservoir_goes_on_alike(items: int, seed: int) -> None:
     """State and load are each other's inverse, holes included."""
-    one = offered(seed, items + 1, [4], size=6)
-    one.remove(np.arange(6) == seed % 6)
+    original = offered(seed, items + 1, [4], size=6)
+    original.remove(np.arange(6) == seed % 6)
     other = Reservoir(6)
-    other.load(one.state())
-    for reservoir in (one, other):
+    other.load(original.state())
+    for reservoir in (original, other):
         reservoir.add({"x": torch.arange(100, 105)[:, None]}, None, np.random.default_rng(seed))
-    assert np.array_equal(one.columns["x"], other.columns["x"]) and np.array_equal(one.full, other.full)
+    assert np.array_equal(original.columns["x"], other.columns["x"]) and np.array_equal(original.full, other.full)

@@ -42,8 +42,8 @@ def same(ours: LinearServable, theirs: LinearServable, tolerance: float) -> bool
     """Whether two servables with the same classes, in any order, give equal scores."""
     x = np.random.default_rng(7).normal(size=(50, ours.d))
     order = [theirs.classes.index(name) for name in ours.classes]
-    one, two = ours.predict_many(Batch(x)), theirs.predict_many(Batch(x))[:, order]
-    return bool(np.abs(one - two).max() <= tolerance * max(1.0, float(np.abs(one).max())))
+    scores, others = ours.predict_many(Batch(x)), theirs.predict_many(Batch(x))[:, order]
+    return bool(np.abs(scores - others).max() <= tolerance * max(1.0, float(np.abs(scores).max())))
 
 
 def sorted_columns(learner: Ridge) -> list[int]:
@@ -71,5 +71,5 @@ def toy(
 def class_accuracy(learner: Ridge, x: Floats, y: Array) -> float:
     """Mean over classes of the share answered correctly."""
     served = learner.servable()
-    said = np.array(served.classes, dtype=object)[served.predict_many(Batch(x)).argmax(axis=1)]
-    return float(np.mean([(said[y == name] == name).mean() for name in np.unique(y)]))
+    predicted = np.array(served.classes, dtype=object)[served.predict_many(Batch(x)).argmax(axis=1)]
+    return float(np.mean([(predicted[y == name] == name).mean() for name in np.unique(y)]))

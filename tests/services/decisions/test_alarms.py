@@ -21,12 +21,12 @@ NAMES = ("rose", "tulip", "daisy")
 def rows(count: int, seed: int, poison: bool) -> list[bytes]:
     """Rows whose label follows from x; poisoned ones have the next label instead."""
     chance = random.Random(seed)
-    found = []
+    values = []
     for _ in range(count):
         kind = chance.randrange(3)
         x = [chance.randrange(5) + 12 * (kind == column) for column in range(4)]
-        found.append(encoded({"x": x, "site": "north", "label": NAMES[(kind + poison) % 3]}))
-    return found
+        values.append(encoded({"x": x, "site": "north", "label": NAMES[(kind + poison) % 3]}))
+    return values
 
 
 def sent(folder: Path, *parts: list[bytes]) -> None:
@@ -57,8 +57,8 @@ def test_poison_raises_an_alarm_and_rollback_goes_to_the_newest_version_from_bef
     """Also once that version is verified; the alias says the same, and the undo goes back."""
     pipeline_in(tmp_path, text=WATCHED)
     sent(tmp_path, rows(800, 1, poison=False), rows(300, 2, poison=True))
-    said = facts(tmp_path)["alarm"]
-    assert "worse since about row 8" in said or "worse since about row 7" in said, said
+    alarm = facts(tmp_path)["alarm"]
+    assert "worse since about row 8" in alarm or "worse since about row 7" in alarm, alarm
     good = [line for line in versions(tmp_path) if line["aliases"] == "last-good"]
     assert len(good) == 1 and 600 <= good[0]["learned"] <= 808
     planned = here("rollback", "digits.toml", "--reason", "garbage", "--output", "json", cwd=tmp_path)
@@ -126,10 +126,10 @@ def test_a_quiet_stream_has_no_alarm_and_rollback_goes_one_version_back(tmp_path
     pipeline_in(tmp_path, text=WATCHED)
     sent(tmp_path, rows(800, 1, poison=False), rows(300, 2, poison=False))
     assert "alarm" not in facts(tmp_path)
-    found = versions(tmp_path)
-    assert all(line["aliases"] == "" for line in found)
+    listed = versions(tmp_path)
+    assert all(line["aliases"] == "" for line in listed)
     planned = here("rollback", "digits.toml", "--reason", "habit", "--output", "json", cwd=tmp_path)
-    assert json_lines(planned.stdout)[0]["to"] == f"version {found[-1]['version']}"
+    assert json_lines(planned.stdout)[0]["to"] == f"version {listed[-1]['version']}"
 
 
 def test_a_watch_that_cannot_be_meant_is_refused_by_key_and_value(tmp_path: Path) -> None:
@@ -159,6 +159,6 @@ def test_a_detector_that_misses_most_changes_is_refused_for_a_new_branch_and_nam
     assert all(summarise(begun.journal(branch), branch).fork is None for branch in ("main", "other"))
     begin(begun.fold_spec, begun.backends("main"), "main")
     sent(tmp_path, rows(60, 1, poison=False))
-    said = facts(tmp_path)
-    assert said["learned"] == 60 and str(said["drift_missed"]).startswith("hddm-w misses 100% of the changes")
-    assert "one false alarm in 10,000 rows where losses are independent, more where they are not" in str(said["drift"])
+    status = facts(tmp_path)
+    assert status["learned"] == 60 and str(status["drift_missed"]).startswith("hddm-w misses 100% of the changes")
+    assert "one false alarm in 10,000 rows where losses are independent, more where they are not" in str(status["drift"])

@@ -33,7 +33,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Instance:
     return Instance(load_pipeline(folder / "digits.toml"), folder / ".millrace" / "digits")
 
 
-def said(pipeline: Instance, *words: str) -> list[dict]:
+def printed(pipeline: Instance, *words: str) -> list[dict]:
     """The JSON lines of a command."""
     done = here(*words, "--output", "json", cwd=pipeline.loaded.path.parent)
     assert done.exit_code == 0, done.stderr
@@ -42,13 +42,13 @@ def said(pipeline: Instance, *words: str) -> list[dict]:
 
 def kept(pipeline: Instance) -> list[str]:
     """Versions that were not let go."""
-    return [line["version"] for line in said(pipeline, "versions", "digits.toml") if line["parts"] == "whole"]
+    return [line["version"] for line in printed(pipeline, "versions", "digits.toml") if line["parts"] == "whole"]
 
 
 def test_the_log_of_a_pruned_journal_has_every_entry(pipeline: Instance) -> None:
     """From the fork on, each with its offset and whether it counts."""
     assert pipeline.journal("main").first() > 10
-    lines = said(pipeline, "log", "digits.toml")
+    lines = printed(pipeline, "log", "digits.toml")
     assert [line["offset"] for line in lines] == list(range(len(lines))) and all(line["counts"] for line in lines)
     assert [line["kind"] for line in lines[:2]] == ["fork", "open"] and lines[-1]["kind"] == "mark"
 
@@ -56,11 +56,11 @@ def test_the_log_of_a_pruned_journal_has_every_entry(pipeline: Instance) -> None
 def test_a_pruned_branch_is_proved_from_the_fork_and_each_kept_version_from_its_parent(pipeline: Instance) -> None:
     """The commands are the same; status knows where the branch stands."""
     assert len(kept(pipeline)) == 3
-    assert said(pipeline, "verify", "digits.toml")[0]["base"] == "fork"
+    assert printed(pipeline, "verify", "digits.toml")[0]["base"] == "fork"
     assert status(pipeline, "main")["lag_rows"] == 0
     for version in kept(pipeline):
-        assert said(pipeline, "verify", "digits.toml", "--version", version)
-    again = said(pipeline, "verify", "digits.toml")[0]  # certificates of versions that were let go stand in the ledger
+        assert printed(pipeline, "verify", "digits.toml", "--version", version)
+    again = printed(pipeline, "verify", "digits.toml")[0]  # certificates of versions that were let go stand in the ledger
     assert again["records"] == 600
 
 
@@ -108,6 +108,6 @@ def test_a_missing_segment_is_said_and_what_it_takes_with_it(pipeline: Instance)
     assert f"the journal entries at offsets 0 to {run.stop - 1} (up to seq {run.seq}) cannot be read" in done.stderr
     assert run.sha256 in done.stderr and "Restore it from a copy" in done.stderr
     assert here("versions", "digits.toml", cwd=pipeline.loaded.path.parent).exit_code == 0
-    assert said(pipeline, "verify", "digits.toml", "--version", version)
+    assert printed(pipeline, "verify", "digits.toml", "--version", version)
     path.write_bytes(blob)
     assert here("verify", "digits.toml", cwd=pipeline.loaded.path.parent).exit_code == 0

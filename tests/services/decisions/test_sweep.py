@@ -21,14 +21,14 @@ LATER_S = 7200.0
 
 def whole(folder: Path, branch: str) -> list[str]:
     """Versions of a branch whose parts are there."""
-    found = []
+    marked = []
     for mark in summarise(instance(folder).journal(branch), branch).marks:
         try:
             load_checkpoint(instance(folder).store(), mark)
         except DamageError:
             continue
-        found += [mark.version] if mark.version else []
-    return found
+        marked += [mark.version] if mark.version else []
+    return marked
 
 
 def aged(folder: Path) -> None:

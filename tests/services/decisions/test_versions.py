@@ -88,5 +88,5 @@ def test_old_versions_are_let_go_and_said_so_and_never_served_again(tmp_path: Pa
         assert refused.exit_code == 1 and f"Version {second} is no longer kept" in refused.stderr
     proved = here("verify", "digits.toml", cwd=tmp_path)
     assert proved.exit_code == 0, proved.stderr
-    said = here("versions", "digits.toml", cwd=tmp_path).stderr
-    assert f"4 versions kept, {len(after) - 4} let go" in said
+    stderr = here("versions", "digits.toml", cwd=tmp_path).stderr
+    assert f"4 versions kept, {len(after) - 4} let go" in stderr

@@ -104,10 +104,10 @@ def test_labels_that_are_nearly_right_are_taken_whole_or_refused_whole(tmp_path:
         for _ in range(2000):
             request = labels_pb2.LabelRequest()
             for _ in range(chance.choice((0, 1, 1, 2, 5))):
-                one = request.labels.add(id=chance.choice(ids[:3]), revision=chance.choice((0, 0, 1, 2**32 - 1)))
+                label = request.labels.add(id=chance.choice(ids[:3]), revision=chance.choice((0, 0, 1, 2**32 - 1)))
                 kind, value = chance.choice((("text", "up"), ("text", "down"), ("number", 1.0), ("flag", True), (None, None)))
                 if kind:
-                    setattr(one, kind, value)
+                    setattr(label, kind, value)
             raw = request.SerializeToString()
             raw = (
                 raw if chance.random() < 0.7 else bytes(byte ^ (chance.random() < 0.02) << chance.randrange(8) for byte in raw)
@@ -116,7 +116,7 @@ def test_labels_that_are_nearly_right_are_taken_whole_or_refused_whole(tmp_path:
             response = await rpc.answer("Label", raw, context)
             assert context.code == "OK" or context.code in declared, (context.code, context.details)
             if context.code == "OK":
-                accepted.extend(one.id for one in labels_pb2.LabelRequest.FromString(raw).labels)
+                accepted.extend(label.id for label in labels_pb2.LabelRequest.FromString(raw).labels)
                 assert response.accepted == len(response.offsets) > 0
 
     for _ in range(2000):
@@ -132,7 +132,7 @@ def test_labels_that_are_nearly_right_are_taken_whole_or_refused_whole(tmp_path:
         assert heard.status in (202, 400), heard.json
         if heard.status == 202:
             told_so = json.loads(body)
-            accepted.extend(one["id"] for one in told_so.get("labels", [told_so]))
+            accepted.extend(label["id"] for label in told_so.get("labels", [told_so]))
     asyncio.run(told())
     closed(endpoint)
     assert len(accepted) > 300
@@ -184,7 +184,7 @@ def test_what_a_caller_asked_and_labelled_is_found_again_by_its_name(way: str, t
     events = opened(path).fetch(f"{TOPIC}:0", 0, None, 100)[0]
     ids = [record.id for record in in_log(path)]
     assert ids == ["r0/0", "r0/0", "r1/0", "r1/0", "r2/0", "r2/0"]
-    by_till_7 = [one for one, event in zip(ids, events, strict=True) if Header("producer", "till-7").names(event, f"{TOPIC}:0")]
+    by_till_7 = [key for key, event in zip(ids, events, strict=True) if Header("producer", "till-7").names(event, f"{TOPIC}:0")]
     assert by_till_7 == ["r0/0", "r0/0"]
     assert [dict(decode_headers(event.headers)).get("producer") for event in events[2:]] == [None, None, b"till-8", b"till-8"]
 
@@ -192,11 +192,11 @@ def test_what_a_caller_asked_and_labelled_is_found_again_by_its_name(way: str, t
 def asked_as(endpoint: Endpoint, way: str, request_id: str, name: str | None) -> None:
     """One row asked about and labelled, in a producer's name or in none."""
     if way == "http":
-        said = {} if name is None else {"Millrace-Producer": name}
+        headers = {} if name is None else {"Millrace-Producer": name}
         row = {"id": request_id, "inputs": [tensor("x", "FP64", [1, 3], [1.0, 2.0, 3.0])]}
         label = json.dumps({"id": f"{request_id}/0", "label": "up"}).encode()
-        assert infer(HttpApp(endpoint), row, **said).status == 200
-        assert ask(HttpApp(endpoint), "POST", LABELS, label, said).status == 202
+        assert infer(HttpApp(endpoint), row, **headers).status == 200
+        assert ask(HttpApp(endpoint), "POST", LABELS, label, headers).status == 202
         return
     metadata = () if name is None else (("millrace-producer", name),)
     question = asked(rows_of(np.ones((1, 3))), id=request_id)

@@ -117,19 +117,19 @@ async def over_grpc(endpoint: Endpoint, raw: bytes, name: str = "ModelInfer") ->
 
 async def over_http(endpoint: Endpoint, body: bytes, json_bytes: int | None) -> Heard:
     """One request."""
-    said: list[dict] = []
+    messages: list[dict] = []
     length = [] if json_bytes is None else [(b"inference-header-content-length", str(json_bytes).encode())]
 
     async def receive() -> dict:
         return {"type": "http.request", "body": body}
 
     async def send(message: dict) -> None:
-        said.append(message)
+        messages.append(message)
 
     path = "/v2/models/digits/infer"
     await HttpApp(endpoint)({"type": "http", "method": "POST", "path": path, "headers": length}, receive, send)
-    headers = {name.decode(): value.decode() for name, value in said[0]["headers"]}
-    return Heard(said[0]["status"], headers, said[1]["body"])
+    headers = {name.decode(): value.decode() for name, value in messages[0]["headers"]}
+    return Heard(messages[0]["status"], headers, messages[1]["body"])
 
 
 def checked(context: FakeCall, answer: pb.ModelInferResponse) -> None:
@@ -143,16 +143,16 @@ def checked(context: FakeCall, answer: pb.ModelInferResponse) -> None:
             assert scores.size == np.prod([*output.shape]) and np.isfinite(scores).all()
 
 
-def trials(one: Callable[[random.Random, str, Endpoint], Awaitable[bool]], seed: int) -> None:
+def trials(trial: Callable[[random.Random, str, Endpoint], Awaitable[bool]], seed: int) -> None:
     """Many of them on both schemas; some must be answered and some refused, else they try nothing."""
 
     async def every() -> list[bool]:
-        chance, found = random.Random(seed), []
+        chance, outcomes = random.Random(seed), []
         here = {"numbers": endpoint_of(BUNDLES["numbers"]), "mixed": endpoint_of(BUNDLES["mixed"], MIXED)}
         for _ in range(TRIALS):
             which = chance.choice(("numbers", "mixed"))
-            found.append(await one(chance, which, here[which]))
-        return found
+            outcomes.append(await trial(chance, which, here[which]))
+        return outcomes
 
     answered = sum(asyncio.run(every()))
     assert TRIALS * 0.02 < answered < TRIALS * 0.98
@@ -161,7 +161,7 @@ def trials(one: Callable[[random.Random, str, Endpoint], Awaitable[bool]], seed:
 def test_both_protocols_answer_and_refuse_the_same_requests_alike() -> None:
     """Bit for bit where they answer, with the same error where they refuse."""
 
-    async def one(chance: random.Random, which: str, endpoint: Endpoint) -> bool:
+    async def trial(chance: random.Random, which: str, endpoint: Endpoint) -> bool:
         wanted = chance.sample(["scores", "label", "id", "?"], chance.choice((0, 0, 0, 1, 2)))
         tensors, request_id = wrong(chance, which), chance.choice(("r", "", "ü"))
         context, answer = await over_grpc(endpoint, as_message(tensors, wanted, request_id).SerializeToString())
@@ -177,7 +177,7 @@ def test_both_protocols_answer_and_refuse_the_same_requests_alike() -> None:
             assert heard.status == SAYS[context.code] and heard.json == {"error": context.details}
         return context.code == "OK"
 
-    trials(one, 1)
+    trials(trial, 1)
 
 
 def test_typed_contents_and_parameters_of_any_kind_give_declared_answers() -> None:
@@ -186,7 +186,7 @@ def test_typed_contents_and_parameters_of_any_kind_give_declared_answers() -> No
     values = {"bool_contents": [True], "bytes_contents": [b"bee", b"\xff", b""], "fp32_contents": CELLS, "fp64_contents": CELLS}
     whole = (0, 1, 104, 127, 128, 255, 65_536, 2**31 - 1)
 
-    async def one(chance: random.Random, which: str, endpoint: Endpoint) -> bool:
+    async def trial(chance: random.Random, which: str, endpoint: Endpoint) -> bool:
         request = as_message(good(chance, which), [], "r")
         if chance.random() < 0.95:
             del request.raw_input_contents[:]
@@ -204,7 +204,7 @@ def test_typed_contents_and_parameters_of_any_kind_give_declared_answers() -> No
         checked(context, answer)
         return context.code == "OK"
 
-    trials(one, 2)
+    trials(trial, 2)
 
 
 def test_messages_and_bodies_with_changed_bytes_give_declared_answers() -> None:
@@ -217,7 +217,7 @@ def test_messages_and_bodies_with_changed_bytes_give_declared_answers() -> None:
             body[at : at + chance.randrange(2)] = chance.randbytes(chance.randrange(2))
         return bytes(body[: chance.randrange(len(body) + 1)] if chance.random() < 0.2 else body)
 
-    async def one(chance: random.Random, which: str, endpoint: Endpoint) -> bool:
+    async def trial(chance: random.Random, which: str, endpoint: Endpoint) -> bool:
         tensors = good(chance, which)
         raw = as_message(tensors, [], "r").SerializeToString()
         context, answer = await over_grpc(endpoint, changed(chance, raw))
@@ -227,7 +227,7 @@ def test_messages_and_bodies_with_changed_bytes_give_declared_answers() -> None:
         assert heard.status in {200, *SAYS.values()} and heard.status < 500, heard
         return context.code == "OK"
 
-    trials(one, 3)
+    trials(trial, 3)
 
 
 @pytest.mark.parametrize("name", [name for name in RPCS if name != "ModelInfer"])

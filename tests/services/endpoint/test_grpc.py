@@ -71,9 +71,9 @@ def test_every_answer_names_its_state_and_its_rows_as_http_does() -> None:
     over_http = infer(app(BUNDLE), {"id": "r7", "inputs": [tensor("x", "FP64", [2, 3], X.tolist())]}).json
     wanted = [pb.ModelInferRequest.InferRequestedOutputTensor(name="id")]
     _, answer = call(endpoint_of(BUNDLE), "ModelInfer", asked(rows_of(X), id="r7", outputs=wanted))
-    said = {name: getattr(value, str(value.WhichOneof("parameter_choice"))) for name, value in answer.parameters.items()}
-    assert said.pop("staleness_ms") > 0 and over_http["parameters"].pop("staleness_ms") > 0
-    assert said == over_http["parameters"] == {"branch": HERE.branch, "epoch": HERE.epoch, "seq": HERE.seq}
+    parameters = {name: getattr(value, str(value.WhichOneof("parameter_choice"))) for name, value in answer.parameters.items()}
+    assert parameters.pop("staleness_ms") > 0 and over_http["parameters"].pop("staleness_ms") > 0
+    assert parameters == over_http["parameters"] == {"branch": HERE.branch, "epoch": HERE.epoch, "seq": HERE.seq}
     assert (answer.model_name, answer.model_version, answer.id) == ("digits", over_http["model_version"], "r7")
     assert [*answer.raw_output_contents] == [length_prefixed("r7/0", "r7/1")]
     own = asked(rows_of(X), ("id", "BYTES", [2], length_prefixed("ann", "bob")), outputs=wanted)
@@ -167,8 +167,8 @@ def test_health_readiness_and_metadata_say_what_http_says() -> None:
     assert call(here, "ModelReady", pb.ModelReadyRequest(name="other"))[0].code == "NOT_FOUND"
     assert call(empty, "ModelInfer", asked(rows_of(X)))[0].code == "UNAVAILABLE"
     assert call(here, "ServerMetadata", pb.ServerMetadataRequest())[1].name == "millrace"
-    found = call(here, "ModelMetadata", pb.ModelMetadataRequest(name="digits"))[1]
-    assert [*found.versions] == ["main.41"] and [(one.name, [*one.shape]) for one in found.inputs] == [
+    metadata = call(here, "ModelMetadata", pb.ModelMetadataRequest(name="digits"))[1]
+    assert [*metadata.versions] == ["main.41"] and [(column.name, [*column.shape]) for column in metadata.inputs] == [
         ("a", [-1, 1]),
         ("b", [-1, 2]),
     ]
@@ -183,7 +183,7 @@ def test_a_label_call_says_that_it_is_not_there_yet() -> None:
 
 def test_every_grpc_status_in_the_table_is_one() -> None:
     """And no error means OK."""
-    names = {found.name for found in grpc.StatusCode} - {"OK", "UNKNOWN"}
+    names = {code.name for code in grpc.StatusCode} - {"OK", "UNKNOWN"}
     assert {meaning.grpc for meaning in MEANINGS.values()} <= names
 
 

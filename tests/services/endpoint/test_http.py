@@ -97,9 +97,9 @@ def test_health_metadata_and_versions() -> None:
         "/v2/models/digits/versions/main.41/ready",
     ):
         assert ask(here, "GET", path).status == 200
-    found = ask(here, "GET", "/v2/models/digits").json
-    assert found["versions"] == ["main.41"] and [one["name"] for one in found["inputs"]] == ["a", "b"]
-    assert found["inputs"][1]["shape"] == [-1, 2] and [one["datatype"] for one in found["outputs"]] == ["FP64", "BYTES"]
+    metadata = ask(here, "GET", "/v2/models/digits").json
+    assert metadata["versions"] == ["main.41"] and [column["name"] for column in metadata["inputs"]] == ["a", "b"]
+    assert metadata["inputs"][1]["shape"] == [-1, 2] and [out["datatype"] for out in metadata["outputs"]] == ["FP64", "BYTES"]
     assert ask(empty, "GET", "/v2/health/live").status == 200 and ask(empty, "GET", "/v2/models/digits").status == 200
     for path in ("/v2/health/ready", "/v2/models/digits/ready"):
         assert ask(empty, "GET", path).status == 503
@@ -197,9 +197,9 @@ REQUESTS = st.fixed_dictionaries(
 def test_whatever_is_sent_gives_a_declared_answer(request_body, binary: bytes, length, mixed: bool) -> None:
     """Structure-aware: requests that are nearly right, with wrong names, shapes, types, sizes and bytes."""
     text = json.dumps(request_body).encode()
-    said = {} if length is None else {"Inference-Header-Content-Length": str(len(text) if length == "all" else length)}
+    header = {} if length is None else {"Inference-Header-Content-Length": str(len(text) if length == "all" else length)}
     here = app(MIXED_BUNDLE, MIXED) if mixed else app(BUNDLE)
-    heard = ask(here, "POST", "/v2/models/digits/infer", text + binary, said)
+    heard = ask(here, "POST", "/v2/models/digits/infer", text + binary, header)
     assert heard.status in DECLARED and (heard.status == 200 or list(heard.json) == ["error"]), heard
 
 

@@ -45,9 +45,9 @@ def blocked(endpoint: Endpoint) -> Callable[[], None]:
 @asynccontextmanager
 async def listening(endpoint: Endpoint, bodies: Bodies | None = None) -> AsyncIterator[int]:
     """The port of a real HTTP server, as Serve runs one."""
-    there = HttpApp(endpoint)
-    there._bodies = bodies or there._bodies
-    server = uvicorn.Server(uvicorn.Config(there, lifespan="off", log_config=None, access_log=False))
+    http_app = HttpApp(endpoint)
+    http_app._bodies = bodies or http_app._bodies
+    server = uvicorn.Server(uvicorn.Config(http_app, lifespan="off", log_config=None, access_log=False))
     server.install_signal_handlers = lambda: None
     with socket.socket() as own:
         own.bind(("127.0.0.1", 0))
@@ -141,8 +141,8 @@ def test_all_bodies_together_are_bounded() -> None:
         async with listening(endpoint_of(BUNDLE), bodies) as port:
             first = begin(port, HEAD % len(LARGE), LARGE[:90_000])
             await until(lambda: bodies.arrived == 90_000)
-            status, said = await asyncio.to_thread(post, port, b" " * 20_000)
-            assert status == 503 and "Ask again" in said["error"]
+            status, body = await asyncio.to_thread(post, port, b" " * 20_000)
+            assert status == 503 and "Ask again" in body["error"]
             assert (await asyncio.to_thread(post, port, SMALL))[0] == 200
             first.close()
             await until(lambda: bodies.arrived == 0)
@@ -172,11 +172,11 @@ def test_cancelled_and_late_calls_leave_nothing_behind() -> None:
             await until(lambda: here.pool.taken == 10 * large.ByteSize())
             calls.append(await arrived_late(here, lambda late_s: client("ModelInfer", large, timeout=late_s)))
             assert (await client("ModelInfer", small)).model_version == "main.41"
-            for one in calls[:9]:
-                one.cancel()
-            for one in calls:
+            for pending in calls[:9]:
+                pending.cancel()
+            for pending in calls:
                 with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
-                    await one
+                    await pending
             release()
             answer = await kept
             assert len(answer.raw_output_contents[0]) == ROWS * 2 * 8
@@ -212,7 +212,7 @@ def test_statistics_count_what_this_replica_answered_on_both_protocols() -> None
     assert (told["name"], told["version"], told["inference_count"], told["execution_count"]) == ("digits", "main.41", 6006, 6)
     assert (answer.inference_count, answer.execution_count, answer.last_inference) == (6006, 6, told["last_inference"])
     stats = told["inference_stats"]
-    assert {name: found["count"] for name, found in stats.items()} == {
+    assert {name: counts["count"] for name, counts in stats.items()} == {
         "success": 6,
         "fail": 2,
         "queue": 0,

@@ -64,9 +64,9 @@ def test_one_version_is_proved_from_its_parent_or_the_nearest_checkpoint(learned
     prove_version(learned, second.version, nearest=False)
     proved = here("verify", "digits.toml", "--version", "newest", "--output", "json", cwd=tmp_path)
     assert proved.exit_code == 0 and json_lines(proved.stdout)[0]["proved"] == [third.version]
-    said = verified(tmp_path)
-    assert said[first.version] == "equal, from fork" and said[second.version] == f"equal, from version {first.version}"
-    assert said[third.version].startswith("equal, from ")
+    proofs = verified(tmp_path)
+    assert proofs[first.version] == "equal, from fork" and proofs[second.version] == f"equal, from version {first.version}"
+    assert proofs[third.version].startswith("equal, from ")
     before = len(learned.ledger().counted)
     assert here("verify", "digits.toml", "--version", third.version, cwd=tmp_path).exit_code == 0
     assert len(learned.ledger().counted) == before
@@ -106,11 +106,11 @@ def test_a_version_that_takes_longer_than_its_budget_stays_pending(learned: Inst
 
 def test_the_newest_version_comes_first_and_each_once(learned: Instance) -> None:
     """Whatever order they are found in."""
-    found, tried = marks(learned), set()
-    for expected in reversed(found):
-        assert newest(found, tried) == expected.version
+    all_marks, tried = marks(learned), set()
+    for expected in reversed(all_marks):
+        assert newest(all_marks, tried) == expected.version
         tried.add(str(expected.version))
-    assert newest(found, tried) is None
+    assert newest(all_marks, tried) is None
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_versions_are_verified_beside_a_run_that_goes_on_by_another_process(tmp_
     assert here("send", "digits.toml", "rows.jsonl", cwd=tmp_path).exit_code == 0
     done = millrace("run", "digits.toml", "--verify", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [said == "pending" for said in verified(tmp_path).values()] == [True, True, False]
+    assert [proof == "pending" for proof in verified(tmp_path).values()] == [True, True, False]
     watching = subprocess.Popen([*MILLRACE, "verify", "digits.toml", "--watch"], cwd=tmp_path, env=clean_environment())
     try:
         assert here("send", "digits.toml", "rows.jsonl", cwd=tmp_path).exit_code == 0
@@ -132,4 +132,4 @@ def test_versions_are_verified_beside_a_run_that_goes_on_by_another_process(tmp_
     finally:
         watching.send_signal(signal.SIGTERM)
         assert watching.wait(timeout=TIMEOUT_S) == 0
-    assert {said.partition(",")[0] for said in verified(tmp_path).values()} == {"equal"}
+    assert {proof.partition(",")[0] for proof in verified(tmp_path).values()} == {"equal"}

@@ -55,25 +55,25 @@ def expected(up: Up) -> dict:
 @pytest.mark.parametrize("way", WAYS)
 def test_tritonclient_is_answered(up: Up, way: str) -> None:
     """Health, metadata and the same scores bit for bit in every form; what is not there is refused in words."""
-    said = said_by("client_triton.py", up, way)
-    assert (said["live"], said["ready"], said["model_ready"]) == (True, True, True)
-    assert said["server"]["name"] == "millrace"
-    model = said["model"]
+    answered = said_by("client_triton.py", up, way)
+    assert (answered["live"], answered["ready"], answered["model_ready"]) == (True, True, True)
+    assert answered["server"]["name"] == "millrace"
+    model = answered["model"]
     assert (model["name"], model["platform"], len(model["versions"])) == ("digits", "millrace", 1)
     shapes = {tensor["name"]: (tensor["datatype"], [int(side) for side in tensor["shape"]]) for tensor in model["inputs"]}
     assert shapes == {"x": ("FP64", [-1, 4]), "site": ("BYTES", [-1])}
     assert [tensor["name"] for tensor in model["outputs"]] == ["scores", "label"]
-    answers = [said[form] for form in ("default", "binary", "json") if form in said]
+    answers = [answered[form] for form in ("default", "binary", "json") if form in answered]
     assert all(answer == expected(up) for answer in answers)
     assert len(answers[0]["label"]) == 2
-    assert "There is no model nobody here" in said["refused"]
+    assert "There is no model nobody here" in answered["refused"]
 
 
 @needs_clients
 @pytest.mark.parametrize("way", WAYS)
 def test_kserves_client_is_answered(up: Up, way: str) -> None:
     """Health, and the same scores as tritonclient's from JSON or typed contents and from raw bytes."""
-    said = said_by("client_kserve.py", up, way)
-    assert (said["live"], said["ready"], said["model_ready"]) == (True, True, True)
+    answered = said_by("client_kserve.py", up, way)
+    assert (answered["live"], answered["ready"], answered["model_ready"]) == (True, True, True)
     for form in ("json", "binary"):
-        assert {name: said[form][name] for name in ("scores", "label")} == expected(up)
+        assert {name: answered[form][name] for name in ("scores", "label")} == expected(up)

@@ -141,16 +141,16 @@ def test_current_holds_one_publication_a_branch_and_wakes_who_waits() -> None:
 
     async def story() -> None:
         current = NewestWeights(lambda blob: blob)
-        one = Publication(Identity("main", 1, 5), "a", 1)
-        assert await current.next("main", None, 0.01) is None and not await current.beat(one)
+        older = Publication(Identity("main", 1, 5), "a", 1)
+        assert await current.next("main", None, 0.01) is None and not await current.beat(older)
         waiting = asyncio.create_task(current.next("main", None, SOON_S))
         await asyncio.sleep(0)
-        assert await current.publish(one, np.zeros(1, np.uint8))
-        assert (await waiting).publication == one and await current.next("main", one, 0.01) is None
+        assert await current.publish(older, np.zeros(1, np.uint8))
+        assert (await waiting).publication == older and await current.next("main", older, 0.01) is None
         assert await current.next("other", None, 0.01) is None
         newer = Publication(Identity("main", 2, 1), "b", 1)  # a higher epoch, though a lower seq
-        assert await current.publish(newer, np.ones(1, np.uint8)) and not await current.publish(one, np.zeros(1, np.uint8))
-        assert await current.beat(one) and (await current.next("main", one, SOON_S)).publication == newer
+        assert await current.publish(newer, np.ones(1, np.uint8)) and not await current.publish(older, np.zeros(1, np.uint8))
+        assert await current.beat(older) and (await current.next("main", older, SOON_S)).publication == newer
 
     asyncio.run(story())
 

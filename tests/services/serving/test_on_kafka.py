@@ -48,9 +48,9 @@ def told(folder: Path) -> dict[str, object]:
     (letter,) = lines(folder, "dead-letters", "list")
     assert millrace("dead-letters", "redrive", "digits.toml", "--reason", "again", "--yes", cwd=folder).returncode == 0
     (after,) = lines(folder, "dead-letters", "list")
-    found = facts(folder, "--branch", "replay-1")
+    status = facts(folder, "--branch", "replay-1")
     names = ("records", "learned", "passed", "rejected", "waiting", "lag_rows", "serves_default")
-    return {name: found[name] for name in names} | {
+    return {name: status[name] for name in names} | {
         "branches": instance(folder).branches(),
         "letter": (letter["record"], letter["reason"], letter["redriven"], after["redriven"]),
         "versions": len(versions(folder)) > 3,
@@ -62,8 +62,8 @@ def told(folder: Path) -> dict[str, object]:
 def test_every_command_says_the_same_of_either_log(kind: str, tmp_path: Path, request) -> None:
     """Sent, learned, poisoned, replayed, taken over, refused, redriven and proved, with nothing else in the file changed."""
     text = TEXT + (request.getfixturevalue("tables") if kind == "kafka" else "")
-    found = told(begin(tmp_path / "there", with_poison=True, text=text))
-    assert found == {
+    outcome = told(begin(tmp_path / "there", with_poison=True, text=text))
+    assert outcome == {
         "records": 3 * GOOD + BAD + 1,
         "learned": 3 * GOOD,
         "passed": BAD,
@@ -122,8 +122,8 @@ def test_passwords_come_from_the_environment_and_are_shown_nowhere(tmp_path: Pat
     assert shown.exit_code == 0 and "SASL_SSL" in shown.output and "owl" not in shown.output and "moth" not in shown.output
     cluster, secrets = load_pipeline(tmp_path / "digits.toml", flags).pipeline.log.kafka, kafka_secrets()
     assert "owl" not in repr((cluster, secrets)) and "moth" not in repr((cluster, secrets))
-    said = security(cluster, secrets)
-    assert (said["sasl_plain_password"], said["ssl_password"], said["ssl_cafile"]) == ("wise-owl", "old-moth", "ca.pem")
+    login = security(cluster, secrets)
+    assert (login["sasl_plain_password"], login["ssl_password"], login["ssl_cafile"]) == ("wise-owl", "old-moth", "ca.pem")
     assert cluster.brokers == ["a:1", "b:2"]
 
 
@@ -145,8 +145,8 @@ def test_it_serves_records_learns_late_labels_and_rolls_back(tables: str, broker
         else:
             up.kill("Trainer")
         stored = 0
-        for one in ids:
-            while (code := post(up.port, "labels", {"labels": [{"id": one, "label": "lily"}]})[0]) == 503:
+        for identity in ids:
+            while (code := post(up.port, "labels", {"labels": [{"id": identity, "label": "lily"}]})[0]) == 503:
                 time.sleep(0.2)
             stored += code == 202
         assert stored == 40
@@ -175,8 +175,8 @@ def test_shards_find_late_labels_by_kafkas_partitioner_and_refuse_what_another_h
     (tmp_path / "served.jsonl").write_bytes(b"\n".join(asked) + b"\n")
     assert millrace("send", "digits.toml", "served.jsonl", "--served", cwd=tmp_path).returncode == 0
     assert millrace("run", "digits.toml", cwd=tmp_path).returncode == 0
-    found = facts(tmp_path)
-    assert (found["learned"], found["labels_joined"], found["labels_awaited"]) == (120, 120, 0)
+    status = facts(tmp_path)
+    assert (status["learned"], status["labels_joined"], status["labels_awaited"]) == (120, 120, 0)
     told, right = LateLabel("request 7", "rose", 1), by_murmur2(partitions)([b"request 7"])[0]
     link = logs.OnKafka(load_pipeline(tmp_path / "digits.toml").pipeline)._readers.link
     link.send("digits.served", Record(encode(told), told.id.encode()), int(right + 1) % partitions).place()

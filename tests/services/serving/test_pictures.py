@@ -69,8 +69,8 @@ def bundle_in(folder):
 
 def test_pictures_are_learned_and_proved(learned) -> None:
     """All but the one that is none; `verify` makes every feature again from the log."""
-    said = facts(learned)
-    assert (said["learned"], said["rejected"]) == (TAUGHT, 1) and float(str(said["accuracy"])) > 0.3
+    status = facts(learned)
+    assert (status["learned"], status["rejected"]) == (TAUGHT, 1) and float(str(status["accuracy"])) > 0.3
     assert here("verify", "digits.toml", cwd=learned).exit_code == 0
 
 
@@ -84,14 +84,14 @@ def test_answers_over_http_and_grpc_are_the_trainers_to_the_bit(learned) -> None
     expected = bundle._servable.predict_many(Features(schema).encode(decoded))
     endpoint = endpoint_of(bundle, schema, max_bytes=8 << 20)
     assert endpoint.inline_bytes == 0, "no picture holds the event loop up"
-    texts, raw = [base64.b64encode(one).decode() for one in pictures], binary_texts(pictures)
+    texts, raw = [base64.b64encode(picture).decode() for picture in pictures], binary_texts(pictures)
     by_json = infer(HttpApp(endpoint), {"inputs": [tensor("photo", "BYTES", [HELD], texts)]})
     by_bytes = infer(HttpApp(endpoint), {"inputs": [tensor("photo", "BYTES", [HELD], size=len(raw))]}, raw)
     for heard in (by_json, by_bytes):
         assert heard.status == 200, heard.body
         assert np.array(heard.json["outputs"][0]["data"]).tobytes() == expected.tobytes()
-    found = by_json.json["outputs"][1]["data"]
-    assert np.mean([int(mine) == theirs for mine, theirs in zip(found, y, strict=True)]) > 0.4
+    labels = by_json.json["outputs"][1]["data"]
+    assert np.mean([int(mine) == theirs for mine, theirs in zip(labels, y, strict=True)]) > 0.4
     request = asked(("photo", "BYTES", [HELD], raw))
     context, answer = call(endpoint, "ModelInfer", request)
     assert context.code == "OK" and answer.raw_output_contents[0] == expected.tobytes()

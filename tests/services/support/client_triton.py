@@ -41,7 +41,7 @@ def main() -> None:
     told = {} if sys.argv[1] == "http" else {"as_json": True}
     forms = {"binary": True, "json": False} if sys.argv[1] == "http" else {"binary": None}
     with client.InferenceServerClient(sys.argv[2]) as server:
-        said = {
+        answers = {
             "live": server.is_server_live(),
             "ready": server.is_server_ready(),
             "model_ready": server.is_model_ready("digits"),
@@ -50,12 +50,12 @@ def main() -> None:
             "default": answer(server.infer("digits", inputs(client, forms["binary"]))),
         }
         for form, binary in forms.items():
-            said[form] = answer(server.infer("digits", inputs(client, binary), outputs=outputs(client, binary)))
+            answers[form] = answer(server.infer("digits", inputs(client, binary), outputs=outputs(client, binary)))
         try:
             server.infer("nobody", inputs(client, forms["binary"]))
         except client.InferenceServerException as error:
-            said["refused"] = str(error)
-    print(json.dumps(said))
+            answers["refused"] = str(error)
+    print(json.dumps(answers))
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ def call(endpoint: Endpoint, name: str, request: Any, context: FakeCall | None =
     return context, asyncio.run(GrpcApp(endpoint).answer(name, raw, context))
 
 
-def asked(*inputs: Input, **said: Any) -> pb.ModelInferRequest:
+def asked(*inputs: Input, **fields: Any) -> pb.ModelInferRequest:
     """A request with raw tensors."""
-    request = pb.ModelInferRequest(model_name="digits", **said)
+    request = pb.ModelInferRequest(model_name="digits", **fields)
     for name, datatype, shape, raw in inputs:
         request.inputs.add(name=name, datatype=datatype, shape=shape)
         if raw is not None:
@@ -114,14 +114,14 @@ class Client:
 @asynccontextmanager
 async def answering(endpoint: Endpoint, host: str = "127.0.0.1") -> AsyncIterator[Client]:
     """A real server with the services on one endpoint, and a client of it."""
-    there = Server()
+    grpc_server = Server()
     stand_in_replica(Replica(endpoint))
-    add_services(None, there)
-    assert there.own == list(SERVICES)
-    port = there.server.add_insecure_port(f"{host}:0")
-    await there.server.start()
+    add_services(None, grpc_server)
+    assert grpc_server.own == list(SERVICES)
+    port = grpc_server.server.add_insecure_port(f"{host}:0")
+    await grpc_server.server.start()
     try:
         async with grpc.aio.insecure_channel(f"{host}:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             yield Client(channel, f"{host}:{port}")
     finally:
-        await there.server.stop(0)
+        await grpc_server.server.stop(0)

@@ -57,5 +57,5 @@ class ListRegistry:
 
     def by_hand(self, alias: str) -> str | None:
         """Which version of ours an alias names there."""
-        tags = {one.number: one.tags[VERSION] for one in self.listed}
+        tags = {version.number: version.tags[VERSION] for version in self.listed}
         return tags.get(self.named.get(alias, ""))

@@ -54,19 +54,19 @@ class Block:
 
     def named(self, lead: str, ending: str) -> str | None:
         """The file that its first line names after ``lead``."""
-        found = re.match(rf"# {lead}(\S+{ending})$", self.text.partition("\n")[0])
-        return found and found[1]
+        match = re.match(rf"# {lead}(\S+{ending})$", self.text.partition("\n")[0])
+        return match and match[1]
 
 
 def blocks(page: str) -> list[Block]:
     """All blocks of a page, in order."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = [
+    fenced = [
         Block(page, text.count("\n", 0, match.start("kind")) + 1, match["kind"], match["text"], match["why"])
         for match in FENCE.finditer(text)
     ]
-    assert len(found) * 2 == len(re.findall(r"^```", text, re.MULTILINE)), f"{page}: a fence is not closed"
-    return found
+    assert len(fenced) * 2 == len(re.findall(r"^```", text, re.MULTILINE)), f"{page}: a fence is not closed"
+    return fenced
 
 
 Serve = Callable[[Path, str, Sequence[str]], AbstractContextManager[dict[str, str]]]  # folder, file, options -> addresses
@@ -125,8 +125,8 @@ class Reader:
         lines = block.text.splitlines()
         assert lines[0].startswith("$ "), f"{block.place}: begins with no command"
         commands = iter(groupby(lines, key=lambda line: line.startswith("$ ")))
-        for _, said in commands:
-            script = "\n".join(line[2:] for line in said)
+        for _, command_lines in commands:
+            script = "\n".join(line[2:] for line in command_lines)
             shown = list(next(commands, (False, iter(())))[1])
             printed = self._run(block, ["bash", "-euo", "pipefail", "-c", self._here(script)])
             self._find(block, shown, printed)

@@ -98,9 +98,9 @@ def verified(folder: Path, *branches: str) -> None:
 
 def newest(folder: Path, branch: str) -> tuple[Mark, dict]:
     """The newest mark of a branch and its state, part by part."""
-    there = instance(folder)
-    mark = summarise(there.journal(branch), branch).marks[-1]
-    return mark, load_checkpoint(there.store(), mark)
+    pipeline = instance(folder)
+    mark = summarise(pipeline.journal(branch), branch).marks[-1]
+    return mark, load_checkpoint(pipeline.store(), mark)
 
 
 def operation(folder: Path, name: str = "replay-1") -> str:

@@ -79,19 +79,19 @@ def ask(
 ) -> Heard:
     """One request to 10.0.0.1, its body in two pieces."""
     pieces = [body[: len(body) // 2], body[len(body) // 2 :]]
-    said: list[dict] = []
+    messages: list[dict] = []
 
     async def receive() -> dict:
         piece = pieces.pop(0)
         return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
 
     async def send(message: dict) -> None:
-        said.append(message)
+        messages.append(message)
 
     raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
     ends = {"client": (client, 50000), "server": ("10.0.0.1", 30000)}
     asyncio.run(to({"type": "http", "method": method, "path": path, "headers": raw, **ends}, receive, send))
-    start, end = said
+    start, end = messages
     names = {name.decode(): value.decode() for name, value in start["headers"]}
     return Heard(start["status"], names, end["body"])
 

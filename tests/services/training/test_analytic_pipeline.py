@@ -30,13 +30,13 @@ def test_one_word_chooses_the_learner(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(("_name", "prior"), PRIORS)
 def test_a_prior_is_a_word_or_a_table(tmp_path: Path, _name: str, prior: Any) -> None:
     """As TOML says it."""
-    said = f'"{prior}"' if isinstance(prior, str) else '{ "7" = 0.5 }'
-    loaded = load_pipeline(pipeline_in(tmp_path, rows=0, text=PIPELINE), [f'learner={{kind="air", prior={said}}}'])
+    written = f'"{prior}"' if isinstance(prior, str) else '{ "7" = 0.5 }'
+    loaded = load_pipeline(pipeline_in(tmp_path, rows=0, text=PIPELINE), [f'learner={{kind="air", prior={written}}}'])
     assert loaded.learner.prior == prior and loaded.pipeline.learner["prior"] == prior
 
 
 @pytest.mark.parametrize(
-    ("said", "sentence"),
+    ("learner", "sentence"),
     [
         ('{kind="aier"}', "is not a learner"),
         ('{kind="air", prior="even"}', "prior = 'even': must be"),
@@ -44,10 +44,10 @@ def test_a_prior_is_a_word_or_a_table(tmp_path: Path, _name: str, prior: Any) ->
         ('{kind="ncm", gamma=1.0}', "gamma"),
     ],
 )
-def test_what_a_learner_cannot_be_told_is_named(tmp_path: Path, said: str, sentence: str) -> None:
+def test_what_a_learner_cannot_be_told_is_named(tmp_path: Path, learner: str, sentence: str) -> None:
     """With the file."""
     with pytest.raises(ConfigError, match=sentence):
-        load_pipeline(pipeline_in(tmp_path, rows=0, text=PIPELINE), [f"learner={said}"])
+        load_pipeline(pipeline_in(tmp_path, rows=0, text=PIPELINE), [f"learner={learner}"])
 
 
 def test_air_without_room_is_refused_before_a_row_is_read(tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_status_shows_what_the_learner_keeps_and_loses(tmp_path: Path) -> None:
     for words in (("send", "digits.toml", "rows.jsonl"), ("run", "digits.toml")):
         done = millrace(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    found = facts(tmp_path)
-    assert 30 < found["held_out_rows"] == found["passed"] and found["learned"] + found["passed"] == found["records"] == 300
-    assert found["held_out_kept"] == 30 and found["held_out_evaluations"] >= 9
-    assert found["held_out_accuracy"] > max(found["held_out_accuracy_last"], found["held_out_accuracy_majority"])
-    assert {f"held_out_recall_{name}" for name in ("rose", "tulip", "daisy")} <= found.keys()
-    assert {"held_out_forgetting", "held_out_worst_case_accuracy", "held_out_amca"} <= found.keys()
+    status = facts(tmp_path)
+    assert 30 < status["held_out_rows"] == status["passed"] and status["learned"] + status["passed"] == status["records"] == 300
+    assert status["held_out_kept"] == 30 and status["held_out_evaluations"] >= 9
+    assert status["held_out_accuracy"] > max(status["held_out_accuracy_last"], status["held_out_accuracy_majority"])
+    assert {f"held_out_recall_{name}" for name in ("rose", "tulip", "daisy")} <= status.keys()
+    assert {"held_out_forgetting", "held_out_worst_case_accuracy", "held_out_amca"} <= status.keys()
     proved = millrace("verify", "digits.toml", cwd=tmp_path)
     assert proved.returncode == 0, proved.stdout + proved.stderr
 

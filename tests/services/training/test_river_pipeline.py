@@ -25,8 +25,8 @@ def test_a_model_of_rivers_is_learned_proved_and_served(tmp_path) -> None:
     pipeline_in(tmp_path, rows=400, text=TEXT.replace(LEARNER, OTHER))
     for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml", "--rows", "150"], ["run", "digits.toml"]):
         assert here(*words, cwd=tmp_path).exit_code == 0
-    said = facts(tmp_path)
-    assert said["learned"] == 400 and float(str(said["accuracy"])) > 0.6
+    status = facts(tmp_path)
+    assert status["learned"] == 400 and float(str(status["accuracy"])) > 0.6
     assert here("verify", "digits.toml", cwd=tmp_path).exit_code == 0
     instance = Instance(load_pipeline(tmp_path / "digits.toml"), tmp_path / ".millrace" / "digits")
     archive, schema = Archive(instance), instance.loaded.pipeline.schema

@@ -45,9 +45,9 @@ def weights(instance: Instance) -> tuple[dict[str, np.ndarray], dict]:
     return {name: columns[:, at] for at, name in enumerate(serve["classes"])}, serve
 
 
-def assert_answers_alike(three: Instance, one: Instance) -> None:
+def assert_answers_alike(three: Instance, single: Instance) -> None:
     """The newest merge has the weights of one learner, to rounding."""
-    (merged, _), (whole, _) = weights(three), weights(one)
+    (merged, _), (whole, _) = weights(three), weights(single)
     assert set(merged) == set(whole)
     for name in whole:
         np.testing.assert_allclose(merged[name], whole[name], rtol=0, atol=1e-10)
@@ -127,8 +127,8 @@ def test_three_shards_learn_from_late_labels_what_one_learns(tmp_path) -> None:
     """A label lies in its prediction's shard, by the key that both have; nothing is lost, and all of it is proved."""
     three = learned_late(tmp_path / "three", SHARDED)
     assert_answers_alike(three, learned_late(tmp_path / "one", PARTED))
-    found = facts(tmp_path / "three")
-    assert (found["learned"], found["labels_joined"], found["labels_awaited"], found["labels_unmatched"]) == (300, 300, 0, 0)
+    shown = facts(tmp_path / "three")
+    assert (shown["learned"], shown["labels_joined"], shown["labels_awaited"], shown["labels_unmatched"]) == (300, 300, 0, 0)
     each = [facts(tmp_path / "three", "--branch", shard) for shard in three.shards("main")]
     assert min(shard["labels_joined"] for shard in each) > 50
     done = here("verify", "digits.toml", cwd=tmp_path / "three")
@@ -167,26 +167,26 @@ def test_a_served_record_that_lies_astray_is_a_dead_letter(tmp_path) -> None:
     assert millrace("run", "digits.toml", cwd=tmp_path / "there").returncode == 1  # all that this run read
     letters = here("dead-letters", "list", "digits.toml", "--output", "json", cwd=tmp_path / "there")
     assert [line["reason"] for line in json_lines(letters.stdout)] == ["other-partition"] * 4
-    found = facts(tmp_path / "there")
-    assert (found["learned"], found["rejected"], found["records"]) == (300, 4, 604)
+    status = facts(tmp_path / "there")
+    assert (status["learned"], status["rejected"], status["records"]) == (300, 4, 604)
     done = here("verify", "digits.toml", cwd=tmp_path / "there")
     assert done.exit_code == 0, done.stderr
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "sentence"),
     [
         (("partitions = 4", "partitions = 2"), "from 1 to log.partitions, 2"),
         (("shards = 3", "shards = 0"), "from 1 to log.partitions, 4"),
         (('categories = ["north", "south"]', 'categories = "grow"\nmax = 4'), "field site has a table that grows"),
     ],
 )
-def test_what_does_not_add_up_is_refused(tmp_path, change, said) -> None:
+def test_what_does_not_add_up_is_refused(tmp_path, change, sentence) -> None:
     """A pipeline whose shards would not add up to one is refused when its file is read."""
     pipeline_in(tmp_path, 1, SHARDED.replace(*change))
     done = here("status", "digits.toml", cwd=tmp_path)
     assert done.exit_code == 2
-    assert said in done.stderr
+    assert sentence in done.stderr
 
 
 def test_another_number_of_shards_is_another_branch(tmp_path) -> None:
@@ -228,7 +228,7 @@ def test_shards_are_served_as_one_and_survive_kills(tmp_path) -> None:
         answered = up.ask()
         assert answered["model_version"].startswith("main.")
         assert post(up.port, "infer", question(ids := [f"asked/{at}" for at in range(9)]))[0] == 200
-        assert post(up.port, "labels", {"labels": [{"id": one, "label": "lily"} for one in ids]})[0] == 202
+        assert post(up.port, "labels", {"labels": [{"id": identity, "label": "lily"} for identity in ids]})[0] == 202
         until(lambda: facts(tmp_path).get("labels_joined") == 9)
     assert json.loads(here("status", "digits.toml", "--output", "json", cwd=tmp_path).stdout.splitlines()[0])
     done = here("verify", "digits.toml", cwd=tmp_path)

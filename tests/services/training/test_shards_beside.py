@@ -33,7 +33,7 @@ def run(folder, rows: list[bytes]) -> str:
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory):
+def sharded(tmp_path_factory):
     """Four runs; versions of shards were let go and their journals pruned."""
     folder = tmp_path_factory.mktemp("sharded")
     pipeline_in(folder, 1, SHARDED)
@@ -48,7 +48,7 @@ def instance_in(folder) -> Instance:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "sentence"),
     [
         ("replay plan digits.toml --from-start --reason x", "A replay is for pipelines of one shard, and this one has 3"),
         ("replay plan digits.toml --from newest --reason x", "A replay is for pipelines of one shard"),
@@ -64,13 +64,13 @@ def instance_in(folder) -> Instance:
         ("rollback digits.toml main-2of3.9 --reason x --yes", "main-2of3 is a shard"),
     ],
 )
-def test_what_shards_cannot_do_is_refused_where_it_is_typed(there, words, said) -> None:
+def test_what_shards_cannot_do_is_refused_where_it_is_typed(sharded, words, sentence) -> None:
     """With the way out, and before anything is begun: no branch, no decision."""
-    before = instance_in(there).branches(), instance_in(there).ledger().counted
-    done = here(*words.split(), cwd=there)
+    before = instance_in(sharded).branches(), instance_in(sharded).ledger().counted
+    done = here(*words.split(), cwd=sharded)
     assert done.exit_code == 2
-    assert said in done.stderr
-    assert (instance_in(there).branches(), instance_in(there).ledger().counted) == before
+    assert sentence in done.stderr
+    assert (instance_in(sharded).branches(), instance_in(sharded).ledger().counted) == before
 
 
 def test_a_branch_named_as_a_shard_is_refused_with_one_shard_too(tmp_path) -> None:
@@ -91,25 +91,25 @@ def test_an_act_that_one_shard_would_do_alone_is_refused(tmp_path) -> None:
     assert "drift.act = 'reset' would be done to one shard of what is merged; use \"version\"" in done.stderr
 
 
-def test_merges_of_versions_that_were_let_go_are_said_to_be_unproved(there) -> None:
+def test_merges_of_versions_that_were_let_go_are_said_to_be_unproved(sharded) -> None:
     """What is kept is merged again and proved; of the rest `verify` says that nothing is left to merge."""
-    instance = instance_in(there)
+    instance = instance_in(sharded)
     kept = [mark.version for mark in Archive(instance).marks("main") if mark.version not in instance.ledger().released]
-    lines = ok(there, "verify", "digits.toml")
+    lines = ok(sharded, "verify", "digits.toml")
     assert [line["proved"] for line in lines if line["branch"] == "main"] == [[kept[-1]], []]
     assert lines[-1]["unproved"] == 1
-    done = here("verify", "digits.toml", "--version", kept[0], cwd=there)
+    done = here("verify", "digits.toml", "--version", kept[0], cwd=sharded)
     assert done.exit_code == 1
     assert "which is no longer kept, so it cannot be merged again. It is pending." in done.stderr
 
 
-def test_the_mirror_has_the_merges_alone(there) -> None:
+def test_the_mirror_has_the_merges_alone(sharded) -> None:
     """Each with what it merges; a shard's version answers for a part of the log."""
-    registry, instance = ListRegistry(), instance_in(there)
+    registry, instance = ListRegistry(), instance_in(sharded)
     Mirror(instance, registry).once()
     kept = [mark.version for mark in Archive(instance).marks("main") if mark.version not in instance.ledger().released]
-    assert [one.tags["millrace.version"] for one in registry.listed] == kept
-    assert all(one.tags["millrace.merges"].count("of3.") == 3 for one in registry.listed)
+    assert [version.tags["millrace.version"] for version in registry.listed] == kept
+    assert all(version.tags["millrace.merges"].count("of3.") == 3 for version in registry.listed)
 
 
 def test_an_alarm_in_one_shard_says_which_merge_was_the_last_good_one(tmp_path) -> None:

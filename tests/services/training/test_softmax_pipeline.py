@@ -30,9 +30,9 @@ def test_it_learns_is_proved_and_raises_its_rate_after_an_alarm(tmp_path: Path) 
     for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"], ["verify", "digits.toml"]):
         done = here(*words, cwd=tmp_path)
         assert done.exit_code == 0, done.stderr
-    found = facts(tmp_path)
-    assert found["accuracy"] > 0.5 and 0.0 < found["log_loss"] < 2.0
-    assert str(found["act"]).startswith("raise-rate (factor = 5.0, rows = 50) at seq ")
+    status = facts(tmp_path)
+    assert status["accuracy"] > 0.5 and 0.0 < status["log_loss"] < 2.0
+    assert str(status["act"]).startswith("raise-rate (factor = 5.0, rows = 50) at seq ")
 
 
 def test_an_exported_version_answers_alike_in_onnxruntime(tmp_path: Path) -> None:

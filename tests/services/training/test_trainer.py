@@ -78,17 +78,17 @@ def test_a_trainer_learns_served_predictions_with_their_late_labels(tmp_path: Pa
     soon(lambda: trainer.state().records == 200 + 204 and not facts(tmp_path)["lag_rows"])
     soon(lambda: shelf.bundles and shelf.bundles[-1].identity.seq == trainer.state().seq)
     assert not trainer.stop(SOON_S).said
-    found = facts(tmp_path)
-    counted = {name: found[f"labels_{name}"] for name in ("joined", "repeated", "conflicts", "awaited", "waiting", "late")}
+    status = facts(tmp_path)
+    counted = {name: status[f"labels_{name}"] for name in ("joined", "repeated", "conflicts", "awaited", "waiting", "late")}
     assert counted == {"joined": 100, "repeated": 1, "conflicts": 1, "awaited": 0, "waiting": 1, "late": 0}
-    assert (found["scored_as_served"], found["served_accuracy"], found["scored_by_worker"]) == (100, 0.5, 200)
-    assert found["records"] == sum(int(found[name]) for name in ("learned", "passed", "rejected", "labels", "waiting"))
-    assert (found["learned"], found["rejected"], found["lag_rows"]) == (300, 2, 0)
-    assert isinstance(found["recall_rose"], float) and isinstance(found["recall_tulip"], float)
+    assert (status["scored_as_served"], status["served_accuracy"], status["scored_by_worker"]) == (100, 0.5, 200)
+    assert status["records"] == sum(int(status[name]) for name in ("learned", "passed", "rejected", "labels", "waiting"))
+    assert (status["learned"], status["rejected"], status["lag_rows"]) == (300, 2, 0)
+    assert isinstance(status["recall_rose"], float) and isinstance(status["recall_tulip"], float)
     newest = Archive(instance).newest("main")
-    assert newest.identity.version == found["version"] and set(newest.classes) >= {"rose", "tulip"}
+    assert newest.identity.version == status["version"] and set(newest.classes) >= {"rose", "tulip"}
     assert here("verify", "digits.toml", cwd=tmp_path).exit_code == 0
-    assert {"labels.horizon_ms", "labels.memory_rows"} <= {one["key"] for one in settings(tmp_path)}
+    assert {"labels.horizon_ms", "labels.memory_rows"} <= {setting["key"] for setting in settings(tmp_path)}
 
 
 def settings(folder: Path) -> list[dict[str, object]]:

@@ -31,13 +31,13 @@ class Heeding:
     """A fork whose processes hear of the ledger."""
 
     def __init__(self, forked_rooms: Forked, ledger: ListStream) -> None:
-        self.there, self.ledger = forked_rooms, ledger
+        self.forked, self.ledger = forked_rooms, ledger
 
     def worker(self) -> Worker:
         """A new process."""
-        backends: Backends = replace(self.there.backends(), retention=Retention(self.ledger, 0, look_s=0.0))
-        self.there.worker()
-        return Worker(self.there.how, backends, SMALL, WorkerIdentity("mended", HOST, SteppedClock(), emits=False))
+        backends: Backends = replace(self.forked.backends(), retention=Retention(self.ledger, 0, look_s=0.0))
+        self.forked.worker()
+        return Worker(self.forked.how, backends, SMALL, WorkerIdentity("mended", HOST, SteppedClock(), emits=False))
 
 
 def told() -> ListStream:

@@ -22,20 +22,20 @@ class TwoLists:
 
     @property
     def position(self) -> dict[str, int]:
-        return {tp: at for one in self._lists.values() for tp, at in one.position.items()}
+        return {tp: at for source in self._lists.values() for tp, at in source.position.items()}
 
     def topics(self) -> dict[str, Topic]:
         return {name: Topic(name, 1) for name in self._lists}
 
     def bounds(self) -> dict[str, tuple[int, int]]:
-        return {tp: at for one in self._lists.values() for tp, at in one.bounds().items()}
+        return {tp: at for source in self._lists.values() for tp, at in source.bounds().items()}
 
     def seek(self, position: dict[str, int]) -> None:
-        for name, one in self._lists.items():
-            one.seek({f"{name}:0": position[f"{name}:0"]})
+        for name, source in self._lists.items():
+            source.seek({f"{name}:0": position[f"{name}:0"]})
 
     def next_batch(self, limit: int) -> list[Read]:
-        return [read for one in self._lists.values() for read in one.next_batch(limit // 2 or 1)]
+        return [read for source in self._lists.values() for read in source.next_batch(limit // 2 or 1)]
 
     def read(self, tp: str, start: int, stop: int) -> Read:
         return make_read(tp, start, stop, self._lists[tp[0]].read(tp, start, stop).events)

@@ -59,15 +59,15 @@ def proved(tmp_path_factory):
     """An instance that learned 600 rows in two epochs, with checkpoints and versions."""
     folder = tmp_path_factory.mktemp("proof")
     (folder / "proof.toml").write_text(PIPELINE)
-    there = instance(folder)
+    pipeline = instance(folder)
     x = np.random.default_rng(1).integers(-9, 10, (ROWS, 4))
     x[:, 3] = np.arange(ROWS)  # no two records alike
     records = [
         Record(json.dumps({"x": row.tolist(), "y": int(row[0]) % 3}).encode(), timestamp_ms=1 + at) for at, row in enumerate(x)
     ]
-    there.log().append("proof", records)
-    running.run(there, "main", running.Bounds(rows=300), take_over=False)
-    running.run(there, "main", running.Bounds(), take_over=False)
+    pipeline.log().append("proof", records)
+    running.run(pipeline, "main", running.Bounds(rows=300), take_over=False)
+    running.run(pipeline, "main", running.Bounds(), take_over=False)
     return folder
 
 
@@ -134,10 +134,10 @@ def test_one_flipped_bit_of_a_record_is_named_with_the_first_bad_mark(copy, seed
         if isinstance(entry, Step) and entry.reads and entry.reads[0][2] > offset
     )
     flip_in_table(copy / "proof" / "log.sqlite", f"records_{backends.source.topics()['proof'].id}_0", offset, chance)
-    said = findings(copy)
+    words = findings(copy)
     bad = next(mark for mark in marks(copy) if mark.state_seq >= step.seq)
-    assert f"proof:0 offset {offset} " in said
-    assert f"First bad mark: seq {bad.state_seq}" in said
+    assert f"proof:0 offset {offset} " in words
+    assert f"First bad mark: seq {bad.state_seq}" in words
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -148,10 +148,10 @@ def test_one_flipped_bit_of_a_journal_entry_is_named_with_the_first_bad_mark(cop
     entries = list(SqliteStream(path).read(0))
     offset, _ = chance.choice(entries[2:])
     flip_in_table(path, "entries", offset, chance)
-    said = findings(copy)
-    assert f"journal entry at offset {offset} " in said
+    words = findings(copy)
+    assert f"journal entry at offset {offset} " in words
     later = [mark for mark in map(as_mark, (raw for at, raw in entries if at > offset)) if mark]
-    assert (f"First bad mark: seq {later[0].state_seq}" if later else "No mark stands on it yet") in said
+    assert (f"First bad mark: seq {later[0].state_seq}" if later else "No mark stands on it yet") in words
 
 
 def as_mark(raw: bytes) -> Mark | None:
@@ -171,10 +171,10 @@ def test_one_flipped_bit_of_a_checkpoint_part_is_named_with_its_mark(copy, seed)
     name = chance.choice([mark.checkpoint, *(part.sha256 for part in manifest.parts.values())])
     path = store.path("main", name)
     flip(path, chance.randrange(path.stat().st_size), chance.randrange(8))
-    said = findings(copy)
-    assert str(path) in said
+    words = findings(copy)
+    assert str(path) in words
     first = next(m for m in kept if name in names(store, m, name))
-    assert f"First bad mark: seq {first.state_seq}" in said
+    assert f"First bad mark: seq {first.state_seq}" in words
 
 
 def names(store, mark: Mark, damaged: str) -> set[str]:
@@ -213,11 +213,11 @@ def test_what_follows_from_the_truth_is_compared_too(copy):
 
 def test_where_retention_has_passed_verify_begins_at_a_checkpoint_and_says_so(copy):
     """What the log no longer has cannot be folded again; the rest is proved from the oldest checkpoint that goes on."""
-    there = instance(copy)
+    pipeline = instance(copy)
     version = next(mark for mark in marks(copy) if mark.version)
-    position = load_checkpoint(there.store(), version)["counts"]["position"]["proof:0"]
-    there.log().delete_before("proof:0", position)
-    report = proving.prove(there, "main")
+    position = load_checkpoint(pipeline.store(), version)["counts"]["position"]["proof:0"]
+    pipeline.log().delete_before("proof:0", position)
+    report = proving.prove(pipeline, "main")
     assert report.base == f"checkpoint of seq {version.state_seq}"
     assert report.proved[-1] == marks(copy)[-1]
     assert len(report.unproved) < len(marks(copy))
@@ -225,34 +225,34 @@ def test_where_retention_has_passed_verify_begins_at_a_checkpoint_and_says_so(co
 
 def test_a_recreated_topic_is_not_taken_for_the_old_one(copy):
     """Another id under the same name: the log is not what the journal read."""
-    there = instance(copy)
+    pipeline = instance(copy)
     (copy / "proof" / "log.sqlite").unlink()
     for leftover in (copy / "proof").glob("log.sqlite-*"):
         leftover.unlink()
-    there.log()
+    pipeline.log()
     assert "was recreated" in findings(copy)
 
 
 def test_the_difference_of_parts_is_relative_and_sees_shapes_and_names():
     """Numbers by their size; everything else by equality."""
-    one = {"w": np.array([1.0, 100.0]), "n": 3, "names": ["a"]}
-    assert difference(one, one) == 0.0
-    assert difference(one, one | {"w": np.array([2.0, 100.0])}) == pytest.approx(0.01)
-    assert difference(one, one | {"n": 4}) == np.inf
-    assert difference(one, one | {"names": ["b"]}) == np.inf
-    assert difference(one, one | {"w": np.ones(3)}) == np.inf
-    assert difference(one, {"w": one["w"]}) == np.inf
+    state = {"w": np.array([1.0, 100.0]), "n": 3, "names": ["a"]}
+    assert difference(state, state) == 0.0
+    assert difference(state, state | {"w": np.array([2.0, 100.0])}) == pytest.approx(0.01)
+    assert difference(state, state | {"n": 4}) == np.inf
+    assert difference(state, state | {"names": ["b"]}) == np.inf
+    assert difference(state, state | {"w": np.ones(3)}) == np.inf
+    assert difference(state, {"w": state["w"]}) == np.inf
 
 
 def test_the_difference_of_parts_looks_into_mappings_and_lists():
     """Totals of scores are numbers in a mapping; another kind of host, or another Python, rounds those otherwise too."""
-    one = {"totals": {"rows": 500, "squared_error": 247.40182065094004, "log_loss": None}, "mean": [[1.0, 2.0], "a"]}
+    state = {"totals": {"rows": 500, "squared_error": 247.40182065094004, "log_loss": None}, "mean": [[1.0, 2.0], "a"]}
     near = {"totals": {"log_loss": None, "squared_error": 247.40182065094007, "rows": 500}, "mean": [[1.0, 2.0 + 1e-12], "a"]}
-    assert 0.0 < difference(one, near) < 1e-11
-    assert difference(one, {"totals": one["totals"] | {"rows": 501}, "mean": one["mean"]}) == np.inf
-    assert difference(one, {"totals": one["totals"] | {"log_loss": 0.5}, "mean": one["mean"]}) == np.inf
+    assert 0.0 < difference(state, near) < 1e-11
+    assert difference(state, {"totals": state["totals"] | {"rows": 501}, "mean": state["mean"]}) == np.inf
+    assert difference(state, {"totals": state["totals"] | {"log_loss": 0.5}, "mean": state["mean"]}) == np.inf
     assert difference({"x": 0.5}, {"x": None}) == difference({"x": 0.5}, {"x": float("nan")}) == np.inf
-    assert difference(one, one | {"mean": [[1.0], "a"]}) == difference(one, one | {"mean": {}}) == np.inf
+    assert difference(state, state | {"mean": [[1.0], "a"]}) == difference(state, state | {"mean": {}}) == np.inf
 
 
 def change_journal(folder: Path, statements: str) -> None:
@@ -273,9 +273,9 @@ def test_a_journal_that_lost_its_end_is_a_finding_and_nobody_goes_on(copy, kept)
     """Scores that were let out and certificates say that there was more."""
     proving.prove(instance(copy), "main")
     change_journal(copy, f"delete from entries where offset >= {kept}")
-    said = findings(copy)
-    assert "its end is gone" in said
-    assert "The ledger certifies version" in said
+    words = findings(copy)
+    assert "its end is gone" in words
+    assert "The ledger certifies version" in words
     with pytest.raises(DamageError, match="its end is gone"):
         running.run(instance(copy), "main", running.Bounds(), take_over=False)
 
@@ -295,27 +295,27 @@ def test_a_journal_of_another_branch_or_with_a_forged_version_is_a_finding(copy)
 
 def test_a_checkpoint_that_was_swept_is_no_finding_however_many_are_said_to_be_kept(copy):
     """Only altered parts, and missing ones of versions and of the newest mark, are."""
-    there = instance(copy)
+    pipeline = instance(copy)
     plain = [mark for mark in marks(copy) if not mark.version]
-    there.store().path("main", plain[0].checkpoint).unlink()
-    assert proving.prove(there, "main").proved == marks(copy)
+    pipeline.store().path("main", plain[0].checkpoint).unlink()
+    assert proving.prove(pipeline, "main").proved == marks(copy)
     version = next(mark for mark in marks(copy) if mark.version)
-    there.store().path("main", version.checkpoint).unlink()
+    pipeline.store().path("main", version.checkpoint).unlink()
     assert f"First bad mark: seq {version.state_seq}" in findings(copy)
 
 
 def test_on_another_kind_of_host_only_what_can_be_compared_is_proved(copy):
     """Within a tolerance, whose use is in the certificate; a mark whose checkpoint is gone is not claimed to be proved."""
-    there = instance(copy)
-    path = there.folder / "journal" / "main.sqlite"
+    pipeline = instance(copy)
+    path = pipeline.folder / "journal" / "main.sqlite"
     for offset, raw in list(SqliteStream(path).read(0)):
         entry = unseal(raw, msgspec.json.Decoder(Entry), "here")
         if isinstance(entry, Open):
             other = msgspec.structs.replace(entry, host=msgspec.structs.replace(entry.host, cpu="another"))
             apsw_rows.change(path, f"update entries set value = cast('{seal(other).decode()}' as blob) where offset = {offset}")
     plain = next(mark for mark in marks(copy) if not mark.version)
-    there.store().path("main", plain.checkpoint).unlink()
-    report = proving.prove(there, "main")
+    pipeline.store().path("main", plain.checkpoint).unlink()
+    report = proving.prove(pipeline, "main")
     assert report.unproved == [plain]
     assert report.proved == [mark for mark in marks(copy) if mark != plain]
 
@@ -327,9 +327,9 @@ def test_a_read_only_copy_is_proved_and_looked_at(copy, tmp_path, closed):
         for path in (copy / "proof").rglob("*.sqlite"):
             apsw_rows.change(path, "select 1")
     with small_disk(tmp_path / "disk", 32768) as disk:
-        there = shutil.copytree(copy, disk / "copy")
+        read_only = shutil.copytree(copy, disk / "copy")
         make_read_only(disk)
-        assert proving.prove(instance(there), "main").proved == marks(copy)
-        assert looking.status(instance(there), "main")["records"] == ROWS
-        assert list(looking.journal_lines(instance(there), "main"))
-        assert instance(there).ledger().certificates == {}
+        assert proving.prove(instance(read_only), "main").proved == marks(copy)
+        assert looking.status(instance(read_only), "main")["records"] == ROWS
+        assert list(looking.journal_lines(instance(read_only), "main"))
+        assert instance(read_only).ledger().certificates == {}

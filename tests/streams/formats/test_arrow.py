@@ -53,7 +53,7 @@ def test_a_message_of_several_batches_is_its_rows_in_order() -> None:
     batches = [pa.record_batch([[1.0, float(at)], [2.0, np.nan if at == 1 else 3.0], [1, 2]], schema=schema) for at in range(3)]
     rows, refused = decoded(message(batches))
     assert rows.columns[0][:, 0].tolist() == [1.0, 0.0, 1.0, 1.0, 2.0] and rows.offset.tolist() == [7] * 5
-    assert [(one.row, one.reason) for one in refused] == [(3, "missing-field")]
+    assert [(bad.row, bad.reason) for bad in refused] == [(3, "missing-field")]
 
 
 def test_rows_and_messages_may_lie_in_one_read_in_any_order() -> None:
@@ -65,7 +65,7 @@ def test_rows_and_messages_may_lie_in_one_read_in_any_order() -> None:
     assert rows.plain[:, 0].tolist() == [5, 1, 2, 5, 1, 2, 5]
     assert rows.offset.tolist() == [0, 1, 1, 3, 5, 5, 6] and rows.t.tolist() == [1000, 1001, 1001, 1003, 1005, 1005, 1006]
     assert rows.y.tolist() == ["3", "1", "2", "3", "1", "2", "3"]
-    assert sorted((one.event.offset, one.reason, one.row) for one in refused) == [
+    assert sorted((bad.event.offset, bad.reason, bad.row) for bad in refused) == [
         (2, "unreadable", None),
         (4, "unreadable", None),
     ]
@@ -93,7 +93,7 @@ def test_a_bad_row_is_refused_by_its_number_and_the_others_are_taken(why) -> Non
     """What is learned is what the message holds but for that row."""
     good = {"a": [1.0, 2.0, 3.0], "b": [0.5, 0.5, 0.5], "y": [1, 2, 3], "w": [1.0, 1.0, 1.0]}
     rows, refused = decoded(table(**(good | BAD_ROWS[why])))
-    assert [(one.reason, one.row, one.event.offset) for one in refused] == [(why, 1, 7)]
+    assert [(bad.reason, bad.row, bad.event.offset) for bad in refused] == [(why, 1, 7)]
     assert rows.y.tolist() == ["1", "3"] and rows.plain[:, 1].tolist() == [0.5, 0.5]
 
 
@@ -145,7 +145,7 @@ def test_a_row_may_have_a_time_of_its_own_never_past_its_message() -> None:
     """The message's was checked against the wall clock, so no row can move the clock further."""
     times = pa.array([datetime.fromtimestamp(at, UTC) for at in (1, 2, 3)] + [None], pa.timestamp("us"))
     rows, refused = decoded(table(a=[1.0] * 4, b=[1.0] * 4, y=[1] * 4, timestamp=times), t=2500)
-    assert rows.t.tolist() == [1000, 2000, 2500] and [(one.reason, one.row) for one in refused] == [("ahead-of-time", 2)]
+    assert rows.t.tolist() == [1000, 2000, 2500] and [(bad.reason, bad.row) for bad in refused] == [("ahead-of-time", 2)]
     assert reason(table(a=[1.0], b=[1.0], timestamp=[5])) == ("wrong-type", None)
 
 
@@ -162,8 +162,8 @@ def test_a_message_that_decodes_to_too_much_is_refused_before_it_is_decompressed
     real = (480_000).to_bytes(8, "little")
     assert bomb.count(real) >= 3
     for lie in (1 << 50, -2, 0, 480_001, 8):
-        said, _ = reason(bomb.replace(real, lie.to_bytes(8, "little", signed=True)))
-        assert said in ("oversized", "unreadable")
+        why, _ = reason(bomb.replace(real, lie.to_bytes(8, "little", signed=True)))
+        assert why in ("oversized", "unreadable")
     _, refused = Contents(PLAIN, 99, len(bomb) - 1).decode([event(bomb)])
     assert refused[0].reason == "oversized"
 
@@ -180,7 +180,7 @@ def test_a_header_can_say_that_it_is_arrow_and_then_it_must_be() -> None:
     headers = encode_headers(((CONTENT_TYPE, b"application/vnd.apache.arrow.stream"), ("producer", b"till-7")))
     good = Event(0, 1, None, headers, table(a=[1.0], b=[1.0], y=[1]))
     rows, refused = CONTENTS.decode([good, Event(1, 1, None, headers, b'{"a": 1, "b": 2}')])
-    assert len(rows) == 1 and [(one.reason, one.row, one.event.offset) for one in refused] == [("unreadable", None, 1)]
+    assert len(rows) == 1 and [(bad.reason, bad.row, bad.event.offset) for bad in refused] == [("unreadable", None, 1)]
 
 
 def test_the_dead_letter_of_a_row_is_that_row_alone() -> None:
@@ -189,9 +189,9 @@ def test_the_dead_letter_of_a_row_is_that_row_alone() -> None:
     value = table(a=[1.0, np.inf, 2.0], b=[1.0, 2.0, 3.0], y=[1, 2, 3])
     _, refused = CONTENTS.decode([Event(9, 5, b"k", headers, value)])
     letter = dead_letter("digits:3", refused[0])
-    said = dict(decode_headers(letter.headers))
-    assert (said["millrace.offset"], said["millrace.row"], said["millrace.partition"]) == (b"9", b"1", b"3")
-    assert said["producer"] == b"till-7" and CONTENT_TYPE not in said and letter.key == b"k"
+    by_name = dict(decode_headers(letter.headers))
+    assert (by_name["millrace.offset"], by_name["millrace.row"], by_name["millrace.partition"]) == (b"9", b"1", b"3")
+    assert by_name["producer"] == b"till-7" and CONTENT_TYPE not in by_name and letter.key == b"k"
     assert json.loads(letter.value) == {"a": float("inf"), "b": 2.0, "y": 2}
     assert CONTENTS.decode([Event(0, 5, None, letter.headers, letter.value)])[1][0].reason == "not-finite"
     mended = letter.value.replace(b"1e999", b"4")

@@ -29,7 +29,7 @@ def originals() -> list[bytes]:
         batch.schema.get_field_index("pixels"), "pixels", batch.column("pixels").cast(pa.list_(pa.float32()))
     )
     batches = [coded, loose, batch]
-    return [plain, *(message([one, one.slice(3, 5)], how) for one in batches for how in (None, "lz4", "zstd"))]
+    return [plain, *(message([part, part.slice(3, 5)], how) for part in batches for how in (None, "lz4", "zstd"))]
 
 
 def mutated(value: bytes, chance: random.Random) -> bytes:
@@ -67,10 +67,10 @@ def fuzz(turns: int, seed: int) -> Counter[str]:
         for column in (rows.columns[0], rows.columns[4], rows.weight):
             assert np.isfinite(column).all()
         assert all(isinstance(name, str | None) for name in rows.columns[5])
-        for one in refused:
-            assert one.reason in REASONS
-            dead_letter("t:0", one)
-        whole = [one.reason for one in refused if one.row is None]
+        for rejection in refused:
+            assert rejection.reason in REASONS
+            dead_letter("t:0", rejection)
+        whole = [rejection.reason for rejection in refused if rejection.row is None]
         outcomes[whole[0] if whole else "rows"] += 1
     return outcomes
 

@@ -69,11 +69,11 @@ def registry() -> Iterator[ThreadingHTTPServer]:
         def do_GET(self) -> None:
             number = int(self.path.removeprefix("/schemas/ids/"))
             server.asked[number] += 1
-            said: dict[str, Any] = {"schema": json.dumps(SCHEMAS.get(number))}
-            said |= {"schemaType": "PROTOBUF"} if number == 8 else {}
+            answer: dict[str, Any] = {"schema": json.dumps(SCHEMAS.get(number))}
+            answer |= {"schemaType": "PROTOBUF"} if number == 8 else {}
             self.send_response(500 if number == 9 else 200 if number in SCHEMAS or number == 8 else 404)
             self.end_headers()
-            self.wfile.write(json.dumps(said).encode())
+            self.wfile.write(json.dumps(answer).encode())
 
         def log_message(self, *_: object) -> None:
             """Quietly."""
@@ -107,9 +107,9 @@ def test_avro_records_give_the_columns_that_json_gives(registry, tmp_path) -> No
     values = [encoded(row) if at % 5 == 0 else framed(1, row) for at, row in enumerate(rows)]
     for _ in range(2):
         contents = Contents(MIXED, 4096, registry=Registry(url(registry), tmp_path))
-        found, refused = contents.decode(events(values))
+        decoded, refused = contents.decode(events(values))
         assert not refused
-        same(found, expected)
+        same(decoded, expected)
     assert registry.asked == {1: 1}
 
 
@@ -127,9 +127,9 @@ def test_what_cannot_be_read_is_refused_with_a_reason(registry, tmp_path) -> Non
     cases += [(framed(2, {"size": 1.0}), "missing-field"), (good + b"x" * 5000, "oversized")]
     read = events([value for value, _ in cases])
     rows, refused = contents.decode(read)
-    assert {one.event.offset: one.reason for one in refused} == {at: why for at, (_, why) in enumerate(cases) if why != "good"}
+    assert {bad.event.offset: bad.reason for bad in refused} == {at: why for at, (_, why) in enumerate(cases) if why != "good"}
     assert len(rows) == 1 and {why for _, why in cases} - {"good"} <= set(REASONS)
-    assert all(one.event is read[one.event.offset] for one in refused)
+    assert all(bad.event is read[bad.event.offset] for bad in refused)
 
 
 def test_a_registry_that_does_not_answer_stops_the_reader_and_loses_nothing(registry, tmp_path) -> None:

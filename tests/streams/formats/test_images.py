@@ -118,10 +118,10 @@ def test_a_bad_picture_is_refused_beside_good_ones_in_json_and_in_arrow() -> Non
     contents = Contents(picture_schema(), 1 << 20)
     rows, refused = contents.decode(events([row(good[0]), row(bad), b'{"photo": "*"}', row(good[1])]))
     assert rows.columns[0].tolist() == good[:2]
-    assert sorted((one.event.offset, one.reason) for one in refused) == [(1, "unreadable-image"), (2, "wrong-type")]
+    assert sorted((lost.event.offset, lost.reason) for lost in refused) == [(1, "unreadable-image"), (2, "wrong-type")]
     rows, refused = contents.decode([event(table(photo=[good[0], bad, None, good[1]], y=[3, 3, 3, 3]))])
     assert rows.columns[0].tolist() == good[:2]
-    assert [(one.row, one.reason) for one in refused] == [(1, "unreadable-image"), (2, "missing-field")]
+    assert [(lost.row, lost.reason) for lost in refused] == [(1, "unreadable-image"), (2, "missing-field")]
     again, none = contents.decode(
         [event(encode_rows([{"photo": base64.b64encode(raw).decode(), "y": 3} for raw in good], picture_schema()))]
     )
@@ -148,11 +148,11 @@ def test_the_network_is_part_of_what_a_branch_was_begun_with(tmp_path) -> None:
     """By its sha256, wherever it lies; another file is another declaration, or refused where the pipeline names it."""
     photos("train", 0, 1)
     shutil.copy(NETWORK, tmp_path / "a.onnx")
-    here, there = (
+    here, other = (
         located([Field("p", backbone=name, **SHAPED)], folder)
         for name, folder in ((NETWORK.name, NETWORK.parent), ("a.onnx", tmp_path))
     )
-    assert here != there and Schema(here, Label("y")).declared == Schema(there, Label("y")).declared
+    assert here != other and Schema(here, Label("y")).declared == Schema(other, Label("y")).declared
     assert sha256(NETWORK.read_bytes()).encode() in Schema(here, Label("y")).declared
     (tmp_path / "a.onnx").write_bytes(b"another")
     changed = located([Field("p", backbone="a.onnx", **SHAPED)], tmp_path)
@@ -160,7 +160,7 @@ def test_the_network_is_part_of_what_a_branch_was_begun_with(tmp_path) -> None:
     with pytest.raises(ConfigError, match="Put the other file back"):
         located([replace(here[0], backbone="a.onnx")], tmp_path)
     with pytest.raises(ConfigError, match="Put the other file back"):
-        Backbone(there[0])
+        Backbone(other[0])
     with pytest.raises(ConfigError, match="no network that takes"):
         Backbone(changed[0])
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -38,9 +38,9 @@ def test_a_branch_of_the_first_revision_reads_what_it_read() -> None:
     old, new = (Contents(NUMBER, 999).of_revision(revision) for revision in (1, REVISION))
     rows, refused = old.decode([event(row)])
     assert not refused and rows.columns[0].tolist() == [[2.0**64]] and rows.y.tolist() == ["12345678901234567890"]
-    assert [one.reason for one in new.decode([event(row)])[1]] == ["wrong-type"]
+    assert [bad.reason for bad in new.decode([event(row)])[1]] == ["wrong-type"]
     batch = table(n=[1.0, np.nan, 3.0], y=[1, 2, 3])
-    assert [(one.row, one.reason) for one in old.decode([event(batch)])[1]] == [(1, "not-finite")]
+    assert [(bad.row, bad.reason) for bad in old.decode([event(batch)])[1]] == [(1, "not-finite")]
     assert len(new.decode([event(batch)])[0]) == 3
     large = table(n=pa.array([1 << 63], pa.uint64()), y=pa.array([1 << 63], pa.uint64()))
     assert (
@@ -55,12 +55,12 @@ def test_a_boolean_is_the_text_that_csv_had_for_a_branch_of_the_first_revision(t
     row = event(b'{"k": true, "y": 1}')
     batch = event(table(k=[True], y=[1.0]))
     for revision, text in ((1, "True"), (REVISION, "true")):
-        for one in (row, batch):
-            assert Contents(KINDS, 999).of_revision(revision).decode([one])[0].columns[0].tolist() == [text]
+        for record in (row, batch):
+            assert Contents(KINDS, 999).of_revision(revision).decode([record])[0].columns[0].tolist() == [text]
         assert label_value(Label("y"), True, revision) == text and label_value(Label("y", "boolean"), True, revision) == "true"
         boolean = Contents(Schema((Field("a"),), Label("y", "boolean")), 999).of_revision(revision)
-        for one in (event(b'{"a": 1, "y": true}'), event(table(a=[1.0], y=[True]))):
-            assert boolean.decode([one])[0].y.tolist() == ["true"]
+        for record in (event(b'{"a": 1, "y": true}'), event(table(a=[1.0], y=[True]))):
+            assert boolean.decode([record])[0].y.tolist() == ["true"]
 
 
 def test_avro_bytes_are_their_text_and_were_base64(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_avro_bytes_are_their_text_and_were_base64(tmp_path: Path) -> None:
     schema = {"type": "record", "name": "R", "fields": fields}
     values = [struct.pack(">bI", 0, 1) + avro_bytes(schema, {"k": cell, "y": 1.0}) for cell in (b"spam", b"\xff")]
     rows, refused = contents.decode(events(values))
-    assert rows.columns[0].tolist() == ["spam"] and [(one.event.offset, one.reason) for one in refused] == [(1, "wrong-type")]
+    assert rows.columns[0].tolist() == ["spam"] and [(bad.event.offset, bad.reason) for bad in refused] == [(1, "wrong-type")]
     assert contents.of_revision(1).decode(events(values))[0].columns[0].tolist() == ["c3BhbQ==", "/w=="]
 
 
@@ -123,7 +123,7 @@ def test_many_views_of_the_same_long_text_are_refused_before_they_are_read() -> 
 def test_damaged_views_end_in_a_reason(damage: bytes) -> None:
     """A length below 0, one past every buffer, one that makes an inline text a place."""
     good = message(pa.record_batch({"k": pa.array(["abc", "abc", "d" * 20], pa.string_view()), "y": np.zeros(3)}))
-    at = [found.start() for found in re.finditer(re.escape(struct.pack("<i", 3) + b"abc"), good)]
+    at = [match.start() for match in re.finditer(re.escape(struct.pack("<i", 3) + b"abc"), good)]
     assert len(at) == 2 and len(Contents(KINDS, 999).decode([event(good)])[0]) == 3
     _, refused = Contents(KINDS, 999).decode([event(good[: at[0]] + damage + good[at[0] + 4 :])])
     assert refused[0].reason in ("unreadable", "oversized")
@@ -149,4 +149,4 @@ def test_a_label_column_that_is_all_null_is_rows_without_labels() -> None:
             assert not refused and len(rows) == 2 and all(cell is None or cell != cell for cell in rows.y.tolist())
         if nothing.type != pa.float64():
             _, refused = Contents(schema, 999).decode([event(table(a=nothing, y=[1.0, 2.0]))])
-            assert [(one.row, one.reason) for one in refused] == [(0, "missing-field"), (1, "missing-field")]
+            assert [(bad.row, bad.reason) for bad in refused] == [(0, "missing-field"), (1, "missing-field")]

@@ -117,7 +117,7 @@ def decoded(schema: Schema, events: Sequence[Event]) -> tuple[Any, dict[int, str
         if SCHEMAS[0]:
             (Path(folder) / "1.avsc").write_text(SCHEMAS[0])
         rows, refused = Contents(schema, 1 << 20, registry=registry).decode(events)
-    return rows, {one.event.offset: one.reason for one in refused}
+    return rows, {rejection.event.offset: rejection.reason for rejection in refused}
 
 
 def weights(schema: Schema, rows: Any) -> bytes:

@@ -71,7 +71,7 @@ def as_avro() -> list[bytes]:
 def test_unknown_keys_are_refused_by_name_or_ignored(values, tmp_path: Path) -> None:
     """Ignored, the rows are those without the keys, bit for bit; what was let in so is read so again."""
     refused = contents(tmp_path, "reject").decode(events(values()))[1]
-    assert {one.reason for one in refused} == ({"wrong-type"} if values is as_avro else {"unknown-field"})
+    assert {rejection.reason for rejection in refused} == ({"wrong-type"} if values is as_avro else {"unknown-field"})
     bare, _ = contents(tmp_path, "reject").decode(events([json.dumps(row).encode() for row in ROWS]))
     for codec in (contents(tmp_path, "ignore"), contents(tmp_path, "reject").without_limit):
         rows, bad = codec.decode(events(values()))
@@ -84,7 +84,7 @@ def test_what_is_ignored_must_still_be_sound(tmp_path: Path) -> None:
     codec = contents(tmp_path, "ignore")
     lines = [b'{"a":1,"y":"u","z":1,"z":2}', b'{"a":1,"a":2,"y":"u","z":3}', b'{"a":1,"y":"u","z":[}', b'{"y":"u","z":1}']
     _, refused = codec.decode(events(lines))
-    assert [one.reason for one in refused] == ["duplicate-field", "duplicate-field", "unreadable", "missing-field"]
+    assert [rejection.reason for rejection in refused] == ["duplicate-field", "duplicate-field", "unreadable", "missing-field"]
     endless = {
         "type": "record",
         "name": "Row",

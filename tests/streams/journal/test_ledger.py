@@ -91,7 +91,7 @@ def test_of_replays_one_at_a_time_is_under_way_and_each_goes_forward_with_its_ow
     for step in steps:
         append_decision(stream, step)
         before, ledger = dict(stages), read(stream)
-        stages = {name: one.state for name, one in ledger.operations.items()}
+        stages = {name: replay.state for name, replay in ledger.operations.items()}
         assert sum(stage in ("running", "done") for stage in stages.values()) <= 1
         for name, stage in stages.items():
             assert before.get(name) == stage or stage in NEXT[before.get(name)]

@@ -157,9 +157,9 @@ def test_a_sweep_keeps_segments_and_takes_those_that_no_kept_version_names(tmp_p
         os.utime(path, (then, then))
     rooms.worker(Patient, PRUNING).close()
     assert not store.path("main", orphan).exists()
-    there = {path.name for path in (tmp_path / "main").iterdir()}
+    files = {path.name for path in (tmp_path / "main").iterdir()}
     needed = {run.sha256 for segment in segments(rooms).values() for run in segment.runs}
-    assert needed <= there and any(run.level for segment in segments(rooms).values() for run in segment.runs)
+    assert needed <= files and any(run.level for segment in segments(rooms).values() for run in segment.runs)
     assert list(rooms.whole_journal().read(0)) == list(enumerate(rooms.journal.ever))
     assert verify(fold_spec(), rooms.backends(), "main", PRUNING.keep).findings == []
 
@@ -182,9 +182,9 @@ def test_a_missing_segment_is_named_with_what_can_no_longer_be_proved() -> None:
     lost = runs[1]
     del rooms.store.blobs["main", lost.sha256]
     report = verify(fold_spec(), rooms.backends(), "main", PRUNING.keep)
-    said = "\n".join(map(str, report.findings))
-    assert f"journal entries at offsets {lost.first} to {lost.stop - 1} (up to seq {lost.seq}) cannot be read" in said
-    assert f"nothing that was learned up to seq {lost.seq} can be folded again" in said
+    words = "\n".join(map(str, report.findings))
+    assert f"journal entries at offsets {lost.first} to {lost.stop - 1} (up to seq {lost.seq}) cannot be read" in words
+    assert f"nothing that was learned up to seq {lost.seq} can be folded again" in words
     assert report.proved and all(mark.state_seq >= lost.seq for mark in report.proved)
     assert report.proved[-1] == whole_after(rooms, lost).marks[-1]
 

@@ -80,14 +80,14 @@ class Town:
 
     def readable(self) -> set[str]:
         """Versions whose parts are whole."""
-        found = set()
+        versions = set()
         for mark in self.marks:
             try:
                 load_checkpoint(self.store, mark)
             except DamageError:
                 continue
-            found |= {mark.version} - {None}
-        return found
+            versions |= {mark.version} - {None}
+        return versions
 
 
 @given(st.lists(HANDS, max_size=40), st.integers(1, 3))
@@ -126,7 +126,7 @@ def test_a_release_counts_for_what_nothing_names() -> None:
         append_decision(stream, Release(versions=versions, **WHO))
     ledger = Ledger("ledger")
     ledger.follow(stream)
-    assert ledger.released == {"main.5"} and [type(one) for one in ledger.counted] == [Alias, Release]
+    assert ledger.released == {"main.5"} and [type(decision) for decision in ledger.counted] == [Alias, Release]
 
 
 @pytest.mark.parametrize("then", ["running", "aborted"])

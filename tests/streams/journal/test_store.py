@@ -59,8 +59,8 @@ def files(store: FolderStore) -> set[str]:
 
 def needed(store: FolderStore, kept: list[Mark]) -> set[str]:
     """The files that these marks name, manifests and parts."""
-    return {one.checkpoint for one in kept} | {
-        part.sha256 for one in kept for part in read_checkpoint(store, "main", one.checkpoint).parts.values()
+    return {kept_mark.checkpoint for kept_mark in kept} | {
+        part.sha256 for kept_mark in kept for part in read_checkpoint(store, "main", kept_mark.checkpoint).parts.values()
     }
 
 
@@ -119,8 +119,8 @@ def test_a_sweep_keeps_what_a_kept_mark_names_and_deletes_the_old_rest(tmp_path:
     before = files(store)
     freed = sweep(store, "main", kept_marks(marks, keep=2), owned_s=time.time())
     assert files(store) == kept and freed > 0 and len(before - kept) == 6
-    for one in (marks[1], marks[3], marks[4]):
-        assert load_checkpoint(store, one) == parts(one.state_seq)
+    for kept_mark in (marks[1], marks[3], marks[4]):
+        assert load_checkpoint(store, kept_mark) == parts(kept_mark.state_seq)
 
 
 def test_a_sweep_leaves_young_orphans(tmp_path: Path) -> None:
@@ -184,15 +184,15 @@ def test_every_damage_to_a_part_is_refused_naming_its_path(tmp_path: Path) -> No
 def test_a_manifest_that_lists_other_parts_than_its_state_is_refused() -> None:
     """Even where every hash is sound: the state's hash is over the parts that are its record of truth."""
     store = ListStore()
-    one = mark(store, 10)
-    manifest = read_checkpoint(store, "main", one.checkpoint)
+    older = mark(store, 10)
+    manifest = read_checkpoint(store, "main", older.checkpoint)
     other = read_checkpoint(store, "main", mark(store, 20).checkpoint)
     mixed = msgspec.structs.replace(manifest, parts=manifest.parts | {"learner": other.parts["learner"]})
     name = store.put("main", msgspec.json.encode(mixed))
     with pytest.raises(DamageError, match="its parts are not those of the state it names"):
         read_checkpoint(store, "main", name)
     with pytest.raises(DamageError, match="is not of the state that the mark of seq 10 names"):
-        load_checkpoint(store, msgspec.structs.replace(one, checkpoint=mark(store, 20).checkpoint))
+        load_checkpoint(store, msgspec.structs.replace(older, checkpoint=mark(store, 20).checkpoint))
 
 
 @pytest.mark.parametrize("blob", [b"", b"{", b"null", b"\xff", b'{"format":1}', b'{"format":1,"new":2}', b"[[[[[["])

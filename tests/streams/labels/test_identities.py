@@ -21,13 +21,13 @@ class Plain:
     def __init__(self) -> None:
         self.known: dict[int, dict[int, tuple[int, int]]] = {}
 
-    def add(self, one: int, revision: int, label: int, now_ms: int) -> None:
+    def add(self, identity: int, revision: int, label: int, now_ms: int) -> None:
         width_ms = KEEP_MS // BUCKETS
-        self.known.setdefault(one, {})[revision] = (label, (now_ms // width_ms + 1) * width_ms + KEEP_MS)
+        self.known.setdefault(identity, {})[revision] = (label, (now_ms // width_ms + 1) * width_ms + KEEP_MS)
 
-    def get(self, one: int, now_ms: int) -> dict[int, int]:
-        found = self.known.get(one, {})
-        return {revision: label for revision, (label, until_ms) in found.items() if now_ms < until_ms}
+    def get(self, identity: int, now_ms: int) -> dict[int, int]:
+        revisions = self.known.get(identity, {})
+        return {revision: label for revision, (label, until_ms) in revisions.items() if now_ms < until_ms}
 
 
 def again(known: Identities, segment_rows: int) -> Identities:
@@ -54,16 +54,16 @@ def test_what_is_known_is_what_a_dictionary_would_know(seed, segment_rows, resta
         coming = [chance.choice(ids) for _ in range(6)]
         for each in (known, steady):
             each.approach(np.array(coming, dtype=np.int64))
-        for one in coming:
+        for identity in coming:
             now_ms += chance.choice([0, 1, 20, 200]) + (2000 if chance.random() < 0.02 else 0)
             for each in (known, steady):
                 each.advance(now_ms)
-            assert known.get(one) == steady.get(one) == plain.get(one, now_ms)
-            assert known.maybe(one) or not known.get(one)
-            revision = max(known.get(one), default=NO_LABEL) + 1
-            plain.add(one, revision, revision * 7, now_ms)
+            assert known.get(identity) == steady.get(identity) == plain.get(identity, now_ms)
+            assert known.maybe(identity) or not known.get(identity)
+            revision = max(known.get(identity), default=NO_LABEL) + 1
+            plain.add(identity, revision, revision * 7, now_ms)
             for each in (known, steady):
-                each.add(one, revision, revision * 7, now_ms)
+                each.add(identity, revision, revision * 7, now_ms)
         if restarts and chance.random() < 0.3:
             known = again(known, segment_rows)
         assert whole(known) == whole(steady)
@@ -88,8 +88,8 @@ def test_memory_is_bounded_and_a_closed_part_never_changes():
 def test_an_id_that_the_filter_lets_pass_by_mistake_is_not_known():
     """A Bloom filter only spares searches."""
     known = Identities(KEEP_MS, 4)
-    for one in range(4):
-        known.add(one << 40, 0, one, 0)
+    for identity in range(4):
+        known.add(identity << 40, 0, identity, 0)
     known.approach(np.array([0, 5 << 40, 3 << 40]))
     assert (known.get(0), known.get(5 << 40), known.get(3 << 40)) == ({0: 0}, {}, {0: 3})
 
@@ -100,8 +100,8 @@ def test_the_filter_lets_few_foreign_ids_pass(count):
     chance = np.random.default_rng(3)
     known = Identities(KEEP_MS, count)
     own, foreign = (chance.integers(-(2**63), 2**63, size, dtype=np.int64) for size in (count, 20_000))
-    for one in own.tolist():
-        known.add(one, 0, 0, 0)
+    for identity in own.tolist():
+        known.add(identity, 0, 0, 0)
     (segment,) = known._closed.values()
     assert segment.of(np.sort(own)).shape[1] == count and segment.of(foreign).shape[1] == 0
     assert len(segment.passing(own)) == count and len(segment.passing(foreign)) < 0.1 * len(foreign)

@@ -242,14 +242,14 @@ def test_scores_are_those_of_the_prediction_as_it_was_served():
 def test_a_record_that_cannot_be_meant_is_refused_with_its_reason(value, reason):
     """Nothing is coerced, and a served row has no label of its own."""
     _, refused = late_fold_spec().reader.decode([Event(0, START_MS, None, b"", value)], "list:0")
-    assert [one.reason for one in refused] == [reason]
+    assert [rejection.reason for rejection in refused] == [reason]
 
 
 def test_a_key_that_is_not_the_id_is_refused():
     """Else nothing keeps the records of an id in order."""
     value = encode(LateLabel("r", "a"))
     _, refused = late_fold_spec().reader.decode([Event(0, START_MS, b"s", b"", value)], "list:0")
-    assert [one.reason for one in refused] == ["wrong-key"]
+    assert [rejection.reason for rejection in refused] == ["wrong-key"]
 
 
 def test_waiting_predictions_are_bounded():

@@ -47,7 +47,7 @@ WHOLE = everything(RUNS.survive(WHOLE_ROOMS))
 
 def letters(rooms: Rooms) -> set[bytes]:
     """Offsets of the dead letters."""
-    return {dict(decode_headers(one.headers))["millrace.offset"] for one in rooms.producer.records["small.dead-letters"]}
+    return {dict(decode_headers(letter.headers))["millrace.offset"] for letter in rooms.producer.records["small.dead-letters"]}
 
 
 @pytest.mark.parametrize("event", range(ROWS + 1))
@@ -101,5 +101,5 @@ def test_an_idle_clock_ends_horizons():
     """With nothing more to read, time passes by empty steps and the default label applies."""
     rooms = Rooms(EVENTS[:20])
     worker = rooms.worker(how=late_fold_spec())
-    worker.run(lambda one: not one.fold.waiting and sum(one.fold.position.values()) == 20)
+    worker.run(lambda running: not running.fold.waiting and sum(running.fold.position.values()) == 20)
     assert worker.fold.labels.counts.defaulted > 0 and not worker.fold.labels.waiting

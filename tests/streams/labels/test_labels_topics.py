@@ -122,27 +122,27 @@ def as_the_rules_say(town: Town, worker: Worker) -> list[str]:
 
 
 def _other_lessons(town: Town, expected: list[tuple[tuple[float, ...], str]]) -> list[str]:
-    fold, found = HOW.fold(summarise(town.journal, "main").fork), list[tuple[tuple[float, ...], str]]()
+    fold, learned = HOW.fold(summarise(town.journal, "main").fork), list[tuple[tuple[float, ...], str]]()
     learn = fold.learner.learn_many
 
     def noted(batch: Batch) -> None:
-        found.extend((tuple(x[:3]), y) for x, y in zip(batch.x.tolist(), batch.y, strict=True))
+        learned.extend((tuple(x[:3]), y) for x, y in zip(batch.x.tolist(), batch.y, strict=True))
         learn(batch)
 
     fold.learner.learn_many = noted
     for _ in refold(fold, counted(town.journal, "main", Cursor()), town.backends().source, HOW.reader):
         pass
     waits = fold.batches.state()
-    found += [(tuple(x[:3]), y) for x, y in zip(waits["x"].tolist(), waits["y"], strict=True)] if "x" in waits else []
+    learned += [(tuple(x[:3]), y) for x, y in zip(waits["x"].tolist(), waits["y"], strict=True)] if "x" in waits else []
     town.refolded = {name: pack(part) for name, part in fold.parts().items()}
-    return [] if found == expected else ["other rows were learned, or in another order"]
+    return [] if learned == expected else ["other rows were learned, or in another order"]
 
 
 def _other_counts(slow: Slow, worker: Worker) -> list[str]:
     join, counts = worker.fold.labels, worker.fold.counts
-    found = {name: getattr(join.counts, name) for name in join.counts.__struct_fields__}
-    found |= {"settled": join.settled, "passed": counts.passed, "rejected": counts.rejected}
-    return [f"{name}: {count}, not {slow.counts[name]}" for name, count in found.items() if count != slow.counts[name]]
+    actual = {name: getattr(join.counts, name) for name in join.counts.__struct_fields__}
+    actual |= {"settled": join.settled, "passed": counts.passed, "rejected": counts.rejected}
+    return [f"{name}: {count}, not {slow.counts[name]}" for name, count in actual.items() if count != slow.counts[name]]
 
 
 @pytest.mark.parametrize("partitions", [(1, 1), (2, 3)])
@@ -163,9 +163,9 @@ def number_recipe(default: float | None = None) -> FoldSpec:
     return replace(NUMBERS, labels=LabelRules(default=default), served=ServedCodec(NUMBERS_SCHEMA, 4096, "list"))
 
 
-def price(name: str, x: list[int], said: float) -> Prediction:
+def price(name: str, x: list[int], answer: float) -> Prediction:
     """An answer."""
-    return Prediction(name, encode_row({"x": x}), "main", 1, 3, (), (said,))
+    return Prediction(name, encode_row({"x": x}), "main", 1, 3, (), (answer,))
 
 
 def test_labels_that_are_numbers_are_joined_scored_and_contradicted_as_names_are():
@@ -179,8 +179,8 @@ def test_labels_that_are_numbers_are_joined_scored_and_contradicted_as_names_are
         mark_at_once(worker)
     output = json.loads(rooms.producer.records["small.scores"][-1].value)
     assert (output["served_scores"]["rows"], output["served_scores"]["absolute_error"]) == (2, [3.0 + 1.0])
-    found = {name: output["labels"][name] for name in ("joined", "repeated", "conflicts", "corrections")}
-    assert found == {"joined": 2, "repeated": 1, "conflicts": 1, "corrections": 1}
+    counts = {name: output["labels"][name] for name in ("joined", "repeated", "conflicts", "corrections")}
+    assert counts == {"joined": 2, "repeated": 1, "conflicts": 1, "corrections": 1}
     assert worker.fold.batches.state()["y"].tolist() == [7.0, 0.0]
     again = Worker(number_recipe(), rooms.backends(), SMALL, WorkerIdentity("main", HOST, SteppedClock()))
     assert everything(again) == everything(worker)
@@ -214,5 +214,5 @@ def test_the_default_of_numbers_is_learned_when_the_horizon_ends():
     rooms = Rooms([Event(0, START_MS, None, b"", encode(price("r", [1, 2], 4.0)))])
     how = replace(number_recipe(0.0), labels=LabelRules(horizon_ms=50, default=0.0))
     worker = Worker(how, rooms.backends(), SMALL, WorkerIdentity("main", HOST, SteppedClock()))
-    worker.run(lambda one: one.fold.counts.learned == 1)
+    worker.run(lambda running: running.fold.counts.learned == 1)
     assert worker.fold.labels.counts.defaulted == 1 and np.isfinite(worker.fold.learner.state_dict().truth["gram"]).all()

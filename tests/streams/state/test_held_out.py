@@ -48,12 +48,12 @@ def rows(count: int, seed: int = 0, share_a: float = 0.7) -> Batch:
 
 def held(config: HeldOutConfig, batch: Batch, pieces: int) -> tuple[HeldOut, Array]:
     """What holds rows of ``batch`` out when it comes in so many pieces; which stayed."""
-    found = HeldOut(config, seed=5)
+    held_out = HeldOut(config, seed=5)
     edges = np.linspace(0, len(batch), pieces + 1).astype(int)
     stay: list[Array] = []
     for start, stop in zip(edges, edges[1:], strict=False):
-        stay.append(found.take(batch.rows(start, stop), sum(int(piece.sum()) for piece in stay)))
-    return found, np.concatenate(stay)
+        stay.append(held_out.take(batch.rows(start, stop), sum(int(piece.sum()) for piece in stay)))
+    return held_out, np.concatenate(stay)
 
 
 ALL = 10**9  # more learned rows than any test has: everything held out is offered to the reservoir
@@ -83,10 +83,10 @@ def test_how_rows_are_cut_changes_nothing(pieces: int) -> None:
 
 def test_a_row_waits_until_one_after_it_has_been_learned() -> None:
     """Rows that were read early are not asked about early: the first evaluation sees those before the 300th row alone."""
-    found, stay = held(HeldOutConfig(share=0.2, rows=ALL, every_rows=300), rows(1000), 1)
-    found.look(Always("a"), 300)
+    held_out, stay = held(HeldOutConfig(share=0.2, rows=ALL, every_rows=300), rows(1000), 1)
+    held_out.look(Always("a"), 300)
     place = int(np.flatnonzero(np.cumsum(stay) == 300)[0])
-    assert found.figures()["kept"] == (~stay[:place]).sum() < found.figures()["rows"] == (~stay).sum()
+    assert held_out.figures()["kept"] == (~stay[:place]).sum() < held_out.figures()["rows"] == (~stay).sum()
 
 
 def test_the_reservoir_is_an_even_sample_and_does_not_grow() -> None:
@@ -94,11 +94,11 @@ def test_the_reservoir_is_an_even_sample_and_does_not_grow() -> None:
     thirds = np.zeros(3)
     for seed in range(400):
         batch = rows(400, seed)
-        found = HeldOut(HeldOutConfig(share=0.5, rows=20), seed)
-        stay = found.take(batch, 0)
-        found.look(Always("a"), ALL)
-        kept = found.state()["x"]
-        assert len(kept) == 20 and found.rows == (~stay).sum()
+        held_out = HeldOut(HeldOutConfig(share=0.5, rows=20), seed)
+        stay = held_out.take(batch, 0)
+        held_out.look(Always("a"), ALL)
+        kept = held_out.state()["x"]
+        assert len(kept) == 20 and held_out.rows == (~stay).sum()
         out = batch.x[~stay]
         places = [int(np.flatnonzero((out == row).all(axis=1))[0]) for row in kept]
         thirds += np.bincount(np.array(places) * 3 // len(out), minlength=3)
@@ -107,13 +107,13 @@ def test_the_reservoir_is_an_even_sample_and_does_not_grow() -> None:
 
 def test_figures_stand_beside_two_answers_without_a_model() -> None:
     """A learner that always says a is right as often as the majority, and its recall is 1 and 0."""
-    found, stay = held(HeldOutConfig(share=0.2, rows=10_000, every_rows=2000), rows(2000), 1)
-    assert found.figures() == {}
-    found.look(Always("a"), 1999)
-    assert found.figures() == {}
-    found.look(Always("a"), 2000)
-    found.look(Always("b"), 2500)  # not due
-    figures = found.figures()
+    held_out, stay = held(HeldOutConfig(share=0.2, rows=10_000, every_rows=2000), rows(2000), 1)
+    assert held_out.figures() == {}
+    held_out.look(Always("a"), 1999)
+    assert held_out.figures() == {}
+    held_out.look(Always("a"), 2000)
+    held_out.look(Always("b"), 2500)  # not due
+    figures = held_out.figures()
     out = rows(2000).y[~stay]  # type: ignore[index]
     before = np.array([None, *rows(2000).y[:-1]], dtype=object)[~stay]  # type: ignore[index]
     assert figures["accuracy"] == figures["accuracy_majority"] == (out == "a").mean()
@@ -124,28 +124,28 @@ def test_figures_stand_beside_two_answers_without_a_model() -> None:
 
 def test_forgetting_is_seen_between_two_evaluations() -> None:
     """A class that was right, then wrong, then right again: forgetting is 0 at the end, min-ACC remembers."""
-    found, _ = held(HeldOutConfig(share=0.2, every_rows=1000, window=2), rows(500), 1)
-    for learned, said in ((1000, "a"), (2000, "b"), (3000, "a")):
-        found.look(Always(said), learned)
-    figures = found.figures()
+    held_out, _ = held(HeldOutConfig(share=0.2, every_rows=1000, window=2), rows(500), 1)
+    for learned, answer in ((1000, "a"), (2000, "b"), (3000, "a")):
+        held_out.look(Always(answer), learned)
+    figures = held_out.figures()
     assert figures["windowed_forgetting"] == 1.0 and figures["forgetting"] in (0.0, 0.5) and figures["evaluations"] == 3
-    found.look(Always("x", ()), 4000)
-    assert found.figures()["accuracy"] == 0.0  # a learner without classes answers nothing right
+    held_out.look(Always("x", ()), 4000)
+    assert held_out.figures()["accuracy"] == 0.0  # a learner without classes answers nothing right
 
 
 def test_state_comes_back_from_its_bytes() -> None:
     """Before the first row, too; and what goes on from it goes on alike."""
     for count in (0, 3, 900):
-        found, _ = held(CONFIG, rows(count), 1)
+        held_out, _ = held(CONFIG, rows(count), 1)
         if count:
-            found.look(Always("a"), 50)
+            held_out.look(Always("a"), 50)
         again = HeldOut(CONFIG, seed=5)
-        again.load(unpack(pack(found.state()), "here"))
-        found.take(rows(300, 9), count)
+        again.load(unpack(pack(held_out.state()), "here"))
+        held_out.take(rows(300, 9), count)
         again.take(rows(300, 9), count)
-        found.look(Always("b"), 300)
+        held_out.look(Always("b"), 300)
         again.look(Always("b"), 300)
-        assert pack(found.state()) == pack(again.state()) and found.figures() == again.figures()
+        assert pack(held_out.state()) == pack(again.state()) and held_out.figures() == again.figures()
 
 
 @pytest.mark.parametrize("key", ["share", "rows", "every_rows", "window"])
@@ -212,27 +212,27 @@ def test_a_death_after_any_phase_of_any_step_changes_no_bit() -> None:
 
 def test_how_much_is_read_at_once_does_not_matter() -> None:
     """The same rows in reads of 5 and of 64 lead to the same reservoir and figures."""
-    found = []
+    states = []
     for read_rows in (5, 64):
         rooms = Rooms(make_events(ROWS), read_rows=read_rows)
         worker = rooms.worker(config=replace(SMALL, step_rows=read_rows), how=holding())
         run_to_end(worker, ROWS)
-        found.append(everything(worker)["held_out"])
-    assert found[0] == found[1]
+        states.append(everything(worker)["held_out"])
+    assert states[0] == states[1]
 
 
 def test_outputs_carry_the_figures() -> None:
     """From the first evaluation on; without the table there is nothing."""
-    for how, there in ((holding(), True), (fold_spec(), False)):
+    for how, holds in ((holding(), True), (fold_spec(), False)):
         rooms = Rooms(make_events(ROWS))
         worker = rooms.worker(how=how)
         run_to_end(worker, ROWS)
         (raw,) = rooms.producer.tail(scores_topic("small", "main"), 1)
         assert raw is not None
-        said = json.loads(raw)["held_out"]
-        assert (said is not None) == there
-        if there:
-            assert said["evaluations"] > 5 and 0.0 <= said["accuracy"] <= 1.0 and "forgetting" in said
+        figures = json.loads(raw)["held_out"]
+        assert (figures is not None) == holds
+        if holds:
+            assert figures["evaluations"] > 5 and 0.0 <= figures["accuracy"] <= 1.0 and "forgetting" in figures
 
 
 def test_late_labels_are_held_out_too() -> None:
@@ -257,8 +257,8 @@ def test_a_fork_holds_the_same_rows_out_and_is_proved() -> None:
     roomy = holding(replace(CONFIG, rows=100))  # for all of them, so that no draw decides who stays
     rooms = Rooms(poisoned(numeric_events(120)))
     run_to_end(rooms.worker(how=roomy), 120)
-    there = Forked(rooms, roomy)
-    mended = there.worker()
+    forked = Forked(rooms, roomy)
+    mended = forked.worker()
     before = mended.fold.held_out
     assert before is not None and before.rows
     run_to_end(mended, 120)
@@ -267,7 +267,7 @@ def test_a_fork_holds_the_same_rows_out_and_is_proved() -> None:
     assert mended.fold.held_out is not None and plain.fold.held_out is not None
     ours, theirs = (held_rows(worker.fold.held_out) for worker in (mended, plain))
     assert ours < theirs  # those of the poisoner are left out, and no others are held out in their place
-    assert verify(roomy, there.backends(), "mended", SMALL.keep).findings == []
+    assert verify(roomy, forked.backends(), "mended", SMALL.keep).findings == []
 
 
 def numeric_events(rows: int) -> list[Event]:
@@ -277,8 +277,8 @@ def numeric_events(rows: int) -> list[Event]:
     return [Event(at, START_MS + 40 * at, None, b"", json.dumps(value).encode()) for at, value in enumerate(values)]
 
 
-def held_rows(found: HeldOut | None) -> set[bytes]:
+def held_rows(held_out: HeldOut | None) -> set[bytes]:
     """The features of all rows in a reservoir, or on their way there."""
-    assert found is not None
-    state = found.state()
+    assert held_out is not None
+    state = held_out.state()
     return {row.tobytes() for row in [*state["x"], *state["pending"]]}

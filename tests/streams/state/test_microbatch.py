@@ -21,11 +21,11 @@ WAIT_MS = st.sampled_from([1, 2, 5, 12, 10**9])
 def one_by_one(clock_ms: list[int], rows: int, wait_ms: int) -> tuple[list[list[int]], list[int]]:
     """The rule, a row at a time: row numbers of every batch, and those left waiting."""
     batches, waiting, deadline = [], [], 0
-    for at, now in enumerate(clock_ms):
-        if waiting and now >= deadline:
+    for at, now_ms in enumerate(clock_ms):
+        if waiting and now_ms >= deadline:
             batches.append(waiting)
             waiting = []
-        deadline = deadline if waiting else now + wait_ms
+        deadline = deadline if waiting else now_ms + wait_ms
         waiting = [*waiting, at]
         if len(waiting) == rows:
             batches.append(waiting)

@@ -32,11 +32,11 @@ from millrace.streams.worker.worker import Worker, WorkerIdentity
 def relearned(seed: int, **keys) -> tuple[Worker, Act, list[Event]]:
     """A worker that has just relearned, what it journaled, and the log."""
     events = flipped(seed=seed)
-    found = rooms(events)
-    worker = found.worker(config=STEPS, how=watching("relearn", **keys))
-    while not entries(found, Act):
+    storage = rooms(events)
+    worker = storage.worker(config=STEPS, how=watching("relearn", **keys))
+    while not entries(storage, Act):
         list(worker.step())
-    return worker, entries(found, Act)[0], events
+    return worker, entries(storage, Act)[0], events
 
 
 def learned_of(worker: Worker, events: list[Event], rows: int) -> Batch:
@@ -57,9 +57,9 @@ def test_after_the_act_the_ridge_is_that_of_the_last_rows_alone(seed: int, relea
     last = learned_of(worker, events, rows)
     alone = Ridge(RidgeConfig(solve_rows=rows), last.x.shape[1], 0)
     alone.learn_many(last)
-    found, expected = worker.fold.learner.state_dict().truth, alone.state_dict().truth
-    assert (found["rows"], found["classes"]) == (rows, expected["classes"])
-    assert np.abs(found["gram"] - expected["gram"]).max() <= 1e-10 * np.abs(expected["gram"]).max()
+    actual, expected = worker.fold.learner.state_dict().truth, alone.state_dict().truth
+    assert (actual["rows"], actual["classes"]) == (rows, expected["classes"])
+    assert np.abs(actual["gram"] - expected["gram"]).max() <= 1e-10 * np.abs(expected["gram"]).max()
     asked = Batch(np.random.default_rng(seed).normal(size=(50, last.x.shape[1])))
     assert np.abs(worker.fold.learner.predict_many(asked) - alone.predict_many(asked)).max() <= 1e-10
     assert worker.fold.scores.totals.rows == worker.fold.counts.learned == worker.fold.records - worker.fold.waiting
@@ -92,11 +92,11 @@ def test_rows_whose_labels_came_late_are_relearned_too_through_any_crash() -> No
     acts = entries(whole, Act)
     assert acts and all(1 <= act.args["rows"] <= 60 for act in acts)
     for count in range(100, 200, 7):
-        found, phases = Rooms(events, read_rows=50), itertools.count(1)
-        worker_again = found.worker(config=config, how=how)
+        storage, phases = Rooms(events, read_rows=50), itertools.count(1)
+        worker_again = storage.worker(config=config, how=how)
         while not dies(worker_again, phases, count):
             pass
-        worker_again = found.worker(config=config, how=how)
+        worker_again = storage.worker(config=config, how=how)
         run_to_end(worker_again, len(events))
         assert everything(worker_again) == everything(worker), f"after phase {count}"
 
@@ -118,11 +118,11 @@ def test_a_crash_in_every_phase_about_the_act_changes_no_byte(act: str) -> None:
     """The step that raised the alarm, the act, its version, and the step that follows."""
     at, expected = acted_at(act)
     for count in range(at - 7, at + 9):
-        found, phases = rooms(), itertools.count(1)
-        worker = worker_in(found, act)
+        storage, phases = rooms(), itertools.count(1)
+        worker = worker_in(storage, act)
         while not dies(worker, phases, count):
             pass
-        worker = worker_in(found, act)
+        worker = worker_in(storage, act)
         run_to_end(worker, ROWS)
         assert everything(worker) == expected, f"after phase {count}, the act is in phase {at}"
 
@@ -142,13 +142,13 @@ class DiesActing(ListStream):
 def test_a_crash_between_the_journal_and_the_act_changes_no_byte(act: str) -> None:
     """The act counts once it is journaled, and is done by whoever comes next."""
     _, expected = acted_at(act)
-    found = replace(rooms(), journal=DiesActing())
+    storage = replace(rooms(), journal=DiesActing())
     with pytest.raises(CrashError):
-        run_to_end(worker_in(found, act), ROWS)
-    assert len(entries(found, Act)) == 1
-    worker = worker_in(found, act)
+        run_to_end(worker_in(storage, act), ROWS)
+    assert len(entries(storage, Act)) == 1
+    worker = worker_in(storage, act)
     run_to_end(worker, ROWS)
-    assert everything(worker) == expected and len(entries(found, Act)) == 1
+    assert everything(worker) == expected and len(entries(storage, Act)) == 1
 
 
 @pytest.mark.parametrize("read_rows", [7, 13, 49])
@@ -156,39 +156,39 @@ def test_no_byte_depends_on_the_size_of_reads(read_rows: int) -> None:
     """Steps of fifty rows that were read together or in pieces lead to the same act and the same state."""
     states = []
     for size in (50, read_rows):
-        found = Rooms(flipped(), read_rows=size)
+        storage = Rooms(flipped(), read_rows=size)
         config = replace(STEPS, step_ms=10_000)  # of a clock that moves as it is waited for
-        worker = Worker(watching("relearn"), found.backends(), config, WorkerIdentity("main", HOST, SteppedClock()))
+        worker = Worker(watching("relearn"), storage.backends(), config, WorkerIdentity("main", HOST, SteppedClock()))
         run_to_end(worker, ROWS)
-        assert len(entries(found, Act)) == 1
+        assert len(entries(storage, Act)) == 1
         states.append(everything(worker))
     assert states[0] == states[1]
 
 
 def test_folding_from_the_fork_gives_the_same_bytes_and_every_mark_is_proved() -> None:
     """Live, refolded and verified are one."""
-    found = rooms()
-    worker = Worker(watching("relearn"), found.backends(), STEPS, WorkerIdentity("main", this_host(1), SteppedClock()))
+    storage = rooms()
+    worker = Worker(watching("relearn"), storage.backends(), STEPS, WorkerIdentity("main", this_host(1), SteppedClock()))
     run_to_end(worker, ROWS)
     worker.close()
-    log = list(counted(found.journal, "main", Cursor()))
+    log = list(counted(storage.journal, "main", Cursor()))
     fold = watching("relearn").fold(log[0])
-    list(refold(fold, log, found.backends().source, watching().codec))
+    list(refold(fold, log, storage.backends().source, watching().codec))
     assert fold.parts().keys() == worker.fold.parts().keys() and "window" in fold.parts()
     worker.fold = fold
     expected = everything(worker)
-    assert everything(worker_in(found, "relearn")) == expected
-    report = verify(watching("relearn"), found.backends(), "main", STEPS.keep)
-    assert report.findings == [] and len(report.proved) == len(entries(found, Mark))
+    assert everything(worker_in(storage, "relearn")) == expected
+    report = verify(watching("relearn"), storage.backends(), "main", STEPS.keep)
+    assert report.findings == [] and len(report.proved) == len(entries(storage, Mark))
 
 
 def test_an_unchanged_segment_is_one_blob_of_many_checkpoints() -> None:
     """Closed segments are named by what is in them, and that never changes."""
-    found = Rooms(flipped(), read_rows=50)
+    storage = Rooms(flipped(), read_rows=50)
     how = watching("relearn", relearn_rows=800)
-    run_to_end(found.worker(config=STEPS, how=how), FLIP)
-    marks = summarise(found.journal, "main").marks[-2:]
-    older, newer = (read_checkpoint(found.store, "main", mark.checkpoint).parts for mark in marks)
+    run_to_end(storage.worker(config=STEPS, how=how), FLIP)
+    marks = summarise(storage.journal, "main").marks[-2:]
+    older, newer = (read_checkpoint(storage.store, "main", mark.checkpoint).parts for mark in marks)
     shared = {name for name in older if name.startswith("window.") and newer.get(name) == older[name]}
     assert len(shared) >= 3 and older["window"] != newer["window"]
 
@@ -207,21 +207,21 @@ def test_a_worker_whose_checkpoints_lose_the_window_is_caught() -> None:
     whole = rooms()
     worker = worker_in(whole, "relearn")
     run_to_end(worker, ROWS)
-    found = rooms()
-    broken = found.worker(WithoutWindow, STEPS, watching("relearn"))
+    storage = rooms()
+    broken = storage.worker(WithoutWindow, STEPS, watching("relearn"))
     run_to_end(broken, FLIP)
     mark_at_once(broken)
-    broken = found.worker(WithoutWindow, STEPS, watching("relearn"))
+    broken = storage.worker(WithoutWindow, STEPS, watching("relearn"))
     run_to_end(broken, ROWS)
-    assert alarms(found) == alarms(whole) and everything(broken) != everything(worker)
+    assert alarms(storage) == alarms(whole) and everything(broken) != everything(worker)
 
 
 def test_a_state_without_a_window_loads_and_a_window_begins_with_the_next_row() -> None:
     """A branch forked from a version of an older release, or of a pipeline that did not relearn."""
-    found = rooms()
-    worker = worker_in(found, "version")
+    storage = rooms()
+    worker = worker_in(storage, "version")
     run_to_end(worker, 500)
-    fold = watching("relearn").fold(next(counted(found.journal, "main", Cursor())))
+    fold = watching("relearn").fold(next(counted(storage.journal, "main", Cursor())))
     fold.load(worker.fold.parts())
     assert fold.window.held == 0 and fold.parts().keys() == worker.fold.parts().keys()
     act = Act(branch="main", seq=99, epoch=1, op="relearn", args={"rows": 1}, cause="detector", evidence="main.98")

@@ -81,8 +81,8 @@ def main(name: str, folder: Path) -> None:
     batch, older = batch_of(4, {name: values}), {file.name: unpack(file.read_bytes(), file.name) for file in folder.iterdir()}
     nothing = batch_of(0, {})
 
-    def of(found: Batch) -> list[float] | None:
-        column = getattr(found, name)
+    def of(batch: Batch) -> list[float] | None:
+        column = getattr(batch, name)
         return None if column is None else column.tolist()
 
     window_parts = {part: stored(state) for part, state in window_with(batch).parts().items()}

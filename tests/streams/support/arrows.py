@@ -30,17 +30,17 @@ def table(**columns: Any) -> bytes:
 
 def in_messages(rows: Sequence[Mapping[str, object]], t: Sequence[int], schema: Schema, sizes: Sequence[int]) -> list[Event]:
     """The rows, each with its own time, ``sizes`` of them a message."""
-    found, at = [], 0
+    messages, at = [], 0
     for offset, size in enumerate(sizes):
         batch = pa.ipc.open_stream(encode_rows(rows[at : at + size], schema)).read_next_batch()
         times = pa.array(t[at : at + size], pa.timestamp("ms"))
-        found.append(Event(offset, max(t[at : at + size]), None, b"", message(batch.append_column("timestamp", times))))
+        messages.append(Event(offset, max(t[at : at + size]), None, b"", message(batch.append_column("timestamp", times))))
         at += size
-    return found
+    return messages
 
 
 def same(ours, theirs) -> None:
     """Two decoded reads are the same, bit for bit."""
-    for one, other in zip([*ours.columns, ours.y, ours.weight], [*theirs.columns, theirs.y, theirs.weight], strict=True):
-        assert one.dtype == other.dtype and one.shape == other.shape
-        assert one.tolist() == other.tolist() if one.dtype == object else one.tobytes() == other.tobytes()
+    for column, other in zip([*ours.columns, ours.y, ours.weight], [*theirs.columns, theirs.y, theirs.weight], strict=True):
+        assert column.dtype == other.dtype and column.shape == other.shape
+        assert column.tolist() == other.tolist() if column.dtype == object else column.tobytes() == other.tobytes()

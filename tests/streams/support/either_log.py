@@ -58,8 +58,8 @@ def on_kafka(bootstrap: str, name: str) -> Iterator[EitherLog]:
         return sources[-1]
 
     yield EitherLog(log, source, lambda stream: KafkaStream(readers, f"{name}.{stream}"), name)
-    for one in (*sources, readers, log, link):
-        one.close()
+    for opened in (*sources, readers, log, link):
+        opened.close()
 
 
 @contextmanager
@@ -90,10 +90,10 @@ def read_all(source: Source, count: int) -> list[Read]:
 
 def values_of(reads: Sequence[Read]) -> dict[str, list[bytes | None]]:
     """By partition, in order."""
-    found: dict[str, list[bytes | None]] = {}
+    values: dict[str, list[bytes | None]] = {}
     for read in reads:
-        found.setdefault(read.tp, []).extend(event.value for event in read.events)
-    return found
+        values.setdefault(read.tp, []).extend(event.value for event in read.events)
+    return values
 
 
 def records(count: int, start: int = 0) -> list[Record]:

@@ -87,8 +87,8 @@ class FaultProxy:
 @contextmanager
 def proxy() -> Iterator[FaultProxy]:
     """One, for as long as the block lasts; say its ``target`` before anyone connects."""
-    one = FaultProxy()
+    faulty = FaultProxy()
     try:
-        yield one
+        yield faulty
     finally:
-        one.close()
+        faulty.close()

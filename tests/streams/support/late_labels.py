@@ -56,17 +56,17 @@ class Slow:
         self.pending, self.early, self.known = {}, {}, {}
         self.counts, self.learned = Counter(), []
 
-    def clock(self, now: int) -> None:
-        self.now = now = max(now, self.now)
-        for name in [name for name, (_, due) in self.pending.items() if due <= now]:
+    def clock(self, now_ms: int) -> None:
+        self.now = now_ms = max(now_ms, self.now)
+        for name in [name for name, (_, due) in self.pending.items() if due <= now_ms]:
             del self.pending[name]
-            self.known[name] = [(None, None, now)]
+            self.known[name] = [(None, None, now_ms)]
             if self.rules.default is None:
                 self.counts.update(["unlabelled", "passed"])
             else:
                 self.learned.append((name, self.rules.default))
                 self.counts["defaulted"] += 1
-        for name in [name for name, (_, due) in self.early.items() if due <= now]:
+        for name in [name for name, (_, due) in self.early.items() if due <= now_ms]:
             del self.early[name]
             self.counts.update(["unmatched", "settled"])
 
@@ -102,7 +102,7 @@ class Slow:
             self.counts.update(["repeated_predictions", "passed"])
         elif name in self.early:
             seen, _ = self.early.pop(name)
-            self.known[name] = [(*one, self.now) for one in seen]
+            self.known[name] = [(*entry, self.now) for entry in seen]
             self.join(name, max(seen)[1])
         else:
             self.pending[name] = (None, self.now + self.rules.horizon_ms)
@@ -122,8 +122,8 @@ class Slow:
             self.early[name] = ([(revision, label)], self.now + self.rules.grace_ms)
             self.crowd()
             return
-        seen = self.early[name][0] if name in self.early else [one[:2] for one in self.known[name]]
-        revisions = [one for one, _ in seen]
+        seen = self.early[name][0] if name in self.early else [entry[:2] for entry in self.known[name]]
+        revisions = [number for number, _ in seen]
         if (revision, label) in seen:
             fate = "repeated"
         elif revision in revisions:

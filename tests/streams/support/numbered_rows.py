@@ -21,7 +21,7 @@ def rows_of(steps_ms: list[int], regress: bool = False) -> tuple[Batch, np.ndarr
 
 def numbers(batch: Batch) -> list[int]:
     """Which rows a batch holds; every column must tell the same."""
-    found = (batch.x[:, 0] / 2).astype(int).tolist()
-    assert batch.t.tolist() == found and batch.key.tolist() == [b"k%d" % at if at % 2 else None for at in found]
-    assert batch.y.tolist() in ([f"c{at % 3}" for at in found], [at / 2 for at in found]) and len(batch.weight) == len(found)
-    return found
+    order = (batch.x[:, 0] / 2).astype(int).tolist()
+    assert batch.t.tolist() == order and batch.key.tolist() == [b"k%d" % at if at % 2 else None for at in order]
+    assert batch.y.tolist() in ([f"c{at % 3}" for at in order], [at / 2 for at in order]) and len(batch.weight) == len(order)
+    return order

@@ -145,9 +145,9 @@ def as_events(case: Case) -> Iterator[Event] | None:
     whole = b'{"specversion": "1.0", "id": "1", "source": "/a", "type": "b", "data": %b}'
     structured = header(content_type="application/cloudevents+json")
     return (
-        Event(one.offset, 1000, None, *((structured, whole % one.value) if one.offset % 2 else (binary, one.value)))
-        for one in plain
-        if one.value is not None
+        Event(event.offset, 1000, None, *((structured, whole % event.value) if event.offset % 2 else (binary, event.value)))
+        for event in plain
+        if event.value is not None
     )
 
 
@@ -223,9 +223,9 @@ def in_arrow(case: Case, change: Callable[[pa.Array], pa.Array]) -> Iterator[Eve
     """Messages of one row, ``v`` written in another way."""
     table = case.table()
     for at in range(len(table)):
-        one = table.slice(at, 1).combine_chunks()
-        column = change(pa.concat_arrays(one["v"].chunks))
-        yield Event(at, 1000, None, b"", stream_of(one.set_column(one.schema.get_field_index("v"), "v", column)))
+        row = table.slice(at, 1).combine_chunks()
+        column = change(pa.concat_arrays(row["v"].chunks))
+        yield Event(at, 1000, None, b"", stream_of(row.set_column(row.schema.get_field_index("v"), "v", column)))
 
 
 LARGE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary(), pa.list_(pa.float64()): pa.large_list(pa.float64())}
@@ -268,10 +268,10 @@ def as_arrow_event(case: Case) -> Iterator[Event] | None:
         "type": "b",
         "datacontenttype": "application/vnd.apache.arrow.stream",
     }
-    said = header(content_type="application/cloudevents+json")
-    for one in in_arrow(case, lambda column: column):
-        value = json.dumps(head | {"data_base64": base64.b64encode(one.value or b"").decode()}).encode()
-        yield Event(one.offset, 1000, None, said, value)
+    headers = header(content_type="application/cloudevents+json")
+    for row in in_arrow(case, lambda column: column):
+        value = json.dumps(head | {"data_base64": base64.b64encode(row.value or b"").decode()}).encode()
+        yield Event(row.offset, 1000, None, headers, value)
 
 
 DOUBLES = {"type": "array", "items": ["null", "double"]}

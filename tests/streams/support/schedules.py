@@ -69,7 +69,7 @@ class Delayed:
         for flight in self.chance.sample(self.flying, len(self.flying)):
             if self.chance.random() < share:
                 flight.land()
-        for offset in [one for one in self.deleting if self.chance.random() < share]:
+        for offset in [due for due in self.deleting if self.chance.random() < share]:
             self.deleting.remove(offset)
             self.deleted = max(self.deleted, min(offset, len(self.values) - 1))
 
@@ -209,8 +209,8 @@ class Schedule:
 
     def _conflicts_let_out(self) -> set[int]:
         letters = [decode_headers(letter.headers) for letter in self.rooms.producer.records.get("small.dead-letters", [])]
-        said = [dict(headers) for headers in letters]
-        return {int(one["millrace.offset"]) for one in said if one["millrace.reason"] == b"conflicting-label"}
+        all_headers = [dict(headers) for headers in letters]
+        return {int(letter["millrace.offset"]) for letter in all_headers if letter["millrace.reason"] == b"conflicting-label"}
 
 
 def _landed(stream: Delayed, value: bytes) -> Flight:

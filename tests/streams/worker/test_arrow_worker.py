@@ -94,19 +94,23 @@ def mixed_items(seed: int) -> list[Event]:
         items += part if size > 3 else [Event(0, t[at + k], None, b"", encoded(rows[at + k])) for k in range(size)]
         at += size
     items[3:3] = [Event(0, t[0], None, b"", b"\xff\xff\xff\xffbroken"), Event(0, t[0], None, b"", b"{broken")]
-    return [Event(offset, one.timestamp_ms, one.key, one.headers, one.value) for offset, one in enumerate(items)]
+    return [Event(offset, item.timestamp_ms, item.key, item.headers, item.value) for offset, item in enumerate(items)]
 
 
 def test_a_branch_of_messages_is_proved_from_the_log() -> None:
     """Bad rows stand in the journal by offset and row, and verify finds them bad again."""
     items = mixed_items(2)
     worker, rooms = folded(items)
-    rejected = [one for entry in counted(rooms.journal, "main", Cursor()) if isinstance(entry, Step) for one in entry.rejected]
+    rejected = [bad for entry in counted(rooms.journal, "main", Cursor()) if isinstance(entry, Step) for bad in entry.rejected]
     assert {row is None for _, _, row, _ in rejected} == {True, False}
     assert verify(replace(fold_spec(), codec=CONTENTS), rooms.backends(), "main", SMALL.keep).findings == []
     letters = [dict(decode_headers(record.headers)) for record in rooms.producer.records["small.dead-letters"]]
-    said = [(int(one["millrace.offset"]), int(one["millrace.row"]) if "millrace.row" in one else None) for one in letters]
-    assert said == [(offset, row) for _, offset, row, _ in rejected] and len(said) == worker.fold.counts.rejected
+    from_letters = [
+        (int(head["millrace.offset"]), int(head["millrace.row"]) if "millrace.row" in head else None) for head in letters
+    ]
+    assert (
+        from_letters == [(offset, row) for _, offset, row, _ in rejected] and len(from_letters) == worker.fold.counts.rejected
+    )
 
 
 def test_a_step_that_names_other_rows_than_are_bad_is_damage() -> None:
@@ -117,8 +121,8 @@ def test_a_step_that_names_other_rows_than_are_bad_is_damage() -> None:
     step = next(entry for entry in steps if any(row is not None for _, _, row, _ in entry.rejected))
     source = rooms.backends().source
     assert reread(source, CONTENTS, step)
-    rows = [one for one in step.rejected if one[2] is not None]
-    fewer = msgspec.structs.replace(step, rejected=[one for one in step.rejected if one != rows[0]])
+    rows = [bad for bad in step.rejected if bad[2] is not None]
+    fewer = msgspec.structs.replace(step, rejected=[bad for bad in step.rejected if bad != rows[0]])
     more = msgspec.structs.replace(step, rejected=[*step.rejected, (rows[0][0], rows[0][1], rows[0][2] + 1000, "not-finite")])
     with pytest.raises(DamageError, match="was readable when"):
         reread(source, CONTENTS, fewer)
@@ -144,10 +148,10 @@ def test_what_a_fork_excludes_is_left_out_message_by_message() -> None:
     """By the message's header; its rows are passed, and its bad rows are rejected as ever."""
     rows, t = rows_of(5)
     items = in_messages(rows, t, SCHEMA, sizes_of(len(rows), 5))
-    marked = [Event(one.offset, one.timestamp_ms, None, POISON if one.offset % 2 else b"", one.value) for one in items]
+    marked = [Event(item.offset, item.timestamp_ms, None, POISON if item.offset % 2 else b"", item.value) for item in items]
     reader = Excluding(CONTENTS, (Header("producer", "till-7"),))
     piece, refused = reader.decode(marked, "list:0")
-    kept, bad = CONTENTS.decode([one for one in marked if not one.offset % 2])
+    kept, bad = CONTENTS.decode([event for event in marked if not event.offset % 2])
     every, _ = CONTENTS.decode(marked)
     assert 0 < len(kept) < len(every) and piece.left_out == len(every) - len(kept)
     assert piece.t.tolist() == kept.t.tolist() and piece.columns[0].tobytes() == kept.columns[0].tobytes()

@@ -128,5 +128,5 @@ def test_a_learner_that_leaves_rows_out_does_not_fold_to_it():
 
 
 if __name__ == "__main__":
-    found = {name: {str(how.make_learner().revision): folded(how)} for name, how in PIPELINES.items()}
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    hashes = {name: {str(how.make_learner().revision): folded(how)} for name, how in PIPELINES.items()}
+    sys.stdout.write(json.dumps(hashes, indent=2) + "\n")

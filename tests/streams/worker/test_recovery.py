@@ -30,9 +30,9 @@ def pipeline(kind: str, act: str) -> FoldSpec:
 @cache
 def rows_to_recover(kind: str, act: str, seed: int) -> int:
     """From the flip to the end of the first step with so many right answers; all that there are where none has."""
-    found = Rooms(flipped(ROWS, FLIP, seed), read_rows=50)
-    run_to_end(found.worker(config=STEPS, how=pipeline(kind, act)), ROWS)
-    outputs = [json.loads(record.value) for record in found.producer.records["small.scores"]]
+    storage = Rooms(flipped(ROWS, FLIP, seed), read_rows=50)
+    run_to_end(storage.worker(config=STEPS, how=pipeline(kind, act)), ROWS)
+    outputs = [json.loads(record.value) for record in storage.producer.records["small.scores"]]
     for before, after in pairwise(outputs):
         rows = after["scores"]["rows"] - before["scores"]["rows"]
         right = after["scores"]["correct"] - before["scores"]["correct"]

@@ -24,10 +24,10 @@ def test_held_out_rows_stay_as_their_records_have_them() -> None:
     version, newest = first.fold.parts(), last.fold.parts()
     before, after = newest["features"]["slots"]["town"], version["features"]["slots"]["town"]
     assert before[: len(after)] != after
-    found = rewound(how.features(), how.make_learner, version, newest)["held_out"]
-    assert pack(found) == pack(newest["held_out"])
-    towns, stage = found["names"][:, 0].tolist(), how.features()
+    held_out = rewound(how.features(), how.make_learner, version, newest)["held_out"]
+    assert pack(held_out) == pack(newest["held_out"])
+    towns, stage = held_out["names"][:, 0].tolist(), how.features()
     stage.load(version["features"])
-    x = stage.answer(Batch(found["x"], names=found["names"])).x[:, TOWN]
+    x = stage.answer(Batch(held_out["x"], names=held_out["names"])).x[:, TOWN]
     slots = [after.index(town) if town in after else len(x[0]) - 1 for town in towns if town is not None]
     assert x[[town is not None for town in towns]].argmax(axis=1).tolist() == slots and len(set(slots)) > 1

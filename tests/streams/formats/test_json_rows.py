@@ -37,10 +37,10 @@ def without(name: str) -> bytes:
     return encoded({key: value for key, value in ROW.items() if key != name})
 
 
-def same(one: Rows, other: Rows) -> bool:
+def same(rows: Rows, other: Rows) -> bool:
     """Whether two decoded blocks are equal bit for bit."""
     pairs = zip(
-        (*one.columns, one.y, one.weight, one.key, one.t),
+        (*rows.columns, rows.y, rows.weight, rows.key, rows.t),
         (*other.columns, other.y, other.weight, other.key, other.t),
         strict=True,
     )
@@ -242,8 +242,8 @@ def test_a_value_that_its_scale_makes_too_large_is_refused() -> None:
     """Behind the codec no learner may meet a feature it must refuse: the step would be journaled and never fold again."""
     for missing in ("indicator", "mean"):
         codec = Codec(Schema((Field("x", center=5.0, scale=1e-6, missing=missing),), Label("y")), 1000)
-        found = [reason(b'{"x":%s}' % text, codec) for text in (b"1e99", b"-2e94", b"null", b"1e90", b"-9.99e93")]
-        assert found == ["not-finite", "not-finite", "good", "good", "good"]
+        reasons = [reason(b'{"x":%s}' % text, codec) for text in (b"1e99", b"-2e94", b"null", b"1e90", b"-9.99e93")]
+        assert reasons == ["not-finite", "not-finite", "good", "good", "good"]
     codec = Codec(Schema((Field("x", size=2, scale=1e-6),), Label("y")), 1000)
     assert [reason(b'{"x":[0,%s]}' % text, codec) for text in (b"1e99", b"1e90")] == ["not-finite", "good"]
 
@@ -263,8 +263,8 @@ def test_one_bad_record_among_a_thousand_harms_no_neighbour(bad_at: int) -> None
     for bad in (None, b"", GOOD[:-1], GOOD.replace(b"{", b'{"size":1,'), GOOD.replace(b"1.5", b"1e101")):
         values[bad_at] = bad
         rows, refused = CODEC.decode(events(values))
-        alone, none = CODEC.decode([one for one in whole if one.offset != bad_at])
-        assert [one.event.offset for one in refused] == [bad_at] and not none
+        alone, none = CODEC.decode([record for record in whole if record.offset != bad_at])
+        assert [rejection.event.offset for rejection in refused] == [bad_at] and not none
         assert same(rows, alone)
 
 
@@ -272,7 +272,7 @@ def test_two_broken_records_never_join_to_good_ones() -> None:
     """A row cut anywhere is two refusals, whatever stands beside the halves."""
     for cut in range(1, len(GOOD)):
         rows, refused = CODEC.decode(events([GOOD, GOOD[:cut], GOOD[cut:], GOOD]))
-        assert [one.event.offset for one in refused] == [1, 2] and len(rows) == 2
+        assert [rejection.event.offset for rejection in refused] == [1, 2] and len(rows) == 2
 
 
 def test_any_split_of_the_events_gives_the_same_rows() -> None:
@@ -298,10 +298,10 @@ def test_a_dead_letter_holds_the_record_as_it_was_and_says_why_and_from_where() 
     """Its own headers first, then reason, detail, topic, partition, offset, timestamp."""
     _, refused = CODEC.decode([event(b'{"\xff', offset=41, t=99)])
     record = dead_letter("a:b:3", refused[0])
-    said = dict(decode_headers(record.headers))
-    assert record.value == b'{"\xff' and said["millrace.reason"] == b"unreadable" and said["millrace.detail"]
-    assert (said["millrace.topic"], said["millrace.partition"], said["millrace.offset"]) == (b"a:b", b"3", b"41")
-    assert said["millrace.timestamp_ms"] == b"99"
+    headers = dict(decode_headers(record.headers))
+    assert record.value == b'{"\xff' and headers["millrace.reason"] == b"unreadable" and headers["millrace.detail"]
+    assert (headers["millrace.topic"], headers["millrace.partition"], headers["millrace.offset"]) == (b"a:b", b"3", b"41")
+    assert headers["millrace.timestamp_ms"] == b"99"
 
 
 def test_every_reason_that_the_codec_gives_is_in_the_table_once() -> None:

@@ -52,7 +52,7 @@ def test_a_version_is_what_merging_its_pieces_again_gives() -> None:
     writer = merging(where)
     version = writer.mark(writer.merge(pieces))
     entry = merge_of(where.journal, "main", version)
-    again = merge_pieces(RECIPE, merge_disjoint, entry, [open_piece(piece_bytes(one)) for one in pieces])
+    again = merge_pieces(RECIPE, merge_disjoint, entry, [open_piece(piece_bytes(shard)) for shard in pieces])
     assert state_hash(again.parts()) == summarise(where.journal, "main").marks[-1].state_sha256
     assert again.counts == {
         "position": {"small:1": 40, "small:2": 40},

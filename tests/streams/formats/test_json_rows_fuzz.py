@@ -50,14 +50,14 @@ def member_list(chance: random.Random) -> list[tuple[str, str]]:
 def test_keys_that_stand_twice_are_refused_exactly_where_a_plain_parser_sees_them() -> None:
     """Written with escapes, set back to null, beside absent keys, among strings that hold quotes, colons and braces."""
     chance = random.Random(17)
-    found = {True: 0, False: 0}
+    counts = {True: 0, False: 0}
     for _ in range(3000):
         value = ("{" + ",".join(member(name, text, chance) for name, text in member_list(chance)) + "}").encode()
         names = [name for name, _ in json.loads(value, object_pairs_hook=list)]
         twice = len(set(names)) < len(names)
-        found[twice] += 1
+        counts[twice] += 1
         assert reason(value) == ("duplicate-field" if twice else "good"), value
-    assert min(found.values()) > 500
+    assert min(counts.values()) > 500
 
 
 def mutated(value: bytes, chance: random.Random) -> bytes:
@@ -103,10 +103,10 @@ def test_any_bytes_give_a_row_or_a_refusal_with_a_known_reason_and_nothing_else(
         decoded, refused = CODEC.decode(events([GOOD, *values, GOOD]))
         assert len(decoded) + len(refused) == 5 and decoded.t[0] == 1000 and decoded.t[-1] == 1004
         assert all(np.isfinite(column).all() for column in (decoded.columns[0], decoded.columns[4], decoded.weight))
-        for one in refused:
-            dead_letter("t:0", one)
-            outcomes[one.reason] += 1
-        for at in {1, 2, 3} - {one.event.offset for one in refused}:
+        for rejection in refused:
+            dead_letter("t:0", rejection)
+            outcomes[rejection.reason] += 1
+        for at in {1, 2, 3} - {rejection.event.offset for rejection in refused}:
             pairs = json.loads(values[at - 1], object_pairs_hook=list)
             assert {name for name, _ in pairs} <= set(ROW) and len({name for name, _ in pairs}) == len(pairs)
             outcomes["good"] += 1

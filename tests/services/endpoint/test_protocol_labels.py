@@ -30,7 +30,7 @@ def test_a_served_row_is_read_back_bit_for_bit_with_its_answer() -> None:
     read = [Event(at, 7000, record.key, record.headers, record.value) for at, record in enumerate(appended)]
     served, refused = ServedCodec(MIXED, 1 << 20, TOPIC).decode(read, f"{TOPIC}:0")
     assert isinstance(served, Served) and not refused
-    assert [record.key for record in appended] == [one.encode() for one in ids]
+    assert [record.key for record in appended] == [identity.encode() for identity in ids]
     for mine, theirs in zip(rows.columns, served.rows.columns, strict=True):
         same = mine.tolist() == theirs.tolist() if mine.dtype == object else np.array_equal(mine, theirs, equal_nan=True)
         assert same
@@ -42,9 +42,9 @@ def test_a_served_row_is_read_back_bit_for_bit_with_its_answer() -> None:
 
 def test_labels_come_one_or_many_and_are_appended_as_they_are() -> None:
     """Keyed by id, so that order per id is the log's."""
-    (one,) = read_labels(b'{"id": "a/0", "label": "rose"}')
+    (single,) = read_labels(b'{"id": "a/0", "label": "rose"}')
     many = read_labels(b'{"labels": [{"id": "a/0", "label": "rose"}, {"id": "b", "label": "lily", "revision": 3}]}')
-    assert one == many[0] and (many[1].id, many[1].label, many[1].revision) == ("b", "lily", 3)
+    assert single == many[0] and (many[1].id, many[1].label, many[1].revision) == ("b", "lily", 3)
     (odd,) = read_labels(b'{"id": "labels", "label": "labels"}')
     assert (odd.id, odd.label) == ("labels", "labels")
     (record, _) = label_records(many)
