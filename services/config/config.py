@@ -203,7 +203,7 @@ def _refuse_unable(drift: DriftConfig | None, kind: str, path: Path) -> None:
         )
 
 
-def _refuse_memory(pipeline: Pipeline, learner: Any, path: Path) -> None:
+def _refuse_memory(pipeline: PipelineConfig, learner: Any, path: Path) -> None:
     """Raise where a memory could not be published, or not be merged."""
     if pipeline.memory is not None:
         outputs = 1 if pipeline.label.task == "regress" else max(2, len(getattr(learner, "classes", ())))

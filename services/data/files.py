@@ -118,7 +118,7 @@ def arrays(path: str, seed: int) -> Table:
 
 
 def spam(seed: int) -> Table:
-    """Which of the 500 words that are in most of the first tenth of the mails are in each mail, as ``x``, in the file's order."""
+    """Mails in the file's order; ``x`` says which of the words that are commonest in the first tenth are in each."""
     parts = _npz("spam/spam_csr.npz")
     rows, words, ends = len(parts["y"]), parts["indices"], parts["indptr"]
     counts = np.bincount(words[: ends[rows // 10]], minlength=int(parts["shape"][1]))

@@ -45,6 +45,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     if output is not None:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
         facts |= _late(output) | _alarm(output.newest_alarm) | _held_out(output) | flat(output.noticed)
+        facts |= {f"memory_{name}": value for name, value in output.memory.items()}
     elif "records" not in facts and summary.marks:  # followed by nobody, it lets nothing out but its marks
         facts |= {name: load_part(instance.store(), summary.marks[-1], "counts")["counts"][name] for name in COUNTED}
     facts |= _acted(summary)

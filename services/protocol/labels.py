@@ -21,7 +21,8 @@ from millrace.learners.protocol import Array
 from millrace.services.errors import TooLargeError
 from millrace.services.protocol.inference import Predicted
 from millrace.streams.formats.meaning import RecordError, label_value
-from millrace.streams.labels.served import LONGEST_ID, LateLabel, Numbers, Prediction, encode
+from millrace.streams.labels.answered import corrections_of
+from millrace.streams.labels.served import LONGEST_ID, LateLabel, Prediction, encode
 from millrace.streams.records import Record, encode_headers, tp_name
 from millrace.streams.schema import Field, Label
 
@@ -114,7 +115,7 @@ def prediction_records(predicted: Predicted, features: str, headers: bytes = b""
     fields = predicted.bundle.schema.fields
     columns = [_cells(field, column) for field, column in zip(fields, predicted.columns, strict=True)]
     names = [field.name for field in fields]
-    scores, corrections = predicted.answer.scores.tolist(), _corrections(predicted)
+    scores, corrections = predicted.answer.scores.tolist(), corrections_of(predicted.answer.corrected, len(predicted.ids))
     records = []
     for row_id, cells, row_scores, correction in zip(
         predicted.ids, zip(*columns, strict=True), scores, corrections, strict=True
@@ -125,15 +126,6 @@ def prediction_records(predicted: Predicted, features: str, headers: bytes = b""
         prediction = Prediction(row_id, row, *place, classes, tuple(row_scores), features, base=base, error=error)
         records.append(Record(encode(prediction), row_id.encode(), headers, predicted.at_ms))
     return records
-
-
-def _corrections(predicted: Predicted) -> list[tuple[Numbers, Numbers]]:
-    """Of each row, what its scores are made of: base and error, unset where no memory corrects them."""
-    corrected = predicted.answer.corrected
-    if corrected is None:
-        return [(msgspec.UNSET, msgspec.UNSET)] * len(predicted.ids)
-    rows = zip(corrected.answers.tolist(), corrected.errors.tolist(), strict=True)
-    return [(tuple(answers), tuple(errors)) for answers, errors in rows]
 
 
 def _cells(field: Field, column: Array) -> list[object]:

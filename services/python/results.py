@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from millrace.learners.errors import BadInputError
-from millrace.learners.protocol import Floats
+from millrace.learners.protocol import Corrected, Floats
 from millrace.streams.branch.verify import Report
+from millrace.streams.labels.answered import corrections_of
 from millrace.streams.labels.served import Prediction
 
 
@@ -33,6 +34,7 @@ class Answers:
     seq: int  # the journal entry up to which the branch was learned
     version: str | None  # None: a state that no version names
     _rows: tuple[bytes, ...] = field(repr=False)  # as JSON
+    corrected: Corrected | None = field(default=None, repr=False)  # what scores are made of, where a memory corrects them
     far_out: tuple[str, ...] = ()  # fields in which a row has a value far outside everything learned so far
 
     def served(self, ids: Sequence[str]) -> list[Prediction]:
@@ -48,9 +50,10 @@ class Answers:
         if len(ids) != len(self._rows):
             raise BadInputError(f"ids: there are {len(ids)} for {len(self._rows)} rows. Give each row one of its own.")
         place = (self.branch, self.epoch, self.seq, self.classes)
+        corrections = corrections_of(self.corrected, len(ids))
         return [
-            Prediction(name, msgspec.Raw(row), *place, tuple(scores))
-            for name, row, scores in zip(ids, self._rows, self.scores.tolist(), strict=True)
+            Prediction(name, msgspec.Raw(row), *place, tuple(scores), base=base, error=error)
+            for name, row, scores, (base, error) in zip(ids, self._rows, self.scores.tolist(), corrections, strict=True)
         ]
 
 

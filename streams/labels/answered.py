@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 
 from millrace.learners.memory.asked import Asked, as_text
-from millrace.learners.protocol import Array, Batch, Corrects, Floats, Servable
-from millrace.streams.labels.served import Prediction
+from millrace.learners.protocol import Array, Batch, Corrected, Corrects, Floats, Servable
+from millrace.streams.labels.served import Numbers, Prediction
 
 
 def as_served(predictions: Sequence[Prediction]) -> Array:
@@ -21,6 +21,14 @@ def _of(record: Prediction) -> str | None:
     if record.base is msgspec.UNSET or record.error is msgspec.UNSET:
         return None
     return as_text(Asked(record.classes, record.base, record.error))
+
+
+def corrections_of(corrected: Corrected | None, rows: int) -> list[tuple[Numbers, Numbers]]:
+    """``base`` and ``error`` of the records of answered rows; unset where no memory corrects them."""
+    if corrected is None:
+        return [(msgspec.UNSET, msgspec.UNSET)] * rows
+    numbers = zip(corrected.answers.tolist(), corrected.errors.tolist(), strict=True)
+    return [(tuple(answers), tuple(errors)) for answers, errors in numbers]
 
 
 def again(servable: Servable, x: Floats) -> tuple[Floats, list[str] | None]:

@@ -1,7 +1,7 @@
 """What an error memory is worth: answers as they were served, with the memory and without, on streams whose labels come late.
 
-Each run drives the product as `millrace up` does (late_stream.py). A recorded answer says what the learner itself answered, so one
-run has both sides, and the peer of every line is the same learner without its memory.
+Each run drives the product as `millrace up` does (late_stream.py). A recorded answer says what the learner itself answered, so
+one run has both sides, and the peer of every line is the same learner without its memory.
 
 python tests/bench/bench_memory.py [--quick] [--seeds 1] [--out tests/bench/memory] [--only elec2]
 """
