@@ -20,7 +20,7 @@ class MemoryConfig:
     near: int = 70  # >= 1, of "exact": remembered rows that say how wrong an answer is; more is steadier and less local
     tau: float = 0.1  # > 0, of "exact": temperature of their cosines; less trusts the nearest more
     arrays: int = 70  # >= 1, of "sketch": independent arrays of cells; more is steadier and costs as much more
-    bits: int = 8  # in 8..16, of "sketch": an array has 2^bits cells; more is more local
+    bits: int = 8  # in [8, 16], of "sketch": an array has 2^bits cells; more is more local
     half_life_rows: int = 500  # >= 1, of "sketch": rows after which a row counts half; less forgets faster
     gamma: float = 0.0  # in [0, 1], share of the error that is the labels near by less the answer, not less the answers near by
     strength: float | None = None  # in [0, 1], lambda, share of the error that is corrected; left out: found by itself

@@ -1,0 +1,116 @@
+"""A pipeline with an error memory, through everything: poison, both protocols, late labels, kill -9, replay, proof, export."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from either_log import KAFKA, swept
+from pipelines import event, facts, flower_rows, millrace
+from poisoned import TEXT, begin, instance, planned, replay, verified, versions
+from served_pipeline import served, until
+
+pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
+from broker_topics import forget, on
+from label_calls import all_answer, asked_by_grpc, asking, called, labelled_by_grpc, settled
+
+from millrace.services.pipeline.archive import Archive
+from millrace.services.registry import export
+
+LEARNERS = {
+    "ridge": 'kind = "ridge", gamma = 0.5, solve_rows = 50',
+    "softmax": 'kind = "softmax", warm_up_rows = 60, step_rows = 10',
+    "er": 'kind = "er", warm_up_rows = 25, hidden = [8], buffer_rows = 40',
+}
+MEMORY = """
+[memory]
+rows = 150
+near = 20
+warm_up_rows = 40
+{more}
+[labels]
+horizon_ms = 600000
+grace_ms = 60000
+"""
+CASES = [("ridge", "", "sqlite"), ("softmax", 'form = "sketch"', "sqlite"), ("er", "strength = 0.6", "sqlite")]
+CASES += [("ridge", 'form = "sketch"', "kafka"), ("softmax", "strength = 0.6", "kafka"), ("er", "", "kafka")]
+ASKED = 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "more", "log"),
+    [pytest.param(*case, marks=KAFKA if case[2] == "kafka" else pytest.mark.xdist_group("memory")) for case in CASES],
+)
+def test_a_memory_goes_through_everything(kind: str, more: str, log: str, tmp_path: Path, request) -> None:
+    """Around each kind, on each log: whoever answers, answers as the trainer, and the log proves every branch."""
+    text = TEXT.replace('kind = "ridge", gamma = 0.5, solve_rows = 50', LEARNERS[kind]) + MEMORY.format(more=more)
+    if log == "sqlite":
+        everything(begin(tmp_path / "digits", with_poison=True, text=text, later=60))
+        return
+    broker = request.getfixturevalue("broker")
+    with swept():
+        everything(begin(tmp_path / "digits", with_poison=True, text=text + on(broker), later=60))
+        forget(broker, tmp_path / "digits" / "digits.toml")
+
+
+def everything(folder: Path) -> None:
+    """From two versions with poison between them to a branch that never learned it."""
+    before, x = facts(folder), rows_of(1)
+    assert before["memory_squared_error"] <= before["memory_squared_error_uncorrected"] and len(versions(folder)) >= 2
+    with served(folder) as up:
+        ids = [f"http/{row}" for row in range(ASKED)]
+        _, _, by_http = called(up, "infer", asking(ids, x))
+        by_grpc = asked_by_grpc(up, [f"grpc/{row}" for row in range(ASKED)], x)
+        scores = np.array(by_http["outputs"][0]["data"])
+        assert np.array_equal(scores, np.frombuffer(by_grpc.raw_output_contents[0], "<f8"))
+        labels = {"labels": [{"id": name, "label": "daisy"} for name in ids]}
+        assert called(up, "labels", labels)[0] == 202
+        assert labelled_by_grpc(up, [f"grpc/{row}" for row in range(ASKED)], "daisy") == ASKED
+        settled(up, labels_joined=2 * ASKED)
+        for title in (":Predictor", ":Trainer"):
+            alive, dead = len(up.pids(title)), up.kill(title)
+            until(lambda title=title, dead=dead, alive=alive: dead not in (now := up.pids(title)) and len(now) == alive)
+            until(lambda: called(up, "infer", asking(["again"], x[:1]))[0] == 200 and all_answer(up))
+        learned = settled(up, labels_joined=2 * ASKED)
+        answers = [newest_answer(up, learned["seq"], x) for _ in range(20)]  # of both replicas, one of them a new process
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+    pipeline = instance(folder)
+    bundle = Archive(pipeline).newest("main")
+    assert bundle is not None
+    decoded, refused = pipeline.fold_spec.codec.decode([event(row, at) for at, row in enumerate(flower_rows(12, seed=9))])
+    assert not refused and np.abs(answered(bundle, x) - answers[0]).max() <= 1e-9 * np.abs(answers[0]).max()
+    for words in (["run", planned(folder)], ["take-over", "--reason", "mended", "--yes"]):
+        done = replay(folder, *words)
+        assert done.returncode == 0, done.stderr
+    verified(folder, "main", "replay-1")
+    newest = versions(folder)[-1]
+    export.export(pipeline, newest, folder / "out")
+    own = Archive(pipeline).version(newest).predict(decoded.columns).scores
+    assert np.array_equal(export.opened(folder / "out").predict(decoded.columns).scores, own)
+    assert millrace("rollback", "digits.toml", "--reason", "it looks wrong", "--yes", cwd=folder).returncode == 0
+
+
+def rows_of(seed: int) -> list[list[float]]:
+    """Rows that look like tulips."""
+    chance = random.Random(seed)
+    return [[float(chance.randrange(17) + 5) for _ in range(4)] for _ in range(ASKED)]
+
+
+def newest_answer(up, seq: int, x: list[list[float]]) -> np.ndarray:
+    """The scores of whoever answers, once that is the trainer's newest state."""
+    heard: dict = {}
+
+    def is_newest() -> bool:
+        heard.update(called(up, "infer", asking(["newest"] * len(x), x))[2])
+        return heard["parameters"]["seq"] >= seq
+
+    until(is_newest)
+    return np.array(heard["outputs"][0]["data"])
+
+
+def answered(bundle, x: list[list[float]]) -> np.ndarray:
+    """A bundle's scores."""
+    return bundle.predict([np.array(x), np.array(["north"] * len(x), dtype=object)]).scores.ravel()
