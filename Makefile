@@ -12,7 +12,7 @@ JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast test-pythons lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual calibrate lock proto reference clean kafka faults
+.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -119,6 +119,9 @@ bench-analytic: .venv-test/.installed  ## the analytic family on imbalanced digi
 
 bench-continual: .venv-test/.installed $(if $(MAMMOTH),.venv-continual/.ready)  ## every learner on split MNIST and CIFAR-10; goes on where it was stopped (QUICK=1; MAMMOTH=clone of aimagelab/mammoth)
 	$(TEST)/python tests/bench/bench_continual.py $(if $(QUICK),--quick) $(if $(MAMMOTH),--mammoth $(MAMMOTH))
+
+bench-memory: .venv-test/.installed  ## answers with an error memory and without, on five streams whose labels come late (QUICK=1; an hour)
+	$(SHARED) $(TEST)/python tests/bench/bench_memory.py $(if $(QUICK),--quick)
 
 calibrate: .venv-test/.installed  ## measure the table of learners/drift/calibration.py anew (half an hour)
 	$(TEST)/python tests/bench/calibrate_drift.py

@@ -37,10 +37,12 @@ class ExactPicture:
             nothing = np.full((len(keys), self.labels.shape[1]), np.nan)
             return nothing, nothing
         places, cosines = nearest(self.keys, keys, self.config.near)
-        shares = np.exp((cosines - cosines.max(axis=1, keepdims=True)) / self.config.tau) * self.weight[places]
+        shares = np.exp((cosines - cosines[:, -1:]) / self.config.tau) * self.weight.take(places)
         shares /= shares.sum(axis=1, keepdims=True)
-        means = [np.matmul(shares[:, None, :], column[places])[:, 0] for column in (self.labels, self.answers)]
-        return means[0], means[1]
+        labels, answers = (
+            np.matmul(shares[:, None, :], column.take(places, axis=0))[:, 0] for column in (self.labels, self.answers)
+        )
+        return labels, answers
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``of`` needs."""

@@ -27,7 +27,7 @@ def normalised(rows: Floats) -> Floats:
 def nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:
     """Which ``near`` of the keys (m, d), oldest first, are nearest to each query, and their cosines, both (n, near).
 
-    Keys and queries have length 1. Where there are fewer keys, all of them are near. Places come in ascending order.
+    Keys and queries have length 1. Where there are fewer keys, all of them are near. The nearest come last.
     """
     near = min(near, len(keys))
     pieces = [_nearest(keys, queries[at : at + CHUNK], near) for at in range(0, max(len(queries), 1), CHUNK)]
@@ -36,17 +36,13 @@ def nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:
 
 
 def _nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:
-    """A key's rank is its cosine's cell of the grid and, within that, its age: whole numbers that float64 holds exactly."""
-    ages = 1 << max(len(keys) - 1, 1).bit_length()
-    ranks: Floats = queries @ keys.T
-    ranks *= GRID
+    """A key's rank is its cosine's cell of the grid and, as the fraction, its place: float64 holds both exactly."""
+    places = 1 << max(len(keys) - 1, 1).bit_length()  # more than there are keys
+    ranks: Floats = (queries * GRID) @ keys.T
     np.rint(ranks, out=ranks)
-    ranks *= ages
-    ranks += np.arange(len(keys))
+    ranks += np.arange(len(keys)) / places
     if near < len(keys):
-        least = np.partition(ranks, len(keys) - near, axis=1)[:, len(keys) - near]
-        places = np.nonzero(ranks >= least[:, None])[1].reshape(len(queries), near)
-        ranks = np.take_along_axis(ranks, places, axis=1)
-    else:
-        places = np.tile(np.arange(len(keys)), (len(queries), 1))
-    return places, np.floor(ranks / ages) / GRID
+        ranks = np.partition(ranks, len(keys) - near, axis=1)[:, len(keys) - near :]
+    ranks = np.sort(ranks, axis=1)
+    cells = np.floor(ranks)
+    return ((ranks - cells) * places).astype(np.int64), cells / GRID

@@ -3,7 +3,7 @@
 Each run drives the product as `millrace up` does (late_stream.py). A recorded answer says what the learner itself answered, so
 one run has both sides, and the peer of every line is the same learner without its memory.
 
-python tests/bench/bench_memory.py [--quick] [--seeds 1] [--out tests/bench/memory] [--only elec2]
+python tests/bench/bench_memory.py [--quick] [--seeds 1] [--streams elec2 ...] [--out tests/bench/memory]
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import memory_table
 import msgspec
 import numpy as np
 from late_stream import AT_ONCE, driven
-from results import machine, say
+from results import compared, machine, say
 from sklearn.metrics import roc_auc_score
 
-from millrace.learners.protocol import Array, Floats
+from millrace.learners.memory.config import MemoryConfig
+from millrace.learners.memory.scaled import Scaled
+from millrace.learners.memory.servable import MemoryServable
+from millrace.learners.protocol import Array, Batch, Floats
 from millrace.services.config.config import build_pipeline
 from millrace.services.data.datasets import data_set, values
 from millrace.services.pipeline.instance import Instance
@@ -40,6 +44,7 @@ STREAMS = ("elec2", "nsl_kdd", "phishing", "spam", "bank_marketing")
 DELAYS = (0, 1, 48, 336)
 BASES: dict[str, dict[str, Any]] = {"ridge": {"solve_rows": 64}, "softmax": {}}
 FORMS = ("exact", "sketch")
+BATCH = 32  # rows of a batch whose time is taken
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,9 @@ def instance_of(case: Case, rows: int, home: Path) -> Instance:
 class Stream:
     """Rows and labels of a data set, decoded as an endpoint decodes them."""
 
-    def __init__(self, name: str, seed: int, most: int) -> None:
+    def __init__(self, name: str, most: int) -> None:
         chosen = data_set(name)
-        lines = [json.loads(line) for _, line in zip(range(most), values(name, seed), strict=False)]
+        lines = [json.loads(line) for _, line in zip(range(most), values(name), strict=False)]
         self.labels = [line.pop(chosen.label.name) for line in lines]
         pipeline = build_pipeline(
             {
@@ -116,16 +121,26 @@ def measured(case: Case, stream: Stream) -> dict[str, Any]:
         {name for prediction in predictions[start:] for name in prediction.classes} | set(map(str, stream.labels[start:]))
     )
     y = np.array([classes.index(str(label)) for label in stream.labels[start:]])
-    sides = {"with": [p.scores for p in predictions[start:]], "without": [p.base for p in predictions[start:]]}
-    figures = {}
-    for side, numbers in sides.items():
-        scores = np.zeros((len(y), len(classes)))
-        for at, (prediction, row) in enumerate(zip(predictions[start:], numbers, strict=True)):
-            for name, score in zip(prediction.classes, row, strict=True):
-                scores[at, classes.index(name)] = score
-        figures[side] = scored(scores, y)
+    figures = {
+        side: scored(table(predictions[start:], numbers, classes), y)
+        for side, numbers in (
+            ("with", [p.scores for p in predictions[start:]]),
+            ("without", [p.base for p in predictions[start:]]),
+        )
+    }
     last = float((y[1:] == y[:-1]).mean())
-    return asdict(case) | {"rows": len(stream), "last_label": round(last, 4), "s": round(taken_s, 1)} | figures
+    ratio = round(figures["without"]["log_loss"] / figures["with"]["log_loss"], 3)
+    told = {"rows": len(stream), "last_label": round(last, 4), "s": round(taken_s, 1)}
+    return {"bench": "memory"} | asdict(case) | told | figures | {"ratio": ratio}
+
+
+def table(predictions: list[Prediction], numbers: list[Any], classes: list[str]) -> Floats:
+    """Numbers of each answer by all classes (n, C); 0 for one that had no column then."""
+    places = {name: at for at, name in enumerate(classes)}
+    scores = np.zeros((len(predictions), len(classes)))
+    for at, (prediction, row) in enumerate(zip(predictions, numbers, strict=True)):
+        scores[at, [places[name] for name in prediction.classes]] = row
+    return scores
 
 
 def scored(scores: Floats, y: Array) -> dict[str, float]:
@@ -142,25 +157,74 @@ def scored(scores: Floats, y: Array) -> dict[str, float]:
     }
 
 
+class Silent:
+    """A learner that costs nothing: it answers 0."""
+
+    classes = ("no", "yes")
+
+    def predict_many(self, batch: Batch) -> Floats:
+        """(n, 2)."""
+        return np.zeros((len(batch), 2))
+
+    def arrays(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+
+def speed(form: str) -> dict[str, object]:
+    """Reading and writing batches of 32 rows of 16 features, against NumPy's product with 2,000 keys and its partition."""
+    rng, config = np.random.default_rng(0), MemoryConfig(form="sketch" if form == "sketch" else "exact")
+    memory, pairs = Scaled(config, 16, 0), []
+    x, labels = rng.normal(size=(4096, 16)), np.eye(2)[rng.integers(0, 2, 4096)]
+    memory.add(x, labels, np.zeros_like(labels), np.ones(4096))
+    keys = rng.normal(size=(2000, 17))
+    for at in range(0, 4096, BATCH):
+        rows, told = x[at : at + BATCH], labels[at : at + BATCH]
+        start_s = time.perf_counter()
+        served = MemoryServable(Silent(), memory.now(), config, Silent.classes, 0.4, *memory.scale, 0, "classify")
+        answers = served.corrected(Batch(rows)).answers
+        memory.add(rows, told, answers, np.ones(BATCH))
+        taken_s = time.perf_counter() - start_s
+        queries = np.pad(rows, ((0, 0), (0, 1)))
+        start_s = time.perf_counter()
+        np.partition(queries @ keys.T, 2000 - 70, axis=1)
+        pairs.append((taken_s / BATCH * 1e6, (time.perf_counter() - start_s) / BATCH * 1e6))
+    line = compared(
+        "memory", f"{form}, 32 rows of 16 features", "us a row", pairs, ("product with 2,000 keys, partition", 1 / 1.5)
+    )
+    return {name: value for name, value in line.items() if name != "ratios"}
+
+
+def lines_of(streams: Sequence[str], quick: bool, seeds: int) -> Iterator[dict[str, Any]]:
+    """One a run."""
+    for name in streams:
+        stream = Stream(name, 4000 if quick else 1 << 30)
+        delays = DELAYS[::2] if quick else DELAYS
+        for arm in product(BASES, (True, False), delays, FORMS, range(seeds)):
+            yield measured(Case(name, *arm), stream)
+
+
 def main() -> None:
-    """Print one JSON line a run."""
+    """Print one JSON line a run; the table and the picture of all lines go into a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--rows", type=int, default=1 << 30)
-    parser.add_argument("--forms", default="exact,sketch")
-    parser.add_argument("--delays", default="0,1,48,336")
+    parser.add_argument("--quick", action="store_true", help="4,000 rows of each stream, two delays")
+    parser.add_argument("--seeds", type=int, default=1, help="of a sketch's planes")
+    parser.add_argument("--streams", nargs="*", default=STREAMS)
+    parser.add_argument("--out", type=Path, default=Path("tests/bench/memory"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     use_threads(1)
     say(machine("memory"))
-    for name in [arguments.only] if arguments.only else STREAMS:
-        stream = Stream(name, 0, 4000 if arguments.quick else arguments.rows)
-        for base, frozen, delay, form, seed in product(
-            BASES, (True, False), map(int, arguments.delays.split(",")), arguments.forms.split(","), range(arguments.seeds)
-        ):
-            say(measured(Case(name, base, frozen, delay, form, seed), stream))
+    for form in FORMS:
+        say(speed(form))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for line in lines_of(arguments.streams, arguments.quick, arguments.seeds):
+        say(line)
+        lines.append(line)
+        (arguments.out / "memory.jsonl").write_text("".join(json.dumps(done) + "\n" for done in lines), encoding="utf-8")
+    (arguments.out / "memory.md").write_text(memory_table.markdown(lines), encoding="utf-8")
+    memory_table.picture(lines, arguments.out / "memory.png")
 
 
 if __name__ == "__main__":

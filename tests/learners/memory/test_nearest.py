@@ -27,7 +27,7 @@ def test_the_nearest_are_those_that_scikit_learn_finds(count: int, d: int, near:
     distances, found = peer.kneighbors(queries)
     for row in range(len(queries)):
         theirs = dict(zip(found[row].tolist(), (1.0 - distances[row]).tolist(), strict=True))
-        assert set(places[row].tolist()) == set(theirs) and (np.diff(places[row]) > 0).all()
+        assert set(places[row].tolist()) == set(theirs) and (np.diff(cosines[row]) >= 0.0).all()
         assert np.allclose(cosines[row], [theirs[place] for place in places[row].tolist()], rtol=0.0, atol=2.0**-29)
 
 
@@ -39,7 +39,7 @@ def test_of_rows_that_are_equally_near_the_newest_are_taken() -> None:
         copies = [near[near % 40 == row].tolist() for row in set((near % 40).tolist())]
         assert sorted(map(len, copies)) == [1, 3, 3, 3, 3] and min(copies, key=len)[0] >= 80
     places, _ = nearest(np.tile(rows(1, 5), (90, 1)), rows(4, 5, 1), 70)
-    assert (places == np.arange(20, 90)).all()
+    assert (np.sort(places) == np.arange(20, 90)).all()
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 8, 9, 64])
