@@ -123,7 +123,7 @@ def ends(key: Key, allowed: Range) -> tuple[list[float], list[float]]:
 
 def shaped(key: Key, number: float) -> Any:
     """A number, or a list with it where the key is a list."""
-    if key.type in (int, float):
+    if key.type in (int, float, float | None):
         return number
     fill = int(key.allowed.low) if isinstance(key.allowed, Range) else 1
     return [number] + [fill] * ({"shape": 2, "image": 3}.get(key.name, 1) - 1)

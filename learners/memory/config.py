@@ -32,7 +32,7 @@ class MemoryConfig:
         """Raise ValueError for a setting out of range."""
         for key, allowed, fits in (
             ("rows", "a whole number from 1", self.rows >= 1),
-            ("near", f"a whole number from 1 to rows = {self.rows}", 1 <= self.near <= self.rows),
+            ("near", "a whole number from 1", self.near >= 1),
             ("tau", "a finite number above 0", 0.0 < self.tau < float("inf")),
             ("arrays", "a whole number from 1", self.arrays >= 1),
             ("bits", "a whole number from 8 to 16", 8 <= self.bits <= 16),

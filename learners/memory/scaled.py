@@ -6,7 +6,6 @@ So no key is ever stale, whatever the learner goes through.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 
@@ -20,38 +19,8 @@ from millrace.learners.protocol import Floats, Value
 
 CLIP = 10.0  # deviations of a feature in a key
 COLUMNS = ("x", "labels", "answers", "weight")  # of rows that wait
-
-
-class Picture(Protocol):
-    """A memory as it is."""
-
-    def near(self, keys: Floats) -> tuple[Floats, Floats]:
-        """The mean label and the mean answer near each key, both (n, C); NaN where nothing is near."""
-
-    def arrays(self) -> dict[str, Value]:
-        """Arrays from which the same picture is made again."""
-
-
-class Form(Protocol):
-    """What holds keys, labels, answers and weights."""
-
-    def add(self, keys: Floats, labels: Floats, answers: Floats, weight: Floats) -> None:
-        """Remember rows: keys (n, d) of length 1, labels and answers (n, C), weight (n,) above 0."""
-
-    def widen(self, outputs: int) -> None:
-        """Have room for more outputs, which nothing remembered has anything of."""
-
-    def now(self) -> Picture:
-        """What is held, until a row is added."""
-
-    def picture(self) -> Picture:
-        """What is held, for ever."""
-
-    def state(self) -> dict[str, Value]:
-        """A copy of everything."""
-
-    def load(self, state: Mapping[str, Value]) -> None:
-        """Become what gave ``state``."""
+Form = Exact | Sketch  # what holds keys, labels, answers and weights
+Picture = ExactPicture | SketchPicture  # a memory as it is
 
 
 class Scaled:
