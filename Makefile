@@ -92,8 +92,8 @@ bench-labels: .venv-test/.installed  ## a served prediction and its late label a
 bench-pipeline: .venv-test/.installed $(if $(KAFKA_HOME),,.kafka/.ready)  ## the whole worker on Kafka against kafka-python, a parser and a matrix
 	$(TEST)/python tests/bench/bench_pipeline.py --jars $(JARS)
 
-bench-serve: .venv-test/.installed .venv-peers/.ready  ## requests/s and latency against MLServer, bare FastAPI and bare grpc.aio (LOG=kafka: on Kafka beside SQLite)
-	$(SHARED) $(TEST)/python tests/bench/bench_serve.py $(if $(LOG),--log $(LOG) --jars $(JARS))
+bench-serve: .venv-test/.installed .venv-peers/.ready  ## requests/s and latency against MLServer, bare FastAPI and bare grpc.aio (LOG=kafka: on Kafka beside SQLite; MEMORY=1: with an error memory beside without)
+	$(SHARED) $(TEST)/python tests/bench/bench_serve.py $(if $(LOG),--log $(LOG) --jars $(JARS)) $(if $(MEMORY),--memory)
 
 bench-fresh: .venv-test/.installed  ## from an event's append to answers that know it, while 1,000 rows/s are learned (LOG=kafka: there too)
 	$(SHARED) $(TEST)/python tests/bench/bench_fresh.py $(if $(LOG),--log $(LOG) --jars $(JARS))

@@ -13,7 +13,7 @@ import numpy as np
 from millrace.learners.memory.config import MemoryConfig
 from millrace.learners.memory.nearest import nearest
 from millrace.learners.memory.newest import Newest
-from millrace.learners.protocol import Floats, Value
+from millrace.learners.protocol import Array, Floats, Value
 
 COLUMNS = ("keys", "labels", "answers", "weight")
 
@@ -31,18 +31,18 @@ class ExactPicture:
     answers: Floats  # (m, C), what the learner itself answered when it was asked
     weight: Floats  # (m,), above 0
 
-    def near(self, keys: Floats) -> tuple[Floats, Floats]:
-        """The mean label and the mean answer near each key, both (n, C); NaN where nothing is remembered."""
+    def near(self, keys: Floats) -> tuple[Floats, Floats, Array]:
+        """The mean label and the mean answer near each key, both (n, C), and whether anything is near (n,)."""
         if not len(self.keys):
-            nothing = np.full((len(keys), self.labels.shape[1]), np.nan)
-            return nothing, nothing
+            nothing = np.zeros((len(keys), self.labels.shape[1]))
+            return nothing, nothing, np.zeros(len(keys), dtype=bool)
         places, cosines = nearest(self.keys, keys, self.config.near)
         shares = np.exp((cosines - cosines[:, -1:]) / self.config.tau) * self.weight.take(places)
         shares /= shares.sum(axis=1, keepdims=True)
         labels, answers = (
             np.matmul(shares[:, None, :], column.take(places, axis=0))[:, 0] for column in (self.labels, self.answers)
         )
-        return labels, answers
+        return labels, answers, np.ones(len(keys), dtype=bool)
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``of`` needs."""

@@ -6,6 +6,8 @@ ones the newest is nearer. Rounding then decides nothing, but where a cosine lie
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,8 +22,21 @@ Places = NDArray[np.int64]
 def normalised(rows: Floats) -> Floats:
     """Rows (n, d) of length 1; one of length 0 stays so."""
     length = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
-    out: Floats = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0.0)
-    return out
+    lengthened: Floats = rows / np.maximum(length, np.finfo(np.float64).tiny)
+    return lengthened
+
+
+def _places(keys: int) -> int:
+    """A power of two, at least as many as there are keys: a place divided by it is exact."""
+    return 1 << max(keys - 1, 1).bit_length()
+
+
+@lru_cache(maxsize=8)
+def _fractions(keys: int) -> Floats:
+    """The place of each key as a fraction (m,) below 1."""
+    fractions = np.arange(keys) / _places(keys)
+    fractions.flags.writeable = False
+    return fractions
 
 
 def nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:
@@ -30,17 +45,19 @@ def nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:
     Keys and queries have length 1. Where there are fewer keys, all of them are near. The nearest come last.
     """
     near = min(near, len(keys))
-    pieces = [_nearest(keys, queries[at : at + CHUNK], near) for at in range(0, max(len(queries), 1), CHUNK)]
+    if len(queries) <= CHUNK:
+        return _nearest(keys, queries, near)
+    pieces = [_nearest(keys, queries[at : at + CHUNK], near) for at in range(0, len(queries), CHUNK)]
     places, cosines = zip(*pieces, strict=True)
     return np.concatenate(places), np.concatenate(cosines)
 
 
 def _nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:
     """A key's rank is its cosine's cell of the grid and, as the fraction, its place: float64 holds both exactly."""
-    places = 1 << max(len(keys) - 1, 1).bit_length()  # more than there are keys
     ranks: Floats = (queries * GRID) @ keys.T
     np.rint(ranks, out=ranks)
-    ranks += np.arange(len(keys)) / places
+    places = _places(len(keys))
+    ranks += _fractions(len(keys))
     if near < len(keys):
         ranks = np.partition(ranks, len(keys) - near, axis=1)[:, len(keys) - near :]
     ranks = np.sort(ranks, axis=1)

@@ -96,8 +96,11 @@ def keys_of(x: Floats, mean: Floats, deviation: Floats) -> Floats:
 
     By the 1 a key says how far from the mean its row is, and not in which direction alone; of one feature it would be the sign.
     """
-    z = np.clip((x - mean) / deviation, -CLIP, CLIP)
-    return normalised(np.concatenate([z, np.ones((len(x), 1))], axis=1))
+    key = np.empty((len(x), len(mean) + 1))
+    z = (x - mean) / deviation
+    np.minimum(np.maximum(z, -CLIP, out=z), CLIP, out=key[:, :-1])
+    key[:, -1] = 1.0
+    return normalised(key)
 
 
 def picture_of(config: MemoryConfig, arrays: Mapping[str, Value], width: int, seed: int) -> Picture:

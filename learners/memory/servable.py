@@ -61,13 +61,14 @@ class MemoryServable:
 
     def _errors(self, x: Floats, answers: Floats) -> Floats:
         """By how much what is near holds answers (n, C) to be wrong; 0 where nothing is near."""
-        labels, near = self.picture.near(keys_of(x, self.mean, self.deviation))
+        labels, near, known = self.picture.near(keys_of(x, self.mean, self.deviation))
         if not labels.shape[1] or (self.task == "classify" and not self.classes):
             return np.zeros_like(answers)
-        errors = (1.0 - self.config.gamma) * (labels - near)
+        errors: Floats = (1.0 - self.config.gamma) * (labels - near)
         if self.config.gamma > 0.0:
             errors += self.config.gamma * (labels - aligned(answers, self.classes, self.names))
-        errors[np.isnan(labels)] = 0.0
+        if not known.all():
+            errors[~known] = 0.0
         return aligned(errors, self.names, self.classes)
 
     def arrays(self) -> dict[str, Value]:

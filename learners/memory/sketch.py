@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from millrace.learners.memory.config import MemoryConfig
 from millrace.learners.memory.exact import read_only
-from millrace.learners.protocol import Floats, Value
+from millrace.learners.protocol import Array, Floats, Value
 
 HALVINGS = 64  # after which all cells are divided by 2^64, so that what is written stays finite
 
@@ -34,12 +34,12 @@ class SketchPicture:
     count: int  # of arrays
     cells: Floats  # (arrays * 2^bits, 1 + 2 C)
 
-    def near(self, keys: Floats) -> tuple[Floats, Floats]:
-        """The mean label and the mean answer near each key, both (n, C); NaN where no row fell into its cells."""
+    def near(self, keys: Floats) -> tuple[Floats, Floats, Array]:
+        """The mean label and the mean answer near each key, both (n, C), and whether a row fell into its cells (n,)."""
         sums = self.cells[cells_of(keys, self.planes, self.count)].sum(axis=1)
         weight, outputs = sums[:, :1], (sums.shape[1] - 1) // 2
-        means = np.divide(sums[:, 1:], weight, out=np.full((len(keys), 2 * outputs), np.nan), where=weight > 0.0)
-        return means[:, :outputs], means[:, outputs:]
+        means = sums[:, 1:] / np.where(weight > 0.0, weight, 1.0)
+        return means[:, :outputs], means[:, outputs:], weight[:, 0] > 0.0
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``of`` needs; planes are drawn again."""

@@ -164,16 +164,26 @@ def results(folder: Path, rounds: int, seconds: float) -> Iterator[dict[str, obj
                 yield line | {"case": f"{line['case']}, Serve's own proxy", "goal": None}
 
 
-def on_kafka(folder: Path, jars: Path, rounds: int, seconds: float) -> Iterator[dict[str, object]]:
-    """Ours on Kafka beside ours on SQLite, over HTTP."""
-    with running_broker(folder / "broker", jars) as broker, ExitStack() as stack:
-        ups = dict[str, Up]()
-        for who, where in (("ours", tables(broker)), ("on SQLite", "")):
-            learned(folder / who.split()[-1], where)
-            ups[who] = stack.enter_context(served(folder / who.split()[-1]))
-        ports = {who: up.port for who, up in ups.items()}
-        for line in measured(ports, "http", http_request(folder), (rounds, seconds)):
-            yield line | {"case": str(line["case"]).replace(", vs", ", on Kafka, vs")}
+def on_kafka(folder: Path, jars: Path, plan: tuple[int, float]) -> Iterator[dict[str, object]]:
+    """Ours on Kafka beside ours on SQLite."""
+    with running_broker(folder / "broker", jars) as broker:
+        yield from side_by_side(folder, {"ours": tables(broker), "on SQLite": ""}, "on Kafka", plan)
+
+
+def with_memory(folder: Path, plan: tuple[int, float]) -> Iterator[dict[str, object]]:
+    """Ours with an error memory, which is looked through for each answer, beside ours without."""
+    yield from side_by_side(folder, {"ours": "\n[memory]\n", "without": ""}, "with an error memory", plan)
+
+
+def side_by_side(folder: Path, texts: dict[str, str], word: str, plan: tuple[int, float]) -> Iterator[dict[str, object]]:
+    """Two pipelines of ours that differ in the end of their file, over HTTP."""
+    with ExitStack() as stack:
+        ports = dict[str, int]()
+        for who, text in texts.items():
+            learned(folder / who.split()[-1], text)
+            ports[who] = stack.enter_context(served(folder / who.split()[-1])).port
+        for line in measured(ports, "http", http_request(folder), plan):
+            yield line | {"case": str(line["case"]).replace(", vs", f", {word}, vs")}
 
 
 def main() -> None:
@@ -182,14 +192,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement, after its warm-up")
     parser.add_argument("--log", choices=("sqlite", "kafka"), default="sqlite", help="kafka: ours there beside ours on SQLite")
+    parser.add_argument("--memory", action="store_true", help="ours with an error memory beside ours without")
     parser.add_argument("--jars", type=Path, default=Path(JARS))
     arguments = parser.parse_args()
     say(machine("serve"))
     start_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         plan = arguments.rounds, arguments.seconds
-        kafka = arguments.log == "kafka"
-        for line in on_kafka(Path(folder), arguments.jars, *plan) if kafka else results(Path(folder), *plan):
+        if arguments.memory:
+            lines = with_memory(Path(folder), plan)
+        elif arguments.log == "kafka":
+            lines = on_kafka(Path(folder), arguments.jars, plan)
+        else:
+            lines = results(Path(folder), *plan)
+        for line in lines:
             say(line)
     print(f"{time.monotonic() - start_s:.0f} s", file=sys.stderr)
 
