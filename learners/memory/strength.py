@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from millrace.learners.protocol import Array, Floats, Value
+from millrace.learners.protocol import Floats, Value
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.9)  # of the error
 HALF_LIFE_ROWS = 1000  # rows after which a loss counts half
@@ -27,7 +27,7 @@ def corrected(answers: Floats, errors: Floats, share: float, bounded: bool) -> F
     moved: Floats = answers + share * errors
     if bounded:
         np.minimum(np.maximum(moved, 0.0, out=moved), 1.0, out=moved)
-    told: Array = errors.any(axis=1)
+    told = np.asarray(errors.any(axis=1))
     return moved if told.all() else np.where(told[:, None], moved, answers)
 
 

