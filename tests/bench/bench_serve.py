@@ -171,7 +171,7 @@ def on_kafka(folder: Path, jars: Path, plan: tuple[int, float]) -> Iterator[dict
 
 
 def with_memory(folder: Path, plan: tuple[int, float]) -> Iterator[dict[str, object]]:
-    """Ours with an error memory, which is looked through for each answer, beside ours without: of narrow rows and of wide ones."""
+    """Ours with an error memory beside ours without: of narrow rows and of wide ones."""
     for d in (16, D):
         place = folder / str(d)
         place.mkdir()
