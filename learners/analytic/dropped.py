@@ -38,8 +38,11 @@ def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
 
 def note_finer(finer: Array, x: Floats) -> None:
     """Set ``finer`` (d,) to 1 for the features of which a value in x (n, d) is finer than float32 can say."""
-    if not finer.all():
-        undecided = np.flatnonzero(finer == 0)
-        values = x if undecided.size == len(finer) else x[:, undecided]
-        with np.errstate(over="ignore"):
-            finer[undecided] = (values.astype(np.float32) != values).any(axis=0)
+    if finer.all():
+        return
+    undecided = np.flatnonzero(finer == 0)
+    values = x if undecided.size == len(finer) else x[:, undecided]
+    with np.errstate(over="ignore"):
+        differs = values.astype(np.float32) != values
+    if differs.any():
+        finer[undecided] = differs.any(axis=0)
