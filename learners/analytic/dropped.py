@@ -28,11 +28,15 @@ def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
     mean = sums.features / sums.weight
     centred, varies = centred_squares(sums, mean)
     kept = varies if intercept else np.diag(sums.gram) > 0.0
-    lost = ~kept & (sums.largest > np.maximum(np.diag(sums.gram), 0.0))
-    largest = float(np.finfo(np.float32).max)
-    step = np.spacing(np.minimum(np.abs(sums.centre + mean), largest).astype(np.float32)).astype(np.float64)
-    coarse = varies & (finer == 0) & (step > np.sqrt(np.maximum(centred, 0.0) / sums.weight))
-    reasons = ((~kept, SAME), (lost, LOST), (coarse, COARSE))
+    reasons = list[tuple[Array, str]]()
+    if not kept.all():
+        lost = ~kept & (sums.largest > np.maximum(np.diag(sums.gram), 0.0))
+        reasons += [(~kept, SAME), (lost, LOST)]
+    if not finer.all():
+        largest = float(np.finfo(np.float32).max)
+        step = np.spacing(np.minimum(np.abs(sums.centre + mean), largest).astype(np.float32)).astype(np.float64)
+        coarse = varies & (finer == 0) & (step > np.sqrt(np.maximum(centred, 0.0) / sums.weight))
+        reasons.append((coarse, COARSE))
     return dict(sorted((int(at), why) for chosen, why in reasons for at in np.flatnonzero(chosen)))
 
 
