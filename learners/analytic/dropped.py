@@ -44,9 +44,8 @@ def note_finer(finer: Array, x: Floats) -> None:
     """Set ``finer`` (d,) to 1 for the features of which a value in x (n, d) is finer than float32 can say."""
     if finer.all():
         return
-    undecided = np.flatnonzero(finer == 0)
-    values = x if undecided.size == len(finer) else x[:, undecided]
+    values = x[:, finer == 0] if finer.any() else x
     with np.errstate(over="ignore"):
         differs = values.astype(np.float32) != values
     if differs.any():
-        finer[undecided] = differs.any(axis=0)
+        finer[finer == 0] = differs.any(axis=0)

@@ -110,8 +110,9 @@ class Scale:
         self.scaling: Scaling = scaling
         self._declared = np.zeros(width, dtype=bool) if declared is None else declared
         self.clipped = np.zeros(width, dtype=np.int64)  # (width,) learned values that were clipped, ever
-        self._known = Moments.none(width)  # up to the last look
-        self._forget()
+        self._known, self._came = Moments.none(width), Moments.none(width)  # up to the last look, and since then
+        self._kept = self._came  # since then, as they count: the same object until a row is clipped
+        self._outside: Array = np.zeros(width, dtype=np.int64)  # clipped values since then
         self._last, self._changes = np.full(width, np.nan), np.zeros(width, dtype=np.int64)  # rows unlike the row before
         self._bound()
 
@@ -184,16 +185,12 @@ class Scale:
 
     def _look(self) -> None:
         """Take in the rows since the last look."""
+        width = len(self.clipped)
         moved = self._outside > MOVED * self._came.rows
         self._known.join(self._came if self._kept is self._came else self._kept.choose(moved, self._came))
-        self._forget()
+        self._came = Moments.none(width)
+        self._kept, self._outside = self._came, np.zeros(width, dtype=np.int64)
         self._bound()
-
-    def _forget(self) -> None:
-        """No rows have come since the last look; those that came and those that were kept are one until one is clipped."""
-        width = len(self.clipped)
-        self._came = self._kept = Moments.none(width)
-        self._outside = np.zeros(width, dtype=np.int64)
 
     def _bound(self) -> None:
         if self.scaling in FIXED:
