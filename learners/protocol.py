@@ -48,7 +48,7 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows ``start`` to ``stop``, as views."""
-        return self.only(slice(start, stop))
+        return self if start == 0 and stop >= len(self) else self.only(slice(start, stop))
 
     def only(self, cut: slice | NDArray[Any]) -> Batch:
         """The rows of a slice, as views, or those that a mask (n,) or indices choose, as copies."""

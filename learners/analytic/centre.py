@@ -41,6 +41,9 @@ def moved(centre: Floats, total: Floats, squares: Floats, weight: float, value: 
     """
     mean = total / weight
     variance = np.maximum(squares / weight - mean**2, 0.0)
+    far = mean**2 > FAR**2 * variance
+    if not far.any():
+        return centre.copy()
     nearer = np.abs(value - centre - mean) < 0.5 * np.abs(mean)
-    chosen: Floats = np.where((mean**2 > FAR**2 * variance) & nearer, value, centre)
+    chosen: Floats = np.where(far & nearer, value, centre)
     return chosen

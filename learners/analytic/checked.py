@@ -17,11 +17,13 @@ def rows_of(batch: Batch, d: int) -> tuple[Floats, Array, Floats | None]:
     x = finite("x", batch.x, (d,))
     if batch.y is None or batch.y.shape[:1] != x.shape[:1]:
         raise BadInputError(f"column y: expected {len(x)} labels, got {None if batch.y is None else batch.y.shape}")
-    weight = None if batch.weight is None else finite("weight", batch.weight, ())
-    if weight is not None and (len(weight) != len(x) or weight.min() < 0.0):
+    if batch.weight is None or (batch.weight.shape == (len(x),) and (batch.weight == 1.0).all()):
+        return x, batch.y, None
+    weight = finite("weight", batch.weight, ())
+    if len(weight) != len(x) or weight.min() < 0.0:
         least = weight.min(initial=0.0)
         raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {least}")
-    return x, batch.y, None if weight is None or (weight == 1.0).all() else weight
+    return x, batch.y, weight
 
 
 def names_of(y: Array, known: Iterable[str], most: int | None) -> Array:

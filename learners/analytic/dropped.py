@@ -28,18 +28,24 @@ def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
     mean = sums.features / sums.weight
     centred, varies = centred_squares(sums, mean)
     kept = varies if intercept else np.diag(sums.gram) > 0.0
-    lost = ~kept & (sums.largest > np.maximum(np.diag(sums.gram), 0.0))
-    largest = float(np.finfo(np.float32).max)
-    step = np.spacing(np.minimum(np.abs(sums.centre + mean), largest).astype(np.float32)).astype(np.float64)
-    coarse = varies & (finer == 0) & (step > np.sqrt(np.maximum(centred, 0.0) / sums.weight))
-    reasons = ((~kept, SAME), (lost, LOST), (coarse, COARSE))
+    reasons = list[tuple[Array, str]]()
+    if not kept.all():
+        lost = ~kept & (sums.largest > np.maximum(np.diag(sums.gram), 0.0))
+        reasons += [(~kept, SAME), (lost, LOST)]
+    if not finer.all():
+        largest = float(np.finfo(np.float32).max)
+        step = np.spacing(np.minimum(np.abs(sums.centre + mean), largest).astype(np.float32)).astype(np.float64)
+        coarse = varies & (finer == 0) & (step > np.sqrt(np.maximum(centred, 0.0) / sums.weight))
+        reasons.append((coarse, COARSE))
     return dict(sorted((int(at), why) for chosen, why in reasons for at in np.flatnonzero(chosen)))
 
 
 def note_finer(finer: Array, x: Floats) -> None:
     """Set ``finer`` (d,) to 1 for the features of which a value in x (n, d) is finer than float32 can say."""
-    if not finer.all():
-        undecided = np.flatnonzero(finer == 0)
-        values = x if undecided.size == len(finer) else x[:, undecided]
-        with np.errstate(over="ignore"):
-            finer[undecided] = (values.astype(np.float32) != values).any(axis=0)
+    if finer.all():
+        return
+    values = x[:, finer == 0] if finer.any() else x
+    with np.errstate(over="ignore"):
+        differs = values.astype(np.float32) != values
+    if differs.any():
+        finer[finer == 0] = differs.any(axis=0)

@@ -102,10 +102,10 @@ class Sums:
         self.squares = np.concatenate([self.squares, new])
         self.centre_targets = np.concatenate([self.centre_targets, new])
 
-    def add(self, phi: Floats, y: Floats, weight: Floats | None, keep: float) -> None:
+    def add(self, phi: Floats, y: Floats, weight: Floats | None, keep: float, one_hot: bool = False) -> None:
         """Multiply what is there by ``keep`` and add the rows phi (n, d), y (n, C) of weight (n,), None being 1.
 
-        Rows are as seen from the centre, so that these are the differences to it.
+        Rows are as seen from the centre, so that these are the differences to it. ``one_hot``: y holds ones and zeros alone.
 
         One dsyrk and one dgemm, both in place: for many rows this is all the time it takes.
         """
@@ -116,8 +116,10 @@ class Sums:
         cross = self.cross[: y.shape[1]].T
         blas().dgemm(1.0, phi.T, np.asfortranarray(rooted), beta=keep, c=cross, overwrite_c=1)
         self.features = keep * self.features + root @ phi
-        self.targets = keep * self.targets + root @ rooted
-        self.squares = keep * self.squares + np.einsum("ij,ij->j", rooted, rooted)
+        totals = root @ rooted
+        squares = totals if one_hot and weight is None else np.einsum("ij,ij->j", rooted, rooted)
+        self.targets = keep * self.targets + totals
+        self.squares = keep * self.squares + squares
         self.weight = keep * self.weight + float(root @ root)
         self.largest = keep * self.largest
 

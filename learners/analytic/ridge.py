@@ -288,7 +288,7 @@ class Ridge:
         if self.revision > 1 and self.config.intercept:
             away = away - sums.centre
             targets = targets - sums.centre_targets if self.config.task == "regress" else targets
-        sums.add(away, targets, weight, keep)
+        sums.add(away, targets, weight, keep, one_hot=self.config.task == "classify")
         if self._per_class is not None:
             self._per_class.add(x, away, targets.argmax(axis=1), np.ones(len(x)) if weight is None else weight, keep)
         self.rows += len(x)

@@ -232,10 +232,10 @@ def _columns(classes: tuple[str, ...], y: Array) -> Array:
 
 def _squared_errors(scores: Floats, label: Array) -> Floats:
     """|scores - one-hot|^2 of each row (n,); a label without a column (-1) misses by 1."""
-    has_column = label >= 0
-    errors = scores.copy()
-    errors[np.flatnonzero(has_column), label[has_column]] -= 1.0
-    return np.asarray((errors**2).sum(axis=1) + ~has_column)
+    errors, rows = scores.copy(), np.flatnonzero(label >= 0)
+    errors[rows, label[rows]] -= 1.0
+    errors *= errors
+    return np.asarray(errors.sum(axis=1) + (label < 0))
 
 
 def _log_losses(scores: Floats, label: Array) -> Floats:

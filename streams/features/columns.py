@@ -85,6 +85,7 @@ class Features:
         self.slots: dict[str, list[str]] = {place.field.name: [] for place in self._growing}
         self._least, self._most, self._goes_missing = _declared_range(self.places)
         self._ranged = bool(np.isfinite(self._least).any() or np.isfinite(self._most).any())
+        self._written = bool(self._filled or self._growing or self._ranged or not self._only_numbers)  # whether x is, in places
         self._outside = np.zeros(len(self._numeric), dtype=np.int64)  # values of learned rows that were outside low and high
         self.scale = Scale(scaling, len(self._numeric), np.array(_declared(self.places), dtype=bool))
         self._rows = 0  # learned
@@ -141,18 +142,16 @@ class Features:
 
     def far_out(self, x: Floats) -> list[str]:
         """The fields in which an encoded row of x (n, d) has a value far outside everything learned so far."""
-        far = np.asarray(self._far_values(self._of_numeric(x)).any(axis=0))
-        return [name for name, count in self._totals(far).items() if count]
+        return list(self._totals(np.asarray(self._far_values(self._of_numeric(x)).any(axis=0))))
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many values of learned rows were far out, and how many were clipped, by field; only fields that had some."""
         columns = {"outside": self._outside, "far_out": self._far, "clipped": self.scale.clipped}
-        counted = {what: self._totals(counts) for what, counts in columns.items()}
-        return {what: {name: count for name, count in fields.items() if count} for what, fields in counted.items()}
+        return {what: self._totals(counts) for what, counts in columns.items()}
 
     def by_field(self, reasons: Mapping[int, Any]) -> dict[str, Any]:
         """What is said of columns of x, by field and, in a field of several, by the number within it."""
-        owners = [(place, at) for place in self.places for at in range(place.field.width)]
+        owners = [(place, at) for place in self.places for at in range(place.field.width)] if reasons else []
         named = {}
         for column, reason in reasons.items():
             place, at = owners[column]
@@ -171,7 +170,7 @@ class Features:
         values = self._of_numeric(x)
         if self._ranged:
             self._outside = self._outside + ((values != came) & ~np.isnan(came)).sum(axis=0)
-        self._count(values)
+        ends = self._count(values)
         if self._complete:
             return batch
         absent = self._absent(x)
@@ -180,21 +179,36 @@ class Features:
         for place in self._growing:
             assert batch.names is not None
             self.grow(place, batch.names[:, place.names].tolist())
-        return self._finished(batch, self._scaled(x, self.scale.learn), absent)
+        known = None if self._filled else ends  # of what was filled in, nothing is known
+        return self._finished(batch, self._scaled(x, lambda numbers: self.scale.learn(numbers, known)), absent)
 
-    def _count(self, values: Floats) -> None:
-        """Take learned numbers (n, k) into the range; which are far out by what was learned before is counted."""
+    def _count(self, values: Floats) -> tuple[Floats, Floats]:
+        """Take learned numbers (n, k) into the range; which are far out by what was learned before is counted.
+
+        Gives their least and largest (k,).
+        """
         if self._filled:
             low, high = (take.reduce(values, axis=0, initial=end) for take, end in ((np.fmin, np.inf), (np.fmax, -np.inf)))
         else:
             low, high = values.min(axis=0), values.max(axis=0)
-        if self._far_values(np.where(np.isfinite([low, high]), [low, high], np.nan)).any():
+        if self._rows >= RANGE_ROWS and not self._near(low, high):
             self._far = self._far + self._far_values(values).sum(axis=0)
         self._rows += len(values)
         self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
+        return low, high
+
+    def _near(self, low: Floats, high: Floats) -> bool:
+        """Whether numbers between these (k,) are surely not far out; not sure where a column has been constant or missing."""
+        room = FAR * (self._high - self._low)
+        return bool(((low >= self._low - room) & (high <= self._high + room)).all())
 
     def _in_range(self, x: Floats) -> Floats:
-        """A copy of encoded rows, in which values outside a field's low and high are clipped or missing, as it declares."""
+        """Encoded rows, in which values outside a field's low and high are clipped or missing, as it declares.
+
+        A copy, unless nothing of them is written to later.
+        """
+        if not self._written:
+            return x
         out = np.array(x)
         if self._ranged:
             values = out[:, self._numeric]
@@ -249,11 +263,14 @@ class Features:
         return np.asarray(np.where(seen, beyond, ~np.isnan(values)))  # any value is far out where none was ever seen
 
     def _totals(self, counts: Array) -> dict[str, int]:
-        """Counts (k,) of the numeric columns, added up by field."""
+        """Counts (k,) of the numeric columns, added up by field; only fields that have some."""
+        if not counts.any():
+            return {}
         owners = [place.field.name for place in self.places for _ in _numeric_columns(place)]
-        totals = dict.fromkeys(owners, 0)
+        totals = dict[str, int]()
         for name, count in zip(owners, counts.tolist(), strict=True):
-            totals[name] += int(count)
+            if count:
+                totals[name] = totals.get(name, 0) + int(count)
         return totals
 
     def _of_numeric(self, x: Floats) -> Floats:

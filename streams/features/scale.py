@@ -25,6 +25,7 @@ docs/design/overview.md#scale.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,32 +39,38 @@ DEVIATIONS = 10.0  # from the mean, within which nothing is clipped
 SPARSE = 0.5  # share of rows that differ from the row before, below which a feature is sparse
 SPANS = 1000.0  # widths of its range that a sparse feature is let out
 MOVED = 0.05  # share of clipped rows above which a feature has moved; below it, it had outliers
+ARRAYS = ("mean", "squares", "low", "high")  # of Moments
 ROUNDING = 4.0 * float(np.finfo(np.float64).eps)  # of the mean; a smaller deviation is none
 
 
+@dataclass(slots=True)
 class Moments:
     """Number, mean, sum of squared distances to the mean, and range of the rows of some features."""
 
-    NAMES = ("mean", "squares", "low", "high")
-
-    def __init__(self, width: int) -> None:
-        self.rows = 0
-        self.mean, self.squares = np.zeros(width), np.zeros(width)
-        self.low, self.high = np.full(width, np.inf), np.full(width, -np.inf)
+    rows: int
+    mean: Floats  # (width,), as are the others
+    squares: Floats
+    low: Floats
+    high: Floats
 
     @classmethod
-    def of(cls, rows: Floats, counted: Array | None = None) -> Moments:
-        """Of rows (n, width), n >= 1; only values that are ``counted`` (n, width) count for the range."""
-        made = cls(rows.shape[1])
-        made.rows, made.mean = len(rows), rows.mean(axis=0)
-        made.squares = ((rows - made.mean) ** 2).sum(axis=0)
-        made.low = (rows if counted is None else np.where(counted, rows, np.inf)).min(axis=0)
-        made.high = (rows if counted is None else np.where(counted, rows, -np.inf)).max(axis=0)
-        return made
+    def none(cls, width: int) -> Moments:
+        """Of no rows."""
+        return cls(0, np.zeros(width), np.zeros(width), np.full(width, np.inf), np.full(width, -np.inf))
+
+    @classmethod
+    def of(cls, rows: Floats, low: Floats, high: Floats) -> Moments:
+        """Of rows (n, width), n >= 1, and what is to be their range."""
+        mean = rows.sum(axis=0) / len(rows)
+        return cls(len(rows), mean, ((rows - mean) ** 2).sum(axis=0), low, high)
 
     def join(self, other: Moments) -> None:
         """Take in the rows of ``other``."""
         if not other.rows:
+            return
+        if not self.rows:  # 0.0 is added as there would be to a mean of 0: it makes 0.0 of -0.0
+            self.rows, self.mean, self.squares = other.rows, other.mean + 0.0, other.squares
+            self.low, self.high = other.low, other.high
             return
         apart, before, self.rows = other.mean - self.mean, self.rows, self.rows + other.rows
         self.squares = self.squares + other.squares + apart**2 * (before * other.rows / self.rows)
@@ -72,11 +79,7 @@ class Moments:
 
     def choose(self, chosen: Array, other: Moments) -> Moments:
         """The features ``chosen`` (width,) as ``other``, which is of as many rows, has them."""
-        made = Moments(len(self.mean))
-        made.rows = self.rows
-        for name in self.NAMES:
-            setattr(made, name, np.where(chosen, getattr(other, name), getattr(self, name)))
-        return made
+        return Moments(self.rows, *(np.where(chosen, getattr(other, name), getattr(self, name)) for name in ARRAYS))
 
     @property
     def deviation(self) -> Floats:
@@ -86,13 +89,12 @@ class Moments:
 
     def state(self, prefix: str) -> dict[str, Value]:
         """Copies, under names that begin with ``prefix``."""
-        return {f"{prefix}rows": self.rows} | {prefix + name: getattr(self, name).copy() for name in self.NAMES}
+        return {f"{prefix}rows": self.rows} | {prefix + name: getattr(self, name).copy() for name in ARRAYS}
 
-    def load(self, state: Mapping[str, Value], prefix: str) -> None:
-        """Become what gave ``state``."""
-        self.rows = int(state[f"{prefix}rows"])
-        for name in self.NAMES:
-            setattr(self, name, np.array(state[prefix + name]))
+    @classmethod
+    def of_state(cls, state: Mapping[str, Value], prefix: str) -> Moments:
+        """What gave ``state``."""
+        return cls(int(state[f"{prefix}rows"]), *(np.array(state[prefix + name]) for name in ARRAYS))
 
 
 class Scale:
@@ -108,8 +110,9 @@ class Scale:
         self.scaling: Scaling = scaling
         self._declared = np.zeros(width, dtype=bool) if declared is None else declared
         self.clipped = np.zeros(width, dtype=np.int64)  # (width,) learned values that were clipped, ever
-        self._known = Moments(width)  # up to the last look
-        self._came, self._kept, self._outside = Moments(width), Moments(width), np.zeros(width, dtype=np.int64)  # since then
+        self._known, self._came = Moments.none(width), Moments.none(width)  # up to the last look, and since then
+        self._kept = self._came  # since then, as they count: the same object until a row is clipped
+        self._outside: Array = np.zeros(width, dtype=np.int64)  # clipped values since then
         self._last, self._changes = np.full(width, np.nan), np.zeros(width, dtype=np.int64)  # rows unlike the row before
         self._bound()
 
@@ -128,25 +131,37 @@ class Scale:
 
     def applied(self, x: Floats) -> Floats:
         """What a learner gets for x (n, width); missing values, NaN, stay so."""
-        return self._standardised(np.clip(x, self._low, self._high) if self._bounded else x)
+        return self._standardised(self._clipped(x))
 
-    def learn(self, x: Floats) -> Floats:
-        """The same for rows that are learned; they are one of the pieces that ``cuts`` gives, and have no missing values."""
+    def learn(self, x: Floats, ends: tuple[Floats, Floats] | None = None) -> Floats:
+        """The same for rows that are learned; they are one of the pieces that ``cuts`` gives, and have no missing values.
+
+        ``ends`` (width,) each: their least and largest values, where they are known.
+        """
         if self.scaling == "none":
             return x
-        came, kept = Moments.of(x), x
+        low, high = (x.min(axis=0), x.max(axis=0)) if ends is None else ends
+        came, kept = Moments.of(x, low, high), x
         counted = came
-        if self._bounded and not ((self._low <= came.low) & (came.high <= self._high)).all():
+        if self._bounded and not ((self._low <= low) & (high <= self._high)).all():
             kept = np.clip(x, self._low, self._high)
             same = kept == x
-            counted = Moments.of(kept, same | self._sparse)
-            self._outside, self.clipped = self._outside + (~same).sum(axis=0), self.clipped + (~same).sum(axis=0)
+            widens, outside = same | self._sparse, (~same).sum(axis=0)
+            low, high = np.where(widens, kept, np.inf).min(axis=0), np.where(widens, kept, -np.inf).max(axis=0)
+            counted = Moments.of(kept, low, high)
+            self._outside, self.clipped = self._outside + outside, self.clipped + outside
         given = self._standardised(kept)
         if self.scaling == "standardise":
             self.clipped = self.clipped + ((np.abs(given) == DEVIATIONS) & (kept == x)).sum(axis=0)
         if self.scaling not in FIXED:
             self._count(x, came, counted)
         return given
+
+    def _clipped(self, x: Floats) -> Floats:
+        """x (n, d) within the bounds; itself where it is."""
+        if self._bounded and ((x < self._low) | (x > self._high)).any():
+            return np.clip(x, self._low, self._high)
+        return x
 
     def _standardised(self, kept: Floats) -> Floats:
         if self.scaling != "standardise":
@@ -155,10 +170,15 @@ class Scale:
 
     def _count(self, x: Floats, came: Moments, counted: Moments) -> None:
         """Take rows in: as they came, and as they count; look where that is due."""
-        self._changes = self._changes + (x[1:] != x[:-1]).sum(axis=0) + (x[0] != self._last)
+        differs = x[1:] != x[:-1]
+        changes = len(differs) if differs.all() else differs.sum(axis=0)
+        self._changes = self._changes + changes + (x[0] != self._last)
         self._last = x[-1].copy()
+        if counted is not came and self._kept is self._came:
+            self._kept = replace(self._came)
         self._came.join(came)
-        self._kept.join(counted)
+        if self._kept is not self._came:
+            self._kept.join(counted)
         rows = self._known.rows + self._came.rows
         if self._next_look(rows - 1) == rows:
             self._look()
@@ -166,8 +186,10 @@ class Scale:
     def _look(self) -> None:
         """Take in the rows since the last look."""
         width = len(self.clipped)
-        self._known.join(self._kept.choose(self._outside > MOVED * self._came.rows, self._came))
-        self._came, self._kept, self._outside = Moments(width), Moments(width), np.zeros(width, dtype=np.int64)
+        moved = self._outside > MOVED * self._came.rows
+        self._known.join(self._came if self._kept is self._came else self._kept.choose(moved, self._came))
+        self._came = Moments.none(width)
+        self._kept, self._outside = self._came, np.zeros(width, dtype=np.int64)
         self._bound()
 
     def _bound(self) -> None:
@@ -203,7 +225,6 @@ class Scale:
         if self.scaling in FIXED:
             self._bound()
             return
-        for prefix, moments in (("known.", self._known), ("came.", self._came), ("kept.", self._kept)):
-            moments.load(state, prefix)
+        self._known, self._came, self._kept = (Moments.of_state(state, prefix) for prefix in ("known.", "came.", "kept."))
         self._outside, self._last, self._changes = (np.array(state[name]) for name in ("outside", "last", "changes"))
         self._bound()

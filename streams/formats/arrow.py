@@ -156,7 +156,7 @@ def settled(column: Any, takes: Container[str] = ()) -> Any:
         return arrow.DictionaryArray.from_arrays(column.indices, _without_views(arrow, column.dictionary))
     if kind == "number" and kind not in takes and np.isnan(column.to_numpy(zero_copy_only=False)).all():
         return arrow.nulls(len(column))
-    return _without_views(arrow, column)
+    return _without_views(arrow, column) if kind in ("text", "bytes") else column
 
 
 def _without_views(arrow: Any, column: Any) -> Any:

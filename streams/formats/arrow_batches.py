@@ -74,6 +74,8 @@ class BatchCodec:
         self._revision = revision  # of what values mean
         self._max_bytes = max_bytes  # of a message, as it lies in the log and decompressed
         self._names = [field.name for field in schema.fields]
+        self._required = [field.name for field in schema.fields if field.missing == "reject"]
+        self._plain = schema.plain
         self._unknown: Unknown = unknown
         self._read = None if unknown == "reject" else schema.names | {TIMESTAMP}  # columns; None: all, none may be unknown
 
@@ -102,9 +104,10 @@ class BatchCodec:
         for name in columns.names:
             if name not in allowed and self._read is None:
                 raise RecordError("unknown-field", f"{name} is no field of the pipeline")
-        for declared in self._schema.fields:
-            if declared.missing == "reject" and declared.name not in columns.names:
-                raise RecordError("missing-field", f"there is no column {declared.name}")
+        present = set(columns.names)
+        for name in self._required:
+            if name not in present:
+                raise RecordError("missing-field", f"there is no column {name}")
 
     def _settled(self, batch: Batch) -> dict[str, Any]:
         """The declared columns that are there, of types that they take. Raises: RecordError."""
@@ -122,15 +125,13 @@ class BatchCodec:
         """Every row, those in ``Faults`` with whatever stands there."""
         n, faults = batch.num_rows, Faults(np.ones(batch.num_rows, dtype=bool), self._revision)
         cells = self._settled(batch)
-        plain = np.empty((n, self._schema.width)) if self._schema.plain else None
+        plain = np.empty((n, len(self._names))) if self._plain else None
         if plain is not None:
             with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
                 for at, name in enumerate(self._names):
                     plain[:, at] = _plain_numbers(cells[name], name, faults)
-            if faults.revision > 1 and not within(plain, *EVERYTHING):
-                for at, name in enumerate(self._names):
-                    faults.say(np.isnan(plain[:, at]), "missing-field", f"{name} is NaN, a missing number")
-            _within(plain, EVERYTHING, "a number", faults)
+            if not within(plain, *EVERYTHING):
+                self._refuse_numbers(plain, faults)
             columns = tuple(plain[:, at : at + 1] for at in range(len(self._names)))
         else:
             columns = tuple(_column(field, cells.get(field.name), n, faults) for field in self._schema.fields)
@@ -142,6 +143,13 @@ class BatchCodec:
         t = self._times(batch, event, faults)
         key = np.full(n, event.key, dtype=object)
         return Rows(columns, y, weight, key, t, plain, offset=np.full(n, event.offset, dtype=np.int64)), faults
+
+    def _refuse_numbers(self, plain: Floats, faults: Faults) -> None:
+        """Refuse rows with a number that is missing, or out of bounds."""
+        if faults.revision > 1:
+            for at, name in enumerate(self._names):
+                faults.say(np.isnan(plain[:, at]), "missing-field", f"{name} is NaN, a missing number")
+        _within(plain, EVERYTHING, "a number", faults)
 
     def _times(self, batch: Batch, event: Event, faults: Faults) -> NDArray[np.int64]:
         t = np.full(batch.num_rows, event.timestamp_ms, dtype=np.int64)
@@ -239,7 +247,7 @@ def _column(field: Field, column: Any, rows: int, faults: Faults) -> Array:
     if field.type == "image":
         return _images(field, column, absent, faults)
     if field.size > 1:
-        return _within(_lists(field, column, absent, faults), number_range(field), field.name, faults)
+        return _lists(field, column, absent, faults)
     return _within(values.reshape(-1, 1), number_range(field), field.name, faults, absent)
 
 
@@ -254,15 +262,21 @@ def _lists(field: Field, column: Any, absent: NDArray[np.bool_], faults: Faults)
         faults.say(wrong, "wrong-shape", f"{field.name} has not {field.size} numbers")
     elif fixed != field.size:
         raise RecordError("wrong-shape", f"{field.name} has {fixed} numbers, not {field.size}")
-    cells = settled((column if not wrong.any() else column.filter(_mask(~wrong))).flatten())
-    block = np.zeros((len(wrong), field.size))
-    block[~wrong] = _floats(cells).reshape(-1, field.size)
+    right = ~wrong
+    cells = settled((column if right.all() else column.filter(_mask(right))).flatten())
+    block = _floats(cells).reshape(-1, field.size)
+    if not right.all():
+        block, numbers = np.zeros((len(wrong), field.size)), block
+        block[right] = numbers
+    unsigned = faults.revision > 1 and str(cells.type) == "uint64"
+    if within(block, *number_range(field)) and not unsigned:
+        return block
     faults.say(np.asarray(np.isnan(block).any(axis=1)), "wrong-type", f"{field.name} has a null among its numbers")
-    if faults.revision > 1 and str(cells.type) == "uint64":
+    if unsigned:
         beyond = np.zeros(len(wrong), dtype=bool)
-        beyond[~wrong] = _beyond_int64(cells).reshape(-1, field.size).any(axis=1)
+        beyond[right] = _beyond_int64(cells).reshape(-1, field.size).any(axis=1)
         faults.say(beyond, "wrong-type", f"{field.name} has an integer beyond int64")
-    return block
+    return _within(block, number_range(field), field.name, faults)
 
 
 def _images(field: Field, column: Any, absent: NDArray[np.bool_], faults: Faults) -> Array:

@@ -48,6 +48,7 @@ class Contents:
         self._registry = registry if unknown == "reject" else self._ignoring  # None: there are no Avro records
         self._rows = Codec(schema, max_bytes, unknown)
         self._types = declared_types(schema)
+        self._plain = schema.plain
         self._batches = BatchCodec(schema, max_batch_bytes, unknown)
 
     @property
@@ -127,7 +128,7 @@ class Contents:
         none = _rows_of(self._rows, [])[0][0]
         pieces = [piece for piece in pieces if len(piece)] or [none]
         shared: dict[str, Any] = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in SHARED}
-        plain = np.concatenate([piece.plain for piece in pieces if piece.plain is not None]) if self._schema.plain else None
+        plain = np.concatenate([piece.plain for piece in pieces if piece.plain is not None]) if self._plain else None
         if plain is None:
             columns = tuple(np.concatenate(parts) for parts in zip(*(piece.columns for piece in pieces), strict=True))
         else:

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.protocol import COLUMNS, Array, Batch, Floats
+from millrace.learners.protocol import COLUMNS, Array, Batch, Floats, within
 from millrace.streams.formats.images import UnreadableImageError, check
 from millrace.streams.formats.meaning import (
     INT64,
@@ -41,6 +41,7 @@ from millrace.streams.schema import LARGEST, Field, Schema, Unknown
 BROKEN = (RecordError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what a record raises that cannot be read
 Decode = Callable[[bytes], Any]
 TEXTS = {str, bytes}  # that stand between quotation marks
+AT_ONCE = 256  # values in which these are counted together
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class Codec:
         self._width = len(members) - self._packed + bool(self._packed)  # cells of a row once those are packed into one
         self._pack = struct.Struct(f"{sum(self._sizes)}d").pack
         self._bounds = np.array([bound for field in leading for bound in [number_range(field)] * field.size]).reshape(-1, 2)
+        self._least, self._most = self._bounds[:, 0].max(initial=-LARGEST), self._bounds[:, 1].min(initial=LARGEST)
         few = _members(schema, most=False)
         self._few, self._all = (_decoder(each, unknown == "reject") for each in (few, members))
         self._few_ignoring, self._all_ignoring = (_decoder(each, False) for each in (few, members))
@@ -159,7 +161,8 @@ class Codec:
         t = np.array([event.timestamp_ms for event in events], dtype=np.int64)
         y = self._labels(by_name[self._schema.label.name])
         if self.revision > 1:
-            _refuse_beyond_int64(values, [block, weight, y, *fields])
+            others = [column for field, column in zip(self._schema.fields, fields, strict=True) if field.name not in packed]
+            _refuse_beyond_int64(values, [block, weight, y, *others])
         return Rows(fields, y, weight, _objects([event.key for event in events]), t, block if self._plain else None)
 
     def _rows(self, values: Sequence[bytes], decode: Decode) -> list[tuple[Any, ...]]:
@@ -167,8 +170,10 @@ class Codec:
 
         struct packs them twice as fast as NumPy reads lists, and each row's numbers are freed before the next is decoded.
         """
-        rows = map(msgspec.structs.astuple, map(decode, values))
         pack, packed = self._pack, self._packed
+        if packed == 1 and len(self._names) == 2 and not self._plain:  # an array and a label: a tuple less for each row
+            return [(pack(*row.c0), row.c1) for row in map(decode, values)]
+        rows = map(msgspec.structs.astuple, map(decode, values))
         if self._plain:
             return [(pack(*row[:packed]), *row[packed:]) for row in rows]
         if packed == 1:
@@ -180,7 +185,9 @@ class Codec:
     def _block(self, cells: Sequence[bytes], rows: int) -> Floats:
         """The packed cells as a matrix (rows, numbers), each column within its field's range."""
         block = np.frombuffer(b"".join(cells)).reshape(rows, len(self._bounds))
-        if rows and not ((self._bounds[:, 0] <= block.min(axis=0)) & (block.max(axis=0) <= self._bounds[:, 1])).all():
+        if within(block, self._least, self._most):  # then each column is
+            return block
+        if not ((self._bounds[:, 0] <= block.min(axis=0)) & (block.max(axis=0) <= self._bounds[:, 1])).all():
             raise RecordError("not-finite", f"a number is not finite, or beyond {LARGEST:g}")  # NaN fails both
         return block
 
@@ -200,7 +207,9 @@ class Codec:
             return _objects([None if cell is None else str(cell).lower() for cell in cells])
         if kind == "string":
             return _objects(names_of(cells, self.revision))
-        return _objects([None if cell is None else str(whole_of(cell, self.revision)) for cell in cells])
+        # 1 and 1.0 are one name, and a boolean has not come this far
+        names = {cell: None if cell is None else str(whole_of(cell, self.revision)) for cell in set(cells)}
+        return _objects([names[cell] for cell in cells])
 
 
 def _members(schema: Schema, most: bool = True) -> list[tuple[str, Any, bool]]:
@@ -246,7 +255,7 @@ def _refuse_beyond_int64(values: Sequence[bytes], columns: Sequence[Array]) -> N
     """Refuse a row with an integer that int64 does not have; in float64 it looks like any number, so its text is asked."""
     large = np.zeros(len(values), dtype=bool)
     for column in columns:
-        if column.dtype == np.float64 and column.size and not (column.min() > -INT64 and column.max() < INT64):
+        if column.dtype == np.float64 and not within(column, -INT64 / 2, INT64 / 2):
             large |= (np.abs(column.reshape(len(values), -1)) >= INT64).any(axis=1)  # NaN is not
     for at in np.flatnonzero(large).tolist():
         refuse_integers_beyond(json.loads(values[at]))
@@ -334,7 +343,8 @@ def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], 
 
     It shows in the count of quotation marks: two a key that is there and two a string. Only a row with another count (a key
     twice, or an escaped quotation mark) is parsed again with its pairs. The first ``required`` of ``cells`` are of keys that
-    are always there; with those of numbers, which are not among the cells, there are ``always`` such keys.
+    are always there; with those of numbers, which are not among the cells, there are ``always`` such keys. No row has fewer
+    marks than expected, so where all together have as many, each has.
     """
     expected = np.full(len(values), 2 * always)
     for at, column in enumerate(cells):
@@ -343,9 +353,17 @@ def _refuse_duplicates(values: Sequence[bytes], cells: Sequence[Sequence[Any]], 
             expected += 2 if msgspec.UnsetType not in kinds else _twice(column, lambda cell: cell is not msgspec.UNSET)
         if kinds & TEXTS:
             expected += 2 if kinds <= TEXTS else _twice(column, lambda cell: isinstance(cell, str | bytes))
+    if _marks(values) == expected.sum():
+        return
     marks = np.array([value.count(b'"') for value in values], dtype=np.int64)
     for at in np.flatnonzero(marks != expected).tolist():
         json.loads(values[at], object_pairs_hook=unique, parse_int=str)  # str: an ignored integer may have any length
+
+
+def _marks(values: Sequence[bytes]) -> int:
+    """Quotation marks in all values together, of so many at a time as the processor's cache holds."""
+    pieces = (b"".join(values[at : at + AT_ONCE]) for at in range(0, len(values), AT_ONCE))
+    return sum(int(np.count_nonzero(np.frombuffer(piece, dtype=np.uint8) == ord('"'))) for piece in pieces)
 
 
 def _twice(column: Sequence[Any], test: Callable[[Any], bool]) -> Array:

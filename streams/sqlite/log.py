@@ -217,7 +217,7 @@ class SqliteLog:
                     f"{self.path}: the record at {tp} offset {event.offset} is not what was appended (crc32c differs). "
                     "Restore the log from a copy, or start a branch from another offset."
                 )
-            crc = crc32c(framed, crc)
+            crc = crc32c(framed, crc) if crc else stored
         return int(crc)
 
     def close(self) -> None:

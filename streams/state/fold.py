@@ -112,6 +112,7 @@ class Fold:
         self.position = dict(position)
         self.clock_ms = 0
         self.counts = Counts()
+        self._noticed: dict[str, Value] | None = None  # None: since then something changed
 
     @property
     def records(self) -> int:
@@ -130,8 +131,10 @@ class Fold:
         return self.batches.due(clock_ms) or (due_ms is not None and clock_ms >= due_ms + GATHER_MS)
 
     def noticed(self) -> dict[str, Value]:
-        """What was learned otherwise than its records say, or not at all."""
-        return noticed(self.features, self.learner, self.scores.totals)
+        """What was learned otherwise than its records say, or not at all; looked for once a step."""
+        if self._noticed is None:
+            self._noticed = noticed(self.features, self.learner, self.scores.totals)
+        return self._noticed
 
     def figures(self) -> dict[str, Value]:
         """What the learner knows of itself; empty for most."""
@@ -139,7 +142,7 @@ class Fold:
 
     def step(self, step: Step, rows: Sequence[Rows | Served]) -> None:
         """Apply one step whose reads decoded to ``rows``, in segments that end where a training batch fills."""
-        self.conflicts = []
+        self.conflicts, self._noticed = [], None
         if self.drift is not None:
             self.drift.begin_step()
         for piece in rows:
@@ -160,8 +163,11 @@ class Fold:
 
     def _between_horizons(self, step: Step, rows: Rows) -> Iterator[Rows]:
         """Rows in pieces that end where a horizon does, so that what it brings is learned in its place."""
+        if self.labels is None:
+            yield rows
+            return
         clock_ms, start = np.maximum.accumulate(np.maximum(rows.t, self.clock_ms)), 0
-        while self.labels is not None and self.labels.due_ms is not None:
+        while self.labels.due_ms is not None:
             at = int(np.searchsorted(clock_ms, self.labels.due_ms))
             if at == len(rows):
                 break
@@ -306,6 +312,7 @@ class Fold:
 
         Raises: LearnerError where this learner cannot do it.
         """
+        self._noticed = None
         if act.op == "include":
             self.included.setdefault(act.branch, []).append(int(act.args["exclusion"]))
         elif act.op == "reset":
@@ -364,6 +371,7 @@ class Fold:
 
     def load(self, parts: dict[str, dict[str, Value]]) -> None:
         """Become the state that gave ``parts``."""
+        self._noticed = None
         self.batches.load(parts["batches"])
         self.position = dict(parts["counts"]["position"])
         self.clock_ms = parts["counts"]["clock_ms"]
