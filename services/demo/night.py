@@ -136,7 +136,7 @@ class _Call:
         self._settled(f"{BRANCH}.")
         start_s = time.monotonic()
         alarm, alarm_s = self._poisoned()
-        self._settled(f"{BRANCH}.")
+        self._settled(f"{BRANCH}.", alarm_s)
         begun_s = time.monotonic()
         (change,) = lines_of(stage, "rollback", ["--reason", f"wrong labels of {PRODUCER}", "--yes"])
         version = change["to"].removeprefix("version ")
@@ -179,11 +179,17 @@ class _Call:
         self.asked.failed.extend(poison_calls.failed)
         return alarm, alarm_s
 
-    def _settled(self, name: str) -> float:
-        """Wait until every answer names a state that begins so; when the last other one came, on the monotonic clock."""
+    def _settled(self, name: str, from_s: float = 0.0) -> float:
+        """Wait until every answer names a state that begins so, and enough came after a moment on the monotonic clock.
+
+        Returns when the last other one came.
+        """
         replies = self.asked.replies
         self.processes.wait_until(
-            lambda: len(newest := replies[-SETTLED:]) == SETTLED and all(reply.state.startswith(name) for reply in newest)
+            lambda: (
+                len(newest := [reply for reply in replies[-SETTLED:] if reply.at_s >= from_s]) == SETTLED
+                and all(reply.state.startswith(name) for reply in newest)
+            )
         )
         other_moments = [reply.at_s for reply in replies if not reply.state.startswith(name)]
         return max(other_moments, default=replies[0].at_s)
