@@ -9,7 +9,7 @@ from pathlib import Path
 
 import either_log
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from millrace.services.demo.broker import Broker
 from millrace.streams.errors import StorageError
@@ -24,8 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SUPPORT = {file.stem for file in (ROOT / "tests").glob("*/support/*.py")}
 pytest.register_assert_rewrite(*SUPPORT - set(sys.modules))
 
-# The same examples every time, on any machine: a failure seen once is seen again, and nothing is kept on disk.
-settings.register_profile("millrace", derandomize=True, deadline=None, database=None)
+# The same examples every time, on any machine: a failure seen once is seen again. Nothing is kept on disk, nothing is timed.
+settings.register_profile(
+    "millrace", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("millrace")
 
 

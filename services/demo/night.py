@@ -120,6 +120,7 @@ class _Called:
     replay: tuple[float, float]
     take_over: tuple[float, float]
     rows: tuple[int, int, int]  # labelled in the log when each of the three was done
+    miscalled: int  # by the model as it was once every wrong label was learned; right ones go on coming
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +137,16 @@ class _Call:
         self._settled(f"{BRANCH}.")
         start_s = time.monotonic()
         alarm, alarm_s = self._poisoned()
-        self._settled(f"{BRANCH}.")
+        output = newest_output(stage)
+        poisoned_seq = 0 if output is None else output.seq
+        self._settled(f"{BRANCH}.", alarm_s)
         begun_s = time.monotonic()
         (change,) = lines_of(stage, "rollback", ["--reason", f"wrong labels of {PRODUCER}", "--yes"])
         version = change["to"].removeprefix("version ")
         rollback = begun_s, self._settled(version)
         rows = [labelled_rows(stage.instance)]
         say(f"every answer is {version}'s {rollback[1] - rollback[0]:.1f} s after the command began")
+        miscalled = _miscalled(stage, BRANCH, poisoned_seq)
         begun_s = time.monotonic()
         plan = {line["what"]: line["value"] for line in lines_of(stage, "replay plan", _plan_words(version))}
         (replayed,) = lines_of(stage, "replay run", [plan["plan"]])
@@ -156,9 +160,8 @@ class _Call:
         say(f"every answer is {replayed['branch']}'s {take_over[1] - take_over[0]:.1f} s after the command began")
         labelled = self.asked.labelled
         self.processes.wait_until(lambda: self.asked.labelled >= labelled + AFTERWARDS_ROWS)
-        return _Called(
-            start_s, alarm, alarm_s, version, rollback, plan, replayed, replay, take_over, (rows[0], rows[1], rows[2])
-        )
+        done = (rows[0], rows[1], rows[2])
+        return _Called(start_s, alarm, alarm_s, version, rollback, plan, replayed, replay, take_over, done, miscalled)
 
     def _poisoned(self) -> tuple[Alarm, float]:
         """Let the other producer label, until the model has learned all of it; the alarm, and when it was raised."""
@@ -179,11 +182,17 @@ class _Call:
         self.asked.failed.extend(poison_calls.failed)
         return alarm, alarm_s
 
-    def _settled(self, name: str) -> float:
-        """Wait until every answer names a state that begins so; when the last other one came, on the monotonic clock."""
+    def _settled(self, name: str, from_s: float = 0.0) -> float:
+        """Wait until every answer names a state that begins so, and enough came after a moment on the monotonic clock.
+
+        Returns when the last other one came.
+        """
         replies = self.asked.replies
         self.processes.wait_until(
-            lambda: len(newest := replies[-SETTLED:]) == SETTLED and all(reply.state.startswith(name) for reply in newest)
+            lambda: (
+                len(newest := [reply for reply in replies[-SETTLED:] if reply.at_s >= from_s]) == SETTLED
+                and all(reply.state.startswith(name) for reply in newest)
+            )
         )
         other_moments = [reply.at_s for reply in replies if not reply.state.startswith(name)]
         return max(other_moments, default=replies[0].at_s)
@@ -209,6 +218,17 @@ def _poison(stage: DemoStage) -> list[bytes]:
     return [msgspec.json.encode(row | {label: CALLED[1]}) for row in islice(cycle(rows), POISON_ROWS)]
 
 
+def _held_out_digits(stage: DemoStage) -> list[bytes]:
+    """Rows of the class that is labelled wrongly, which no model has learned by day."""
+    label, held_out = stage.instance.loaded.pipeline.label.name, datasets.held_out(stage.plan.data, stage.plan.seed)
+    return [value for value in held_out if msgspec.json.decode(value)[label] == CALLED[0]]
+
+
+def _miscalled(stage: DemoStage, branch: str, from_seq: int | None = None) -> int:
+    """How many of them a branch calls what the wrong labels say: its newest marked state, or the first from a seq on."""
+    return answers(stage.instance, branch, _held_out_digits(stage), from_seq).count(str(CALLED[1]))
+
+
 def _alarm(stage: DemoStage, learned_before: int) -> Alarm | None:
     """The newest alarm, if a row after ``learned_before`` raised it."""
     output = newest_output(stage)
@@ -231,9 +251,6 @@ def _concluded(stage: DemoStage, called: _Called, calls: CallLog) -> Night:
     )
     if differences[0] > EQUAL:
         raise NotProvedError(f"The repaired model differs by {differences[0]:.1e} from one that never saw the poison.")
-    label, held_out = instance.loaded.pipeline.label.name, datasets.held_out(stage.plan.data, stage.plan.seed)
-    called_digits = [value for value in held_out if msgspec.json.decode(value)[label] == CALLED[0]]
-    poisoned, mended = (answers(instance, branch, called_digits).count(str(CALLED[1])) for branch in (BRANCH, repaired))
     proved = {branch: int(lines_of(stage, "verify", ["--branch", branch])[0]["entries"]) for branch in (BRANCH, repaired)}
     producers = producers_of_labels(instance)
     poisoned_rows = [row for row, producer in enumerate(producers) if producer == PRODUCER]
@@ -259,8 +276,8 @@ def _concluded(stage: DemoStage, called: _Called, calls: CallLog) -> Night:
             "repaired": calls.mean(called.take_over[1], float("inf")),
         },
         answers=len(calls.replies),
-        asked_again=len(called_digits),
-        miscalled=(poisoned, mended),
+        asked_again=len(_held_out_digits(stage)),
+        miscalled=(called.miscalled, _miscalled(stage, repaired)),
         differences=differences,
         proved=proved,
         served=served_curve(instance, BRANCH),

@@ -107,13 +107,15 @@ def learned_by(instance: Instance, branch: str) -> dict[str, Value]:
     return _by_name(seen_from_zero(load_part(instance.store(), Archive(instance).marks(branch)[-1], "learner")))
 
 
-def answers(instance: Instance, branch: str, values: Sequence[bytes]) -> list[str]:
-    """What the newest state of a branch calls rows.
+def answers(instance: Instance, branch: str, values: Sequence[bytes], from_seq: int | None = None) -> list[str]:
+    """What the newest marked state of a branch calls rows, or the first from a seq on.
 
     Raises: MillraceError where it cannot answer yet, DamageError.
     """
     rows, _ = instance.fold_spec.codec.decode([Event(at, 0, None, b"", value) for at, value in enumerate(values)])
-    return list(Archive(instance).bundle(Archive(instance).marks(branch)[-1]).predict(rows.columns).labels)
+    marks = Archive(instance).marks(branch)
+    mark = marks[-1] if from_seq is None else next((mark for mark in marks if mark.state_seq >= from_seq), marks[-1])
+    return list(Archive(instance).bundle(mark).predict(rows.columns).labels)
 
 
 def learned_without(instance: Instance, producer: str) -> dict[str, Value]:

@@ -83,7 +83,7 @@ class Serving:
     def newest_served(self) -> float:
         """Until answers name the newest state."""
         seq = int(str(facts(self.folder)["seq"]))
-        return until(lambda: int(self.up.ask()["parameters"]["seq"]) >= seq - 2, "the newest state is served")
+        return until(lambda: int(self.up.answered()["parameters"]["seq"]) >= seq - 2, "the newest state is served")
 
     def shown(self) -> list[Shown]:
         """What callers saw."""

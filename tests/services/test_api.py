@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipelines import PIPELINE, clean_environment, flower_rows, here, json_lines, pipeline_in
+from pipelines import PIPELINE, TIMEOUT_S, clean_environment, flower_rows, here, json_lines, pipeline_in
 
 from millrace.services import pyfunc
 from millrace.services.api import (
@@ -370,7 +370,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn, which brings the digits, is not installed")
     command = [sys.executable, str(NOTEBOOK)]
     done = subprocess.run(
-        command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=240, check=False
+        command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"accuracy ([\d.]+)", done.stdout)[1]) > 0.8

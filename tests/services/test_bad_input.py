@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from frozen import frozen
 from pipelines import (
     MILLRACE,
     PIPELINE,
@@ -24,6 +23,7 @@ from pipelines import (
     make_read_only,
     millrace,
     pipeline_in,
+    room,
     small_disk,
 )
 
@@ -179,12 +179,6 @@ def test_a_full_disk_stops_with_one_sentence_and_with_room_everything_acknowledg
         done(tmp_path, "verify", "digits.toml", *home)
 
 
-def room(disk: Path) -> int:
-    """Bytes left on a disk."""
-    space = os.statvfs(disk)
-    return space.f_bavail * space.f_bsize
-
-
 def test_a_read_only_home_is_one_sentence_with_the_choices(tmp_path: Path) -> None:
     """For every command that opens it."""
     pipeline_in(tmp_path)
@@ -257,10 +251,9 @@ def test_a_live_run_whose_position_is_taken_by_retention_stops_and_says_so(left:
     log = SqliteLog(tmp_path / ".millrace/digits/log.sqlite")
     while not log.tail("digits.scores", 1):
         assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGSTOP)  # stopped, so that it cannot read what comes and goes meanwhile
-    log.append("digits", [Record(row) for row in flower_rows(20)])
-    log.delete_before("digits:0", 80 - left)
-    process.send_signal(signal.SIGCONT)
+    with frozen(process, log.path):  # so that it cannot read what comes and goes meanwhile
+        log.append("digits", [Record(row) for row in flower_rows(20)])
+        log.delete_before("digits:0", 80 - left)
     out, err = process.communicate(timeout=TIMEOUT_S)
     log.close()
     assert process.returncode == 1 and not out and "Traceback" not in err

@@ -86,7 +86,9 @@ def test_a_certificate_that_comes_later_is_told(pipeline: Instance) -> None:
 
 
 PICKS = st.integers(0, 9)
-ONE = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ONE = settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def begun(pipeline: Instance, how: str) -> tuple[Instance, ListRegistry, list[str | None]]:

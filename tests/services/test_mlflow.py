@@ -30,13 +30,12 @@ from pipelines import (
     millrace,
     pipeline_in,
 )
-from served_pipeline import command_of, descendants, served
+from served_pipeline import Up, command_of, descendants, own_port, served
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.export import opened
-from millrace.services.serving.ports import free_port
 
 pytest.importorskip("sqlalchemy", reason="the server needs MLflow with all that belongs to it: uv pip install mlflow")
 pytest.importorskip("mlflow.version", reason="MLflow is not installed, the extra `mlflow`")
@@ -123,9 +122,9 @@ class Server:
 
     def aliases(self, model: str = "digits") -> dict[str, str]:
         """Alias -> our version."""
-        by_number = {tags["number"]: version for version, tags in self.versions(model).items()}
         there = self.api(f"registered-models/get?name={model}").get("registered_model", {})
-        return {one["alias"]: by_number[one["version"]] for one in there.get("aliases", [])}
+        by_number = {tags["number"]: version for version, tags in self.versions(model).items()}  # of before too
+        return {one["alias"]: by_number.get(one["version"], "") for one in there.get("aliases", [])}
 
     def move(self, alias: str, version: str) -> None:
         """By hand, as in its web page."""
@@ -137,7 +136,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One that is down."""
     with ExitStack() as running:
-        yield Server(tmp_path_factory.mktemp("server"), free_port(), running)
+        yield Server(tmp_path_factory.mktemp("server"), own_port(), running)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +186,7 @@ def test_what_was_decided_while_mlflow_was_down_is_there_once_it_is_up(folder: P
         promote(folder, versions[0], "last-good")
         until(lambda: server.aliases() == {"champion": versions[1], "last-good": versions[0]})
         server.move("champion", versions[2])
-        until(lambda: server.aliases()["champion"] == versions[1])
+        until(lambda: server.aliases().get("champion") == versions[1])
     finally:
         running.terminate()
         assert running.wait(timeout=TIMEOUT_S) == 0
@@ -235,7 +234,7 @@ def test_mlflow_loads_a_version_by_alias_and_from_a_folder_and_answers_as_we_do(
             command, env=environment(), input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
         assert done.returncode == 0 and json.loads(done.stdout) == expected, done.stderr
-    port = free_port()
+    port = own_port()
     with listening(["models", "serve", "--model-uri", str(exported), "--env-manager", "local"], port, "/ping"):
         columns = ["x", "site"]
         table = {"columns": columns, "data": [[row[name] for name in columns] for row in rows]}
@@ -270,7 +269,7 @@ def test_what_is_served_is_verified_and_mirrored_beside_it_and_nothing_is_left_w
 ) -> None:
     """By processes of `millrace up`; with MLflow at a dead address answers come all the same."""
     pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
-    with served(folder, "--set", f"mlflow.uri=http://127.0.0.1:{free_port()}") as up:
+    with served(folder, "--set", f"mlflow.uri=http://127.0.0.1:{own_port()}") as up:
         assert up.ask()["status"] == 200
         until(lambda: b"It is tried again" in (folder / ".millrace/digits/mirror.log").read_bytes())
         assert up.ask()["status"] == 200 and "is tried" not in (folder / "up.log").read_text()
@@ -280,9 +279,14 @@ def test_what_is_served_is_verified_and_mirrored_beside_it_and_nothing_is_left_w
         assert millrace("send", "digits.toml", "rows.jsonl", cwd=folder).returncode == 0
         until(lambda: set(server.versions()) - known)
         until(lambda: {tags["millrace.verified"].partition(",")[0] for tags in server.versions().values()} == {"equal"})
-        beside = [pid for pid in descendants(up.process.pid) if "--parent" in command_of(pid)]
-        assert len(beside) == 2
-    assert not any(map(command_of, beside))
+        until(lambda: len(companions(up)) == 2)
+        beside = companions(up)
+    until(lambda: not any(map(command_of, beside)))
+
+
+def companions(up: Up) -> list[int]:
+    """The processes that `millrace up` keeps beside it."""
+    return [pid for pid in descendants(up.process.pid) if "--parent" in command_of(pid)]
 
 
 def test_the_page_of_mlflow_holds(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

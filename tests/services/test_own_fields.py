@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipelines import here
+from pipelines import TIMEOUT_S, here
 from served_bundles import infer, tensor
 from sklearn.linear_model import RidgeClassifier
 
@@ -97,7 +97,7 @@ def test_a_replica_answers_with_the_versions_own_fields_and_says_so(changed: Pip
     heard = infer(HttpApp(endpoint), {"inputs": inputs})
     assert heard.status == 200, heard.body
     assert heard.json["outputs"][1]["data"] == right()
-    recording.recorder.close(60)
+    recording.recorder.close(TIMEOUT_S)
     [first_event, *_] = log.fetch("digits.served:0", 0, None, 10)[0]
     old = follower.held.schema
     event = Event(0, 0, first_event.key, b"", first_event.value)

@@ -35,7 +35,7 @@ def test_one_that_sleeps_is_a_standstill(processes) -> None:
 def test_one_that_works_is_waited_for_longer_than_patience(processes, tmp_path) -> None:
     """However long that work takes on the wall's clock."""
     done, begin_s = tmp_path / "done", time.monotonic()
-    processes.start("worker", [LATE.format(work_s=2 * TIMEOUT_S, path=str(done))])
+    processes.start("worker", [LATE.format(work_s=1.2 * TIMEOUT_S, path=str(done))])
     processes.wait_until(done.exists)
     assert time.monotonic() - begin_s > TIMEOUT_S
 

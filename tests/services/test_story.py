@@ -17,6 +17,7 @@ from pipelines import TIMEOUT_S
 from served_pipeline import command_of, descendants, until
 
 from millrace.learners.errors import MillraceError
+from millrace.services.api import LateLabel, Pipeline
 from millrace.services.config.config import load_pipeline
 from millrace.services.config.names import BRANCH
 from millrace.services.data.datasets import held_out
@@ -25,7 +26,8 @@ from millrace.services.demo.callers import CallLog
 from millrace.services.demo.evidence import Evidence, account, gather
 from millrace.services.demo.night import POISON_ROWS, PRODUCER, lines_of
 from millrace.services.demo.repaired import learned_by, learned_without, producers_of_labels
-from millrace.services.demo.stage import FIRST_ROWS, HONEST, DemoPlan, DemoStage, newest_output
+from millrace.services.demo.report import Killed, StoryResults, text
+from millrace.services.demo.stage import FIRST_ROWS, HONEST, LABEL_AFTER_ROWS, DemoPlan, DemoStage, newest_output
 from millrace.services.demo.story import Played, conclude, prepare, prove
 from millrace.services.errors import NotProvedError, exit_code
 from millrace.services.pipeline.archive import Archive
@@ -160,17 +162,38 @@ def test_the_report_says_what_the_log_says(played) -> None:
     assert len(labels) == 1442
 
 
+@pytest.fixture(scope="module")
+def unhurried(tmp_path_factory) -> tuple[list[dict], Evidence, dict]:
+    """The rows, what is left where each is answered by the newest model and labelled at once, and its proof; in one process.
+
+    No pace, no processor and no kill has a part in it: a trainer that is away lets answers grow stale, and alarms with them.
+    """
+    stage = prepare(DemoPlan("digits", 0, SECONDS, 0, tmp_path_factory.mktemp("unhurried")))
+    rows, pipeline = [msgspec.json.decode(line) for line in stage.lines()], Pipeline.load(stage.pipeline, home=stage.plan.home)
+    pipeline.append(rows[:FIRST_ROWS])
+    for at in range(FIRST_ROWS, len(rows), LABEL_AFTER_ROWS):
+        pipeline.learn()
+        asked = rows[at : at + LABEL_AFTER_ROWS]
+        answers = pipeline.predict([{"x": row["x"]} for row in asked])
+        pipeline.append_served(answers.served([f"day/{at + number}" for number in range(len(asked))]))
+        pipeline.append_served([LateLabel(f"day/{at + number}", row["digit"]) for number, row in enumerate(asked)])
+    pipeline.learn()
+    return rows, gather(stage.instance, held_out("digits")), prove(stage)
+
+
 @pytest.mark.slow
-def test_an_alarm_that_goes_with_a_class_never_seen_says_so(played, evidence) -> None:
+def test_an_alarm_that_goes_with_a_class_never_seen_says_so(unhurried) -> None:
     """It is told with the class and its first row, which is where the stream has it, and the version that followed is there."""
-    (told,) = [alarm for alarm in evidence.raised if alarm.alarm.direction == "worse"][:1]
-    joined = {label: batch.row for batch in evidence.joined for label in batch.labels}
-    named = re.findall(r"class (\d) had never been seen before row ([\d,]+)", played.out)
-    assert [name for name, _ in named] == [*told.alarm.new_classes] and "so it is no fault" in played.out
-    labels = [str(msgspec.json.decode(row)["digit"]) for row in (played.home / NAME / "stream.jsonl").read_bytes().splitlines()]
+    rows, evidence, verdict = unhurried
+    (told,) = [one for one in evidence.raised if one.alarm.direction == "worse"]
+    joined = {label: one.row for one in evidence.joined for label in one.labels}
+    out = text(StoryResults("", evidence, [Killed(0, 0, 0)] * len(evidence.resumed), CallLog(), verdict, 100))
+    named = re.findall(r"class (\d) had never been seen before row ([\d,]+)", out)
+    assert [name for name, _ in named] == [*told.alarm.new_classes] and "so it is no fault" in out
+    labels = [str(row["digit"]) for row in rows]
     assert all(int(row.replace(",", "")) == joined[name] == labels.index(name) for name, row in named)
     assert told.version in {version.name for version in evidence.versions}
-    assert f"version {told.version} marked" in played.out
+    assert f"version {told.version} marked" in out
 
 
 @pytest.mark.slow
@@ -185,10 +208,18 @@ def test_the_windowed_scores_are_differences_of_the_totals(played) -> None:
 
 
 @pytest.mark.slow
-def test_the_model_beats_its_baselines(played) -> None:
-    """Real learning: far above both baselines though every label comes late, and well on rows it never saw."""
-    assert number(played, "millrace", 0) > 0.5 > 0.3 > number(played, "last label", 0) > number(played, "majority", 0)
+def test_the_model_beats_its_baselines(played, unhurried) -> None:
+    """Real learning: far above both baselines though every label comes late, and well on rows it never saw.
+
+    Where its trainers are killed at this pace, answers grow as stale as a busy machine makes them.
+    """
+    assert number(played, "millrace", 0) > number(played, "last label", 0) > number(played, "majority", 0)
     assert number(played, "millrace", 2) > 0.95
+    last = unhurried[1].outputs[-1]
+    right, of_label, of_majority = (
+        (last.scores[name] + last.served_scores[name]) / 1442 for name in ("correct", "correct_last", "correct_majority")
+    )
+    assert right > 0.85 > 0.3 > of_label > of_majority
 
 
 @pytest.mark.slow

@@ -309,16 +309,17 @@ for at in range(count):
 """
 
 
-def appender(path: Path, name: str, count: int) -> subprocess.Popen[str]:
-    """Another process that appends five records at a time and says where each lies."""
-    command = [sys.executable, "-c", APPENDER, str(path), name, str(count)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def appender(path: Path, name: str, count: int) -> tuple[subprocess.Popen[bytes], Path]:
+    """Another process that appends five records at a time, and the file in which it says where each lies."""
+    words = path.with_name(f"{name}.words")
+    with words.open("wb") as said:
+        return subprocess.Popen([sys.executable, "-c", APPENDER, str(path), name, str(count)], stdout=said), words
 
 
 def told(output: str, name: str) -> dict[tuple[int, int], list[object]]:
     """Partition and offset of every acknowledged record, and what it must hold."""
-    lines = [json.loads(line) for line in output.splitlines() if line.endswith("]") or line.endswith("]]")]
-    return {(number, offset): [name, at, index] for at, stored in lines for index, (number, offset) in enumerate(stored)}
+    lines = [json.loads(line) for line in output[: output.rfind("\n") + 1].splitlines() if line != "ready"]
+    return {(number, offset): [name, at, one] for at, stored in lines for one, (number, offset) in enumerate(stored)}
 
 
 def held(log: SqliteLog) -> dict[tuple[int, int], list[object]]:
@@ -339,14 +340,13 @@ def test_two_processes_that_append_at_once_lose_nothing_while_a_third_reads(tmp_
     log = filled(path, [], partitions=2)
     running = {name: appender(path, name, 200) for name in "ab"}
     source, seen = SqliteSource(log, ["t"]), {}
-    while any(process.poll() is None for process in running.values()) or source.position != {
+    while any(process.poll() is None for process, _ in running.values()) or source.position != {
         tp: high for tp, (_, high) in source.bounds().items()
     }:
         for read in source.next_batch(50):
             seen |= {(int(read.tp[-1]), event.offset): json.loads(event.value)[:3] for event in read.events}
-    printed = {name: process.communicate(timeout=TIMEOUT_S)[0] for name, process in running.items()}
-    expected = told(printed["a"], "a") | told(printed["b"], "b")
-    assert [process.returncode for process in running.values()] == [0, 0] and len(expected) == 2000
+    expected = {where: row for name, (_, words) in running.items() for where, row in told(words.read_text(), name).items()}
+    assert [process.returncode for process, _ in running.values()] == [0, 0] and len(expected) == 2000
     assert held(log) == expected == seen
 
 
@@ -355,21 +355,23 @@ def test_two_processes_that_append_at_once_lose_nothing_while_a_third_reads(tmp_
 def test_an_appender_killed_at_any_time_leaves_every_acknowledged_record_and_a_readable_log(seed: int, tmp_path: Path) -> None:
     """kill -9 after a seeded number of acknowledgements and a seeded part of the next append; the next writer goes on."""
     path, chance = tmp_path / "log.sqlite", random.Random(seed)
-    process, lines = appender(path, "a", 100_000), []
-    assert process.stdout is not None
-    for _ in range(1 + chance.randrange(40)):
-        lines.append(process.stdout.readline())
-    for _ in range(chance.randrange(30_000)):
-        pass
-    process.send_signal(signal.SIGKILL)
-    rest, _ = process.communicate(timeout=TIMEOUT_S)
-    acknowledged = told("".join(lines) + rest, "a")
+    (process, words), least = appender(path, "a", 1 << 62), 1 + chance.randrange(40)
+    try:
+        while words.read_bytes().count(b"\n") < least:
+            assert process.poll() is None
+        for _ in range(chance.randrange(30_000)):
+            pass
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=TIMEOUT_S) == -signal.SIGKILL
+    said = told(words.read_text(), "a")
     log = SqliteLog(path)
-    stored = held(log)
-    assert acknowledged.items() <= stored.items() and (len(stored) - len(acknowledged)) in (0, 5)
-    follower = appender(path, "b", 3)
-    acknowledged |= told(follower.communicate(timeout=TIMEOUT_S)[0], "b")
-    assert acknowledged.items() <= held(log).items() and len(held(log)) == len(stored) + 15
+    there = held(log)
+    assert said.items() <= there.items() and (len(there) - len(said)) in (0, 5)
+    follower, words = appender(path, "b", 3)
+    assert follower.wait(timeout=TIMEOUT_S) == 0
+    said |= told(words.read_text(), "b")
+    assert said.items() <= held(log).items() and len(held(log)) == len(there) + 15
 
 
 def test_bytes_that_are_no_longer_text_are_damage(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from grpc_calls import FakeCall, asked, call, rows_of
+from pipelines import TIMEOUT_S
 from served_bundles import NUMBERS, app, ask, infer, numbers_bundle, tensor
 
+from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import Endpoint, Recording, features_name
 from millrace.services.endpoint.grpc import GrpcApp
 from millrace.services.endpoint.http import HttpApp
@@ -38,7 +40,8 @@ def opened(path: Path) -> SqliteLog:
 
 def recording(path: Path, before_reply: bool = False, records: bool = True) -> Endpoint:
     """An endpoint whose answers and labels go into a log."""
-    into = Recording(Recorder(lambda: opened(path), TOPIC, records=records), features_name(NUMBERS), before_reply)
+    patient = ServingConfig(log_s=float(TIMEOUT_S))  # a log on a busy machine is slow, which is no fault
+    into = Recording(Recorder(lambda: opened(path), TOPIC, patient, records=records), features_name(NUMBERS), before_reply)
     return Endpoint("digits", NUMBERS, lambda: BUNDLE, recording=into)
 
 
@@ -54,7 +57,7 @@ def in_log(path: Path) -> list[Prediction | LateLabel]:
 def closed(endpoint: Endpoint) -> Recorder:
     """The recorder once nothing waits any more."""
     assert endpoint.recording is not None
-    endpoint.recording.recorder.close(10)
+    endpoint.recording.recorder.close(TIMEOUT_S)
     return endpoint.recording.recorder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http.client
 import json
 import socket
@@ -70,11 +69,11 @@ def begin(port: int, *sent: bytes) -> socket.socket:
 
 
 def post(port: int, body: bytes) -> tuple[int, dict]:
-    """One whole request."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
-    with contextlib.closing(connection):
-        connection.request("POST", "/v2/models/digits/infer", body)
-        answer = connection.getresponse()
+    """One whole request, sent in one piece, so that its body is never late."""
+    with begin(port, HEAD % len(body) + body) as connection:
+        connection.settimeout(ANSWER_S)
+        answer = http.client.HTTPResponse(connection, method="POST")
+        answer.begin()
         return answer.status, json.loads(answer.read())
 
 

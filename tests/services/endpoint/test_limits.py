@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 from grpc_calls import call
+from pipelines import TIMEOUT_S
 from served_bundles import NUMBERS, ask, infer, numbers_bundle, tensor
 
 from millrace.services.config.sections import ServingConfig
@@ -52,7 +53,7 @@ def test_more_rows_than_the_limit_are_refused_by_name_and_so_many_are_recorded(t
     heard, _ = call(endpoint, "ModelInfer", request)
     assert heard.code == "RESOURCE_EXHAUSTED" and "serving.max_rows" in heard.details
     assert infer(HttpApp(endpoint), rows(100)).status == 200
-    endpoint.recording.recorder.close(60)
+    endpoint.recording.recorder.close(TIMEOUT_S)
     counts = endpoint.recording.recorder.counts
     assert (counts.stored, counts.dropped, counts.waiting) == (100, 0, 0)
 
@@ -63,7 +64,7 @@ def test_by_default_the_largest_request_that_is_answered_is_recorded_whole(tmp_p
     most = ServingConfig().max_rows
     assert infer(HttpApp(endpoint), rows(most + 1)).status == 413
     assert infer(HttpApp(endpoint), rows(most)).status == 200
-    endpoint.recording.recorder.close(60)
+    endpoint.recording.recorder.close(TIMEOUT_S)
     assert endpoint.recording.recorder.counts.stored == most == 8192
     assert ServingConfig().waiting_rows == 4 * most
 
@@ -101,7 +102,7 @@ def test_a_request_that_is_let_in_fits_where_nothing_else_waits(tmp_path: Path) 
     low = ServingConfig(max_rows=100, waiting_rows=1, arriving_bytes=1, working_bytes=1)
     endpoint = recording(tmp_path / "log.sqlite", low)
     assert infer(HttpApp(endpoint), rows(100)).status == 200
-    endpoint.recording.recorder.close(60)
+    endpoint.recording.recorder.close(TIMEOUT_S)
     assert (endpoint.recording.recorder.counts.stored, endpoint.recording.recorder.counts.dropped) == (100, 0)
 
 

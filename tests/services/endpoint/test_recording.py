@@ -8,6 +8,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from pipelines import TIMEOUT_S
 
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.recording import Recorder
@@ -16,6 +17,7 @@ from millrace.streams.records import Record
 from millrace.streams.sqlite.log import SqliteLog
 
 TOPIC = "flowers.served"
+PATIENT = ServingConfig(log_s=float(TIMEOUT_S))  # a log on a busy machine is slow, which is no fault
 
 
 def opened(path: Path) -> SqliteLog:
@@ -37,10 +39,10 @@ def values(log: SqliteLog) -> list[int]:
 
 def test_answers_and_labels_are_in_the_log_and_labels_hear_where(tmp_path: Path) -> None:
     """What is stored for a caller is what the log has at that partition and offset."""
-    recorder = Recorder(lambda: opened(tmp_path / "log.sqlite"), TOPIC)
+    recorder = Recorder(lambda: opened(tmp_path / "log.sqlite"), TOPIC, PATIENT)
     assert recorder.later(2, lambda: records(1, 2))
     at = asyncio.run(recorder.now(records(3)))
-    recorder.close(5)
+    recorder.close(TIMEOUT_S)
     log = SqliteLog(tmp_path / "log.sqlite")
     assert values(log) == [1, 2, 3]
     ((number, offset),) = at
@@ -51,13 +53,13 @@ def test_answers_and_labels_are_in_the_log_and_labels_hear_where(tmp_path: Path)
 def test_while_the_log_is_down_labels_are_refused_and_answers_wait_until_it_is_back(tmp_path: Path) -> None:
     """The folder is a file at first, so the log cannot be opened."""
     (tmp_path / "state").write_text("in the way")
-    recorder = Recorder(lambda: opened(tmp_path / "state" / "log.sqlite"), TOPIC)
+    recorder = Recorder(lambda: opened(tmp_path / "state" / "log.sqlite"), TOPIC, PATIENT)
     assert recorder.later(1, lambda: records(1))
     with pytest.raises(StorageError, match="takes nothing now"):
         asyncio.run(recorder.now(records(2)))
     (tmp_path / "state").unlink()
     asyncio.run(recorder.now(records(3)))
-    recorder.close(5)
+    recorder.close(TIMEOUT_S)
     assert values(SqliteLog(tmp_path / "state" / "log.sqlite")) == [1, 3]
     assert (recorder.counts.stored, recorder.counts.dropped) == (2, 0)
 
@@ -67,7 +69,7 @@ def test_what_waits_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path) ->
     (tmp_path / "state").write_text("in the way")
     recorder = Recorder(lambda: opened(tmp_path / "state" / "log.sqlite"), TOPIC, ServingConfig(max_rows=3, waiting_rows=3))
     taken = [recorder.later(2, lambda: records(1, 2)), recorder.later(2, lambda: records(3, 4))]
-    recorder.close(5)
+    recorder.close(TIMEOUT_S)
     assert taken == [True, False] and (recorder.counts.stored, recorder.counts.dropped) == (0, 4)
     assert not recorder.later(1, lambda: records(5)) and recorder.counts.dropped == 5
     with pytest.raises(StorageError, match="ending"):
@@ -83,7 +85,7 @@ def test_a_log_that_hangs_is_not_waited_for_without_end(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="has not answered"):
         asyncio.run(recorder.now(records(1)))
     holder.execute("rollback")
-    recorder.close(5)
+    recorder.close(TIMEOUT_S)
     assert values(log) == [1]
 
 
@@ -92,7 +94,7 @@ def test_a_caller_who_leaves_harms_nobody(tmp_path: Path) -> None:
     log = opened(tmp_path / "log.sqlite")
     holder = apsw.Connection(str(tmp_path / "log.sqlite"))
     holder.execute("begin immediate")
-    recorder = Recorder(lambda: log, TOPIC)
+    recorder = Recorder(lambda: log, TOPIC, PATIENT)
 
     async def calls() -> None:
         leaving, staying = (asyncio.create_task(recorder.now(records(value))) for value in (1, 2))
@@ -104,5 +106,5 @@ def test_a_caller_who_leaves_harms_nobody(tmp_path: Path) -> None:
         await staying
 
     asyncio.run(calls())
-    recorder.close(5)
+    recorder.close(TIMEOUT_S)
     assert values(log) == [1, 2]

@@ -25,6 +25,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def three_days_ago() -> str:
+    """The day, as `status` says it."""
+    return time.strftime("%Y-%m-%d", time.gmtime(now_ms() / 1000 - 72 * 3600))
+
+
 def log_of(folder: Path, ago_ms: int = 0) -> SqliteLog:
     """The pipeline's log, to which is appended as it was so long ago."""
     log = SqliteLog(folder / ".millrace/digits/log.sqlite", lambda: now_ms() - ago_ms)
@@ -59,17 +64,17 @@ def test_a_records_own_timestamp_neither_lets_it_go_nor_keeps_others(timestamp_m
 def test_what_a_begun_branch_has_still_to_read_stays_and_status_says_for_whom(tmp_path: Path) -> None:
     """All of three days ago: 30 were read before the branch's newest checkpoint. When it has read the rest, that goes too."""
     pipeline_in(tmp_path, rows=1, text=KEPT)
-    old = log_of(tmp_path, 72 * HOUR_MS)
+    days, old = [three_days_ago()], log_of(tmp_path, 72 * HOUR_MS)
     old.append("digits", [Record(row) for row in flower_rows(30)])
     done(tmp_path, "run", "--set", "log.retention_hours=0")
     old.append("digits", [Record(row) for row in flower_rows(50)])
+    days.append(three_days_ago())  # another one, at midnight
     done(tmp_path, "send", "rows.jsonl")
     assert held(tmp_path) == (30, 81)
     said = facts(tmp_path)
     assert said["retention"] == "24 hours after appending"
     assert said["retention_held"] == "50 older records, by branch main, which goes on at digits:0 offset 30"
-    day = time.strftime("%Y-%m-%d", time.gmtime(now_ms() / 1000 - 72 * 3600))
-    assert str(said["oldest_record"]).startswith(f"digits:0 offset 30, appended {day}")
+    assert str(said["oldest_record"]).startswith(tuple(f"digits:0 offset 30, appended {day}" for day in days))
     done(tmp_path, "run")
     assert held(tmp_path) == (80, 81) and facts(tmp_path)["learned"] == 81 and "retention_held" not in facts(tmp_path)
     done(tmp_path, "verify")

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from phases import killed_after
+from phases import copies, killed_after
 from pipelines import MILLRACE, here, json_lines, millrace
 from poisoned import BAD, GOOD, good_rows, instance, lines, newest, operation, planned, replay, send, verified, versions
 from shelf import SOON_S, Shelf, soon
@@ -143,22 +143,28 @@ def test_a_rollback_can_be_given_up_before_the_branch_has_ended(folder: Path) ->
     assert millrace("run", "digits.toml", cwd=folder).returncode == 0
 
 
-def test_killed_after_any_write_the_same_command_goes_on(folder: Path) -> None:
+def test_killed_after_any_write_the_same_command_goes_on(poisoned: Path, tmp_path: Path) -> None:
     """Real kill -9 after a seeded count of its writes; the learner is the version's all the same."""
-    good, chance, deaths = versions(folder)[0], random.Random(5), 0
-    words = [*MILLRACE, *BACK[:2], good, *BACK[2:]]
-    for _ in range(6):
-        deaths += killed_after(words, folder, 1 + deaths + chance.randint(0, 2), chance)
-        if "rollback-1" in instance(folder).ledger().operations and operation(folder, "rollback-1") == "taken-over":
-            break
+    good, chance = versions(poisoned)[0], random.Random(5)
+    words = [*BACK[:2], good, *BACK[2:]]
+    folder, deaths = next((folder, deaths) for folder in copies(poisoned, tmp_path) if (deaths := died(folder, words, chance)))
     states = {name: record.state for name, record in instance(folder).ledger().operations.items()}
     if "taken-over" not in states.values():
-        assert here(*words[len(MILLRACE) :], cwd=folder).exit_code == 0
+        assert here(*words, cwd=folder).exit_code == 0
     print(f"killed {deaths} times; {states}")
-    assert deaths, "none was killed"
     heir = heir_of(Archive(instance(folder)), "main")
     assert heir.startswith("rollback-") and same_learner(folder, heir, good)
     verified(folder, "main", heir)
+
+
+def died(folder: Path, words: list[str], chance: random.Random) -> int:
+    """How often a rollback was killed, given again and again until it came to its end, six times at most."""
+    deaths = 0
+    for _ in range(6):
+        deaths += killed_after([*MILLRACE, *words], folder, 1 + deaths + chance.randint(0, 2), chance)
+        if "rollback-1" in instance(folder).ledger().operations and operation(folder, "rollback-1") == "taken-over":
+            break
+    return deaths
 
 
 def test_of_two_at_once_the_one_that_was_slower_is_given_up(folder: Path) -> None:
@@ -218,8 +224,8 @@ def test_a_live_trainer_waits_while_the_branch_changes_hands_and_goes_on_with_th
     soon(lambda: "has ended (rollback)" in trainer.state().said or "another writer" in trainer.state().said.lower())
     looks: list[str] = []
     monkeypatch.setattr("millrace.services.training.trainer.heir_of", lambda *asked: looks.append(heir_of(*asked)) or looks[-1])
-    soon(lambda: len(looks) == 2)
-    assert looks == ["main", "main"] and trainer.state().branch == "main" and not where.has_branch("rollback-1")
+    soon(lambda: len(looks) >= 2)
+    assert set(looks) == {"main"} and trainer.state().branch == "main" and not where.has_branch("rollback-1")
     assert here(*BACK, cwd=folder).exit_code == 0
     send(folder, good_rows(3), "till-1")
     soon(lambda: trainer.state().branch == "rollback-1" and trainer.state().records == 3 * GOOD + BAD)

@@ -36,9 +36,7 @@ def send(up: Up, rows: int, seed: int) -> subprocess.CompletedProcess[str]:
 
 def seq_of(up: Up) -> int:
     """Of the state that answers; a proxy that has just been replaced is waited for until it knows the replicas."""
-    heard: list[dict] = []
-    until(lambda: heard.append(up.ask()) or heard[-1]["status"] == 200)
-    return heard[-1]["parameters"]["seq"]
+    return up.answered()["parameters"]["seq"]
 
 
 def learns(up: Up, seed: int) -> None:

@@ -152,10 +152,10 @@ def test_it_serves_records_learns_late_labels_and_rolls_back(tables: str, broker
         assert stored == 40
         until(lambda: facts(tmp_path).get("labels_joined") == 40)
         seq = int(str(facts(tmp_path)["seq"]))
-        until(lambda: up.ask()["parameters"]["seq"] >= seq - 1)
+        until(lambda: up.answered()["parameters"]["seq"] >= seq - 1)
         done = millrace("rollback", "digits.toml", versions(tmp_path)[0], "--reason", "test", "--yes", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        until(lambda: up.ask()["parameters"].get("version") == versions(tmp_path)[0])
+        until(lambda: up.answered()["parameters"].get("version") == versions(tmp_path)[0])
     assert callers.failed == []
     for _ in range(2):  # the branch is folded from the log again by a fresh process, as often as one likes
         proof = millrace("verify", "digits.toml", "--output", "json", cwd=tmp_path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,17 +34,25 @@ def killed_after(words: Sequence[str], folder: Path, writes: int, chance: random
             seen, writes = now, writes - 1
         time.sleep(POLL_S)
     time.sleep(chance.uniform(0.0, LATEST_S))
-    killed = process.poll() is None
-    if killed:
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(TIMEOUT_S)
-    return killed
+    return process.wait(TIMEOUT_S) == -signal.SIGKILL
 
 
 def written(folder: Path) -> list[tuple[str, int, int]]:
     """What moves with every write below a folder: names, sizes and times of its files."""
     found = []
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            found.append((str(path), path.stat().st_size, path.stat().st_mtime_ns))
+    for place, _, files in os.walk(folder):  # which passes by what is gone meanwhile
+        for name in ("", *files):
+            with suppress(FileNotFoundError):
+                stat = Path(place, name).stat()
+                found.append((f"{place}/{name}", stat.st_size, stat.st_mtime_ns))
     return found
+
+
+def copies(whole: Path, beside: Path) -> Iterator[Path]:
+    """A fresh copy of a folder each time, for what a process may be too fast to be caught at; fails where it always is."""
+    until_s = time.monotonic() + TIMEOUT_S
+    for number in itertools.count():
+        assert time.monotonic() < until_s, "it was too fast each time"
+        yield shutil.copytree(whole, beside / f"copy-{number}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines import ANSWER_S, MILLRACE, TIMEOUT_S, clean_environment
+from pipelines import ANSWER_S, MILLRACE, TIMEOUT_S, clean_environment, facts
 
 from millrace.services.processes import descendants
 from millrace.services.serving.ports import free_port  # callers import it and the next from here
@@ -48,6 +49,19 @@ class Up:
             return {"status": 0, "said": repr(error)}
         finally:
             connection.close()
+
+    def answered(self) -> dict:
+        """The next answer; a proxy that takes up new settings may cut a connection off, and is asked again."""
+        heard: list[dict] = []
+        until(lambda: heard.append(self.ask()) or heard[-1]["status"] == 200)
+        return heard[-1]
+
+    def all_serve(self, target: str) -> bool:
+        """Whether each live replica says that it was told to serve that; then what is asked from now on is answered so."""
+        lines = [str(line) for what, line in facts(self.folder).items() if what.startswith("replica_")]
+        told = [re.search(r"told to serve (.*); process (\d+);", line) for line in lines]
+        pids = set(self.pids(":Predictor"))
+        return bool(pids) and {int(found[2]) for found in told if found and found[1] == target} >= pids
 
     def pids(self, title: str) -> list[int]:
         """The processes under this one whose title holds ``title``.
@@ -120,13 +134,23 @@ def is_ready(port: int) -> bool:
         connection.close()
 
 
+def own_port(*but: int) -> int:
+    """A free port that no other worker of this run of tests takes before somebody listens there."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while (port := free_port()) in but or port % workers != worker % workers:
+        pass
+    return port
+
+
 @contextmanager
 def served(folder: Path, *words: str, millrace: Sequence[str] = MILLRACE, file: str = "digits.toml") -> Iterator[Up]:
     """`millrace up digits.toml` with two replicas, from the moment both are ready; ended with everything it started.
 
     ``millrace``: what is run for it; ``file``: the pipeline file.
     """
-    port, grpc_port, said = free_port(), free_port(), folder / "up.log"
+    port, said = own_port(), folder / "up.log"
+    grpc_port = own_port(port)
     command = [*millrace, "up", file, "--port", str(port), "--grpc-port", str(grpc_port), *words]
     with said.open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
@@ -159,19 +183,21 @@ class Load:
 
     up: Up
     answers: list[tuple[float, str]] = field(default_factory=list)  # when it came, model_version
+    asked: list[tuple[float, str]] = field(default_factory=list)  # the same answers: when their question was sent
     failed: list[str] = field(default_factory=list)
     closed: int = 0  # kept connections that the proxy let go when it took up new settings, as HTTP allows; asked again
     cut: int = 0  # answers that had begun when their replica was killed: no proxy can send those requests again
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def since(self, at_s: float) -> list[str]:
-        """The states that answered after a moment."""
-        return [name for when, name in list(self.answers) if when >= at_s]
+        """The states that answered what was asked after a moment."""
+        return [name for when, name in list(self.asked) if when >= at_s]
 
     def _ask(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.up.port, timeout=ANSWER_S)
         body, used = json.dumps(ROW), 0  # requests on this connection
         while not self._stop.is_set():
+            asked_s = time.monotonic()
             try:
                 connection.request("POST", "/v2/models/digits/infer", body)
                 answer = connection.getresponse()
@@ -197,7 +223,9 @@ class Load:
                 time.sleep(0.01)
                 continue
             if answer.status == 200:
-                self.answers.append((time.monotonic(), json.loads(heard)["model_version"]))
+                state = json.loads(heard)["model_version"]
+                self.asked.append((asked_s, state))
+                self.answers.append((time.monotonic(), state))
             else:
                 self.failed.append(f"{answer.status} {heard!r}")
             time.sleep(0.002)

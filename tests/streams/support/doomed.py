@@ -56,14 +56,16 @@ class Doomed:
         reached = self._reached(phase, most, chance)
         child = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=clean_environment())
         until_s = time.monotonic() + TIMEOUT_S
-        while not reached(child.pid):
-            assert child.poll() is None, f"it ended with {child.returncode} before it {phase}"
-            assert time.monotonic() < until_s, f"it never {phase}"
-            if self.read > self._sent - PIECE:
-                self._append(min(most, self._sent + PIECE))
-            time.sleep(POLL_S)
-        time.sleep(chance.uniform(0.0, LATEST_S))
-        child.send_signal(signal.SIGKILL)
+        try:
+            while not reached(child.pid):
+                assert child.poll() is None, f"it ended with {child.returncode} before it {phase}"
+                assert time.monotonic() < until_s, f"it never {phase}"
+                if self.read > self._sent - PIECE:
+                    self._append(min(most, self._sent + PIECE))
+                time.sleep(POLL_S)
+            time.sleep(chance.uniform(0.0, LATEST_S))
+        finally:
+            child.send_signal(signal.SIGKILL)
         assert child.wait(timeout=TIMEOUT_S) == -signal.SIGKILL
 
     def rest(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
@@ -21,6 +23,7 @@ from millrace.streams.schema import Field, Label, Schema
 MILLRACE = [sys.executable, "-c", "from millrace.services.cli import main; main()"]
 TIMEOUT_S = 600  # a process that takes longer hangs, on a busy machine too; no test passes or fails by how fast it was
 ANSWER_S = 120  # the same, for one request: longer than the proxy waits for a replica
+REMOUNT_READ_ONLY = ["mount", "-o", "remount,ro"]
 
 MIXED = Schema(
     (
@@ -185,12 +188,21 @@ def small_disk(folder: Path, kib: int) -> Iterator[Path]:
 
 
 def make_read_only(folder: Path) -> None:
-    """Let nothing be written any more to a ``small_disk``; root passes by permission bits, not by this."""
-    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    """Let nothing be written any more to a ``small_disk``, once nobody writes; root passes by permission bits, not by this."""
+    until_s = time.monotonic() + TIMEOUT_S
+    while (done := subprocess.run([*REMOUNT_READ_ONLY, folder], capture_output=True, text=True, check=False)).returncode:
+        assert "busy" in done.stderr and time.monotonic() < until_s, done.stderr
+        time.sleep(0.01)
 
 
 def fill(folder: Path, leave: int = 0) -> None:
     """Fill a ``small_disk`` up to ``leave`` bytes."""
-    space = os.statvfs(folder)
     with (folder / "ballast").open("wb") as file, suppress(OSError):  # it may fill up meanwhile, which is as well
-        file.write(bytes(max(0, space.f_bavail * space.f_bsize - leave)))
+        file.write(bytes(max(0, room(folder) - leave)))
+
+
+def room(folder: Path) -> int:
+    """Bytes left on a ``small_disk``, once what this process has forgotten without closing it takes up none."""
+    gc.collect()
+    space = os.statvfs(folder)
+    return space.f_bavail * space.f_bsize
