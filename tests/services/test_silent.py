@@ -271,7 +271,7 @@ def test_rows_of_weight_0_move_nothing(tmp_path: Path, kind: str) -> None:
     assert clipped[0] == clipped[1] and np.allclose(*answers, rtol=1e-9, atol=1e-12) and abs(answers[0][1] - 6.0) < 0.3
 
 
-@pytest.mark.parametrize(("kind", "far"), [("softmax", 1e6), ("river", 1e6)])
+@pytest.mark.parametrize(("kind", "far"), [("softmax", 1e6), ("river", 1e6), ("er", 1e6)])
 def test_what_a_learner_by_steps_clips_is_named(tmp_path: Path, kind: str, far: float) -> None:
     """Outliers in the first batch too, which the range would else swallow."""
     rng = np.random.default_rng(11)
