@@ -18,7 +18,8 @@ from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
 from millrace.services.config.sections import ServingConfig
 from millrace.services.pipeline.bundle import Bundle
-from millrace.services.protocol.tensors import LARGEST_SIDE, PACKED, Tensor, binary_texts, question
+from millrace.services.protocol.cells import Tensor, binary_texts
+from millrace.services.protocol.tensors import LARGEST_SIDE, PACKED, question
 from millrace.services.registry.export import opened
 from millrace.streams.formats.meaning import RecordError, text_of
 from millrace.streams.schema import Field, Schema
