@@ -242,7 +242,7 @@ class Pipeline:
         answer_batch, identity = bundle.predict(frames.columns_of_events(events, schema)), bundle.identity
         raw_rows = tuple(event.value or b"" for event in events)
         place = (identity.branch, identity.epoch, identity.seq, identity.version)
-        return Answers(answer_batch.scores, answer_batch.labels, bundle.classes, *place, raw_rows, answer_batch.far_out)
+        return Answers(answer_batch.scores, answer_batch.labels, bundle.classes, *place, raw_rows, tuple(answer_batch.far_out))
 
     def scores(self) -> Scores:
         """How good the answers of the branch were, row by row as it learned.

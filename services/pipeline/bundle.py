@@ -6,8 +6,8 @@ unpickled; a bundle whose bytes, numbers or golden rows are not what they should
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -68,7 +68,7 @@ class Answer:
 
     scores: Floats  # (n, C), or values (n, k) for regression
     labels: tuple[str, ...]  # (n,) the class with the highest score; empty for regression
-    far_out: tuple[str, ...] = ()  # fields in which a row has a value far outside everything learned so far
+    far_out: Mapping[str, Array] = field(default_factory=dict)  # by field, rows (n,) with a value far outside what was learned
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +98,7 @@ class Bundle:
         x, names = self._features.encoded(columns)
         scores = self._servable.predict_many(self._features.answer(Batch(x, names=names)))
         best = scores.argmax(axis=1).tolist() if self.schema.label.task == "classify" else []
-        return Answer(scores, tuple(self.classes[at] for at in best), tuple(self._features.far_out(x)))
+        return Answer(scores, tuple(self.classes[at] for at in best), self._features.far_out(x))
 
     def age_ms(self, now_ms: int) -> int:
         """For how long, at most, the log has had something that is not in this state."""

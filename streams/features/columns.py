@@ -139,10 +139,13 @@ class Features:
         """Encoded rows that wait, for other tables than those they were read under: they are the same for all."""
         return rows
 
-    def far_out(self, x: Floats) -> list[str]:
-        """The fields in which an encoded row of x (n, d) has a value far outside everything learned so far."""
-        far = np.asarray(self._far_values(self._of_numeric(x)).any(axis=0))
-        return [name for name, count in self._totals(far).items() if count]
+    def far_out(self, x: Floats) -> dict[str, Array]:
+        """Which encoded rows of x (n, d) have a value far outside everything learned so far, (n,), by field that has such."""
+        far = self._far_values(self._of_numeric(x))
+        if not far.any():
+            return {}
+        owners = np.array([place.field.name for place in self.places for _ in _numeric_columns(place)], dtype=object)
+        return {name: np.asarray(far[:, owners == name].any(axis=1)) for name in dict.fromkeys(owners[far.any(axis=0)])}
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many values of learned rows were far out, and how many were clipped, by field; only fields that had some."""
