@@ -33,8 +33,8 @@ from millrace.services.endpoint.pool import Pool
 from millrace.services.endpoint.recording import Recorder
 from millrace.services.errors import MEANINGS
 from millrace.services.protocol.access import Access
-from millrace.services.protocol.tensors import Question
 from millrace.services.protocol.labels import read_labels
+from millrace.services.protocol.tensors import Question
 from millrace.streams.formats.images import UnreadableImageError
 from millrace.streams.labels.served import LateLabel
 

@@ -173,8 +173,18 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
     _refuse_unable(pipeline.drift, kind, path)
     if pipeline.shards > 1:
         _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
-    fields = located(pipeline.fields, path.parent)
+    fields = located(_as_written(pipeline, raw), path.parent)
     return Loaded(replace(pipeline, fields=fields, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
+
+
+def _as_written(pipeline: Pipeline, raw: dict[str, Any]) -> list[Field]:
+    """The fields; with shards, where both center and scale are written they are declared, though one may be its default."""
+    return [
+        replace(field, scaled=field.center == 0.0 or field.scale == 1.0)
+        if pipeline.shards > 1 and field.is_number and {"center", "scale"} <= {*keys} and "scaled" not in keys
+        else field
+        for field, keys in zip(pipeline.fields, raw["fields"], strict=True)
+    ]
 
 
 def _refuse_unable(drift: DriftConfig | None, kind: str, path: Path) -> None:

@@ -354,7 +354,7 @@ def _declared_range(places: Sequence[Place]) -> tuple[Floats, Floats, Array]:
 
 def _declared(places: Sequence[Place]) -> list[bool]:
     """Whether a field declares both center and scale, by numeric column."""
-    declares = ((place, place.field.center != 0.0 and place.field.scale != 1.0) for place in places)
+    declares = ((place, place.field.scaled or (place.field.center != 0.0 and place.field.scale != 1.0)) for place in places)
     return [both for place, both in declares for _ in _numeric_columns(place)]
 
 
