@@ -298,6 +298,13 @@ def load_part(store: Store, mark: Mark, name: str) -> dict[str, Value]:
     return _part(store, mark, name, manifest_of(store, mark).parts[name])
 
 
+def fates_of(store: Store, mark: Mark) -> dict[str, int]:
+    """Where every record of a mark's state went, as ``Fold.fates`` has it. Raises: as ``load_part``."""
+    counts = load_part(store, mark, "counts")["counts"]
+    outside = load_part(store, mark, "outside")["classes"] if "outside" in manifest_of(store, mark).parts else 0
+    return {**counts, "learned": counts["learned"] - outside} | ({"outside_classes": outside} if outside else {})
+
+
 def _part(store: Store, mark: Mark, name: str, part: Part) -> dict[str, Value]:
     return unpack(store.get(mark.branch, part.sha256), f"branch {mark.branch}, seq {mark.state_seq}, part {name}")
 

@@ -29,7 +29,7 @@ from millrace.streams.source import Position
 from millrace.streams.state.drift import Drift
 from millrace.streams.state.held_out import HeldOut
 from millrace.streams.state.microbatch import MicroBatches
-from millrace.streams.state.notices import noticed
+from millrace.streams.state.notices import noticed, outside_classes
 from millrace.streams.state.window import Window
 
 TRUTH = ("batches", "counts", "features", "learner", "join", "window")  # the parts hashed into the state's hash
@@ -99,6 +99,7 @@ class Fold:
         self.position = dict(position)
         self.clock_ms = 0
         self.counts = Counts()
+        self.outside_classes = 0  # of ``counts.learned``, which is in the state's hash: rows that the learner left out
 
     @property
     def records(self) -> int:
@@ -116,9 +117,16 @@ class Fold:
         due_ms = None if self.labels is None else self.labels.due_ms
         return self.batches.due(clock_ms) or (due_ms is not None and clock_ms >= due_ms + GATHER_MS)
 
+    @property
+    def fates(self) -> dict[str, int]:
+        """The counts as they are shown: rows that the learner left out apart from those that it learned."""
+        counts = {**msgspec.structs.asdict(self.counts), "learned": self.counts.learned - self.outside_classes}
+        return counts | ({"outside_classes": self.outside_classes} if self.outside_classes else {})
+
     def noticed(self) -> dict[str, Value]:
         """What was learned otherwise than its records say, or not at all."""
-        return noticed(self.features, self.learner, self.scores.totals)
+        seen = noticed(self.features, self.learner, self.scores.totals)
+        return seen | ({"outside_classes": self.outside_classes} if self.outside_classes else {})
 
     def step(self, step: Step, rows: Sequence[Rows | Served]) -> None:
         """Apply one step whose reads decoded to ``rows``, in segments that end where a training batch fills."""
@@ -261,7 +269,9 @@ class Fold:
                 self._count_scored()
         if self.drift is not None:
             self.drift.feed(losses, batch.y if batch.y.dtype == object else None, self.counts.learned)
+        outside_before = outside_classes(self.learner)
         self.learner.learn_many(self.features.learn(batch))
+        self.outside_classes += outside_classes(self.learner) - outside_before
         if self.window is not None:
             self.window.add(batch)
         self.counts.learned += len(batch)
@@ -328,6 +338,7 @@ class Fold:
                 "scores": self.scores.state(),
                 "serve": self.learner.servable().arrays(),
             }
+            | ({"outside": {"classes": self.outside_classes}} if self.outside_classes else {})
             | self._join_parts()
             | ({} if self.drift is None else {"detectors": self.drift.state()})
             | ({} if self.window is None else self.window.parts())
@@ -350,6 +361,7 @@ class Fold:
         self.included = {name: list(places) for name, places in parts["counts"].get("included", {}).items()}
         self.features.load(parts["features"])
         self.learner.load_state_dict(State(parts["learner"], parts["derived"]))
+        self.outside_classes = parts.get("outside", {}).get("classes", 0)
         self.scores.load(parts["scores"])
         if self.labels is not None:
             self.labels.load(parts)

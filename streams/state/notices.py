@@ -48,6 +48,11 @@ def noticed(features: Features, learner: Learner, totals: ClassScores | ValueSco
     return {name: value for name, value in seen.items() if value}
 
 
+def outside_classes(learner: Learner) -> int:
+    """Rows that it was given and left out, since its ``classes`` does not name their label."""
+    return int(getattr(learner, "left_out", 0))
+
+
 def errors_over_baseline(totals: ClassScores | ValueScores) -> float:
     """Errors as a multiple of those of the commonest label, or of the mean; 0 before enough rows are scored."""
     if totals.rows < JUDGED_ROWS:

@@ -167,8 +167,15 @@ def test_rows_of_a_class_that_is_not_declared_are_counted(tmp_path: Path, caplog
     pipeline = classes(tmp_path, "er", learner__classes=["a", "b"], learner__warm_up_rows=10)
     pipeline.append(rows_of(x, y))
     with caplog.at_level("WARNING", "millrace"):
-        pipeline.learn()
-    assert pipeline.status().facts["outside_classes"] == 100 and "100 rows have a label" in caplog.text
+        done = pipeline.learn()
+    facts = pipeline.status().facts
+    assert facts["outside_classes"] == 100 and "100 rows have a label" in caplog.text
+    assert (done.learned, facts["learned"], pipeline.status().learned) == (200, 200, 200)
+    pipeline.append(rows_of(x[:30], y[:30]))
+    again, facts = pipeline.learn(), pipeline.status().facts
+    assert (again.read, again.learned) == (30, 20) and (facts["learned"], facts["outside_classes"]) == (220, 110)
+    assert facts["learned"] + facts["passed"] + facts["rejected"] + facts["waiting"] + facts["outside_classes"] == 330
+    assert pipeline.verify() and pipeline.versions()[-1].learned == 220
 
 
 @pytest.mark.parametrize("kind", ["rows.jsonl", "rows.csv", "rows.arrow"])
