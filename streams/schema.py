@@ -50,6 +50,8 @@ class Field:
     high: float = later(LARGEST)  # in [-1e100, 1e100] and at least low, largest value that the field takes
     # a value below low or above high: a dead letter; the nearer of the two; as if there were none
     outside: Literal["reject", "clip", "missing"] = later("reject")
+    # center and scale are declared, though one of them is its default; true by itself where a file with shards writes both
+    scaled: bool = later(False)
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
@@ -62,6 +64,8 @@ class Field:
         self._check_range()
 
     def _check_range(self) -> None:
+        if not self.is_number and self.scaled:
+            raise ValueError('scaled is for type = "numeric" and "time"')
         if not self.is_number and (self.low, self.high, self.outside) != (-LARGEST, LARGEST, "reject"):
             raise ValueError('low, high and outside are for type = "numeric" and "time"')
         if not -LARGEST <= self.low <= self.high <= LARGEST:

@@ -34,7 +34,7 @@ from millrace.services.endpoint.recording import Recorder
 from millrace.services.errors import MEANINGS
 from millrace.services.protocol.access import Access
 from millrace.services.protocol.labels import read_labels
-from millrace.services.protocol.tensors import Tensor
+from millrace.services.protocol.tensors import Question
 from millrace.streams.formats.images import UnreadableImageError
 from millrace.streams.labels.served import LateLabel
 
@@ -43,7 +43,7 @@ FILES = [*sorted(PAGES.glob("*.md")), PAGES.parent / "design" / "walk.md"]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in FILES}
 MADE = re.compile(r"(<!-- made from ([a-z ]+) by `make reference`: begin -->\n)(.*?)(<!-- made from \2: end -->\n)", re.DOTALL)
 NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "nothing"}
-LIMITED = (HttpApp, GrpcApp, Endpoint, Pool, Tensor, read_labels, Access, Recorder)  # all numbers of their modules are limits
+LIMITED = (HttpApp, GrpcApp, Endpoint, Pool, Question, read_labels, Access, Recorder)  # all numbers of their modules are limits
 ALSO = {LateLabel: "LONGEST_ID", UnreadableImageError: "MOST_PIXELS"}  # of their modules, these are
 UNITS = {"_S": "s", "_BYTES": "bytes", "_ROWS": "rows"}  # by how a constant's name ends
 MANY = {int: "list of whole numbers", float: "list of numbers", str: "list of texts"}

@@ -23,8 +23,9 @@ from millrace.learners.errors import BadInputError, LearnerError
 from millrace.learners.linear.scale import Scale
 from millrace.learners.linear.servable import finite
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
+from millrace.learners.replay.adjusted import Adjusted
 from millrace.learners.replay.config import Head, NetworkConfig, ReplayConfig, spec_of
-from millrace.learners.replay.networks import FARTHEST, Tensors, scaled, use_one_thread
+from millrace.learners.replay.networks import Tensors, scaled, use_one_thread
 from millrace.learners.replay.optimiser import Optimiser
 from millrace.learners.replay.reservoir import Reservoir
 from millrace.learners.replay.servable import NetworkServable, plain
@@ -74,6 +75,7 @@ class Replay:
         self.steps = 0
         self.left_out = 0  # rows whose label is none of ``classes``
         self.skipped = 0  # steps whose gradient was not finite
+        self.adjusted = Adjusted(d)
         self._raised: dict[str, Value] = {"factor": 1.0, "rows": 0}  # the rate is so many times as large for so many rows
         self.draws = np.random.Generator(np.random.PCG64([seed, 0]))
         self.columns = {name: at for at, name in enumerate(config.classes)}  # class -> column, in order of appearance
@@ -108,9 +110,9 @@ class Replay:
         """Scores (n, C) in the order of ``servable().classes``. Pure. Raises: BadInputError as the servable does."""
         return self.servable().predict_many(batch)
 
-    def noticed(self) -> dict[str, int]:
-        """Steps that were left out, and rows whose label is none of ``classes``."""
-        return {"skipped_steps": self.skipped, "outside_classes": self.left_out}
+    def noticed(self) -> dict[str, Any]:
+        """Steps that were left out, rows whose label is none of ``classes``, and values that were learned as others."""
+        return {"skipped_steps": self.skipped, "outside_classes": self.left_out} | self.adjusted.noticed()
 
     def servable(self) -> NetworkServable:
         """What answers now: the average where there is one, for the classes seen so far."""
@@ -138,7 +140,7 @@ class Replay:
             truth |= {"mean": self._scale[0].copy(), "deviation": self._scale[1].copy()}
         for part, tensors in self._parts().items():
             truth |= {f"{part}.{name}": tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
-        return State(truth | self.buffer.state())
+        return State(truth | self.buffer.state(), self.adjusted.state())
 
     def load_state_dict(self, state: State) -> None:
         """Become the learner that gave ``state``, on copies of its arrays.
@@ -159,6 +161,7 @@ class Replay:
             tensors |= {name.removeprefix(f"{part}."): torch.tensor(value).to(device) for name, value in sorted(stored.items())}
         self.network.move_to(device)
         self.buffer.load(truth, device)
+        self.adjusted.load(state.derived)
         self.served = None
 
     def _parts(self) -> dict[str, Tensors]:
@@ -184,21 +187,19 @@ class Replay:
         weight = np.ones(len(x)) if batch.weight is None else finite("weight", batch.weight, ())
         if len(weight) != len(x) or weight.min() < 0.0:
             raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {weight.min()}")
-        if self.spec.pixels:
-            x = np.rint(x)
-            x = np.clip(x, 0.0, 255.0, out=x).astype(np.uint8)
         key = np.full(len(x), None, dtype=object) if batch.key is None else batch.key
         names: list[str] = batch.y.tolist()
         if not self.config.classes:
             y = np.array([self.columns.setdefault(name, len(self.columns)) for name in names])
         else:
             y = np.array([self.columns.get(name, -1) for name in names])
-        weight = np.minimum(weight, FARTHEST)  # a larger one would be a step without bounds
-        rows = {"x": x, "y": y, "weight": weight.astype(np.float32), "key": key}
+        rows = {"x": x, "y": y, "weight": weight, "key": key}
         if self.config.classes and (y < 0).any():
             self.left_out += int((y < 0).sum())
             rows = {name: column[y >= 0] for name, column in rows.items()}
-        return rows
+        if self.spec.pixels:
+            rows["x"] = self.adjusted.pixels(rows["x"])
+        return rows | {"weight": self.adjusted.weights(rows["weight"]).astype(np.float32)}
 
     def _freeze(self, x: Floats) -> None:
         """Take the scale from the first rows, once and for all."""
@@ -210,6 +211,7 @@ class Replay:
         """One gradient step, then the rows are offered to the buffer."""
         raw = torch.from_numpy(np.ascontiguousarray(rows["x"]))
         if self._scale is not None:
+            self.adjusted.count(rows["x"], self._scale)
             raw = scaled(self.spec, self._tensor_scale(), raw).flatten(1)
         stored = {"x": raw, "y": torch.from_numpy(rows["y"]), "weight": torch.from_numpy(rows["weight"])}
         stored = {name: column.to(self.config.device) for name, column in stored.items()}

@@ -10,10 +10,8 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -22,6 +20,7 @@ from millrace.learners.drift.alarms import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.memory.config import MemoryConfig, Remembering
 from millrace.learners.table import LEARNERS, WITH_MEMORY
+from millrace.services.config.hints import ABSENT, nearest, options_of, record_of, value_at
 from millrace.services.config.names import NAME_CHARACTERS
 from millrace.services.config.sections import BatchConfig, LogConfig, MlflowConfig, ServingConfig, VersionsConfig
 from millrace.streams.features.backbone import located
@@ -176,7 +175,7 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
     _refuse_unrecorded(raw, pipeline, path)
     kind = pipeline.learner.get("kind")
     if not isinstance(kind, str) or kind not in LEARNERS:
-        raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{_nearest(str(kind), LEARNERS)}")
+        raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{nearest(str(kind), LEARNERS)}")
     task = {"task": pipeline.label.task}
     learner_keys = {key: value for key, value in pipeline.learner.items() if key != "kind"}
     if learner_keys.get("task", pipeline.label.task) != pipeline.label.task:
@@ -188,8 +187,18 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
     _refuse_memory(pipeline, learner, path)
     if pipeline.shards > 1:
         _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
-    fields = located(pipeline.fields, path.parent)
+    fields = located(_as_written(pipeline, raw), path.parent)
     return Loaded(replace(pipeline, fields=fields, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
+
+
+def _as_written(pipeline: PipelineConfig, raw: dict[str, Any]) -> list[Field]:
+    """The fields; with shards, where both center and scale are written they are declared, though one may be its default."""
+    return [
+        replace(field, scaled=field.center == 0.0 or field.scale == 1.0)
+        if pipeline.shards > 1 and field.is_number and {"center", "scale"} <= {*keys} and "scaled" not in keys
+        else field
+        for field, keys in zip(pipeline.fields, raw["fields"], strict=True)
+    ]
 
 
 def _refuse_unable(drift: DriftConfig | None, kind: str, path: Path) -> None:
@@ -334,10 +343,10 @@ def _convert(raw: dict[str, Any], kind: type[Any], prefix: str, path: Path) -> A
     except msgspec.ValidationError as error:
         text, _, location = str(error).partition(" - at `$")
         key = (prefix + location.rstrip("`")).lstrip(".") or "the file"
-        at = _value_at(raw, location.rstrip("`"))
-        shown_value = "" if at is _ABSENT or isinstance(at, dict) else f" = {at!r}"
-        options = _options(kind, location.rstrip("`"))
-        hint = _nearest(str(at), options) if options else ""
+        at = value_at(raw, location.rstrip("`"))
+        shown_value = "" if at is ABSENT or isinstance(at, dict) else f" = {at!r}"
+        options = options_of(kind, location.rstrip("`"))
+        hint = nearest(str(at), options) if options else ""
         raise ConfigError(f"{path}: {key}{shown_value}: {text.rstrip('.')}.{hint}") from error
 
 
@@ -346,54 +355,12 @@ def _refuse_unknown(raw: Any, kind: Any, prefix: str, path: Path) -> None:
     if get_origin(kind) is tuple and isinstance(raw, list):
         for at, item in enumerate(raw):
             _refuse_unknown(item, get_args(kind)[0], f"{prefix}[{at}]", path)
-    kind = _record(kind)
+    kind = record_of(kind)
     if not is_dataclass(kind) or not isinstance(raw, dict):
         return
     hints = get_type_hints(kind)
     for key, value in raw.items():
         name = f"{prefix}.{key}".lstrip(".")
         if key not in hints:
-            raise ConfigError(f"{path}: {name} = {value!r}: there is no such key.{_nearest(key, hints)}")
+            raise ConfigError(f"{path}: {name} = {value!r}: there is no such key.{nearest(key, hints)}")
         _refuse_unknown(value, hints[key], name, path)
-
-
-def _record(kind: Any) -> Any:
-    """The record of a table that may be left out; else the kind itself."""
-    return next((choice for choice in get_args(kind) if is_dataclass(choice)), kind) if get_origin(kind) is UnionType else kind
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    names = list(names)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(names)}."
-
-
-_ABSENT = object()
-
-
-def _steps(location: str) -> list[str]:
-    """``.fields[0].type`` as its steps: fields, 0, type."""
-    return [step for step in location.replace("[", ".").replace("]", "").replace("`", "").split(".") if step]
-
-
-def _value_at(raw: Any, location: str) -> Any:
-    for step in _steps(location):
-        if isinstance(raw, list) and step.isdigit() and int(step) < len(raw):
-            raw = raw[int(step)]
-        elif isinstance(raw, dict):
-            raw = raw.get(step, _ABSENT)
-        else:
-            return _ABSENT
-    return raw
-
-
-def _options(kind: Any, location: str) -> tuple[str, ...]:
-    """The words that may stand at a place, where it takes one of several."""
-    for step in _steps(location):
-        kind = _record(kind)
-        if step.isdigit():
-            kind = get_args(kind)[0]
-        elif is_dataclass(kind):
-            kind = get_type_hints(kind).get(step)
-    choices = [kind, *(get_args(kind) if get_origin(kind) is UnionType else ())]
-    return next((get_args(choice) for choice in choices if get_origin(choice) is Literal), ())

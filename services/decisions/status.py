@@ -12,7 +12,7 @@ from millrace.learners.drift.alarms import Alarm, DriftConfig
 from millrace.services.errors import NotReadyError
 from millrace.services.pipeline.expiry import expiry_facts
 from millrace.services.pipeline.instance import Instance, require_branch
-from millrace.streams.branch.branch import load_part
+from millrace.streams.branch.branch import fates_of, load_part
 from millrace.streams.branch.forks import excluded, learner_of
 from millrace.streams.branch.outputs import Output, last_output
 from millrace.streams.errors import DamageError
@@ -47,7 +47,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
         facts |= _late(output) | _alarm(output.newest_alarm) | _held_out(output) | flat(output.noticed)
         facts |= {f"memory_{name}": value for name, value in output.memory.items()}
     elif "records" not in facts and summary.marks:  # followed by nobody, it lets nothing out but its marks
-        facts |= {name: load_part(instance.store(), summary.marks[-1], "counts")["counts"][name] for name in COUNTED}
+        facts |= fates_of(instance.store(), summary.marks[-1])
     facts |= _acted(summary)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
     ledger = instance.ledger()

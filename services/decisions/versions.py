@@ -9,7 +9,7 @@ from millrace.learners.errors import MillraceError
 from millrace.services.config.names import BRANCH
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
-from millrace.streams.branch.branch import load_part
+from millrace.streams.branch.branch import fates_of
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Ledger, Target
@@ -72,7 +72,7 @@ def _described(instance: Instance, ledger: Ledger, mark: Mark) -> dict[str, Any]
 def _contents(instance: Instance, mark: Mark) -> dict[str, Any]:
     try:
         store, name = instance.store(), str(mark.checkpoint)
-        learned = load_part(store, mark, "counts")["counts"]["learned"]
+        learned = fates_of(store, mark)["learned"]
         size = sum(part.bytes for part in read_checkpoint(store, mark.branch, name).parts.values())
     except DamageError as error:
         return {"learned": None, "bytes": None, "parts": str(error)}

@@ -23,7 +23,8 @@ from millrace.services.endpoint.grpc import Client, calling
 from millrace.services.errors import NotReadyError
 from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
-from millrace.services.protocol.tensors import IDS, Tensor, binary_texts_of
+from millrace.services.protocol.cells import Tensor, binary_texts_of
+from millrace.services.protocol.tensors import IDS
 from millrace.streams.schema import Field, Label, Schema
 
 ROWS = 8  # of a request

@@ -6,8 +6,8 @@ unpickled. A bundle whose bytes, numbers or golden rows are wrong is refused, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -69,7 +69,7 @@ class Answer:
     scores: Floats  # (n, C), or values (n, k) for regression
     labels: tuple[str, ...]  # (n,) the class with the highest score; empty for regression
     corrected: Corrected | None = None  # what the scores are made of, where they were corrected by a memory
-    far_out: tuple[str, ...] = ()  # fields in which a row has a value far outside everything learned so far
+    far_out: Mapping[str, Array] = field(default_factory=dict)  # by field, rows (n,) with a value far outside what was learned
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +103,7 @@ class Bundle:
         scores = self._servable.predict_many(batch) if corrected is None else corrected.scores
         best = scores.argmax(axis=1).tolist() if self.schema.label.task == "classify" else []
         labels = tuple(self.classes[at] for at in best)
-        return Answer(scores, labels, corrected, tuple(self._features.far_out(x)))
+        return Answer(scores, labels, corrected, self._features.far_out(x))
 
     def age_ms(self, now_ms: int) -> int:
         """For how long, at most, the log has had something that is not in this state."""

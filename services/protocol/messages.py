@@ -16,9 +16,10 @@ from millrace.services.config.sections import ServingConfig
 from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
+from millrace.services.protocol.cells import DTYPES, Tensor, binary_texts
 from millrace.services.protocol.inference import Output, Predicted, answer_to, check_wanted, parameters
 from millrace.services.protocol.statistics import Cost
-from millrace.services.protocol.tensors import IDS, NUMBERS, Tensor, binary_texts, question, refuse_too_many
+from millrace.services.protocol.tensors import IDS, question, refuse_too_many
 from millrace.streams.labels.served import LateLabel
 
 M = TypeVar("M")
@@ -35,6 +36,7 @@ CONTENTS = {
     "UINT32": "uint_contents",
     "UINT16": "uint_contents",
     "UINT8": "uint_contents",
+    "BOOL": "bool_contents",
     "BYTES": "bytes_contents",
 }
 
@@ -115,7 +117,7 @@ def _from_contents(tensor: pb.ModelInferRequest.InferInputTensor) -> bytes:
     if tensor.datatype == "BYTES":
         return binary_texts(values)
     try:
-        return np.array(list(values), np.dtype(NUMBERS[tensor.datatype])).tobytes()  # of a list, NumPy checks the range
+        return np.array(list(values), np.dtype(DTYPES[tensor.datatype])).tobytes()  # of a list, NumPy checks the range
     except OverflowError as error:
         raise BadInputError(f"{tensor.name}: a number does not fit into {tensor.datatype}.") from error
 

@@ -2,14 +2,14 @@
 
 One tensor a field, named like it; or one tensor ``x`` [n, d] where all fields are numeric. A number that is missing, where the
 field allows that, is NaN (or null in JSON) or its tensor is left out; a missing category is null or left out. Scores go out as
-FP64, which is what the learner computed: an answer can be compared bit for bit with the state it names.
+FP64, which is what the learner computed: an answer can be compared bit for bit with the state it names. What the cells of one
+tensor are stands in cells.py.
 Source: open-inference-protocol, specification/protocol/inference_rest.md; Triton's extension_binary_data.md.
 """
 
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,40 +22,17 @@ from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Floats
 from millrace.services.config.sections import ServingConfig
 from millrace.services.errors import TooLargeError
+from millrace.services.protocol.cells import Scalar, Tensor, binary_texts, names_of, numbers_of, strings_of, texts_of
 from millrace.streams.formats.images import UnreadableImageError, check
 from millrace.streams.formats.json_rows import number_range, outside_range, range_words
+from millrace.streams.formats.meaning import TAKES
 from millrace.streams.schema import Field, Schema
 
 PACKED = "x"  # all numbers of a row in one tensor
 IDS = "id"
-NUMBERS = {
-    "FP64": "<f8",
-    "FP32": "<f4",
-    "FP16": "<f2",
-    "INT64": "<i8",
-    "INT32": "<i4",
-    "INT16": "<i2",
-    "INT8": "<i1",
-    "UINT64": "<u8",
-    "UINT32": "<u4",
-    "UINT16": "<u2",
-    "UINT8": "<u1",
-}
 LARGEST_SIDE = 1 << 31  # a side of a tensor is smaller
 
 MOST_PICTURES = 1024  # pictures of a request: each goes through a network
-
-Scalar = bool | int | float | str
-
-
-class Tensor(msgspec.Struct, frozen=True):
-    """An input as the JSON part of a request declares it."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: dict[str, Scalar] = {}
-    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -84,10 +61,6 @@ class Question:
 
 
 _REQUEST = msgspec.json.Decoder(Inference)
-_FLAT = msgspec.json.Decoder(list[float | None])
-_NESTED = msgspec.json.Decoder(list[list[float | None]])
-_TEXTS = msgspec.json.Decoder(list[str | None])
-_NESTED_TEXTS = msgspec.json.Decoder(list[list[str | None]])
 
 
 def read_request(body: bytes, json_bytes: int | None) -> tuple[Inference, bytes]:
@@ -144,7 +117,7 @@ def question(inputs: Sequence[Tensor], payloads: Mapping[str, bytes], schema: Sc
 def _ids(by_name: dict[str, Tensor], payloads: Mapping[str, bytes], schema: Schema) -> tuple[str, ...]:
     if IDS not in by_name or IDS in {field.name for field in schema.fields}:
         return ()
-    ids = _texts(by_name[IDS], payloads.get(IDS))
+    ids = texts_of(by_name[IDS], payloads.get(IDS))
     if None in ids:
         raise BadInputError("id: null is not an id; give every row one, or leave the tensor out.")
     return tuple(str(name) for name in ids)
@@ -193,7 +166,7 @@ def _packed(tensor: Tensor, payload: bytes | None, schema: Schema) -> tuple[Arra
     if any(not field.is_number for field in schema.fields):
         raise BadInputError("x: some fields of this model are not numbers; send one tensor a field.")
     sizes = [field.size for field in schema.fields]
-    block = _numbers(tensor, payload, sum(sizes))
+    block = numbers_of(tensor, payload, sum(sizes), all(_takes_booleans(field) for field in schema.fields))
     ends = np.cumsum([0, *sizes]).tolist()
     return tuple(
         _checked(field, block[:, start:stop]) for field, start, stop in zip(schema.fields, ends, ends[1:], strict=False)
@@ -206,10 +179,14 @@ def _field_column(field: Field, tensor: Tensor | None, payload: bytes | None, ro
             raise BadInputError(f"{field.name}: this input is required and was not sent.")
         return np.full((rows, 1), np.nan) if field.is_number else np.full(rows, None, dtype=object)
     if field.is_number:
-        return _checked(field, _numbers(tensor, payload, field.size))
+        return _checked(field, numbers_of(tensor, payload, field.size, _takes_booleans(field)))
     if field.type == "image":
         return _pictures(field, tensor, payload)
-    return _categories(field, _texts(tensor, payload))
+    return _categories(field, names_of(tensor, payload))
+
+
+def _takes_booleans(field: Field) -> bool:
+    return "boolean" in TAKES[field.type]
 
 
 def _checked(field: Field, block: Floats) -> Floats:
@@ -243,7 +220,7 @@ def _pictures(field: Field, tensor: Tensor, payload: bytes | None) -> Array:
     if tensor.shape[0] > MOST_PICTURES:
         raise BadInputError(f"{field.name}: {tensor.shape[0]} pictures in one request; send at most {MOST_PICTURES}.")
     pictures: list[bytes] = []
-    for row, cell in enumerate(_texts(tensor, None) if payload is None else _strings(tensor, payload)):
+    for row, cell in enumerate(texts_of(tensor, None) if payload is None else strings_of(tensor, payload)):
         try:
             pictures.append(cell if isinstance(cell, bytes) else base64.b64decode(cell or "", validate=True))
             check(pictures[-1])
@@ -252,79 +229,6 @@ def _pictures(field: Field, tensor: Tensor, payload: bytes | None) -> Array:
     column = np.empty(len(pictures), dtype=object)
     column[:] = pictures
     return column
-
-
-def _numbers(tensor: Tensor, payload: bytes | None, width: int) -> Floats:
-    """A tensor's numbers (n, width)."""
-    rows = tensor.shape[0]
-    if tensor.shape[1:] not in ([width], [] if width == 1 else [width]):
-        raise BadInputError(f"{tensor.name}: shape {tensor.shape} must be [n, {width}]{' or [n]' if width == 1 else ''}.")
-    if tensor.datatype not in NUMBERS:
-        raise BadInputError(f"{tensor.name}: datatype {tensor.datatype} must be one of {', '.join(NUMBERS)}.")
-    if payload is None:
-        cells = _cells(tensor, _FLAT, _NESTED)
-        numbers = np.array([math.nan if cell is None else cell for cell in cells], dtype=np.float64)
-    else:
-        kind = np.dtype(NUMBERS[tensor.datatype])
-        if len(payload) != rows * width * kind.itemsize:
-            raise BadInputError(f"{tensor.name}: {len(payload)} bytes are not {rows} x {width} of {tensor.datatype}.")
-        with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
-            numbers = np.frombuffer(payload, kind).astype(np.float64)
-    return numbers.reshape(rows, width)
-
-
-def _texts(tensor: Tensor, payload: bytes | None) -> list[str | None]:
-    if tensor.shape[1:] not in ([], [1]) or tensor.datatype != "BYTES":
-        raise BadInputError(f"{tensor.name}: is {tensor.datatype} {tensor.shape}, must be BYTES [n].")
-    if payload is None:
-        return _cells(tensor, _TEXTS, _NESTED_TEXTS)
-    return binary_texts_of(tensor, payload)
-
-
-def _cells(tensor: Tensor, flat: msgspec.json.Decoder[list[Any]], nested: msgspec.json.Decoder[list[list[Any]]]) -> list[Any]:
-    """The JSON data of a tensor, row-major; nested or flat are both legal."""
-    if tensor.data is msgspec.UNSET:
-        raise BadInputError(f"{tensor.name}: has neither data nor binary_data_size.")
-    raw = bytes(tensor.data)
-    try:
-        if not raw.lstrip()[1:].lstrip().startswith(b"["):
-            cells = flat.decode(raw)
-        else:
-            rows = nested.decode(raw)
-            if {len(row) for row in rows} != {math.prod(tensor.shape[1:])}:
-                raise BadInputError(f"{tensor.name}: its rows are not all of shape {tensor.shape[1:]}.")
-            cells = [cell for row in rows for cell in row]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{tensor.name}: {error}.") from error
-    if len(cells) != math.prod(tensor.shape):
-        raise BadInputError(f"{tensor.name}: {len(cells)} values do not make the shape {tensor.shape}.")
-    return cells
-
-
-def binary_texts_of(tensor: Tensor, payload: bytes) -> list[str | None]:
-    """Strings, each behind its length in four bytes."""
-    texts: list[str | None] = []
-    for raw in _strings(tensor, payload):
-        try:
-            texts.append(raw.decode())
-        except UnicodeDecodeError as error:
-            raise BadInputError(f"{tensor.name}: string {len(texts)} is not UTF-8.") from error
-    return texts
-
-
-def _strings(tensor: Tensor, payload: bytes) -> list[bytes]:
-    """The bytes of strings, each behind its length in four bytes."""
-    strings: list[bytes] = []
-    at = 0
-    while at < len(payload):
-        length = int.from_bytes(payload[at : at + 4], "little")
-        if at + 4 + length > len(payload):
-            raise BadInputError(f"{tensor.name}: string {len(strings)} goes past the tensor's bytes.")
-        strings.append(payload[at + 4 : at + 4 + length])
-        at += 4 + length
-    if len(strings) != tensor.shape[0]:
-        raise BadInputError(f"{tensor.name}: {len(strings)} strings do not make the shape {tensor.shape}.")
-    return strings
 
 
 def output_tensor(name: str, value: Floats | Sequence[str], binary: bool) -> tuple[dict[str, Any], bytes]:
@@ -346,8 +250,3 @@ def output_tensor(name: str, value: Floats | Sequence[str], binary: bool) -> tup
     else:
         payload = binary_texts([text.encode() for text in value])
     return declared | {"parameters": {"binary_data_size": len(payload)}}, payload
-
-
-def binary_texts(texts: Iterable[bytes]) -> bytes:
-    """Strings as Triton's binary form has them, each behind its length in four bytes."""
-    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)

@@ -156,8 +156,10 @@ def _onnx(parts: Parts) -> dict[str, bytes]:
 def _mlmodel(schema: Schema) -> str:
     """MLflow's own description, in its YAML; JSON is YAML. Classes grow, so no shape is fixed."""
     scores = {"name": "scores", "type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, -1]}}
-    label = {"name": "label", "type": "tensor", "tensor-spec": {"dtype": "object", "shape": [-1]}}
-    outputs = [scores] if schema.label.task == "regress" else [scores, label]
+    label, far_out = (
+        {"name": name, "type": "tensor", "tensor-spec": {"dtype": "object", "shape": [-1]}} for name in ("label", "far_out")
+    )
+    outputs = [scores, far_out] if schema.label.task == "regress" else [scores, label, far_out]
     flavor = {
         "loader_module": LOADER,
         "python_version": platform.python_version(),

@@ -15,7 +15,7 @@ from millrace.services.decisions.status import shares
 from millrace.services.decisions.versions import verified
 from millrace.services.pipeline.instance import Instance
 from millrace.services.proof.merges import is_merged, merged_from
-from millrace.streams.branch.branch import load_part, manifest_of
+from millrace.streams.branch.branch import fates_of, load_part, manifest_of
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Fork, Mark
 from millrace.streams.journal.journal import summarise
@@ -59,7 +59,7 @@ class Genealogy:
             "branch": mark.branch,
             "epoch": mark.epoch,
             "seq": mark.state_seq,
-            "learned": counts["counts"]["learned"],
+            "learned": fates_of(store, mark)["learned"],
             "state_sha256": mark.state_sha256,
             "checkpoint_sha256": mark.checkpoint,
             "config_sha256": fork.config_sha256,

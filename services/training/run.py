@@ -6,12 +6,10 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-
-from msgspec.structs import replace
 
 from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import name_last_good
@@ -22,7 +20,6 @@ from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.journal.ledger import Serve, Target, append_decision, describe_target
 from millrace.streams.sharding import merging_branch
-from millrace.streams.state.fold import Counts
 from millrace.streams.state.notices import sentences
 from millrace.streams.worker.worker import Worker, WorkerIdentity
 
@@ -109,24 +106,23 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         backends = instance.backends(branch)
         worker = Worker(instance.fold_spec, backends, pipeline.worker, identity_of_worker(instance, branch))
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
-        before, counts = worker.fold.records, replace(worker.fold.counts)
+        before, fates = worker.fold.records, worker.fold.fates
         with _Until(bounds, before).stopping_on_signals() as stop_condition:
             worker.run(stop_condition)
         drift = worker.fold.drift
         if drift is not None and drift.newest is not None and merging_branch(branch) == branch:
             name_last_good(instance, branch)
-        return _done(worker, before, counts)
+        return _done(worker, before, fates)
 
 
-def _done(worker: Worker, records_before: int, before: Counts) -> Done:
+def _done(worker: Worker, records_before: int, before: Mapping[str, int]) -> Done:
     """What the worker did since then, said aloud where it refused something."""
-    counts, read = worker.fold.counts, worker.fold.records - records_before
-    rejected = counts.rejected - before.rejected
+    fates, read = worker.fold.fates, worker.fold.records - records_before
+    learned, passed, rejected = (fates[fate] - before[fate] for fate in ("learned", "passed", "rejected"))
     for warning in warnings_of(read, rejected, worker.rejects.by_reason, worker.rejects.first):
         log.warning("%s: %s", worker.branch, warning)
     for sentence in sentences(worker.fold.noticed()).values():
         log.warning("%s: %s.", worker.branch, sentence)
-    learned, passed = counts.learned - before.learned, counts.passed - before.passed
     return Done(worker.branch, worker.epoch, worker.seq, read, learned, passed, rejected, worker.newest_version)
 
 

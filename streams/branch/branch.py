@@ -30,9 +30,10 @@ from millrace.streams.sharding import Partitioner, merging_branch
 from millrace.streams.source import Position, Producer, Source
 from millrace.streams.state.drift import Drift
 from millrace.streams.state.exclusion_reader import Decoder, Excluding
-from millrace.streams.state.fold import REVISION, Fold, Owner, Stages, is_truth
+from millrace.streams.state.fold import REVISION, Fold, is_truth
 from millrace.streams.state.held_out import HeldOut, HeldOutConfig
 from millrace.streams.state.microbatch import MicroBatches
+from millrace.streams.state.stages import Owner, Stages
 from millrace.streams.state.window import Window
 from millrace.streams.stream import Stream
 
@@ -296,6 +297,13 @@ def load_part(store: Store, mark: Mark, name: str) -> dict[str, Value]:
     Raises: DamageError naming it where it is missing or not what was stored.
     """
     return _part(store, mark, name, manifest_of(store, mark).parts[name])
+
+
+def fates_of(store: Store, mark: Mark) -> dict[str, int]:
+    """Where every record of a mark's state went, as ``Fold.fates`` has it. Raises: as ``load_part``."""
+    counts = load_part(store, mark, "counts")["counts"]
+    outside = load_part(store, mark, "outside")["classes"] if "outside" in manifest_of(store, mark).parts else 0
+    return {**counts, "learned": counts["learned"] - outside} | ({"outside_classes": outside} if outside else {})
 
 
 def _part(store: Store, mark: Mark, name: str, part: Part) -> dict[str, Value]:

@@ -63,7 +63,7 @@ def output_record(step: Step, fold: Fold) -> Record:
         reads=[(tp, start, stop) for tp, start, stop, _, _ in step.reads],
         records=fold.records,
         waiting=fold.waiting,
-        counts=msgspec.structs.asdict(fold.counts) | ({} if join is None else {"labels": join.settled}),
+        counts=fold.fates | ({} if join is None else {"labels": join.settled}),
         clock_ms=fold.clock_ms,
         scores=plain_totals(fold.scores.totals),
         served_scores=None if join is None else plain_totals(fold.served_scores.totals),

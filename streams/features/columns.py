@@ -2,10 +2,8 @@
 
 d is fixed by the declaration. What a row brings by itself is encoded at once. What depends on other rows is completed later,
 from tables that are state: the mean that stands in for a missing number, the column of a category in order of arrival, and the
-scale (scale.py). The tables take in only rows that are learned, in the order in which they are. So a row without a label
-leaves every answer as it is, and one that waits keeps its missing numbers and its category names.
-
-Source: docs/design/overview.md#features.
+scale (scale.py). Tables take in learned rows only. So a row without a label leaves every answer as it is, and one that waits
+keeps its missing numbers and category names. docs/design/overview.md#features.
 """
 
 from __future__ import annotations
@@ -140,9 +138,13 @@ class Features:
         """Encoded rows that wait, for other tables than those they were read under: they are the same for all."""
         return rows
 
-    def far_out(self, x: Floats) -> list[str]:
-        """The fields in which an encoded row of x (n, d) has a value far outside everything learned so far."""
-        return list(self._totals(np.asarray(self._far_values(self._of_numeric(x)).any(axis=0))))
+    def far_out(self, x: Floats) -> dict[str, Array]:
+        """Which encoded rows of x (n, d) have a value far outside everything learned so far, (n,), by field that has such."""
+        far = self._far_values(self._of_numeric(x))
+        if not far.any():
+            return {}
+        owners = np.array([place.field.name for place in self.places for _ in _numeric_columns(place)], dtype=object)
+        return {name: np.asarray(far[:, owners == name].any(axis=1)) for name in dict.fromkeys(owners[far.any(axis=0)])}
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many values of learned rows were far out, and how many were clipped, by field; only fields that had some."""
@@ -368,7 +370,7 @@ def _declared_range(places: Sequence[Place]) -> tuple[Floats, Floats, Array]:
 
 def _declared(places: Sequence[Place]) -> list[bool]:
     """Whether a field declares both center and scale, by numeric column."""
-    declares = ((place, place.field.center != 0.0 and place.field.scale != 1.0) for place in places)
+    declares = ((place, place.field.scaled or (place.field.center != 0.0 and place.field.scale != 1.0)) for place in places)
     return [both for place, both in declares for _ in _numeric_columns(place)]
 
 

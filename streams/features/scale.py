@@ -13,7 +13,7 @@ are learned, at fixed counts of them, so that nothing depends on how rows were g
 - a feature that has not varied yet has no bounds
 
 ``declared`` is for workers whose learners are merged and that must scale alike without seeing each other's rows. Only a field
-that declares a center and a scale is clipped, to 10 of its scales.
+that declares a center and a scale, written out or other than 0 and 1, is clipped, to 10 of its scales.
 
 ``standardise`` moves the mean to 0 and the deviation to 1 besides, and clips to 10 deviations whatever the range: for learners
 by steps, whose rate would depend on units. A feature that has not varied yet is 0.

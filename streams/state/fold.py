@@ -7,7 +7,7 @@ in the step and only applied here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import Final
 
@@ -29,20 +29,16 @@ from millrace.learners.protocol import (
     State,
     Value,
 )
-from millrace.streams.features.columns import Features
 from millrace.streams.formats.json_rows import Rows, has_label
 from millrace.streams.journal.entries import Act, Step
 from millrace.streams.labels.answered import again, as_served
-from millrace.streams.labels.join import LabelJoin, Taken
+from millrace.streams.labels.join import Taken
 from millrace.streams.labels.served import Prediction, Served
 from millrace.streams.records import Event
 from millrace.streams.schema import Schema
 from millrace.streams.source import Position
-from millrace.streams.state.drift import Drift
-from millrace.streams.state.held_out import HeldOut
-from millrace.streams.state.microbatch import MicroBatches
-from millrace.streams.state.notices import noticed
-from millrace.streams.state.window import Window
+from millrace.streams.state.notices import noticed, outside_classes
+from millrace.streams.state.stages import Owner, Stages
 
 TRUTH = ("batches", "counts", "features", "learner", "join", "window")  # the parts hashed into the state's hash
 
@@ -63,26 +59,6 @@ class Counts(msgspec.Struct):
     learned: int = 0
     passed: int = 0
     rejected: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """What rows pass on their way to the learner, each new and the fold's own; those that are None are left out."""
-
-    features: Features
-    batches: MicroBatches
-    labels: LabelJoin | None = None  # None: labels come in the rows alone
-    drift: Drift | None = None  # None: nothing is watched
-    window: Window | None = None  # None: no alarm leads to ``relearn``
-    held_out: HeldOut | None = None  # None: every labelled row is learned
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose state a fold is."""
-
-    branch: str
-    answers_of: str  # whose answers are its own: the branch's, or those of what its shard is merged into
 
 
 class Fold:
@@ -113,6 +89,7 @@ class Fold:
         self.clock_ms = 0
         self.counts = Counts()
         self._noticed: dict[str, Value] | None = None  # None: since then something changed
+        self.outside_classes = 0  # of ``counts.learned``, which is in the state's hash: rows that the learner left out
 
     @property
     def records(self) -> int:
@@ -130,10 +107,17 @@ class Fold:
         due_ms = None if self.labels is None else self.labels.due_ms
         return self.batches.due(clock_ms) or (due_ms is not None and clock_ms >= due_ms + GATHER_MS)
 
+    @property
+    def fates(self) -> dict[str, int]:
+        """The counts as they are shown: rows that the learner left out apart from those that it learned."""
+        counts = {**msgspec.structs.asdict(self.counts), "learned": self.counts.learned - self.outside_classes}
+        return counts | ({"outside_classes": self.outside_classes} if self.outside_classes else {})
+
     def noticed(self) -> dict[str, Value]:
         """What was learned otherwise than its records say, or not at all; looked for once a step."""
         if self._noticed is None:
-            self._noticed = noticed(self.features, self.learner, self.scores.totals)
+            seen = noticed(self.features, self.learner, self.scores.totals)
+            self._noticed = seen | ({"outside_classes": self.outside_classes} if self.outside_classes else {})
         return self._noticed
 
     def figures(self) -> dict[str, Value]:
@@ -288,7 +272,9 @@ class Fold:
                 self._count_scored()
         if self.drift is not None:
             self.drift.feed(losses, batch.y if batch.y.dtype == object else None, self.counts.learned)
+        outside_before = outside_classes(self.learner)
         self.learner.learn_many(self.features.learn(batch))
+        self.outside_classes += outside_classes(self.learner) - outside_before
         if self.window is not None:
             self.window.add(replace(batch, asked=None))  # a learner that begins afresh answered none of them
         self.counts.learned += len(batch)
@@ -356,6 +342,7 @@ class Fold:
                 "scores": self.scores.state(),
                 "serve": self.learner.servable().arrays(),
             }
+            | ({"outside": {"classes": self.outside_classes}} if self.outside_classes else {})
             | self._join_parts()
             | ({} if self.drift is None else {"detectors": self.drift.state()})
             | ({} if self.window is None else self.window.parts())
@@ -379,6 +366,7 @@ class Fold:
         self.included = {name: list(places) for name, places in parts["counts"].get("included", {}).items()}
         self.features.load(parts["features"])
         self.learner.load_state_dict(State(parts["learner"], parts["derived"]))
+        self.outside_classes = parts.get("outside", {}).get("classes", 0)
         self.scores.load(parts["scores"])
         if self.labels is not None:
             self.labels.load(parts)

@@ -22,6 +22,8 @@ RESIDUAL = 1e-6  # relative, above which an exact learner is not exact any more
 PHRASES = {
     "outside": "{value} learned values were below its low or above its high, and were clipped or taken as missing",
     "clipped": "{value} values lay far outside the others and were clipped as they were learned",
+    "rounded": "{value} values of pixels were not whole numbers and were learned as the nearest; send 0 to 255",
+    "clipped_weights": "{value} rows weigh over 10,000 and were learned with that weight",
     "far_out": "{value} learned values lay far outside everything learned before",
     "dropped": "{value}",
     "skipped_steps": "{value} steps were left out, as their gradient was not finite; scale the features or lower the rate",
@@ -37,14 +39,19 @@ def noticed(features: Features, learner: Learner, totals: ClassScores | ValueSco
     own = dict(learner.noticed()) if isinstance(learner, Notices) else {}
     own["residual"] = float(getattr(learner, "residual", 0.0))  # of learners that solve
     dropped = features.by_field(learner.warnings()) if isinstance(learner, Warns) else {}
-    clipped = features.by_field(own.pop("clipped", {}))  # of learners that clip by themselves
+    of_columns = {name: features.by_field(own.pop(name, {})) for name in ("clipped", "rounded")}  # by learners themselves
     seen: dict[str, Any] = features.counts() | {"dropped": dropped} | own
-    seen["clipped"] |= clipped
+    seen |= {"clipped": seen["clipped"] | of_columns["clipped"], "rounded": of_columns["rounded"]}
     if (errors := errors_over_baseline(totals)) > ERRORS:
         seen["errors_over_baseline"] = errors
     if seen["residual"] <= RESIDUAL:
         del seen["residual"]
     return {name: value for name, value in seen.items() if value}
+
+
+def outside_classes(learner: Learner) -> int:
+    """Rows that it was given and left out, since its ``classes`` does not name their label."""
+    return int(getattr(learner, "left_out", 0))
 
 
 def errors_over_baseline(totals: ClassScores | ValueScores) -> float:

@@ -45,7 +45,7 @@ class VersionFacts:
         if fold.labels is not None:
             scores["served_scores"] = plain_totals(fold.served_scores.totals)
         included = list(fold.included.get(fold.branch, ()))
-        return cls(marks, dict(fold.position), fold.records, fold.counts.learned, scores, due, included)
+        return cls(marks, dict(fold.position), fold.records, fold.fates["learned"], scores, due, included)
 
 
 @dataclass(frozen=True, slots=True)

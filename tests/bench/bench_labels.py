@@ -24,8 +24,9 @@ from millrace.streams.labels.served import LateLabel, Prediction, Served, Served
 from millrace.streams.parts import sha256
 from millrace.streams.records import Event
 from millrace.streams.schema import Field, Label, Schema
-from millrace.streams.state.fold import Fold, Owner, Stages
+from millrace.streams.state.fold import Fold
 from millrace.streams.state.microbatch import MicroBatches
+from millrace.streams.state.stages import Owner, Stages
 
 STEP_ROWS = 4096
 DELAY_ROWS = 4000  # after so many others comes a row's label

@@ -116,15 +116,15 @@ class Server:
 
     def versions(self, model: str = "digits") -> dict[str, dict[str, str]]:
         """Our versions that are registered, with their tags, oldest first."""
-        found = self.api(f"model-versions/search?filter=name%3D%27{model}%27").get("model_versions", [])
-        tagged = [{tag["key"]: tag["value"] for tag in one["tags"]} | {"number": one["version"]} for one in found]
+        entries = self.api(f"model-versions/search?filter=name%3D%27{model}%27").get("model_versions", [])
+        tagged = [{tag["key"]: tag["value"] for tag in version["tags"]} | {"number": version["version"]} for version in entries]
         return {tags["millrace.version"]: tags for tags in sorted(tagged, key=lambda tags: int(tags["number"]))}
 
     def aliases(self, model: str = "digits") -> dict[str, str]:
         """Alias -> our version."""
-        there = self.api(f"registered-models/get?name={model}").get("registered_model", {})
+        registered = self.api(f"registered-models/get?name={model}").get("registered_model", {})
         by_number = {tags["number"]: version for version, tags in self.versions(model).items()}  # of before too
-        return {one["alias"]: by_number.get(one["version"], "") for one in there.get("aliases", [])}
+        return {alias["alias"]: by_number.get(alias["version"], "") for alias in registered.get("aliases", [])}
 
     def move(self, alias: str, version: str) -> None:
         """By hand, as in its web page."""
@@ -172,8 +172,8 @@ def test_what_was_decided_while_mlflow_was_down_is_there_once_it_is_up(folder: P
     down = mirror_once(folder, server)
     assert down.returncode == 1 and "MLflow at" in down.stderr and "Traceback" not in down.stderr
     live = [*MILLRACE, "mirror", "digits.toml", "--set", f"mlflow.uri={server.uri}"]
-    with (folder / "mirror.log").open("wb") as said:
-        running = subprocess.Popen(live, cwd=folder, env=clean_environment(), stdout=said, stderr=said)
+    with (folder / "mirror.log").open("wb") as stderr:
+        running = subprocess.Popen(live, cwd=folder, env=clean_environment(), stdout=stderr, stderr=stderr)
     try:
         until(lambda: b"It is tried again" in (folder / "mirror.log").read_bytes())
         assert "Another process mirrors this pipeline" in mirror_once(folder, server).stderr
@@ -181,7 +181,7 @@ def test_what_was_decided_while_mlflow_was_down_is_there_once_it_is_up(folder: P
         until(lambda: server.aliases() == {"champion": versions[0]})
         tags = server.versions()
         assert list(tags) == versions
-        assert [one.get("millrace.parent") for one in tags.values()] == [None, *versions[:-1]]
+        assert [tagged.get("millrace.parent") for tagged in tags.values()] == [None, *versions[:-1]]
         promote(folder, versions[1])
         promote(folder, versions[0], "last-good")
         until(lambda: server.aliases() == {"champion": versions[1], "last-good": versions[0]})
@@ -216,7 +216,7 @@ def answers(folder: Path, rows: list[dict]) -> dict[str, list]:
     bundle = Archive(instance).version(listed(folder)[-1])
     site = np.array([row["site"] for row in rows], dtype=object)
     answer = bundle.predict([np.array([row["x"] for row in rows], dtype=float), site])
-    return {"scores": answer.scores.tolist(), "label": list(answer.labels)}
+    return {"scores": answer.scores.tolist(), "label": list(answer.labels), "far_out": [""] * len(rows)}
 
 
 def test_mlflow_loads_a_version_by_alias_and_from_a_folder_and_answers_as_we_do(folder: Path, server: Server) -> None:

@@ -13,9 +13,9 @@ from millrace.services.endpoint.grpc import RPCS, SERVICES
 from millrace.services.endpoint.http import LENGTH, HttpApp
 from millrace.services.protocol import inference_pb2, labels_pb2
 from millrace.services.protocol.access import LABEL, PREDICT, access
+from millrace.services.protocol.cells import DTYPES, Tensor
 from millrace.services.protocol.labels import PRODUCER
-from millrace.services.protocol.tensors import NUMBERS as DATATYPES
-from millrace.services.protocol.tensors import Inference, Tensor, Wanted
+from millrace.services.protocol.tensors import Inference, Wanted
 from millrace.streams.labels.served import LateLabel
 
 
@@ -94,4 +94,4 @@ def test_the_headers_and_datatypes_on_the_page_are_those_that_are_read() -> None
     headers = {name for name in re.findall(r'b"([a-z-]{6,})"', source) if name != "identity"}
     page = TEXTS["http-grpc.md"]
     assert {"authorization", "x-real-ip", LENGTH.decode()} <= headers
-    assert sorted(name for name in {*headers, PRODUCER.decode(), *DATATYPES} if f"`{name}`" not in page) == []
+    assert sorted(name for name in {*headers, PRODUCER.decode(), *DTYPES} if f"`{name}`" not in page) == []

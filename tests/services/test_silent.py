@@ -167,8 +167,15 @@ def test_rows_of_a_class_that_is_not_declared_are_counted(tmp_path: Path, caplog
     pipeline = classes(tmp_path, "er", learner__classes=["a", "b"], learner__warm_up_rows=10)
     pipeline.append(rows_of(x, y))
     with caplog.at_level("WARNING", "millrace"):
-        pipeline.learn()
-    assert pipeline.status().facts["outside_classes"] == 100 and "100 rows have a label" in caplog.text
+        done = pipeline.learn()
+    facts = pipeline.status().facts
+    assert facts["outside_classes"] == 100 and "100 rows have a label" in caplog.text
+    assert (done.learned, facts["learned"], pipeline.status().learned) == (200, 200, 200)
+    pipeline.append(rows_of(x[:30], y[:30]))
+    again, facts = pipeline.learn(), pipeline.status().facts
+    assert (again.read, again.learned) == (30, 20) and (facts["learned"], facts["outside_classes"]) == (220, 110)
+    assert facts["learned"] + facts["passed"] + facts["rejected"] + facts["waiting"] + facts["outside_classes"] == 330
+    assert pipeline.verify() and pipeline.versions()[-1].learned == 220
 
 
 @pytest.mark.parametrize("kind", ["rows.jsonl", "rows.csv", "rows.arrow"])
@@ -271,7 +278,7 @@ def test_rows_of_weight_0_move_nothing(tmp_path: Path, kind: str) -> None:
     assert clipped[0] == clipped[1] and np.allclose(*answers, rtol=1e-9, atol=1e-12) and abs(answers[0][1] - 6.0) < 0.3
 
 
-@pytest.mark.parametrize(("kind", "far"), [("softmax", 1e6), ("river", 1e6)])
+@pytest.mark.parametrize(("kind", "far"), [("softmax", 1e6), ("river", 1e6), ("er", 1e6)])
 def test_what_a_learner_by_steps_clips_is_named(tmp_path: Path, kind: str, far: float) -> None:
     """Outliers in the first batch too, which the range would else swallow."""
     rng = np.random.default_rng(11)
@@ -283,6 +290,32 @@ def test_what_a_learner_by_steps_clips_is_named(tmp_path: Path, kind: str, far: 
     pipeline.learn()
     facts = pipeline.status().facts
     assert facts["far_out_a"] == 8 and facts["clipped_a"] >= 8 and "clipped_b" not in facts
+
+
+@pytest.mark.parametrize(
+    ("written", "clipped"),
+    [("center = 0.0, scale = 2.0", True), ("center = 0, scale = 1", True), ("scale = 2.0", False)]
+    + [("center = 0.0, scale = 2.0, scaled = false", False)],
+)
+def test_with_shards_what_is_written_out_is_declared(tmp_path: Path, written: str, clipped: bool) -> None:
+    """Also a center or a scale that is its default: answers are those of a ridge of the clipped rows, by NumPy."""
+    (tmp_path / "p.toml").write_text(
+        f'name = "p"\nshards = 2\nfields = [{{ name = "a", {written} }}, {{ name = "b" }}]\n'
+        'label = { name = "y", type = "number" }\nlearner = { kind = "ridge", solve_rows = 1 }\nlog = { partitions = 2 }\n'
+    )
+    rng = np.random.default_rng(12)
+    x = rng.standard_normal((400, 2))
+    y = x @ [2.0, -1.0]
+    x[7, 0] = 1e4
+    pipeline = Pipeline.load(tmp_path / "p.toml", home=tmp_path)
+    pipeline.append(rows_of(x, y))
+    pipeline.learn()
+    scale = 1.0 if "scale = 1" in written else 2.0
+    due = np.clip(x, [-10.0 * scale, -np.inf], [10.0 * scale, np.inf]) if clipped else x
+    weights, intercept = ridge_of(due, y)
+    answers = pipeline.predict(rows_of(x[100:200])).scores[:, 0]
+    np.testing.assert_allclose(answers, x[100:200] @ weights + intercept, rtol=0, atol=1e-9)
+    assert pipeline.status().facts.get("clipped_a", 0) == int(clipped)
 
 
 def test_scaling_is_what_the_table_says_for_every_kind() -> None:

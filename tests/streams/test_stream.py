@@ -61,8 +61,8 @@ def test_a_reader_that_is_overtaken_by_a_deletion_is_told(tmp_path: Path) -> Non
 @pytest.mark.parametrize("either", LOGS, indirect=True)
 def test_two_streams_are_two(either: EitherLog) -> None:
     """Nothing is shared by name or class."""
-    for one, other in ((ListStream(), ListStream()), (either.stream("a"), either.stream("b"))):
-        one.send(b"x").offset()
+    for first, other in ((ListStream(), ListStream()), (either.stream("a"), either.stream("b"))):
+        first.send(b"x").offset()
         assert list(other.read(0)) == [] and other.send(b"y").offset() == 0
 
 
@@ -72,7 +72,7 @@ def test_a_stream_reads_what_it_has_itself_sent_acknowledged_or_not(either: Eith
     stream = either.stream("s")
     for at in range(20):
         stream.send(b"%d" % at)
-        assert [value for _, value in stream.read(0)] == [b"%d" % one for one in range(at + 1)]
+        assert [value for _, value in stream.read(0)] == [b"%d" % number for number in range(at + 1)]
 
 
 def test_closing_waits_for_what_is_on_its_way(tmp_path: Path) -> None:
@@ -86,12 +86,12 @@ def test_closing_waits_for_what_is_on_its_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize("either", LOGS, indirect=True)
 def test_an_acknowledged_value_is_seen_by_another_connection_at_once(either: EitherLog) -> None:
     """A reader in another process sees what a writer was told is stored; offsets count what all writers append."""
-    one, other = either.stream("s"), either.stream("s")
-    assert [one.send(b"a").offset(), other.send(b"b").offset(), one.send(b"c").offset()] == [0, 1, 2]
+    first, other = either.stream("s"), either.stream("s")
+    assert [first.send(b"a").offset(), other.send(b"b").offset(), first.send(b"c").offset()] == [0, 1, 2]
     assert [value for _, value in other.read(0)] == [b"a", b"b", b"c"]
     half = other.read(1)
     assert next(half) == (1, b"b")
-    assert [value for _, value in one.read(0)] == [b"a", b"b", b"c"] and list(half) == [(2, b"c")]
+    assert [value for _, value in first.read(0)] == [b"a", b"b", b"c"] and list(half) == [(2, b"c")]
 
 
 NUMBERED = "with recursive n(i) as (select 0 union all select i + 1 from n where i < 1599) "
@@ -184,10 +184,10 @@ def test_two_processes_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
     SqliteStream(path).close()
     command = [sys.executable, "-c", APPENDER, str(path)]
     running = [subprocess.Popen([*command, name, "150"], stdout=subprocess.PIPE, text=True) for name in "ab"]
-    said = [[int(line) for line in process.communicate(timeout=TIMEOUT_S)[0].split()] for process in running]
+    acks = [[int(line) for line in process.communicate(timeout=TIMEOUT_S)[0].split()] for process in running]
     stored = [value.decode().split() for _, value in SqliteStream(path).read(0)]
-    assert [process.returncode for process in running] == [0, 0] and sorted(said[0] + said[1]) == list(range(300))
-    for name, offsets in zip("ab", said, strict=True):
+    assert [process.returncode for process in running] == [0, 0] and sorted(acks[0] + acks[1]) == list(range(300))
+    for name, offsets in zip("ab", acks, strict=True):
         assert [stored[offset] for offset in offsets] == [[name, str(at)] for at in range(150)]
 
 
@@ -227,6 +227,6 @@ def test_a_process_that_appends_while_another_deletes_keeps_its_offsets(tmp_path
         finally:
             enough.touch()
             assert appending.wait(timeout=TIMEOUT_S) == 0
-        said = [int(line) for line in (tmp_path / "said").read_text().split()]
-    assert said == list(range(len(said)))
-    assert list(stream.read(stream.first())) == [(at, b"a %d" % at) for at in range(stream.first(), len(said))]
+        acks = [int(line) for line in (tmp_path / "said").read_text().split()]
+    assert acks == list(range(len(acks)))
+    assert list(stream.read(stream.first())) == [(at, b"a %d" % at) for at in range(stream.first(), len(acks))]

@@ -176,3 +176,30 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(config: dic
     made.learn_many(rows(200, 1))
     assert made.skipped > 0 and all(bool(tensor.isfinite().all()) for tensor in made.network.tensors.values())
     assert np.isfinite(made.predict_many(ASKED)).all()
+
+
+@pytest.mark.parametrize("cuts", [[150], [1], [7, 20]])
+def test_what_a_network_learns_otherwise_than_it_came_is_counted_by_feature(cuts: list[int]) -> None:
+    """Beyond 10,000 deviations of the first rows, by NumPy; heavy rows; however the rows are cut, and after a restart."""
+    batch = rows(150, 1)
+    batch.x[[40, 70, 149], [2, 2, 5]] = [9.97e36, -1e30, 1e9]
+    weight = np.where(np.arange(150) % 50 == 49, 1e5, 1.0)
+    made = taught_in("er-ace", cuts, replace(batch, weight=weight))
+    first = batch.x[:20]
+    beyond = (np.abs(batch.x - first.mean(axis=0)) > 1e4 * first.std(axis=0)).sum(axis=0)
+    assert beyond.tolist() == [0, 0, 2, 0, 0, 1]
+    again = learner("er-ace")
+    again.load_state_dict(made.state_dict())
+    for model in (made, again):
+        assert model.noticed()["clipped"] == {2: 2, 5: 1} and model.noticed()["clipped_weights"] == 3
+
+
+def test_pixels_that_are_not_whole_or_not_within_a_byte_are_counted() -> None:
+    """So pixels from 0 to 1, of which nothing would be left, are named; rows that are left out are not counted."""
+    made = learner("er", pixels=True, classes=("a", "b"))
+    x = np.array([[-5.0, 0.4, 0.6, 254.5, 255.4, 999.0], [0.0, 1.0, 2.0, 0.5, 255.0, 256.0], [0.5] * 6])
+    made.learn_many(Batch(x, np.array(["a", "b", "unknown"], dtype=object)))
+    whole = np.rint(x[:2])
+    rounded, clipped = (whole != x[:2]).sum(axis=0), ((whole < 0) | (whole > 255)).sum(axis=0)
+    assert made.noticed()["rounded"] == {at: int(rounded[at]) for at in np.flatnonzero(rounded)} and rounded.sum() == 5
+    assert made.noticed()["clipped"] == {0: 1, 5: 2} == {at: int(clipped[at]) for at in np.flatnonzero(clipped)}

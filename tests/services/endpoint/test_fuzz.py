@@ -21,7 +21,7 @@ from millrace.services.endpoint.http import HttpApp
 from millrace.services.errors import MEANINGS, UNEXPECTED
 from millrace.services.pipeline.bundle import open_parts
 from millrace.services.protocol import inference_pb2 as pb
-from millrace.services.protocol.tensors import NUMBERS as KINDS
+from millrace.services.protocol.cells import NUMBERS as KINDS
 
 BUNDLES = {"numbers": numbers_bundle(), "mixed": open_parts(mixed_parts(), MIXED)}
 SAYS = {meaning.grpc: meaning.http for meaning in MEANINGS.values() if meaning.http < 500 or meaning.http == 503}

@@ -71,10 +71,10 @@ def test_what_a_begun_branch_has_still_to_read_stays_and_status_says_for_whom(tm
     days.append(three_days_ago())  # another one, at midnight
     done(tmp_path, "send", "rows.jsonl")
     assert held(tmp_path) == (30, 81)
-    said = facts(tmp_path)
-    assert said["retention"] == "24 hours after appending"
-    assert said["retention_held"] == "50 older records, by branch main, which goes on at digits:0 offset 30"
-    assert str(said["oldest_record"]).startswith(tuple(f"digits:0 offset 30, appended {day}" for day in days))
+    status = facts(tmp_path)
+    assert status["retention"] == "24 hours after appending"
+    assert status["retention_held"] == "50 older records, by branch main, which goes on at digits:0 offset 30"
+    assert str(status["oldest_record"]).startswith(tuple(f"digits:0 offset 30, appended {day}" for day in days))
     done(tmp_path, "run")
     assert held(tmp_path) == (80, 81) and facts(tmp_path)["learned"] == 81 and "retention_held" not in facts(tmp_path)
     done(tmp_path, "verify")

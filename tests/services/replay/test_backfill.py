@@ -193,14 +193,14 @@ def test_a_file_that_changed_since_it_was_planned_is_refused_and_half_of_it_is_g
 def test_killed_after_any_write_a_back_fill_goes_on(tmp_path: Path, warm: bool) -> None:
     """Real kill -9 after a seeded count of writes, of a warm start and of a replay; the state is that of an undisturbed one."""
     chance, branch = random.Random(3), "main" if warm else "replay-1"
-    there = place(tmp_path / "there")
-    (there / "old.jsonl").write_bytes(b"\n".join(good_rows(9, 3000)) + b"\n")
-    append(there, good_rows(1))
+    begun = place(tmp_path / "there")
+    (begun / "old.jsonl").write_bytes(b"\n".join(good_rows(9, 3000)) + b"\n")
+    append(begun, good_rows(1))
     if not warm:
-        assert millrace("run", "digits.toml", cwd=there).returncode == 0
-        plan_of(there, "--from-start", "--backfill", "old.jsonl")
-    whole = shutil.copytree(there, tmp_path / "whole")
-    for folder in copies(there, tmp_path):
+        assert millrace("run", "digits.toml", cwd=begun).returncode == 0
+        plan_of(begun, "--from-start", "--backfill", "old.jsonl")
+    whole = shutil.copytree(begun, tmp_path / "whole")
+    for folder in copies(begun, tmp_path):
         deaths = 0
         while deaths < 3 and killed_after(filling(folder, warm), folder, chance.randint(1, 15), chance):
             deaths += 1

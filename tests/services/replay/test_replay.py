@@ -106,10 +106,10 @@ def status(folder: Path, branch: str) -> str:
 
 def test_a_replay_that_is_killed_after_any_write_goes_on_with_resume(tmp_path: Path) -> None:
     """Ten times, if it is that slow, after a seeded count of writes; the state is an undisturbed replay's, and is proved."""
-    there, chance = begin(tmp_path / "there", with_poison=True, later=4000), random.Random(7)
-    whole = shutil.copytree(there, tmp_path / "whole")
+    begun, chance = begin(tmp_path / "there", with_poison=True, later=4000), random.Random(7)
+    whole = shutil.copytree(begun, tmp_path / "whole")
     assert replay(whole, "run", planned(whole)).returncode == 0
-    for folder in copies(there, tmp_path):
+    for folder in copies(begun, tmp_path):
         plan, deaths = planned(folder), 0
         while operation(folder) in ("planned", "running") and deaths < KILLS:
             words = ["run", plan] if operation(folder) == "planned" else ["resume"]
@@ -153,9 +153,9 @@ def kill_child(process: subprocess.Popen[str]) -> None:
     """kill -9 of the first process that it starts, unless that has come to its end before it is seen."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while process.poll() is None:
-        if found := children.read_text(encoding="utf-8").split():
+        if pids := children.read_text(encoding="utf-8").split():
             with suppress(ProcessLookupError):
-                os.kill(int(found[0]), signal.SIGKILL)
+                os.kill(int(pids[0]), signal.SIGKILL)
             return
         time.sleep(0.01)
 
@@ -163,8 +163,8 @@ def kill_child(process: subprocess.Popen[str]) -> None:
 @contextmanager
 def under_way(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A replay that has begun its branch, has far to go, and stands still; it goes on as the block ends."""
-    there = begin(tmp_path / "there", with_poison=True, later=6000)
-    for folder in copies(there, tmp_path):
+    begun = begin(tmp_path / "there", with_poison=True, later=6000)
+    for folder in copies(begun, tmp_path):
         process = started(folder, "run", planned(folder))
         try:
             while process.poll() is None and not read_by_now(folder):

@@ -63,7 +63,7 @@ def test_the_learner_goes_back_under_load_and_the_trainer_goes_on_with_it(tmp_pa
             send(folder, good_rows(3), "till-1")
             until(lambda: facts(folder, "--branch", "rollback-1").get("records") == 3 * GOOD + BAD)
             seq = int(str(facts(folder, "--branch", "rollback-1")["seq"]))
-            until(lambda: (said := up.answered()["parameters"])["branch"] == "rollback-1" and said["seq"] >= seq - 1)
+            until(lambda: (answer := up.answered()["parameters"])["branch"] == "rollback-1" and answer["seq"] >= seq - 1)
         assert callers.failed == [] and callers.cut == 0
     left = facts(folder, "--branch", "rollback-1")
     assert left["learner_of"] == good and left["lag_rows"] == 0

@@ -18,7 +18,7 @@ from millrace.services.decisions.versions import resolved
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import open_parts
 from millrace.services.pipeline.instance import Instance
-from millrace.services.protocol.tensors import binary_texts
+from millrace.services.protocol.cells import binary_texts
 from millrace.services.pyfunc import _load_pyfunc
 from millrace.services.registry.export import export, opened
 from millrace.streams.errors import DamageError

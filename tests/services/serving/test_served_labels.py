@@ -82,7 +82,7 @@ def question(ids: Sequence[str], kind: int, seed: int) -> dict:
 
 def labels_of(ids: Sequence[str], kind: str, revision: int = 0) -> dict:
     """One label for all of them."""
-    return {"labels": [{"id": one, "label": kind, "revision": revision} for one in ids]}
+    return {"labels": [{"id": identity, "label": kind, "revision": revision} for identity in ids]}
 
 
 def label(up: Up, body: object) -> None:
@@ -107,15 +107,15 @@ def status(up: Up) -> dict:
 
 def settled(up: Up, **wanted: int) -> dict:
     """The status once it says so."""
-    found = status(up)
-    until(lambda: {name: found.get(name) for name in wanted} == wanted or (found.update(status(up)) or False))
-    return found
+    counts = status(up)
+    until(lambda: {name: counts.get(name) for name in wanted} == wanted or (counts.update(status(up)) or False))
+    return counts
 
 
 def all_answer(up: Up) -> bool:
     """Whether each live replica has recorded an answer: the proxy knows all of them, so that one of them can be killed."""
     told = [re.search(r"process (\d+); records of answers: (\d+) in", str(line)) for line in status(up).values()]
-    answering = {int(found[1]) for found in told if found and int(found[2])}
+    answering = {int(match[1]) for match in told if match and int(match[2])}
     return answering >= set(up.pids(":Predictor"))
 
 
@@ -123,8 +123,8 @@ def test_a_class_that_only_labels_over_http_and_grpc_name_is_in_the_next_answers
     """Predicted over both protocols, labelled later over both; each row is learned once and scored as it was served."""
     before = status(up)
     ids = [f"first/{at}" for at in range(40)]
-    code, _, said = called(up, "infer", question(ids, 4, 1))
-    assert code == 200 and "lily" not in said["outputs"][1]["data"]
+    code, _, body = called(up, "infer", question(ids, 4, 1))
+    assert code == 200 and "lily" not in body["outputs"][1]["data"]
     code, _, stored = called(up, "labels", labels_of(ids[:20], "lily"))
     assert code == 202 and stored["accepted"] == 20 and all(at.startswith("digits.served-0-") for at in stored["offsets"])
     with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
@@ -133,7 +133,7 @@ def test_a_class_that_only_labels_over_http_and_grpc_name_is_in_the_next_answers
             request_serializer=labels_pb2.LabelRequest.SerializeToString,
             response_deserializer=labels_pb2.LabelResponse.FromString,
         )
-        told = tell(labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id=one, text="lily") for one in ids[20:]]))
+        told = tell(labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id=identity, text="lily") for identity in ids[20:]]))
         assert told.accepted == 20
         infer = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
@@ -167,15 +167,15 @@ def test_labels_sent_twice_early_conflicting_and_corrected_do_what_the_design_sa
 
 def test_a_label_that_cannot_be_taken_is_refused_with_its_reason_and_nothing_is_appended(up: Up) -> None:
     """400 over HTTP, INVALID_ARGUMENT over gRPC."""
-    code, _, said = called(up, "labels", {"labels": [{"id": "a", "label": "rose"}, {"id": "b", "label": 3.5}]})
-    assert code == 400 and "labels[1].label" in said["error"]
+    code, _, body = called(up, "labels", {"labels": [{"id": "a", "label": "rose"}, {"id": "b", "label": 3.5}]})
+    assert code == 400 and "labels[1].label" in body["error"]
     with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
         tell = channel.unary_unary("/millrace.v1.Labels/Label", request_serializer=labels_pb2.LabelRequest.SerializeToString)
         with pytest.raises(grpc.RpcError) as refused:
             tell(labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id="a")]))
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    code, _, said = called(up, "infer", question(["x" * 600], 0, 3))
-    assert code == 400 and "1 to 512 characters" in said["error"]
+    code, _, body = called(up, "infer", question(["x" * 600], 0, 3))
+    assert code == 400 and "1 to 512 characters" in body["error"]
     assert called(up, "infer", question(["after them"], 0, 3))[0] == 200
     until(lambda: "after them" in named(up))
     assert not {"a", "b", "x" * 600} & named(up)
@@ -184,10 +184,10 @@ def test_a_label_that_cannot_be_taken_is_refused_with_its_reason_and_nothing_is_
 def test_status_shows_trainer_replicas_what_they_serve_and_what_they_recorded(up: Up) -> None:
     """Without Ray in the command; each replica says what it was told and what it answers."""
     until(lambda: all("told to serve the newest of main" in status(up).get(f"replica_{at}", "") for at in (1, 2)))
-    found = status(up)
-    assert found["endpoint"].startswith(f"http://127.0.0.1:{up.port}") and "HAProxy" in found["endpoint"]
-    assert found["trainer"].startswith("branch main, epoch ")
-    assert all("0 dropped" in found[f"replica_{at}"] for at in (1, 2))
+    lines = status(up)
+    assert lines["endpoint"].startswith(f"http://127.0.0.1:{up.port}") and "HAProxy" in lines["endpoint"]
+    assert lines["trainer"].startswith("branch main, epoch ")
+    assert all("0 dropped" in lines[f"replica_{at}"] for at in (1, 2))
 
 
 def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_twice(up: Up) -> None:
@@ -225,7 +225,7 @@ def test_kill_9_of_replicas_trainer_and_current_loses_no_label_and_learns_none_t
     for at in range(0, len(accepted), 100):
         some = accepted[at : at + 100]
         assert called(up, "infer", question(some, 0, 1))[0] == 200
-        again = [{"id": one, "label": NAMES[int(one.partition("/")[2]) // 10 * 10 % 3]} for one in some]
+        again = [{"id": identity, "label": NAMES[int(identity.partition("/")[2]) // 10 * 10 % 3]} for identity in some]
         label(up, {"labels": again})
     after = settled(up, labels_joined=before["labels_joined"] + len(accepted))
     assert after["labels_conflicts"] == before["labels_conflicts"]

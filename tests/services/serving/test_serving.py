@@ -65,10 +65,10 @@ def test_grpc_answers_beside_http_with_the_same_scores_health_and_statistics(up:
             return answer, await client("Check", b""), await client("ModelStatistics", b"")
 
     answer, health, statistics = asyncio.run(talk())
-    said = up.answered()
+    by_http = up.answered()
     assert answer.id == "r7" and answer.model_name == "digits" and health.status == 1
-    assert answer.parameters["branch"].string_param == said["parameters"]["branch"] == "main"
-    assert np.frombuffer(answer.raw_output_contents[0]).shape == (len(said["outputs"][0]["data"]),)
+    assert answer.parameters["branch"].string_param == by_http["parameters"]["branch"] == "main"
+    assert np.frombuffer(answer.raw_output_contents[0]).shape == (len(by_http["outputs"][0]["data"]),)
     assert statistics.model_stats[0].name == "digits"
     token = up.folder / ".millrace" / "digits" / "token"
     assert token.stat().st_mode & 0o777 == 0o600 and token.read_text().strip() not in (up.folder / "up.log").read_text()

@@ -30,8 +30,8 @@ def killed_after(words: Sequence[str], folder: Path, writes: int, chance: random
     seen, until_s = written(folder), time.monotonic() + TIMEOUT_S
     while process.poll() is None and writes:
         assert time.monotonic() < until_s, "it writes nothing any more and does not end"
-        if (now := written(folder)) != seen:
-            seen, writes = now, writes - 1
+        if (current := written(folder)) != seen:
+            seen, writes = current, writes - 1
         time.sleep(POLL_S)
     time.sleep(chance.uniform(0.0, LATEST_S))
     if process.poll() is None:
@@ -41,13 +41,13 @@ def killed_after(words: Sequence[str], folder: Path, writes: int, chance: random
 
 def written(folder: Path) -> list[tuple[str, int, int]]:
     """What moves with every write below a folder: names, sizes and times of its files."""
-    found = []
+    stamps = []
     for place, _, files in os.walk(folder):  # which passes by what is gone meanwhile
         for name in ("", *files):
             with suppress(FileNotFoundError):
                 stat = Path(place, name).stat()
-                found.append((f"{place}/{name}", stat.st_size, stat.st_mtime_ns))
-    return found
+                stamps.append((f"{place}/{name}", stat.st_size, stat.st_mtime_ns))
+    return stamps
 
 
 def copies(whole: Path, beside: Path) -> Iterator[Path]:

@@ -61,7 +61,7 @@ class Up:
         lines = [str(line) for what, line in facts(self.folder).items() if what.startswith("replica_")]
         told = [re.search(r"told to serve (.*); process (\d+);", line) for line in lines]
         pids = set(self.pids(":Predictor"))
-        return bool(pids) and {int(found[2]) for found in told if found and found[1] == target} >= pids
+        return bool(pids) and {int(match[2]) for match in told if match and match[1] == target} >= pids
 
     def pids(self, title: str) -> list[int]:
         """The processes under this one whose title holds ``title``.
@@ -84,9 +84,9 @@ def post(port: int, verb: str, body: object) -> tuple[int, dict]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     connection.request("POST", f"/v2/models/digits/{verb}", json.dumps(body))
     answer = connection.getresponse()
-    said = answer.status, json.loads(answer.read())
+    status_and_body = answer.status, json.loads(answer.read())
     connection.close()
-    return said
+    return status_and_body
 
 
 def question(ids: list[str]) -> dict:
@@ -149,14 +149,14 @@ def served(folder: Path, *words: str, millrace: Sequence[str] = MILLRACE, file: 
 
     ``millrace``: what is run for it; ``file``: the pipeline file.
     """
-    port, said = own_port(), folder / "up.log"
+    port, up_log = own_port(), folder / "up.log"
     grpc_port = own_port(port)
     command = [*millrace, "up", file, "--port", str(port), "--grpc-port", str(grpc_port), *words]
-    with said.open("wb") as log:
+    with up_log.open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
     try:
-        until(lambda: process.poll() is not None or b"Ctrl-C" in said.read_bytes())
-        assert process.poll() is None, said.read_text()
+        until(lambda: process.poll() is not None or b"Ctrl-C" in up_log.read_bytes())
+        assert process.poll() is None, up_log.read_text()
         until(lambda: all(is_ready(port) for _ in range(IN_A_ROW)))
         yield Up(folder, port, grpc_port, process)
     finally:

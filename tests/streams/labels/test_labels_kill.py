@@ -41,26 +41,26 @@ def records() -> tuple[list[Record], Counter[str]]:
     """Every id predicted, some twice; labels in time, early, after the horizon, never, twice, in conflict, corrected; and what
     must come of them. A second below is ten of the stream's, so no idle moment of the worker's decides anything.
     """
-    chance, found, fates = random.Random(3), list[tuple[float, Prediction | LateLabel]](), Counter[str]()
+    chance, timed, fates = random.Random(3), list[tuple[float, Prediction | LateLabel]](), Counter[str]()
     for at in range(ROWS):
         now_s, right, fate = at / 10, at % 2, at % 25
         asked = Prediction(f"r{at}", encode_row({"x": [at, at % 7]}), "main", 1, 2, ("0", "1"), (0.5, 0.5))
         again, times = chance.choice([0, 0, 1]), chance.choice([1, 2])
-        found += [(now_s + 2 * turn, asked) for turn in range(1 + again)]
+        timed += [(now_s + 2 * turn, asked) for turn in range(1 + again)]
         after_s = {20: -5.0, 21: -0.1, 22: None, 23: 70.0}.get(fate, chance.uniform(0.1, 10))
         if after_s is not None:
-            found += [(now_s + after_s + turn, LateLabel(f"r{at}", right)) for turn in range(times)]
+            timed += [(now_s + after_s + turn, LateLabel(f"r{at}", right)) for turn in range(times)]
         fates.update(repeated_predictions=again, defaulted=fate in (22, 23), joined=fate not in (22, 23))
         fates.update(late=times * (fate == 23), repeated=(times - 1) * (fate not in (22, 23)), conflicts=fate == 24)
-        found += [(now_s + 15, LateLabel(f"r{at}", 1 - right))] * (fate == 24)
+        timed += [(now_s + 15, LateLabel(f"r{at}", 1 - right))] * (fate == 24)
         if fate == 1:
-            found.append((now_s + 20, LateLabel(f"r{at}", 1 - right, 1)))
-            found += [(now_s + 21, LateLabel(f"r{at}", right, 0)), (now_s + 21, LateLabel(f"n{at}", right))]
+            timed.append((now_s + 20, LateLabel(f"r{at}", 1 - right, 1)))
+            timed += [(now_s + 21, LateLabel(f"r{at}", right, 0)), (now_s + 21, LateLabel(f"n{at}", right))]
             fates.update(corrections=1, unmatched=1, repeated=1)
-    found.append((ROWS / 10 + 200, LateLabel("the last", 0)))
+    timed.append((ROWS / 10 + 200, LateLabel("the last", 0)))
     start_ms = time.time_ns() // 1_000_000 - 3_600_000
-    ordered = sorted(found, key=lambda pair: pair[0])
-    return [Record(encode(one), one.id.encode(), b"", start_ms + round(10_000 * at_s)) for at_s, one in ordered], fates
+    ordered = sorted(timed, key=lambda pair: pair[0])
+    return [Record(encode(item), item.id.encode(), b"", start_ms + round(10_000 * at_s)) for at_s, item in ordered], fates
 
 
 def test_labels_through_kill_nine_are_neither_lost_nor_learned_twice(tmp_path: Path):
