@@ -3,7 +3,9 @@
 d is fixed by the declaration. What a row brings by itself is encoded at once. What depends on other rows is completed later,
 from tables that are state: the mean that stands in for a missing number, the column of a category in order of arrival, and the
 scale (scale.py). Tables take in learned rows only. So a row without a label leaves every answer as it is, and one that waits
-keeps its missing numbers and category names. docs/design/overview.md#features.
+keeps its missing numbers and category names.
+
+Source: docs/design/overview.md#features.
 """
 
 from __future__ import annotations
