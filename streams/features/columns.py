@@ -396,6 +396,5 @@ def _one_hot(field: Field, column: Array) -> Floats:
 
 
 def _slot_of(field: Field) -> Callable[[str], int]:
-    if field.categories == "hash":
-        return lambda name: crc32(name.encode()) % field.max
-    return {name: at for at, name in enumerate(field.categories)}.__getitem__
+    slots = {name: at for at, name in enumerate(field.categories)}
+    return slots.__getitem__ if field.categories != "hash" else lambda name: crc32(name.encode()) % field.max
