@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.pipeline.succession import heir_of
 from millrace.services.replay.backfill import Backfill, backfill_of
 from millrace.services.replay.operations import new_branch
+from millrace.services.replay.read_before import read_before
 from millrace.streams.branch.branch import Backends, changed, load_part, start
 from millrace.streams.branch.forks import empty_fork, excluded, replay_fork
 from millrace.streams.branch.host import use_threads
@@ -74,6 +75,7 @@ class Extent:
     excluded: int
     backfill: int  # rows of a file, read before
     rows_per_s: float  # measured
+    read_before: int = 0  # records to be left out that the version has read, so that they stay in it
 
     @property
     def seconds(self) -> float:
@@ -129,7 +131,9 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
     _refuse_absent(source, exclude)
     backfill = None if origin.file is None else backfill_of(instance, origin.file, fork.positions)
     plan = _planned(fork, _kept_positions(source, fork), ledger, backfill, live)
-    extent = _extent(instance, source, fork, backfill)
+    own = [] if mark is None else _left_out(archive, mark.branch, mark)
+    before = read_before(source, fork, [exclusion for exclusion in exclude if exclusion not in own])
+    extent = replace(_extent(instance, source, fork, backfill), read_before=before)
     return plans(instance).put(PLANS, msgspec.json.encode(plan)), plan, extent, differs
 
 
@@ -387,4 +391,8 @@ def plan_rows(name: str, plan: ReplayPlan, extent: Extent, differs: Sequence[str
         "configuration": "; ".join(differs) or "as the version's",
         "endpoint": target_words(plan.serves),
     }
+    if extent.read_before:
+        facts["not_left_out"] = (
+            f"{extent.read_before} of these records are in {plan.version} already; plan from an earlier version"
+        )
     return [{"what": name, "value": value} for name, value in facts.items()]

@@ -271,6 +271,23 @@ def test_a_plan_counts_what_it_leaves_out_and_keeps_no_key_in_clear(folder: Path
         assert done.exit_code in (1, 2) and not done.stdout, change
 
 
+def test_a_plan_says_what_the_version_has_read_of_what_is_to_be_left_out(folder: Path) -> None:
+    """By offsets, by header and by time: it stays in what is learned on from there; an earlier version has none of it."""
+    first, *_, last = versions(folder)
+    spoiled = {
+        "--exclude-offsets": "digits:0:200-219",
+        "--exclude-header": "producer=till-7",
+        "--exclude-time": "0..4102444800000",
+    }
+    for version, counts in ((last, (20, BAD, 2 * GOOD + BAD)), (first, (0, 0, GOOD))):
+        for (way, what), count in zip(spoiled.items(), counts, strict=True):
+            words = ["--from", version, way, what, "--reason", "r", "--output", "json"]
+            done = here("replay", "plan", "digits.toml", *words, cwd=folder)
+            facts = {line["what"]: line["value"] for line in json_lines(done.stdout)}
+            said = f"{count} of these records are in {version} already; plan from an earlier version" if count else None
+            assert facts.get("not_left_out") == said, (version, way)
+
+
 def test_of_two_operators_the_second_is_refused_with_who_and_when(folder: Path) -> None:
     """One after the other, at once, with the same plan and with another; until the first is given up."""
     first, second = planned(folder), planned(folder, "--exclude-offsets", "digits:0:200-219")
