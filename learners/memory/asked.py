@@ -19,8 +19,8 @@ class Asked:
     """Of one row."""
 
     classes: tuple[str, ...]  # names of the numbers; empty for regression
-    answers: tuple[float, ...]  # of the learner itself
-    errors: tuple[float, ...]  # by which they were held to be wrong; what was answered has a share of them added
+    answers: tuple[float | None, ...]  # of the learner itself; None, which JSON has for it: not finite
+    errors: tuple[float | None, ...]  # by which they were held to be wrong; what was answered has a share of them added
 
 
 _DECODE = msgspec.json.Decoder(Asked).decode
@@ -37,8 +37,8 @@ def as_text(asked: Asked) -> str:
 
 
 def aligned(numbers: Floats, names: Sequence[str], columns: Sequence[str]) -> Floats:
-    """Numbers (n, C) of ``names`` as those of ``columns`` (n, m): 0 for a name that has none; as they are without names."""
-    if not columns or tuple(names) == tuple(columns):
+    """Numbers (n, C) of ``names`` as those of ``columns`` (n, m), 0 for a column that has none; without either as they are."""
+    if tuple(names) == tuple(columns):
         return numbers
     places = {name: at for at, name in enumerate(names)}
     found = [(at, places[name]) for at, name in enumerate(columns) if name in places]
@@ -50,8 +50,8 @@ def aligned(numbers: Floats, names: Sequence[str], columns: Sequence[str]) -> Fl
 
 
 def of_texts(texts: Sequence[str], columns: Sequence[str]) -> tuple[Floats, Floats]:
-    """Answers and errors (n, m) of rows, by today's ``columns``; of numbers as they are."""
+    """Answers and errors (n, m) of rows, by today's ``columns``; of numbers as they are; NaN for what was not finite."""
     rows = [_DECODE(text) for text in texts]
-    answers = [aligned(np.array([row.answers]), row.classes, columns) for row in rows]
-    errors = [aligned(np.array([row.errors]), row.classes, columns) for row in rows]
+    answers = [aligned(np.array([row.answers], dtype=np.float64), row.classes, columns) for row in rows]
+    errors = [aligned(np.array([row.errors], dtype=np.float64), row.classes, columns) for row in rows]
     return np.concatenate(answers), np.concatenate(errors)

@@ -81,6 +81,8 @@ class ErrorMemory:
         if not len(batch):
             return
         self._check(batch)
+        if self._task == "regress":
+            self._outputs = self._numbers(batch.y).shape[1]
         rows, step_rows = join([*self._waiting, batch]), self.config.step_rows
         stop = len(rows) - len(rows) % step_rows
         for at in range(0, stop, step_rows):
@@ -107,8 +109,7 @@ class ErrorMemory:
                 raise BadInputError(f"column y: expected {len(x)} class names, got {batch.y.dtype} {batch.y.shape}")
         else:
             numbers = self._numbers(batch.y)
-            self._outputs = self._outputs or numbers.shape[1]
-            finite("y", numbers, (self._outputs,))
+            finite("y", numbers, (self._outputs or numbers.shape[1],))
         weight = np.ones(len(x)) if batch.weight is None else finite("weight", batch.weight, ())
         if len(weight) != len(x) or weight.min() < 0.0:
             raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {weight.min()}")

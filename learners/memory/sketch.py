@@ -24,6 +24,7 @@ from millrace.learners.memory.exact import read_only
 from millrace.learners.protocol import Array, Floats, Value
 
 HALVINGS = 64  # after which all cells are divided by 2^64, so that what is written stays finite
+LEAST = 2.0**-900  # weight of a cell that is emptied then: soon its sums would be too small for float64 to hold all their digits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +70,7 @@ class Sketch:
             self._cells[cells] += row * 2.0 ** (self._rows / self._config.half_life_rows)
             if self._rows == HALVINGS * self._config.half_life_rows:
                 self._cells *= 2.0**-HALVINGS
+                self._cells[self._cells[:, 0] < LEAST] = 0.0
                 self._rows = 0
 
     def widen(self, outputs: int) -> None:

@@ -15,6 +15,7 @@ from millrace.learners.errors import BadInputError
 from millrace.learners.memory.abilities import remembering as wrapped
 from millrace.learners.memory.asked import Asked, as_text
 from millrace.learners.memory.config import MemoryConfig, Remembering
+from millrace.learners.memory.scaled import keys_of
 from millrace.learners.protocol import Batch, Discounts, EarlierRevisions, Floats, RaisesRate, State, Warns
 from millrace.learners.table import LEARNERS, WITH_MEMORY, algorithm_of
 
@@ -172,6 +173,38 @@ def test_a_row_that_was_asked_before_is_remembered_with_what_it_was_answered_the
     assert np.allclose(served.errors, [written.error(x, x @ weights(3)) for x in questions], rtol=0.0, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["ridge", "softmax", "er"])
+def test_a_row_is_remembered_with_what_the_learner_answered_just_before_it_learned_it(kind: str) -> None:
+    """That of a lone learner of all steps before the row's."""
+    memory = {"rows": 1000, "warm_up_rows": 2}
+    inside: Any = remembering(kind, memory)()
+    alone, answers = LEARNERS[kind].learner(config_of(kind), D, 3), []
+    for seed in range(4):
+        lesson = classes(seed)
+        inside.learn_many(lesson)
+        for start in range(0, ROWS, STEP):
+            step = lesson.rows(start, start + STEP)
+            own = dict(zip(alone.servable().classes, alone.predict_many(Batch(step.x)).T, strict=True))
+            answers.append(np.stack([own.get(name, np.zeros(STEP)) for name in "abcd"], axis=1))
+            alone.learn_many(step)
+    truth = inside.state_dict().truth
+    remembered = truth["memory.answers"][:, [truth["names"].index(name) for name in "abcd"]]
+    assert np.allclose(remembered, np.concatenate(answers), rtol=0.0, atol=1e-12)
+
+
+def test_rows_that_wait_are_learned_before_the_learner_discounts() -> None:
+    """Three of 51 wait for their step; alone the learner has learned them by then."""
+    make, lessons = CASES["ridge" + WITH_MEMORY]
+    inside, alone = make(), LEARNERS["ridge"].learner(config_of("ridge"), D, 3)
+    for learner in (inside, alone):
+        learner.learn_many(lessons(1))
+        learner.learn_many(lessons(2).rows(0, 3))
+        assert isinstance(learner, Discounts)
+        learner.discount(0.5)
+    answered: Any = inside.servable()
+    assert np.allclose(answered.corrected(Batch(QUESTIONS)).answers, asked(alone), rtol=0.0, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", LEARNERS)
 def test_the_learner_inside_learns_as_it_would_alone(kind: str) -> None:
     """Whatever the memory does: answers before their correction are those of a lone learner of the same rows, to the bit."""
@@ -252,6 +285,8 @@ def test_a_frozen_base_learns_no_row_more_and_its_memory_knows_new_classes(form:
     alone = LEARNERS["ridge"].learner(config_of("ridge"), D, 3)
     for start in range(0, 44, STEP):
         alone.learn_many(classes(0).rows(start, min(start + STEP, 44)))
+    inside, expected = learner.base.state_dict().truth, alone.state_dict().truth
+    assert inside["rows"] == 44 and all(np.array_equal(inside[name], expected[name]) for name in expected)
     assert np.array_equal(asked(alone), learner.base.predict_many(Batch(QUESTIONS)))
     assert set(learner.servable().classes) == set("abcd") and set(alone.servable().classes) == set("abc")
     fourth = 3.0 * np.eye(4, D)[3:]
@@ -286,6 +321,41 @@ def test_rows_whose_answer_is_not_finite_are_not_remembered_and_counted(form: st
     assert all(
         np.isfinite(array).all() for array in truth.values() if isinstance(array, np.ndarray) and array.dtype.kind == "f"
     )
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_a_row_that_was_not_answered_finitely_when_it_was_asked_is_not_remembered_and_counted(form: str) -> None:
+    """As text its answer is null: JSON has no other name for it."""
+    learner, rows = memory_around(Still(weights(3)), {"form": form}), replace(labelled(80), weight=None)
+    told = [Asked(NAMES, (0.5, float("nan") if row % 4 == 0 else 0.25, 0.25), (0.0, 0.0, 0.0)) for row in range(80)]
+    learner.learn_many(replace(rows, asked=np.array([as_text(row) for row in told], dtype=object)))
+    assert learner.noticed() == {"unremembered": 20}
+    assert np.isfinite(learner.predict_many(Batch(QUESTIONS))).all()
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_a_learner_that_begins_afresh_takes_rows_that_another_was_asked(form: str) -> None:
+    """It knows no class yet, as after a reset, and the rows that wait were answered with some."""
+    learner: Any = remembering("ridge", {"form": form})()
+    told = np.array([as_text(Asked(("a", "b"), (0.5, 0.25), (0.1, -0.1)))] * ROWS, dtype=object)
+    learner.learn_many(replace(classes(0), asked=told))
+    truth = learner.state_dict().truth
+    assert set(truth["names"]) == set("abc") and learner.figures()["squared_error"] > 0.0
+    assert np.isfinite(learner.predict_many(Batch(QUESTIONS))).all()
+
+
+def test_what_fell_into_cells_long_ago_is_as_if_it_never_had() -> None:
+    """Sums would get too small for float64 to hold their digits: either nothing is near, or the means are those they were."""
+    learner: Any = memory_around(Still(weights(3)), {"form": "sketch", "half_life_rows": 1, "step_rows": 1})
+    rows, elsewhere = labelled(80), Batch(np.full((1200, D), -5.0), np.array(["a"] * 1200, dtype=object))
+    learner.learn_many(replace(rows, weight=None))
+    keys, counts = keys_of(rows.x, *learner._memory.scale), set[bool]()
+    for start in range(0, 1200, 8):
+        learner.learn_many(elsewhere.rows(start, start + 8))
+        labels, _, known = learner._memory.now().near(keys)
+        assert np.allclose(labels.sum(axis=1)[known], 1.0, rtol=0.0, atol=1e-9)
+        counts |= set(known.tolist())
+    assert counts == {True, False}
 
 
 @pytest.mark.parametrize("form", ["exact", "sketch"])
@@ -352,6 +422,8 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
         with pytest.raises(BadInputError):
             learner.learn_many(bad)
     numbers = memory_around(Still(weights(2), ()), {}, "regress")
+    with pytest.raises(BadInputError):
+        numbers.learn_many(replace(values(0), y=np.full((48, 3), np.nan)))  # which says nothing of how many outputs there are
     numbers.learn_many(values(0))
     with pytest.raises(BadInputError):
         numbers.learn_many(replace(values(0), y=values(0).x[:, 0]))

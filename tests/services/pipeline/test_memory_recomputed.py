@@ -14,7 +14,10 @@ from remembered import SHARES, WrittenDown
 from millrace.learners.memory.config import MemoryConfig
 from millrace.services.config.config import build_pipeline
 from millrace.services.pipeline.instance import Instance
-from millrace.streams.labels.served import LateLabel, Prediction
+from millrace.services.training.run import identity_of_worker, serve_first
+from millrace.streams.labels.served import LateLabel, Prediction, encode
+from millrace.streams.records import Record
+from millrace.streams.worker.worker import Worker
 
 ROWS = 2000
 NAMES = ("no", "yes")
@@ -89,3 +92,34 @@ def test_every_answer_follows_from_the_log(memory: dict[str, Any], learner: dict
                 assert abs(status[name] - written.losses[share] / weight) < 1e-9
             strengths.add(written.share)
     assert compared == ROWS and len(strengths) > 1
+
+
+@pytest.mark.parametrize("memory", [{"rows": 100, "warm_up_rows": 40}, {"form": "sketch", "warm_up_rows": 40}])
+def test_what_another_branch_answered_is_answered_again_with_base_and_error(memory: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever its records say, all that is learned is what a branch learns that gave the answers itself."""
+    own, other = (instance_of(tmp_path / name, memory, {"kind": "ridge", "solve_rows": 64}) for name in ("own", "other"))
+    x, labels = stream()
+    (*_, (_, answering)) = driven(own, [x[:400]], labels[:400], 48)
+    serve_first(other, "main")
+    worker = Worker(other.fold_spec, other.backends("main"), other.loaded.pipeline.worker, identity_of_worker(other, "main"))
+    log, topic = other.log(), own.loaded.pipeline.served_topic
+    events = [event for read in own.source([topic]).next_batch(1 << 20) for event in read.events]
+    ends = [at for at, event in enumerate(events) if event.key is not None and int(event.key.split()[1]) % AT_ONCE == 0]
+    starts = [at for at in ends if isinstance(DECODE(events[at].value or b""), Prediction)]
+    for start, stop in zip(starts, [*starts[1:], len(events)], strict=True):
+        log.append(topic, [Record(foreign(event.value or b""), event.key, b"") for event in events[start:stop]])
+        while sum(1 for _ in worker.step()):
+            pass
+    learned, expected = (fold.learner.state_dict().truth for fold in (worker.fold, answering.fold))
+    assert worker.fold.counts.learned == answering.fold.counts.learned == 352
+    for name, value in expected.items():
+        assert np.allclose(learned[name], value, rtol=0.0, atol=1e-9) if isinstance(value, np.ndarray) else learned[name] == value
+
+
+def foreign(value: bytes) -> bytes:
+    """A prediction as another branch would have recorded it, which was wrong; a label as it is."""
+    record = DECODE(value)
+    if isinstance(record, LateLabel):
+        return value
+    numbers = {"classes": NAMES, "scores": (0.75, 0.25), "base": (0.5, 7.0), "error": (0.25, -6.75)}
+    return encode(msgspec.structs.replace(record, branch="elsewhere", **numbers))
