@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ MODULES = sorted(
     for room in ROOMS
     for file in (ROOT / room).rglob("*.py")
 )
+PACKAGES = {
+    "millrace." + file.parent.relative_to(ROOT).as_posix().replace("/", ".")
+    for room in ROOMS
+    for file in (ROOT / room).rglob("__init__.py")
+}
 
 installed = pytest.mark.skipif(
     os.environ.get("MILLRACE_INSTALLED") != "1",
@@ -51,6 +57,12 @@ def unsound(lock: str) -> list[str]:
     requirements = re.split(r"\n(?=[^\s#])", "\n" + lock)[1:]
     pinned = re.compile(r"[\w.-]+==\S+(?: ; [^\\]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+(?:\n    #.*)*\s*")
     return addresses + [text.split("\n")[0] for text in requirements if not pinned.fullmatch(text)]
+
+
+def test_the_wheel_is_told_of_every_room() -> None:
+    """A sub-room that pyproject.toml does not name is in no wheel, though an editable checkout imports it."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert sorted(told) == sorted(PACKAGES)
 
 
 def test_no_module_is_known_by_a_bare_folder_name(everything) -> None:

@@ -61,7 +61,7 @@ class ErrorMemory:
         self._most = config.memory.most_outputs(d)
         self._memory = Scaled(config.memory, d, seed)
         self._strength = Strength(config.memory.strength, self._task == "classify")
-        self._names: list[str] = []  # of the memory's outputs, in order of first appearance; of numbers none
+        self._names: dict[str, None] = {}  # of the memory's outputs, in order of first appearance; of numbers none
         self._waiting: list[Batch] = []  # rows of the step that is being gathered
         self._outputs = 0  # numbers of a label, where it has no classes; 0: none was seen
         self._rows = 0  # taken in steps
@@ -148,10 +148,10 @@ class ErrorMemory:
         if now.any():
             answered = servable.corrected(Batch(rows.x[now]))
             answers[now], errors[now] = (
-                aligned(numbers, servable.classes, self._names) for numbers in (answered.answers, answered.errors)
+                aligned(numbers, servable.classes, [*self._names]) for numbers in (answered.answers, answered.errors)
             )
         if not now.all():
-            answers[~now], errors[~now] = of_texts([text for text in texts if text is not None], self._names)
+            answers[~now], errors[~now] = of_texts([text for text in texts if text is not None], [*self._names])
         return answers, errors
 
     def _columns(self, rows: Batch) -> int:
@@ -161,7 +161,7 @@ class ErrorMemory:
         """New outputs, as long as what is published has room for them."""
         for name in names:
             if name not in self._names and len(self._names) < self._most and (not self._declared or name in self._declared):
-                self._names.append(name)
+                self._names[name] = None
 
     def _labels(self, rows: Batch) -> tuple[Floats, Any]:
         """Labels (n, C) by the memory's outputs, one-hot or numbers, and which are learned at all (n,)."""
@@ -170,7 +170,7 @@ class ErrorMemory:
             return self._numbers(rows.y).astype(np.float64), np.ones(len(rows), dtype=bool)
         fits = np.array([not self._declared or name in self._declared for name in rows.y.tolist()], dtype=bool)
         self._name(rows.y.tolist())
-        return (rows.y[:, None] == np.array(self._names, dtype=object)[None, :]).astype(np.float64), fits
+        return (rows.y[:, None] == np.array([*self._names], dtype=object)[None, :]).astype(np.float64), fits
 
     def _widened(self, numbers: Floats) -> Floats:
         """With 0 for the classes that this step brought."""
@@ -222,7 +222,7 @@ class ErrorMemory:
         truth = state.truth_of(self._identity())
         self.base.load_state_dict(State(table(truth, "base."), table(state.derived, "base.")))
         self.revision = self.base.revision + 100 * (REVISION - 1)
-        self._names, self._outputs, self._rows = list(truth["names"]), truth["outputs"], truth["rows"]
+        self._names, self._outputs, self._rows = dict.fromkeys(truth["names"]), truth["outputs"], truth["rows"]
         self._skipped = truth["skipped"]
         self._strength.load(truth)
         self._memory.load(table(truth, "memory."))

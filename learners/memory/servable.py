@@ -40,7 +40,8 @@ class MemoryServable:
 
     def __post_init__(self) -> None:
         own = self.base.classes
-        more = tuple(name for name in self.names if name not in own) if own else ()
+        known = frozenset(own)
+        more = tuple(name for name in self.names if name not in known) if own and own != self.names else ()
         object.__setattr__(self, "classes", own + more)
 
     def predict_many(self, batch: Batch) -> Floats:
