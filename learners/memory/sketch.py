@@ -24,7 +24,9 @@ from millrace.learners.memory.exact import read_only
 from millrace.learners.protocol import Array, Floats, Value
 
 HALVINGS = 64  # after which all cells are divided by 2^64, so that what is written stays finite
-LEAST = 2.0**-900  # weight of a cell that is emptied then: soon its sums would be too small for float64 to hold all their digits
+LEAST = (
+    2.0**-900
+)  # weight of a cell that is emptied then: soon its sums would be too small for float64 to hold all their digits
 
 
 @dataclass(frozen=True, slots=True, eq=False)

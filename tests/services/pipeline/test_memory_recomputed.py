@@ -113,7 +113,9 @@ def test_what_another_branch_answered_is_answered_again_with_base_and_error(memo
     learned, expected = (fold.learner.state_dict().truth for fold in (worker.fold, answering.fold))
     assert worker.fold.counts.learned == answering.fold.counts.learned == 352
     for name, value in expected.items():
-        assert np.allclose(learned[name], value, rtol=0.0, atol=1e-9) if isinstance(value, np.ndarray) else learned[name] == value
+        assert (
+            np.allclose(learned[name], value, rtol=0.0, atol=1e-9) if isinstance(value, np.ndarray) else learned[name] == value
+        )
 
 
 def foreign(value: bytes) -> bytes:
