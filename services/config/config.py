@@ -220,6 +220,20 @@ def _refuse_memory(pipeline: PipelineConfig, learner: Any, path: Path) -> None:
             pipeline.memory.refuse_unservable(pipeline.schema.width, outputs, pipeline.shards)
         except ValueError as error:
             raise ConfigError(f"{path}: {error}.") from error
+        _refuse_frozen_untaught(pipeline.memory.freeze_base_rows, pipeline.learner["kind"], learner, path)
+
+
+def _refuse_frozen_untaught(freeze_rows: int, kind: str, learner: Any, path: Path) -> None:
+    """Raise where a learner would be frozen before its first step, for then it never has an answer that could be corrected."""
+    needed = {"step_rows": getattr(learner, "step_rows", 0)}
+    if LEARNERS[kind].needs and not learner.pixels:  # a network, whose frozen scale comes first
+        needed["warm_up_rows"] = learner.warm_up_rows
+    key = max(needed, key=lambda name: needed[name])
+    if 0 < freeze_rows < needed[key]:
+        raise ConfigError(
+            f"{path}: memory.freeze_base_rows = {freeze_rows}: {kind} answers nothing before learner.{key} = {needed[key]} "
+            "rows, and would never; freeze it later, or lower that."
+        )
 
 
 def _refuse_unmergeable(kind: str, learner: Any, location: str) -> None:

@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 from pipelines import MIXED, encoded, events, mixed_rows
 from served_bundles import NUMBERS, mixed_parts, numbers_parts
 
+from millrace.learners.analytic.ridge import RidgeConfig
 from millrace.learners.linear.servable import LinearServable
+from millrace.learners.memory.config import MemoryConfig, Remembering
 from millrace.learners.protocol import Batch
+from millrace.learners.table import algorithm_of
 from millrace.services.errors import NotReadyError
-from millrace.services.pipeline.bundle import bundle_bytes, open_bundle, open_parts
+from millrace.services.pipeline.bundle import Parts, bundle_bytes, open_bundle, open_parts
 from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
 from millrace.streams.formats.json_rows import Codec
-from millrace.streams.parts import sha256
+from millrace.streams.parts import pack, sha256, unpack
 
 
 @given(st.integers(1, 9), st.integers(0, 10_000))
@@ -62,6 +65,37 @@ def test_bytes_that_were_never_published_are_refused_with_words_or_harmless(data
     with suppress(DamageError):
         answer = open_bundle(raw, sha256(raw), NUMBERS).predict([np.ones((1, 1)), np.ones((1, 2))])
         assert np.isfinite(answer.scores).all()
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("exact", "memory.labels"),
+        ("exact", "memory.weight"),
+        ("sketch", "memory.cells"),
+        ("sketch", "mean"),
+    ],
+)
+def test_a_memory_whose_arrays_do_not_fit_each_other_is_refused(form: str, name: str, strength: float) -> None:
+    """Also one with lambda 0, whose scores do not depend on it: its errors are recorded with each answer."""
+    parts = remembered_parts(form, strength)
+    assert open_parts(parts, NUMBERS).outputs == 2
+    blob = bundle_bytes(parts, NUMBERS)
+    state = unpack(blob, "here")
+    state[f"serve.{name}"] = state[f"serve.{name}"][:2]
+    damaged = pack(state)
+    with pytest.raises(DamageError):
+        open_bundle(damaged, sha256(damaged), NUMBERS)
+
+
+def remembered_parts(form: str, strength: float) -> Parts:
+    """Of a ridge with an error memory around it."""
+    config = Remembering(RidgeConfig(solve_rows=8), MemoryConfig(form=form, warm_up_rows=16, strength=strength))  # type: ignore[arg-type]
+    learner = algorithm_of("ridge+memory").learner(config, NUMBERS.width, 0)
+    x = np.random.default_rng(0).normal(size=(64, NUMBERS.width))
+    learner.learn_many(Batch(x, np.where(x[:, 0] > 0.0, "yes", "no").astype(object)))
+    return replace(numbers_parts(), kind="ridge+memory", serve=learner.servable().arrays())
 
 
 def test_weights_that_are_not_finite_or_of_other_fields_are_refused() -> None:

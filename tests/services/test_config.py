@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pipelines import PIPELINE, pipeline_in
 
 from millrace.learners.errors import ConfigError
-from millrace.services.config.config import Loaded, data_folder, home_folder, load_pipeline, settings
+from millrace.learners.protocol import Batch
+from millrace.learners.table import algorithm_of
+from millrace.services.config.config import Loaded, build_pipeline, data_folder, home_folder, load_pipeline, settings
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +172,27 @@ def test_what_cannot_be_meant_is_refused_naming_key_value_and_what_there_is(flag
     """In one sentence that begins with the file."""
     sentence = refused(tmp_path, PIPELINE, flag)
     assert says in sentence and sentence.startswith(f"{tmp_path / 'digits.toml'}: ")
+
+
+@pytest.mark.parametrize(
+    ("learner", "freeze_rows", "needed"),
+    [
+        ("softmax", 31, "learner.step_rows = 32"),
+        ("er", 99, "learner.warm_up_rows = 100"),
+        ("pec", 99, "learner.warm_up_rows = 100"),
+    ],
+)
+def test_a_learner_that_would_be_frozen_before_its_first_answer_is_refused(learner: str, freeze_rows: int, needed: str) -> None:
+    """It would never know a class, so nothing could be corrected; one row more is enough."""
+    raw: dict[str, Any] = {"name": "t", "fields": [{"name": "x"}], "label": {"name": "y"}, "learner": {"kind": learner}}
+    with pytest.raises(
+        ConfigError, match=f"memory.freeze_base_rows = {freeze_rows}: {learner} answers nothing before {needed}"
+    ):
+        build_pipeline(raw | {"memory": {"freeze_base_rows": freeze_rows}})
+    loaded = build_pipeline(raw | {"memory": {"freeze_base_rows": freeze_rows + 1, "warm_up_rows": 2}})
+    taught = algorithm_of(loaded.pipeline.kind).learner(loaded.learner_config, 1, 0)
+    taught.learn_many(Batch(np.arange(200.0)[:, None], np.array(["a", "b"] * 100, dtype=object)))
+    assert set(taught.servable().classes) == {"a", "b"}
 
 
 def test_a_flag_without_a_value_or_below_a_value_is_refused_by_its_own_words(tmp_path: Path) -> None:

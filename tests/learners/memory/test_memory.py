@@ -14,7 +14,7 @@ from still import MEMORY, NAMES, STEP, Still, labelled, memory_around, weights
 
 from millrace.learners.memory.asked import Asked, as_text
 from millrace.learners.memory.config import MemoryConfig
-from millrace.learners.protocol import Batch, Discounts, EarlierRevisions, Floats, RaisesRate, Warns
+from millrace.learners.protocol import Batch, Discounts, EarlierRevisions, Floats, RaisesRate, Warns, join
 from millrace.learners.table import LEARNERS, WITH_MEMORY
 
 
@@ -196,6 +196,21 @@ def test_nothing_is_near_before_the_scale_stands(form: str) -> None:
         assert learner.servable().corrected(Batch(QUESTIONS)).errors.any() == (start >= 40)
         learner.learn_many(classes(0).rows(start, start + 8))
     assert learner.servable().corrected(Batch(QUESTIONS)).errors.any()
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+@pytest.mark.parametrize("rows", [0, 3, 19, 40, 41])
+def test_one_that_is_restored_while_its_scale_is_gathered_goes_on_as_the_other(form: str, rows: int) -> None:
+    """Rows that wait for the scale, and those that wait for their step, are in its state."""
+    make = remembering("ridge", {"form": form, "warm_up_rows": 40, "strength": 0.9})
+    learner, restored, lesson = make(), make(), join([classes(seed) for seed in range(3)])
+    learner.learn_many(lesson.rows(0, rows))
+    restored.load_state_dict(learner.state_dict())
+    for each in (learner, restored):
+        each.learn_many(lesson.rows(rows, len(lesson)))
+    truth, expected = restored.state_dict().truth, learner.state_dict().truth
+    assert all(np.array_equal(truth[name], expected[name]) for name in expected)
+    assert np.array_equal(restored.predict_many(Batch(QUESTIONS)), learner.predict_many(Batch(QUESTIONS)))
 
 
 @pytest.mark.parametrize("form", ["exact", "sketch"])

@@ -66,7 +66,7 @@ def test_every_answer_follows_from_the_log(memory: dict[str, Any], learner: dict
     """2,000 rows: by what was remembered when a row was asked, to 1e-9; and each lambda and loss that the status shows."""
     instance, (x, labels), figures = instance_of(tmp_path, memory, learner), stream(), []
     for _, worker in driven(instance, [x], labels, delay):
-        figures.append(worker.fold.figures())
+        figures.append((worker.fold.figures(), worker.fold.learner.state_dict().truth["losses"]))
     source = instance.source([instance.loaded.pipeline.served_topic])
     records = [DECODE(event.value or b"") for read in source.next_batch(1 << 20) for event in read.events]
     written, waiting = WrittenDown(MemoryConfig(**memory), 11), dict[str, Prediction]()
@@ -85,7 +85,8 @@ def test_every_answer_follows_from_the_log(memory: dict[str, Any], learner: dict
             row, numbers = msgspec.json.decode(asked.row)["x"], (by_name(asked.classes, n) for n in (asked.base, asked.error))
             written.learn(np.array(row), np.array([name == record.label for name in NAMES], dtype=float), *numbers)
         if at + 1 == len(records) or (isinstance(records[at + 1], Prediction) and not isinstance(record, Prediction)):
-            status = next(told)
+            status, losses = next(told)
+            assert np.allclose(losses, [written.losses[share] for share in SHARES], rtol=1e-9, atol=0.0)
             assert status["strength"] == written.share
             weight = sum(0.5 ** (age / 1000) for age in range(len(written.x)))
             for name, share in (("squared_error", written.share), ("squared_error_uncorrected", SHARES[0])):
