@@ -44,6 +44,7 @@ class Algorithm:
     abilities: tuple[str, ...] = ()  # methods of the learner beside the five of every learner; see ``protocol.py``
     merge: Callable[[Mapping[str, Any]], tuple[Learner, Any]] | None = None  # exact, of workers by name; None: it has none
     scaling: Callable[[Any], Scaling] = lambda _: "none"  # of a config: how features are to be scaled before they are learned
+    unbounded: bool = False  # whether scores of classes are no shares of 1, such as distances; a memory corrects their softmax
     through_python: bool = False  # whether its numbers pass through Python's own floats, whose sums differ between releases
 
     def ready(self) -> Algorithm:
@@ -65,14 +66,15 @@ def _imported(module: str, package: str) -> Any:
         raise MillraceError(f"This learner runs on {package}, which is not here: install millrace[{package}].") from missing
 
 
-def _network(config: type[Any], method: Callable[[Any], Any]) -> Algorithm:
+def _network(config: type[Any], method: Callable[[Any], Any], unbounded: bool = False) -> Algorithm:
     """An algorithm of the replay family: what it adds to the machinery they share."""
 
     def learner(config: Any, d: int, seed: int) -> Learner:
         replay_learner: Learner = _imported("millrace.learners.replay.learner", "torch").Replay(method(config), config, d, seed)
         return replay_learner
 
-    return Algorithm(config, learner, _network_servable, _network_onnx, 1e-4, "torch", ("raise_rate",))
+    serves = (_network_servable, _network_onnx)
+    return Algorithm(config, learner, *serves, 1e-4, "torch", ("raise_rate",), unbounded=unbounded)
 
 
 def _network_servable(arrays: dict[str, Value]) -> Servable:
@@ -85,7 +87,7 @@ def _network_onnx(servable: Any) -> bytes:
     return written
 
 
-def _analytic(config: type[Any], learner: Callable[[Any, int, int], Learner]) -> Algorithm:
+def _analytic(config: type[Any], learner: Callable[[Any, int, int], Learner], unbounded: bool = False) -> Algorithm:
     """An algorithm that answers from the sums of normal_equations.py."""
     return Algorithm(
         config,
@@ -95,6 +97,7 @@ def _analytic(config: type[Any], learner: Callable[[Any, int, int], Learner]) ->
         abilities=("discount",),
         merge=merge_disjoint,
         scaling=lambda _: "clip",
+        unbounded=unbounded,
     )
 
 
@@ -102,8 +105,8 @@ LEARNERS: dict[str, Algorithm] = {
     "ridge": _analytic(RidgeConfig, Ridge),
     "aef-ocl": _analytic(AefOclConfig, aef_ocl),
     "air": _analytic(AirConfig, air),
-    "slda": _analytic(SldaConfig, slda),
-    "ncm": _analytic(NcmConfig, ncm),
+    "slda": _analytic(SldaConfig, slda, unbounded=True),
+    "ncm": _analytic(NcmConfig, ncm, unbounded=True),
     "softmax": Algorithm(SoftmaxConfig, Softmax, LinearServable.from_arrays, to_onnx, abilities=("raise_rate",)),
     "er": _network(ErConfig, Er),
     "er-ace": _network(ErAceConfig, ErAce),
@@ -112,7 +115,7 @@ LEARNERS: dict[str, Algorithm] = {
     "pcr": _network(PcrConfig, Pcr),
     "hpcr": _network(HpcrConfig, Hpcr),
     "onpro": _network(OnproConfig, Onpro),
-    "pec": _network(PecConfig, Pec),
+    "pec": _network(PecConfig, Pec, unbounded=True),
     "river": Algorithm(RiverConfig, River, RiverServable.from_arrays, None, through_python=True, scaling=scaling_of),
 }
 
@@ -129,7 +132,7 @@ def _with_memory(base: Algorithm) -> Algorithm:
     """The same learner with an error memory around it. It has no ONNX form, and no exact merge."""
 
     def learner(config: Remembering, d: int, seed: int) -> Learner:
-        return remembering(base.learner(config.base, d, seed), config, d, seed)
+        return remembering(base.learner(config.base, d, seed), replace(config, unbounded=base.unbounded), d, seed)
 
     return replace(
         base,

@@ -19,14 +19,18 @@ class MemoryConfig:
     rows: int = 2000  # >= 1, of "exact": newest rows that are remembered; more knows rarer rows and forgets slower
     near: int = 70  # >= 1, of "exact": remembered rows that say how wrong an answer is; more is steadier and less local
     tau: float = 0.1  # > 0, of "exact": temperature of their cosines; less trusts the nearest more
-    arrays: int = 70  # >= 1, of "sketch": independent arrays of cells; more is steadier and costs as much more
+    arrays: int = 70  # in [1, 1000], of "sketch": independent arrays of cells; more is steadier and costs as much more
     bits: int = 8  # in [8, 16], of "sketch": an array has 2^bits cells; more is more local
     half_life_rows: int = 500  # >= 1, of "sketch": rows after which a row counts half; less forgets faster
     gamma: float = 0.0  # in [0, 1], share of the error that is the labels near by less the answer, not less the answers near by
     strength: float | None = None  # in [0, 1], lambda, share of the error that is corrected; left out: found by itself
     freeze_base_rows: int = 0  # >= 0, learned rows after which the learner itself learns no more; 0: it always learns
-    warm_up_rows: int = 256  # >= 2, first rows, whose mean and deviation scale the keys from then on; nothing is near before
-    step_rows: int = 8  # >= 1, rows that are answered, learned and remembered at once; fewer wait; less is newer and dearer
+    warm_up_rows: int = (
+        256  # in [2, 100000], first rows, whose mean and deviation scale the keys from then on; nothing is near before
+    )
+    step_rows: int = (
+        8  # in [1, 10000], rows that are answered, learned and remembered at once; fewer wait; less is newer and dearer
+    )
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
@@ -34,14 +38,14 @@ class MemoryConfig:
             ("rows", "a whole number from 1", self.rows >= 1),
             ("near", "a whole number from 1", self.near >= 1),
             ("tau", "a finite number above 0", 0.0 < self.tau < float("inf")),
-            ("arrays", "a whole number from 1", self.arrays >= 1),
+            ("arrays", "a whole number from 1 to 1000", 1 <= self.arrays <= 1000),
             ("bits", "a whole number from 8 to 16", 8 <= self.bits <= 16),
             ("half_life_rows", "a whole number from 1", self.half_life_rows >= 1),
             ("gamma", "a number from 0 to 1", 0.0 <= self.gamma <= 1.0),
             ("strength", "a number from 0 to 1", self.strength is None or 0.0 <= self.strength <= 1.0),
             ("freeze_base_rows", "a whole number from 0", self.freeze_base_rows >= 0),
-            ("warm_up_rows", "a whole number from 2", self.warm_up_rows >= 2),
-            ("step_rows", "a whole number from 1", self.step_rows >= 1),
+            ("warm_up_rows", "a whole number from 2 to 100000", 2 <= self.warm_up_rows <= 100_000),
+            ("step_rows", "a whole number from 1 to 10000", 1 <= self.step_rows <= 10_000),
         ):
             if not fits:
                 raise ValueError(f"{key} = {getattr(self, key)!r}: must be {allowed}")
@@ -72,3 +76,4 @@ class Remembering:
 
     base: Any  # of the learner's kind
     memory: MemoryConfig
+    unbounded: bool = False  # whether the learner's scores are no shares, such as distances

@@ -55,17 +55,17 @@ class ErrorMemory:
         self.base, self.config, self.d, self.seed = base, config.memory, d, seed
         self.revision: int = base.revision + 100 * (REVISION - 1)
         self.tolerance: float = base.tolerance
-        self._task = config.base.task
+        self._task = "unbounded" if config.unbounded and config.base.task == "classify" else config.base.task
         self._declared = frozenset(getattr(config.base, "classes", ()))
         self._freeze_rows = config.memory.freeze_base_rows
         self._most = config.memory.most_outputs(d)
         self._memory = Scaled(config.memory, d, seed)
-        self._strength = Strength(config.memory.strength, self._task == "classify")
+        self._strength = Strength(config.memory.strength, self._task != "regress")
         self._names: dict[str, None] = {}  # of the memory's outputs, in order of first appearance; of numbers none
         self._waiting: list[Batch] = []  # rows of the step that is being gathered
         self._outputs = 0  # numbers of a label, where it has no classes; 0: none was seen
         self._rows = 0  # taken in steps
-        self._skipped = 0
+        self._skipped = self._crowded = 0  # rows whose answer was not finite; whose class has no room
         self._servable: MemoryServable | None = None
 
     @property
@@ -104,7 +104,7 @@ class ErrorMemory:
         x = finite("x", batch.x, (self.d,))
         if batch.y is None or len(batch.y) != len(x):
             raise BadInputError(f"column y: expected {len(x)} labels, got {None if batch.y is None else batch.y.shape}")
-        if self._task == "classify":
+        if self._task != "regress":
             if batch.y.ndim != 1 or not all(isinstance(name, str) for name in batch.y.tolist()):
                 raise BadInputError(f"column y: expected {len(x)} class names, got {batch.y.dtype} {batch.y.shape}")
         else:
@@ -126,12 +126,19 @@ class ErrorMemory:
         answers, errors = self._widened(answers), self._widened(errors)
         sound = (np.abs(answers) <= LARGEST).all(axis=1) & (np.abs(errors) <= LARGEST).all(axis=1)
         self._skipped += int((fits & ~sound).sum())
-        kept = fits & sound & (weight > 0.0)
+        kept = fits & sound & (weight > 0.0) & self._told(rows)
         self._strength.take(answers[kept], errors[kept], labels[kept], weight[kept])
         self._learn_base(rows)
         self._rows += len(rows)
         self._memory.add(rows.x[kept], labels[kept], answers[kept], weight[kept])
         self.changed()
+
+    def _told(self, rows: Batch) -> Any:
+        """Which rows (n,) had an answer: those that were asked, and all once the base has learned numbers, or knows a class."""
+        taught = self._rows > 0 if self._task == "regress" else bool(self.base.servable().classes)
+        if taught or rows.asked is None:
+            return np.full(len(rows), taught)
+        return np.array([text is not None for text in rows.asked.tolist()], dtype=bool)
 
     def _learn_base(self, rows: Batch) -> None:
         left = self._freeze_rows - self._rows if self._freeze_rows else len(rows)
@@ -155,7 +162,7 @@ class ErrorMemory:
         return answers, errors
 
     def _columns(self, rows: Batch) -> int:
-        return len(self._names) if self._task == "classify" else self._numbers(rows.y).shape[1]
+        return len(self._names) if self._task != "regress" else self._numbers(rows.y).shape[1]
 
     def _name(self, names: Any) -> None:
         """New outputs, as long as what is published has room for them."""
@@ -170,11 +177,12 @@ class ErrorMemory:
             return self._numbers(rows.y).astype(np.float64), np.ones(len(rows), dtype=bool)
         fits = np.array([not self._declared or name in self._declared for name in rows.y.tolist()], dtype=bool)
         self._name(rows.y.tolist())
+        self._crowded += sum(name not in self._names for name in rows.y[fits].tolist())
         return (rows.y[:, None] == np.array([*self._names], dtype=object)[None, :]).astype(np.float64), fits
 
     def _widened(self, numbers: Floats) -> Floats:
         """With 0 for the classes that this step brought."""
-        more = len(self._names) - numbers.shape[1] if self._task == "classify" else 0
+        more = len(self._names) - numbers.shape[1] if self._task != "regress" else 0
         return np.pad(numbers, ((0, 0), (0, more)))
 
     def predict_many(self, batch: Batch) -> Floats:
@@ -195,8 +203,9 @@ class ErrorMemory:
         )
 
     def noticed(self) -> dict[str, Any]:
-        """What the base says, and how many rows were not remembered as their answer was not finite."""
-        own = {"unremembered": self._skipped} if self._skipped else {}
+        """What the base says, and how many rows are not in the memory, or not under their class."""
+        counts = {"unremembered": self._skipped, "memory_full": self._crowded}
+        own = {name: count for name, count in counts.items() if count}
         return (dict(self.base.noticed()) if isinstance(self.base, Notices) else {}) | own
 
     def figures(self) -> dict[str, Value]:
@@ -208,7 +217,7 @@ class ErrorMemory:
         base = self.base.state_dict()
         own: dict[str, Value] = {"names": list(self._names), "outputs": self._outputs, "rows": self._rows}
         waiting = as_columns(join(self._waiting)) if self._waiting else {}
-        own |= {"skipped": self._skipped} | self._strength.state()
+        own |= {"skipped": self._skipped, "crowded": self._crowded} | self._strength.state()
         own |= {f"waiting.{name}": column.copy() for name, column in waiting.items()}
         own |= {f"memory.{name}": value for name, value in self._memory.state().items()}
         truth, derived = ({f"base.{name}": value for name, value in part.items()} for part in (base.truth, base.derived))
@@ -223,7 +232,7 @@ class ErrorMemory:
         self.base.load_state_dict(State(table(truth, "base."), table(state.derived, "base.")))
         self.revision = self.base.revision + 100 * (REVISION - 1)
         self._names, self._outputs, self._rows = dict.fromkeys(truth["names"]), truth["outputs"], truth["rows"]
-        self._skipped = truth["skipped"]
+        self._skipped, self._crowded = truth["skipped"], truth["crowded"]
         self._strength.load(truth)
         self._memory.load(table(truth, "memory."))
         waiting = {name: np.array(column) for name, column in table(truth, "waiting.").items()}

@@ -2,8 +2,8 @@
 
     answer = y + lambda e,    e = gamma (mean label near - y) + (1 - gamma) (mean label near - mean answer near)
 
-y is the learner's own answer. A corrected one of classes is clamped to [0, 1]. Where nothing is near, or with lambda = 0, the
-answer is y to the bit.
+y is the learner's own answer, or its softmax where scores are no shares of 1, such as distances. A corrected one of classes is
+clamped to [0, 1]. Where nothing is near it is y. With lambda = 0 it is the learner's own to the bit.
 
 Source: ReLoop2, Zhu et al., KDD 2023, arXiv 2306.08808, equations 9 and 13; docs/design/learners.md#error-memory.
 """
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from millrace.learners.linear.servable import softmax
 from millrace.learners.memory.asked import aligned
 from millrace.learners.memory.config import MemoryConfig
 from millrace.learners.memory.exact import read_only
@@ -35,7 +36,7 @@ class MemoryServable:
     mean: Floats  # (d,), with the deviation (d,) what keys are scaled by
     deviation: Floats
     seed: int  # of the learner, which draws a sketch's planes
-    task: str  # "classify" or "regress"
+    task: str  # "classify", "regress", or "unbounded": classes whose scores are no shares of 1
     classes: tuple[str, ...] = field(init=False)  # the base's, then those that only the memory knows
 
     def __post_init__(self) -> None:
@@ -52,18 +53,25 @@ class MemoryServable:
 
     def corrected(self, batch: Batch) -> Corrected:
         """The same, beside the base's own answers and their errors, all (n, C)."""
-        answers = self._answers(batch)
+        own = self._answers(batch)
+        answers = own if self.task != "unbounded" else softmax(own)
         errors = self._errors(batch.x, answers)
-        return Corrected(corrected(answers, errors, self.share, self.task == "classify"), answers, errors)
+        if self.share == 0.0:
+            return Corrected(own, answers, errors)
+        return Corrected(corrected(answers, errors, self.share, self.task != "regress"), answers, errors)
 
     def _answers(self, batch: Batch) -> Floats:
-        """The base's, with 0 for classes that only the memory knows."""
-        return aligned(self.base.predict_many(batch), self.base.classes, self.classes)
+        """The base's; of classes that only the memory knows 0, or as little as the least where scores are no shares."""
+        scores = self.base.predict_many(batch)
+        answers = aligned(scores, self.base.classes, self.classes)
+        if self.task == "unbounded" and answers.shape[1] > scores.shape[1] > 0:
+            answers[:, scores.shape[1] :] = scores.min(axis=1, keepdims=True)
+        return answers
 
     def _errors(self, x: Floats, answers: Floats) -> Floats:
         """By how much what is near holds answers (n, C) to be wrong; 0 where nothing is near."""
         labels, near, known = self.picture.near(keys_of(x, self.mean, self.deviation))
-        if not labels.shape[1] or (self.task == "classify" and not self.classes):
+        if not labels.shape[1] or (self.task != "regress" and not self.classes):
             return np.zeros_like(answers)
         errors: Floats = (1.0 - self.config.gamma) * (labels - near)
         if self.config.gamma > 0.0:

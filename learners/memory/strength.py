@@ -57,11 +57,9 @@ class Strength:
         ages = np.arange(len(weight) - 1, -1, -1)
         counts = weight * 2.0 ** (-ages / HALF_LIFE_ROWS)
         halved = 2.0 ** (-len(weight) / HALF_LIFE_ROWS)
-        moved = answers + np.array(self._shares)[:, None, None] * errors  # (5, n, C), each as ``corrected`` has it
-        if self._bounded:
+        moved = answers + np.array(self._shares)[:, None, None] * errors  # (5, n, C)
+        if self._bounded:  # that with share 0, too: what is compared is what the shares change
             np.minimum(np.maximum(moved, 0.0, out=moved), 1.0, out=moved)
-        untold = ~np.asarray(errors.any(axis=1))
-        moved[0], moved[:, untold] = answers, answers[untold]
         self.losses = self.losses * halved + (((moved - labels) ** 2).sum(axis=2) * counts).sum(axis=1)
         self.weight = self.weight * halved + float(counts.sum())
 

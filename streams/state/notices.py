@@ -28,6 +28,7 @@ PHRASES = {
     "dropped": "{value}",
     "skipped_steps": "{value} steps were left out, as their gradient was not finite; scale the features or lower the rate",
     "unremembered": "{value} rows are not in the memory, as what was answered for them is not finite",
+    "memory_full": "{value} rows have a class for which the memory has no room; lower memory.rows, or memory.bits",
     "outside_classes": "{value} rows have a label that learner.classes does not name, and were not learned",
     "residual": "the solution misses its sums by {value:.1e}, relatively; raise learner.gamma",
     "errors_over_baseline": "errors are {value:.3g} times those of always answering the commonest label, or the mean",

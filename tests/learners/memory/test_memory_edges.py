@@ -154,3 +154,52 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
         numbers.learn_many(replace(values(0), y=values(0).x[:, 0]))
     after = learner.state_dict().truth
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, algorithm in LEARNERS.items() if algorithm.unbounded])
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_scores_that_are_no_shares_are_corrected_as_their_softmax_and_not_made_worse(kind: str, form: str) -> None:
+    """Of three blobs, on a stream that does not turn: as many right as alone, but for one in fifty; and lambda 0 is their own."""
+    rng, names = np.random.default_rng(0), np.array(["a", "b", "c"], dtype=object)
+    label = rng.integers(0, 3, 4000)
+    rows = Batch(rng.normal(size=(4000, D)) + 2.0 * np.eye(3, D)[label], names[label])
+    make, alone = remembering(kind, {"form": form, "rows": 1000, "near": 70}), LEARNERS[kind].learner(config_of(kind), D, 3)
+    learner: Any = make()
+    for start in range(0, 3200, 32):
+        learner.learn_many(rows.rows(start, start + 32))
+        alone.learn_many(rows.rows(start, start + 32))
+    asked_rows = rows.rows(3200, 4000)
+    right = []
+    for answering in (learner.servable(), alone.servable()):
+        best = answering.predict_many(Batch(asked_rows.x)).argmax(axis=1)
+        right.append(float((np.array(answering.classes, dtype=object)[best] == asked_rows.y).mean()))
+    assert right[0] > right[1] - 0.02 and right[1] > 0.6
+    parts = learner.servable().corrected(Batch(asked_rows.x))
+    assert np.allclose(parts.answers.sum(axis=1), 1.0) and parts.answers.min() >= 0.0
+    off: Any = taught(remembering(kind, {"form": form, "strength": 0.0}), classes, 0, 1, 2, 3)
+    assert np.array_equal(off.predict_many(Batch(QUESTIONS)), off.base.predict_many(Batch(QUESTIONS)))
+
+
+@pytest.mark.parametrize("form", ["exact", "sketch"])
+def test_numbers_far_from_zero_are_corrected_from_the_first_row_that_had_an_answer(form: str) -> None:
+    """Targets of 1e12 and some: what an untaught ridge would have answered, 0, is not remembered as an error of 1e12."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, D))
+    y = 1e12 + 3.0 * np.sign(x[:, 0] * x[:, 1]) + 0.1 * rng.normal(size=4000)
+    learner: Any = remembering("ridge", {"form": form, "rows": 1000}, task="regress")()
+    for start in range(0, 4000, 40):
+        learner.learn_many(Batch(x[start : start + 40], y[start : start + 40]))
+    figures = learner.figures()
+    assert figures["strength"] > 0.0
+    assert figures["squared_error"] < 0.9 * figures["squared_error_uncorrected"] < 20.0
+
+
+def test_rows_of_a_class_without_room_are_counted() -> None:
+    """Where the user looks first."""
+    config = MemoryConfig(form="sketch", bits=14, arrays=12, warm_up_rows=40)
+    learner: Any = algorithm_of("ridge+memory").learner(Remembering(config_of("ridge"), config), D, 3)
+    for seed in range(3):
+        learner.learn_many(classes(seed))
+    labels = np.concatenate([classes(seed).y for seed in range(3)])
+    known = learner.state_dict().truth["names"]
+    assert learner.noticed()["memory_full"] == sum(name not in known for name in labels.tolist()) > 0

@@ -28,7 +28,8 @@ class WrittenDown:
     def learn(self, x: Floats, label: Floats, answer: Floats, error: Floats, weight: float = 1.0) -> None:
         """A row that met its label, with what it was answered when it was asked."""
         for share in SHARES:
-            miss = self.answer(answer, error, share) - label
+            moved = answer + share * error
+            miss = (np.minimum(np.maximum(moved, 0.0), 1.0) if self.bounded else moved) - label
             self.losses[share] = self.losses[share] * 0.5 ** (1 / 1000) + weight * float(miss @ miss)
         self.x.append(x)
         self.labels.append(label)
