@@ -120,7 +120,7 @@ def test_a_row_that_was_asked_before_is_remembered_with_what_it_was_answered_the
 
 @pytest.mark.parametrize("kind", ["ridge", "softmax", "er"])
 def test_a_row_is_remembered_with_what_the_learner_answered_just_before_it_learned_it(kind: str) -> None:
-    """That of a lone learner of all steps before the row's."""
+    """That of a lone learner of all steps before the row's; rows that came before it had any answer are not remembered."""
     memory = {"rows": 1000, "warm_up_rows": 2}
     inside: Any = remembering(kind, memory)()
     alone, answers = LEARNERS[kind].learner(config_of(kind), D, 3), []
@@ -130,10 +130,12 @@ def test_a_row_is_remembered_with_what_the_learner_answered_just_before_it_learn
         for start in range(0, ROWS, STEP):
             step = lesson.rows(start, start + STEP)
             own = dict(zip(alone.servable().classes, alone.predict_many(Batch(step.x)).T, strict=True))
-            answers.append(np.stack([own.get(name, np.zeros(STEP)) for name in "abcd"], axis=1))
+            if own:
+                answers.append(np.stack([own.get(name, np.zeros(STEP)) for name in "abcd"], axis=1))
             alone.learn_many(step)
     truth = inside.state_dict().truth
     remembered = truth["memory.answers"][:, [truth["names"].index(name) for name in "abcd"]]
+    assert 0 < len(answers) < 4 * ROWS // STEP
     assert np.allclose(remembered, np.concatenate(answers), rtol=0.0, atol=1e-12)
 
 
@@ -166,7 +168,9 @@ def test_the_learner_inside_learns_as_it_would_alone(kind: str) -> None:
                 learner.raise_rate(2.0, 70)
     answered: Any = inside.servable()
     assert answered.classes == alone.servable().classes
-    assert np.array_equal(answered.corrected(Batch(QUESTIONS)).answers, asked(alone))
+    assert np.array_equal(asked(answered.base), asked(alone))
+    if not LEARNERS[kind].unbounded:
+        assert np.array_equal(answered.corrected(Batch(QUESTIONS)).answers, asked(alone))
     assert isinstance(inside, Discounts) == isinstance(alone, Discounts)
     assert isinstance(inside, RaisesRate) == isinstance(alone, RaisesRate)
     assert isinstance(inside, Warns) == isinstance(alone, Warns)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from broken import D
-from cases import QUESTIONS, ROWS, classes, config_of, remembering, values
+from cases import QUESTIONS, ROWS, classes, config_of, remembering, taught, values
 from still import NAMES, Still, labelled, memory_around, weights
 
 from millrace.learners.errors import BadInputError
@@ -16,7 +16,7 @@ from millrace.learners.memory.asked import Asked, as_text
 from millrace.learners.memory.config import MemoryConfig, Remembering
 from millrace.learners.memory.scaled import keys_of
 from millrace.learners.protocol import Batch, Floats
-from millrace.learners.table import algorithm_of
+from millrace.learners.table import LEARNERS, algorithm_of
 
 
 def test_rows_of_a_class_that_was_not_declared_are_not_remembered() -> None:
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
 @pytest.mark.parametrize("kind", [kind for kind, algorithm in LEARNERS.items() if algorithm.unbounded])
 @pytest.mark.parametrize("form", ["exact", "sketch"])
 def test_scores_that_are_no_shares_are_corrected_as_their_softmax_and_not_made_worse(kind: str, form: str) -> None:
-    """Of three blobs, on a stream that does not turn: as many right as alone, but for one in fifty; and lambda 0 is their own."""
+    """Of three blobs, on a stream that does not turn: as many right as alone, but for one in fifty; lambda 0 is their own."""
     rng, names = np.random.default_rng(0), np.array(["a", "b", "c"], dtype=object)
     label = rng.integers(0, 3, 4000)
     rows = Batch(rng.normal(size=(4000, D)) + 2.0 * np.eye(3, D)[label], names[label])
