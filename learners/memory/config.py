@@ -25,12 +25,10 @@ class MemoryConfig:
     gamma: float = 0.0  # in [0, 1], share of the error that is the labels near by less the answer, not less the answers near by
     strength: float | None = None  # in [0, 1], lambda, share of the error that is corrected; left out: found by itself
     freeze_base_rows: int = 0  # >= 0, learned rows after which the learner itself learns no more; 0: it always learns
-    warm_up_rows: int = (
-        256  # in [2, 100000], first rows, whose mean and deviation scale the keys from then on; nothing is near before
-    )
-    step_rows: int = (
-        8  # in [1, 10000], rows that are answered, learned and remembered at once; fewer wait; less is newer and dearer
-    )
+    # in [2, 100000], first rows, whose mean and deviation scale the keys from then on; nothing is near before
+    warm_up_rows: int = 256
+    # in [1, 10000], rows that are answered, learned and remembered at once; fewer wait; less is newer and dearer
+    step_rows: int = 8
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
