@@ -14,7 +14,7 @@ from served_pipeline import served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 from broker_topics import forget, on
-from label_calls import all_answer, asked_by_grpc, asking, called, labelled_by_grpc, settled
+from label_calls import all_answer, asked_by_grpc, asking, called, label, labelled_by_grpc, settled
 
 from millrace.services.pipeline.archive import Archive
 from millrace.services.registry import export
@@ -66,8 +66,7 @@ def everything(folder: Path) -> None:
         by_grpc = asked_by_grpc(up, [f"grpc/{row}" for row in range(ASKED)], x)
         scores = np.array(by_http["outputs"][0]["data"])
         assert np.array_equal(scores, np.frombuffer(by_grpc.raw_output_contents[0], "<f8"))
-        labels = {"labels": [{"id": name, "label": "daisy"} for name in ids]}
-        assert called(up, "labels", labels)[0] == 202
+        label(up, {"labels": [{"id": name, "label": "daisy"} for name in ids]})
         assert labelled_by_grpc(up, [f"grpc/{row}" for row in range(ASKED)], "daisy") == ASKED
         settled(up, labels_joined=2 * ASKED)
         for title in (":Predictor", ":Trainer"):
@@ -104,8 +103,9 @@ def newest_answer(up, seq: int, x: list[list[float]]) -> np.ndarray:
     heard: dict = {}
 
     def is_newest() -> bool:
-        heard.update(called(up, "infer", asking(["newest"] * len(x), x))[2])
-        return heard["parameters"]["seq"] >= seq
+        code, _, answer = called(up, "infer", asking(["newest"] * len(x), x))
+        heard.update(answer)
+        return code == 200 and answer["parameters"]["seq"] >= seq
 
     until(is_newest)
     return np.array(heard["outputs"][0]["data"])

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import random
-import re
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pipelines import ANSWER_S, PIPELINE, TIMEOUT_S, facts, fill, millrace, pipeline_in, small_disk
+from pipelines import PIPELINE, TIMEOUT_S, facts, fill, millrace, pipeline_in, small_disk
 from served_pipeline import Up, served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 import grpc
+from label_calls import all_answer, asking, called, label, settled
 
 from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
@@ -50,46 +47,16 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         yield running
 
 
-def called(up: Up, verb: str, body: object | None) -> tuple[int, dict, dict]:
-    """Status, headers and body of a call, sent again where its connection broke, as a client would."""
-    until_s = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < until_s:
-        connection = http.client.HTTPConnection("127.0.0.1", up.port, timeout=ANSWER_S)
-        try:
-            text = None if body is None else json.dumps(body)
-            connection.request("GET" if body is None else "POST", f"/v2/models/digits/{verb}", text)
-            answer = connection.getresponse()
-            return answer.status, dict(answer.headers), json.loads(answer.read())
-        except (OSError, http.client.HTTPException):
-            time.sleep(0.02)
-        finally:
-            connection.close()
-    raise AssertionError("no answer")
-
-
 def question(ids: Sequence[str], kind: int, seed: int) -> dict:
     """Rows of one kind, under ids of their own."""
     chance = random.Random(seed)
     x = [[chance.randrange(17) + 5 * kind for _ in range(4)] for _ in ids]
-    return {
-        "inputs": [
-            {"name": "x", "datatype": "FP64", "shape": [len(ids), 4], "data": x},
-            {"name": "site", "datatype": "BYTES", "shape": [len(ids)], "data": ["north"] * len(ids)},
-            {"name": "id", "datatype": "BYTES", "shape": [len(ids)], "data": list(ids)},
-        ]
-    }
+    return asking(ids, x)
 
 
 def labels_of(ids: Sequence[str], kind: str, revision: int = 0) -> dict:
     """One label for all of them."""
     return {"labels": [{"id": identity, "label": kind, "revision": revision} for identity in ids]}
-
-
-def label(up: Up, body: object) -> None:
-    """Send labels until they are accepted; a log that is slow refuses them, for now, with 503."""
-    codes: list[int] = []
-    until(lambda: codes.append(called(up, "labels", body)[0]) or codes[-1] != 503)
-    assert codes[-1] == 202
 
 
 def named(up: Up) -> set[str]:
@@ -103,20 +70,6 @@ def named(up: Up) -> set[str]:
 def status(up: Up) -> dict:
     """What `millrace status` says."""
     return facts(up.folder)
-
-
-def settled(up: Up, **wanted: int) -> dict:
-    """The status once it says so."""
-    counts = status(up)
-    until(lambda: {name: counts.get(name) for name in wanted} == wanted or (counts.update(status(up)) or False))
-    return counts
-
-
-def all_answer(up: Up) -> bool:
-    """Whether each live replica has recorded an answer: the proxy knows all of them, so that one of them can be killed."""
-    told = [re.search(r"process (\d+); records of answers: (\d+) in", str(line)) for line in status(up).values()]
-    answering = {int(match[1]) for match in told if match and int(match[2])}
-    return answering >= set(up.pids(":Predictor"))
 
 
 def test_a_class_that_only_labels_over_http_and_grpc_name_is_in_the_next_answers(up: Up) -> None:

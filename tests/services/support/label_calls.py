@@ -5,10 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import time
 from collections.abc import Sequence
 
 import grpc
-from pipelines import ANSWER_S, facts
+from pipelines import ANSWER_S, TIMEOUT_S, facts
 from served_pipeline import Up, until
 
 from millrace.services.protocol import inference_pb2 as pb
@@ -17,7 +18,8 @@ from millrace.services.protocol import labels_pb2
 
 def called(up: Up, verb: str, body: object | None) -> tuple[int, dict, dict]:
     """Status, headers and body of a call, sent again where its connection broke, as a client would."""
-    for _ in range(20):
+    until_s = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < until_s:
         connection = http.client.HTTPConnection("127.0.0.1", up.port, timeout=ANSWER_S)
         try:
             text = None if body is None else json.dumps(body)
@@ -25,10 +27,17 @@ def called(up: Up, verb: str, body: object | None) -> tuple[int, dict, dict]:
             answer = connection.getresponse()
             return answer.status, dict(answer.headers), json.loads(answer.read())
         except (OSError, http.client.HTTPException):
-            continue
+            time.sleep(0.02)
         finally:
             connection.close()
     raise AssertionError("no answer")
+
+
+def label(up: Up, body: object) -> None:
+    """Send labels until they are accepted; a log that is slow refuses them, for now, with 503."""
+    codes: list[int] = []
+    until(lambda: codes.append(called(up, "labels", body)[0]) or codes[-1] != 503)
+    assert codes[-1] == 202
 
 
 def asking(ids: Sequence[str], x: Sequence[Sequence[float]]) -> dict:
@@ -60,14 +69,22 @@ def asked_by_grpc(up: Up, ids: Sequence[str], x: Sequence[Sequence[float]]) -> p
 
 
 def labelled_by_grpc(up: Up, ids: Sequence[str], label: str) -> int:
-    """How many labels were accepted."""
+    """How many labels were accepted, sent again while a log that is slow refuses them."""
     with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
         send = channel.unary_unary(
             "/millrace.v1.Labels/Label",
             request_serializer=labels_pb2.LabelRequest.SerializeToString,
             response_deserializer=labels_pb2.LabelResponse.FromString,
         )
-        return send(labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id=name, text=label) for name in ids])).accepted
+        request = labels_pb2.LabelRequest(labels=[labels_pb2.OneLabel(id=name, text=label) for name in ids])
+        until_s = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                return send(request).accepted
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > until_s:
+                    raise
+                time.sleep(0.02)
 
 
 def settled(up: Up, **wanted: int) -> dict:
