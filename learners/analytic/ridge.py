@@ -28,13 +28,13 @@ import numpy as np
 
 from millrace.learners.analytic.background import BackgroundSolve, derived, restored
 from millrace.learners.analytic.centre import next_look
-from millrace.learners.analytic.checked import names_of, numbers_of, rows_of
 from millrace.learners.analytic.class_statistics import ClassGrams
 from millrace.learners.analytic.dropped import note_finer, warnings_of
 from millrace.learners.analytic.normal_equations import Solution, Sums
 from millrace.learners.analytic.recentring import begin, look, seen_from, share
 from millrace.learners.analytic.solver import Solver, Statistics, projection, regression, served
 from millrace.learners.errors import BadInputError, LearnerError
+from millrace.learners.linear.checked import names_of, numbers_of, rows_of
 from millrace.learners.linear.servable import LinearServable, expanded
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
 

@@ -1,4 +1,4 @@
-"""What learners of sums take: rows, weights and targets that fit, or an error that names the column."""
+"""What learners take: rows, weights and targets that fit, or an error that names the column."""
 
 from __future__ import annotations
 

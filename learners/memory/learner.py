@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from millrace.learners.errors import BadInputError
-from millrace.learners.linear.servable import LARGEST, finite
+from millrace.learners.linear.checked import names_of, numbers_of, rows_of
+from millrace.learners.linear.servable import LARGEST
 from millrace.learners.memory.asked import aligned, of_texts
 from millrace.learners.memory.config import Remembering
 from millrace.learners.memory.scaled import Picture, Scaled
@@ -101,52 +101,40 @@ class ErrorMemory:
 
     def _check(self, batch: Batch) -> None:
         """Raises: BadInputError naming the column, what was expected and what came."""
-        x = finite("x", batch.x, (self.d,))
-        if batch.y is None or len(batch.y) != len(x):
-            raise BadInputError(f"column y: expected {len(x)} labels, got {None if batch.y is None else batch.y.shape}")
-        if self._task != "regress":
-            if batch.y.ndim != 1 or not all(isinstance(name, str) for name in batch.y.tolist()):
-                raise BadInputError(f"column y: expected {len(x)} class names, got {batch.y.dtype} {batch.y.shape}")
+        _, y, _ = rows_of(batch, self.d)
+        if self._task == "regress":
+            numbers_of(y, self._outputs)
         else:
-            numbers = self._numbers(batch.y)
-            finite("y", numbers, (self._outputs or numbers.shape[1],))
-        weight = np.ones(len(x)) if batch.weight is None else finite("weight", batch.weight, ())
-        if len(weight) != len(x) or weight.min() < 0.0:
-            raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {weight.min()}")
+            names_of(y, (), None)
 
-    @staticmethod
-    def _numbers(y: Any) -> Floats:
-        return np.asarray(y[:, None] if y.ndim == 1 else y)
+    def _numbers(self, y: Any) -> Floats:
+        return numbers_of(y, self._outputs)
 
     def _step(self, rows: Batch) -> None:
         """Answer rows by what is known before them; let the base learn them; remember them."""
-        answers, errors = self._asked(rows)
+        answers, errors, told = self._asked(rows)
         labels, fits = self._labels(rows)
         weight = np.ones(len(rows)) if rows.weight is None else rows.weight
         answers, errors = self._widened(answers), self._widened(errors)
         sound = (np.abs(answers) <= LARGEST).all(axis=1) & (np.abs(errors) <= LARGEST).all(axis=1)
         self._skipped += int((fits & ~sound).sum())
-        kept = fits & sound & (weight > 0.0) & self._told(rows)
+        kept = fits & sound & (weight > 0.0) & told
         self._strength.take(answers[kept], errors[kept], labels[kept], weight[kept])
         self._learn_base(rows)
         self._rows += len(rows)
         self._memory.add(rows.x[kept], labels[kept], answers[kept], weight[kept])
         self.changed()
 
-    def _told(self, rows: Batch) -> Any:
-        """Which rows (n,) had an answer: those that were asked, and all once the base has learned numbers, or knows a class."""
-        taught = self._rows > 0 if self._task == "regress" else bool(self.base.servable().classes)
-        if taught or rows.asked is None:
-            return np.full(len(rows), taught)
-        return np.array([text is not None for text in rows.asked.tolist()], dtype=bool)
-
     def _learn_base(self, rows: Batch) -> None:
         left = self._freeze_rows - self._rows if self._freeze_rows else len(rows)
         if left > 0:
             self.base.learn_many(replace(rows, asked=None).rows(0, min(left, len(rows))))
 
-    def _asked(self, rows: Batch) -> tuple[Floats, Floats]:
-        """What the base answered, and its errors (n, C) by the memory's outputs: when the row was asked, or else now."""
+    def _asked(self, rows: Batch) -> tuple[Floats, Floats, Any]:
+        """What the base answered, and its errors (n, C) by the memory's outputs: when the row was asked, or else now.
+
+        And which rows (n,) had an answer: those that were asked, and all once the base has learned numbers, or knows a class.
+        """
         servable = self._serving(self._memory.now())
         self._name(servable.classes)
         texts = [None] * len(rows) if rows.asked is None else rows.asked.tolist()
@@ -159,7 +147,8 @@ class ErrorMemory:
             )
         if not now.all():
             answers[~now], errors[~now] = of_texts([text for text in texts if text is not None], [*self._names])
-        return answers, errors
+        taught = self._rows > 0 if self._task == "regress" else bool(servable.base.classes)
+        return answers, errors, ~now | taught
 
     def _columns(self, rows: Batch) -> int:
         return len(self._names) if self._task != "regress" else self._numbers(rows.y).shape[1]
@@ -174,7 +163,7 @@ class ErrorMemory:
         """Labels (n, C) by the memory's outputs, one-hot or numbers, and which are learned at all (n,)."""
         assert rows.y is not None
         if self._task == "regress":
-            return self._numbers(rows.y).astype(np.float64), np.ones(len(rows), dtype=bool)
+            return self._numbers(rows.y), np.ones(len(rows), dtype=bool)
         fits = np.array([not self._declared or name in self._declared for name in rows.y.tolist()], dtype=bool)
         self._name(rows.y.tolist())
         self._crowded += sum(name not in self._names for name in rows.y[fits].tolist())

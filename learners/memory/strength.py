@@ -24,11 +24,14 @@ def corrected(answers: Floats, errors: Floats, share: float, bounded: bool) -> F
     """
     if share == 0.0:
         return answers
-    moved: Floats = answers + share * errors
-    if bounded:
-        np.minimum(np.maximum(moved, 0.0, out=moved), 1.0, out=moved)
-    told = np.asarray(errors.any(axis=1))
+    moved, told = _moved(answers, errors, share, bounded), np.asarray(errors.any(axis=1))
     return moved if told.all() else np.where(told[:, None], moved, answers)
+
+
+def _moved(answers: Floats, errors: Floats, share: float | Floats, bounded: bool) -> Floats:
+    """Answers with a share of their errors, or with each of several (m, 1, 1)."""
+    moved: Floats = answers + share * errors
+    return np.minimum(np.maximum(moved, 0.0, out=moved), 1.0, out=moved) if bounded else moved
 
 
 class Strength:
@@ -57,9 +60,8 @@ class Strength:
         ages = np.arange(len(weight) - 1, -1, -1)
         counts = weight * 2.0 ** (-ages / HALF_LIFE_ROWS)
         halved = 2.0 ** (-len(weight) / HALF_LIFE_ROWS)
-        moved = answers + np.array(self._shares)[:, None, None] * errors  # (5, n, C)
-        if self._bounded:  # that with share 0, too: what is compared is what the shares change
-            np.minimum(np.maximum(moved, 0.0, out=moved), 1.0, out=moved)
+        # (5, n, C), that with share 0 bounded, too: what is compared is what the shares change
+        moved = _moved(answers, errors, np.array(self._shares)[:, None, None], self._bounded)
         self.losses = self.losses * halved + (((moved - labels) ** 2).sum(axis=2) * counts).sum(axis=1)
         self.weight = self.weight * halved + float(counts.sum())
 
