@@ -207,14 +207,14 @@ def up(call: Call, branch: str, options: UpOptions) -> None:
 
     Example: millrace up digits.toml
     """
-    from millrace.services.config.config import endpoint_token
+    from millrace.services.config.config import taken_endpoint_token
     from millrace.services.decisions import decide as deciding
     from millrace.services.serving import up as serving
 
     deciding.refuse_part(branch)
     warmed(call, branch, options.warm_start)
     listening = serving.Listening(
-        options.host, options.port, options.grpc_port, options.replicas, endpoint_token(), options.tokens
+        options.host, options.port, options.grpc_port, options.replicas, taken_endpoint_token(), options.tokens
     )
     serving.up(call.instance, branch, listening)
 

@@ -261,6 +261,11 @@ def endpoint_token() -> str | None:
     return os.environ.get("MILLRACE_TOKEN") or None
 
 
+def taken_endpoint_token() -> str | None:
+    """The same, and gone from the environment: no process that is started from now on has it."""
+    return os.environ.pop("MILLRACE_TOKEN", None) or None
+
+
 def kafka_secrets() -> Secrets:
     """Passwords of a Kafka cluster: ``MILLRACE_KAFKA_PASSWORD`` (SASL), ``MILLRACE_KAFKA_SSL_PASSWORD`` (of the key's file)."""
     names = ("MILLRACE_KAFKA_PASSWORD", "MILLRACE_KAFKA_SSL_PASSWORD")

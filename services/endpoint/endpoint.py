@@ -15,6 +15,7 @@ from millrace.learners.errors import BadInputError
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.pool import Pool
 from millrace.services.endpoint.recording import Recorder
+from millrace.services.endpoint.turns import Turns
 from millrace.services.errors import NotOfferedError, NotReadyError
 from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol.access import Access
@@ -54,6 +55,7 @@ class Endpoint:
     access: Access = field(default_factory=Access)
     limits: ServingConfig = field(default_factory=ServingConfig)
     pool: Pool = field(default_factory=Pool)
+    turns: Turns = field(default_factory=Turns)
     statistics: InferenceStatistics = field(default_factory=InferenceStatistics)
     recording: Recording | None = None  # None: the pipeline takes labels from its rows alone
     overview: Callable[[], Awaitable[dict[str, Any]]] = _nothing  # of the trainer and all replicas

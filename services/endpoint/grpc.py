@@ -1,8 +1,6 @@
 """The one door to gRPC: the Open Inference Protocol v2, the standard health service and labels, on one endpoint.
 
-Serve gives every replica a gRPC server of its own. Its way from there to us (routing, metrics, a queue) takes a quarter of the
-replica's time for a call, and stands between us and callers who leave. So in a replica our calls stand on the server itself;
-only in Serve's proxy do they take its way, by the methods of ``Calls``.
+A replica answers by a server of its own. Behind Serve's proxies, Serve calls the methods of ``Calls``.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from millrace.learners.errors import MillraceError
+from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import TOO_MANY_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, NotReadyError, NotServedError, TooLargeError, meaning
 from millrace.services.protocol import inference_pb2 as pb
@@ -34,6 +33,8 @@ from millrace.services.protocol.messages import Inferred, infer_message, labels_
 log = logging.getLogger("millrace")
 
 POLL_S = 1.0  # between two polls of a health watch (gRPC)
+OVER_BYTES = 1 << 20  # over the limit that a message is read all the same, to say in our words what is wrong
+WATCHES = 256  # at once, beside the calls that a server takes: each stays for as long as its caller likes
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -54,8 +55,10 @@ def peer_is_local(peer: str) -> bool:
 class GrpcApp:
     """The calls on one endpoint. Each takes the request's bytes, so that a broken message is our error too."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, behind_front: bool = False) -> None:
         self._endpoint = endpoint
+        self._behind_front = behind_front  # who says in its metadata who calls
+        self._watches = 0
 
     async def answer(self, name: str, raw: bytes, context: Context) -> Message:
         """Answer one call; an error is set on its context, and the answer is then empty."""
@@ -64,7 +67,10 @@ class GrpcApp:
             if rpc.scope is None:
                 return await rpc.call(self, raw)
             metadata = self._checked_caller(context, rpc.scope)
-            return await (rpc.call(self, raw, producer_headers(metadata.get(PRODUCER))) if rpc.records else rpc.call(self, raw))
+            async with self._endpoint.turns:
+                return await (
+                    rpc.call(self, raw, producer_headers(metadata.get(PRODUCER))) if rpc.records else rpc.call(self, raw)
+                )
         except MillraceError as error:
             _refuse(context, meaning(error).grpc, str(error))
         except Exception:
@@ -87,12 +93,23 @@ class GrpcApp:
         except MillraceError as error:
             _refuse(context, meaning(error).grpc, str(error))
             return
+        if self._watches >= WATCHES:
+            _refuse(context, "RESOURCE_EXHAUSTED", f"{WATCHES} callers watch already; call Check instead.")
+            return
+        self._watches += 1
+        try:
+            async for status in self._changes(service):
+                yield health_pb2.HealthCheckResponse(status=status)
+        finally:
+            self._watches -= 1
+
+    async def _changes(self, service: str) -> AsyncIterator[int]:
         last_status = None
         while True:
             status = self._status(service)
             if status != last_status:
                 last_status = status
-                yield health_pb2.HealthCheckResponse(status=status)
+                yield status
             await asyncio.sleep(POLL_S)
 
     def _status(self, service: str) -> int:
@@ -239,21 +256,28 @@ class Calls:
             yield status
 
 
-_replica: Calls | None = None  # of this process; Serve knows what it calls by an import path, so it stands here
+class OwnCalls(Calls):
+    """The same on a server of our own."""
+
+    def __init__(self, app: GrpcApp) -> None:
+        self.grpc_app = app
 
 
-def stand_in_replica(calls: Calls) -> None:
-    """From now on this process's gRPC servers answer by these calls themselves."""
-    global _replica
-    _replica = calls
+def calls_server(app: GrpcApp, limits: ServingConfig) -> Any:
+    """A server of our own on the running loop, which listens nowhere yet."""
+    options = [
+        ("grpc.max_receive_message_length", limits.max_bytes + OVER_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 1),
+    ]
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.in_flight + limits.queued + WATCHES)
+    add_services(OwnCalls(app), server)
+    return server
 
 
 def add_services(servicer: Any, server: Any) -> None:
-    """Register every service with a server: what Serve calls once for each of its own, with a ``servicer`` to be replaced."""
+    """Register every service with a server: ours, or Serve's proxy, which puts something of its own in a handler's place."""
     for service, names in SERVICES.items():
-        if _replica is not None and hasattr(server, "add_passthrough_service"):
-            server.add_passthrough_service(service)
-            servicer = _replica
         handlers = {name: _handler(getattr(servicer, name), name == "Watch") for name in names}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 

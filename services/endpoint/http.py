@@ -35,8 +35,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class HttpApp:
     """One ASGI application on one endpoint. Answers name the state that gave them, and errors what to mend."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, behind_front: bool = False) -> None:
         self._endpoint = endpoint
+        self._behind_front = behind_front  # who says in its headers who calls
         self._bodies = Bodies(endpoint.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +68,8 @@ class HttpApp:
         self._endpoint.access.check(headers.get(b"authorization", b""), local, LABEL if telling else PREDICT)
         if scope["method"] == "POST":
             body = await self._bodies.read(receive)
-            return await (self._label(parts, headers, body) if telling else self._infer(parts, headers, body))
+            async with self._endpoint.turns:
+                return await (self._label(parts, headers, body) if telling else self._infer(parts, headers, body))
         if parts[-1] == "status":
             check_model(_model_path(parts).model, None, self._endpoint.name, None)
             return _json(await self._endpoint.overview())

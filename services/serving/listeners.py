@@ -13,7 +13,7 @@ def listeners(pid: int) -> list[str]:
     """Address and process of everything that ``pid`` and its descendants listen on, as sorted lines."""
     sockets = _listening()
     lines = {
-        f"{sockets[inode]}  {_title(member_pid)}"
+        f"{sockets[inode]}  {title(member_pid)}"
         for member_pid in family(pid)
         for inode in _inodes(member_pid)
         if inode in sockets
@@ -60,7 +60,8 @@ def _inodes(pid: int) -> Iterator[str]:
         return
 
 
-def _title(pid: int) -> str:
+def title(pid: int) -> str:
+    """A process's name, or nothing where it has ended."""
     return _text(Path(f"/proc/{pid}/comm")).strip()
 
 

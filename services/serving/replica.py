@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,19 +20,23 @@ from ray.serve.schema import ProxyStatus
 
 from millrace.learners.errors import MillraceError
 from millrace.services.endpoint.endpoint import Endpoint, Recording, features_name
-from millrace.services.endpoint.grpc import Calls, GrpcApp, add_services, stand_in_replica
+from millrace.services.endpoint.grpc import Calls, GrpcApp, add_services
 from millrace.services.endpoint.http import HttpApp
+from millrace.services.endpoint.listening import Listening, Place, SharedPorts
 from millrace.services.endpoint.pool import Pool
 from millrace.services.endpoint.recording import Recorded, Recorder
+from millrace.services.endpoint.turns import Turns
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import Access
 from millrace.services.serving.actors import TIMEOUT_S, Subscriber, current_name, make_current, make_trainers, trainer_state
 from millrace.services.serving.follower import Follower
+from millrace.services.serving.seats import take_seat
 from millrace.services.training.current import Presence
 from millrace.services.training.trainer import TrainerStatus
 from millrace.streams.branch.host import use_threads
 
 log = logging.getLogger("millrace")
+logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it speaks of ports that nobody listens on
 
 APPLICATION = "millrace"
 SLOW_S = 300.0  # for Serve's proxy to start, once Serve itself has given up waiting
@@ -40,6 +45,8 @@ FIRST_S = 5.0  # for a new replica to find something to answer from
 POLL_S = 0.02  # between two polls whether it has
 TELL_S = 2.0  # between two words of a replica about itself
 REPLICA_CPUS = 0.1  # logical ones, for placement; BLAS uses one thread
+GRACE_S = 20.0  # for a replica that ends to answer what it has taken in
+EMPTY_S = 10.0  # and then for its recorder to append what waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +60,12 @@ class Serving:
     grpc_port: int
     replicas: int  # >= 2, so that one can die
     access: Access
+    sockets: Path | None = None  # the folder of the replicas' sockets, before which a front stands; None: they share the ports
+    proxies: bool = False  # whether Serve's own proxies take the requests in, so that replicas listen nowhere
 
 
 class Predictor(Calls):
-    """One replica."""
+    """One replica. Ray Serve places, watches and restarts it; requests come to its own servers."""
 
     def __init__(self, serving: Serving, _keeper: Any) -> None:
         use_threads(1)
@@ -74,16 +83,24 @@ class Predictor(Calls):
             serving.access,
             pipeline.serving,
             Pool(waiting_bytes=pipeline.serving.working_bytes),
+            Turns(pipeline.serving),
             recording=_recording(serving.instance),
             overview=self._overview,
         )
         self._telling = asyncio.get_running_loop().create_task(self._announce())
         self.grpc_app = GrpcApp(self._endpoint)
-        stand_in_replica(self)
+        self._listening: Listening | None = None
 
     def __serve_build_asgi_app__(self) -> HttpApp:
-        """What Serve calls for every HTTP request; it asks for this after ``__init__``."""
+        """What Serve's proxies call for every HTTP request; Serve asks for this after ``__init__``."""
         return HttpApp(self._endpoint)
+
+    async def __del__(self) -> None:
+        """Serve calls this before it ends a replica: nobody new comes in, what is at work is answered and recorded."""
+        if self._listening is not None:
+            await self._listening.close()
+        if self._endpoint.recording is not None:
+            await asyncio.to_thread(self._endpoint.recording.recorder.close, EMPTY_S)
 
     async def _announce(self) -> None:
         """Say every other second what this replica does, for whoever asks any of them."""
@@ -120,15 +137,27 @@ class Predictor(Calls):
         }
 
     async def check_health(self) -> None:
-        """The first look waits, for a while, until there is something to answer from: until then Serve sends nothing here.
+        """The first look waits, for a while, until there is something to answer from; only then does the replica listen.
 
-        Raises: MillraceError where following has ended; Serve then makes another replica.
+        Raises: MillraceError where following has ended or nobody can reach the replica; Serve then makes another one.
         """
         until_s, self._first_look_until_s = self._first_look_until_s, 0.0
         while self._follower.held is None and time.monotonic() < until_s and not self._following.done():
             await asyncio.sleep(POLL_S)
         if self._following.done():
             raise MillraceError(f"This replica no longer follows the ledger: {self._following.exception()!r}.")
+        if self._listening is not None:
+            self._listening.check()
+        elif not self._serving.proxies:
+            self._listening = Listening(self._endpoint, _place(self._serving), GRACE_S)
+            await self._listening.open()
+
+
+def _place(serving: Serving) -> Place:
+    """Where one more replica listens. Raises: MillraceError where there is no room for it."""
+    if serving.sockets is None:
+        return SharedPorts(serving.host, serving.port, serving.grpc_port)
+    return take_seat(serving.sockets, serving.replicas)
 
 
 def _describe_trainer(state: TrainerStatus | None) -> dict[str, Any]:
@@ -187,17 +216,31 @@ def start(serving: Serving) -> None:
     """Deploy on the Ray that this process is connected to; returns when every replica is up."""
     limits = serving.instance.loaded.pipeline.serving  # what a replica works on is bounded in bytes too
     deployment_options: dict[str, Any] = {"max_ongoing_requests": limits.in_flight, "health_check_period_s": 2}
-    replica_options = deployment_options | {"num_replicas": serving.replicas, "max_queued_requests": limits.queued}
+    replica_options = deployment_options | {
+        "num_replicas": serving.replicas,
+        "max_queued_requests": limits.queued,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "graceful_shutdown_timeout_s": GRACE_S + EMPTY_S + 5,
+    }
     predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **replica_options)(
         serve.ingress()(Predictor)
     )
     keeper: Any = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, **deployment_options)(Keeper)
-    calls = {"port": serving.grpc_port, "grpc_servicer_functions": [f"{add_services.__module__}.{add_services.__name__}"]}
-    quiet = {"enable_access_log": False}  # a line a request costs more than its answer; statistics count them
-    http = {"host": serving.host, "port": serving.port}
     application = predictor.bind(serving, keeper.bind(serving))
-    _despite_a_slow_proxy(lambda: serve.start(http_options=http, grpc_options=calls, logging_config=quiet))
+    quiet: dict[str, Any] = {"logging_config": {"enable_access_log": False}}  # a line a request costs more than its answer
+    if not serving.proxies:
+        serve.start(proxy_location="Disabled", **quiet)
+        serve.run(application, name=APPLICATION, route_prefix="/")
+        return
+    calls = {"port": serving.grpc_port, "grpc_servicer_functions": [f"{add_services.__module__}.{add_services.__name__}"]}
+    http = {"host": serving.host, "port": serving.port}
+    _despite_a_slow_proxy(lambda: serve.start(http_options=http, grpc_options=calls, **quiet))
     _despite_a_slow_proxy(lambda: serve.run(application, name=APPLICATION, route_prefix="/"))
+
+
+def stop() -> None:
+    """Let the replicas answer and record what they have taken in, and end them."""
+    serve.delete(APPLICATION)
 
 
 def _despite_a_slow_proxy(call: Callable[[], object]) -> None:

