@@ -84,6 +84,7 @@ class ServingConfig:
     # >= 1, answered rows that may wait for the log beside those of one request; further ones are not recorded, and counted
     waiting_rows: int = 32_768
     body_s: float = 10.0  # > 0, seconds by which a request's body has to be whole; a later one gets 408
+    idle_s: float = 30.0  # > 0, seconds that a connection may stay without a request before it is closed
     log_s: float = 5.0  # > 0, seconds by which the log must have what a caller waits for; else 503
     arriving_bytes: int = 256 << 20  # >= 1, bytes of all bodies that arrive at a replica at once; a further one gets 503
     working_bytes: int = 256 << 20  # >= 1, bytes of large requests that a replica works on or has waiting; else 503
@@ -96,6 +97,6 @@ class ServingConfig:
             value = getattr(self, key.name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{key.name} = {value}: must be at least 1")
-        for name in ("body_s", "log_s"):
+        for name in ("body_s", "idle_s", "log_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be above 0")

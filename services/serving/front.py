@@ -52,18 +52,16 @@ defaults
     backlog 4096
     timeout connect 5s
     timeout http-request {body_ms}ms
-    timeout http-keep-alive 30s
+    timeout http-keep-alive {idle_ms}ms
     timeout client 60s
     timeout server 60s
     timeout queue 5s
     timeout check 10s
-    option http-buffer-request
     option redispatch 1
-    retries 5
+    retries {retries}
     retry-on conn-failure empty-response
     option abortonclose
     unique-id-format %[uuid()]
-    http-error status 400 content-type application/json string '{{"error":"This is no HTTP request that can be read."}}'
     http-error status 408 content-type application/json string '{late}'
     http-error status 502 content-type application/json string '{{"error":"A replica ended before its answer was whole."}}'
     http-error status 503 content-type application/json hdr retry-after 1 string '{nobody}'
@@ -99,19 +97,21 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     connections = CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, (files - 256) // 4)
     too_large = f'{{"error":"{TOO_MANY_BYTES.format(limits.max_bytes)}"}}'
+    length = "req.hdr_val(content-length)"
     http, grpc = listeners
     frontends = (
         f"frontend http\n    bind fd@{http}\n{CALLER}"
-        "    http-request return status 413 content-type application/json "
-        f"string '{too_large}' if {{ req.hdr_val(content-length) gt {limits.max_bytes} }}\n"
+        f"    http-request return status 413 content-type application/json string '{too_large}' "
+        f"if {{ {length} gt {limits.max_bytes} }} or {{ req.hdr(content-length),length gt 12 }}\n"
+        f"    http-request wait-for-body time {int(1000 * limits.body_s)}ms\n"
         "    http-request return status 200 content-type application/json string '{\"live\":true}' "
         "if { path /v2/health/live } { nbsrv(http) eq 0 }\n"
         "    default_backend http\n\n"
-        f"frontend grpc\n    bind fd@{grpc} proto h2\n    no option http-buffer-request\n{CALLER}"
+        f"frontend grpc\n    bind fd@{grpc} proto h2\n{CALLER}"
         "    default_backend grpc\n"
     )
     places = [(seat, sockets(folder, seat)) for seat in range(1, seats(replicas) + 1)]
-    check = "check inter 500ms fastinter 100ms downinter 200ms fall 3 rise 1"
+    check = "check inter 500ms downinter 200ms fall 1 rise 1 observe layer4 error-limit 1 on-error mark-down"
     http_servers = "".join(f"    server {seat} unix@{place.http} {check}\n" for seat, place in places)
     grpc_servers = "".join(f"    server {seat} unix@{place.grpc} proto h2 track http/{seat}\n" for seat, place in places)
     backends = (
@@ -123,6 +123,8 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
         total=2 * connections + 64,
         connections=connections,
         stop_s=60,
+        retries=seats(replicas) + 1,  # a seat that nobody holds yet costs one, and takes no time
+        idle_ms=int(1000 * limits.idle_s),
         body_ms=int(1000 * limits.body_s),
         nobody=NOBODY,
         late=LATE.format(limits.body_s),

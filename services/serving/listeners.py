@@ -61,8 +61,9 @@ def _inodes(pid: int) -> Iterator[str]:
 
 
 def title(pid: int) -> str:
-    """A process's name, or nothing where it has ended."""
-    return _text(Path(f"/proc/{pid}/comm")).strip()
+    """A process's name, or nothing where it has ended, whether its parent has heard of it or not."""
+    name, _, state = _text(Path(f"/proc/{pid}/stat")).partition("(")[2].rpartition(") ")
+    return "" if state.startswith("Z") else name
 
 
 def _text(path: Path) -> str:

@@ -41,6 +41,7 @@ OBJECT_STORE_BYTES = 256 << 20  # weights on their way
 SLOW_S = (
     300  # that a part of Ray or Serve may take to start or answer: a busy machine is slow, and who has died is noticed at once
 )
+RAY_PARTS = {"gcs_server", "raylet"}  # without them nothing goes on, and Ray starts neither again
 CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
 
 
@@ -144,8 +145,8 @@ def _watch(instance: Instance, token: str | None, stop: threading.Event) -> None
 
 
 def _ray_processes() -> set[tuple[int, str]]:
-    """Those of Ray's own parts without which nothing goes on; Ray starts none of them again."""
-    return {(pid, name) for pid in family(os.getpid()) if (name := title(pid)) in ("gcs_server", "raylet")}
+    """Process and name of those that run."""
+    return {(pid, name) for pid in family(os.getpid()) if (name := title(pid)) in RAY_PARTS}
 
 
 def _trainer_error(instance: Instance, token: str | None) -> str | None:
@@ -257,6 +258,14 @@ def _end(serving: Serving) -> None:
     """Let the replicas record what they answered and the trainers mark their versions; then end Ray and all in it."""
     import ray
 
+    if {name for _, name in _ray_processes()} == RAY_PARTS:
+        _end_in_order(serving)
+    ray.shutdown()
+
+
+def _end_in_order(serving: Serving) -> None:
+    import ray
+
     from millrace.services.serving import replica as predictor
     from millrace.services.serving.actors import make_trainers
 
@@ -268,4 +277,3 @@ def _end(serving: Serving) -> None:
         log.info("the trainer ends at seq %d, %d records", state.seq, state.records)
     except (ray.exceptions.RayError, ValueError) as error:
         log.warning("The trainer did not end by itself (%s); its branch goes on from its newest mark.", type(error).__name__)
-    ray.shutdown()

@@ -144,10 +144,12 @@ def own_port(*but: int) -> int:
 
 
 @contextmanager
-def served(folder: Path, *words: str, millrace: Sequence[str] = MILLRACE, file: str = "digits.toml") -> Iterator[Up]:
+def served(
+    folder: Path, *words: str, millrace: Sequence[str] = MILLRACE, file: str = "digits.toml", ready: bool = True
+) -> Iterator[Up]:
     """`millrace up digits.toml` with two replicas, from the moment both are ready; ended with everything it started.
 
-    ``millrace``: what is run for it; ``file``: the pipeline file.
+    ``millrace``: what is run for it; ``file``: the pipeline file; ``ready``: False where there is nothing to answer from.
     """
     port, up_log = own_port(), folder / "up.log"
     grpc_port = own_port(port)
@@ -157,7 +159,7 @@ def served(folder: Path, *words: str, millrace: Sequence[str] = MILLRACE, file: 
     try:
         until(lambda: process.poll() is not None or b"Ctrl-C" in up_log.read_bytes())
         assert process.poll() is None, up_log.read_text()
-        until(lambda: all(is_ready(port) for _ in range(IN_A_ROW)))
+        until(lambda: not ready or all(is_ready(port) for _ in range(IN_A_ROW)))
         yield Up(folder, port, grpc_port, process)
     finally:
         end(process)

