@@ -29,7 +29,7 @@ BUNDLE = numbers_bundle()
 SMALL = json.dumps({"inputs": [tensor("x", "FP64", [1, 3], [1, 2, 3])]}).encode()
 ROWS = 8000
 LARGE = json.dumps({"inputs": [tensor("x", "FP64", [ROWS, 3], [1.0] * 3 * ROWS)]}).encode()
-HEAD = b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+HEAD = b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 assert len(LARGE) > INLINE_BYTES
 
 
