@@ -25,7 +25,8 @@ from millrace.services.endpoint.endpoint import TOO_MANY_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, NotReadyError, NotServedError, TooLargeError, meaning
 from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
-from millrace.services.protocol.access import FORWARDED, LABEL, PREDICT, is_loopback
+from millrace.services.protocol.access import LABEL, PREDICT
+from millrace.services.protocol.callers import front_id, is_loopback, remote_because
 from millrace.services.protocol.inference import check_model, model_metadata, server_metadata
 from millrace.services.protocol.labels import PRODUCER, producer_headers
 from millrace.services.protocol.messages import Inferred, infer_message, labels_of, metadata_message, parsed, statistics_message
@@ -56,8 +57,9 @@ class GrpcApp:
     """The calls on one endpoint. Each takes the request's bytes, so that a broken message is our error too."""
 
     def __init__(self, endpoint: Endpoint, behind_front: bool = False) -> None:
+        """``behind_front``: whether only our own front connects, so that what it says of a call counts."""
         self._endpoint = endpoint
-        self._behind_front = behind_front  # who says in its metadata who calls
+        self._behind_front = behind_front
         self._watches = 0
 
     async def answer(self, name: str, raw: bytes, context: Context) -> Message:
@@ -68,9 +70,7 @@ class GrpcApp:
                 return await rpc.call(self, raw)
             metadata = self._checked_caller(context, rpc.scope)
             async with self._endpoint.turns:
-                return await (
-                    rpc.call(self, raw, producer_headers(metadata.get(PRODUCER))) if rpc.records else rpc.call(self, raw)
-                )
+                return await (rpc.call(self, raw, metadata) if rpc.records else rpc.call(self, raw))
         except MillraceError as error:
             _refuse(context, meaning(error).grpc, str(error))
         except Exception:
@@ -81,9 +81,10 @@ class GrpcApp:
     def _checked_caller(self, context: Context, scope: str) -> dict[bytes, bytes]:
         """What a caller's metadata says, once it is found that the caller may call."""
         metadata = context.invocation_metadata() or ()
-        values = {name.encode(): value.encode() if isinstance(value, str) else value for name, value in metadata}
-        local = peer_is_local(context.peer()) and not FORWARDED & values.keys()
-        self._endpoint.access.check(values.get(b"authorization", b""), local, scope)
+        pairs = [(name.encode(), value.encode() if isinstance(value, str) else value) for name, value in metadata]
+        remote = remote_because(pairs, None if self._behind_front else peer_is_local(context.peer()))
+        values = dict(pairs)
+        self._endpoint.access.check(values.get(b"authorization", b""), remote, scope)
         return values
 
     async def watch(self, raw: bytes, context: Context) -> AsyncIterator[Message]:
@@ -161,20 +162,22 @@ class GrpcApp:
         check_model(request.name or endpoint.name, request.version or None, endpoint.name, endpoint.held())
         return statistics_message(endpoint.statistics.describe(endpoint.name, endpoint.newest or ""))
 
-    async def label(self, raw: bytes, headers: bytes) -> Message:
+    async def label(self, raw: bytes, metadata: dict[bytes, bytes]) -> Message:
         """Once the log has every label. Raises: BadInputError, NotOfferedError, StorageError."""
+        headers = producer_headers(metadata.get(PRODUCER))
         request = parsed(labels_pb2.LabelRequest, raw)
         stored = await self._endpoint.label(labels_of(request, self._endpoint.schema.label.type == "integer"), headers)
         return labels_pb2.LabelResponse(accepted=len(stored), offsets=stored)
 
-    async def infer(self, raw: bytes, headers: bytes) -> Message:
+    async def infer(self, raw: bytes, metadata: dict[bytes, bytes]) -> Message:
         """Scores. Raises: BadInputError, NotReadyError, NotServedError, OverloadedError."""
+        headers, request_id = producer_headers(metadata.get(PRODUCER)), front_id(metadata) if self._behind_front else ""
         start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
         try:
             if len(raw) <= self._endpoint.inline_bytes:
-                inferred = self._inferred(raw)
+                inferred = self._inferred(raw, request_id)
             else:
-                inferred = await self._endpoint.pool.run(len(raw), self._inferred, raw)
+                inferred = await self._endpoint.pool.run(len(raw), self._inferred, raw, request_id)
             await self._endpoint.record(inferred.answered, headers)
         except Exception:
             statistics.failed(time.perf_counter_ns() - start_ns)
@@ -182,14 +185,14 @@ class GrpcApp:
         statistics.answered(inferred.cost)
         return inferred.response
 
-    def _inferred(self, raw: bytes) -> Inferred:
+    def _inferred(self, raw: bytes, request_id: str) -> Inferred:
         limits = self._endpoint.limits
         if len(raw) > limits.max_bytes:
             raise TooLargeError(TOO_MANY_BYTES.format(limits.max_bytes))
         request = parsed(pb.ModelInferRequest, raw)
         bundle = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
         check_model(request.model_name, request.model_version or None, self._endpoint.name, bundle)
-        return infer_message(self._endpoint.name, ready(bundle), request, time.time_ns() // 1_000_000, limits)
+        return infer_message(self._endpoint.name, ready(bundle), request, time.time_ns() // 1_000_000, limits, request_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,7 @@ class Rpc:
     call: Callable[..., Awaitable[Message]]  # of a GrpcApp, with the request's bytes
     response: type[Message]
     scope: str | None = PREDICT  # None: open to all
-    records: bool = False  # it appends to the log, so it is also called with the headers of such records
+    records: bool = False  # it appends to the log, so it is also called with the caller's metadata
 
 
 RPCS = {

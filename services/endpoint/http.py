@@ -16,14 +16,14 @@ from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import TOO_MANY_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, NotServedError, OverloadedError, TooLargeError, TooSlowError, meaning
-from millrace.services.protocol.access import FORWARDED, LABEL, PREDICT, is_loopback
+from millrace.services.protocol.access import LABEL, PREDICT
+from millrace.services.protocol.callers import front_id, is_loopback, remote_because
 from millrace.services.protocol.inference import HttpReply, HttpRequest, check_model, infer, model_metadata, server_metadata
 from millrace.services.protocol.labels import PRODUCER, producer_headers, read_labels
 
 log = logging.getLogger("millrace")
 
 JSON = b"application/json"
-PAGES = frozenset({b"origin", b"sec-fetch-site"})  # a web page asks, not this machine's user, whatever machine it is shown on
 LENGTH = b"inference-header-content-length"
 
 Scope = MutableMapping[str, Any]
@@ -36,8 +36,9 @@ class HttpApp:
     """One ASGI application on one endpoint. Answers name the state that gave them, and errors what to mend."""
 
     def __init__(self, endpoint: Endpoint, behind_front: bool = False) -> None:
+        """``behind_front``: whether only our own front connects, so that what it says of a request counts."""
         self._endpoint = endpoint
-        self._behind_front = behind_front  # who says in its headers who calls
+        self._behind_front = behind_front
         self._bodies = Bodies(endpoint.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,11 +64,12 @@ class HttpApp:
             raise NotServedError(f"There is nothing at {scope['path']}. Everything is under /v2.")
         if parts[1:2] == ["health"]:
             return self._health(parts)
-        local = same_machine(scope.get("client"), scope.get("server")) and not (FORWARDED | PAGES) & headers.keys()
+        connected_here = None if self._behind_front else same_machine(scope.get("client"), scope.get("server"))
+        remote = remote_because(scope["headers"], connected_here)
         telling = scope["method"] == "POST" and parts[-1] == "labels"
-        self._endpoint.access.check(headers.get(b"authorization", b""), local, LABEL if telling else PREDICT)
+        self._endpoint.access.check(headers.get(b"authorization", b""), remote, LABEL if telling else PREDICT)
         if scope["method"] == "POST":
-            body = await self._bodies.read(receive)
+            body = await self._bodies.read(receive, headers.get(b"content-length", b""))
             async with self._endpoint.turns:
                 return await (self._label(parts, headers, body) if telling else self._infer(parts, headers, body))
         if parts[-1] == "status":
@@ -126,7 +128,8 @@ class HttpApp:
             raise BadInputError("Content-Encoding: compressed requests are not read; send the body as it is.")
         served = self._endpoint.held()  # once: a swap meanwhile cannot mix two states in one answer
         check_model(named.model, named.version, self._endpoint.name, served)
-        bundle, request = ready(served), HttpRequest(body, _json_bytes(headers))
+        request_id = front_id(headers) if self._behind_front else ""
+        bundle, request = ready(served), HttpRequest(body, _json_bytes(headers), request_id)
         now_ms, limits = time.time_ns() // 1_000_000, self._endpoint.limits
         if len(body) <= self._endpoint.inline_bytes:
             return infer(self._endpoint.name, bundle, request, now_ms, limits)
@@ -174,8 +177,14 @@ class Bodies:
         self.arrived = 0  # bytes, of bodies that are not whole
         self._limits = limits
 
-    async def read(self, receive: Receive) -> bytes:
-        """One body. Raises: TooLargeError, TooSlowError, OverloadedError, each as soon as it is so."""
+    async def read(self, receive: Receive, declared: bytes = b"") -> bytes:
+        """One body, of a length that is ``declared`` or not.
+
+        Raises: TooLargeError, TooSlowError, OverloadedError, each as soon as it is so. What is declared too large is refused
+        before ``receive`` is called, since that call tells a caller who waits for 100 (Continue) to send it.
+        """
+        if declared.isdigit() and (len(declared) > 18 or int(declared) > self._limits.max_bytes):
+            raise TooLargeError(TOO_MANY_BYTES.format(self._limits.max_bytes))
         chunks: list[bytes] = []
         try:
             async with asyncio.timeout(self._limits.body_s):

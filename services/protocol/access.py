@@ -1,8 +1,7 @@
 """Who may call: bearer tokens with scopes, and callers on the same machine.
 
-A replica's own ports listen on every interface whatever the host is set to, and HAProxy in front of them does not say who
-called. So where HAProxy listens on loopback alone, whoever comes by loopback is on this machine and may call without a token.
-Where it listens wider, everybody needs one. A call that says it was forwarded comes from somewhere else, whoever hands it on.
+Where an endpoint listens on loopback alone, a caller on this machine may call without a token. Where it listens wider,
+everybody needs one. Who is taken for a caller on this machine stands in callers.py.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from hashlib import sha256
-from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from millrace.learners.errors import ConfigError
@@ -23,7 +20,8 @@ PREDICT = "predict"
 LABEL = "label"
 SCOPES = frozenset({PREDICT, LABEL})
 BEARER = b"Bearer "
-FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})  # headers by which a proxy says for whom it calls
+SHOW = "Show this endpoint's token: `Authorization: Bearer TOKEN`, on gRPC as metadata `authorization`."
+NOT_LOCAL = " Only a call from this machine needs none, and this one {}."
 LONGEST = 4096  # characters of an ``Authorization`` header that is looked at
 
 
@@ -34,15 +32,16 @@ class Access:
     scopes: Mapping[bytes, frozenset[str]] = field(default_factory=dict)  # sha256 of a token -> what it is for
     local_is_open: bool = True  # whether callers on this machine need none
 
-    def check(self, authorization: bytes, local: bool, scope: str) -> None:
+    def check(self, authorization: bytes, remote: str, scope: str) -> None:
         """Let a caller pass who showed a header ``Authorization``, or none.
 
+        ``remote`` says why the caller is not taken for one on this machine (``remote_because``); it is empty for one who is.
         Raises: AccessError without a token that is known, ScopeError with one for something else.
         """
-        if local and self.local_is_open:
+        if self.local_is_open and not remote:
             return
         if not authorization[: len(BEARER)].lower() == BEARER.lower() or len(authorization) > LONGEST:
-            raise AccessError("Show this endpoint's token: `Authorization: Bearer TOKEN`, on gRPC as metadata `authorization`.")
+            raise AccessError(SHOW + (NOT_LOCAL.format(remote) if self.local_is_open else ""))
         scopes = self.scopes.get(sha256(authorization[len(BEARER) :].strip()).digest())
         if scopes is None:
             raise AccessError("This token is not one of this endpoint's. Its file is printed where the endpoint starts.")
@@ -55,21 +54,6 @@ def access(tokens: Mapping[str, frozenset[str]], local_is_open: bool) -> Access:
     if not all(token.strip() for token in tokens):
         raise ConfigError("A token is empty, which everybody could show. Give another, or remove its file to have one made.")
     return Access({sha256(token.strip().encode()).digest(): scopes for token, scopes in tokens.items()}, local_is_open)
-
-
-@lru_cache(1024)  # the same few callers ask again and again
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own loopback, also where it is written as IPv4 within IPv6.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("::ffff:127.0.0.1"), is_loopback("::1"), is_loopback("10.0.0.9"), is_loopback("?")
-    (True, True, True, False, False)
-    """
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).is_loopback
 
 
 def own_token(path: Path) -> str:

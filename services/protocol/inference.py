@@ -38,6 +38,7 @@ class HttpRequest:
 
     body: bytes
     json_bytes: int | None = None  # of the body's JSON part, where binary tensors follow it
+    front_id: str = ""  # of our front; empty: it came by none
 
 
 Output = Floats | tuple[str, ...]
@@ -82,7 +83,7 @@ def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int, lim
     refuse_too_many(len(request.inputs), bundle.schema, limits)
     rows = question(request.inputs, binary_payloads(request.inputs, binary), bundle.schema, limits)
     read_ns = time.perf_counter_ns()
-    request_id = request.id or uuid.uuid4().hex
+    request_id = request.id or http_request.front_id or uuid.uuid4().hex
     predicted = answer_to(bundle, rows, request_id, now_ms)
     values = predicted.outputs
     inferred_ns = time.perf_counter_ns()

@@ -59,8 +59,10 @@ class Inferred:
     answered: Predicted
 
 
-def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_ms: int, limits: ServingConfig) -> Inferred:
-    """The answer to a request within ``limits``.
+def infer_message(
+    name: str, bundle: Bundle, request: pb.ModelInferRequest, now_ms: int, limits: ServingConfig, front_id: str = ""
+) -> Inferred:
+    """The answer to a request within ``limits``; without an id of its own it has the ``front_id``, or a new one.
 
     Raises: BadInputError naming what cannot be answered, TooLargeError, NotReadyError.
     """
@@ -69,7 +71,7 @@ def infer_message(name: str, bundle: Bundle, request: pb.ModelInferRequest, now_
     inputs = [Tensor(tensor.name, list(tensor.shape), tensor.datatype) for tensor in request.inputs]
     rows = question(inputs, _payloads(request), bundle.schema, limits)
     read_ns = time.perf_counter_ns()
-    request_id = request.id or uuid.uuid4().hex
+    request_id = request.id or front_id or uuid.uuid4().hex
     predicted = answer_to(bundle, rows, request_id, now_ms)
     values = predicted.outputs
     inferred_ns = time.perf_counter_ns()

@@ -70,8 +70,9 @@ defaults
 {frontends}
 {backends}"""
 
-CALLER = """    http-request set-header x-millrace-peer %[src]
-    http-request del-header x-millrace-host
+# Who calls, for services/protocol/callers.py: what a caller says in the front's name goes.
+CALLER = """    http-request del-header x-millrace- -m beg
+    http-request set-header x-millrace-peer %[src]
     http-request set-header x-millrace-host %[req.fhdr(host)] if { req.fhdr(host) -m found }
     http-request set-header x-millrace-id %[unique-id]
 """

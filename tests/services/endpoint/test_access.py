@@ -20,6 +20,7 @@ from millrace.services.serving.up import Listening
 from millrace.streams.errors import StorageError
 
 BUNDLE = numbers_bundle()
+ELSEWHERE = "comes from another address"
 TOKENS = {"full": SCOPES, "asks": frozenset({PREDICT}), "tells": frozenset({LABEL})}
 
 
@@ -76,18 +77,18 @@ def test_this_machine_needs_a_token_only_where_its_callers_cannot_be_told_from_o
 def test_what_is_not_quite_a_token_is_none(shown: bytes) -> None:
     """Neither a part, nor more, nor another kind; case and spaces of the kind do not matter."""
     with pytest.raises(AccessError):
-        access(TOKENS, False).check(shown, False, PREDICT)
-    access(TOKENS, False).check(b"bearer  full ", False, PREDICT)
+        access(TOKENS, False).check(shown, ELSEWHERE, PREDICT)
+    access(TOKENS, False).check(b"bearer  full ", ELSEWHERE, PREDICT)
     with pytest.raises(ScopeError):
-        access(TOKENS, False).check(b"Bearer asks", False, LABEL)
+        access(TOKENS, False).check(b"Bearer asks", ELSEWHERE, LABEL)
     assert "full" not in repr(access(TOKENS, False))
 
 
 def test_without_any_token_only_this_machine_is_answered() -> None:
     """The default of an endpoint."""
-    Access().check(b"", True, PREDICT)
+    Access().check(b"", "", PREDICT)
     with pytest.raises(AccessError):
-        Access().check(b"Bearer ", False, PREDICT)
+        Access().check(b"Bearer ", ELSEWHERE, PREDICT)
 
 
 def test_a_token_of_our_own_is_kept_where_only_its_owner_reads_it(tmp_path: Path) -> None:
@@ -132,10 +133,10 @@ def test_who_needs_a_token_follows_from_host_and_from_what_was_given(tmp_path: P
     assert Listening().access(own).local_is_open and Listening(host="::1").access(own).local_is_open
     outside = Listening(host="0.0.0.0").access(own)
     assert not outside.local_is_open
-    outside.check(f"Bearer {own.read_text().strip()}".encode(), True, LABEL)
+    outside.check(f"Bearer {own.read_text().strip()}".encode(), "", LABEL)
     both = Listening(token="t", tokens=tokens).access(own)
-    both.check(b"Bearer t", False, LABEL)
-    both.check(b"Bearer asks", False, PREDICT)
+    both.check(b"Bearer t", ELSEWHERE, LABEL)
+    both.check(b"Bearer asks", ELSEWHERE, PREDICT)
 
 
 OUTSIDER = """

@@ -6,11 +6,13 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from branches import START_MS, Rooms, everything, run_to_end
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from late_labels import RULES, Slow, late_fold_spec, make_late_events, x_of
+from msgspec import structs
 
 from millrace.learners.protocol import Batch
 from millrace.streams.labels import join as labels
@@ -180,6 +182,28 @@ def test_each_rule_holds_to_the_millisecond(told, count):
     worker, _, _ = folded(story(*told))
     assert getattr(worker.fold.labels.counts, count) == 1
     assert as_the_rules_say(story(*told)) == []
+
+
+class GoesByRecords(LabelJoin):
+    """Broken: every record is a prediction of its own."""
+
+    def take(self, served, clock_ms):
+        return super().take(replace(served, ids=np.array([event.offset for event in served.events])), clock_ms)
+
+
+@pytest.mark.parametrize("read_rows", [1, 5])
+@pytest.mark.parametrize(("join", "waiting"), [(LabelJoin, 1), (GoesByRecords, 2)])
+def test_a_row_that_two_replicas_answered_under_one_id_waits_once(join, waiting, read_rows, monkeypatch):
+    """As where a request is tried again: the first answer stays, though the second is of a later state and scores otherwise."""
+    monkeypatch.setattr("millrace.streams.branch.branch.LabelJoin", join)
+    again = structs.replace(answer("r"), seq=4, scores=(0.9, 0.1))
+    worker, _, _ = folded(story((0, answer("r")), (1, again)), read_rows=read_rows)
+    labels_join = worker.fold.labels
+    assert (labels_join.waiting_predictions, labels_join.counts.repeated_predictions) == (waiting, 2 - waiting)
+    if waiting == 1:
+        assert labels_join.parts()["join"]["scores"].tolist() == [0.2, 0.8]
+        worker, _, learned = folded(story((0, answer("r")), (1, again), (2, LateLabel("r", "b"))), read_rows=read_rows)
+        assert learned == [((1.0, 2.0, 3.0), "b")] and worker.fold.labels.waiting == 0
 
 
 @pytest.mark.parametrize("first", [0, 1])
