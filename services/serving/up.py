@@ -55,6 +55,7 @@ class Listening:
     replicas: int = 2
     token: str | None = None  # for everything
     tokens: Path | None = None  # a file of tokens with scopes
+    proxies: bool = False  # whether Serve's own proxies take the requests in, as on a Ray cluster; no option leads here
 
     @property
     def loopback(self) -> bool:
@@ -94,9 +95,9 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
     refuse_second(instance)
     limits = instance.loaded.pipeline.serving
     prepare_environment(limits.max_bytes)
-    endpoint_place = place(listening.host, listening.port, listening.grpc_port, words())
+    endpoint_place = place(listening.host, listening.port, listening.grpc_port, words(listening.proxies))
     ports = listening.port, listening.grpc_port
-    with own_folder() as folder, closing(Door(folder, listening.host, ports)) as door:
+    with own_folder() as folder, closing(Door(folder, listening.host, ports, listening.proxies)) as door:
         door.open(listening.replicas, limits)
         serving = _start(instance.absolute, branch, listening, (folder, door.sockets), stop)
         try:
@@ -193,7 +194,7 @@ def _start(
     folder, sockets = folders
     allowed = listening.access(token_path(instance))
     addresses = (listening.host, listening.port, listening.grpc_port)
-    serving = predictor.Serving(instance, branch, *addresses, listening.replicas, allowed, sockets)
+    serving = predictor.Serving(instance, branch, *addresses, listening.replicas, allowed, sockets, listening.proxies)
     try:
         ray.init(
             address="local",

