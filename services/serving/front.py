@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -168,7 +169,7 @@ class Front:
         """Take no more connections, let those at work end, and end."""
         self._stopping.set()
         if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+            self._process.send_signal(signal.SIGUSR1)
         self._thread.join()
 
     def _keep(self) -> None:

