@@ -261,6 +261,11 @@ def endpoint_token() -> str | None:
     return os.environ.get("MILLRACE_TOKEN") or None
 
 
+def kept_environment(*names: str) -> dict[str, str]:
+    """Those variables of the environment, for a child that gets no others."""
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def taken_endpoint_token() -> str | None:
     """The same, and gone from the environment: no process that is started from now on has it."""
     return os.environ.pop("MILLRACE_TOKEN", None) or None

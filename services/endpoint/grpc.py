@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection
 
 from millrace.learners.errors import MillraceError
 from millrace.services.config.sections import ServingConfig
@@ -275,6 +276,7 @@ def calls_server(app: GrpcApp, limits: ServingConfig) -> Any:
     ]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.in_flight + limits.queued + WATCHES)
     add_services(OwnCalls(app), server)
+    reflection.enable_server_reflection([*SERVICES, reflection.SERVICE_NAME], server)  # so that grpcurl needs no .proto
     return server
 
 

@@ -30,13 +30,15 @@ def own_folder() -> Iterator[Path]:
 
     Raises: MillraceError where none can be made.
     """
-    path = _made()
+    path, failed = _made(), True
     try:
         yield path
-    except BaseException:
-        log.warning("What was said by every part lies in %s.", path)
-        raise
-    shutil.rmtree(path, ignore_errors=True)
+        failed = False
+    finally:
+        if failed:
+            log.warning("What was said by every part lies in %s.", path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _made() -> Path:

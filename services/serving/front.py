@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from millrace.learners.errors import MillraceError
+from millrace.services.config.config import kept_environment
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import TOO_MANY_BYTES
 from millrace.services.serving.seats import seats, sockets
@@ -188,7 +189,7 @@ class Front:
 
     def _run(self) -> int:
         """One run of it; its exit code."""
-        environment = {name: value for name, value in os.environ.items() if name in ("PATH", "LD_LIBRARY_PATH", "TZ")}
+        environment = kept_environment("PATH", "LD_LIBRARY_PATH", "TZ")
         with self._log.open("wb") as said:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=self._listeners, env=environment

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pipelines import fill, flower_rows, make_read_only, millrace, pipeline_in, small_disk
+from pipelines import MILLRACE, fill, flower_rows, make_read_only, millrace, pipeline_in, small_disk
 from served_pipeline import Up, load, served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("crashes")]
+
+
+WITH_TOKEN = [sys.executable, "-c", "import os; os.environ['MILLRACE_TOKEN'] = 'not-to-be-handed-on'; " + MILLRACE[-1]]
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +80,11 @@ def test_the_front_dies_and_whoever_connects_meanwhile_waits(up: Up) -> None:
 
 
 def test_raylet_dies_and_up_ends_in_a_sentence(tmp_path: Path) -> None:
-    """Nothing here can start it again, so whoever supervises `up` has to hear of it."""
+    """Nothing here can start it again, so whoever supervises `up` has to hear of it. Until then nobody else had the token."""
     pipeline_in(tmp_path, rows=1)
-    with served(tmp_path, ready=False) as up:
+    with served(tmp_path, ready=False, millrace=WITH_TOKEN) as up:
+        environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in up.pids("ray") + up.pids("haproxy")]
+        assert len(environments) > 5 and not any(b"MILLRACE_TOKEN" in environment for environment in environments)
         up.kill("/raylet/raylet")
         until(lambda: up.process.poll() is not None)
         assert up.process.returncode == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -75,6 +76,20 @@ def test_grpc_answers_beside_http_with_the_same_scores_health_and_statistics(up:
     assert all(token.read_text().strip() not in command_of(pid) for pid in descendants(up.process.pid))
     own = {name for name, port in open_ports(up) if port in (up.port, up.grpc_port)}
     assert own == {"127.0.0.1"}
+
+
+def test_every_socket_is_one_that_security_md_names(up: Up) -> None:
+    """Its table says which process listens where; the replicas' folder is this user's alone."""
+    lines = [line.split() for line in (up.folder / "up.log").read_text().splitlines() if line.startswith("listens")]
+    assert {name for _, _, name in lines} >= {"haproxy", "raylet"}
+    table = (Path(__file__).resolve().parents[3] / "SECURITY.md").read_text().partition("| listens |")[2].partition("\n\n")[0]
+    rows = [(re.findall(r"`([^`]+)`", row.split("|")[1]), row.split("|")[2]) for row in table.splitlines()[2:]]
+    public = (f"127.0.0.1:{up.port}", f"127.0.0.1:{up.grpc_port}")
+    for _, address, name in lines:
+        wanted = "`--port`" if address in public else "on ports that Ray draws"
+        assert any(wanted in where and any(name.startswith(word) for word in names) for names, where in rows), (name, address)
+    folder = next(Path(path).parent for path in command_of(up.pids("haproxy")[0]).split("\0") if path.endswith("front.cfg"))
+    assert {path.stat().st_mode & 0o077 for path in (folder, folder.parent)} == {0}
 
 
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
