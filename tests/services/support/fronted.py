@@ -91,12 +91,12 @@ class Fronted:
 
 
 @contextmanager
-def fronted(limits: ServingConfig | None = None, replicas: int = 2) -> Iterator[Fronted]:
+def fronted(limits: ServingConfig | None = None, replicas: int = 2, host: str = "127.0.0.1") -> Iterator[Fronted]:
     """From the moment that everybody is known to the front."""
     limits = limits or ServingConfig()
     port = own_port()
     grpc_port = own_port(port)
-    with own_folder() as folder, closing(Door(folder, "127.0.0.1", (port, grpc_port))) as door:
+    with own_folder() as folder, closing(Door(folder, host, (port, grpc_port))) as door:
         door.open(2, limits)
         answering = [Answering(door.sockets, replace(endpoint_of(numbers_bundle()), limits=limits)) for _ in range(replicas)]
         try:
