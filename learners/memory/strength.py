@@ -24,13 +24,16 @@ def corrected(answers: Floats, errors: Floats, share: float, bounded: bool) -> F
     """
     if share == 0.0:
         return answers
-    moved, told = _moved(answers, errors, share, bounded), np.asarray(errors.any(axis=1))
-    return moved if told.all() else np.where(told[:, None], moved, answers)
+    moved = _moved(answers, errors, share, bounded)
+    if np.count_nonzero(errors) == errors.size:  # as a rule, and sooner found out than of each row
+        return moved
+    return np.where(errors.any(axis=1, keepdims=True), moved, answers)
 
 
 def _moved(answers: Floats, errors: Floats, share: float | Floats, bounded: bool) -> Floats:
     """Answers with a share of their errors, or with each of several (m, 1, 1)."""
-    moved: Floats = answers + share * errors
+    moved: Floats = share * errors
+    moved += answers
     return np.minimum(np.maximum(moved, 0.0, out=moved), 1.0, out=moved) if bounded else moved
 
 
