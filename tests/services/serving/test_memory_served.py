@@ -60,6 +60,7 @@ def everything(folder: Path) -> None:
     """From two versions with poison between them to a branch that never learned it."""
     before, x = facts(folder), rows_of(1)
     assert before["memory_squared_error"] <= before["memory_squared_error_uncorrected"] and len(versions(folder)) >= 2
+    assert before.keys() >= {"memory_log_loss", "memory_log_loss_uncorrected"}
     with served(folder) as up:
         ids = [f"http/{row}" for row in range(ASKED)]
         _, _, by_http = called(up, "infer", asking(ids, x))
