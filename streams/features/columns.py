@@ -20,11 +20,11 @@ import numpy as np
 
 from millrace.learners.protocol import Array, Batch, Floats, Scaling, Value, join
 from millrace.streams.features.backbone import backbone
+from millrace.streams.features.far import FAR, ends_of_near
 from millrace.streams.features.scale import FIXED, Scale
 from millrace.streams.formats.json_rows import Rows
 from millrace.streams.schema import LARGEST, Field, Schema
 
-FAR = 10.0  # widths of the learned range beyond which a value is far out
 RANGE_ROWS = 32  # learned rows before any value is
 
 
@@ -261,17 +261,9 @@ class Features:
         if self._rows < RANGE_ROWS:
             return np.zeros(values.shape, dtype=bool)
         if self._far_ends is None:
-            self._far_ends = self._ends_of_near()
+            self._far_ends = ends_of_near(self._low, self._high)
         least, most = self._far_ends
         return np.asarray((values < least) | (values > most))
-
-    def _ends_of_near(self) -> tuple[Floats, Floats]:
-        """The least and the largest numbers (k,) that are not far out; any number is where none was ever seen."""
-        seen = self._low <= self._high
-        low, high = np.where(seen, self._low, 0.0), np.where(seen, self._high, 0.0)
-        most = np.maximum(np.abs(low), np.abs(high))
-        span = np.where(high > low, high - low, np.where(most > 0.0, most, 1.0))
-        return np.where(seen, low - FAR * span, np.inf), np.where(seen, high + FAR * span, -np.inf)
 
     def _totals(self, counts: Array) -> dict[str, int]:
         """Counts (k,) of the numeric columns, added up by field; only fields that have some."""
