@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from either_log import KAFKA, swept
 from pipelines import event, facts, flower_rows, millrace
-from poisoned import TEXT, begin, instance, planned, replay, verified, versions
+from poisoned import BAD, TEXT, begin, instance, planned, replay, verified, versions
 from served_pipeline import served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
@@ -69,12 +69,14 @@ def everything(folder: Path) -> None:
         assert np.array_equal(scores, np.frombuffer(by_grpc.raw_output_contents[0], "<f8"))
         label(up, {"labels": [{"id": name, "label": "daisy"} for name in ids]})
         assert labelled_by_grpc(up, [f"grpc/{row}" for row in range(ASKED)], "daisy") == ASKED
-        settled(up, labels_joined=2 * ASKED)
+        assert called(up, "infer", asking([f"late/{row}" for row in range(ASKED)], x))[0] == 200
+        label(up, {"labels": [{"id": f"late/{row}", "label": "rose"} for row in range(ASKED)]}, "till-7")
+        settled(up, labels_joined=3 * ASKED)
         for title in (":Predictor", ":Trainer"):
             alive, dead = len(up.pids(title)), up.kill(title)
             until(lambda title=title, dead=dead, alive=alive: dead not in (now := up.pids(title)) and len(now) == alive)
             until(lambda: called(up, "infer", asking(["again"], x[:1]))[0] == 200 and all_answer(up))
-        learned = settled(up, labels_joined=2 * ASKED)
+        learned = settled(up, labels_joined=3 * ASKED)
         answers = [newest_answer(up, learned["seq"], x) for _ in range(20)]  # of both replicas, one of them a new process
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
     pipeline = instance(folder)
@@ -86,6 +88,9 @@ def everything(folder: Path) -> None:
         done = replay(folder, *words)
         assert done.returncode == 0, done.stderr
     verified(folder, "main", "replay-1")
+    left = {branch: facts(folder, "--branch", branch) for branch in ("main", "replay-1")}
+    assert (left["main"]["labels_joined"], left["replay-1"]["labels_joined"]) == (3 * ASKED, 2 * ASKED)
+    assert left["main"]["learned"] - left["replay-1"]["learned"] == BAD + ASKED
     newest = versions(folder)[-1]
     export.export(pipeline, newest, folder / "out")
     own = Archive(pipeline).version(newest).predict(decoded.columns).scores
