@@ -143,6 +143,10 @@ class Corrected:
 class Corrects(Protocol):
     """A servable that corrects answers, and must be told later what they were."""
 
+    @property
+    def share(self) -> float:
+        """Of the errors, which is added; at 0 ``predict_many`` does not look at them."""
+
     def corrected(self, batch: Batch) -> Corrected:
         """As ``predict_many``, with what the answers are made of."""
 

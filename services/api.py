@@ -242,7 +242,8 @@ class Pipeline:
         answer_batch, identity = bundle.predict(frames.columns_of_events(events, schema)), bundle.identity
         raw_rows = tuple(event.value or b"" for event in events)
         place = (identity.branch, identity.epoch, identity.seq, identity.version)
-        made_of = (answer_batch.corrected, tuple(answer_batch.far_out))
+        corrected = None if answer_batch.made_of is None else answer_batch.made_of()
+        made_of = (corrected, tuple(answer_batch.far_out))
         return Answers(answer_batch.scores, answer_batch.labels, bundle.classes, *place, raw_rows, *made_of)
 
     def scores(self) -> Scores:

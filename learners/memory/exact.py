@@ -31,8 +31,8 @@ class ExactPicture:
     answers: Floats  # (m, C), what the learner itself answered when it was asked
     weight: Floats  # (m,), above 0
 
-    def near(self, keys: Floats) -> tuple[Floats, Floats, Array]:
-        """The mean label and the mean answer near each key, both (n, C), and whether anything is near (n,)."""
+    def near(self, keys: Floats) -> tuple[Floats, Floats, Array | None]:
+        """The mean label and the mean answer near each key, both (n, C), and whether anything is near (n,); None: to each."""
         if not len(self.keys):
             nothing = np.zeros((len(keys), self.labels.shape[1]))
             return nothing, nothing, np.zeros(len(keys), dtype=bool)
@@ -42,7 +42,7 @@ class ExactPicture:
         labels, answers = (
             np.matmul(shares[:, None, :], column.take(places, axis=0))[:, 0] for column in (self.labels, self.answers)
         )
-        return labels, answers, np.ones(len(keys), dtype=bool)
+        return labels, answers, None
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``of`` needs."""

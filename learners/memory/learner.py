@@ -198,7 +198,7 @@ class ErrorMemory:
         return (dict(self.base.noticed()) if isinstance(self.base, Notices) else {}) | own
 
     def figures(self) -> dict[str, Value]:
-        """lambda, and the mean squared error with it and without."""
+        """lambda, and the mean losses with it and without."""
         return self._strength.figures()
 
     def state_dict(self) -> State:

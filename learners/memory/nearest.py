@@ -2,6 +2,9 @@
 
 Products round differently by how many rows are multiplied at once. So cosines are compared on a grid of 2^-30, and of equal
 ones the newest is nearer. Rounding then decides nothing, but where a cosine lies on the border of two cells of the grid.
+
+A partition of all cosines would take longer than the product. Instead the largest of each of some groups is taken: as many of
+these as are wanted are a bound that as many cosines reach, and only those few are sorted.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from numpy.typing import NDArray
 from millrace.learners.protocol import Floats
 
 GRID = 2.0**30  # cells of the grid, from a cosine of 0 to one of 1
+GROUPS = 2  # for each key that is wanted; more cost more, and fewer keys reach the bound
+LEAST_IN_GROUP = 4  # keys; with fewer the bound is too low to be worth it
+LEAST_LENGTH = float(np.finfo(np.float64).tiny)  # keeps a row of zeros from being divided by 0
 CHUNK = 8  # queries that are compared at once: so few that what lies between stays in a processor's cache
 
 Places = NDArray[np.int64]
@@ -22,7 +28,7 @@ Places = NDArray[np.int64]
 def normalised(rows: Floats) -> Floats:
     """Rows (n, d) of length 1; one of length 0 stays so."""
     length = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
-    lengthened: Floats = rows / np.maximum(length, np.finfo(np.float64).tiny)
+    lengthened: Floats = rows / np.maximum(length, LEAST_LENGTH)
     return lengthened
 
 
@@ -56,10 +62,28 @@ def _nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:
     """A key's rank is its cosine's cell of the grid and, as the fraction, its place: float64 holds both exactly."""
     ranks: Floats = (queries * GRID) @ keys.T
     np.rint(ranks, out=ranks)
-    places = _places(len(keys))
     ranks += _fractions(len(keys))
-    if near < len(keys):
-        ranks = np.partition(ranks, len(keys) - near, axis=1)[:, len(keys) - near :]
-    ranks = np.sort(ranks, axis=1)
-    cells = np.floor(ranks)
-    return ((ranks - cells) * places).astype(np.int64), cells / GRID
+    largest = _largest(ranks, near)
+    cells = np.floor(largest)
+    largest -= cells
+    largest *= _places(len(keys))
+    cells /= GRID
+    return largest.astype(np.int64), cells
+
+
+def _largest(ranks: Floats, count: int) -> Floats:
+    """The largest of each row (n, m), ascending (n, count); ``ranks`` are written to."""
+    in_group = ranks.shape[1] // (GROUPS * count)
+    if in_group < LEAST_IN_GROUP:
+        ranks.partition(ranks.shape[1] - count, axis=1)
+        largest = ranks[:, ranks.shape[1] - count :]
+        largest.sort(axis=1)
+        return largest
+    groups = ranks[:, : in_group * GROUPS * count].reshape(len(ranks), in_group, GROUPS * count).max(axis=1)
+    groups.partition(groups.shape[1] - count, axis=1)
+    largest = np.empty((len(ranks), count))
+    for row, bound, its_largest in zip(ranks, groups[:, groups.shape[1] - count], largest, strict=True):
+        reaching = row[row >= bound]
+        reaching.sort()
+        its_largest[:] = reaching[len(reaching) - count :]
+    return largest

@@ -96,10 +96,11 @@ def keys_of(x: Floats, mean: Floats, deviation: Floats) -> Floats:
 
     By the 1 a key says how far from the mean its row is, and not in which direction alone; of one feature it would be the sign.
     """
-    key = np.empty((len(x), len(mean) + 1))
-    z = (x - mean) / deviation
-    np.minimum(np.maximum(z, -CLIP, out=z), CLIP, out=key[:, :-1])
-    key[:, -1] = 1.0
+    key = np.ones((len(x), len(mean) + 1))
+    z = key[:, :-1]
+    np.subtract(x, mean, out=z)
+    z /= deviation
+    np.minimum(np.maximum(z, -CLIP, out=z), CLIP, out=z)
     return normalised(key)
 
 

@@ -73,10 +73,11 @@ class MemoryServable:
         labels, near, known = self.picture.near(keys_of(x, self.mean, self.deviation))
         if not labels.shape[1] or (self.task != "regress" and not self.classes):
             return np.zeros_like(answers)
-        errors: Floats = (1.0 - self.config.gamma) * (labels - near)
+        errors: Floats = labels - near
         if self.config.gamma > 0.0:
+            errors *= 1.0 - self.config.gamma
             errors += self.config.gamma * (labels - aligned(answers, self.classes, self.names))
-        if not known.all():
+        if known is not None:
             errors[~known] = 0.0
         return aligned(errors, self.names, self.classes)
 

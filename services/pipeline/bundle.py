@@ -6,8 +6,9 @@ unpickled. A bundle whose bytes, numbers or golden rows are wrong is refused, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -68,7 +69,7 @@ class Answer:
 
     scores: Floats  # (n, C), or values (n, k) for regression
     labels: tuple[str, ...]  # (n,) the class with the highest score; empty for regression
-    corrected: Corrected | None = None  # what the scores are made of, where they were corrected by a memory
+    made_of: Callable[[], Corrected] | None = None  # what the scores are made of, where a memory corrects them
     far_out: Mapping[str, Array] = field(default_factory=dict)  # by field, rows (n,) with a value far outside what was learned
 
 
@@ -83,6 +84,7 @@ class Bundle:
     outputs: int  # score columns; 0: nothing has been learned yet
     _features: Features
     _servable: Servable
+    _memory: Corrects | None  # the servable, where a memory corrects it
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -97,13 +99,19 @@ class Bundle:
         if not self.outputs:
             raise NotReadyError(f"State {self.identity.name} has not learned a label yet. Ask again when it has.")
         x, names = self._features.encoded(columns)
-        batch, corrected = self._features.answer(Batch(x, names=names)), None
-        if isinstance(self._servable, Corrects):
-            corrected = self._servable.corrected(batch)
-        scores = self._servable.predict_many(batch) if corrected is None else corrected.scores
+        scores, made_of = self._scored(self._features.answer(Batch(x, names=names)))
         best = scores.argmax(axis=1).tolist() if self.schema.label.task == "classify" else []
         labels = tuple(self.classes[at] for at in best)
-        return Answer(scores, labels, corrected, self._features.far_out(x))
+        return Answer(scores, labels, made_of, self._features.far_out(x))
+
+    def _scored(self, batch: Batch) -> tuple[Floats, Callable[[], Corrected] | None]:
+        """Scores, and what they are made of; a memory that corrects nothing is looked at only by who wants to know."""
+        if self._memory is None:
+            return self._servable.predict_many(batch), None
+        if self._memory.share == 0.0:
+            return self._servable.predict_many(batch), partial(self._memory.corrected, batch)
+        corrected = self._memory.corrected(batch)
+        return corrected.scores, lambda: corrected
 
     def age_ms(self, now_ms: int) -> int:
         """For how long, at most, the log has had something that is not in this state."""
@@ -151,8 +159,8 @@ def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
         algorithm = algorithm_of(state["kind"])
         servable = algorithm.servable(serve)
         _try_golden(servable, state["golden.rows"], state["golden.scores"], identity, algorithm.agreement)
-        outputs = state["golden.scores"].shape[1]
-        return Bundle(identity, int(state["as_of_ms"]), expected, schema, outputs, features, servable)
+        outputs, memory = state["golden.scores"].shape[1], servable if isinstance(servable, Corrects) else None
+        return Bundle(identity, int(state["as_of_ms"]), expected, schema, outputs, features, servable, memory)
     except (BadInputError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise DamageError(
             f"Published weights cannot be read by this release ({error!r}). Use the one that wrote them."
@@ -176,9 +184,8 @@ def _refuse_not_finite(serve: dict[str, Value], identity: Identity) -> None:
 
 
 def _try_golden(servable: Servable, rows: Floats, scores: Floats, identity: Identity, agreement: float) -> None:
-    answers = servable.predict_many(Batch(rows))
-    if isinstance(servable, Corrects):
-        servable.corrected(Batch(rows))  # with lambda 0 nothing else has asked the memory
+    asked = Batch(rows)
+    answers = servable.corrected(asked).scores if isinstance(servable, Corrects) else servable.predict_many(asked)
     largest = float(np.abs(scores).max(initial=1.0))
     if answers.shape != scores.shape or not np.allclose(answers, scores, rtol=0.0, atol=agreement * largest):
         raise DamageError(

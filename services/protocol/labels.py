@@ -115,7 +115,8 @@ def prediction_records(predicted: Predicted, features: str, headers: bytes = b""
     fields = predicted.bundle.schema.fields
     columns = [_cells(field, column) for field, column in zip(fields, predicted.columns, strict=True)]
     names = [field.name for field in fields]
-    scores, corrections = predicted.answer.scores.tolist(), corrections_of(predicted.answer.corrected, len(predicted.ids))
+    scores, made_of = predicted.answer.scores.tolist(), predicted.answer.made_of
+    corrections = corrections_of(None if made_of is None else made_of(), len(predicted.ids))
     records = []
     for row_id, cells, row_scores, correction in zip(
         predicted.ids, zip(*columns, strict=True), scores, corrections, strict=True

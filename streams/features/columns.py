@@ -20,11 +20,11 @@ import numpy as np
 
 from millrace.learners.protocol import Array, Batch, Floats, Scaling, Value, join
 from millrace.streams.features.backbone import backbone
+from millrace.streams.features.far import FAR, ends_of_near
 from millrace.streams.features.scale import FIXED, Scale
 from millrace.streams.formats.json_rows import Rows
 from millrace.streams.schema import LARGEST, Field, Schema
 
-FAR = 10.0  # widths of the learned range beyond which a value is far out
 RANGE_ROWS = 32  # learned rows before any value is
 
 
@@ -91,6 +91,7 @@ class Features:
         self._rows = 0  # learned
         self._low, self._high = np.full(len(self._numeric), np.inf), np.full(len(self._numeric), -np.inf)  # of learned values
         self._far = np.zeros(len(self._numeric), dtype=np.int64)  # values of learned rows that were far out, by column
+        self._far_ends: tuple[Floats, Floats] | None = None  # beyond which values are far out, both (k,); None: not known yet
 
     def encode(self, rows: Rows) -> Batch:
         """The rows as they wait: what stands in for a missing number is known later, and so is the column of a new category."""
@@ -198,7 +199,7 @@ class Features:
         if self._rows >= RANGE_ROWS and not self._near(low, high):
             self._far = self._far + self._far_values(values).sum(axis=0)
         self._rows += len(values)
-        self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
+        self._low, self._high, self._far_ends = np.minimum(self._low, low), np.maximum(self._high, high), None
         return low, high
 
     def _near(self, low: Floats, high: Floats) -> bool:
@@ -259,12 +260,10 @@ class Features:
         """Which numbers (n, k) are far out; none as long as few rows were learned."""
         if self._rows < RANGE_ROWS:
             return np.zeros(values.shape, dtype=bool)
-        seen = self._low <= self._high
-        low, high = np.where(seen, self._low, 0.0), np.where(seen, self._high, 0.0)
-        most = np.maximum(np.abs(low), np.abs(high))
-        span = np.where(high > low, high - low, np.where(most > 0.0, most, 1.0))
-        beyond = (values < low - FAR * span) | (values > high + FAR * span)
-        return np.asarray(np.where(seen, beyond, ~np.isnan(values)))  # any value is far out where none was ever seen
+        if self._far_ends is None:
+            self._far_ends = ends_of_near(self._low, self._high)
+        least, most = self._far_ends
+        return np.asarray((values < least) | (values > most))
 
     def _totals(self, counts: Array) -> dict[str, int]:
         """Counts (k,) of the numeric columns, added up by field; only fields that have some."""
@@ -303,7 +302,7 @@ class Features:
             return
         self.means = {name: Mean(*pair) for name, pair in state["fills"].items()}
         self._rows, self._far = int(state["rows"]), np.array(state["far"])
-        self._low, self._high = np.array(state["low"]), np.array(state["high"])
+        self._low, self._high, self._far_ends = np.array(state["low"]), np.array(state["high"]), None
         self._outside = np.array(state["outside"]) if "outside" in state else self._outside
 
     def _of_values(self, name: str, total: float, count: int) -> Mean:

@@ -44,6 +44,7 @@ STREAMS = ("elec2", "nsl_kdd", "phishing", "spam", "bank_marketing")
 DELAYS = (0, 1, 48, 336)
 BASES: dict[str, dict[str, Any]] = {"ridge": {"solve_rows": 64}, "softmax": {}}
 FORMS = ("exact", "sketch")
+DAYS = {"elec2": ("day",), "bank_marketing": ("month", "day_of_week")}  # fields that change where a row's day is another
 BATCH = 32  # rows of a batch whose time is taken
 
 
@@ -86,6 +87,7 @@ class Stream:
         chosen = data_set(name)
         lines = [json.loads(line) for _, line in zip(range(most), values(name), strict=False)]
         self.labels = [line.pop(chosen.label.name) for line in lines]
+        self.days = days([tuple(line[field] for field in DAYS[name]) for line in lines]) if name in DAYS else None
         pipeline = build_pipeline(
             {
                 "name": "bench",
@@ -101,6 +103,12 @@ class Stream:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def days(stamps: Sequence[tuple[Any, ...]]) -> Array:
+    """The number of each row's day (n,): a new one begins where a row has another stamp than the one before."""
+    changes = [stamp != before for stamp, before in zip(stamps[1:], stamps, strict=False)]
+    return np.cumsum([False, *changes])
 
 
 def predictions_of(case: Case, stream: Stream) -> Iterator[Prediction]:
@@ -121,8 +129,9 @@ def measured(case: Case, stream: Stream) -> dict[str, Any]:
         {name for prediction in predictions[start:] for name in prediction.classes} | set(map(str, stream.labels[start:]))
     )
     y = np.array([classes.index(str(label)) for label in stream.labels[start:]])
+    groups = None if stream.days is None else stream.days[start:]
     figures = {
-        side: scored(table(predictions[start:], numbers, classes), y)
+        side: scored(table(predictions[start:], numbers, classes), y, groups)
         for side, numbers in (
             ("with", [p.scores for p in predictions[start:]]),
             ("without", [p.base for p in predictions[start:]]),
@@ -143,18 +152,33 @@ def table(predictions: list[Prediction], numbers: list[Any], classes: list[str])
     return scores
 
 
-def scored(scores: Floats, y: Array) -> dict[str, float]:
-    """Accuracy, AUC (each class against the rest, the mean by rows), log loss of scores as probabilities."""
+def scored(scores: Floats, y: Array, groups: Array | None = None) -> dict[str, Any]:
+    """Accuracy, AUC of all rows and within ``groups`` (n,), log loss of scores as probabilities."""
     shares = np.clip(scores, LEAST, 1.0)
     shares /= shares.sum(axis=1, keepdims=True)
+    return {
+        "accuracy": round(float((scores.argmax(axis=1) == y).mean()), 4),
+        "auc": round(area(scores, y), 4),
+        "auc_by_day": None if groups is None else area_within(scores, y, groups),
+        "log_loss": round(float(-np.log(shares[np.arange(len(y)), y]).mean()), 4),
+    }
+
+
+def area(scores: Floats, y: Array) -> float:
+    """AUC, each class against the rest, the mean by rows; NaN where all rows have one class."""
     counts = np.bincount(y, minlength=scores.shape[1])
     seen = [at for at in range(scores.shape[1]) if 0 < counts[at] < len(y)]
     areas = [roc_auc_score(y == at, scores[:, at]) for at in seen]
-    return {
-        "accuracy": round(float((scores.argmax(axis=1) == y).mean()), 4),
-        "auc": round(float(np.average(areas, weights=counts[seen])), 4),
-        "log_loss": round(float(-np.log(shares[np.arange(len(y)), y]).mean()), 4),
-    }
+    return float(np.average(areas, weights=counts[seen])) if seen else float("nan")
+
+
+def area_within(scores: Floats, y: Array, groups: Array) -> float | None:
+    """The mean AUC of groups in which two classes occur, by rows; groups (n,) ascend. None where no group has two."""
+    cuts = np.flatnonzero(np.diff(groups)) + 1
+    pieces = zip(np.split(scores, cuts), np.split(y, cuts), strict=True)
+    areas = [(area(part, labels), len(labels)) for part, labels in pieces if len(np.unique(labels)) > 1]
+    means, rows = np.array(areas).reshape(-1, 2).T
+    return round(float(np.average(means, weights=rows)), 4) if len(rows) else None
 
 
 class Silent:

@@ -37,7 +37,7 @@ def answered(bundle: Bundle, columns: Sequence[Array]) -> Answer:
     if bundle.outputs:
         return bundle.predict(columns)
     nothing = np.zeros((len(columns[0]), 0))
-    return Answer(nothing, ("",) * len(nothing), Corrected(nothing, nothing, nothing))
+    return Answer(nothing, ("",) * len(nothing), lambda: Corrected(nothing, nothing, nothing))
 
 
 def driven(

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 Lines = list[dict[str, Any]]
-HEAD = "| stream | learner | labels come after | form | log loss | without | AUC | without | accuracy | without | last label |"
+HEAD = (
+    "| stream | learner | labels come after | form | log loss | without | AUC | without | AUC by day | without | accuracy "
+    "| without | last label |"
+)
 
 
 def markdown(lines: Lines) -> str:
@@ -15,10 +18,15 @@ def markdown(lines: Lines) -> str:
     for line in lines:
         learner = f"{line['base']}, {'frozen' if line['frozen'] else 'live'}"
         ours, own = line["with"], line["without"]
-        figures = [f"{side[name]:.3f}" for name in ("log_loss", "auc", "accuracy") for side in (ours, own)]
+        figures = [shown(side.get(name)) for name in ("log_loss", "auc", "auc_by_day", "accuracy") for side in (ours, own)]
         cells = [line["stream"], learner, str(line["delay"]), line["form"], *figures, f"{line['last_label']:.3f}"]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join([*rows, "", *verdicts(lines)]) + "\n"
+
+
+def shown(figure: float | None) -> str:
+    """To three places; nothing where there is none, as of streams without a time."""
+    return "" if figure is None else f"{figure:.3f}"
 
 
 def verdicts(lines: Lines) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from broken import D
 from cases import CASES, QUESTIONS, ROWS, asked, classes, config_of, remembering, taught, values
-from remembered import WrittenDown
+from remembered import SHARES, WrittenDown
 from still import MEMORY, NAMES, STEP, Still, labelled, memory_around, weights
 
 from millrace.learners.memory.asked import Asked, as_text
@@ -54,7 +54,12 @@ def test_it_answers_as_one_that_is_written_down_row_by_row(memory: dict[str, Any
             if rows.weight[start + row] > 0.0:
                 one_hot = np.array([name == rows.y[start + row] for name in NAMES], dtype=np.float64)
                 written.learn(step.x[row], one_hot, answers[row], errors[row], float(rows.weight[start + row]))
+        if written.share in SHARES:
+            assert learner.figures() == pytest.approx({"strength": written.share} | written.figures(), rel=1e-9)
     assert len(seen) > 1 or "strength" in memory
+    again = memory_around(Still(weights(3)), memory)
+    again.load_state_dict(learner.state_dict())
+    assert again.figures() == learner.figures()
 
 
 @pytest.mark.parametrize("form", ["exact", "sketch"])
@@ -76,7 +81,7 @@ def test_of_numbers_too(form: str) -> None:
             if seed or start:  # the first step was answered before the learner had learned any
                 for row, (answer, error) in enumerate(zip(answers, errors, strict=True)):
                     written.learn(step.x[row], rows.y[start + row], answer, error)
-    assert learner.figures()["strength"] > 0.0
+    assert learner.figures() == pytest.approx({"strength": written.share} | written.figures(), rel=1e-9) and written.share > 0.0
 
 
 @pytest.mark.parametrize("form", ["exact", "sketch"])

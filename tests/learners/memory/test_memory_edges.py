@@ -78,6 +78,7 @@ def test_what_fell_into_cells_long_ago_is_as_if_it_never_had() -> None:
     for start in range(0, 1200, 8):
         learner.learn_many(elsewhere.rows(start, start + 8))
         labels, _, known = learner._memory.now().near(keys)
+        assert known is not None
         assert np.allclose(labels.sum(axis=1)[known], 1.0, rtol=0.0, atol=1e-9)
         counts |= set(known.tolist())
     assert counts == {True, False}

@@ -23,7 +23,7 @@ class WrittenDown:
         self.answers: list[Floats] = []
         self.weight: list[float] = []
         self.keys: Floats | None = None  # of all rows
-        self.losses = dict.fromkeys(SHARES, 0.0)
+        self.losses, self.log_losses, self.rows_weight = dict.fromkeys(SHARES, 0.0), dict.fromkeys(SHARES, 0.0), 0.0
 
     def learn(self, x: Floats, label: Floats, answer: Floats, error: Floats, weight: float = 1.0) -> None:
         """A row that met its label, with what it was answered when it was asked."""
@@ -31,10 +31,25 @@ class WrittenDown:
             moved = answer + share * error
             miss = (np.minimum(np.maximum(moved, 0.0), 1.0) if self.bounded else moved) - label
             self.losses[share] = self.losses[share] * 0.5 ** (1 / 1000) + weight * float(miss @ miss)
+            loss = weight * self.log_loss(moved, label) if self.bounded else 0.0
+            self.log_losses[share] = self.log_losses[share] * 0.5 ** (1 / 1000) + loss
+        self.rows_weight = self.rows_weight * 0.5 ** (1 / 1000) + weight
         self.x.append(x)
         self.labels.append(label)
         self.answers.append(answer)
         self.weight.append(weight)
+
+    @staticmethod
+    def log_loss(scores: Floats, label: Floats) -> float:
+        """Of scores (C,), clipped to .001 and 1 and normalised."""
+        probabilities = np.minimum(np.maximum(scores, 0.001), 1.0)
+        return float(-np.log(probabilities[label == 1.0][0] / probabilities.sum()))
+
+    def figures(self) -> dict[str, float]:
+        """Mean losses at lambda and without a correction; lambda is one of the five."""
+        kept = {"squared_error": self.losses} | ({"log_loss": self.log_losses} if self.bounded else {})
+        ends = (("", self.share), ("_uncorrected", 0.0))
+        return {f"{name}{end}": of[share] / self.rows_weight for name, of in kept.items() for end, share in ends}
 
     @property
     def share(self) -> float:

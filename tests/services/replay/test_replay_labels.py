@@ -33,6 +33,7 @@ size = 2
 horizon_ms = 110_000
 grace_ms = 110_000
 DEFAULT
+MEMORY
 [log]
 partitions = 2
 [batch]
@@ -46,25 +47,26 @@ POISON_FROM, POISON_TO = 8, 16
 SLOW = (1, 4, 5)  # their labels come in the next minute; ids of both partitions
 JOINED = MINUTES * EACH - (POISON_TO - POISON_FROM) - len(SLOW)
 START_MS = 1_700_000_000_000
+MEMORIES = ("", "[memory]\nrows = 60\nnear = 5\nwarm_up_rows = 20", '[memory]\nform = "sketch"\nwarm_up_rows = 20')
 
 
-def shop(folder: Path, default: str, poison: bool) -> Instance:
+def shop(folder: Path, default: str, poison: bool, memory: str = "") -> Instance:
     """A pipeline that was live, minute by minute; for eight minutes a labeller called till-7 answered before the others."""
     folder.mkdir()
-    (folder / "shop.toml").write_text(PIPELINE.replace("DEFAULT", default))
+    (folder / "shop.toml").write_text(PIPELINE.replace("DEFAULT", default).replace("MEMORY", memory))
     pipeline = Instance(load_pipeline(folder / "shop.toml"), folder / "shop")
     for minute in range(MINUTES):
-        pipeline.log().append("shop.served", list(records(minute, poison)))
+        pipeline.log().append("shop.served", list(records(minute, poison, "elsewhere" if memory else "main")))
         running.run(pipeline, "main", running.Bounds(), take_over=False)
     return pipeline
 
 
-def records(minute: int, poison: bool):
-    """Predictions of a minute and their labels, half a minute later; of some there is none but the poisoner's."""
+def records(minute: int, poison: bool, branch: str):
+    """Predictions of a minute by a branch and their labels, half a minute later; of some there is none but the poisoner's."""
     at_ms = START_MS + 60_000 * minute
     for number in range(EACH):
         row = encode_row({"x": [minute % 5 + number, number % 3]})
-        yield record(Prediction(f"r{minute}.{number}", row, "main", 1, 3, (), ()), at_ms, "till-1")
+        yield record(Prediction(f"r{minute}.{number}", row, branch, 1, 3, (), ()), at_ms, "till-1")
     bad = poison and POISON_FROM <= minute < POISON_TO
     for number in SLOW if minute else ():  # of the minute before
         yield record(LateLabel(f"r{minute - 1}.{number}", "ab"[number % 2], 1), at_ms + 10_000, "till-1")
@@ -102,11 +104,15 @@ def state(pipeline: Instance, branch: str) -> tuple[dict, dict]:
     return parts["learner"], parts["join"]["counts"]
 
 
-def test_the_replay_is_the_model_that_never_heard_the_labeller(tmp_path: Path) -> None:
-    """Without a default: the same sums and the same fates of every label, over two partitions."""
-    learned, counts = replayed(shop(tmp_path / "poisoned", "", poison=True))
-    never, never_counts = state(shop(tmp_path / "clean", "", poison=False), "main")
-    assert difference(learned, never) <= 1e-8
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_the_replay_is_the_model_that_never_heard_the_labeller(memory: str, tmp_path: Path) -> None:
+    """Without a default: the same sums, memory and fates of every label, over two partitions."""
+    poisoned = shop(tmp_path / "poisoned", "", poison=True, memory=memory)
+    heard, _ = state(poisoned, "main")
+    learned, counts = replayed(poisoned)
+    never, never_counts = state(shop(tmp_path / "clean", "", poison=False, memory=memory), "main")
+    assert difference(learned, never) <= 1e-8 < difference(heard, never)
+    assert not memory or learned["losses"][1:].max() != learned["losses"][0]
     assert counts == never_counts
     assert counts["joined"] == JOINED
 

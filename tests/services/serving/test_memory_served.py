@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from either_log import KAFKA, swept
 from pipelines import event, facts, flower_rows, millrace
-from poisoned import TEXT, begin, instance, planned, replay, verified, versions
+from poisoned import BAD, GOOD, TEXT, begin, instance, newest, planned, replay, verified, versions
 from served_pipeline import served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
@@ -36,7 +36,7 @@ grace_ms = 60000
 """
 CASES = [("ridge", "", "sqlite"), ("softmax", 'form = "sketch"', "sqlite"), ("er", "strength = 0.6", "sqlite")]
 CASES += [("ridge", 'form = "sketch"', "kafka"), ("softmax", "strength = 0.6", "kafka"), ("er", "", "kafka")]
-ASKED = 30
+ASKED, LATER = 30, 60  # rows that are asked each way; good ones after the poison
 
 
 @pytest.mark.slow
@@ -48,11 +48,11 @@ def test_a_memory_goes_through_everything(kind: str, more: str, log: str, tmp_pa
     """Around each kind, on each log: whoever answers, answers as the trainer, and the log proves every branch."""
     text = TEXT.replace('kind = "ridge", gamma = 0.5, solve_rows = 50', LEARNERS[kind]) + MEMORY.format(more=more)
     if log == "sqlite":
-        everything(begin(tmp_path / "digits", with_poison=True, text=text, later=60))
+        everything(begin(tmp_path / "digits", with_poison=True, text=text, later=LATER))
         return
     broker = request.getfixturevalue("broker")
     with swept():
-        everything(begin(tmp_path / "digits", with_poison=True, text=text + on(broker), later=60))
+        everything(begin(tmp_path / "digits", with_poison=True, text=text + on(broker), later=LATER))
         forget(broker, tmp_path / "digits" / "digits.toml")
 
 
@@ -60,6 +60,7 @@ def everything(folder: Path) -> None:
     """From two versions with poison between them to a branch that never learned it."""
     before, x = facts(folder), rows_of(1)
     assert before["memory_squared_error"] <= before["memory_squared_error_uncorrected"] and len(versions(folder)) >= 2
+    assert before.keys() >= {"memory_log_loss", "memory_log_loss_uncorrected"}
     with served(folder) as up:
         ids = [f"http/{row}" for row in range(ASKED)]
         _, _, by_http = called(up, "infer", asking(ids, x))
@@ -68,12 +69,14 @@ def everything(folder: Path) -> None:
         assert np.array_equal(scores, np.frombuffer(by_grpc.raw_output_contents[0], "<f8"))
         label(up, {"labels": [{"id": name, "label": "daisy"} for name in ids]})
         assert labelled_by_grpc(up, [f"grpc/{row}" for row in range(ASKED)], "daisy") == ASKED
-        settled(up, labels_joined=2 * ASKED)
+        assert called(up, "infer", asking([f"late/{row}" for row in range(ASKED)], x))[0] == 200
+        label(up, {"labels": [{"id": f"late/{row}", "label": "rose"} for row in range(ASKED)]}, "till-7")
+        settled(up, labels_joined=3 * ASKED)
         for title in (":Predictor", ":Trainer"):
             alive, dead = len(up.pids(title)), up.kill(title)
             until(lambda title=title, dead=dead, alive=alive: dead not in (now := up.pids(title)) and len(now) == alive)
             until(lambda: called(up, "infer", asking(["again"], x[:1]))[0] == 200 and all_answer(up))
-        learned = settled(up, labels_joined=2 * ASKED)
+        learned = settled(up, labels_joined=3 * ASKED)
         answers = [newest_answer(up, learned["seq"], x) for _ in range(20)]  # of both replicas, one of them a new process
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
     pipeline = instance(folder)
@@ -85,11 +88,19 @@ def everything(folder: Path) -> None:
         done = replay(folder, *words)
         assert done.returncode == 0, done.stderr
     verified(folder, "main", "replay-1")
-    newest = versions(folder)[-1]
-    export.export(pipeline, newest, folder / "out")
-    own = Archive(pipeline).version(newest).predict(decoded.columns).scores
+    heard, replayed = (counts_of(folder, branch) for branch in ("main", "replay-1"))
+    assert heard == (GOOD + BAD + LATER + 3 * ASKED, 3 * ASKED) and replayed == (GOOD + LATER + 2 * ASKED, 2 * ASKED)
+    version = versions(folder)[-1]
+    export.export(pipeline, version, folder / "out")
+    own = Archive(pipeline).version(version).predict(decoded.columns).scores
     assert np.array_equal(export.opened(folder / "out").predict(decoded.columns).scores, own)
     assert millrace("rollback", "digits.toml", "--reason", "it looks wrong", "--yes", cwd=folder).returncode == 0
+
+
+def counts_of(folder: Path, branch: str) -> tuple[int, int]:
+    """Rows that the newest checkpoint of a branch has learned, and labels that met their row."""
+    _, parts = newest(folder, branch)
+    return parts["counts"]["counts"]["learned"], parts["join"]["counts"]["joined"]
 
 
 def rows_of(seed: int) -> list[list[float]]:

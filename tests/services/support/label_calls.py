@@ -16,14 +16,15 @@ from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
 
 
-def called(up: Up, verb: str, body: object | None) -> tuple[int, dict, dict]:
+def called(up: Up, verb: str, body: object | None, producer: str = "") -> tuple[int, dict, dict]:
     """Status, headers and body of a call, sent again where its connection broke, as a client would."""
+    headers = {"Millrace-Producer": producer} if producer else {}
     until_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < until_s:
         connection = http.client.HTTPConnection("127.0.0.1", up.port, timeout=ANSWER_S)
         try:
             text = None if body is None else json.dumps(body)
-            connection.request("GET" if body is None else "POST", f"/v2/models/digits/{verb}", text)
+            connection.request("GET" if body is None else "POST", f"/v2/models/digits/{verb}", text, headers)
             answer = connection.getresponse()
             return answer.status, dict(answer.headers), json.loads(answer.read())
         except (OSError, http.client.HTTPException):
@@ -33,10 +34,10 @@ def called(up: Up, verb: str, body: object | None) -> tuple[int, dict, dict]:
     raise AssertionError("no answer")
 
 
-def label(up: Up, body: object) -> None:
+def label(up: Up, body: object, producer: str = "") -> None:
     """Send labels until they are accepted; a log that is slow refuses them, for now, with 503."""
     codes: list[int] = []
-    until(lambda: codes.append(called(up, "labels", body)[0]) or codes[-1] != 503)
+    until(lambda: codes.append(called(up, "labels", body, producer)[0]) or codes[-1] != 503)
     assert codes[-1] == 202
 
 
