@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from millrace.learners.memory.config import Remembering
-from millrace.learners.memory.learner import ErrorMemory
+from millrace.learners.memory.learner import OWN, ErrorMemory
 from millrace.learners.protocol import Discounts, EarlierRevisions, Learner, RaisesRate, Warns
 
 
@@ -24,12 +24,12 @@ def _raise_rate(memory: Any, factor: float, rows: int) -> None:
 
 def _revisions(memory: Any) -> tuple[int, ...]:
     """Those that the base can be."""
-    return tuple(memory.base.revisions)
+    return tuple(OWN + revision for revision in memory.base.revisions)
 
 
 def _as_of(memory: Any, revision: int) -> None:
     """Be the untaught learner of that revision. Raises: LearnerError where this release has none."""
-    memory.base.as_of(revision)
+    memory.base.as_of(revision - OWN)
     memory.revision = revision
 
 

@@ -42,7 +42,8 @@ from millrace.learners.protocol import (
     join,
 )
 
-REVISION = 1  # of the memory; a learner around which it is counts a hundred more for each later one
+REVISION = 2  # of the memory: 2 keeps log losses, too
+OWN = 100 * (REVISION - 1)  # that it adds to the revision of the learner around which it is
 
 
 class ErrorMemory:
@@ -53,7 +54,7 @@ class ErrorMemory:
     def __init__(self, base: Learner, config: Remembering, d: int, seed: int) -> None:
         """An untaught memory of rows of ``d`` features around ``base``; ``seed`` draws the planes of a sketch."""
         self.base, self.config, self.d, self.seed = base, config.memory, d, seed
-        self.revision: int = base.revision + 100 * (REVISION - 1)
+        self.revision: int = base.revision + OWN
         self.tolerance: float = base.tolerance
         self._task = "unbounded" if config.unbounded and config.base.task == "classify" else config.base.task
         self._declared = frozenset(getattr(config.base, "classes", ()))
@@ -219,7 +220,7 @@ class ErrorMemory:
         """
         truth = state.truth_of(self._identity())
         self.base.load_state_dict(State(table(truth, "base."), table(state.derived, "base.")))
-        self.revision = self.base.revision + 100 * (REVISION - 1)
+        self.revision = self.base.revision + OWN
         self._names, self._outputs, self._rows = dict.fromkeys(truth["names"]), truth["outputs"], truth["rows"]
         self._skipped, self._crowded = truth["skipped"], truth["crowded"]
         self._strength.load(truth)
