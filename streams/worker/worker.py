@@ -249,7 +249,7 @@ class Worker:
         while (
             reads and rows_left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.monotonic_ms() < closes_ms
         ):
-            self._wait(PAUSE_S)
+            self._wall.sleep(PAUSE_S)  # more is gathered: to be woken by each record would only make the reads smaller
             reads += self._backends.source.next_batch(rows_left)
             rows_left = self._config.step_rows - _records(reads)
         return reads
