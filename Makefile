@@ -21,7 +21,7 @@ export UV_SYSTEM_CERTS := true
 
 LOCKS := deploy/requirements
 UV := .tools/bin/uv
-INSTALL := $(UV) pip install --quiet --no-deps --build-constraints $(LOCKS)/uv.txt --python
+INSTALL := $(UV) pip install --quiet --no-deps --compile-bytecode --build-constraints $(LOCKS)/uv.txt --python
 SYNC := $(UV) pip sync --quiet --require-hashes --compile-bytecode --python
 RESOLVE := $(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command 'make lock' --python-version 3.11

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from millrace.streams.errors import OffsetsGoneError
 from millrace.streams.records import Event, Read, Record, make_read, split_tp, tp_name
@@ -47,6 +47,14 @@ class Source(Protocol):
 
         Raises: OffsetsGoneError where those records are gone.
         """
+
+
+@runtime_checkable
+class Waits(Protocol):
+    """A source that is woken where there is more, so that nobody has to look again and again."""
+
+    def wait(self, seconds: float) -> None:
+        """Return once there may be events, ``seconds`` later at the latest."""
 
 
 class Producer(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-MOST_BYTES = 8 << 20  # of a memory as it is published to replicas, four times a second
+MOST_BYTES = 8 << 20  # of a memory as it is published to replicas, twenty times a second at most
 
 
 @dataclass(frozen=True, slots=True)

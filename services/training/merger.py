@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,12 +20,15 @@ from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Identity, Parts, identity_of
 from millrace.services.pipeline.instance import Instance
 from millrace.services.training.current import Blob, Publication
+from millrace.services.training.pace import Pace
 from millrace.services.training.shards import merging, newest_versions
-from millrace.services.training.trainer import BEAT_S, OFFER_S, RETRY_S, Publish, Published, TrainerStatus, packed
+from millrace.services.training.trainer import LOOK_S, RETRY_S, Publish, Published, TrainerStatus, packed
 from millrace.streams.branch.merge import Merged, MergeInput, Merging, open_piece, piece_of
 from millrace.streams.errors import DamageError, ReplacedError, StorageError
 
 log = logging.getLogger("millrace")
+
+SHARE = 0.25  # in (0, 1), of its time that a merger merges and publishes, at most: the shards learn on the same machine
 
 
 class Merger:
@@ -40,6 +44,8 @@ class Merger:
         self._held: dict[str, tuple[Publication, MergeInput]] = {}  # by shard: what it let out last
         self._marked_versions: list[str | None] = []  # of the shards, when the newest version was marked
         self._stop = threading.Event()
+        self._arrived = threading.Event()  # something that is not merged yet, or the word to stop
+        self._pace = Pace(SHARE)
         self._state = TrainerStatus(True, 0, 0, 0, "", os.getpid(), branch)
         self._thread = threading.Thread(target=self._run, name="merger", daemon=True)
         self._thread.start()
@@ -54,6 +60,7 @@ class Merger:
             if previous is not None and previous[0].identity.place > publication.identity.place:
                 return False
             self._held[publication.identity.branch] = (publication, piece)
+        self._arrived.set()
         return True
 
     def beat(self, publication: Publication) -> bool:
@@ -74,6 +81,7 @@ class Merger:
     def stop(self, timeout_s: float) -> TrainerStatus:
         """Mark a version of the newest versions of all shards, and end."""
         self._stop.set()
+        self._arrived.set()
         self._thread.join(timeout_s)
         return self.state()
 
@@ -95,20 +103,34 @@ class Merger:
         self._state = replace(self._state, said=str(error))
 
     def _merge_on(self, writer: Merging) -> None:
-        """Merge at most four times a second, where a shard has let something out, and mark what the shards have marked."""
+        """Merge once a shard has let something out, as often as ``Pace`` lets it, and mark what the shards have marked."""
         published: Published | None = None
-        last: list[Publication] = []
-        while not self._stop.wait(OFFER_S if last else BEAT_S / 4):
+        last, mark_s = list[Identity](), 0.0
+        while self._awaits_news():
             inputs = self._all_held()
-            if inputs and [publication.identity for publication, _ in inputs] != [publication.identity for publication in last]:
-                published = self._let_out(writer.merge([piece for _, piece in inputs]), inputs, published)
-                last = [publication for publication, _ in inputs]
+            if inputs and [publication.identity for publication, _ in inputs] != last:
+                published = self._merge(writer, inputs)
+                last = [publication.identity for publication, _ in inputs]
             elif inputs and published is not None:
-                as_of_ms = min(publication.as_of_ms for publication, _ in inputs)
-                published = Published(replace(published.publication, as_of_ms=as_of_ms), published.blob)
-                published.let_out(self._publish)
-            self._mark(writer)
+                published = published.confirmed(min(publication.as_of_ms for publication, _ in inputs))
+                published.beat(self._publish)
+            if time.monotonic() >= mark_s:
+                mark_s = time.monotonic() + LOOK_S
+                self._mark(writer)
         self._mark(writer)
+
+    def _awaits_news(self) -> bool:
+        """Wait for something to merge, or a while for nothing; False where it was told to stop."""
+        self._arrived.wait(LOOK_S)
+        self._arrived.clear()
+        return not self._stop.wait(self._pace.left_s)
+
+    def _merge(self, writer: Merging, inputs: Sequence[tuple[Publication, MergeInput]]) -> Published:
+        """Merge and let it out, and count what that took."""
+        began_s = time.thread_time()
+        published = self._let_out(writer.merge([piece for _, piece in inputs]), inputs)
+        self._pace.spent(time.thread_time() - began_s, published.blob.nbytes)
+        return published
 
     def _all_held(self) -> list[tuple[Publication, MergeInput]]:
         """What every shard let out last, in shard order; what has not been heard of since the start is its newest mark."""
@@ -130,15 +152,15 @@ class Merger:
             return Publication(identity_of(mark), "", piece.counts["clock_ms"]), piece
         return None
 
-    def _let_out(self, merged: Merged, inputs: Sequence[tuple[Publication, MergeInput]], last: Published | None) -> Published:
+    def _let_out(self, merged: Merged, inputs: Sequence[tuple[Publication, MergeInput]]) -> Published:
         """Publish a merge as a state of the merging branch."""
         entry = merged.entry
         identity = Identity(entry.branch, entry.epoch, entry.seq)
         kind = self._instance.loaded.pipeline.kind
         serve = merged.learner.servable().arrays()
         parts = Parts(identity, min(publication.as_of_ms for publication, _ in inputs), kind, merged.features, serve)
-        published = packed(parts, self._instance, last)
-        published.let_out(self._publish)
+        published = packed(parts, self._instance)
+        self._publish(published.publication, published.blob)
         records = sum(sum(piece.counts["counts"].values()) for _, piece in inputs)
         self._state = TrainerStatus(True, entry.epoch, entry.seq, records, "", os.getpid(), self._branch)
         return published

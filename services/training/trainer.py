@@ -1,7 +1,8 @@
 """The trainer: the one worker of a branch in a Ray actor, which lets its newest weights out to ``Current``.
 
 The worker's thread starts with the actor, so it goes on by itself after a restart. It offers its state between two steps, when
-everything is acknowledged; another thread packs and publishes the newest offer, at most four a second, and beats.
+everything is acknowledged: once what answers has changed and the last state has arrived, as often as ``Pace`` lets it. Another
+thread packs and publishes the newest offer, and beats.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from millrace.services.pipeline.bundle import Identity, Parts, bundle_bytes
 from millrace.services.pipeline.instance import Instance
 from millrace.services.pipeline.succession import heir_of
 from millrace.services.training.current import Blob, Publication
+from millrace.services.training.pace import Pace
 from millrace.services.training.run import identity_of_worker, serve_first
 from millrace.streams.branch.branch import Backends
 from millrace.streams.branch.host import use_threads
@@ -38,8 +40,8 @@ from millrace.streams.worker.worker import Worker
 
 log = logging.getLogger("millrace")
 
-OFFER_S = 0.25  # between two offers, at least
-BEAT_S = 1.0  # between two beats
+LOOK_S = 0.25  # between two looks whether the state has taken in all of the log, which replicas are told
+BEAT_S = 1.0  # between two beats, where nothing is told
 RETRY_S = 2.0  # after the disk refused, or while another process has the branch
 
 Publish = Callable[[Publication, Blob | None], bool]  # without a blob: a beat; False where the state is not held there
@@ -76,8 +78,14 @@ class Trainer:
         self._publish = publish
         self._is_shard = shard_of(branch) != WHOLE
         self._stop = threading.Event()
-        self._offered = threading.Condition()
+        self._mail = threading.Condition()
         self._offer: Parts | ShardState | None = None
+        self._offered: Identity | None = None  # the newest state that was offered
+        self._confirmed_ms: int | None = None  # a later time by which that one had taken in everything
+        self._answers: object = None  # what that one answers by
+        self._cost_s = 0.0  # of making that offer
+        self._on_its_way = False  # whether it has not arrived yet
+        self._pace = Pace()
         self._replaced = False  # by another writer of the branch, with no branch to go on with
         self._state = TrainerStatus(True, 0, 0, 0, "", os.getpid(), branch)
         self._warned = set[str]()  # what was said of the features already
@@ -151,29 +159,44 @@ class Trainer:
         worker = Worker(self._instance.fold_spec, backends, pipeline.worker, identity_of_worker(self._instance, self._branch))
         worker.run(_Between(self, backends))
 
-    def between_steps(self, worker: Worker, as_of_ms: int) -> None:
-        """Offer the state as it is now: everything in it is acknowledged."""
+    def look(self, worker: Worker, as_of_ms: int) -> None:
+        """Say where the worker is, and by when its state had taken in all of the log; and offer what has changed of it."""
         drift, version = worker.fold.drift, worker.newest_version
         if drift is not None and drift.newest != self._alarm and version != self._version and not self._is_shard:
             self._alarm, self._version = drift.newest, version  # the version after the alarm is there
             name_last_good(self._instance, worker.branch)
         self._warn(worker)
         self._state = TrainerStatus(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid(), worker.branch)
-        fold = worker.fold
-        identity = Identity(worker.branch, worker.epoch, worker.seq)
-        with self._offered:
-            self._offer = (
-                ShardState(identity, as_of_ms, piece_now(worker))
-                if self._is_shard
-                else Parts(
-                    identity,
-                    as_of_ms,
-                    self._instance.loaded.pipeline.kind,
-                    fold.features.state(),
-                    fold.learner.servable().arrays(),
-                )
-            )
-            self._offered.notify()
+        if state_of(worker) != self._offered:
+            self.offer(worker, as_of_ms, only_news=False)
+            return
+        with self._mail:
+            self._confirmed_ms = as_of_ms
+            self._mail.notify()
+
+    def offer(self, worker: Worker, as_of_ms: int, only_news: bool) -> None:
+        """Offer the state as it is now, where the one before has arrived and it may leave: everything in it is acknowledged.
+
+        ``only_news``: not where it answers as the one before.
+        """
+        if self._on_its_way or not self._pace.allows:
+            return
+        began_s, answers = time.monotonic(), answers_of(worker)
+        if only_news and answers is self._answers:
+            return
+        offer = self._offer_of(worker, as_of_ms)
+        with self._mail:
+            self._offer, self._confirmed_ms, self._on_its_way = offer, None, True
+            self._offered, self._answers = offer.identity, answers
+            self._cost_s = time.monotonic() - began_s
+            self._mail.notify()
+
+    def _offer_of(self, worker: Worker, as_of_ms: int) -> Parts | ShardState:
+        fold, identity = worker.fold, state_of(worker)
+        if self._is_shard:
+            return ShardState(identity, as_of_ms, piece_now(worker))
+        kind = self._instance.loaded.pipeline.kind
+        return Parts(identity, as_of_ms, kind, fold.features.state(), fold.learner.servable().arrays())
 
     def _warn(self, worker: Worker) -> None:
         """Say each thing that is wrong with what is learned, once."""
@@ -188,37 +211,61 @@ class Trainer:
         return self._stop.is_set()
 
     def _publish_offers(self) -> None:
-        """The newest offer wins; a beat says that the state published last is still the newest."""
+        """What is offered, one after the other; a beat says that the state published last is still the newest."""
         published: Published | None = None
         while True:
-            with self._offered:
-                self._offered.wait_for(lambda: self._offer is not None, BEAT_S)
+            with self._mail:
+                self._mail.wait_for(lambda: self._offer is not None or self._confirmed_ms is not None, BEAT_S)
                 offer, self._offer = self._offer, None
+                confirmed_ms, self._confirmed_ms = self._confirmed_ms, None
             if offer is not None:
-                published = packed(offer, self._instance, published)
-            if published is not None:
-                published.let_out(self._publish)
+                published = self._let_out(offer)
+            elif published is not None:
+                published = published.confirmed(confirmed_ms)
+                published.beat(self._publish)
+
+    def _let_out(self, offer: Parts | ShardState) -> Published:
+        """Pack and publish, and count what that took of this process: the answer is waited for beside learning."""
+        began_s = time.thread_time()
+        published = packed(offer, self._instance)
+        self._publish(published.publication, published.blob)
+        with self._mail:
+            self._pace.spent(self._cost_s + time.thread_time() - began_s, published.blob.nbytes)
+            self._on_its_way = False
+        return published
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Published:
     """What was let out last."""
 
     publication: Publication
     blob: Blob
 
-    def let_out(self, publish: Publish) -> None:
+    def confirmed(self, as_of_ms: int | None) -> Published:
+        """The same state, known to have taken in everything by then; None: nothing more is known."""
+        return self if as_of_ms is None else replace(self, publication=replace(self.publication, as_of_ms=as_of_ms))
+
+    def beat(self, publish: Publish) -> None:
         """Beat where ``Current`` has the state, else give it the bytes."""
         if not publish(self.publication, None):
             publish(self.publication, self.blob)
 
 
-def packed(offer: Parts | ShardState, instance: Instance, last: Published | None) -> Published:
-    """The offer as bytes, or what was packed last with a later time where only that has changed."""
-    if last is not None and last.publication.identity == offer.identity:
-        return Published(replace(last.publication, as_of_ms=offer.as_of_ms), last.blob)
+def packed(offer: Parts | ShardState, instance: Instance) -> Published:
+    """The offer as bytes."""
     blob = piece_bytes(offer.piece) if isinstance(offer, ShardState) else bundle_bytes(offer, instance.loaded.pipeline.schema)
     return Published(Publication(offer.identity, sha256(blob), offer.as_of_ms), np.frombuffer(blob, np.uint8))
+
+
+def state_of(worker: Worker) -> Identity:
+    """The name of the state that a worker is at."""
+    return Identity(worker.branch, worker.epoch, worker.seq)
+
+
+def answers_of(worker: Worker) -> object:
+    """What its state answers by: another object once that has changed."""
+    return worker.fold.learner.servable()
 
 
 def piece_now(worker: Worker) -> MergeInput:
@@ -239,14 +286,20 @@ class _Between:
 
     def __call__(self, worker: Worker) -> bool:
         if time.monotonic() >= self._next_s:
-            self._next_s = time.monotonic() + OFFER_S
-            self._trainer.between_steps(worker, self._confirmed_ms(worker))
+            self._next_s = time.monotonic() + LOOK_S
+            self._confirm()
+            self._trainer.look(worker, self._known_ms(worker))
+        else:
+            self._trainer.offer(worker, self._known_ms(worker), only_news=True)
         return self._trainer.stopped
 
-    def _confirmed_ms(self, worker: Worker) -> int:
-        """The last time at which the state had taken in all of the log; before the first, the journal's clock."""
+    def _confirm(self) -> None:
+        """Note the time where the state has taken in all of the log."""
         now_ms = time.time_ns() // 1_000_000
         ends = {tp: high for tp, (_, high) in self._backends.source.bounds().items()}
         if ends == self._backends.source.position:
             self._as_of_ms = now_ms
-        return self._as_of_ms or min(worker.fold.clock_ms, now_ms)
+
+    def _known_ms(self, worker: Worker) -> int:
+        """The last time at which the state had taken in all of the log; before the first, the journal's clock."""
+        return self._as_of_ms or min(worker.fold.clock_ms, time.time_ns() // 1_000_000)

@@ -17,8 +17,6 @@ from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
 from millrace.learners.errors import BadInputError
 from millrace.streams.errors import StorageError
@@ -97,20 +95,21 @@ class Registry:
             draft = path.with_suffix(f".{os.getpid()}")
             draft.write_text(text, encoding="utf-8")
             draft.replace(path)
-        except (URLError, TimeoutError) as error:
-            raise StorageError(f"{self.url} does not give schema {number} ({error}). Start the registry, and go on.") from error
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}. Free space or make the folder writable.") from error
         return text
 
     def _asked(self, number: int) -> str:
+        from urllib.error import HTTPError  # http, ssl and email come with these, for which every command would wait
+        from urllib.request import urlopen
+
         try:
             with urlopen(f"{self.url.rstrip('/')}/schemas/ids/{number}", timeout=TIMEOUT_S) as reply:
                 answer = json.loads(reply.read(LARGEST_SCHEMA))
-        except HTTPError as error:
-            if error.code == 404:
+        except OSError as error:
+            if isinstance(error, HTTPError) and error.code == 404:
                 raise RecordError("unknown-schema", f"the registry has no schema {number}") from error
-            raise
+            raise StorageError(f"{self.url} does not give schema {number} ({error}). Start the registry, and go on.") from error
         except ValueError as error:
             raise StorageError(f"{self.url} gave something else than a schema for {number} ({error}).") from error
         if answer.get("schemaType", "AVRO") != "AVRO" or answer.get("references") or not isinstance(answer.get("schema"), str):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import repeat
 
 from millrace.learners.errors import BadInputError, ConfigError
@@ -256,6 +257,11 @@ class KafkaSource:
         if is_due:
             self._mend(self._ends)
         return [make_read(*part) for piece in pieces for part in _apart(piece)]
+
+    def wait(self, seconds: float) -> None:
+        """Until a fetch that waits at the brokers brings events, ``seconds`` at most. They are the next batch's."""
+        with suppress(OffsetsGoneError):  # the next batch looks anew, and says so
+            self._reader().wait(round(1000 * seconds))
 
     def _poll(self, limit: int, wait_ms: int) -> list[Fetched]:
         try:

@@ -96,6 +96,11 @@ class KafkaReader:
             pieces += self._take(rows_left)
         return pieces
 
+    def wait(self, wait_ms: int) -> None:
+        """Until there are records for the next ``poll``, ``wait_ms`` at most. Raises: as ``poll``."""
+        if not self._held:
+            self._held = self._fetched(wait_ms)
+
     def _fetched(self, wait_ms: int) -> list[Fetched]:
         """Everything that the client has."""
         with self._failing("the next records"):

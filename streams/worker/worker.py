@@ -22,17 +22,19 @@ from millrace.streams.journal.journal import Pending, Writer, entries_after, new
 from millrace.streams.labels.served import Served
 from millrace.streams.records import Read
 from millrace.streams.sharding import WHOLE, shard_of
-from millrace.streams.source import Position
+from millrace.streams.source import Position, Waits
 from millrace.streams.worker.clock import Clock
 from millrace.streams.worker.config import WorkerConfig
 from millrace.streams.worker.rejects import Rejects
 from millrace.streams.worker.snapshots import Snapshot, Snapshots
 from millrace.streams.worker.versions import VersionLog
 
-PAUSE_S = 0.005  # between two looks at a source that had nothing
+PAUSE_S = 0.005  # between two looks at a source that had nothing, at first
+LONGEST_S = 0.05  # the same, once nothing has come for long: ledgers are looked at so often at least
+QUIET_SHARE = 0.1  # in (0, 1), of the time for which nothing came, that passes until the next look; more: cheaper, and later
 NEVER = 1 << 62  # a seq that no entry has
 LARGE_BYTES = 1 << 19  # of values, at which a step closes too
-CHECK_PAUSES = 200  # pauses between two looks at the journal of an idle branch: about a second
+CHECK_MS = 1000  # between two looks at the journal of an idle branch, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +166,31 @@ class Worker:
 
         Raises: what ``step`` raises. Nothing is lost: the next start goes on from the journal's end.
         """
-        pauses = 0
+        checked_ms = self._wall.monotonic_ms()
         self.apply_ledger()  # also where there is nothing to read
         while not is_over(self):
             phases = sum(1 for _ in self.step())
             self.mark_when_due()
             if not phases:
-                self._wall.sleep(PAUSE_S)
-                pauses += 1
-                if pauses % CHECK_PAUSES == 0:
+                self._wait(self.pause_s)
+                if self._wall.monotonic_ms() - checked_ms >= CHECK_MS:
+                    checked_ms = self._wall.monotonic_ms()
                     self._writer.check()  # an idle worker hears of its successor too
             self.apply_ledger()
         self.close()
+
+    @property
+    def pause_s(self) -> float:
+        """Until the next look at a source that had nothing: a tenth of the time for which nothing came, within bounds."""
+        return min(LONGEST_S, max(PAUSE_S, QUIET_SHARE * self._idle_ms / 1000))
+
+    def _wait(self, seconds: float) -> None:
+        """So long, or until there may be something to read."""
+        source = self._backends.source
+        if isinstance(source, Waits):
+            source.wait(seconds)
+        else:
+            self._wall.sleep(seconds)
 
     def apply_ledger(self) -> None:
         """Journal and apply what operators have decided for this branch: exclusions that end. Between two steps."""
@@ -234,7 +249,7 @@ class Worker:
         while (
             reads and rows_left > 0 and sum(read.size for read in reads) < LARGE_BYTES and self._wall.monotonic_ms() < closes_ms
         ):
-            self._wall.sleep(PAUSE_S)
+            self._wall.sleep(PAUSE_S)  # more is gathered: to be woken by each record would only make the reads smaller
             reads += self._backends.source.next_batch(rows_left)
             rows_left = self._config.step_rows - _records(reads)
         return reads

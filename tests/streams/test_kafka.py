@@ -95,6 +95,20 @@ def until(source: Source, stop: int, limit: int) -> Iterator[Read]:
         yield from source.next_batch(limit)
 
 
+def test_a_source_that_waits_is_woken_by_a_record(on_kafka: EitherLog) -> None:
+    """The fetch waits at the broker; what it brings is the next batch, and a wait that brings nothing loses nothing."""
+    topic = topic_of(on_kafka)
+    source = on_kafka.source([topic])
+    source.wait(0.001)
+    assert source.next_batch(10) == []
+    began_s, appending = time.monotonic(), threading.Thread(target=on_kafka.log.append, args=(topic, records(3)))
+    appending.start()
+    while not (reads := source.next_batch(10)):
+        source.wait(TIMEOUT_S)
+    appending.join()
+    assert time.monotonic() - began_s < TIMEOUT_S and sum(len(read.events) for read in reads) == 3
+
+
 def test_a_reader_takes_all_that_its_sockets_have(on_kafka: EitherLog) -> None:
     """However little its client asks for."""
     near, far = socket.socketpair()
