@@ -175,6 +175,7 @@ def prepare_environment(max_bytes: int) -> None:
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # else Serve starts a proxy on the head all the same
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # else a replica has two event loops
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(SLOW_S),  # 5; after three of them the proxy is killed
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # 0.1; idle, the controller takes half as much of a core so
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max_bytes),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
