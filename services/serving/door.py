@@ -20,7 +20,7 @@ from millrace.services.serving.front import Front, configuration
 
 log = logging.getLogger("millrace")
 
-LONGEST_FOLDER = 40  # bytes: the longest name of a socket that Ray makes in it is 107 with it, which is all that Linux takes
+LONGEST_FOLDER = 40  # bytes: Ray makes sockets in it with 66 more, and Linux takes 107
 PORT_OPTIONS = ("--port", "--grpc-port")
 
 

@@ -205,7 +205,7 @@ def _start(
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(folder),
+            _temp_dir=str(folder / "r"),  # Ray lets everybody into its own folder, and nobody comes through ours
             _node_ip_address="127.0.0.1" if listening.loopback else None,
         )
         _stop_on_signals(stop)  # Ray has put a handler of its own in SIGTERM's place
@@ -214,7 +214,7 @@ def _start(
         _stop_on_signals(stop)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         ray.shutdown()
-        raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/session_latest/logs.") from error
+        raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
     return serving
 
 
