@@ -23,6 +23,7 @@ from pathlib import Path
 
 import deaths
 import disks
+import doors
 import logs_damaged as damage
 import serving
 from fault_proxy import proxy
@@ -60,6 +61,8 @@ FAULTS: dict[str, Fault] = {
     **{f"bomb-{kind}": partial(damage.bomb, kind) for kind in damage.KINDS},
     "disk-full": disks.fill_up,
     "broker-disk-full": disks.fill_broker_up,
+    "answerers-killed": doors.kill_answerers,
+    "busy-starts": doors.start_busy,
 }
 SERVING, OF_SERVING = "serving", 2  # that many faults share one `millrace up`
 SHORT = {"worker-killed", "broker-killed", "worker-frozen", "network-broken", "records-expired", "byte-flipped", "bomb-zstd"}

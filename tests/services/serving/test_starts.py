@@ -5,31 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from doors import BUSY, busy
 from pipelines import millrace, pipeline_in
 from served_pipeline import command_of, descendants, served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("starts")]
-BUSY = "while True: pass"
-
-
-@contextmanager
-def busy(processes: int) -> Iterator[None]:
-    """So many others that want a whole core each."""
-    started = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(processes)]
-    try:
-        yield
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
 
 
 @pytest.mark.parametrize("time", ["first", "second"])
@@ -38,7 +23,7 @@ def test_up_starts_while_four_processes_keep_every_core_busy(tmp_path: Path, tim
     pipeline_in(tmp_path, rows=50)
     for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
         assert millrace(*words, cwd=tmp_path).returncode == 0
-    with busy(4), served(tmp_path) as up:
+    with busy(BUSY), served(tmp_path) as up:
         assert up.answered()["model_name"] == "digits", time
 
 
