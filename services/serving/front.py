@@ -31,6 +31,7 @@ log = logging.getLogger("millrace")
 POLL_S = 0.02  # between two polls of a front that starts
 AGAIN_S = 0.2  # before one that ended is started again
 LONGEST_S = 5.0  # the same, when it ends again and again
+LEAST_FILES = 1024  # that a process may open
 CONNECTIONS = 8192  # of each listener, where the process may open as many files
 # It ends with the thread that started it (PR_SET_PDEATHSIG): that of `up`, which lives as long as `up`.
 LAUNCH = (
@@ -101,8 +102,13 @@ def binary() -> str:
 
 
 def connections() -> int:
-    """Of each listener at once; each needs two files, the other for the replica."""
+    """Of each listener at once; each needs two files, the other for the replica.
+
+    Raises: MillraceError where processes may open too few files for any front.
+    """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if files != resource.RLIM_INFINITY and files < LEAST_FILES:
+        raise MillraceError(f"A process may open {files} files here (ulimit -Hn); the front needs {LEAST_FILES}. Raise it.")
     return CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, (files - 256) // 4)
 
 

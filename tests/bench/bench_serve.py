@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+from idle import idle
 from pipelines import clean_environment, millrace
 from results import compared, machine, say
 from served_pipeline import NO_FRONT, PROXIES, Up, free_port, is_ready, served, until
@@ -155,6 +156,7 @@ def results(folder: Path, rounds: int, seconds: float) -> Iterator[dict[str, obj
         peers = start_peers(stack)
         yield from ceiling(peers["ceiling"]["echo"], request["http"], seconds)
         up = stack.enter_context(served(folder))
+        yield from idle(up)
         for way, ports in ours_too(up, peers).items():
             yield from measured(ports, way, request[way], (rounds, seconds))
     for way_in, words in OTHER_WAYS.items():

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ INPUTS = [
     {"name": "a", "datatype": "FP64", "shape": [1], "data": [1.0]},
     {"name": "b", "datatype": "FP64", "shape": [1, 2], "data": [1.0, 2.0]},
 ]
+FILES = 20_000  # that a process may open, at least, for thousands of connections
 PATH = "/v2/models/digits/infer"
 
 
@@ -94,6 +96,9 @@ class Fronted:
 def fronted(limits: ServingConfig | None = None, replicas: int = 2, host: str = "127.0.0.1") -> Iterator[Fronted]:
     """From the moment that everybody is known to the front."""
     limits = limits or ServingConfig()
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files[1] < FILES:  # as root one may have more
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files[0], FILES))
     port = own_port()
     grpc_port = own_port(port)
     with own_folder() as folder, closing(Door(folder, host, (port, grpc_port))) as door:
