@@ -144,6 +144,7 @@ class UpOptions:
     tokens: Path | None
     warm_start: Path | None
     replicas: int
+    drain_s: float
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -198,6 +199,13 @@ def run(call: Call, branch: str, options: RunOptions) -> None:
 @click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535), help="Port of gRPC.")
 @tokens_option
 @warm_option
+@click.option(
+    "--drain-s",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0.0),
+    help="Seconds that answers go on once it is asked to end, while readiness says no.",
+)
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
 def up(call: Call, branch: str, options: UpOptions) -> None:
     """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
@@ -214,7 +222,13 @@ def up(call: Call, branch: str, options: UpOptions) -> None:
     deciding.refuse_part(branch)
     warmed(call, branch, options.warm_start)
     listening = serving.Listening(
-        options.host, options.port, options.grpc_port, options.replicas, taken_endpoint_token(), options.tokens
+        options.host,
+        options.port,
+        options.grpc_port,
+        options.replicas,
+        taken_endpoint_token(),
+        options.tokens,
+        options.drain_s,
     )
     serving.up(call.instance, branch, listening)
 

@@ -59,6 +59,7 @@ class Endpoint:
     statistics: InferenceStatistics = field(default_factory=InferenceStatistics)
     recording: Recording | None = None  # None: the pipeline takes labels from its rows alone
     overview: Callable[[], Awaitable[dict[str, Any]]] = _nothing  # of the trainer and all replicas
+    draining: Callable[[], bool] = bool  # whether whoever looks for somebody to ask is to look elsewhere
 
     @property
     def inline_bytes(self) -> int:
@@ -70,6 +71,12 @@ class Endpoint:
         """The fields of what answers now, which may be older than the pipeline file."""
         bundle = self.held()
         return self.schema if bundle is None else bundle.schema
+
+    def ready(self) -> None:
+        """Raises: NotReadyError where there is nothing to answer from, or where it is about to end; answers go on then."""
+        if self.draining():
+            raise NotReadyError("This endpoint is about to end; it answers until it has.")
+        ready(self.held())
 
     @property
     def newest(self) -> str | None:

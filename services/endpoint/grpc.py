@@ -117,8 +117,11 @@ class GrpcApp:
     def _status(self, service: str) -> int:
         if service not in ("", self._endpoint.name, *SERVICES):
             return int(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-        bundle = self._endpoint.held()
-        return int(SERVING if bundle is not None and bundle.outputs else NOT_SERVING)
+        try:
+            self._endpoint.ready()
+        except NotReadyError:
+            return int(NOT_SERVING)
+        return int(SERVING)
 
     async def check(self, raw: bytes) -> Message:
         """The standard health check. Raises: NotServedError for a service that is not here."""

@@ -82,7 +82,7 @@ class HttpApp:
             return HttpReply(b'{"live":true}')
         if parts != ["v2", "health", "ready"]:
             raise NotServedError("There are /v2/health/live and /v2/health/ready.")
-        ready(self._endpoint.held())
+        self._endpoint.ready()
         return HttpReply(b'{"ready":true}')
 
     def _described(self, parts: list[str]) -> HttpReply:
@@ -92,7 +92,7 @@ class HttpApp:
         bundle = self._endpoint.held()
         check_model(named.model, named.version, self._endpoint.name, bundle)
         if named.verb == "ready":
-            ready(bundle)
+            self._endpoint.ready()
             return _json({"name": self._endpoint.name, "ready": True})
         if named.verb == "stats":
             return _json(self._endpoint.statistics.describe(self._endpoint.name, self._endpoint.newest or ""))

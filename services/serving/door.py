@@ -61,10 +61,10 @@ class Door:
 
     def __init__(self, folder: Path, host: str, ports: tuple[int, int], proxies: bool = False) -> None:
         """Take the ports, but for Serve's proxies. Raises: BusyError where somebody listens there already."""
-        self.sockets: Path | None = None  # of the replicas, where a front stands before them
-        self._folder = folder
+        self.folder = folder / "s"  # of the replicas' sockets
+        self.folder.mkdir(mode=0o700)
         self._front: Front | None = None
-        self._has_front = front.is_installed() and not proxies
+        self.has_front = front.is_installed() and not proxies
         self._taken: list[socket.socket] = []
         try:
             for port, option in () if proxies else zip(ports, PORT_OPTIONS, strict=True):
@@ -75,7 +75,7 @@ class Door:
 
     def _take(self, host: str, port: int, option: str) -> socket.socket:
         try:
-            if not self._has_front:
+            if not self.has_front:
                 return bound(host, port)  # the replicas bind theirs beside it; without listening it gets no connection
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -84,13 +84,11 @@ class Door:
 
     def open(self, replicas: int, limits: ServingConfig) -> None:
         """Start the front, where there is one. Raises: MillraceError where it does not start."""
-        if not self._has_front:
+        if not self.has_front:
             return
-        self.sockets = self._folder / "s"
-        self.sockets.mkdir(mode=0o700)
         http, grpc = self._taken
-        text = configuration(self.sockets, replicas, limits, (http.fileno(), grpc.fileno()))
-        self._front = Front(self.sockets, text, (http, grpc))
+        text = configuration(self.folder, replicas, limits, (http.fileno(), grpc.fileno()))
+        self._front = Front(self.folder, text, (http, grpc))
         self._front.start()
 
     def close(self) -> None:

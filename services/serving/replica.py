@@ -30,7 +30,7 @@ from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import Access
 from millrace.services.serving.actors import TIMEOUT_S, Subscriber, current_name, make_current, make_trainers, trainer_state
 from millrace.services.serving.follower import Follower
-from millrace.services.serving.seats import take_seat
+from millrace.services.serving.seats import is_draining, take_seat
 from millrace.services.training.current import Presence
 from millrace.services.training.trainer import TrainerStatus
 from millrace.streams.branch.host import use_threads
@@ -60,7 +60,8 @@ class Serving:
     grpc_port: int
     replicas: int  # >= 2, so that one can die
     access: Access
-    sockets: Path | None = None  # the folder of the replicas' sockets, before which a front stands; None: they share the ports
+    folder: Path  # of the replicas' sockets, and where `up` says that it is about to end
+    front: bool = True  # whether one stands before those sockets; else replicas share the ports
     proxies: bool = False  # whether Serve's own proxies take the requests in, so that replicas listen nowhere
 
 
@@ -86,6 +87,7 @@ class Predictor(Calls):
             Turns(pipeline.serving),
             recording=_recording(serving.instance),
             overview=self._overview,
+            draining=lambda: is_draining(serving.folder),
         )
         self._telling = asyncio.get_running_loop().create_task(self._announce())
         self.grpc_app = GrpcApp(self._endpoint)
@@ -155,9 +157,9 @@ class Predictor(Calls):
 
 def _place(serving: Serving) -> Place:
     """Where one more replica listens. Raises: MillraceError where there is no room for it."""
-    if serving.sockets is None:
+    if not serving.front:
         return SharedPorts(serving.host, serving.port, serving.grpc_port)
-    return take_seat(serving.sockets, serving.replicas)
+    return take_seat(serving.folder, serving.replicas)
 
 
 def _describe_trainer(state: TrainerStatus | None) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from millrace.learners.errors import MillraceError
 from millrace.services.endpoint.listening import UnixSockets
 
+DRAINING = "draining"  # a file beside the sockets
+
 
 def seats(replicas: int) -> int:
     """How many there are: a replica that is replaced may still hold its own."""
@@ -21,6 +23,16 @@ def seats(replicas: int) -> int:
 def sockets(folder: Path, seat: int) -> UnixSockets:
     """Of a seat; the first is 1."""
     return UnixSockets(folder / f"{seat}.http", folder / f"{seat}.grpc")
+
+
+def drain(folder: Path) -> None:
+    """Say to every replica that it is about to end."""
+    (folder / DRAINING).touch(mode=0o600)
+
+
+def is_draining(folder: Path) -> bool:
+    """Whether that was said."""
+    return (folder / DRAINING).exists()
 
 
 def take_seat(folder: Path, replicas: int) -> UnixSockets:

@@ -27,6 +27,7 @@ from millrace.services.protocol.access import SCOPES, Access, access, own_token,
 from millrace.services.serving.companion import companion
 from millrace.services.serving.door import Door, own_folder, words
 from millrace.services.serving.listeners import family, listeners, title
+from millrace.services.serving.seats import drain
 from millrace.services.serving.status import overview, place, placed, published_place, refuse_second
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Listening:
     replicas: int = 2
     token: str | None = None  # for everything
     tokens: Path | None = None  # a file of tokens with scopes
+    drain_s: float = 0.0  # that answers go on once it is to end, while readiness says no
     proxies: bool = False  # whether Serve's own proxies take the requests in, as on a Ray cluster; no option leads here
 
     @property
@@ -90,8 +92,8 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
     """
     if find_spec("ray") is None:
         raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")
-    stop = threading.Event()
-    _stop_on_signals(stop)
+    stop = Stop()
+    stop.on_signals()
     refuse_second(instance)
     limits = instance.loaded.pipeline.serving
     prepare_environment(limits.max_bytes)
@@ -99,11 +101,13 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
     ports = listening.port, listening.grpc_port
     with own_folder() as folder, closing(Door(folder, listening.host, ports, listening.proxies)) as door:
         door.open(listening.replicas, limits)
-        serving = _start(instance.absolute, branch, listening, (folder, door.sockets), stop)
+        serving = _start(instance.absolute, branch, listening, (folder, door), stop)
         try:
             with placed(instance, endpoint_place), mirrored(instance), verified(instance):
                 _say_where(serving, listening, endpoint_place.proxy)
                 _watch(serving.instance, listening.token, stop)
+                drain(door.folder)
+                stop.again.wait(listening.drain_s)
         finally:
             door.close()
             _end(serving)
@@ -123,18 +127,31 @@ def verified(instance: Instance) -> AbstractContextManager[None]:
     return companion([*instance.words("verify"), "--watch"], instance.folder / "verify.log")
 
 
-def _stop_on_signals(stop: threading.Event) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+class Stop:
+    """What SIGINT and SIGTERM ask for: an end, and when they come again a quicker one."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.again = threading.Event()
+
+    def on_signals(self) -> None:
+        """Hear signals from now on."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._hear())
+
+    def _hear(self) -> None:
+        if self.asked.is_set():
+            self.again.set()
+        self.asked.set()
 
 
-def _watch(instance: Instance, token: str | None, stop: threading.Event) -> None:
+def _watch(instance: Instance, token: str | None, stop: Stop) -> None:
     """Wait for the end, and say when the trainer stops or goes on.
 
     Raises: MillraceError where Ray has died, which nothing here can start again: whoever supervises this process can.
     """
     core, last_error, polls = _ray_processes(), "", 0
-    while not stop.wait(POLL_S):
+    while not stop.asked.wait(POLL_S):
         if gone := core - _ray_processes():
             raise MillraceError(
                 f"Ray has died here ({', '.join(sorted(name for _, name in gone))}), so nothing learns. Run again."
@@ -184,18 +201,17 @@ def prepare_environment(max_bytes: int) -> None:
     set_environment(settings)
 
 
-def _start(
-    instance: Instance, branch: str, listening: Listening, folders: tuple[Path, Path | None], stop: threading.Event
-) -> Serving:
-    """``folders``: Ray's, and that of the replicas' sockets where a front stands before them."""
+def _start(instance: Instance, branch: str, listening: Listening, places: tuple[Path, Door], stop: Stop) -> Serving:
+    """``places``: the folder for Ray's files, and the open door."""
     import ray
 
     from millrace.services.serving import replica as predictor
 
-    folder, sockets = folders
+    folder, door = places
     allowed = listening.access(token_path(instance))
     addresses = (listening.host, listening.port, listening.grpc_port)
-    serving = predictor.Serving(instance, branch, *addresses, listening.replicas, allowed, sockets, listening.proxies)
+    way = door.folder, door.has_front, listening.proxies
+    serving = predictor.Serving(instance, branch, *addresses, listening.replicas, allowed, *way)
     try:
         ray.init(
             address="local",
@@ -208,10 +224,10 @@ def _start(
             _temp_dir=str(folder / "r"),  # Ray lets everybody into its own folder, and nobody comes through ours
             _node_ip_address="127.0.0.1" if listening.loopback else None,
         )
-        _stop_on_signals(stop)  # Ray has put a handler of its own in SIGTERM's place
-        if not stop.is_set():
+        stop.on_signals()  # Ray has put a handler of its own in SIGTERM's place
+        if not stop.asked.is_set():
             predictor.start(serving)
-        _stop_on_signals(stop)
+        stop.on_signals()
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         ray.shutdown()
         raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error

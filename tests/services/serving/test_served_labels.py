@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from pipelines import PIPELINE, TIMEOUT_S, facts, fill, millrace, pipeline_in, small_disk
-from served_pipeline import Up, post, served, until
+from served_pipeline import Up, is_ready, post, served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 import grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 from label_calls import all_answer, asking, called, label, settled
 
 from millrace.services.protocol import inference_pb2 as pb
@@ -32,12 +33,12 @@ grace_ms = 60000
 
 
 @contextmanager
-def labelled(folder: Path) -> Iterator[Up]:
+def labelled(folder: Path, *options: str) -> Iterator[Up]:
     """An instance that learned 60 rows and takes labels."""
     pipeline_in(folder, rows=60, text=PIPELINE + LATE)
     for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
         assert millrace(*words, cwd=folder).returncode == 0
-    with served(folder) as running:
+    with served(folder, *options) as running:
         yield running
 
 
@@ -215,9 +216,9 @@ def refuse_and_return(up: Up) -> None:
 
 
 def test_sigterm_under_load_and_every_answered_row_is_in_the_log(tmp_path: Path) -> None:
-    """Whoever was let in is answered, and what was answered is recorded before the replicas end."""
+    """With a time to drain, it says that it is not ready and answers on, until a second signal; nobody let in is cut off."""
     answered: list[str] = []
-    with labelled(tmp_path) as up, ThreadPoolExecutor(4) as pool:
+    with labelled(tmp_path, "--drain-s", "3600") as up, ThreadPoolExecutor(4) as pool:
 
         def client(caller: int) -> None:
             for at in range(1 << 30):
@@ -230,6 +231,13 @@ def test_sigterm_under_load_and_every_answered_row_is_in_the_log(tmp_path: Path)
 
         clients = [pool.submit(client, caller) for caller in range(4)]
         until(lambda: len(answered) > 400)
+        up.process.terminate()
+        until(lambda: not is_ready(up.port))
+        draining = len(answered)
+        with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
+            check = channel.unary_unary("/grpc.health.v1.Health/Check", response_deserializer=HealthCheckResponse.FromString)
+            assert check(b"").status == HealthCheckResponse.NOT_SERVING
+        until(lambda: len(answered) > draining + 100)
         up.process.terminate()
         for done in clients:
             done.result()
