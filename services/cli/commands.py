@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import asdict, dataclass
 from io import TextIOWrapper
@@ -151,6 +152,7 @@ class UpOptions:
 @click.version_option(package_name="millrace")
 def main() -> None:
     """Models that learn from a stream while they serve it, and that you can roll back."""
+    os.umask(os.umask(0o077) | 0o077)  # what is made here is its owner's alone
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal's encoding does not have is shown by its number
             stream.reconfigure(errors="backslashreplace")

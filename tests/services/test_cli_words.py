@@ -43,3 +43,12 @@ def test_a_time_that_could_mean_another_is_refused(text: str, monkeypatch: pytes
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_what_a_command_makes_is_its_owners_alone(tmp_path: Path) -> None:
+    """No bit for group or others on a folder or a file of a pipeline, whatever the shell's umask is."""
+    pipeline_in(tmp_path, rows=20)
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        assert millrace(*words, cwd=tmp_path).returncode == 0
+    made = [tmp_path / ".millrace", *(tmp_path / ".millrace").rglob("*")]
+    assert len(made) > 5 and {path.stat().st_mode & 0o077 for path in made} == {0}
