@@ -25,7 +25,7 @@ FOREIGN: Mapping[str, str] = {
 
 # Documents say a count as a word; a word's place is its number.
 NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-COUNTS = f"{NUMERALS} eighteen nineteen twenty".split()
+COUNTS = f"{NUMERALS} eighteen nineteen twenty twenty-one twenty-two".split()
 
 FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
@@ -192,7 +192,7 @@ def count_of(text: str, sentence: str) -> int:
     >>> count_of("of ten invariants under nineteen\\nfaults", "under COUNT faults")
     19
     """
-    match = re.search(re.escape(sentence).replace("COUNT", r"(\w+)"), " ".join(text.split()))
+    match = re.search(re.escape(sentence).replace("COUNT", r"([\w-]+)"), " ".join(text.split()))
     assert match is not None, f"the document no longer says: {sentence}"
     return COUNTS.index(match[1])
 

@@ -37,7 +37,7 @@ def test_the_documents_count_faults_and_invariants() -> None:
     assert count_of(readme, "under COUNT faults") == len(FAULTS) + OF_SERVING == len(played)
     assert count_of(readme, "[COUNT invariants under") == count_of(page, "COUNT invariants I1 to I10") == len(INVARIANTS)
     assert count_of(page, "a short form of COUNT.") == len(SHORT)
-    assert count_of(readme.replace("nineteen", "twenty"), "under COUNT faults") != len(played)
+    assert count_of(readme.replace("twenty-one", "twenty-two"), "under COUNT faults") != len(played)
 
 
 def test_answers_of_two_replicas_that_only_go_forward_are_told_from_one_that_goes_back() -> None:
