@@ -35,6 +35,7 @@ from millrace.services.protocol.messages import Inferred, infer_message, labels_
 log = logging.getLogger("millrace")
 
 POLL_S = 1.0  # between two polls of a health watch (gRPC)
+REPEAT_POLLS = 20  # of them, after which a watch says the same again: a front ends what is silent for a minute
 OVER_BYTES = 1 << 20  # over the limit that a message is read all the same, to say in our words what is wrong
 WATCHES = 256  # at once, beside the calls that a server takes: each stays for as long as its caller likes
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -106,12 +107,13 @@ class GrpcApp:
             self._watches -= 1
 
     async def _changes(self, service: str) -> AsyncIterator[int]:
-        last_status = None
+        last_status, polls = None, 0
         while True:
             status = self._status(service)
-            if status != last_status:
+            if status != last_status or polls % REPEAT_POLLS == 0:
                 last_status = status
                 yield status
+            polls += 1
             await asyncio.sleep(POLL_S)
 
     def _status(self, service: str) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from millrace.learners.errors import MillraceError
 from millrace.services.endpoint.endpoint import Endpoint
@@ -86,17 +87,37 @@ class SharedPorts:
 Place = UnixSockets | SharedPorts
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """A socket on a port that others of this user may bind beside it. Raises: OSError."""
+def bound(host: str, port: int, first: bool = False) -> socket.socket:
+    """A socket on a port that others of this user may bind beside it; ``first``: only from now on. Raises: OSError."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, not first)
     try:
         listener.bind((host, port))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except OSError:
         listener.close()
         raise
     return listener
+
+
+class NoTrailers(HttpToolsProtocol):
+    """uvicorn's, but that it leaves out the trailers of a chunked body, which would count as headers after the front's own."""
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._head_is_whole = False
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Of the head, or of what follows the body."""
+        if not self._head_is_whole:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        self._head_is_whole = True
+        super().on_headers_complete()
 
 
 class Listening:
@@ -109,7 +130,7 @@ class Listening:
         self._http = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=NoTrailers,
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -17,8 +17,9 @@ FRONT_HOST = b"x-millrace-host"  # the request's Host or :authority, where it ha
 FRONT_ID = b"x-millrace-id"  # a uuid, the same in each of the front's tries to have a request answered
 HOST = b"host"
 PASSED_ON = frozenset(  # headers by which a proxy says for whom it asks, or that it is one
-    b"forwarded x-forwarded-for x-forwarded-host x-real-ip via cf-connecting-ip true-client-ip".split()
+    b"forwarded x-real-ip via cf-connecting-ip true-client-ip fly-client-ip".split()
 )
+FAMILIES = (b"x-forwarded-", b"x-envoy-")  # the same, by how they begin
 PAGES = frozenset({b"origin", b"sec-fetch-site"})  # a web page asks, not this machine's user, whatever machine it is shown on
 
 _OWN_NAME = re.compile(rb"(?:localhost|\[::1\]|(127(?:\.\d{1,3}){3}))(?::\d*)?", re.IGNORECASE)
@@ -39,7 +40,7 @@ def remote_because(headers: Iterable[tuple[bytes, bytes]], connected_here: bool 
     if not connected_here:
         return "comes from another address"
     for name, value in shown:
-        if name in PASSED_ON or name in PAGES:
+        if name in PASSED_ON or name in PAGES or name.startswith(FAMILIES):
             return f"has the header {name.decode()}, which a proxy or a web page adds"
         if name == host_header and not is_own_name(value):
             host = value[:80].decode("latin-1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -59,10 +60,8 @@ def _made() -> Path:
 class Door:
     """Both public ports, from now until it is closed."""
 
-    def __init__(self, folder: Path, host: str, ports: tuple[int, int], proxies: bool = False) -> None:
+    def __init__(self, host: str, ports: tuple[int, int], proxies: bool = False) -> None:
         """Take the ports, but for Serve's proxies. Raises: BusyError where somebody listens there already."""
-        self.folder = folder / "s"  # of the replicas' sockets
-        self.folder.mkdir(mode=0o700)
         self._front: Front | None = None
         self.has_front = front.is_installed() and not proxies
         self._taken: list[socket.socket] = []
@@ -76,20 +75,31 @@ class Door:
     def _take(self, host: str, port: int, option: str) -> socket.socket:
         try:
             if not self.has_front:
-                return bound(host, port)  # the replicas bind theirs beside it; without listening it gets no connection
+                return bound(host, port, first=True)  # replicas bind theirs beside it; it does not listen, so it gets nobody
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise BusyError(f"{host}: this machine has no such address; give another --host.") from error
             raise BusyError(f"{host}:{port}: {error.strerror}. Stop what listens there, or give another {option}.") from error
 
-    def open(self, replicas: int, limits: ServingConfig) -> None:
-        """Start the front, where there is one. Raises: MillraceError where it does not start."""
-        if not self.has_front:
-            return
-        http, grpc = self._taken
-        text = configuration(self.folder, replicas, limits, (http.fileno(), grpc.fileno()))
-        self._front = Front(self.folder, text, (http, grpc))
-        self._front.start()
+    def open(self, folder: Path, replicas: int, limits: ServingConfig) -> Path:
+        """Start the front, where there is one; the folder in ``folder`` for the replicas' sockets.
+
+        Raises: MillraceError where it does not start.
+        """
+        place = folder / "s"
+        try:
+            place.mkdir(mode=0o700)
+            if self.has_front:
+                http, grpc = self._taken
+                text = configuration(place, replicas, limits, (http.fileno(), grpc.fileno()))
+                self._front = Front(place, text, (http, grpc))
+        except OSError as error:
+            raise MillraceError(f"{place} cannot be used: {error.strerror}. Make room there, or set TMPDIR.") from error
+        if self._front is not None:
+            self._front.start()
+        return place
 
     def close(self) -> None:
         """Nobody new comes in; what has come in is answered."""

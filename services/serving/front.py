@@ -31,6 +31,7 @@ log = logging.getLogger("millrace")
 POLL_S = 0.02  # between two polls of a front that starts
 AGAIN_S = 0.2  # before one that ended is started again
 LONGEST_S = 5.0  # the same, when it ends again and again
+STOP_S = 5  # for what is at work when it is to end; a caller who will not leave is cut off then
 LEAST_FILES = 1024  # that a process may open
 CONNECTIONS = 8192  # of each listener, where the process may open as many files
 # It ends with the thread that started it (PR_SET_PDEATHSIG): that of `up`, which lives as long as `up`.
@@ -61,6 +62,7 @@ defaults
     timeout queue 5s
     timeout check 10s
     option redispatch 1
+    option disable-h2-upgrade
     retries {retries}
     retry-on conn-failure empty-response
     option abortonclose
@@ -128,6 +130,7 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
         "if { path /v2/health/live } { nbsrv(http) eq 0 }\n"
         "    default_backend http\n\n"
         f"frontend grpc\n    bind fd@{grpc} proto h2\n{share}{CALLER}"
+        f"    http-request wait-for-body time {int(1000 * limits.body_s)}ms unless {{ path_beg /grpc.reflection. }}\n"
         "    default_backend grpc\n"
     )
     places = [(seat, sockets(folder, seat)) for seat in range(1, seats(replicas) + 1)]
@@ -142,7 +145,7 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
         folder=folder,
         total=2 * most + 64,
         connections=most,
-        stop_s=60,
+        stop_s=STOP_S,
         retries=seats(replicas) + 1,  # a seat that nobody holds yet costs one, and takes no time
         idle_ms=int(1000 * limits.idle_s),
         body_ms=int(1000 * limits.body_s),
@@ -209,7 +212,13 @@ class Front:
         environment = kept_environment("PATH", "LD_LIBRARY_PATH", "TZ")
         with self._log.open("wb") as said:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=self._listeners, env=environment
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                pass_fds=self._listeners,
+                env=environment,
+                process_group=0,  # a Ctrl-C at a terminal is for `up` alone
             )
         while self._process.poll() is None and not self._ready.is_set():
             if self._answers():

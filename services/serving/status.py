@@ -56,7 +56,7 @@ def published_place(instance: Instance) -> EndpointAddress | None:
     """Where the pipeline's endpoint listens; None unless it is up on this machine."""
     try:
         return msgspec.json.decode(_path(instance).read_bytes(), type=EndpointAddress)
-    except FileNotFoundError:
+    except (FileNotFoundError, msgspec.DecodeError):  # the latter: the machine ended while it was written
         return None
 
 

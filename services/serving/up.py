@@ -24,11 +24,12 @@ from millrace.learners.errors import ConfigError, MillraceError
 from millrace.services.config.config import set_environment
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import SCOPES, Access, access, own_token, read_tokens
+from millrace.services.protocol.callers import is_loopback
 from millrace.services.serving.companion import companion
 from millrace.services.serving.door import Door, own_folder, words
 from millrace.services.serving.listeners import family, listeners, title
 from millrace.services.serving.seats import drain
-from millrace.services.serving.status import overview, place, placed, published_place, refuse_second
+from millrace.services.serving.status import EndpointAddress, overview, place, placed, published_place, refuse_second
 
 if TYPE_CHECKING:
     from millrace.services.serving.replica import Serving
@@ -62,7 +63,7 @@ class Listening:
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return self.host == "localhost" or ip_address(self.host).is_loopback
+        return self.host == "localhost" or is_loopback(self.host)
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a setting out of range."""
@@ -99,14 +100,17 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
     prepare_environment(limits.max_bytes)
     endpoint_place = place(listening.host, listening.port, listening.grpc_port, words(listening.proxies))
     ports = listening.port, listening.grpc_port
-    with own_folder() as folder, closing(Door(folder, listening.host, ports, listening.proxies)) as door:
-        door.open(listening.replicas, limits)
-        serving = _start(instance.absolute, branch, listening, (folder, door), stop)
+    with closing(Door(listening.host, ports, listening.proxies)) as door, own_folder() as folder:
+        sockets = door.open(folder, listening.replicas, limits)
+        serving = _serving(instance.absolute, branch, listening, (sockets, door.has_front))
+        _start(serving, folder, stop)
         try:
+            if stop.asked.is_set():
+                return
             with placed(instance, endpoint_place), mirrored(instance), verified(instance):
-                _say_where(serving, listening, endpoint_place.proxy)
+                _say_where(serving, listening, endpoint_place)
                 _watch(serving.instance, listening.token, stop)
-                drain(door.folder)
+                drain(sockets)
                 stop.again.wait(listening.drain_s)
         finally:
             door.close()
@@ -201,17 +205,40 @@ def prepare_environment(max_bytes: int) -> None:
     set_environment(settings)
 
 
-def _start(instance: Instance, branch: str, listening: Listening, places: tuple[Path, Door], stop: Stop) -> Serving:
-    """``places``: the folder for Ray's files, and the open door."""
+def _serving(instance: Instance, branch: str, listening: Listening, way: tuple[Path, bool]) -> Serving:
+    """``way``: the folder of the replicas' sockets, and whether a front stands before them."""
+    from millrace.services.serving import replica as predictor
+
+    allowed = listening.access(token_path(instance))
+    addresses = (listening.host, listening.port, listening.grpc_port)
+    return predictor.Serving(instance, branch, *addresses, listening.replicas, allowed, *way, listening.proxies)
+
+
+def _start(serving: Serving, folder: Path, stop: Stop) -> None:
+    """Ray and the application on it, unless it is to end before. ``folder``: for Ray's files. Raises: MillraceError."""
     import ray
 
     from millrace.services.serving import replica as predictor
 
-    folder, door = places
-    allowed = listening.access(token_path(instance))
-    addresses = (listening.host, listening.port, listening.grpc_port)
-    way = door.folder, door.has_front, listening.proxies
-    serving = predictor.Serving(instance, branch, *addresses, listening.replicas, allowed, *way)
+    try:
+        _start_ray(folder, serving.host, stop)
+        if not stop.asked.is_set():
+            predictor.start(serving)
+        stop.on_signals()
+    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
+        ray.shutdown()
+        raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
+
+
+def _start_ray(folder: Path, host: str, stop: Stop) -> None:
+    """While Ray starts it puts handlers of its own in the place of ours, which end us at once; so signals wait.
+
+    What it starts keeps this mask: a signal to all of our processes is heard by us alone, who end them in order.
+    """
+    import ray
+
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         ray.init(
             address="local",
@@ -222,16 +249,11 @@ def _start(instance: Instance, branch: str, listening: Listening, places: tuple[
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(folder / "r"),  # Ray lets everybody into its own folder, and nobody comes through ours
-            _node_ip_address="127.0.0.1" if listening.loopback else None,
+            _node_ip_address="127.0.0.1" if host == "localhost" or is_loopback(host) else None,
         )
-        stop.on_signals()  # Ray has put a handler of its own in SIGTERM's place
-        if not stop.asked.is_set():
-            predictor.start(serving)
+    finally:
         stop.on_signals()
-    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
-        ray.shutdown()
-        raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
-    return serving
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def token_path(instance: Instance) -> Path:
@@ -239,21 +261,20 @@ def token_path(instance: Instance) -> Path:
     return instance.folder / "token"
 
 
-def _say_where(serving: Serving, listening: Listening, proxy: str) -> None:
+def _say_where(serving: Serving, listening: Listening, at: EndpointAddress) -> None:
     name = serving.instance.loaded.pipeline.name
     path = token_path(serving.instance)
     token_sources = " and ".join(
         [*(["MILLRACE_TOKEN"] if listening.token else []), *map(str, filter(None, [listening.tokens]))]
     )
     token_holders = "everybody" if not serving.access.local_is_open else "callers from other machines"
-    at = f"http://{serving.host}:{serving.port}"
     for line in (
-        f"predict   POST {at}/v2/models/{name}/infer   (Open Inference Protocol v2, JSON or binary tensors)",
-        f"          gRPC {serving.host}:{serving.grpc_port} inference.GRPCInferenceService   (the same, and grpc.health.v1)",
+        f"predict   POST {at.url}/v2/models/{name}/infer   (Open Inference Protocol v2, JSON or binary tensors)",
+        f"          gRPC {at.grpc} inference.GRPCInferenceService   (the same, and grpc.health.v1)",
         *(_labels_lines(serving, at)),
-        f"ready     GET  {at}/v2/health/ready",
+        f"ready     GET  {at.url}/v2/health/ready",
         f"token     {token_sources or path}; {token_holders} must show it",
-        f"replicas  {serving.replicas} behind {proxy}",
+        f"replicas  {serving.replicas} behind {at.proxy}",
         f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
         *([f"mirrors   versions to {uri}"] if (uri := serving.instance.loaded.pipeline.mlflow.uri) else []),
         *(f"listens   {listener}" for listener in listeners(os.getpid())),
@@ -262,13 +283,13 @@ def _say_where(serving: Serving, listening: Listening, proxy: str) -> None:
         click.echo(line)
 
 
-def _labels_lines(serving: Serving, at: str) -> list[str]:
+def _labels_lines(serving: Serving, at: EndpointAddress) -> list[str]:
     pipeline = serving.instance.loaded.pipeline
     if pipeline.labels is None:
         return []
     return [
-        f"labels    POST {at}/v2/models/{pipeline.name}/labels   (by row id, into topic {pipeline.served_topic})",
-        f"          gRPC {serving.host}:{serving.grpc_port} millrace.v1.Labels",
+        f"labels    POST {at.url}/v2/models/{pipeline.name}/labels   (by row id, into topic {pipeline.served_topic})",
+        f"          gRPC {at.grpc} millrace.v1.Labels",
     ]
 
 
@@ -293,5 +314,5 @@ def _end_in_order(serving: Serving) -> None:
         ray.get([shard.stop.remote(STOP_S) for _, shard in shards], timeout=STOP_S + 5)
         state = ray.get(last.stop.remote(STOP_S), timeout=STOP_S + 5)
         log.info("the trainer ends at seq %d, %d records", state.seq, state.records)
-    except (ray.exceptions.RayError, ValueError) as error:
+    except (ray.exceptions.RayError, ray.serve.exceptions.RayServeException, TimeoutError, ValueError) as error:
         log.warning("The trainer did not end by itself (%s); its branch goes on from its newest mark.", type(error).__name__)

@@ -19,7 +19,7 @@ BODY = json.dumps({"id": "smuggler", "inputs": INPUTS}).encode()
 @pytest.fixture(scope="module")
 def up() -> Iterator[Fronted]:
     """One front and two endpoints for all of these tests."""
-    with fronted(ServingConfig(body_s=0.5, idle_s=0.2)) as running:
+    with fronted(ServingConfig(body_s=2.0, idle_s=0.2)) as running:
         yield running
 
 

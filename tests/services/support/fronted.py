@@ -101,9 +101,9 @@ def fronted(limits: ServingConfig | None = None, replicas: int = 2, host: str = 
         resource.setrlimit(resource.RLIMIT_NOFILE, (files[0], FILES))
     port = own_port()
     grpc_port = own_port(port)
-    with own_folder() as folder, closing(Door(folder, host, (port, grpc_port))) as door:
-        door.open(2, limits)
-        answering = [Answering(door.sockets, replace(endpoint_of(numbers_bundle()), limits=limits)) for _ in range(replicas)]
+    with own_folder() as folder, closing(Door(host, (port, grpc_port))) as door:
+        sockets = door.open(folder, 2, limits)
+        answering = [Answering(sockets, replace(endpoint_of(numbers_bundle()), limits=limits)) for _ in range(replicas)]
         try:
             running = Fronted(folder, port, grpc_port, answering)
             until(lambda: all(one.asked for one in answering) or not running.infer())
