@@ -120,6 +120,7 @@ def test_a_call_with_a_proxys_header_needs_a_token_whatever_the_header_says(
         assert refused(way.asked({header: value}, "localhost:8000"), f"has the header {header},")
         assert refused(way.asked({header: value}), f"has the header {header},")
     monkeypatch.setattr(callers, "PASSED_ON", frozenset())
+    monkeypatch.setattr(callers, "FAMILIES", ())
     assert way.asked({header: "127.0.0.1"}, "localhost:8000").given
 
 
@@ -128,6 +129,7 @@ def test_a_call_with_a_proxys_header_needs_a_token_whatever_the_header_says(
 def test_the_rule_as_it_was_let_these_through(header: str, way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin that knows only the three headers of before answers whoever a proxy lets in."""
     monkeypatch.setattr(callers, "PASSED_ON", OLD_HEADERS)
+    monkeypatch.setattr(callers, "FAMILIES", ())
     assert way.asked({header: "10.0.0.9"}, "localhost").given
 
 
@@ -241,6 +243,7 @@ def test_what_a_proxy_on_this_machine_passes_on_needs_a_token_where_the_proxy_sh
     address = None if way.behind_front else "127.0.0.1"
     assert not answer(way, [*peer, *headers.items()], address, guarded(open_here=False)).given
     monkeypatch.setattr(callers, "PASSED_ON", frozenset())
+    monkeypatch.setattr(callers, "FAMILIES", ())
     monkeypatch.setattr(callers, "is_own_name", lambda host: True)
     assert way.asked(headers, host).given, "the twin that takes every call by loopback for this machine's"
 
