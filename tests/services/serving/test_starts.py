@@ -40,3 +40,17 @@ def test_a_killed_up_leaves_no_front_behind(tmp_path: Path) -> None:
         for pid in others:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_sigterm_to_all_of_its_processes_at_once_ends_in_order(tmp_path: Path) -> None:
+    """As systemd and `timeout` send it: what Ray started does not hear it, and ends after the trainer."""
+    pipeline_in(tmp_path, rows=50)
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        assert millrace(*words, cwd=tmp_path).returncode == 0
+    with served(tmp_path) as up:
+        for pid in [up.process.pid, *descendants(up.process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        until(lambda: up.process.poll() is not None)
+        said = (tmp_path / "up.log").read_text()
+        assert up.process.returncode == 0 and "the trainer ends at seq" in said, said
