@@ -221,7 +221,7 @@ def _start(serving: Serving, folder: Path, stop: Stop) -> None:
     from millrace.services.serving import replica as predictor
 
     try:
-        _start_ray(folder, serving.host, stop)
+        _start_ray(folder, stop)
         if not stop.asked.is_set():
             predictor.start(serving)
         stop.on_signals()
@@ -230,7 +230,7 @@ def _start(serving: Serving, folder: Path, stop: Stop) -> None:
         raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
 
 
-def _start_ray(folder: Path, host: str, stop: Stop) -> None:
+def _start_ray(folder: Path, stop: Stop) -> None:
     """While Ray starts it puts handlers of its own in the place of ours, which end us at once; so signals wait.
 
     What it starts keeps this mask: a signal to all of our processes is heard by us alone, who end them in order.
@@ -249,7 +249,6 @@ def _start_ray(folder: Path, host: str, stop: Stop) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(folder / "r"),  # Ray lets everybody into its own folder, and nobody comes through ours
-            _node_ip_address="127.0.0.1" if host == "localhost" or is_loopback(host) else None,
         )
     finally:
         stop.on_signals()

@@ -114,6 +114,8 @@ def test_thousands_of_connections_that_say_nothing_or_half_a_request_keep_nobody
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+NET = f"10.{os.getpid() % 250}.{os.getpid() // 250 % 250}"  # of this run of tests alone
+OURS = "".join(f"{int(part):02X}" for part in reversed(f"{NET}.1".split(".")))  # as /proc/net/tcp writes it
 FLOOD = """
 import resource, socket, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -129,7 +131,7 @@ sys.stdin.read()
 """
 ASK = """
 import http.client, sys
-connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=60, source_address=("10.99.7.3", 0))
+connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=60, source_address=(sys.argv[3], 0))
 connection.request("GET", "/v2/health/ready")
 print(connection.getresponse().status)
 """
@@ -137,17 +139,17 @@ print(connection.getresponse().status)
 
 @pytest.fixture
 def elsewhere() -> Iterator[list[str]]:
-    """How to run a program on another machine, as the network sees it: at 10.99.7.2 and 10.99.7.3; we are 10.99.7.1."""
+    """How to run a program on another machine, as the network sees it: at two addresses of NET; the first is ours."""
     if os.geteuid() or not shutil.which("ip"):
         pytest.skip("another network namespace needs root and the command `ip`")
-    name = f"millrace{os.getpid()}"
+    name, here = f"millrace{os.getpid()}", f"mr{os.getpid()}"
     commands = (
         f"ip netns add {name}",
-        f"ip link add mr0 type veth peer name mr1 netns {name}",
-        "ip addr add 10.99.7.1/24 dev mr0",
-        "ip link set mr0 up",
-        f"ip -n {name} addr add 10.99.7.2/24 dev mr1",
-        f"ip -n {name} addr add 10.99.7.3/24 dev mr1",
+        f"ip link add {here} type veth peer name mr1 netns {name}",
+        f"ip addr add {NET}.1/24 dev {here}",
+        f"ip link set {here} up",
+        f"ip -n {name} addr add {NET}.2/24 dev mr1",
+        f"ip -n {name} addr add {NET}.3/24 dev mr1",
         f"ip -n {name} link set mr1 up",
     )
     try:
@@ -155,7 +157,8 @@ def elsewhere() -> Iterator[list[str]]:
             subprocess.run(command.split(), check=True)
         yield ["ip", "netns", "exec", name, sys.executable, "-c"]
     finally:
-        subprocess.run(["ip", "netns", "del", name], check=False)
+        for command in (f"ip link del {here}", f"ip netns del {name}"):  # the link goes at once, with its address
+            subprocess.run(command.split(), check=False)
 
 
 @pytest.mark.parametrize("sent", ["", "POST /v2/mod"])
@@ -165,14 +168,16 @@ def test_one_address_of_another_machine_gets_half_of_the_connections_at_most(
 ) -> None:
     """It takes as many as it can; this machine and another address are answered all the while."""
     with fronted(ServingConfig(body_s=60.0, idle_s=60.0), host="0.0.0.0") as up:
-        address = "10.99.7.1", str(up.port if protocol == "http" else up.grpc_port)
+        address = f"{NET}.1", str(up.port if protocol == "http" else up.grpc_port)
         command = [*elsewhere, FLOOD, *address, str(ATTACKERS), sent]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as attacker:
             assert attacker.stdout.readline() == b"connected\n"
             until(lambda: taken(up) == fronts.connections() // 2)
             assert [up.infer(f"r{at}")[1]["id"] for at in range(10)] == [f"r{at}" for at in range(10)]
             assert over_grpc(up).id == "g"
-            asked = subprocess.run([*elsewhere, ASK, "10.99.7.1", str(up.port)], capture_output=True, text=True, check=True)
+            asked = subprocess.run(
+                [*elsewhere, ASK, f"{NET}.1", str(up.port), f"{NET}.3"], capture_output=True, text=True, check=True
+            )
             assert asked.stdout == "200\n"
             attacker.stdin.close()
 
@@ -181,7 +186,7 @@ def taken(up: Fronted) -> int:
     """Connections that other machines have to the front."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:]]
     ports = {f"{port:04X}" for port in (up.port, up.grpc_port)}
-    return sum(line[1].startswith("0107630A") and line[1][-4:] in ports and line[3] == "01" for line in lines)
+    return sum(line[1].startswith(OURS) and line[1][-4:] in ports and line[3] == "01" for line in lines)
 
 
 def connected(port: int, sent: bytes) -> socket.socket:
