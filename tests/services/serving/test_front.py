@@ -114,7 +114,7 @@ def test_thousands_of_connections_that_say_nothing_or_half_a_request_keep_nobody
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-NET = f"10.{os.getpid() % 250}.{os.getpid() // 250 % 250}"  # of this run of tests alone
+NET = f"198.{18 + os.getpid() % 2}.{os.getpid() // 2 % 256}"  # for tests (RFC 2544), of this run of them alone
 OURS = "".join(f"{int(part):02X}" for part in reversed(f"{NET}.1".split(".")))  # as /proc/net/tcp writes it
 FLOOD = """
 import resource, socket, sys
