@@ -48,10 +48,11 @@ BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("services/endpoint/http.py", "HttpApp.__call__"): "a request that fails unforeseen gets its 500 and harms no other",
     ("services/endpoint/http.py", "HttpApp._infer"): "every failed request is counted, and its error raised again",
     ("services/endpoint/grpc.py", "GrpcApp.answer"): "a call that fails unforeseen gets its INTERNAL and harms no other",
+    ("streams/kafka/reader.py", "KafkaReader._failing"): "decompressors raise what they like; the reader is given up",
     (
-        "streams/kafka/reader.py",
-        "KafkaReader._failing",
-    ): "decompressors and a parser raise what they like; the reader is given up",
+        "services/serving/up.py",
+        "_start",
+    ): "Ray raises bare Exceptions where a part of it does not come up; all end `up` in a sentence",
     ("services/endpoint/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
 }
 

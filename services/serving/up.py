@@ -225,7 +225,7 @@ def _start(serving: Serving, folder: Path, stop: Stop) -> None:
         if not stop.asked.is_set():
             predictor.start(serving)
         stop.on_signals()
-    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
+    except Exception as error:
         ray.shutdown()
         raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
 

@@ -150,25 +150,33 @@ def own_port(*but: int) -> int:
 
 
 @contextmanager
-def served(
-    folder: Path, *words: str, millrace: Sequence[str] = MILLRACE, file: str = "digits.toml", ready: bool = True
-) -> Iterator[Up]:
-    """`millrace up digits.toml` with two replicas, from the moment both are ready; ended with everything it started.
+def starting(folder: Path, *words: str, millrace: Sequence[str] = MILLRACE, file: str = "digits.toml") -> Iterator[Up]:
+    """`millrace up digits.toml` with two replicas, from its first moment; ended with everything it started.
 
-    ``millrace``: what is run for it; ``file``: the pipeline file; ``ready``: False where there is nothing to answer from.
+    ``millrace``: what is run for it; ``file``: the pipeline file.
     """
-    port, up_log = own_port(), folder / "up.log"
+    port = own_port()
     grpc_port = own_port(port)
     command = [*millrace, "up", file, "--port", str(port), "--grpc-port", str(grpc_port), *words]
-    with up_log.open("wb") as log:
+    with (folder / "up.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=log, stderr=log, start_new_session=True)
     try:
-        until(lambda: process.poll() is not None or b"Ctrl-C" in up_log.read_bytes())
-        assert process.poll() is None, up_log.read_text()
-        until(lambda: not ready or all(is_ready(port) for _ in range(IN_A_ROW)))
         yield Up(folder, port, grpc_port, process)
     finally:
         end(process)
+
+
+@contextmanager
+def served(
+    folder: Path, *words: str, millrace: Sequence[str] = MILLRACE, file: str = "digits.toml", ready: bool = True
+) -> Iterator[Up]:
+    """The same from the moment that both are ready; ``ready``: False where there is nothing to answer from."""
+    up_log = folder / "up.log"
+    with starting(folder, *words, millrace=millrace, file=file) as up:
+        until(lambda: up.process.poll() is not None or b"Ctrl-C" in up_log.read_bytes())
+        assert up.process.poll() is None, up_log.read_text()
+        until(lambda: not ready or all(is_ready(up.port) for _ in range(IN_A_ROW)))
+        yield up
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

