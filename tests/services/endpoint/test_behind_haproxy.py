@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc
 import pytest
@@ -42,6 +43,13 @@ defaults
     timeout connect 60s
 """
 PORT = "frontend {name}\n    bind fd@{fd}{h2}\n{does}\n    default_backend {to}\n"
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """One whose sockets have names that Linux takes, wherever pytest has its folders."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @asynccontextmanager
@@ -114,11 +122,11 @@ async def over_grpc(port: int, authority: str, **metadata: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_front_says_who_asks_and_for_what_host_on_both_protocols(tmp_path: Path) -> None:
+def test_a_front_says_who_asks_and_for_what_host_on_both_protocols(short_folder: Path) -> None:
     """By loopback and a name of loopback 200; a name that was made to lead here, or a header of a proxy, 401."""
 
     async def talk() -> None:
-        async with proxied(tmp_path) as ports:
+        async with proxied(short_folder) as ports:
             for host in ("localhost", f"127.0.0.1:{ports['http']}", "[::1]:8000", None):
                 assert await asyncio.to_thread(over_http, ports["http"], host) == 200, host
             assert await asyncio.to_thread(over_http, ports["http"], "evil.example") == 401
@@ -133,12 +141,12 @@ def test_a_front_says_who_asks_and_for_what_host_on_both_protocols(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ours", "opened"), [(OURS, False), (BELIEVES, True)])
-def test_who_speaks_in_the_fronts_name_gains_nothing(ours: str, opened: bool, tmp_path: Path) -> None:
+def test_who_speaks_in_the_fronts_name_gains_nothing(ours: str, opened: bool, short_folder: Path) -> None:
     """The front deletes what a caller says in its name; the twin of a front believes it."""
 
     async def talk() -> None:
         lies = {"x_millrace_peer": "127.0.0.1", "x_millrace_host": "localhost"}
-        async with proxied(tmp_path, ours) as ports:
+        async with proxied(short_folder, ours) as ports:
             assert (await asyncio.to_thread(over_http, ports["http"], "evil.example", **lies) == 200) is opened
             assert (await over_grpc(ports["grpc"], "evil.example", **lies) == "OK") is opened
 
@@ -146,11 +154,11 @@ def test_who_speaks_in_the_fronts_name_gains_nothing(ours: str, opened: bool, tm
 
 
 @pytest.mark.slow
-def test_what_another_proxy_on_this_machine_passes_on_needs_a_token_where_the_proxy_shows(tmp_path: Path) -> None:
+def test_what_another_proxy_on_this_machine_passes_on_needs_a_token_where_the_proxy_shows(short_folder: Path) -> None:
     """It comes by loopback; one that hides all it does is taken for this machine: behind a proxy, tokens."""
 
     async def talk() -> None:
-        async with proxied(tmp_path) as ports:
+        async with proxied(short_folder) as ports:
             asked = {name: await asyncio.to_thread(over_http, ports[name], "millrace.example") for name in PROXIES}
             assert asked == {"nothing": 401, "renames": 401, "adds": 401, "hides": 200}
 
