@@ -35,9 +35,9 @@ from millrace.services.protocol.messages import Inferred, infer_message, labels_
 log = logging.getLogger("millrace")
 
 POLL_S = 1.0  # between two polls of a health watch (gRPC)
-REPEAT_POLLS = 20  # of them, after which a watch says the same again: a front ends what is silent for a minute
+REPEAT_POLLS = 20  # after which a health watch says the same again: a front ends what is silent for a minute
 OVER_BYTES = 1 << 20  # over the limit that a message is read all the same, to say in our words what is wrong
-WATCHES = 256  # at once, beside the calls that a server takes: each stays for as long as its caller likes
+WATCHES = 256  # health watches at once, beside calls: each stays for as long as its caller likes
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
