@@ -51,7 +51,7 @@ BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("streams/kafka/reader.py", "KafkaReader._failing"): "decompressors raise what they like; the reader is given up",
     (
         "services/serving/up.py",
-        "_start",
+        "_start_ray",
     ): "Ray raises bare Exceptions where a part of it does not come up; all end `up` in a sentence",
     ("services/endpoint/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
 }

@@ -225,7 +225,7 @@ def _start(serving: Serving, folder: Path, stop: Stop) -> None:
         if not stop.asked.is_set():
             predictor.start(serving)
         stop.on_signals()
-    except Exception as error:
+    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         ray.shutdown()
         raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
 
@@ -234,6 +234,8 @@ def _start_ray(folder: Path, stop: Stop) -> None:
     """While Ray starts it puts handlers of its own in the place of ours, which end us at once; so signals wait.
 
     What it starts keeps this mask: a signal to all of our processes is heard by us alone, who end them in order.
+
+    Raises: MillraceError.
     """
     import ray
 
@@ -250,6 +252,9 @@ def _start_ray(folder: Path, stop: Stop) -> None:
             logging_level=logging.ERROR,
             _temp_dir=str(folder / "r"),  # Ray lets everybody into its own folder, and nobody comes through ours
         )
+    except Exception as error:
+        ray.shutdown()
+        raise MillraceError(f"Ray did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
     finally:
         stop.on_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
