@@ -116,7 +116,7 @@ def connections() -> int:
 
 def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners: tuple[int, int]) -> str:
     """HAProxy's configuration file; ``listeners``: the inherited sockets of HTTP and gRPC, by number."""
-    most = connections()
+    most, body_ms = connections(), int(1000 * limits.body_s)
     too_large = f'{{"error":"{TOO_MANY_BYTES.format(limits.max_bytes)}"}}'
     length = "req.hdr_val(content-length)"
     http, grpc = listeners
@@ -125,12 +125,12 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
         f"frontend http\n    bind fd@{http}\n{share}{CALLER}"
         f"    http-request return status 413 content-type application/json string '{too_large}' "
         f"if {{ {length} gt {limits.max_bytes} }} or {{ req.hdr(content-length),length gt 12 }}\n"
-        f"    http-request wait-for-body time {int(1000 * limits.body_s)}ms\n"
+        f"    http-request wait-for-body time {body_ms}ms\n"
         "    http-request return status 200 content-type application/json string '{\"live\":true}' "
         "if { path /v2/health/live } { nbsrv(http) eq 0 }\n"
         "    default_backend http\n\n"
         f"frontend grpc\n    bind fd@{grpc} proto h2\n{share}{CALLER}"
-        f"    http-request wait-for-body time {int(1000 * limits.body_s)}ms unless {{ path_beg /grpc.reflection. }}\n"
+        f"    http-request wait-for-body time {body_ms}ms unless {{ path_beg /grpc.reflection. }}\n"
         "    default_backend grpc\n"
     )
     places = [(seat, sockets(folder, seat)) for seat in range(1, seats(replicas) + 1)]
@@ -148,7 +148,7 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
         stop_s=STOP_S,
         retries=seats(replicas) + 1,  # a seat that nobody holds yet costs one, and takes no time
         idle_ms=int(1000 * limits.idle_s),
-        body_ms=int(1000 * limits.body_s),
+        body_ms=body_ms,
         nobody=NOBODY,
         late=LATE.format(limits.body_s),
         frontends=frontends,
