@@ -120,7 +120,7 @@ class NoTrailers(HttpToolsProtocol):
         super().on_headers_complete()
 
 
-class Listening:
+class Servers:
     """Both servers of one endpoint at one place."""
 
     def __init__(self, endpoint: Endpoint, place: Place, grace_s: float) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from millrace.learners.errors import MillraceError
 from millrace.services.config.sections import ServingConfig
-from millrace.services.endpoint.listening import BACKLOG, bound
+from millrace.services.endpoint.servers import BACKLOG, bound
 from millrace.services.errors import BusyError
 from millrace.services.serving import front
 from millrace.services.serving.front import Front, configuration

@@ -22,9 +22,9 @@ from millrace.learners.errors import MillraceError
 from millrace.services.endpoint.endpoint import Endpoint, Recording, features_name
 from millrace.services.endpoint.grpc import Calls, GrpcApp, add_services
 from millrace.services.endpoint.http import HttpApp
-from millrace.services.endpoint.listening import Listening, Place, SharedPorts
 from millrace.services.endpoint.pool import Pool
 from millrace.services.endpoint.recording import Recorded, Recorder
+from millrace.services.endpoint.servers import Place, Servers, SharedPorts
 from millrace.services.endpoint.turns import Turns
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import Access
@@ -91,7 +91,7 @@ class Predictor(Calls):
         )
         self._telling = asyncio.get_running_loop().create_task(self._announce())
         self.grpc_app = GrpcApp(self._endpoint)
-        self._listening: Listening | None = None
+        self._servers: Servers | None = None
 
     def __serve_build_asgi_app__(self) -> HttpApp:
         """What Serve's proxies call for every HTTP request; Serve asks for this after ``__init__``."""
@@ -99,8 +99,8 @@ class Predictor(Calls):
 
     async def __del__(self) -> None:
         """Serve calls this before it ends a replica: nobody new comes in, what is at work is answered and recorded."""
-        if self._listening is not None:
-            await self._listening.close()
+        if self._servers is not None:
+            await self._servers.close()
         if self._endpoint.recording is not None:
             await asyncio.to_thread(self._endpoint.recording.recorder.close, EMPTY_S)
 
@@ -148,11 +148,11 @@ class Predictor(Calls):
             await asyncio.sleep(POLL_S)
         if self._following.done():
             raise MillraceError(f"This replica no longer follows the ledger: {self._following.exception()!r}.")
-        if self._listening is not None:
-            self._listening.check()
+        if self._servers is not None:
+            self._servers.check()
         elif not self._serving.proxies:
-            self._listening = Listening(self._endpoint, _place(self._serving), GRACE_S)
-            await self._listening.open()
+            self._servers = Servers(self._endpoint, _place(self._serving), GRACE_S)
+            await self._servers.open()
 
 
 def _place(serving: Serving) -> Place:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from millrace.learners.errors import MillraceError
-from millrace.services.endpoint.listening import UnixSockets
+from millrace.services.endpoint.servers import UnixSockets
 
 DRAINING = "draining"  # a file beside the sockets
 

@@ -18,7 +18,7 @@ from pipelines import TIMEOUT_S
 from served_bundles import endpoint_of, numbers_bundle
 
 from millrace.services.endpoint.endpoint import Endpoint
-from millrace.services.endpoint.listening import Listening, UnixSockets
+from millrace.services.endpoint.servers import Servers, UnixSockets
 from millrace.services.serving.front import CALLER
 
 # What each port does with a request, before it passes it on to the application, or to the front.
@@ -55,12 +55,12 @@ def short_folder() -> Iterator[Path]:
 @asynccontextmanager
 async def application(endpoint: Endpoint, folder: Path) -> AsyncIterator[None]:
     """Both protocols on Unix sockets in a folder, as a replica has them."""
-    listening = Listening(endpoint, UnixSockets(folder / "http", folder / "grpc"), 5.0)
-    await listening.open()
+    servers = Servers(endpoint, UnixSockets(folder / "http", folder / "grpc"), 5.0)
+    await servers.open()
     try:
         yield
     finally:
-        await listening.close()
+        await servers.close()
 
 
 @asynccontextmanager

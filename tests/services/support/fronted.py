@@ -21,7 +21,7 @@ from served_pipeline import command_of, own_port, until
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import Endpoint
 from millrace.services.endpoint.http import HttpApp
-from millrace.services.endpoint.listening import Listening
+from millrace.services.endpoint.servers import Servers
 from millrace.services.processes import descendants
 from millrace.services.serving.door import Door, own_folder
 from millrace.services.serving.seats import take_seat
@@ -43,12 +43,12 @@ class Answering:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self.listening: Listening = self.run(self._made())
+        self.servers: Servers = self.run(self._made())
 
-    async def _made(self) -> Listening:
-        listening = Listening(self.endpoint, self.place, 5.0)
-        await listening.open()
-        return listening
+    async def _made(self) -> Servers:
+        servers = Servers(self.endpoint, self.place, 5.0)
+        await servers.open()
+        return servers
 
     @property
     def asked(self) -> int:
@@ -61,7 +61,7 @@ class Answering:
 
     def close(self) -> None:
         """As a replica that ends."""
-        self.run(self.listening.close())
+        self.run(self.servers.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
