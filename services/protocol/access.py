@@ -32,8 +32,8 @@ class Access:
     scopes: Mapping[bytes, frozenset[str]] = field(default_factory=dict)  # sha256 of a token -> what it is for
     local_is_open: bool = True  # whether callers on this machine need none
 
-    def check(self, authorization: bytes, remote: str, scope: str) -> None:
-        """Let a caller pass who showed a header ``Authorization``, or none.
+    def check(self, authorization: bytes, remote: str, *scopes: str) -> None:
+        """Let a caller pass who showed a header ``Authorization``, or none, and who wants to do one of ``scopes``.
 
         ``remote`` says why the caller is not taken for one on this machine (``remote_because``); it is empty for one who is.
         Raises: AccessError without a token that is known, ScopeError with one for something else.
@@ -42,11 +42,13 @@ class Access:
             return
         if not authorization[: len(BEARER)].lower() == BEARER.lower() or len(authorization) > LONGEST:
             raise AccessError(SHOW + (NOT_LOCAL.format(remote) if self.local_is_open else ""))
-        scopes = self.scopes.get(sha256(authorization[len(BEARER) :].strip()).digest())
-        if scopes is None:
+        allowed = self.scopes.get(sha256(authorization[len(BEARER) :].strip()).digest())
+        if allowed is None:
             raise AccessError("This token is not one of this endpoint's. Its file is printed where the endpoint starts.")
-        if scope not in scopes:
-            raise ScopeError(f"This token is for {', '.join(sorted(scopes))} and not for {scope}; show one that is.")
+        if allowed.isdisjoint(scopes):
+            raise ScopeError(
+                f"This token is for {', '.join(sorted(allowed))} and not for {' or '.join(scopes)}; show one that is."
+            )
 
 
 def access(tokens: Mapping[str, frozenset[str]], local_is_open: bool) -> Access:
