@@ -27,6 +27,7 @@ from millrace.services.protocol.access import SCOPES, Access, access, own_token,
 from millrace.services.protocol.callers import is_loopback
 from millrace.services.serving.companion import companion
 from millrace.services.serving.door import Door, own_folder, words
+from millrace.services.serving.guard import RAY_PARTS, guarded_start
 from millrace.services.serving.listeners import family, listeners, title
 from millrace.services.serving.seats import drain
 from millrace.services.serving.status import EndpointAddress, overview, place, placed, published_place, refuse_second
@@ -43,7 +44,6 @@ OBJECT_STORE_BYTES = 256 << 20  # weights on their way
 SLOW_S = (
     300  # that a part of Ray or Serve may take to start or answer: a busy machine is slow, and who has died is noticed at once
 )
-RAY_PARTS = {"gcs_server", "raylet"}  # without them nothing goes on, and Ray starts neither again
 CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
 
 
@@ -221,9 +221,10 @@ def _start(serving: Serving, folder: Path, stop: Stop) -> None:
     from millrace.services.serving import replica as predictor
 
     try:
-        _start_ray(folder, stop)
-        if not stop.asked.is_set():
-            predictor.start(serving)
+        with guarded_start(f"{folder}/r/session_latest/logs"):
+            _start_ray(folder, stop)
+            if not stop.asked.is_set():
+                predictor.start(serving)
         stop.on_signals()
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         ray.shutdown()
@@ -301,7 +302,7 @@ def _end(serving: Serving) -> None:
     """Let the replicas record what they answered and the trainers mark their versions; then end Ray and all in it."""
     import ray
 
-    if {name for _, name in _ray_processes()} == RAY_PARTS:
+    if {name for _, name in _ray_processes()} == set(RAY_PARTS):
         _end_in_order(serving)
     ray.shutdown()
 
