@@ -14,6 +14,7 @@ import click
 
 from millrace.learners.errors import MillraceError
 from millrace.services.cli.dead_letters import dead_letters
+from millrace.services.cli.init_process import stay_as_init
 from millrace.services.cli.options import Call, branch_option, gathering, on_pipeline, reason_option, yes_option
 from millrace.services.cli.replay import replay
 from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner
@@ -150,8 +151,11 @@ class UpOptions:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="millrace")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Models that learn from a stream while they serve it, and that you can roll back."""
+    if ctx.invoked_subcommand == "up" and os.getpid() == 1:
+        stay_as_init()
     os.umask(os.umask(0o077) | 0o077)  # what is made here is its owner's alone
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal's encoding does not have is shown by its number

@@ -72,10 +72,14 @@ class Endpoint:
         bundle = self.held()
         return self.schema if bundle is None else bundle.schema
 
-    def ready(self) -> None:
-        """Raises: NotReadyError where there is nothing to answer from, or where it is about to end; answers go on then."""
+    def taking(self) -> None:
+        """Raises: NotReadyError where it is about to end; answers go on then. The first labels need nothing to answer from."""
         if self.draining():
             raise NotReadyError("This endpoint is about to end; it answers until it has.")
+
+    def ready(self) -> None:
+        """Raises: NotReadyError where there is nothing to answer from, or where it is about to end."""
+        self.taking()
         ready(self.held())
 
     @property

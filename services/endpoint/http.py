@@ -60,8 +60,11 @@ class HttpApp:
     async def _answered(self, scope: Scope, receive: Receive) -> HttpReply:
         parts = [part for part in scope["path"].split("/") if part]
         headers = dict(scope["headers"])
+        if parts == ["readyz"]:
+            self._endpoint.taking()
+            return HttpReply(b'{"takes_requests":true}')
         if parts[:1] != ["v2"]:
-            raise NotServedError(f"There is nothing at {scope['path']}. Everything is under /v2.")
+            raise NotServedError(f"There is nothing at {scope['path']}. Everything but /readyz is under /v2.")
         if parts[1:2] == ["health"]:
             return self._health(parts)
         connected_here = None if self._behind_front else same_machine(scope.get("client"), scope.get("server"))

@@ -30,7 +30,7 @@ from millrace.services.serving.door import Door, own_folder, words
 from millrace.services.serving.guard import RAY_PARTS, guarded_start
 from millrace.services.serving.listeners import family, listeners, title
 from millrace.services.serving.seats import drain
-from millrace.services.serving.status import EndpointAddress, overview, place, placed, published_place, refuse_second
+from millrace.services.serving.status import EndpointAddress, overview, place, placed, published_place, serving_alone
 
 if TYPE_CHECKING:
     from millrace.services.serving.replica import Serving
@@ -95,7 +95,11 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
         raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")
     stop = Stop()
     stop.on_signals()
-    refuse_second(instance)
+    with serving_alone(instance):
+        _serve(instance, branch, listening, stop)
+
+
+def _serve(instance: Instance, branch: str, listening: Listening, stop: Stop) -> None:
     limits = instance.loaded.pipeline.serving
     prepare_environment(limits.max_bytes)
     endpoint_place = place(listening.host, listening.port, listening.grpc_port, words(listening.proxies))
