@@ -80,7 +80,7 @@ class GrpcApp:
             status = UNEXPECTED.grpc
             _refuse(context, status, "This request failed; the server's log says why.")
         finally:
-            self._endpoint.traffic.count("grpc", rpc.kind, status, start_ns, status == "OK")
+            self._endpoint.traffic.count("grpc", rpc.kind, status, time.perf_counter_ns() - start_ns, status == "OK")
         return rpc.response()
 
     async def _answered(self, rpc: Rpc, raw: bytes, context: Context) -> Message:

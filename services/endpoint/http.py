@@ -57,7 +57,8 @@ class HttpApp:
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             reply, status = HttpReply(b'{"error":"This request failed; the server\'s log says why."}'), UNEXPECTED.http
-        self._endpoint.traffic.count("http", kind_of_call(scope["path"]), str(status), start_ns, status < 400)
+        took_ns = time.perf_counter_ns() - start_ns
+        self._endpoint.traffic.count("http", kind_of_call(scope["path"]), str(status), took_ns, status < 400)
         return await _send(send, reply, status)
 
     async def _answered(self, scope: Scope, receive: Receive) -> HttpReply:

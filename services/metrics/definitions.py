@@ -126,8 +126,9 @@ METRICS: tuple[Metric, ...] = (
         "millrace_scored_rows_total",
         "counter",
         LOG,
-        ("branch", "by"),
-        "Rows whose answer was scored: the worker's own just before learning (worker), or as it was served (served).",
+        ("branch", "answer"),
+        "Rows whose answer was scored: the worker's own just before learning (by_worker), or as it was served (as_served).",
+        "scored_{answer}",
     ),
     Metric(
         "millrace_score",

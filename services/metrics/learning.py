@@ -114,10 +114,10 @@ def of_output(output: Output) -> Samples:
     branch = output.branch
     samples = [_of("records_total", branch, output.records), _of("waiting", branch, output.waiting)]
     samples += [_of("rows_total", branch, count, fate) for fate, count in output.counts.items()]
-    samples += [_of("scored_rows_total", branch, output.scores["rows"], "worker")]
+    samples += [_of("scored_rows_total", branch, output.scores["rows"], "by_worker")]
     samples += _numbers("score", branch, shares(output.scores))
     if output.labels is not None and output.served_scores is not None:
-        samples += [_of("scored_rows_total", branch, output.served_scores["rows"], "served")]
+        samples += [_of("scored_rows_total", branch, output.served_scores["rows"], "as_served")]
         samples += _numbers("served_score", branch, shares(output.served_scores))
         samples += [
             _of("labels_waiting" if name in SIZES else "labels_total", branch, count, name)

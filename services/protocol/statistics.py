@@ -56,12 +56,11 @@ class Traffic:
     requests: dict[tuple[str, str, str], int] = field(default_factory=dict)  # by protocol, kind of call and status
     latencies: dict[str, Latency] = field(default_factory=dict)  # by protocol, of rows that were answered
 
-    def count(self, protocol: str, call: str, status: str, start_ns: int, answered: bool) -> None:
-        """Count a request that began at ``start_ns`` of the performance counter; whether it was ``answered`` or refused."""
+    def count(self, protocol: str, call: str, status: str, took_ns: int, answered: bool) -> None:
+        """Count a request; whether it was ``answered`` or refused."""
         key = protocol, call, status
         self.requests[key] = self.requests.get(key, 0) + 1
         if answered and call == INFER:
-            took_ns = time.perf_counter_ns() - start_ns
             latency = self.latencies.get(protocol) or self.latencies.setdefault(protocol, Latency())
             latency.counts[bisect_left(BOUNDS_NS, took_ns)] += 1
             latency.ns += took_ns
