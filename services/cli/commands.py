@@ -15,7 +15,15 @@ import click
 from millrace.learners.errors import MillraceError
 from millrace.services.cli.dead_letters import dead_letters
 from millrace.services.cli.init_process import stay_as_init
-from millrace.services.cli.options import Call, branch_option, gathering, on_pipeline, reason_option, yes_option
+from millrace.services.cli.options import (
+    Call,
+    branch_option,
+    gathering,
+    metrics_options,
+    on_pipeline,
+    reason_option,
+    yes_option,
+)
 from millrace.services.cli.replay import replay
 from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner
 from millrace.services.errors import FAILED, exit_code
@@ -147,6 +155,8 @@ class UpOptions:
     warm_start: Path | None
     replicas: int
     drain_s: float
+    metrics_port: int
+    metrics_host: str
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -212,6 +222,7 @@ def run(call: Call, branch: str, options: RunOptions) -> None:
     type=click.FloatRange(0.0),
     help="Seconds that answers go on once it is asked to end, while readiness says no.",
 )
+@metrics_options
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
 def up(call: Call, branch: str, options: UpOptions) -> None:
     """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
@@ -227,15 +238,8 @@ def up(call: Call, branch: str, options: UpOptions) -> None:
 
     deciding.refuse_part(branch)
     warmed(call, branch, options.warm_start)
-    listening = serving.Listening(
-        options.host,
-        options.port,
-        options.grpc_port,
-        options.replicas,
-        taken_endpoint_token(),
-        options.tokens,
-        options.drain_s,
-    )
+    where = {name: value for name, value in asdict(options).items() if name != "warm_start"}
+    listening = serving.Listening(token=taken_endpoint_token(), **where)
     serving.up(call.instance, branch, listening)
 
 

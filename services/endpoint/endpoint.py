@@ -21,7 +21,7 @@ from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol.access import Access
 from millrace.services.protocol.inference import Predicted
 from millrace.services.protocol.labels import checked_labels, label_records, places, prediction_records
-from millrace.services.protocol.statistics import InferenceStatistics
+from millrace.services.protocol.statistics import InferenceStatistics, Traffic
 from millrace.streams.labels.served import LONGEST_ID, LateLabel
 from millrace.streams.parts import sha256
 from millrace.streams.records import Record
@@ -57,6 +57,7 @@ class Endpoint:
     pool: Pool = field(default_factory=Pool)
     turns: Turns = field(default_factory=Turns)
     statistics: InferenceStatistics = field(default_factory=InferenceStatistics)
+    traffic: Traffic = field(default_factory=Traffic)
     recording: Recording | None = None  # None: the pipeline takes labels from its rows alone
     overview: Callable[[], Awaitable[dict[str, Any]]] = _nothing  # of the trainer and all replicas
     draining: Callable[[], bool] = bool  # whether whoever looks for somebody to ask is to look elsewhere
