@@ -90,11 +90,10 @@ def test_too_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("starts")
 @pytest.mark.parametrize(
-    ("part", "code", "words"),
-    [("raylet/raylet", 1, "did not start"), ("gcs/gcs_server", -signal.SIGKILL, "Ray has died (gcs_server)")],
+    ("part", "words"), [("raylet/raylet", "did not start"), ("gcs/gcs_server", "Ray has died (gcs_server)")]
 )
-def test_a_part_of_ray_dies_while_it_starts(part: str, code: int, words: str, tmp_path: Path) -> None:
-    """`up` ends, and says where its logs lie; of the GCS Ray itself would wait for minutes, so somebody else says it."""
+def test_a_part_of_ray_dies_while_it_starts(part: str, words: str, tmp_path: Path) -> None:
+    """`up` ends, and says where its logs lie: by itself, or by the guard, as of the GCS, for which Ray would wait for minutes."""
     pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
     pipeline_in(tmp_path, rows=1)
     with starting(tmp_path) as up:
@@ -102,4 +101,4 @@ def test_a_part_of_ray_dies_while_it_starts(part: str, code: int, words: str, tm
         os.kill(up.pids(part)[0], signal.SIGKILL)
         until(lambda: up.process.poll() is not None)
         said = (tmp_path / "up.log").read_text()
-    assert up.process.returncode == code and words in said and "logs" in said and "Traceback" not in said, said
+    assert up.process.returncode in (1, -signal.SIGKILL) and words in said and "logs" in said and "Traceback" not in said, said
