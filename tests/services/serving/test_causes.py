@@ -93,7 +93,7 @@ def test_too_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
     ("part", "words"), [("raylet/raylet", "did not start"), ("gcs/gcs_server", "Ray has died (gcs_server)")]
 )
 def test_a_part_of_ray_dies_while_it_starts(part: str, words: str, tmp_path: Path) -> None:
-    """`up` ends, and says where its logs lie: by itself, or by the guard, as of the GCS, for which Ray would wait for minutes."""
+    """`up` ends, and says where its logs lie: by itself, or by the guard, as for the GCS, which Ray waits minutes for."""
     pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
     pipeline_in(tmp_path, rows=1)
     with starting(tmp_path) as up:
