@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
+import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -80,3 +82,36 @@ def test_raylet_dies_while_it_starts(tmp_path: Path) -> None:
         until(lambda: up.process.poll() is not None)
         said = (tmp_path / "up.log").read_text()
     assert up.process.returncode == 1 and "logs" in said and "Traceback" not in said, said
+
+
+BROKEN = """
+from millrace.services.serving import up
+begin = up.prepare_environment
+def prepared(most):
+    begin(most)
+    from millrace.services.serving import replica
+    class Predictor(replica.Predictor):
+        def __init__(self, serving, keeper):
+            super().__init__(serving, keeper)
+            raise PermissionError("/data/x: no permission")
+    replica.Predictor = Predictor
+up.prepare_environment = prepared
+from millrace.services.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("starts")
+def test_a_replicas_constructor_raises(tmp_path: Path) -> None:
+    """The sentence says what it raised, and its traceback is one event; no folder has to be looked into."""
+    pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
+    pipeline_in(tmp_path, rows=1)
+    with starting(tmp_path, "--log-format", "json", millrace=[sys.executable, "-c", BROKEN]) as up:
+        until(lambda: up.process.poll() is not None)
+        said = (tmp_path / "up.log").read_text().splitlines()
+    assert up.process.returncode == 1
+    *events, last = map(json.loads, said)
+    assert "Serving did not start: A constructor of ours raises PermissionError: /data/x: no permission." in last["message"]
+    assert last["level"] == "ERROR"
+    assert any(event["level"] == "ERROR" and "in __init__\n" in event["message"] for event in events)
