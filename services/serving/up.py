@@ -29,6 +29,7 @@ from millrace.services.serving.event_socket import received
 from millrace.services.serving.events import EventLines
 from millrace.services.serving.listeners import family, listeners, title
 from millrace.services.serving.seats import drain
+from millrace.services.serving.shared_memory import object_store_bytes
 from millrace.services.serving.status import EndpointAddress, place, placed, serving_alone
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ log = logging.getLogger("millrace")
 
 POLL_S = 1.0  # between two looks whether Ray is still there
 STOP_S = 60.0  # for the trainer to mark a version
-OBJECT_STORE_BYTES = 256 << 20  # weights on their way
 SLOW_S = (
     300  # that a part of Ray or Serve may take to start or answer: a busy machine is slow, and who has died is noticed at once
 )
@@ -101,7 +101,7 @@ def up(instance: Instance, branch: str, listening: Listening, lines: EventLines)
 
 
 def _serve(instance: Instance, branch: str, listening: Listening, lines: EventLines, stop: Stop) -> None:
-    limits = instance.loaded.pipeline.serving
+    limits, store_bytes = instance.loaded.pipeline.serving, object_store_bytes()
     prepare_environment(limits.max_bytes)
     endpoint_place = place(listening.host, listening.port, listening.grpc_port, words(listening.proxies))
     ports = listening.port, listening.grpc_port
@@ -109,7 +109,7 @@ def _serve(instance: Instance, branch: str, listening: Listening, lines: EventLi
         sockets = door.open(folder, listening.replicas, limits)
         serving = _serving(instance.absolute, branch, listening, (sockets, door.has_front))
         with received(sockets, lines.show):
-            _start(serving, folder, stop)
+            _start(serving, folder, store_bytes, stop)
             with _ended(serving, door):
                 if stop.asked.is_set():
                     return
@@ -214,14 +214,14 @@ def _serving(instance: Instance, branch: str, listening: Listening, way: tuple[P
     return predictor.Serving(instance, branch, *addresses, listening.replicas, allowed, *way, listening.proxies)
 
 
-def _start(serving: Serving, folder: Path, stop: Stop) -> None:
+def _start(serving: Serving, folder: Path, store_bytes: int, stop: Stop) -> None:
     """Ray and the application on it, unless it is to end before. ``folder``: for Ray's files. Raises: MillraceError."""
     import ray
 
     from millrace.services.serving import replica as predictor
 
     try:
-        _start_ray(folder, stop)
+        _start_ray(folder, store_bytes, stop)
         if not stop.asked.is_set():
             predictor.start(serving)
         stop.on_signals()
@@ -230,7 +230,7 @@ def _start(serving: Serving, folder: Path, stop: Stop) -> None:
         raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
 
 
-def _start_ray(folder: Path, stop: Stop) -> None:
+def _start_ray(folder: Path, store_bytes: int, stop: Stop) -> None:
     """While Ray starts it puts handlers of its own in the place of ours, which end us at once; so signals wait.
 
     What it starts keeps this mask: a signal to all of our processes is heard by us alone, who end them in order.
@@ -247,7 +247,7 @@ def _start_ray(folder: Path, stop: Stop) -> None:
             num_cpus=CPUS,
             namespace="millrace",
             include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=store_bytes,
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(folder / "r"),  # Ray lets everybody into its own folder, and nobody comes through ours

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,14 +21,16 @@ from served_pipeline import Up, command_of, descendants, is_ready, own_port, ser
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("starts")]
 OWN_NUMBERS = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+SHARED_MIB = 128  # of /dev/shm
+SMALL_SHARED = ["sh", "-c", 'mount -t tmpfs -o "size=$0m" tmpfs /dev/shm && exec "$@"', str(SHARED_MIB)]
 
 
 @contextmanager
 def pod(folder: Path) -> Iterator[Up]:
-    """One in process numbers of its own, as nothing answers yet; whatever is left of it is killed with process 1."""
+    """One with process numbers and a small /dev/shm of its own, while nothing answers; all of it is killed with process 1."""
     if os.getuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("only root can give `millrace up` process numbers of its own, by unshare of util-linux")
-    with served(folder, "--log-format", "json", millrace=[*OWN_NUMBERS, *MILLRACE], ready=False) as up:
+    with served(folder, "--log-format", "json", millrace=[*OWN_NUMBERS, *SMALL_SHARED, *MILLRACE], ready=False) as up:
         try:
             yield up
         finally:
@@ -59,6 +62,11 @@ def health(up: Up) -> int:
         return check(b"", timeout=TIMEOUT_S, wait_for_ready=True).status
 
 
+def store_bytes(raylet: str) -> int:
+    """How large a raylet's object store is, by its command line."""
+    return int(re.search(r"--object_store_memory=(\d+)", raylet)[1])
+
+
 def refused(up: Up) -> str:
     """What a second `up` says."""
     ports = ["--port", str(own_port(up.port, up.grpc_port)), "--grpc-port", str(own_port(up.port, up.grpc_port))]
@@ -76,6 +84,8 @@ def test_a_pod_is_ready_while_empty_learns_reaps_speaks_and_comes_back_after_kil
         assert millrace("send", "digits.toml", "rows.jsonl", cwd=tmp_path).returncode == 0
         until(lambda: is_ready(up.port) and health(up) == HealthCheckResponse.SERVING)
         assert "serves this pipeline already" in refused(up)
+        raylet = command_of(up.pids("raylet/raylet")[0])
+        assert "--plasma_directory=/dev/shm" in raylet and 75 << 20 <= store_bytes(raylet) < SHARED_MIB << 20
         exec_in = ["nsenter", "--target", str(first(up)), "--pid", "--mount", "sh", "-c", "for i in 1 2 3; do (true &); done"]
         subprocess.run(exec_in, check=True)
         up.kill(":Predictor")
