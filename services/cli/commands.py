@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from millrace.learners.errors import MillraceError
 from millrace.services.cli.dead_letters import dead_letters
+from millrace.services.cli.group import Commands
 from millrace.services.cli.init_process import stay_as_init
 from millrace.services.cli.options import (
     Call,
     branch_option,
     gathering,
+    log_format_option,
     metrics_options,
     on_pipeline,
     reason_option,
@@ -26,39 +27,11 @@ from millrace.services.cli.options import (
 )
 from millrace.services.cli.replay import replay
 from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner
-from millrace.services.errors import FAILED, exit_code
+from millrace.services.errors import FAILED
 
 if TYPE_CHECKING:
+    from millrace.services.serving.events import EventLines
     from millrace.streams.branch.verify import Report
-
-
-class Commands(click.Group):
-    """The one place where an error of ours becomes a sentence on stderr and an exit code."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse words that are not UTF-8: nothing that is stored could hold them."""
-        if bad := [word for word in args if not _is_unicode(word)]:
-            raise click.UsageError(f"{ascii(bad[0])} is not UTF-8. Write it in this terminal's encoding, UTF-8.", ctx)
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except MillraceError as error:
-            click.echo(f"millrace: {error}", err=True)
-            sys.exit(exit_code(error))
-        except MemoryError as error:
-            click.echo(f"millrace: not enough memory ({error}). Declare fewer columns, or use a larger machine.", err=True)
-            sys.exit(FAILED)
-
-
-def _is_unicode(word: str) -> bool:
-    try:
-        word.encode()
-    except UnicodeEncodeError:  # bytes of another encoding, which Python keeps as halves of characters
-        return False
-    return True
 
 
 def _data_name(ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
@@ -157,6 +130,7 @@ class UpOptions:
     drain_s: float
     metrics_port: int
     metrics_host: str
+    log_format: EventLines
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -224,6 +198,7 @@ def run(call: Call, branch: str, options: RunOptions) -> None:
 )
 @metrics_options
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
+@log_format_option(hidden=False)
 def up(call: Call, branch: str, options: UpOptions) -> None:
     """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
 
@@ -238,9 +213,10 @@ def up(call: Call, branch: str, options: UpOptions) -> None:
 
     deciding.refuse_part(branch)
     warmed(call, branch, options.warm_start)
-    where = {name: value for name, value in asdict(options).items() if name != "warm_start"}
+    where = {field.name: getattr(options, field.name) for field in fields(serving.Listening) if field.name in options.__slots__}
     listening = serving.Listening(token=taken_endpoint_token(), **where)
-    serving.up(call.instance, branch, listening)
+    options.log_format.branch = branch
+    serving.up(call.instance, branch, listening, options.log_format)
 
 
 @main.command(cls=gathering("options", SendOptions))
@@ -347,6 +323,7 @@ def log(call: Call, branch: str, ledger: bool) -> None:
 @click.option("--version", metavar="VERSION", help="Verify this version alone, from the nearest state that is kept.")
 @click.option("--watch", is_flag=True, help="Verify versions as they are made, newest first, until SIGINT or SIGTERM.")
 @click.option("--parent", default=0, hidden=True, help="Go on for as long as this process lives.")
+@log_format_option(hidden=True)
 def verify(call: Call, branch: str, version: str | None, watch: bool, parent: int) -> None:
     """Fold the branch again from the log and compare every mark; exit 1 and name what does not hold.
 

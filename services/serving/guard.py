@@ -12,11 +12,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from millrace.services.serving.events import Form, event_now, line
+
 RAY_PARTS = ("gcs_server", "raylet")  # without them nothing goes on, and Ray starts neither again
 NOTICE_S = 10.0  # for Ray to notice by itself, as it does of most deaths
 LOOK = """
 import os, sys, time
-parent, notice_s, said, *parts = int(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:]
+parent, notice_s, said, *parts = int(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:]  # DEAD in what is said: which
 
 def look():  # at children that are Ray's parts: process, name, whether it lives (one that died waits for its parent)
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -37,7 +39,7 @@ while os.getppid() == parent:
     if gone and gone_s is None:
         gone_s = time.monotonic()
     if gone and time.monotonic() - gone_s > notice_s:
-        print("millrace: " + said.format(", ".join(sorted(name for _, name in gone))), file=sys.stderr, flush=True)
+        print(said.replace("DEAD", ", ".join(sorted(name for _, name in gone))), file=sys.stderr, flush=True)
         os.kill(parent, 9)
         break
     time.sleep(0.1)
@@ -45,9 +47,13 @@ while os.getppid() == parent:
 
 
 @contextmanager
-def guarded_start(logs: str) -> Iterator[None]:
-    """While the block runs, the death of one of Ray's parts ends this process, and a sentence says where Ray's ``logs`` lie."""
-    said = f"Serving did not start: Ray has died ({{}}). Its logs lie in {logs}. Run again."
+def guarded_start(logs: str, form: Form) -> Iterator[None]:
+    """While the block runs, the death of one of Ray's parts ends this process, and a sentence says where Ray's ``logs`` lie.
+
+    ``form``: of what is said on stderr.
+    """
+    sentence = f"millrace: Serving did not start: Ray has died (DEAD). Its logs lie in {logs}. Run again."
+    said = sentence if form == "text" else line(event_now("ERROR", "up", os.getpid(), sentence), form)
     words = [str(os.getpid()), str(NOTICE_S), said, *RAY_PARTS]
     process = subprocess.Popen([sys.executable, "-I", "-S", "-c", LOOK, *words], stdin=subprocess.DEVNULL)
     try:

@@ -158,6 +158,7 @@ class Trainer:
         serve_first(self._instance, self._branch)
         backends = self._instance.backends(self._branch)
         worker = Worker(self._instance.fold_spec, backends, pipeline.worker, identity_of_worker(self._instance, self._branch))
+        log.info("%s: epoch %d goes on at seq %d, %d records", worker.branch, worker.epoch, worker.seq, worker.fold.records)
         try:
             worker.run(_Between(self, backends))
         finally:

