@@ -94,6 +94,9 @@ def gathering(name: str, record: type[Any]) -> type[click.Command]:
 
 
 def _opened(path: Path, home: str | None, flags: tuple[str, ...]) -> Instance:
+    from millrace.services.config.kernels import pin
+
+    pin(path, flags)  # before the next line loads NumPy
     from millrace.services.config.config import home_folder, load_pipeline
     from millrace.services.pipeline.instance import Instance
 

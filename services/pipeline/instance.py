@@ -87,7 +87,7 @@ class Instance:
     def host(self) -> Host:
         """What the numerics of this process depend on."""
         through_python = algorithm_of(self.loaded.pipeline.kind).through_python
-        return this_host(self.loaded.pipeline.threads, through_python)
+        return this_host(self.loaded.pipeline.threads, through_python, self.loaded.pipeline.kernels == "avx2")
 
     def shards(self, branch: str) -> list[str]:
         """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""
