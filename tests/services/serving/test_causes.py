@@ -89,8 +89,9 @@ def test_raylet_dies_while_it_starts(tmp_path: Path) -> None:
 
 def test_shared_memory_is_too_small(tmp_path: Path) -> None:
     """As with docker's default of 64 MB; the sentence says where, how much is needed, and how to give it."""
-    with small_disk(tmp_path / "shm", 64 << 10) as shared, pytest.raises(
-        MillraceError, match=r"shm has 64 MiB free.* needs 80\. Give it more: `--shm-size=512m` with docker"
+    with (
+        small_disk(tmp_path / "shm", 64 << 10) as shared,
+        pytest.raises(MillraceError, match=r"shm has 64 MiB free.* needs 80\. Give it more: `--shm-size=512m` with docker"),
     ):
         object_store_bytes(shared)
 
