@@ -20,7 +20,31 @@ from millrace.services.serving.events import Event, event_of
 
 NAME = "events"  # of the socket
 LONGEST = 1 << 18  # bytes of an event
+QUIET_S = 30.0  # between two events of the same words of one process
+SENTENCES = 1000  # that are remembered for it
 BACKLOG = 128  # processes that connect at once
+
+
+class Repeats(logging.Filter):
+    """Lets a sentence through once in ``QUIET_S``, then with how often it was said meanwhile: a disk may be full for days."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, tuple[float, int]] = {}  # sentence -> when it was let through, and how often said since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is let through."""
+        sentence = record.getMessage()
+        at_s, more = self._said.pop(sentence, (0.0, 0))
+        if record.created - at_s < QUIET_S:
+            self._said[sentence] = (at_s, more + 1)
+            return False
+        if len(self._said) >= SENTENCES:
+            del self._said[next(iter(self._said))]
+        self._said[sentence] = (record.created, 0)
+        if more:
+            record.msg, record.args = f"{sentence} (It was said {more} times more.)", None
+        return True
 
 
 class EventSender(logging.Handler):
@@ -33,6 +57,7 @@ class EventSender(logging.Handler):
         self._process = process
         self._branch = branch
         self._socket: socket.socket | None = None
+        self.addFilter(Repeats())
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a record, or count it."""

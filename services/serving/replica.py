@@ -210,8 +210,8 @@ class Keeper:
         except (ray.exceptions.RayError, TimeoutError) as error:
             log.warning("The trainer of branch %s does not answer: %s", branch, type(error).__name__)
             return last_error
-        if state.said != last_error:
-            log.error("The trainer of branch %s: %s", branch, state.said or "goes on")
+        if last_error and not state.said:
+            log.info("The trainer of branch %s goes on", branch)
         if not state.running and not state.said:  # it failed unforeseen; where it said why, an operator has to act
             ray.kill(trainer, no_restart=False)
         return str(state.said)

@@ -17,7 +17,7 @@ from pipelines import TIMEOUT_S
 from served_pipeline import until
 
 from millrace.services.serving.companion import companion
-from millrace.services.serving.event_socket import EventSender, received
+from millrace.services.serving.event_socket import EventSender, Repeats, received
 from millrace.services.serving.events import LONGEST, Event, EventLines, StrayLines, line
 
 SENDS = (
@@ -79,7 +79,9 @@ def test_a_sender_waits_for_nobody_and_says_how_many_events_are_lost(folder: Pat
     say("nobody receives yet")
     assert handler.lost == 1
     with received(folder, slow):
-        sent = 0
+        say("first")
+        until(lambda: len(heard) == 1)  # from now on nothing is read
+        sent = 1
         while handler.lost < 5:
             say("x" * 1000)
             sent += 1
@@ -87,7 +89,7 @@ def test_a_sender_waits_for_nobody_and_says_how_many_events_are_lost(folder: Pat
         until(lambda: len(heard) == sent - handler.lost)
         say("last")
     handler.close()
-    assert heard[0].message.startswith("(1 events before this are lost.) x")
+    assert heard[0].message == "(1 events before this are lost.) first"
     assert heard[-1].message == "(5 events before this are lost.) last" and len(heard) == sent - 5 + 1
 
 
@@ -133,3 +135,17 @@ def test_what_a_library_prints_is_an_event_too(capsys: pytest.CaptureFixture[str
     print("\x1b[33m(raylet)\x1b[0m a worker", "died\n\nbegun", file=StrayLines(lines, "WARNING", "up"), end="")
     [text] = capsys.readouterr().err.splitlines()
     assert (json.loads(text)["level"], json.loads(text)["message"]) == ("WARNING", "(raylet) a worker died")
+
+
+def test_what_is_said_again_and_again_is_said_once_and_then_how_often() -> None:
+    """A full disk is an event every thirty seconds and not every two; other sentences come meanwhile."""
+    repeats, passed = Repeats(), []
+    for at in range(0, 62, 2):
+        for words in ("disk full", f"look {at}"):
+            record = logging.LogRecord("millrace", logging.ERROR, "", 0, "%s", (words,), None)
+            record.created = 1e9 + at
+            if repeats.filter(record):
+                passed.append(record.getMessage())
+    full = [text for text in passed if text.startswith("disk")]
+    assert full == ["disk full", *["disk full (It was said 14 times more.)"] * 2]
+    assert len(passed) == len(full) + 31
