@@ -20,7 +20,6 @@ from millrace.learners.drift.alarms import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.memory.config import MemoryConfig, Remembering
 from millrace.learners.table import LEARNERS, WITH_MEMORY
-from millrace.services.config import kernels
 from millrace.services.config.hints import ABSENT, nearest, options_of, record_of, value_at
 from millrace.services.config.names import NAME_CHARACTERS
 from millrace.services.config.sections import BatchConfig, LogConfig, MlflowConfig, ServingConfig, VersionsConfig
@@ -177,8 +176,6 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
     _respell(raw, origin, path)
     pipeline: PipelineConfig = _convert(raw, PipelineConfig, "", path)
     _refuse_unrecorded(raw, pipeline, path)
-    if pipeline.kernels == kernels.AVX2 and not kernels.is_pinned():
-        raise ConfigError(kernels.unpinned(path))
     kind = pipeline.learner.get("kind")
     if not isinstance(kind, str) or kind not in LEARNERS:
         raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{nearest(str(kind), LEARNERS)}")

@@ -15,6 +15,7 @@ from pipelines import MILLRACE, PIPELINE, TIMEOUT_S, clean_environment, encoded,
 from millrace.learners.errors import ConfigError
 from millrace.services.config.config import load_pipeline
 from millrace.services.config.kernels import FEATURES, SETTINGS, pin
+from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.host import AVX2
 
 OTHER = {"OPENBLAS_CORETYPE": "Nehalem"}  # kernels that any x86-64 runs, and that add up in another order
@@ -128,7 +129,7 @@ def test_a_pin_that_cannot_be_is_refused_in_a_sentence(tmp_path: Path, monkeypat
     path = pipeline_in(tmp_path, rows=1, text='kernels = "avx2"\n' + PIPELINE)
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    for refused in (lambda: pin(path, []), lambda: load_pipeline(path)):
+    for refused in (lambda: pin(path, []), lambda: Instance(load_pipeline(path), tmp_path).host):
         with pytest.raises(ConfigError, match="NumPy is loaded already.*env OPENBLAS_CORETYPE='Haswell'"):
             refused()
     pin(path, ["kernels=own"])

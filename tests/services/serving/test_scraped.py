@@ -13,16 +13,20 @@ from pathlib import Path
 
 import grpc
 import pytest
-from pipelines import ANSWER_S, PIPELINE, flower_rows, millrace, pipeline_in
+from pipelines import ANSWER_S, PIPELINE, flower_rows, json_lines, millrace, pipeline_in
 from served_pipeline import Up, own_port, post, question, served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 from label_calls import asked_by_grpc, label, labelled_by_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from millrace.services.config.kernels import FEATURES
 from millrace.services.metrics.definitions import DEFINED
+from millrace.streams.branch.host import AVX2
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scraped")]  # one instance serves them all
+INFO = Path("/proc/cpuinfo")
+PINNED = INFO.exists() and {*INFO.read_text().split()} >= FEATURES  # whether kernels can be
 LATE = """
 [labels]
 horizon_ms = 600000
@@ -58,7 +62,7 @@ class Scraped(Up):
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     """One instance for all of these tests; it has learned 60 rows and takes labels."""
     folder, port = tmp_path_factory.mktemp("scraped"), own_port()
-    pipeline_in(folder, rows=60, text=PIPELINE + LATE)
+    pipeline_in(folder, rows=60, text=('kernels = "avx2"\n' if PINNED else "") + PIPELINE + LATE)
     for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
         assert millrace(*words, cwd=folder).returncode == 0
     with served(folder, "--metrics-port", str(port), "--drain-s", "60") as running:
@@ -190,6 +194,14 @@ def test_kill_9_of_replicas_trainer_and_holder_leaves_the_page_and_counts_that_n
         asked_by_grpc(up, [f"after/{at}"], [[21.0, 24.0, 28.0, float(at)]])
     until(lambda: up.total("millrace_records_total") == records + 25)
     until(lambda: bool(replicas(up) - before))
+
+
+@pytest.mark.skipif(not PINNED, reason="this processor has no AVX2, or no FMA")
+def test_its_trainers_run_the_kernels_that_the_file_pins(up: Scraped) -> None:
+    """Each that took the branch, also the one that took a dead one's place."""
+    lines = json_lines(millrace("log", "digits.toml", "--output", "json", cwd=up.folder).stdout)
+    cpus = [line["said"]["host"]["cpu"] for line in lines if line["kind"] == "open"]
+    assert len(cpus) >= 2 and {*cpus} == {AVX2}
 
 
 def test_draining_is_told(up: Scraped) -> None:
