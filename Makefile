@@ -207,8 +207,9 @@ $(CHART_TOOLS)/helm-3.%/helm:
 $(CHART_TOOLS)/helm-4.%/helm:
 	GOBIN=$(@D) nice go install -ldflags '-s -w' helm.sh/helm/v4/cmd/helm@v4.$*
 
+# Its module replaces another, which `go install` refuses; so it is built where it lies.
 $(CHART_TOOLS)/helm-unittest-%/helm-unittest:
-	GOBIN=$(@D) nice go install -ldflags '-s -w' github.com/helm-unittest/helm-unittest/cmd/helm-unittest@v$*
+	cd "$$(go mod download -json github.com/helm-unittest/helm-unittest@v$* | sed -n 's/.*"Dir": "\(.*\)",/\1/p')" && nice go build -ldflags '-s -w' -o $@ ./cmd/helm-unittest
 
 # Apache Kafka as it is published, by its Maven coordinates; where they come from is Maven's own setting.
 .kafka/.ready: deploy/kafka/pom.xml

@@ -38,14 +38,41 @@ def kubernetes(name: str) -> Schema:
     return {"$ref": f"#/$defs/io.k8s.api.core.v1.{name}"}
 
 
+def networking(name: str) -> Schema:
+    """A type of networking.k8s.io/v1."""
+    return {"$ref": f"#/$defs/io.k8s.api.networking.v1.{name}"}
+
+
 def many(item: Schema) -> Schema:
     """A list."""
     return {"type": "array", "items": item}
 
 
+def ingress() -> Schema:
+    """Of one protocol."""
+    tls = many(networking("IngressTLS"))
+    return closed(enabled=TRUTH, className=OBJECT, annotations=TEXTS, hosts=many({"type": "string", "minLength": 1}), tls=tls)
+
+
+PEERS = ("from", "metricsFrom", "dnsTo", "kafkaTo", "mlflowTo", "registryTo")
+SECONDS: Schema = {"type": "integer", "minimum": 1}
+RELABELING = closed(  # as the Prometheus operator has it
+    action=TEXT,
+    modulus={"type": "integer"},
+    regex=TEXT,
+    replacement=TEXT,
+    separator=TEXT,
+    sourceLabels=WORDS,
+    targetLabel=TEXT,
+)
+TENSOR = closed(name=TEXT, datatype=TEXT, shape=many({"type": "integer"}), data={"type": "array"}) | {
+    "required": ["name", "datatype", "shape", "data"]
+}
+
+
 def own_values() -> dict[str, Schema]:
     """The chart's keys, in the order of values.yaml."""
-    names = {key: OBJECT | {"maxLength": 52} for key in ("nameOverride", "fullnameOverride")}
+    names = {key: OBJECT | {"maxLength": 45} for key in ("nameOverride", "fullnameOverride")}
     return names | {
         "replicas": {"enum": [0, 1]},
         "pipeline": {"type": "object", "if": {"minProperties": 1}, "then": {"$ref": "#/$defs/pipeline"}},
@@ -67,6 +94,34 @@ def own_values() -> dict[str, Schema]:
         "mlflow": closed(existingSecret=OBJECT),
         "lookups": TRUTH,
         "service": closed(type={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]}, annotations=TEXTS, http=PORT, grpc=PORT),
+        "ingress": closed(http=ingress(), grpc=ingress()),
+        "networkPolicy": closed(
+            enabled=TRUTH,
+            **{key: many(networking("NetworkPolicyPeer")) for key in PEERS},
+            kafkaPorts=many(PORT),
+            egress=many(networking("NetworkPolicyEgressRule")),
+        ),
+        "metrics": closed(
+            serviceMonitor=closed(
+                enabled=TRUTH,
+                interval=DURATION,
+                scrapeTimeout=DURATION,
+                labels=TEXTS,
+                relabelings=many(RELABELING),
+                metricRelabelings=many(RELABELING),
+            ),
+            prometheusRule=closed(enabled=TRUTH, labels=TEXTS, lagSeconds=SECONDS, staleSeconds=SECONDS),
+        ),
+        "strimzi": closed(enabled=TRUTH, cluster=OBJECT, user=TRUTH),
+        "backup": closed(
+            enabled=TRUTH,
+            schedule={"type": "string", "minLength": 1},
+            existingClaim=OBJECT,
+            keep={"type": "integer", "minimum": 1},
+            restore={"type": "string", "pattern": "^(latest|[0-9TZ-]+)?$"},
+            resources=kubernetes("ResourceRequirements"),
+        ),
+        "tests": closed(inputs=many(TENSOR)),
         "persistence": closed(
             existingClaim=OBJECT,
             size=QUANTITY,
@@ -91,6 +146,8 @@ def own_values() -> dict[str, Schema]:
         "extraArgs": WORDS,
         "extraVolumes": many(kubernetes("Volume")),
         "extraVolumeMounts": many(kubernetes("VolumeMount")),
+        "extraContainers": many(kubernetes("Container")),
+        "extraObjects": many({"type": "object", "required": ["apiVersion", "kind", "metadata"]}),
         "global": {"type": "object"},  # Helm's own: what a chart around this one says to all
     }
 

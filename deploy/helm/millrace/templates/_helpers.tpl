@@ -1,33 +1,30 @@
 {{- define "millrace.name" -}}
-{{- .Values.nameOverride | default .Chart.Name | trunc 52 | trimSuffix "-" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 45 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* 52 characters: Kubernetes adds eleven to a StatefulSet's name in a label, which has 63. */}}
+{{/* 45 characters: a CronJob's name has 52, and a StatefulSet's stands in a label of 63 with eleven more. */}}
 {{- define "millrace.fullname" -}}
 {{- $name := .Values.nameOverride | default .Chart.Name -}}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
-{{- .Values.fullnameOverride | default $full | trunc 52 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | default $full | trunc 45 | trimSuffix "-" -}}
 {{- end -}}
 
+{{/* Of an object: (list . COMPONENT). That of the pod which learns and answers is "pipeline". */}}
 {{- define "millrace.selector" -}}
+{{- $component := last . -}}
+{{- with first . -}}
 app.kubernetes.io/name: {{ include "millrace.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: {{ $component }}
+{{- end -}}
 {{- end -}}
 
 {{- define "millrace.labels" -}}
 {{ include "millrace.selector" . }}
+{{ with first . -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- end -}}
-
-{{- define "millrace.image" -}}
-{{- with .Values.image -}}
-{{- if .digest -}}
-{{ .repository }}@{{ .digest }}
-{{- else -}}
-{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
-{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -50,6 +47,43 @@ Ray. tests/deploy compares this with the constants of the code. */}}
 {{- add 10 (ceil .Values.serving.drainSeconds) 5 35 130 20 -}}
 {{- end -}}
 
+{{/* What every container of the image has. */}}
+{{- define "millrace.container" -}}
+image: {{ include "millrace.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext: {{- toYaml .Values.securityContext | nindent 2 }}
+terminationMessagePolicy: FallbackToLogsOnError
+{{- end -}}
+
+{{- define "millrace.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{/* What every pod has. */}}
+{{- define "millrace.pod" -}}
+automountServiceAccountToken: false
+{{- with .Values.serviceAccountName }}
+serviceAccountName: {{ . }}
+{{- end }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+securityContext: {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{- define "millrace.env" -}}
 - name: MILLRACE_HOME # so that `kubectl exec` needs no --home
   value: /var/lib/millrace
@@ -57,11 +91,11 @@ Ray. tests/deploy compares this with the constants of the code. */}}
 {{- if .existingSecret }}
 - name: MILLRACE_KAFKA_PASSWORD
   valueFrom:
-    secretKeyRef: { name: {{ .existingSecret | quote }}, key: {{ .passwordKey | quote }} }
+    secretKeyRef: { name: {{ .existingSecret }}, key: {{ .passwordKey }} }
 {{- if .keyPasswordKey }}
 - name: MILLRACE_KAFKA_SSL_PASSWORD
   valueFrom:
-    secretKeyRef: { name: {{ .existingSecret | quote }}, key: {{ .keyPasswordKey | quote }} }
+    secretKeyRef: { name: {{ .existingSecret }}, key: {{ .keyPasswordKey }} }
 {{- end }}
 {{- end }}
 {{- end }}
@@ -72,7 +106,7 @@ Ray. tests/deploy compares this with the constants of the code. */}}
 
 {{- define "millrace.envFrom" -}}
 {{- if .Values.mlflow.existingSecret }}
-- secretRef: { name: {{ .Values.mlflow.existingSecret | quote }} }
+- secretRef: { name: {{ .Values.mlflow.existingSecret }} }
 {{- end }}
 {{- with .Values.extraEnvFrom }}
 {{ toYaml . }}
@@ -80,21 +114,28 @@ Ray. tests/deploy compares this with the constants of the code. */}}
 {{- end -}}
 
 {{- define "millrace.mounts" -}}
-- name: config
-  mountPath: /etc/millrace
-  readOnly: true
-- name: state
-  mountPath: /var/lib/millrace
-- name: temporary
-  mountPath: /tmp
-- name: shared-memory
-  mountPath: /dev/shm
+- { name: config, mountPath: /etc/millrace, readOnly: true }
+- { name: state, mountPath: /var/lib/millrace }
+- { name: temporary, mountPath: /tmp }
+- { name: shared-memory, mountPath: /dev/shm }
 {{- if .Values.kafka.tlsSecret }}
-- name: kafka-tls
-  mountPath: /etc/millrace-kafka
-  readOnly: true
+- { name: kafka-tls, mountPath: /etc/millrace-kafka, readOnly: true }
 {{- end }}
 {{- with .Values.extraVolumeMounts }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* The pipeline file and the tokens, as one folder. */}}
+{{- define "millrace.configVolume" -}}
+name: config
+projected:
+  defaultMode: 0440
+  sources:
+    - configMap:
+        name: {{ include "millrace.configMap" . }}
+        items: [{ key: pipeline.toml, path: pipeline.toml }]
+    - secret:
+        name: {{ include "millrace.tokens" . }}
+        items: [{ key: {{ .Values.auth.key }}, path: tokens/tokens }]
 {{- end -}}

@@ -32,7 +32,10 @@ whole ones up to 2^53 are written as whole numbers, which the loader also takes 
 {{- end -}}
 [{{ join ", " $items }}]
 {{- else if kindIs "float64" . -}}
-{{- if and (eq (floor .) .) (le . 9007199254740992.0) (ge . -9007199254740992.0) -}}{{ int64 . }}{{- else -}}{{ toJson . }}{{- end -}}
+{{- if and (eq (floor .) .) (le . 9007199254740992.0) (ge . -9007199254740992.0) -}}{{ int64 . }}
+{{- else -}}
+{{- toJson . -}}{{- if regexMatch "^-?[0-9]+$" (toJson .) -}}.0{{- end -}}
+{{- end -}}
 {{- else -}}
 {{- toJson . | replace "\u007f" "\\u007f" -}}
 {{- end -}}
