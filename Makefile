@@ -70,14 +70,14 @@ faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, then e
 	PYTHONPATH=tests/faults:tests/services/support:tests/streams/support $(TEST)/python tests/faults/faults.py
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
-	$(TEST)/ruff check $(ROOMS) tests examples
-	$(TEST)/ruff format --check $(ROOMS) tests examples
+	$(TEST)/ruff check $(ROOMS) tests examples deploy/helm
+	$(TEST)/ruff format --check $(ROOMS) tests examples deploy/helm
 	$(TEST)/mypy --strict $(addprefix -p millrace.,$(ROOMS))
 	$(TEST)/mypy --strict examples/own_learner.py
 
 format: .venv-test/.ready  ## let ruff lay out the code and mend what it can
-	$(TEST)/ruff check --fix $(ROOMS) tests examples
-	$(TEST)/ruff format $(ROOMS) tests examples
+	$(TEST)/ruff check --fix $(ROOMS) tests examples deploy/helm
+	$(TEST)/ruff format $(ROOMS) tests examples deploy/helm
 
 clients: .venv-clients/.ready $(if $(shell command -v go),.tools/bin/grpcurl)  ## make what the tests call us with: other people's clients
 

@@ -1,6 +1,6 @@
 """`helm test`: a question and a label over HTTP and over gRPC, through the Service, and the metrics that count them.
 
-`ask.py PIPELINE.toml TOKENS SERVICE INPUTS`, INPUTS being tensors as JSON; without any it asks about zeros and first categories.
+`ask.py PIPELINE.toml TOKENS SERVICE INPUTS`, INPUTS being tensors as JSON; without any it asks about zeros and categories.
 The label is for an id under which nobody was answered, so nobody learns it. Each call says that it is helm-test's, by which a
 replay can leave it out.
 """

@@ -1,9 +1,9 @@
 """Copies of a state folder that is in use, and the way back; the chart's CronJob and init step run it.
 
 A copy begins with the parts of the store and ends with the log. So whatever ledger and journals name is in it. A part that they
-name was there before them, or has come since and is fetched behind them. A record that they name is in the log by then. Parts are
-named by their own hash and never change, so one that an earlier copy has is linked and not copied again. Databases are copied by
-SQLite itself, each as of one moment, while others write.
+name was there before them, or has come since and is fetched behind them; a record that they name is in the log by then. Parts
+are named by their own hash and never change, so one that an earlier copy has is linked and not copied again. Databases are
+copied by SQLite itself, each as of one moment, while others write.
 """
 
 from __future__ import annotations
