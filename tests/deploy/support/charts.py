@@ -56,7 +56,7 @@ def template(helm: Path, file: Path | None = None, values: Mapping[str, Any] | N
 def refusal(helm: Path, values: Mapping[str, Any], file: Path = CHART / "ci" / "embedded-values.yaml") -> str:
     """The sentence with which `helm template` refuses these values beside those of a file; "" where it takes them."""
     done = run(helm, "template", "rel", "CHART", "--values", str(file), values=values)
-    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    said = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("Use --debug flag")]
     return said[-1] if done.returncode else ""
 
 
