@@ -15,7 +15,7 @@
 {{- if and .Values.pipeline .Values.existingConfigMap -}}
 {{- fail "existingConfigMap: there is a pipeline beside it; give one of the two." -}}
 {{- end -}}
-{{- $kafka := dig "log" "kafka" dict .Values.pipeline -}}
+{{- $kafka := dig "log" "kafka" dict (.Values.pipeline | default dict) -}}
 {{- if and (hasPrefix "SASL" ($kafka.security_protocol | default "")) (not .Values.kafka.existingSecret) (not .Values.extraEnv) (not .Values.extraEnvFrom) -}}
 {{- fail (printf "kafka.existingSecret: pipeline.log.kafka.security_protocol = %s needs a password; name the Secret that has it." $kafka.security_protocol) -}}
 {{- end -}}
@@ -56,7 +56,7 @@
 {{- fail "backup.enabled: a back-up is a second pod on the claim, which persistence.accessMode = ReadWriteOncePod shuts out; use ReadWriteOnce." -}}
 {{- end -}}
 {{- if .Values.strimzi.enabled -}}
-{{- if ne (dig "log" "kind" "sqlite" .Values.pipeline) "kafka" -}}
+{{- if ne (dig "log" "kind" "sqlite" (.Values.pipeline | default dict)) "kafka" -}}
 {{- fail "strimzi.enabled: it makes the topics of a pipeline on Kafka; set pipeline.log.kind = kafka." -}}
 {{- end -}}
 {{- if not .Values.strimzi.cluster -}}

@@ -11,21 +11,18 @@
 
 {{/* Of an object: (list . COMPONENT). That of the pod which learns and answers is "pipeline". */}}
 {{- define "millrace.selector" -}}
-{{- $component := last . -}}
-{{- with first . -}}
-app.kubernetes.io/name: {{ include "millrace.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/component: {{ $component }}
-{{- end -}}
+{{- $root := first . -}}
+app.kubernetes.io/name: {{ include "millrace.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ last . }}
 {{- end -}}
 
 {{- define "millrace.labels" -}}
+{{- $root := first . -}}
 {{ include "millrace.selector" . }}
-{{ with first . -}}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- end -}}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "millrace.configMap" -}}
@@ -87,16 +84,15 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- define "millrace.env" -}}
 - name: MILLRACE_HOME # so that `kubectl exec` needs no --home
   value: /var/lib/millrace
-{{- with .Values.kafka }}
-{{- if .existingSecret }}
+{{- $kafka := .Values.kafka }}
+{{- if $kafka.existingSecret }}
 - name: MILLRACE_KAFKA_PASSWORD
   valueFrom:
-    secretKeyRef: { name: {{ .existingSecret }}, key: {{ .passwordKey }} }
-{{- if .keyPasswordKey }}
+    secretKeyRef: { name: {{ $kafka.existingSecret }}, key: {{ $kafka.passwordKey }} }
+{{- if $kafka.keyPasswordKey }}
 - name: MILLRACE_KAFKA_SSL_PASSWORD
   valueFrom:
-    secretKeyRef: { name: {{ .existingSecret }}, key: {{ .keyPasswordKey }} }
-{{- end }}
+    secretKeyRef: { name: {{ $kafka.existingSecret }}, key: {{ $kafka.keyPasswordKey }} }
 {{- end }}
 {{- end }}
 {{- with .Values.extraEnv }}
