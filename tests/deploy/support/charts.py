@@ -24,9 +24,8 @@ Doc = dict[str, Any]
 
 def program(name: str) -> Path:
     """One of `make charts`, such as ``helm-3``. Skips the test where it is not there."""
-    [path] = re.findall(
-        rf"{name}[\w.]*/\w[\w-]*", (ROOT / "Makefile").read_text(encoding="utf-8").partition("CHART_PROGRAMS := ")[2]
-    )
+    [listed] = re.findall(r"^CHART_PROGRAMS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    [path] = re.findall(rf"{name}[-.\d]+/\S+", listed)
     cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     binary = cache_folder / "millrace" / "tools" / path
     if not binary.exists():

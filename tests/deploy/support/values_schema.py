@@ -118,7 +118,7 @@ def own_values() -> dict[str, Schema]:
             schedule={"type": "string", "minLength": 1},
             existingClaim=OBJECT,
             keep={"type": "integer", "minimum": 1},
-            restore={"type": "string", "pattern": "^(latest|[0-9TZ-]+)?$"},
+            restore={"type": "string", "pattern": "^(latest|[0-9TZ.-]+)?$"},
             resources=kubernetes("ResourceRequirements"),
         ),
         "tests": closed(inputs=many(TENSOR)),

@@ -29,7 +29,7 @@ def copy(home: Path, backups: Path, keep: int) -> None:
         sys.exit(f"{home}: there is no pipeline here to copy. Has the pod begun?")
     for draft in backups.glob(f"*{DRAFT}"):
         shutil.rmtree(draft)
-    name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%fZ")
     draft, earlier = backups / f"{name}{DRAFT}", next(iter(copies(backups)), None)
     for pipeline in pipelines:
         _copy_pipeline(pipeline, draft / pipeline.name, None if earlier is None else earlier / pipeline.name)
