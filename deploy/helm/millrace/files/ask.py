@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 
 import grpc
 
+from millrace.learners.errors import MillraceError
 from millrace.services.config.config import load_pipeline
 from millrace.services.endpoint.grpc import Client
 from millrace.services.errors import NotReadyError
@@ -164,4 +165,7 @@ def main(pipeline_file: str, tokens_file: str, name: str, inputs: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except (OSError, MillraceError) as error:
+        sys.exit(f"The pipeline cannot be asked: {error}")

@@ -1,6 +1,6 @@
 """Copies of a state folder that is in use, and the way back; the chart's CronJob and init step run it.
 
-Databases are copied as of one moment: while nobody can append to a journal or to the ledger, a reader of each database takes its
+Databases are copied as of one moment: while nobody can append to a journal or to the ledger, a reader of each takes its
 place, and what it sees stays. So scores in the log are of entries that the journal has, and what a journal names is in the log.
 
 Parts of the store are copied before that moment and again after it. One that a journal names was there before, or has come
