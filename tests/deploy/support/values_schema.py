@@ -73,7 +73,12 @@ TENSOR = closed(name=TEXT, datatype=TEXT, shape=many({"type": "integer"}), data=
 def own_values() -> dict[str, Schema]:
     """The chart's keys, in the order of values.yaml."""
     names = {key: OBJECT | {"maxLength": 45} for key in ("nameOverride", "fullnameOverride")}
-    return names | {
+    return names | _what_runs() | _around_it() | _pod()
+
+
+def _what_runs() -> dict[str, Schema]:
+    """The pipeline, its image, and its secrets."""
+    return {
         "replicas": {"enum": [0, 1]},
         "pipeline": {"type": "object", "if": {"minProperties": 1}, "then": {"$ref": "#/$defs/pipeline"}},
         "existingConfigMap": OBJECT,
@@ -93,6 +98,12 @@ def own_values() -> dict[str, Schema]:
         "kafka": closed(existingSecret=OBJECT, passwordKey=TEXT, keyPasswordKey=TEXT, tlsSecret=OBJECT),
         "mlflow": closed(existingSecret=OBJECT),
         "lookups": TRUTH,
+    }
+
+
+def _around_it() -> dict[str, Schema]:
+    """Objects beside the pod."""
+    return {
         "service": closed(type={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]}, annotations=TEXTS, http=PORT, grpc=PORT),
         "ingress": closed(http=ingress(), grpc=ingress()),
         "networkPolicy": closed(
@@ -122,6 +133,12 @@ def own_values() -> dict[str, Schema]:
             resources=kubernetes("ResourceRequirements"),
         ),
         "tests": closed(inputs=many(TENSOR)),
+    }
+
+
+def _pod() -> dict[str, Schema]:
+    """Its storage, its bounds, and what is put into it."""
+    return {
         "persistence": closed(
             existingClaim=OBJECT,
             size=QUANTITY,
