@@ -38,12 +38,14 @@ def wrong(pipeline: Any) -> list[str]:
 
 def pipelines() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every pipeline file of the examples and of the pages, but for one whose learner the reader adds."""
-    for path in sorted((ROOT / "examples").glob("*.toml")):
-        yield path.name, tomllib.loads(path.read_text(encoding="utf-8"))
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "examples").glob("*.toml"))}
     for page in PAGES:
-        for at, block in enumerate(re.findall(r"^```toml\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)):
-            if {"learner", "fields"} <= (raw := tomllib.loads(block)).keys() and raw["learner"]["kind"] in LEARNERS:
-                yield f"{page}-{at}", raw
+        for block in re.findall(r"^```toml\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            name = f"{page}-{block.partition(chr(10))[0].rpartition(' ')[2]}"  # the file that its first line names
+            texts[name] = texts.get(name, "") + block if block.startswith("# at the end of") else block
+    for name, text in texts.items():
+        if (raw := tomllib.loads(text)).get("learner", {}).get("kind") in LEARNERS:
+            yield name, raw
 
 
 KNOWN = list(pipelines())
