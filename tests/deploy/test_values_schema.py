@@ -43,8 +43,8 @@ def pipelines() -> Iterator[tuple[str, dict[str, Any]]]:
         for block in re.findall(r"^```toml\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
             name = f"{page}-{block.partition(chr(10))[0].rpartition(' ')[2]}"  # the file that its first line names
             texts[name] = texts.get(name, "") + block if block.startswith("# at the end of") else block
-    for name, text in texts.items():
-        if (raw := tomllib.loads(text)).get("learner", {}).get("kind") in LEARNERS:
+    for name, whole in texts.items():
+        if (raw := tomllib.loads(whole)).get("learner", {}).get("kind") in LEARNERS:
             yield name, raw
 
 
