@@ -7,25 +7,17 @@ Those of _checks.tpl end in a refusal and are tested by test_chart_denials.py an
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
-from charts import CHART, CI, program, run
+from charts import CHART, CI, program, run, with_notes
 
 CONDITION = re.compile(r"(\{\{-? *)(if|else if|with) (.*?)( *-?\}\})")
 DRAWN = re.compile(r"^  tokens: \S+$", re.MULTILINE)  # the token, another at each rendering
 TEMPLATES = [path for path in sorted((CHART / "templates").rglob("*")) if path.is_file() and path.name != "_checks.tpl"]
-NOTES = """apiVersion: v1
-kind: ConfigMap
-metadata: { name: notes }
-data:
-  text: |
-    {{- tpl (.Files.Get "notes.txt") . | nindent 4 }}
-"""
 
 
 @dataclass(frozen=True)
@@ -59,13 +51,8 @@ CASES = list(replaced())
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """A copy of the chart that takes any values, for speed, and renders its notes too."""
-    folder = tmp_path_factory.mktemp("conditions") / "millrace"
-    shutil.copytree(CHART, folder)
-    (folder / "values.schema.json").unlink()
-    (folder / "templates" / "NOTES.txt").rename(folder / "notes.txt")
-    (folder / "templates" / "notes.yaml").write_text(NOTES, encoding="utf-8")
-    return folder
+    """The chart with its notes among what it renders."""
+    return with_notes(tmp_path_factory.mktemp("conditions"))
 
 
 def outcome(chart: Path, file: Path) -> str:

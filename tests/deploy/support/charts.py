@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -68,6 +69,24 @@ def rendered(helm: Path, file: Path) -> tuple[Doc, ...]:
 def docs(text: str) -> Iterator[Doc]:
     """The objects in a text of YAML."""
     return (doc for doc in yaml.safe_load_all(text) if doc)
+
+
+NOTES = """apiVersion: v1
+kind: ConfigMap
+metadata: { name: notes }
+data:
+  text: |
+    {{- tpl (.Files.Get "notes.txt") . | nindent 4 }}
+"""
+
+
+def with_notes(folder: Path) -> Path:
+    """A copy of the chart in a folder that takes any values, for speed, and renders its notes as a ConfigMap."""
+    chart = Path(shutil.copytree(CHART, folder / "millrace"))
+    (chart / "values.schema.json").unlink()
+    (chart / "templates" / "NOTES.txt").rename(chart / "notes.txt")
+    (chart / "templates" / "notes.yaml").write_text(NOTES, encoding="utf-8")
+    return chart
 
 
 def of_kind(objects: tuple[Doc, ...], kind: str, ending: str = "") -> Doc:
