@@ -126,7 +126,7 @@ def test_a_word_that_is_none_is_refused_by_name(place: tuple[str, str, Key]) -> 
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_config_show_refuses_helm_refuses(key: str) -> None:
     """A misspelt key, a missing one, one that another asks for. What Helm says of it is in test_chart_denials.py."""
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=key):
         build_pipeline(json.loads(json.dumps(REFUSED[key])))
     assert wrong(REFUSED[key])
 

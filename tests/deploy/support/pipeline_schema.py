@@ -15,7 +15,8 @@ from declarations import INFINITY, Key, Range, keys
 from reference_pages import learner_like, record_of
 
 from millrace.learners.table import LEARNERS
-from millrace.services.config.config import SPELLINGS, PipelineConfig
+from millrace.services.config.config import NEEDS, SPELLINGS, PipelineConfig
+from millrace.streams.schema import ZONE
 
 Schema = dict[str, Any]
 
@@ -28,6 +29,11 @@ SCALARS: dict[Any, Schema] = {
     float: {"type": "number"},
 }
 LENGTHS = {"image": [0, 3]}  # of a list whose comment cannot say it
+PATTERNS = {  # of texts, likewise
+    "bootstrap": r"^( *[^, ]+:[0-9]+ *(, *[^, ]+:[0-9]+ *)*)?$",
+    "registry": "^(https?://.*)?$",
+    "zone": f"^({ZONE.pattern})$",
+}
 
 
 def pipeline_schema() -> dict[str, Schema]:
@@ -71,7 +77,7 @@ def table_of_kind(kind: str) -> Schema:
 
 def _described(key: Key) -> Schema:
     meaning = key.meaning[:1].upper() + key.meaning[1:]
-    schema = _ranged(schema_of(key.type, key.name), key)
+    schema = _ranged(schema_of(key.type, key.name), key) | ({"pattern": PATTERNS[key.name]} if key.name in PATTERNS else {})
     default = (
         {} if key.default in (MISSING, None) or is_dataclass(key.default) else {"default": msgspec.to_builtins(key.default)}
     )
@@ -163,7 +169,26 @@ _BOOTSTRAP = {"properties": {"bootstrap": {"minLength": 1}}, "required": ["boots
 _RECORDED = {
     "properties": {"serving": {"properties": {"record": {"enum": ["after-reply", "before-reply"]}}, "required": ["record"]}}
 }
+_SHARDS = {"properties": {"shards": {"minimum": 2}}, "required": ["shards"]}
+_MERGED = {"memory": False, "drift": {"properties": {"act": {"const": "version"}}}}
+
+
+def _kinds(able: Iterable[str]) -> Schema:
+    return {"learner": {"properties": {"kind": {"enum": list(able)}}}}
+
+
+def _acts() -> Iterable[Schema]:
+    """What may follow an alarm, of learners that can do it."""
+    for act, ability in NEEDS.items():
+        able = (kind for kind, algorithm in LEARNERS.items() if ability in algorithm.abilities)
+        asked = {"properties": {"drift": _where(act=act)}, "required": ["drift"]}
+        yield {"if": asked, "then": {"properties": _kinds(able)}}
+
+
+_MERGEABLE = (kind for kind, algorithm in LEARNERS.items() if algorithm.merge is not None)
 CONDITIONS: tuple[Schema, ...] = (  # of one table upon another
+    *_acts(),
+    {"if": _SHARDS, "then": {"properties": _MERGED | _kinds(_MERGEABLE)}},
     {"if": _KAFKA, "then": {"properties": {"log": {"properties": {"kafka": _BOOTSTRAP}, "required": ["kafka"]}}}},
     {"if": _RECORDED | {"required": ["serving"]}, "then": {"required": ["labels"]}},
     {"if": {"properties": {"label": _where(type="number")}}, "then": _without(["evaluate"])},

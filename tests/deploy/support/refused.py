@@ -6,10 +6,12 @@ from typing import Any
 
 PIPELINE: dict[str, Any] = {"name": "p", "fields": [{"name": "x"}], "label": {"name": "y"}, "learner": {"kind": "ridge"}}
 
+NAMED = {"host:port": "bootstrap", "act": "kind", "shards": "kind", "offset": "zone"}  # where the schema names another key
+
 REFUSED: dict[str, dict[str, Any]] = {
     "gama": PIPELINE | {"learner": {"kind": "ridge", "gama": 1.0}},
     "kind": PIPELINE | {"learner": {"kind": "rigde"}},
-    "fields": PIPELINE | {"fields": []},
+    "field": PIPELINE | {"fields": []},
     "label": {key: value for key, value in PIPELINE.items() if key != "label"},
     "rows": PIPELINE | {"batch": {"rows": 1.5}},
     "seed": PIPELINE | {"seed": 2**64},
@@ -21,5 +23,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "categories": PIPELINE | {"fields": [{"name": "x", "type": "categorical"}]},
     "image": PIPELINE | {"learner": {"kind": "er", "image": [1, 2]}},
     "model": PIPELINE | {"learner": {"kind": "river"}},
+    "host:port": PIPELINE | {"log": {"kind": "kafka", "kafka": {"bootstrap": "kafka"}}},
+    "registry": PIPELINE | {"log": {"registry": "registry:8081"}},
+    "act": PIPELINE | {"learner": {"kind": "river", "model": "linear_model.Perceptron"}, "drift": {"act": "discount"}},
+    "shards": PIPELINE | {"shards": 2, "log": {"partitions": 2}, "learner": {"kind": "softmax"}},
+    "memory": PIPELINE | {"shards": 2, "log": {"partitions": 2}, "memory": {}},
+    "offset": PIPELINE | {"fields": [{"name": "x", "type": "time", "zone": "Europe/Berlin"}]},
     "task": PIPELINE | {"learner": {"kind": "er", "task": "regress"}},
 }
