@@ -13,6 +13,8 @@ from charts import CHART
 from pipelines import PIPELINE, clean_environment, late_rows, millrace, pipeline_in
 from served_pipeline import Up, is_ready, own_port, served, until
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # one `up` for all, and one at a time on two cores
+
 SCRIPT = CHART / "files" / "ask.py"
 LABELLED = PIPELINE + "\n[labels]\nhorizon_ms = 60000\n"
 COUNTED = "metrics: counted http infer, http labels, grpc infer, grpc labels"
@@ -48,7 +50,6 @@ def asked(tmp_path_factory) -> Iterator[Asked]:
         yield Asked(up, metrics_port)
 
 
-@pytest.mark.slow
 def test_it_asks_and_labels_by_both_protocols(asked: Asked) -> None:
     """An empty pipeline says that there is nothing to answer from; one that has learned answers. Both are counted."""
     done = asked.test()
@@ -62,7 +63,6 @@ def test_it_asks_and_labels_by_both_protocols(asked: Asked) -> None:
     assert "gRPC infer: OK, version " in done.stdout and "HTTP labels: 202" in done.stdout and COUNTED in done.stdout
 
 
-@pytest.mark.slow
 def test_it_fails_where_the_service_does(asked: Asked) -> None:
     """Another token, none for questions, a question that does not fit: each with what was said."""
     done = asked.test(tokens="wrong")
@@ -74,7 +74,6 @@ def test_it_fails_where_the_service_does(asked: Asked) -> None:
     assert done.returncode == 1 and "HTTP: a prediction was refused with 4" in done.stderr
 
 
-@pytest.mark.slow
 def test_it_fails_where_nothing_is_counted(asked: Asked) -> None:
     """Metrics of another process, which nobody asks: here none at all."""
     done = Asked(asked.up, own_port(asked.metrics_port)).test()
