@@ -62,8 +62,8 @@ BY_CHECK: dict[str, tuple[Path, dict[str, Any], str]] = {  # the same beside a f
     ),
     "shared memory": (
         KAFKA,
-        {"sharedMemory": "256Mi"},
-        "sharedMemory = 256Mi: Ray keeps 256 MiB of objects there; it must be at least 320Mi.",
+        {"sharedMemory": "79Mi"},
+        "sharedMemory = 79Mi: Ray's object store is there; it must be at least 80Mi.",
     ),
     "ports": (KAFKA, {"service": {"grpc": 8000}}, "service.grpc = 8000: service.http is the same; give each its own."),
     "copies without a place": (

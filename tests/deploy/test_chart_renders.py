@@ -18,15 +18,13 @@ from referencing import Registry, Resource
 from refused import PIPELINE
 
 from millrace.services.config.config import build_pipeline
-from millrace.services.serving import front, replica, up
 from millrace.streams.kafka.client import MESSAGE_BYTES
 from millrace.streams.kafka.replication import weak
 from millrace.streams.kafka.stream import FOREVER
 
 KUBERNETES = ("1.31.0", "1.34.0", "1.37.0")
 CRDS = ROOT.parent / "shared" / "k8s-crds"
-EMBEDDED, KAFKA = CHART / "ci" / "embedded-values.yaml", CHART / "ci" / "kafka-values.yaml"
-EVERYTHING = CHART / "ci" / "everything-values.yaml"
+KAFKA = CHART / "ci" / "kafka-values.yaml"
 EXTERNAL = {"ServiceMonitor", "PrometheusRule", "KafkaTopic", "KafkaUser"}
 
 cases = pytest.mark.parametrize("file", CI, ids=lambda file: file.stem)
@@ -166,23 +164,6 @@ def test_numbers_of_yaml_arrive_as_numbers(helm: Path) -> None:
         0.01,
         "no",
     )
-
-
-def test_a_pod_has_as_long_to_end_as_the_code_may_take() -> None:
-    """preStop, drain, the front, the replicas, two rounds of trainers, and 20 s for Ray."""
-    pod = of_kind(rendered(program("helm-4"), EVERYTHING), "StatefulSet")["spec"]["template"]["spec"]
-    pre_stop_s = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    replicas_s = replica.GRACE_S + replica.EMPTY_S + 5
-    needed_s = pre_stop_s + 8 + front.STOP_S + replicas_s + 2 * (up.STOP_S + 5) + 20  # 7.5 s of drain
-    assert pod["terminationGracePeriodSeconds"] == needed_s
-
-
-def test_ray_has_room_for_its_objects_in_shared_memory() -> None:
-    """By default, and where the check draws the line; Ray takes a store that is as large as what is free for too large."""
-    pod = of_kind(rendered(program("helm-4"), EMBEDDED), "StatefulSet")["spec"]["template"]["spec"]
-    [volume] = [volume for volume in pod["volumes"] if volume["name"] == "shared-memory"]
-    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "384Mi"}
-    assert up.OBJECT_STORE_BYTES < 320 << 20
 
 
 @cases

@@ -30,8 +30,8 @@
 {{- fail (printf "resources.%s.memory = %v: with serving.replicas = %v it must be at least %dMi." $kind $memory $.Values.serving.replicas $needed) -}}
 {{- end -}}
 {{- end -}}
-{{- if lt (include "millrace.mebibytes" .Values.sharedMemory | int) 320 -}}
-{{- fail (printf "sharedMemory = %v: Ray keeps 256 MiB of objects there; it must be at least 320Mi." .Values.sharedMemory) -}}
+{{- if lt (include "millrace.mebibytes" .Values.sharedMemory | int) 80 -}}
+{{- fail (printf "sharedMemory = %v: Ray's object store is there; it must be at least 80Mi." .Values.sharedMemory) -}}
 {{- end -}}
 {{- end -}}
 
