@@ -12,7 +12,7 @@ JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast test-pythons lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults
+.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults charts
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -30,6 +30,9 @@ TEST := .venv-test/bin
 python_of = $(firstword $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/$(1).*/bin/python$(1)) $(shell python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null))
 SHARED := PYTHONPATH=tests/services/support:tests/streams/support # what tests and benchmarks share
 MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.6.0:copy-dependencies
+# Go programs for the chart, by version and outside the checkout: made once a machine. Tests read here which.
+CHART_TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/tools
+CHART_PROGRAMS := helm-3.22.0/helm helm-4.3.2/helm helm-unittest-1.1.2/helm-unittest
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
@@ -48,6 +51,7 @@ up: .venv/.serve  ## learn and answer over HTTP and gRPC until Ctrl-C (PIPELINE=
 
 test: lint  ## test the installed package: lint, types, doctests, all tests
 	-@$(MAKE) clients
+	-@$(if $(shell command -v go),$(MAKE) charts,echo "no Go here: the tests that run helm are skipped")
 	-@$(if $(shell command -v mvn),$(MAKE) .kafka/.ready,echo "no mvn here: the tests on a Kafka broker are skipped")
 	$(TEST)/pytest --doctest-modules --pyargs $(addprefix millrace.,$(ROOMS))
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup tests
@@ -66,16 +70,18 @@ faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, then e
 	PYTHONPATH=tests/faults:tests/services/support:tests/streams/support $(TEST)/python tests/faults/faults.py
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
-	$(TEST)/ruff check $(ROOMS) tests examples
-	$(TEST)/ruff format --check $(ROOMS) tests examples
+	$(TEST)/ruff check $(ROOMS) tests examples deploy/helm
+	$(TEST)/ruff format --check $(ROOMS) tests examples deploy/helm
 	$(TEST)/mypy --strict $(addprefix -p millrace.,$(ROOMS))
 	$(TEST)/mypy --strict examples/own_learner.py
 
 format: .venv-test/.ready  ## let ruff lay out the code and mend what it can
-	$(TEST)/ruff check --fix $(ROOMS) tests examples
-	$(TEST)/ruff format $(ROOMS) tests examples
+	$(TEST)/ruff check --fix $(ROOMS) tests examples deploy/helm
+	$(TEST)/ruff format $(ROOMS) tests examples deploy/helm
 
 clients: .venv-clients/.ready $(if $(shell command -v go),.tools/bin/grpcurl)  ## make what the tests call us with: other people's clients
+
+charts: $(addprefix $(CHART_TOOLS)/,$(CHART_PROGRAMS))  ## make helm 3, helm 4 and helm-unittest for the chart's tests (Go; once a machine)
 
 kafka: .venv/.kafka $(if $(KAFKA_HOME),,.kafka/.ready)  ## run a Kafka broker of one's own until Ctrl-C (KAFKA_HOME=folder of one that is there)
 	.venv/bin/python -m millrace.services.demo.broker --jars $(JARS)
@@ -108,8 +114,9 @@ proto: .venv-test/.ready  ## make the message classes from services/protocol/*.p
 		$(addprefix millrace/,$(wildcard services/protocol/*.proto))
 	mv build/proto/millrace/services/protocol/* services/protocol/
 
-reference: .venv-test/.installed  ## write anew what docs/reference has from the code
+reference: .venv-test/.installed  ## write anew what docs/reference and the chart have from the code
 	PYTHONPATH=tests $(TEST)/python tests/reference_pages.py
+	PYTHONPATH=tests:tests/deploy/support $(TEST)/python tests/deploy/support/values_schema.py
 
 bench-drift: .venv-test/.installed  ## false alarms against their budgets, detection delays, cost of a row beside bare river
 	$(TEST)/python tests/bench/bench_drift.py
@@ -193,6 +200,16 @@ $(UV): $(LOCKS)/uv.txt
 .tools/bin/grpcurl: $(UV)
 	GOBIN=$(abspath .tools/bin) go install $(GRPCURL)
 	@touch $@
+
+$(CHART_TOOLS)/helm-3.%/helm:
+	GOBIN=$(@D) nice go install -ldflags '-s -w' helm.sh/helm/v3/cmd/helm@v3.$*
+
+$(CHART_TOOLS)/helm-4.%/helm:
+	GOBIN=$(@D) nice go install -ldflags '-s -w' helm.sh/helm/v4/cmd/helm@v4.$*
+
+# Its module replaces another, which `go install` refuses; so it is built where it lies.
+$(CHART_TOOLS)/helm-unittest-%/helm-unittest:
+	cd "$$(go mod download -json github.com/helm-unittest/helm-unittest@v$* | sed -n 's/.*"Dir": "\(.*\)",/\1/p')" && nice go build -ldflags '-s -w' -o $@ ./cmd/helm-unittest
 
 # Apache Kafka as it is published, by its Maven coordinates; where they come from is Maven's own setting.
 .kafka/.ready: deploy/kafka/pom.xml
