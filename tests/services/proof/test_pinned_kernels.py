@@ -23,9 +23,12 @@ ELSEWHERE = "from millrace.streams.branch import host; host._cpu = lambda: 'x86_
 OWN = ["--set", "kernels=own"]
 INFO = Path("/proc/cpuinfo")
 
-pytestmark = pytest.mark.skipif(
-    not INFO.exists() or not {*INFO.read_text().split()} >= FEATURES, reason="this processor has no AVX2, or no FMA"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not INFO.exists() or not {*INFO.read_text().split()} >= FEATURES, reason="this processor has no AVX2, or no FMA"
+    ),
+]
 
 
 def gauss_rows(count: int, seed: int) -> bytes:
