@@ -17,7 +17,7 @@ from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import TOO_MANY_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, NotServedError, OverloadedError, TooLargeError, TooSlowError, meaning
 from millrace.services.protocol.access import LABEL, PREDICT
-from millrace.services.protocol.callers import front_id, is_loopback, remote_because
+from millrace.services.protocol.callers import ENDING, front_id, is_loopback, remote_because
 from millrace.services.protocol.inference import HttpReply, HttpRequest, check_model, infer, model_metadata, server_metadata
 from millrace.services.protocol.labels import PRODUCER, producer_headers, read_labels
 from millrace.services.protocol.statistics import HEALTH, INFER, LABELS, OTHER
@@ -59,7 +59,13 @@ class HttpApp:
             reply, status = HttpReply(b'{"error":"This request failed; the server\'s log says why."}'), UNEXPECTED.http
         took_ns = time.perf_counter_ns() - start_ns
         self._endpoint.traffic.count("http", kind_of_call(scope["path"]), str(status), took_ns, status < 400)
-        return await _send(send, reply, status)
+        return await _send(send, reply, status, self._ending())
+
+    def _ending(self) -> list[tuple[bytes, bytes]]:
+        """What tells a caller to ask on another connection next time, where this endpoint is about to end."""
+        if not self._endpoint.draining():
+            return []
+        return [(b"connection", b"close"), *([(ENDING, b"1")] if self._behind_front else [])]
 
     async def _answered(self, scope: Scope, receive: Receive) -> HttpReply:
         parts = [part for part in scope["path"].split("/") if part]
@@ -235,8 +241,8 @@ def _json(value: dict[str, Any]) -> HttpReply:
     return HttpReply(msgspec.json.encode(value))
 
 
-async def _send(send: Send, reply: HttpReply, status: int) -> None:
-    headers = [(b"content-length", str(len(reply.body)).encode())]
+async def _send(send: Send, reply: HttpReply, status: int, more: list[tuple[bytes, bytes]]) -> None:
+    headers = [*more, (b"content-length", str(len(reply.body)).encode())]
     if reply.json_bytes is None:
         headers.append((b"content-type", JSON))
     else:
