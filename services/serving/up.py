@@ -27,7 +27,7 @@ from millrace.services.serving.companion import companion
 from millrace.services.serving.door import Door, own_folder, words
 from millrace.services.serving.event_socket import received
 from millrace.services.serving.events import EventLines, Form
-from millrace.services.serving.guard import RAY_PARTS, guarded_start
+from millrace.services.serving.guard import guarded_start
 from millrace.services.serving.listeners import family, listeners, title
 from millrace.services.serving.measured import measured, metrics_port
 from millrace.services.serving.seats import drain
@@ -44,6 +44,8 @@ STOP_S = 60.0  # for the trainer to mark a version
 SLOW_S = (
     300  # that a part of Ray or Serve may take to start or answer: a busy machine is slow, and who has died is noticed at once
 )
+RAY_PARTS = {"gcs_server", "raylet"}  # without them nothing goes on, and Ray starts neither again
+TRIES = 3  # to start Ray
 CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
 
 
@@ -230,9 +232,9 @@ def _start(serving: Serving, folder: Path, store_bytes: int, stop: Stop, form: F
     from millrace.services.serving import replica as predictor
 
     try:
-        with guarded_start(f"{folder}/r/session_latest/logs", form):
-            _start_ray(folder, store_bytes, stop)
-            if not stop.asked.is_set():
+        _start_ray(folder, store_bytes, stop, form)
+        if not stop.asked.is_set():
+            with guarded_start(f"{folder}/r/session_latest/logs", form):
                 predictor.start(serving)
         stop.on_signals()
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
@@ -240,34 +242,49 @@ def _start(serving: Serving, folder: Path, store_bytes: int, stop: Stop, form: F
         raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
 
 
-def _start_ray(folder: Path, store_bytes: int, stop: Stop) -> None:
-    """While Ray starts it puts handlers of its own in the place of ours, which end us at once; so signals wait.
+def _start_ray(folder: Path, store_bytes: int, stop: Stop, form: Form) -> None:
+    """Again where it fails: on a busy machine Ray's raylet gives its own agents up after 30 s, which nothing can set.
 
-    What it starts keeps this mask: a signal to all of our processes is heard by us alone, who end them in order.
+    While Ray starts it puts handlers of its own in the place of ours, which end us at once; so signals wait. What it starts
+    keeps this mask: a signal to all of our processes is heard by us alone, who end them in order.
 
     Raises: MillraceError.
     """
-    import ray
-
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        ray.init(
-            address="local",
-            num_cpus=CPUS,
-            namespace="millrace",
-            include_dashboard=False,
-            object_store_memory=store_bytes,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder / "r"),  # Ray lets everybody into its own folder, and nobody comes through ours
-        )
-    except Exception as error:
-        ray.shutdown()
-        raise MillraceError(f"Ray did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
+        for attempt in range(1, TRIES + 1):
+            error = _tried_ray(folder, store_bytes, form)
+            if error is None or signal.sigpending() & signals:
+                return
+            if attempt == TRIES:
+                raise MillraceError(f"Ray did not start: {error} Its logs lie in {folder}/r/session_latest/logs.")
+            log.warning("Ray did not start (%s); it is started again.", error)
     finally:
         stop.on_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _tried_ray(folder: Path, store_bytes: int, form: Form) -> Exception | None:
+    """Why Ray does not run now; nothing where it does."""
+    import ray
+
+    try:
+        with guarded_start(f"{folder}/r/session_latest/logs", form):
+            ray.init(
+                address="local",
+                num_cpus=CPUS,
+                namespace="millrace",
+                include_dashboard=False,
+                object_store_memory=store_bytes,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder / "r"),  # Ray lets everybody into its own folder, and nobody comes through ours
+            )
+    except Exception as error:
+        ray.shutdown()
+        return error
+    return None
 
 
 def token_path(instance: Instance) -> Path:
@@ -319,7 +336,7 @@ def _end(serving: Serving) -> None:
     """Let the replicas record what they answered and the trainers mark their versions; then end Ray and all in it."""
     import ray
 
-    if {name for _, name in _ray_processes()} == set(RAY_PARTS):
+    if {name for _, name in _ray_processes()} == RAY_PARTS:
         _end_in_order(serving)
     ray.shutdown()
 
