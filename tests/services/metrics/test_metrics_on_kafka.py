@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from broker_topics import forget, on
-from either_log import KAFKA, swept
+from broker_topics import forgotten, on
+from either_log import KAFKA
 from pipelines import PIPELINE, facts, flower_rows, millrace, pipeline_in
 
 from millrace.services.config.config import load_pipeline
@@ -24,9 +24,8 @@ pytestmark = KAFKA
 @pytest.fixture
 def tables(broker, tmp_path: Path) -> Iterator[str]:
     """Where to put a pipeline called digits, of which the broker knows nothing afterwards."""
-    with swept():
+    with forgotten(broker, tmp_path):
         yield on(broker)
-        forget(broker, next(tmp_path.rglob("digits.toml")))
 
 
 def test_lag_and_counts_on_kafka_are_what_status_shows(tables: str, tmp_path: Path) -> None:
