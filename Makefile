@@ -6,13 +6,14 @@ PIPELINE ?= pipeline.toml
 JOBS ?= 2
 PYTHONS ?= 3.11 3.12 3.13
 LOG ?=
+IMAGE ?= millrace:dev
 KAFKA_HOME ?=
 JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast test-pythons lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults
+.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults image
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -31,6 +32,7 @@ python_of = $(firstword $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/$
 SHARED := PYTHONPATH=tests/services/support:tests/streams/support # what tests and benchmarks share
 MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.6.0:copy-dependencies
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+SHIPPED := avro backbone kafka mlflow onnx parquet serve torch # every extra but the demo's: what an image may hold
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
 SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) 2>/dev/null)
@@ -66,19 +68,22 @@ faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, then e
 	PYTHONPATH=tests/faults:tests/services/support:tests/streams/support $(TEST)/python tests/faults/faults.py
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
-	$(TEST)/ruff check $(ROOMS) tests examples
-	$(TEST)/ruff format --check $(ROOMS) tests examples
+	$(TEST)/ruff check $(ROOMS) tests examples deploy
+	$(TEST)/ruff format --check $(ROOMS) tests examples deploy
 	$(TEST)/mypy --strict $(addprefix -p millrace.,$(ROOMS))
-	$(TEST)/mypy --strict examples/own_learner.py
+	$(TEST)/mypy --strict examples/own_learner.py deploy/image/bill.py
 
 format: .venv-test/.ready  ## let ruff lay out the code and mend what it can
-	$(TEST)/ruff check --fix $(ROOMS) tests examples
-	$(TEST)/ruff format $(ROOMS) tests examples
+	$(TEST)/ruff check --fix $(ROOMS) tests examples deploy
+	$(TEST)/ruff format $(ROOMS) tests examples deploy
 
 clients: .venv-clients/.ready $(if $(shell command -v go),.tools/bin/grpcurl)  ## make what the tests call us with: other people's clients
 
 kafka: .venv/.kafka $(if $(KAFKA_HOME),,.kafka/.ready)  ## run a Kafka broker of one's own until Ctrl-C (KAFKA_HOME=folder of one that is there)
 	.venv/bin/python -m millrace.services.demo.broker --jars $(JARS)
+
+image: $(UV)  ## build the container image with buildah or docker (IMAGE=name, BASE=image, EXTRAS=serve,kafka); its papers go to build/image
+	BASE=$(BASE) EXTRAS=$(EXTRAS) deploy/image/build.sh $(IMAGE) build/image
 
 bench-ridge: .venv-test/.installed  ## ridge against the machine's own dsyrk and the textbook recursion
 	$(TEST)/python tests/bench/bench_ridge.py
@@ -131,6 +136,7 @@ lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) --all-extras --group test -o $(LOCKS)/test.txt pyproject.toml
 	$(RESOLVE) --extra demo -c $(LOCKS)/test.txt -o $(LOCKS)/run.txt pyproject.toml
 	$(RESOLVE) --extra demo --extra serve -c $(LOCKS)/test.txt -o $(LOCKS)/serve.txt pyproject.toml
+	$(RESOLVE) $(addprefix --extra ,$(SHIPPED)) -c $(LOCKS)/test.txt -o $(LOCKS)/image.txt pyproject.toml
 	$(RESOLVE) -o $(LOCKS)/clients.txt $(LOCKS)/clients.in
 	$(RESOLVE) -o $(LOCKS)/peers.txt $(LOCKS)/peers.in
 	$(RESOLVE) --override $(LOCKS)/continual-override.in -o $(LOCKS)/continual.txt $(LOCKS)/continual.in
