@@ -4,8 +4,8 @@ Runs in the first stage of deploy/Dockerfile, with the interpreter that is shipp
 
     python bill.py FOLDER LOCK
 
-Source of the format: the JSON schema of CycloneDX 1.5. What wheels bundle is what their own bills say (PEP 770), and what HAProxy
-says of itself. The packages of a base without dpkg are left out, and the table says so.
+Source of the format: the JSON schema of CycloneDX 1.5. What wheels bundle is what their own bills say (PEP 770), and what
+HAProxy says of itself. The packages of a base without dpkg are left out, and the table says so.
 """
 
 import importlib.metadata
@@ -30,8 +30,8 @@ HAPROXY = {
 }
 TITLE = """# What the image holds, and under which terms
 
-Made by deploy/image/bill.py. The texts are in the image: beside each Python package in `*.dist-info/licenses`, and where the table
-says. NOTICE says what handing the image on asks; sbom.cdx.json lists all that a package bundles.
+Made by deploy/image/bill.py. The texts are in the image: beside each Python package in `*.dist-info/licenses`, and where the
+table says. NOTICE says what handing the image on asks; sbom.cdx.json lists all that a package bundles.
 
 """
 
