@@ -7,13 +7,14 @@ JOBS ?= 2
 PYTHONS ?= 3.11 3.12 3.13
 LOG ?=
 IMAGE ?= millrace:dev
+CLUSTER ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/cluster-1.35.4
 KAFKA_HOME ?=
 JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast test-pythons lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults image
+.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults image cluster test-cluster
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -62,6 +63,12 @@ test-pythons:  ## the unit tests alone with each release of Python that is there
 
 test-python-%: .venv-test-%/.installed
 	MILLRACE_INSTALLED=1 .venv-test-$*/bin/pytest -n $(JOBS) --dist loadgroup -m "not slow" tests
+
+cluster:  ## build a real Kubernetes of one node, once, outside the checkout, as root (20 minutes of one core; CLUSTER=folder)
+	nice tests/cluster/cluster.sh build $(CLUSTER)
+
+test-cluster: .venv-test/.installed $(UV)  ## build the image and run the tests of it and of the chart on the cluster of `make cluster`, as root
+	MILLRACE_INSTALLED=1 MILLRACE_CLUSTER=$(CLUSTER) $(TEST)/pytest -m cluster tests/cluster
 
 faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, then every fault on a real broker with what was seen of each invariant
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -m faults tests

@@ -29,5 +29,6 @@ done
 mkdir -p /opt/millrace/share/millrace
 cp LICENSE NOTICE /opt/millrace/share/millrace/
 "$python" deploy/image/bill.py /opt/millrace/share/millrace deploy/requirements/image.txt
+rm -f /opt/millrace/.lock /opt/millrace/.gitignore /opt/millrace/CACHEDIR.TAG
 find /opt/millrace -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
 chmod -R a+rX,go-w /opt/millrace
