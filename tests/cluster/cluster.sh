@@ -180,6 +180,7 @@ up() {
   [ -n "$("${CTR[@]}" images ls -q name==localhost/pause:1)" ] || load "$D/pause.oci"
   control_plane
   start kubelet "$B/kubelet" --config kubelet.yaml --kubeconfig kubeconfig --hostname-override=n1 --root-dir="$D/kubelet" --cert-dir "$D/kcert" --node-ip="$IP"
+  unrouted -I
   start proxy "$B/kube-proxy" --kubeconfig kubeconfig --hostname-override n1 --cluster-cidr "$SUBNET.0/24" --proxy-mode iptables --conntrack-max-per-core 0
   until_true 120 ready
 }
@@ -187,6 +188,11 @@ load() { local image; for image in "$@"; do "${CTR[@]}" images import "$image" >
 
 # ---- and is taken back ----
 
+# For a moment a Service that changes has no rule, and its address would be asked of the machine's own gateway, which may answer.
+unrouted() { # -I or -D
+  local chain
+  for chain in OUTPUT FORWARD; do iptables "$1" $chain -d "$SERVICES.0/24" -p tcp -j REJECT --reject-with tcp-reset; done
+}
 end_containers() { # they outlive kubelet and containerd otherwise
   local id
   for id in $("${CTR[@]}" tasks ls -q 2>/dev/null); do "${CTR[@]}" tasks kill -s SIGKILL "$id" >/dev/null 2>&1 || true; done
@@ -211,6 +217,7 @@ down() {
   findmnt -rno TARGET | grep -F "$D/" | sort -r | while read -r mount; do umount -l "$mount" 2>/dev/null || true; done || true
   [ ! -x "$B/kube-proxy" ] || "$B/kube-proxy" --cleanup >/dev/null 2>&1 || true
   ip link del "$BRIDGE" 2>/dev/null || true
+  unrouted -D 2>/dev/null || true
   rules_back
   find /sys/fs/cgroup -depth -path '*kubepods*' -type d -exec rmdir {} + 2>/dev/null || true # only empty ones go
   rm -rf "$D/ipam" "$D/cdstate"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from image_builds import build, fingerprint
 from one_node import Cluster, ran, traces
+from releases import Release
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
 
@@ -67,3 +68,17 @@ def cluster(built: Cluster, archive: Path) -> Iterator[Cluster]:
         built.script("down")
         print(f"cluster down after {time.monotonic() - begun:.1f} s")
     assert sorted(traces(built.folder) - before) == []
+
+
+@pytest.fixture(scope="module")
+def release(request, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    """A release that is installed and ready, in a namespace with the name of the test's file; it has learned nothing yet."""
+    namespace = request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    cluster.namespace(namespace)
+    cluster.volume(namespace, 10001)
+    release = Release(cluster, namespace, tmp_path_factory.mktemp(namespace))
+    begun = time.monotonic()
+    release.install()
+    print(f"installed and ready after {time.monotonic() - begun:.1f} s")
+    yield release
+    cluster.forget(namespace)

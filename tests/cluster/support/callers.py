@@ -58,11 +58,15 @@ class Load:
     statuses: Counter[str] = field(default_factory=Counter)
     accepted: set[str] = field(default_factory=set)
     cut: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
     refused_at: list[float] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
     threads: list[threading.Thread] = field(default_factory=list)
+    begun: float = 0.0
+    lasted_s: float = 0.0
 
     def __enter__(self) -> Load:
+        self.begun = time.monotonic()
         self.threads += [threading.Thread(target=self.go_on, args=(number,), daemon=True) for number in range(CALLERS)]
         for thread in self.threads:
             thread.start()
@@ -72,6 +76,7 @@ class Load:
         self.ended.set()
         for thread in self.threads:
             thread.join()
+        self.lasted_s = time.monotonic() - self.begun
 
     def go_on(self, number: int) -> None:
         """Ask, and label what was answered, until the end."""
@@ -91,7 +96,9 @@ class Load:
     def counted(self, what: str, call: object) -> int:
         """The status of a call, 0 where there was none; refused and cut connections are told apart."""
         try:
-            status = call()[0]  # type: ignore[operator]
+            status, answer = call()  # type: ignore[operator]
+            if status not in (200, 202):
+                self.odd.append(f"{what}: {status} {answer}")
         except ConnectionRefusedError:
             self.refused_at.append(time.monotonic())
             status = 0

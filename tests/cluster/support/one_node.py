@@ -29,7 +29,7 @@ def output(words: list[str], env: dict[str, str] | None = None, stdin: str | Non
     return done.stdout
 
 
-def until(condition: Callable[[], object], what: str) -> None:
+def until(condition: Callable[[], object], what: object) -> None:
     """Wait for a condition; say which one never came."""
     end = time.monotonic() + WAIT_S
     while not condition():
@@ -116,6 +116,12 @@ class Cluster:
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         # The controller makes it a little later, and a pod without is refused.
         until(lambda: self.ran("-n", name, "get", "serviceaccount", "default").returncode == 0, "a service account")
+
+    def forget(self, namespace: str) -> None:
+        """Take a namespace away with all in it, without the patience that its pods ask for."""
+        self.kubectl("-n", namespace, "delete", "statefulset,job", "--all", "--cascade=orphan")
+        self.kubectl("-n", namespace, "delete", "pod", "--all", "--grace-period=1")
+        self.kubectl("delete", "namespace", namespace, "--wait")
 
     def process_of(self, container: str) -> int:
         """The machine's number of a container's process 1."""
