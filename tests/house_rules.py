@@ -29,6 +29,7 @@ DOORS: Mapping[str, str | tuple[str, ...] | None] = {
     "mlflow": "services/registry/mlflow.py",
     "PIL": "streams/formats/images.py",
     "onnxruntime": "streams/features/backbone.py",
+    "prometheus_client": "services/metrics/page.py",
     "pyarrow": "streams/formats/arrow.py",
     "ray.serve": "services/serving/replica.py",
     "river": ("learners/drift/detectors.py", "learners/river_adapter.py"),  # its detectors, and its models
@@ -48,11 +49,9 @@ BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("services/endpoint/http.py", "HttpApp.__call__"): "a request that fails unforeseen gets its 500 and harms no other",
     ("services/endpoint/http.py", "HttpApp._infer"): "every failed request is counted, and its error raised again",
     ("services/endpoint/grpc.py", "GrpcApp.answer"): "a call that fails unforeseen gets its INTERNAL and harms no other",
+    ("services/metrics/sources.py", "Source._asked"): "what one source raises keeps no other from being heard",
     ("streams/kafka/reader.py", "KafkaReader._failing"): "decompressors raise what they like; the reader is given up",
-    (
-        "services/serving/up.py",
-        "_start_ray",
-    ): "Ray raises bare Exceptions where a part of it does not come up; all end `up` in a sentence",
+    ("services/serving/up.py", "_start_ray"): "Ray raises bare Exceptions where it does not start; all end `up` in a sentence",
     ("services/endpoint/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
 }
 

@@ -14,7 +14,16 @@ import click
 
 from millrace.learners.errors import MillraceError
 from millrace.services.cli.dead_letters import dead_letters
-from millrace.services.cli.options import Call, branch_option, gathering, on_pipeline, reason_option, yes_option
+from millrace.services.cli.init_process import stay_as_init
+from millrace.services.cli.options import (
+    Call,
+    branch_option,
+    gathering,
+    metrics_options,
+    on_pipeline,
+    reason_option,
+    yes_option,
+)
 from millrace.services.cli.replay import replay
 from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner
 from millrace.services.errors import FAILED, exit_code
@@ -146,12 +155,17 @@ class UpOptions:
     warm_start: Path | None
     replicas: int
     drain_s: float
+    metrics_port: int
+    metrics_host: str
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="millrace")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Models that learn from a stream while they serve it, and that you can roll back."""
+    if ctx.invoked_subcommand == "up" and os.getpid() == 1:
+        stay_as_init()
     os.umask(os.umask(0o077) | 0o077)  # what is made here is its owner's alone
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal's encoding does not have is shown by its number
@@ -208,6 +222,7 @@ def run(call: Call, branch: str, options: RunOptions) -> None:
     type=click.FloatRange(0.0),
     help="Seconds that answers go on once it is asked to end, while readiness says no.",
 )
+@metrics_options
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
 def up(call: Call, branch: str, options: UpOptions) -> None:
     """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
@@ -223,15 +238,8 @@ def up(call: Call, branch: str, options: UpOptions) -> None:
 
     deciding.refuse_part(branch)
     warmed(call, branch, options.warm_start)
-    listening = serving.Listening(
-        options.host,
-        options.port,
-        options.grpc_port,
-        options.replicas,
-        taken_endpoint_token(),
-        options.tokens,
-        options.drain_s,
-    )
+    where = {name: value for name, value in asdict(options).items() if name != "warm_start"}
+    listening = serving.Listening(token=taken_endpoint_token(), **where)
     serving.up(call.instance, branch, listening)
 
 

@@ -33,13 +33,13 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     """
     require_branch(instance, branch)
     backends = instance.backends(branch)
+    output = last_output(backends.producer, instance.loaded.pipeline.name, branch)  # before the journal, which is ahead of it
     summary = summarise(backends.journal, branch)
     ends = {tp: high for tp, (_, high) in backends.source.bounds().items()}
     facts: dict[str, Any] = {"pipeline": instance.loaded.pipeline.name, "branch": branch}
     facts |= {"epoch": summary.end.epoch, "seq": summary.end.seq, "version": summary.newest_version}
     facts |= _origin(instance, summary)
     facts |= {"lag_rows": sum(high - summary.position.get(tp, 0) for tp, high in ends.items())}
-    output = last_output(backends.producer, instance.loaded.pipeline.name, branch)
     facts |= expiry_facts(instance) | _watched(instance.loaded.pipeline.drift)
     facts |= _merged(instance, branch)
     if output is not None:

@@ -19,8 +19,10 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection import aio
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
-from millrace.learners.errors import MillraceError
+from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import TOO_MANY_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, NotReadyError, NotServedError, TooLargeError, meaning
@@ -31,6 +33,7 @@ from millrace.services.protocol.callers import front_id, is_loopback, remote_bec
 from millrace.services.protocol.inference import check_model, model_metadata, server_metadata
 from millrace.services.protocol.labels import PRODUCER, producer_headers
 from millrace.services.protocol.messages import Inferred, infer_message, labels_of, metadata_message, parsed, statistics_message
+from millrace.services.protocol.statistics import HEALTH, INFER, LABELS, OTHER
 
 log = logging.getLogger("millrace")
 
@@ -42,6 +45,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+Request = bytes | AsyncIterator[bytes]  # the message of a call, or what gives it once it is read
 Context = Any  # of a call: gRPC's own, or what Serve makes of it; neither is typed
 
 
@@ -64,30 +68,50 @@ class GrpcApp:
         self._behind_front = behind_front
         self._watches = 0
 
-    async def answer(self, name: str, raw: bytes, context: Context) -> Message:
+    async def answer(self, name: str, message: Request, context: Context) -> Message:
         """Answer one call; an error is set on its context, and the answer is then empty."""
-        rpc = RPCS[name]
+        rpc, start_ns, status = RPCS[name], time.perf_counter_ns(), "CANCELLED"
         try:
-            if rpc.scope is None:
-                return await rpc.call(self, raw)
-            metadata = self._checked_caller(context, rpc.scope)
-            async with self._endpoint.turns:
-                return await (rpc.call(self, raw, metadata) if rpc.records else rpc.call(self, raw))
+            response = await self._answered(rpc, message, context)
+            status = "OK"
+            return response
         except MillraceError as error:
-            _refuse(context, meaning(error).grpc, str(error))
+            status = meaning(error).grpc
+            _refuse(context, status, str(error))
         except Exception:
             log.exception("%s failed", name)
-            _refuse(context, UNEXPECTED.grpc, "This request failed; the server's log says why.")
+            status = UNEXPECTED.grpc
+            _refuse(context, status, "This request failed; the server's log says why.")
+        finally:
+            self._endpoint.traffic.count("grpc", rpc.kind, status, time.perf_counter_ns() - start_ns, status == "OK")
         return rpc.response()
 
-    def _checked_caller(self, context: Context, scope: str) -> dict[bytes, bytes]:
-        """What a caller's metadata says, once it is found that the caller may call."""
+    async def _answered(self, rpc: Rpc, message: Request, context: Context) -> Message:
+        """Where the message is still to be read, it is once its caller may call: a stranger's takes no room here."""
+        if rpc.scope is None:
+            return await rpc.call(self, await _whole(message))
+        metadata = self._checked_caller(context, (rpc.scope,))
+        raw = await _whole(message)
+        async with self._endpoint.turns:
+            return await (rpc.call(self, raw, metadata) if rpc.records else rpc.call(self, raw))
+
+    def _checked_caller(self, context: Context, scopes: tuple[str, ...]) -> dict[bytes, bytes]:
+        """What a caller's metadata says, once it is found that the caller may call for one of these scopes."""
         metadata = context.invocation_metadata() or ()
         pairs = [(name.encode(), value.encode() if isinstance(value, str) else value) for name, value in metadata]
         remote = remote_because(pairs, None if self._behind_front else peer_is_local(context.peer()))
         values = dict(pairs)
-        self._endpoint.access.check(values.get(b"authorization", b""), remote, scope)
+        self._endpoint.access.check(values.get(b"authorization", b""), remote, *scopes)
         return values
+
+    def may_look(self, context: Context) -> bool:
+        """Whether a caller may see what calls there are; who may not is told why."""
+        try:
+            self._checked_caller(context, (PREDICT, LABEL))
+        except MillraceError as error:
+            _refuse(context, meaning(error).grpc, str(error))
+            return False
+        return True
 
     async def watch(self, raw: bytes, context: Context) -> AsyncIterator[Message]:
         """The standard health watch: the state now, and again whenever it changes."""
@@ -209,18 +233,19 @@ class Rpc:
     response: type[Message]
     scope: str | None = PREDICT  # None: open to all
     records: bool = False  # it appends to the log, so it is also called with the caller's metadata
+    kind: str = OTHER  # as it is counted
 
 
 RPCS = {
-    "ServerLive": Rpc(GrpcApp.server_live, pb.ServerLiveResponse, None),
-    "ServerReady": Rpc(GrpcApp.server_ready, pb.ServerReadyResponse, None),
-    "ModelReady": Rpc(GrpcApp.model_ready, pb.ModelReadyResponse),
+    "ServerLive": Rpc(GrpcApp.server_live, pb.ServerLiveResponse, None, kind=HEALTH),
+    "ServerReady": Rpc(GrpcApp.server_ready, pb.ServerReadyResponse, None, kind=HEALTH),
+    "ModelReady": Rpc(GrpcApp.model_ready, pb.ModelReadyResponse, kind=HEALTH),
     "ServerMetadata": Rpc(GrpcApp.server_metadata, pb.ServerMetadataResponse),
     "ModelMetadata": Rpc(GrpcApp.model_metadata, pb.ModelMetadataResponse),
-    "ModelInfer": Rpc(GrpcApp.infer, pb.ModelInferResponse, records=True),
+    "ModelInfer": Rpc(GrpcApp.infer, pb.ModelInferResponse, records=True, kind=INFER),
     "ModelStatistics": Rpc(GrpcApp.model_statistics, pb.ModelStatisticsResponse),
-    "Label": Rpc(GrpcApp.label, labels_pb2.LabelResponse, LABEL, records=True),
-    "Check": Rpc(GrpcApp.check, health_pb2.HealthCheckResponse, None),
+    "Label": Rpc(GrpcApp.label, labels_pb2.LabelResponse, LABEL, records=True, kind=LABELS),
+    "Check": Rpc(GrpcApp.check, health_pb2.HealthCheckResponse, None, kind=HEALTH),
 }
 SERVICES = {
     "inference.GRPCInferenceService": [name for name in RPCS if name not in ("Label", "Check")],
@@ -229,16 +254,28 @@ SERVICES = {
 }
 
 
+async def _whole(message: Request) -> bytes:
+    """The one message of a call. Raises: BadInputError where there is none."""
+    if isinstance(message, bytes):
+        return message
+    try:
+        return await anext(message)
+    except StopAsyncIteration:
+        raise BadInputError("This call came without its message. Send one.") from None
+
+
 def _refuse(context: Context, code: str, details: str) -> None:
     context.set_code(grpc.StatusCode[code])
     context.set_details(details)
 
 
-Answering = Callable[[Any, bytes, Context], Awaitable[Message]]
+Answering = Callable[[Any, Request, Context], Awaitable[Message]]
 
 
 def _method(name: str) -> Answering:
-    async def call(self: Calls, request: bytes, grpc_context: Context) -> Message:  # Serve goes by these argument names
+    async def call(
+        self: Calls, request: bytes | AsyncIterator[bytes], grpc_context: Context
+    ) -> Message:  # Serve goes by these argument names
         return await self.grpc_app.answer(name, request, grpc_context)
 
     return call
@@ -266,10 +303,26 @@ class Calls:
 
 
 class OwnCalls(Calls):
-    """The same on a server of our own."""
+    """The same on a server of our own, which does not read a message before it is asked to."""
 
     def __init__(self, app: GrpcApp) -> None:
         self.grpc_app = app
+
+
+class OwnReflection(aio.ReflectionServicer):  # type: ignore[misc]  # it has no types
+    """What calls there are, so that grpcurl needs no .proto; for those who may call one."""
+
+    def __init__(self, app: GrpcApp) -> None:
+        super().__init__([*SERVICES, reflection.SERVICE_NAME])
+        self._app = app
+
+    async def ServerReflectionInfo(  # noqa: N802 the call's name
+        self, request_iterator: AsyncIterator[Message], context: Context
+    ) -> AsyncIterator[Message]:
+        """As the library answers."""
+        if self._app.may_look(context):
+            async for response in super().ServerReflectionInfo(request_iterator, context):
+                yield response
 
 
 def calls_server(app: GrpcApp, limits: ServingConfig) -> Any:
@@ -280,21 +333,22 @@ def calls_server(app: GrpcApp, limits: ServingConfig) -> Any:
         ("grpc.so_reuseport", 1),
     ]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.in_flight + limits.queued + WATCHES)
-    add_services(OwnCalls(app), server)
-    reflection.enable_server_reflection([*SERVICES, reflection.SERVICE_NAME], server)  # so that grpcurl needs no .proto
+    _add_services(OwnCalls(app), server, grpc.stream_unary_rpc_method_handler)
+    add_ServerReflectionServicer_to_server(OwnReflection(app), server)
     return server
 
 
 def add_services(servicer: Any, server: Any) -> None:
-    """Register every service with a server: ours, or Serve's proxy, which puts something of its own in a handler's place."""
+    """Register every service with Serve's proxy, which puts something of its own in a handler's place."""
+    _add_services(servicer, server, grpc.unary_unary_rpc_method_handler)
+
+
+def _add_services(servicer: Any, server: Any, make: Callable[..., Any]) -> None:
+    """``make``: of a method that answers once, its handler."""
+    makes = {"Watch": grpc.unary_stream_rpc_method_handler}
     for service, names in SERVICES.items():
-        handlers = {name: _handler(getattr(servicer, name), name == "Watch") for name in names}
+        handlers = {name: makes.get(name, make)(getattr(servicer, name), response_serializer=_bytes_of) for name in names}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-
-
-def _handler(method: Any, streams: bool) -> Any:
-    make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
-    return make(method, response_serializer=_bytes_of)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,8 @@ from millrace.services.serving.front import Front, configuration
 log = logging.getLogger("millrace")
 
 LONGEST_FOLDER = 40  # bytes: Ray makes sockets in it with 66 more, and Linux takes 107
+PREFIX = "millrace-up-"  # of its name
+SETTLED_S = 60.0  # after which whoever made a folder holds it
 PORT_OPTIONS = ("--port", "--grpc-port")
 
 
@@ -32,21 +36,51 @@ def own_folder() -> Iterator[Path]:
     Raises: MillraceError where none can be made.
     """
     path, failed = _made(), True
+    held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until this process is gone, however it went
+    _sweep(path.parent)
     try:
         yield path
         failed = False
     finally:
+        os.close(held)
         if failed:
             log.warning("What was said by every part lies in %s.", path)
         else:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _sweep(place: Path) -> None:
+    """Remove what ``up``s of this user that ended badly have left there, but the newest, in which somebody may read logs."""
+    left: list[tuple[float, Path]] = []
+    for path in place.glob(f"{PREFIX}*"):
+        try:
+            about = path.lstat()
+            if about.st_uid == os.getuid() and time.time() - about.st_mtime > SETTLED_S and _is_left(path):
+                left.append((about.st_mtime, path))
+        except OSError:  # it went meanwhile
+            continue
+    for _, path in sorted(left)[:-1]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_left(path: Path) -> bool:
+    """Whether no process holds it. Raises: OSError where it is no folder."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(folder)
+    return True
+
+
 def _made() -> Path:
     tried: list[str] = []
     for place in dict.fromkeys((tempfile.gettempdir(), "/tmp", f"/run/user/{os.getuid()}")):
         try:
-            path = Path(tempfile.mkdtemp(prefix="millrace-", dir=place))
+            path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         except OSError as error:
             tried.append(f"{place}: {error.strerror}")
             continue

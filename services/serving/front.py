@@ -86,6 +86,12 @@ CALLER = """    http-request del-header x-millrace- -m beg
     http-request set-header x-millrace-host %[req.fhdr(host)] if { req.fhdr(host) -m found }
     http-request set-header x-millrace-id %[unique-id]
 """
+# Calls that need no token: they ask for little, and nobody is to send a replica more of it.
+OPEN_CALLS = """    acl is_open path /inference.GRPCInferenceService/ServerLive /inference.GRPCInferenceService/ServerReady
+    acl is_open path_beg /grpc.health.
+    http-request return status 200 content-type application/grpc hdr grpc-status 8 hdr grpc-message \
+"This call takes no more than 1024 bytes." if is_open { req.body_size gt 1024 }
+"""
 
 
 def is_installed() -> bool:
@@ -131,6 +137,7 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
         "    default_backend http\n\n"
         f"frontend grpc\n    bind fd@{grpc} proto h2\n{share}{CALLER}"
         f"    http-request wait-for-body time {body_ms}ms unless {{ path_beg /grpc.reflection. }}\n"
+        f"{OPEN_CALLS}"
         "    default_backend grpc\n"
     )
     places = [(seat, sockets(folder, seat)) for seat in range(1, seats(replicas) + 1)]

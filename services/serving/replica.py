@@ -114,6 +114,7 @@ class Predictor(Calls):
         follower, recording = self._follower, self._endpoint.recording
         bundle = follower.held
         counts = Recorded() if recording is None else recording.recorder.counts
+        traffic = self._endpoint.traffic
         return Presence(
             replica=self._name,
             pid=os.getpid(),
@@ -123,6 +124,9 @@ class Predictor(Calls):
             stored=counts.stored,
             waiting=counts.waiting,
             dropped=counts.dropped,
+            rows=self._endpoint.statistics.rows,
+            requests=tuple((*call, count) for call, count in traffic.requests.items()),
+            latencies=tuple((protocol, tuple(took.counts), took.ns) for protocol, took in traffic.latencies.items()),
         )
 
     async def _overview(self) -> dict[str, Any]:

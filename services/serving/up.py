@@ -27,9 +27,11 @@ from millrace.services.protocol.access import SCOPES, Access, access, own_token,
 from millrace.services.protocol.callers import is_loopback
 from millrace.services.serving.companion import companion
 from millrace.services.serving.door import Door, own_folder, words
+from millrace.services.serving.guard import RAY_PARTS, guarded_start
 from millrace.services.serving.listeners import family, listeners, title
+from millrace.services.serving.measured import measured, metrics_port
 from millrace.services.serving.seats import drain
-from millrace.services.serving.status import EndpointAddress, overview, place, placed, published_place, refuse_second
+from millrace.services.serving.status import EndpointAddress, overview, place, placed, published_place, serving_alone
 
 if TYPE_CHECKING:
     from millrace.services.serving.replica import Serving
@@ -43,7 +45,6 @@ OBJECT_STORE_BYTES = 256 << 20  # weights on their way
 SLOW_S = (
     300  # that a part of Ray or Serve may take to start or answer: a busy machine is slow, and who has died is noticed at once
 )
-RAY_PARTS = {"gcs_server", "raylet"}  # without them nothing goes on, and Ray starts neither again
 CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
 
 
@@ -58,6 +59,8 @@ class Listening:
     token: str | None = None  # for everything
     tokens: Path | None = None  # a file of tokens with scopes
     drain_s: float = 0.0  # that answers go on once it is to end, while readiness says no
+    metrics_port: int = 0  # of what Prometheus scrapes; 0: there are no metrics
+    metrics_host: str = "127.0.0.1"
     proxies: bool = False  # whether Serve's own proxies take the requests in, as on a Ray cluster; no option leads here
 
     @property
@@ -67,12 +70,15 @@ class Listening:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a setting out of range."""
-        try:
-            ip_address("127.0.0.1" if self.host == "localhost" else self.host)
-        except ValueError as error:
-            raise ConfigError(f"--host {self.host}: give an IP address, such as 127.0.0.1 or 0.0.0.0.") from error
+        for option, host in (("--host", self.host), ("--metrics-host", self.metrics_host)):
+            try:
+                ip_address("127.0.0.1" if host == "localhost" else host)
+            except ValueError as error:
+                raise ConfigError(f"{option} {host}: give an IP address, such as 127.0.0.1 or 0.0.0.0.") from error
         if self.port == self.grpc_port:
             raise ConfigError(f"--port and --grpc-port are both {self.port}; give each its own.")
+        if self.metrics_port in (self.port, self.grpc_port):
+            raise ConfigError(f"--metrics-port {self.metrics_port} is the port of answers, too; give it one of its own.")
         if self.tokens is not None:
             read_tokens(self.tokens)
 
@@ -95,19 +101,24 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
         raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")
     stop = Stop()
     stop.on_signals()
-    refuse_second(instance)
+    with serving_alone(instance):
+        _serve(instance, branch, listening, stop)
+
+
+def _serve(instance: Instance, branch: str, listening: Listening, stop: Stop) -> None:
     limits = instance.loaded.pipeline.serving
     prepare_environment(limits.max_bytes)
     endpoint_place = place(listening.host, listening.port, listening.grpc_port, words(listening.proxies))
     ports = listening.port, listening.grpc_port
-    with closing(Door(listening.host, ports, listening.proxies)) as door, own_folder() as folder:
+    scraped = metrics_port(listening.metrics_host, listening.metrics_port)
+    with closing(Door(listening.host, ports, listening.proxies)) as door, scraped as page, own_folder() as folder:
         sockets = door.open(folder, listening.replicas, limits)
         serving = _serving(instance.absolute, branch, listening, (sockets, door.has_front))
         _start(serving, folder, stop)
         try:
             if stop.asked.is_set():
                 return
-            with placed(instance, endpoint_place), mirrored(instance), verified(instance):
+            with placed(instance, endpoint_place), mirrored(instance), verified(instance), measured(page, serving):
                 _say_where(serving, listening, endpoint_place)
                 _watch(serving.instance, listening.token, stop)
                 drain(sockets)
@@ -184,6 +195,7 @@ def prepare_environment(max_bytes: int) -> None:
     """Settings that Ray and Serve read when they are imported. ``max_bytes``: of one request over gRPC."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_AUTO_CONNECT": "0",  # else a scrape at the very end would start another Ray
         "RAY_AUTH_MODE": "token",  # only this instance's processes may use Ray's own ports
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_worker_niceness": "0",  # else every other process of the machine comes before replicas
@@ -221,9 +233,10 @@ def _start(serving: Serving, folder: Path, stop: Stop) -> None:
     from millrace.services.serving import replica as predictor
 
     try:
-        _start_ray(folder, stop)
-        if not stop.asked.is_set():
-            predictor.start(serving)
+        with guarded_start(f"{folder}/r/session_latest/logs"):
+            _start_ray(folder, stop)
+            if not stop.asked.is_set():
+                predictor.start(serving)
         stop.on_signals()
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         ray.shutdown()
@@ -277,6 +290,7 @@ def _say_where(serving: Serving, listening: Listening, at: EndpointAddress) -> N
         f"          gRPC {at.grpc} inference.GRPCInferenceService   (the same, and grpc.health.v1)",
         *(_labels_lines(serving, at)),
         f"ready     GET  {at.url}/v2/health/ready",
+        *(_metrics_lines(listening)),
         f"token     {token_sources or path}; {token_holders} must show it",
         f"replicas  {serving.replicas} behind {at.proxy}",
         f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
@@ -285,6 +299,13 @@ def _say_where(serving: Serving, listening: Listening, at: EndpointAddress) -> N
         "stop      Ctrl-C",
     ):
         click.echo(line)
+
+
+def _metrics_lines(listening: Listening) -> list[str]:
+    if not listening.metrics_port:
+        return []
+    host = f"[{listening.metrics_host}]" if ":" in listening.metrics_host else listening.metrics_host
+    return [f"metrics   GET  http://{host}:{listening.metrics_port}/metrics   (Prometheus; no token)"]
 
 
 def _labels_lines(serving: Serving, at: EndpointAddress) -> list[str]:
@@ -301,7 +322,7 @@ def _end(serving: Serving) -> None:
     """Let the replicas record what they answered and the trainers mark their versions; then end Ray and all in it."""
     import ray
 
-    if {name for _, name in _ray_processes()} == RAY_PARTS:
+    if {name for _, name in _ray_processes()} == set(RAY_PARTS):
         _end_in_order(serving)
     ray.shutdown()
 

@@ -1,10 +1,10 @@
 """Requests a second and their latency at 1 and 32 connections, over HTTP and gRPC, with the same caller for everyone.
 
 make bench-serve. One row of 100 numbers to 10 scores and a label: `millrace up` with two replicas behind our front, against
-bare FastAPI, bare grpc.aio and MLServer, each with the same linear model and one process; then on shared ports, and behind
-Serve's proxies. Everybody is up at the same time and is asked in turn. JSON numbers over HTTP, raw tensors over gRPC, as
-clients send them. With ``--log kafka`` only the same pipeline with its log on a Kafka broker of its own is asked, beside itself
-on SQLite.
+bare FastAPI, bare grpc.aio and MLServer, each with the same linear model and one process. Then under attack, with labels, on
+shared ports, and behind Serve's proxies. Everybody is up at the same time and is asked in turn. JSON numbers over HTTP, raw
+tensors over gRPC, as clients send them. With ``--log kafka`` only the same pipeline with its log on a Kafka broker of its own
+is asked, beside itself on SQLite.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+from attacks import SENT, attack
 from idle import idle
+from labels_load import TABLES, label_lines
 from pipelines import clean_environment, millrace
 from results import compared, machine, say
 from served_pipeline import NO_FRONT, PROXIES, Up, free_port, is_ready, served, until
@@ -34,6 +36,8 @@ D, CLASSES, ROWS = 100, 10, 2000
 CONNECTIONS = [1, 32]
 PATHS = {"http": "/v2/models/digits/infer", "grpc": "/inference.GRPCInferenceService/ModelInfer"}
 GOALS = {("bare", 1): 0.7, ("bare", 32): 1.0, ("MLServer", 1): 2.0, ("MLServer", 32): 2.0}
+UNDER_ATTACK = 0.667  # of the requests/s without: at most 1.5 times slower
+LABELS = "/v2/models/digits/labels"
 OTHER_WAYS = {"ports shared by SO_REUSEPORT": NO_FRONT, "Serve's own proxy": PROXIES}
 
 PIPELINE = """name = "digits"
@@ -99,9 +103,9 @@ def start_peers(stack: ExitStack) -> Ports:
     return by_way | {"ceiling": {"echo": echo}}
 
 
-def called(way: str, port: int, request: Path, connections: int, seconds: float) -> dict[str, float]:
+def called(way: str, port: int, request: Path, connections: int, seconds: float, path: str = "") -> dict[str, float]:
     """What the callers saw."""
-    words = [way, port, PATHS[way], request, connections, seconds]
+    words = [way, port, path or PATHS[way], request, connections, seconds]
     command = [sys.executable, HERE / "caller.py", *words]
     done = subprocess.run(list(map(str, command)), env=clean_environment(), capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
@@ -143,6 +147,27 @@ def ceiling(port: int, request: Path, seconds: float) -> Iterator[dict[str, obje
         yield {"bench": "serve", "case": f"callers alone, {connections} connections"} | told
 
 
+def under_attack(up: Up, request: dict[str, Path], plan: tuple[int, float]) -> Iterator[dict[str, object]]:
+    """Honest callers while each listener is attacked in each way, beside the same a moment before."""
+    rounds, seconds = plan
+    for way, port in (("http", up.port), ("grpc", up.grpc_port)):
+        for kind in SENT:
+            pairs = list[tuple[float, float]]()
+            for _ in range(rounds):
+                before = called(way, port, request[way], 32, seconds)
+                with attack(port, kind):
+                    pairs.append((called(way, port, request[way], 32, seconds)["rate"], before["rate"]))
+            name = f"{way}, 32 connections, under attack: 4,300 connections that send {'nothing' if kind == 'idle' else kind}"
+            yield compared("serve", name, "requests/s", pairs, ("ours without", UNDER_ATTACK))
+
+
+def labels(folder: Path, plan: tuple[int, float]) -> Iterator[dict[str, object]]:
+    """Of a pipeline that takes them late."""
+    learned(folder, TABLES)
+    with served(folder) as up:
+        yield from label_lines(folder, lambda request, *load: called("http", up.port, request, *load, LABELS), *plan)
+
+
 def ours_too(up: Up, others: Ports) -> Ports:
     """Everybody's ports, by way."""
     return {way: {"ours": port, **others[way]} for way, port in (("http", up.port), ("grpc", up.grpc_port))}
@@ -159,6 +184,8 @@ def results(folder: Path, rounds: int, seconds: float) -> Iterator[dict[str, obj
         yield from idle(up)
         for way, ports in ours_too(up, peers).items():
             yield from measured(ports, way, request[way], (rounds, seconds))
+        yield from under_attack(up, request, (max(2, rounds - 2), seconds))
+    yield from labels(folder / "labels", (rounds, seconds))
     for way_in, words in OTHER_WAYS.items():
         with served(folder, millrace=words) as up, ExitStack() as stack:
             peers = start_peers(stack)

@@ -70,7 +70,7 @@ class Caller(asyncio.Protocol):
             return
         at = self._buffer[:head].lower().index(b"content-length:") + 15
         if len(self._buffer) >= head + 4 + int(self._buffer[at : head + 2].split(b"\r\n", 1)[0]):
-            well = self._buffer[9:12] == b"200"
+            well = self._buffer[9:10] == b"2"
             self._buffer.clear()
             self.answered(well)
 

@@ -65,7 +65,16 @@ FAULTS: dict[str, Fault] = {
     "busy-starts": doors.start_busy,
 }
 SERVING, OF_SERVING = "serving", 2  # that many faults share one `millrace up`
-SHORT = {"worker-killed", "broker-killed", "worker-frozen", "network-broken", "records-expired", "byte-flipped", "bomb-zstd"}
+SHORT = {
+    "answerers-killed",
+    "worker-killed",
+    "broker-killed",
+    "worker-frozen",
+    "network-broken",
+    "records-expired",
+    "byte-flipped",
+    "bomb-zstd",
+}
 
 
 def played(ground: Ground, names: Sequence[str]) -> Iterator[Told]:

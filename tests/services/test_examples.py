@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from broker_topics import forget
-from either_log import KAFKA, swept
+from broker_topics import forgotten
+from either_log import KAFKA
 from pages import ROOT, Block, blocks, reading
 
 EXAMPLES = ROOT / "examples"
@@ -42,9 +42,8 @@ def test_an_example_is_what_its_pages_show(name: str) -> None:
 @pytest.fixture
 def clicks(broker, tmp_path: Path) -> Iterator[Path]:
     """A folder whose pipeline is on the broker, which knows nothing of it afterwards."""
-    with swept():
+    with forgotten(broker, tmp_path, "clicks"):
         yield tmp_path
-        forget(broker, tmp_path / "clicks.toml", "clicks")
 
 
 @pytest.mark.parametrize("page", [pytest.param("docs/how-to/kafka.md", marks=KAFKA)])

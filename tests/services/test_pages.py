@@ -30,7 +30,7 @@ ALONE = [  # pages that need neither an endpoint nor another server
     "docs/how-to/shards.md",
 ]
 LEARNER = "docs/how-to/add-a-learner.md"  # which changes the package: test_own_learner.py follows it
-WORDS = ["add-a-format", "values-and-types", "refused-records", "what-status-warns-of"]  # pages without a block
+WORDS = ["add-a-format", "metrics", "values-and-types", "refused-records", "what-status-warns-of"]  # pages without a block
 UPDATE, KUBERNETES = "docs/how-to/update.md", "docs/how-to/kubernetes.md"
 NOT_RUN = {
     README: 1,

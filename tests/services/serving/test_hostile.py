@@ -7,10 +7,10 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from struct import pack
 
 import pytest
 from fronted import INPUTS, PATH, Fronted, asked_of_replicas, fronted, raw
+from http2 import PREFACE, frame, head, heads
 from pipelines import ANSWER_S, MILLRACE, clean_environment, pipeline_in
 from served_pipeline import command_of, own_port, until
 
@@ -27,7 +27,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("front")]
 
 STREAMS = 250  # of one connection; HAProxy lets 256 in
 WHOLE = 2 * STREAMS + 1
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 HALF = b"\0\0\0\x10\0ab"  # of a gRPC message: it says 4,096 bytes and has two
 
 
@@ -36,20 +35,6 @@ def up() -> Iterator[Fronted]:
     """One front and two endpoints."""
     with fronted(ServingConfig(idle_s=1.0)) as running:
         yield running
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """One of HTTP/2 (RFC 9113, section 4.1)."""
-    return pack(">I", len(payload))[1:] + bytes([kind, flags]) + pack(">I", stream) + payload
-
-
-def head(stream: int, method: str, path: str) -> bytes:
-    """Of a request that goes on: its headers as literals (RFC 7541, section 6.2.2)."""
-    pairs = {":method": method, ":scheme": "http", ":path": path, ":authority": "localhost", "te": "trailers"}
-    pairs["content-type"] = "application/grpc"
-    texts = [(name.encode(), value.encode()) for name, value in pairs.items()]
-    block = b"".join(bytes([0, len(name)]) + name + bytes([len(value)]) + value for name, value in texts)
-    return frame(1, 4, stream, block)
 
 
 def half_streams(port: int) -> socket.socket:
@@ -64,12 +49,7 @@ def half_streams(port: int) -> socket.socket:
 
 def wait_for_answer(connection: socket.socket) -> None:
     """To the whole call, which came last: whoever answers it has heard of all that came before on this connection."""
-    heard, answered = b"", False
-    while not answered:
-        heard += connection.recv(1 << 16)
-        while len(heard) >= 9 and len(heard) >= (end := 9 + int.from_bytes(heard[:3])):
-            answered |= heard[3] == 1 and int.from_bytes(heard[5:9]) == WHOLE
-            heard = heard[end:]
+    next(stream for stream, _ in heads(connection) if stream == WHOLE)
 
 
 def test_ten_thousand_half_sent_calls_keep_no_caller_out(up: Fronted) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from either_log import KAFKA, swept
+from either_log import KAFKA
 from pipelines import event, facts, flower_rows, millrace
 from poisoned import BAD, GOOD, TEXT, begin, instance, newest, planned, replay, verified, versions
 from served_pipeline import served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
-from broker_topics import forget, on
+from broker_topics import forgotten, on
 from label_calls import all_answer, asked_by_grpc, asking, called, label, labelled_by_grpc, settled
 
 from millrace.services.pipeline.archive import Archive
@@ -51,9 +51,8 @@ def test_a_memory_goes_through_everything(kind: str, more: str, log: str, tmp_pa
         everything(begin(tmp_path / "digits", with_poison=True, text=text, later=LATER))
         return
     broker = request.getfixturevalue("broker")
-    with swept():
+    with forgotten(broker, tmp_path):
         everything(begin(tmp_path / "digits", with_poison=True, text=text + on(broker), later=LATER))
-        forget(broker, tmp_path / "digits" / "digits.toml")
 
 
 def everything(folder: Path) -> None:

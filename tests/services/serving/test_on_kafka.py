@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from broker_topics import forget, on
-from either_log import KAFKA, swept
+from broker_topics import forgotten, on
+from either_log import KAFKA
 from pipelines import PIPELINE, facts, here, json_lines, late_rows, millrace, pipeline_in
 from poisoned import BAD, GOOD, TEXT, begin, good_rows, instance, lines, planned, replay, send, versions
 from served_pipeline import load, post, question, served, until
@@ -30,9 +30,8 @@ LATE = "\n[labels]\nhorizon_ms = 600000\ngrace_ms = 60000\n"
 @pytest.fixture
 def tables(broker, tmp_path: Path) -> Iterator[str]:
     """Where to put a pipeline called digits, of which the broker knows nothing afterwards."""
-    with swept():
+    with forgotten(broker, tmp_path):
         yield on(broker)
-        forget(broker, next(tmp_path.rglob("digits.toml")))
 
 
 def told(folder: Path) -> dict[str, object]:

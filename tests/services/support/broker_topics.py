@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from either_log import swept
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline import backends as logs
@@ -15,7 +19,18 @@ def on(broker) -> str:
     return f'\n[log]\nkind = "kafka"\n[log.kafka]\nbootstrap = "{broker.bootstrap}"\n'
 
 
-def forget(broker, pipeline: Path, called: str = "digits") -> None:
+@contextmanager
+def forgotten(broker, folder: Path, called: str = "digits") -> Iterator[None]:
+    """Afterwards, also where a test fails, the broker knows nothing of the pipeline that is so called, in ``folder``."""
+    with swept():
+        try:
+            yield
+        finally:
+            for pipeline in [*folder.rglob(f"{called}.toml")][:1]:
+                forget(broker, pipeline, called)
+
+
+def forget(broker, pipeline: Path, called: str) -> None:
     """Delete the topics of the pipeline of that name, and close this process's own connections."""
     link = Link(Cluster(broker.bootstrap), Secrets(), 1 << 20)
     link.delete([name for name in link.names() if name.startswith(called)])

@@ -75,6 +75,7 @@ class Fronted:
     port: int
     grpc_port: int
     answering: list[Answering]
+    headers: dict[str, str]  # of every request
 
     def infer(self, name: str = "", **headers: str) -> tuple[int, dict]:
         """Status and answer of one request, called ``name``."""
@@ -83,7 +84,7 @@ class Fronted:
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict]:
         """The same of any request, on a connection of its own."""
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)) as connection:
-            connection.request(method, path, body, headers)
+            connection.request(method, path, body, self.headers | headers)
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
 
@@ -93,8 +94,10 @@ class Fronted:
 
 
 @contextmanager
-def fronted(limits: ServingConfig | None = None, replicas: int = 2, host: str = "127.0.0.1") -> Iterator[Fronted]:
-    """From the moment that everybody is known to the front."""
+def fronted(
+    limits: ServingConfig | None = None, replicas: int = 2, host: str = "127.0.0.1", token: str | None = None
+) -> Iterator[Fronted]:
+    """From the moment that everybody is known to the front; with a token, only who shows it is answered."""
     limits = limits or ServingConfig()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files[1] < FILES:  # as root one may have more
@@ -103,9 +106,12 @@ def fronted(limits: ServingConfig | None = None, replicas: int = 2, host: str = 
     grpc_port = own_port(port)
     with own_folder() as folder, closing(Door(host, (port, grpc_port))) as door:
         sockets = door.open(folder, 2, limits)
-        answering = [Answering(sockets, replace(endpoint_of(numbers_bundle()), limits=limits)) for _ in range(replicas)]
+        answering = [
+            Answering(sockets, replace(endpoint_of(numbers_bundle(), token=token), limits=limits)) for _ in range(replicas)
+        ]
         try:
-            running = Fronted(folder, port, grpc_port, answering)
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            running = Fronted(folder, port, grpc_port, answering, headers)
             until(lambda: all(one.asked for one in answering) or not running.infer())
             yield running
         finally:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pipelines import TIMEOUT_S
+from pipelines import ANSWER_S, TIMEOUT_S
 
 from millrace.streams.kafka.cluster import Cluster, Secrets
 from millrace.streams.records import Read, Record, make_read
@@ -50,7 +50,7 @@ def on_kafka(bootstrap: str, name: str) -> Iterator[EitherLog]:
     from millrace.streams.kafka.log import KafkaLog, KafkaSource
     from millrace.streams.kafka.stream import KafkaStream, Readers
 
-    link = Link(Cluster(bootstrap), Secrets(), 1 << 20)
+    link = Link(Cluster(bootstrap, patience_s=ANSWER_S), Secrets(), 1 << 20)  # tests kill the broker, which is slow to start
     readers, sources, log = Readers(link), list[KafkaSource](), KafkaLog(link)
 
     def source(topics: Sequence[str]) -> KafkaSource:
