@@ -12,10 +12,10 @@ from one_node import until
 from releases import Release
 
 pytestmark = pytest.mark.cluster
-SEED = 16
+SEED = 31  # begins with process 1 and GCS
 # What is killed, by what its command line begins with or holds.
 VICTIMS = {"process 1": "", "replica": ":Predictor", "raylet": "raylet/raylet", "GCS": "gcs_server", "HAProxy": "bin/haproxy"}
-TURNS = int(os.environ.get("MILLRACE_TURNS", len(VICTIMS)))  # `make faults` says twenty
+TURNS = int(os.environ.get("MILLRACE_TURNS", 2))  # `make faults` says twenty
 GENERATOR = random.Random(SEED)
 SEEDED = [victim for _ in range(TURNS) for victim in GENERATOR.sample(list(VICTIMS), k=len(VICTIMS))][:TURNS]
 
