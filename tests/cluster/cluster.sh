@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A real Kubernetes of one node on a bare machine, for tests. Needs root, Go, and Debian's packages; pulls no image.
-#   cluster.sh build DIR                programs and images, once; DIR keeps them (some 20 minutes of one core, 1.2 GB)
+#   cluster.sh build DIR                programs and images, once; DIR keeps them (some 20 minutes of one core, 1.2 GB; 5 with images)
 #   cluster.sh up DIR                   a cluster that knows nothing, from what was built; KEEP=1: with the last one's objects
 #   cluster.sh load DIR ARCHIVE...      import images (oci-archive or docker-archive)
 #   cluster.sh down DIR                 end what `up` started, by process number, and take back mounts, interfaces and iptables rules

@@ -42,6 +42,8 @@ def archive(built: Cluster, builder: list[str]) -> Path:
     kept = built.folder / "image" / fingerprint()
     if not (kept / "image.oci").is_file():
         shutil.rmtree(kept.parent, ignore_errors=True)
+        for kind in ("rm", "rmi"):  # of earlier builds
+            ran([*builder, kind, "--all", *(["--force"] if kind == "rmi" else [])])
         begun = time.monotonic()
         build(builder, built.folder / "base.oci", "localhost/millrace:test", kept)
         done = ran([*builder, "push", "-q", "localhost/millrace:test", f"oci-archive:{kept / 'draft'}:localhost/millrace:test"])
