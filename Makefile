@@ -6,6 +6,8 @@ PIPELINE ?= pipeline.toml
 JOBS ?= 2
 PYTHONS ?= 3.11 3.12 3.13
 LOG ?=
+IMAGE ?= millrace:dev
+CLUSTER ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/cluster-1.35.4
 KAFKA_HOME ?=
 JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 
@@ -13,6 +15,7 @@ JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast test-pythons lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
 .PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults charts
+.PHONY: image cluster test-cluster
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -34,6 +37,7 @@ MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.6.0:copy-depend
 CHART_TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/tools
 CHART_PROGRAMS := helm-3.22.0/helm helm-4.3.2/helm helm-unittest-1.1.2/helm-unittest
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+SHIPPED := avro backbone kafka mlflow onnx parquet serve torch # every extra but the demo's: what an image may hold
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
 SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) 2>/dev/null)
@@ -65,19 +69,27 @@ test-pythons:  ## the unit tests alone with each release of Python that is there
 test-python-%: .venv-test-%/.installed
 	MILLRACE_INSTALLED=1 .venv-test-$*/bin/pytest -n $(JOBS) --dist loadgroup -m "not slow" tests
 
-faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, then every fault on a real broker with what was seen of each invariant
+cluster:  ## build a real Kubernetes of one node, once, outside the checkout, as root (20 minutes of one core; CLUSTER=folder)
+	nice tests/cluster/cluster.sh build $(CLUSTER)
+
+test-cluster: .venv-test/.installed $(CHART_TOOLS)/helm-3.22.0/helm  ## build the image and run the tests of it and of the chart on the cluster of `make cluster`, as root
+	-@$(if $(shell command -v mvn),$(MAKE) .kafka/.ready,echo "no mvn here: the test on a Kafka broker is skipped")
+	MILLRACE_INSTALLED=1 MILLRACE_CLUSTER=$(CLUSTER) $(TEST)/pytest -s -m cluster tests/cluster
+
+faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, in a pod too, then every fault on a real broker with what was seen of each invariant
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -m faults tests
+	MILLRACE_INSTALLED=1 MILLRACE_CLUSTER=$(CLUSTER) MILLRACE_TURNS=20 $(TEST)/pytest -s -m cluster tests/cluster/test_killed.py tests/cluster/test_moved.py
 	PYTHONPATH=tests/faults:tests/services/support:tests/streams/support $(TEST)/python tests/faults/faults.py
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
-	$(TEST)/ruff check $(ROOMS) tests examples deploy/helm
-	$(TEST)/ruff format --check $(ROOMS) tests examples deploy/helm
+	$(TEST)/ruff check $(ROOMS) tests examples deploy
+	$(TEST)/ruff format --check $(ROOMS) tests examples deploy
 	$(TEST)/mypy --strict $(addprefix -p millrace.,$(ROOMS))
-	$(TEST)/mypy --strict examples/own_learner.py
+	$(TEST)/mypy --strict examples/own_learner.py deploy/image/bill.py
 
 format: .venv-test/.ready  ## let ruff lay out the code and mend what it can
-	$(TEST)/ruff check --fix $(ROOMS) tests examples deploy/helm
-	$(TEST)/ruff format $(ROOMS) tests examples deploy/helm
+	$(TEST)/ruff check --fix $(ROOMS) tests examples deploy
+	$(TEST)/ruff format $(ROOMS) tests examples deploy
 
 clients: .venv-clients/.ready $(if $(shell command -v go),.tools/bin/grpcurl)  ## make what the tests call us with: other people's clients
 
@@ -85,6 +97,9 @@ charts: $(addprefix $(CHART_TOOLS)/,$(CHART_PROGRAMS))  ## make helm 3, helm 4 a
 
 kafka: .venv/.kafka $(if $(KAFKA_HOME),,.kafka/.ready)  ## run a Kafka broker of one's own until Ctrl-C (KAFKA_HOME=folder of one that is there)
 	.venv/bin/python -m millrace.services.demo.broker --jars $(JARS)
+
+image: $(UV)  ## build the container image with buildah or docker (IMAGE=name, BASE=image, EXTRAS=serve,kafka); its papers go to build/image
+	BASE=$(BASE) EXTRAS=$(EXTRAS) deploy/image/build.sh $(IMAGE) build/image
 
 bench-ridge: .venv-test/.installed  ## ridge against the machine's own dsyrk and the textbook recursion
 	$(TEST)/python tests/bench/bench_ridge.py
@@ -138,6 +153,7 @@ lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) --all-extras --group test -o $(LOCKS)/test.txt pyproject.toml
 	$(RESOLVE) --extra demo -c $(LOCKS)/test.txt -o $(LOCKS)/run.txt pyproject.toml
 	$(RESOLVE) --extra demo --extra serve -c $(LOCKS)/test.txt -o $(LOCKS)/serve.txt pyproject.toml
+	$(RESOLVE) $(addprefix --extra ,$(SHIPPED)) -c $(LOCKS)/test.txt -o $(LOCKS)/image.txt pyproject.toml
 	$(RESOLVE) -o $(LOCKS)/clients.txt $(LOCKS)/clients.in
 	$(RESOLVE) -o $(LOCKS)/peers.txt $(LOCKS)/peers.in
 	$(RESOLVE) --override $(LOCKS)/continual-override.in -o $(LOCKS)/continual.txt $(LOCKS)/continual.in

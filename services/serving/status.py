@@ -18,6 +18,7 @@ import msgspec
 from millrace.services.config.config import endpoint_token
 from millrace.services.pipeline.instance import Instance
 from millrace.services.serving.lock import held_alone, is_held
+from millrace.streams.errors import StorageError
 
 TIMEOUT_S = 15.0  # for an answer; a replica waits for the trainer's meanwhile
 
@@ -36,8 +37,11 @@ def placed(instance: Instance, place: EndpointAddress) -> Iterator[None]:
     """Others on this machine find the endpoint for as long as the block runs."""
     path = _path(instance)
     new_path = path.with_suffix(".new")
-    new_path.write_bytes(msgspec.json.encode(place))
-    new_path.replace(path)
+    try:
+        new_path.write_bytes(msgspec.json.encode(place))
+        new_path.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: where the endpoint listens cannot be written: {error.strerror}.") from error
     try:
         yield
     finally:
