@@ -15,11 +15,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from pipelines import MILLRACE, fill, pipeline_in, small_disk
+from pipelines import MILLRACE, fill, millrace, pipeline_in, small_disk
 from served_pipeline import starting, until
 
 from millrace.learners.errors import MillraceError
 from millrace.services.config.sections import ServingConfig
+from millrace.services.serving import door as doors
 from millrace.services.serving import front
 from millrace.services.serving.door import LONGEST_FOLDER, PREFIX, Door, own_folder
 from millrace.services.serving.shared_memory import object_store_bytes
@@ -46,6 +47,20 @@ def test_a_folder_whose_path_is_too_long_is_passed_by(tmp_path: Path, monkeypatc
     with own_folder() as folder:
         assert len(os.fsencode(folder)) <= LONGEST_FOLDER and not list(long_path.iterdir())
         assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_every_path_is_too_long_for_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no place is short enough, each is named, with why and what to do."""
+    monkeypatch.setattr(doors, "LONGEST_FOLDER", 8)
+    with pytest.raises(MillraceError, match=r"/tmp: its path is too long for sockets in it, 8 bytes.*Set TMPDIR"), own_folder():
+        pass
+
+
+def test_the_tokens_file_cannot_be_read(tmp_path: Path) -> None:
+    """Said before anything is started, with the file's name."""
+    pipeline_in(tmp_path, rows=1)
+    done = millrace("up", "digits.toml", "--tokens", "nowhere.txt", cwd=tmp_path)
+    assert done.returncode != 0 and "nowhere.txt" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_what_was_left_by_a_kill_is_swept_but_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

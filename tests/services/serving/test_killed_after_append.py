@@ -29,15 +29,20 @@ def prepared(most):
             super().__init__(serving, keeper)
             import os, signal
             recorder = self._endpoint.recording.recorder
-            commit = recorder._commit
-            def deadly(jobs):
-                commit(jobs)
-                try:
-                    os.unlink(serving.instance.folder / "armed")
-                except FileNotFoundError:
-                    return
-                os.kill(os.getpid(), signal.SIGKILL)
-            replica.Recorder._commit = lambda self, jobs: deadly(jobs)
+            open_log = recorder.open_log
+            def opened():
+                log = open_log()
+                append = log.append
+                def deadly(topic, records):
+                    stored = append(topic, records)
+                    try:
+                        os.unlink(serving.instance.folder / "armed")
+                    except FileNotFoundError:
+                        return stored
+                    os.kill(os.getpid(), signal.SIGKILL)
+                log.append = deadly
+                return log
+            recorder.open_log = opened
     replica.Predictor = Predictor
 up.prepare_environment = prepared
 from millrace.services.cli import main
