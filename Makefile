@@ -72,7 +72,7 @@ test-python-%: .venv-test-%/.installed
 cluster:  ## build a real Kubernetes of one node, once, outside the checkout, as root (20 minutes of one core; CLUSTER=folder)
 	nice tests/cluster/cluster.sh build $(CLUSTER)
 
-test-cluster: .venv-test/.installed $(CHART_TOOLS)/helm-3.22.0/helm  ## build the image and run the tests of it and of the chart on the cluster of `make cluster`, as root
+test-cluster: .venv-test/.installed $(if $(shell command -v go),$(CHART_TOOLS)/helm-3.22.0/helm)  ## build the image and run the tests of it and of the chart on the cluster of `make cluster`, as root
 	-@$(if $(shell command -v mvn),$(MAKE) .kafka/.ready,echo "no mvn here: the test on a Kafka broker is skipped")
 	MILLRACE_INSTALLED=1 MILLRACE_CLUSTER=$(CLUSTER) $(TEST)/pytest -s -m cluster tests/cluster
 
