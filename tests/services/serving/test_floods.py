@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("front")]
 MOST, ATTACKERS = 200, 400  # connections of a listener, and that an attacker holds or waits for
 SHORT, LONG = ServingConfig(idle_s=0.5, body_s=0.5), ServingConfig(idle_s=3600.0, body_s=3600.0)
 WAIT_S = 4.0  # for an answer that does not come
-CASES = [("http", kind) for kind in SENT] + [("grpc", kind) for kind in SENT if kind != "half a body"]
+CASES = [(protocol, kind) for protocol, kinds in SENT.items() for kind in kinds]
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def answered(up: Fronted, protocol: str, timeout_s: float) -> bool:
 def test_a_flood_over_the_limit_keeps_nobody_out(protocol: str, kind: str, up: Fronted) -> None:
     """Each attacker is ended in half a second and comes back; honest callers wait in line with them and are answered."""
     port = up.port if protocol == "http" else up.grpc_port
-    with attack(port, kind, ATTACKERS):
+    with attack(port, protocol, kind, ATTACKERS):
         assert all(answered(up, protocol, 120.0) for _ in range(5))
 
 
@@ -70,7 +70,7 @@ def test_without_time_limits_the_same_flood_keeps_everybody_out(protocol: str) -
     """The twin: limits of an hour, as the front of Ray Serve had them."""
     with small(LONG) as up:
         assert answered(up, protocol, 120.0)
-        with attack(up.port if protocol == "http" else up.grpc_port, "idle", ATTACKERS):
+        with attack(up.port if protocol == "http" else up.grpc_port, protocol, "nothing", ATTACKERS):
             assert not any(answered(up, protocol, WAIT_S) for _ in range(2))
 
 
