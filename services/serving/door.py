@@ -141,6 +141,7 @@ class Door:
             listener.close()
         if self._waiting is not None:
             self._waiting.close()
+            self._waiting = None
         if self._front is not None:
             self._front.stop()
 

@@ -7,6 +7,7 @@ there, and opens each again as often as it is ended, AGAIN_S seconds later at th
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import subprocess
 import sys
@@ -35,7 +36,8 @@ SENT = {
 def attack(port: int, way: str, kind: str, connections: int = CONNECTIONS) -> Iterator[None]:
     """From the moment that all of its connections are there."""
     command = [sys.executable, str(Path(__file__).resolve()), str(port), str(connections), way, kind]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # of the modules beside it
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=paths)
     try:
         assert process.stdout is not None and process.stdout.readline() == b"connected\n"
         yield

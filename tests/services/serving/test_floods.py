@@ -106,8 +106,8 @@ def test_another_user_reaches_no_socket_of_ours(name: str, opened: bool, up: Fro
 def test_an_endpoint_that_is_about_to_end_asks_for_a_new_connection() -> None:
     """HTTP/1 answers say so through the front, and answers go on."""
     with fronted() as up:
-        assert "connection" not in up.headers_of("/v2/health/live")
+        assert "connection" not in up.headers_of("/v2")
         drain(up.folder / "s")
-        heard = up.headers_of("/v2/health/live")
+        heard = up.headers_of("/v2")
         assert heard["connection"] == "close" and not [name for name in heard if name.startswith("x-millrace")]
         assert up.infer()[0] == 200

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from fronted import PATH, Fronted, asked_of_replicas, fronted, raw
-from pipelines import ANSWER_S
+from pipelines import ANSWER_S, lacks
 from served_pipeline import until
 
 from millrace.learners.errors import MillraceError
@@ -125,7 +125,7 @@ print(connection.getresponse().status)
 def elsewhere() -> Iterator[list[str]]:
     """How to run a program on another machine, as the network sees it: at two addresses of NET; the first is ours."""
     if os.geteuid() or not shutil.which("ip"):
-        pytest.skip("another network namespace needs root and the command `ip`")
+        lacks("another network namespace needs root and the command `ip`")
     name, here = f"millrace{os.getpid()}", f"mr{os.getpid()}"
     commands = (
         f"ip netns add {name}",
