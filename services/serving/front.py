@@ -32,6 +32,7 @@ POLL_S = 0.02  # between two polls of a front that starts
 AGAIN_S = 0.2  # before one that ended is started again
 LONGEST_S = 5.0  # the same, when it ends again and again
 STOP_S = 5  # for what is at work when it is to end; a caller who will not leave is cut off then
+TOLD_S = 5.0  # for it to tell of itself
 LEAST_FILES = 1024  # that a process may open
 CONNECTIONS = 8192  # of each listener, where the process may open as many files
 WAITING = 1024  # requests that wait while no replica answers; more are told to ask again
@@ -42,6 +43,7 @@ LAUNCH = (
     "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
 )
 
+PROTOCOLS = ("http", "grpc")
 CHECKING = "http_waiting"  # the backend that looks whether replicas are alive, for all
 CHECKS = "check inter 500ms downinter 200ms fall 1 rise 1 observe layer4 error-limit 1 on-error mark-down"
 WAITING_CALLS = "/inference.GRPCInferenceService/ModelInfer /millrace.v1.Labels/Label"
@@ -168,7 +170,7 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
 def _backends(folder: Path, replicas: int) -> str:
     """Of each protocol one whose requests wait where no replica answers, and one whose requests are then told so."""
     text = ""
-    for protocol, speaks in (("http", ""), ("grpc", " proto h2")):
+    for protocol, speaks in zip(PROTOCOLS, ("", " proto h2"), strict=True):
         for name in (f"{protocol}_waiting", protocol):
             lines = [f"backend {name}", "balance roundrobin", "http-reuse never" if speaks else "http-reuse always"]
             lines += ["option httpchk GET /v2/health/live"] if name == CHECKING else []
@@ -180,6 +182,15 @@ def _backends(folder: Path, replicas: int) -> str:
                 lines.append(f"server waiting unix@{waiting_socket(folder)}{speaks} backup maxconn {WAITING}")
             text += "\n    ".join(lines) + "\n\n"
     return text
+
+
+def told(folder: Path) -> str:
+    """Its table of what it did, which `services/metrics/front.py` reads. Raises: OSError where it does not answer."""
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.settimeout(TOLD_S)
+        asked.connect(str(admin_socket(folder)))
+        asked.sendall(b"show stat\n")
+        return b"".join(iter(lambda: asked.recv(1 << 16), b"")).decode()
 
 
 class Front:
