@@ -25,16 +25,18 @@ def _of_protocol(protocol: str, rows: Iterable[Row]) -> Samples:
     frontend, backend, waiting = ([row for row in ours if row["svname"] == kind] for kind in TOTALS)
     replicas = [row for row in ours if row["svname"] not in TOTALS]
     malformed = _sum(frontend, "ereq")
+    told_4xx = _sum(frontend, "hrsp_4xx") - malformed - _sum(backend, "hrsp_4xx")
     refused = {
         "connection": _sum(frontend, "dcon"),
         "malformed": malformed,
-        "too-large": max(0, _sum(frontend, "hrsp_4xx") - malformed - _sum(backend, "hrsp_4xx")),
+        # A call is refused by its grpc-status, so HAProxy counts it as one of those that it answers itself.
+        "too-large": max(0, told_4xx) if protocol == "http" else _sum(frontend, "intercepted"),
         "unanswered": max(0, _sum(backend, "hrsp_5xx") - _sum(replicas, "hrsp_5xx")),
     }
     return [
         Sample("millrace_front_connections", (protocol,), _sum(frontend, "scur")),
         Sample("millrace_front_waiting", (protocol,), _sum(waiting, "scur")),
-        Sample("millrace_front_asked_again_total", (protocol,), _sum(backend, "wretr") + _sum(backend, "wredis")),
+        Sample("millrace_front_asked_again_total", (protocol,), _sum(backend, "wredis")),
         *(Sample("millrace_front_refused_total", (protocol, reason), count) for reason, count in refused.items()),
     ]
 

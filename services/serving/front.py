@@ -35,8 +35,9 @@ STOP_S = 5  # for what is at work when it is to end; a caller who will not leave
 TOLD_S = 5.0  # for it to tell of itself
 LEAST_FILES = 1024  # that a process may open
 CONNECTIONS = 8192  # of each listener, where the process may open as many files
-WAITING = 1024  # requests that wait while no replica answers; more are told to ask again
-ASKED_AGAIN = 12 << 10  # bytes of a body that HAProxy still holds (tune.bufsize, with the head) when it asks another server
+WAITING = 1024  # requests of each protocol that wait while no replica answers; more are told to ask again
+# Bytes of a head and of a body that HAProxy still holds (tune.bufsize less tune.maxrewrite) when it asks another server.
+ASKED_AGAIN_HEAD, ASKED_AGAIN = 3 << 10, 12 << 10
 # It ends with the thread that started it (PR_SET_PDEATHSIG): that of `up`, which lives as long as `up`.
 LAUNCH = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
@@ -138,7 +139,7 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
     length = "req.hdr_val(content-length)"
     http, grpc = listeners
     share = SHARE.format(most // 2)
-    again = f"{{ req.body_size le {ASKED_AGAIN} }}"
+    again = f"{{ req.body_size le {ASKED_AGAIN} }} {{ req.hdrs,length le {ASKED_AGAIN_HEAD} }}"
     frontends = (
         f"frontend http\n    bind fd@{http}\n{share}{CALLER}"
         f"    http-request return status 413 content-type application/json string '{too_large}' "
@@ -179,7 +180,7 @@ def _backends(folder: Path, replicas: int) -> str:
                 place, track = sockets(folder, seat), "" if name == CHECKING else f"/{seat}"
                 lines.append(f"server {seat} unix@{place.grpc if speaks else place.http}{speaks} {watched}{track}")
             if name != protocol:
-                lines.append(f"server waiting unix@{waiting_socket(folder)}{speaks} backup maxconn {WAITING}")
+                lines.append(f"server waiting unix@{waiting_socket(folder)}{speaks} backup maxconn {WAITING} maxqueue 1")
             text += "\n    ".join(lines) + "\n\n"
     return text
 

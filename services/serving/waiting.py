@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from millrace.services.serving.front import CHECKING
 
 log = logging.getLogger("millrace")
 
+BACKLOG = 4096  # connections that wait to be accepted: Ray's start may hold this process for seconds
 POLL_S = 0.1  # between two looks for a replica, while anybody waits
 UP = "2"  # a server's state in `show servers state`: it takes requests
 ASK_S = 5.0  # for the front to answer
@@ -27,6 +29,9 @@ class Waiting:
     def __init__(self, path: Path, admin: Path) -> None:
         """``path``: of its socket; ``admin``: of the front's own. Raises: OSError where no socket can be made."""
         self._admin = admin
+        may, could = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if may != could:  # Ray does the same, but later
+            resource.setrlimit(resource.RLIMIT_NOFILE, (could, could))
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._loop = asyncio.new_event_loop()
@@ -54,10 +59,15 @@ class Waiting:
         self._held.discard(connection)
 
     async def _serve(self) -> None:
-        server = await self._loop.create_unix_server(lambda: _Held(self), sock=self._listener)
-        releasing = self._loop.create_task(self._release())
-        await self._stop.wait()
+        server = await self._loop.create_unix_server(lambda: _Held(self), sock=self._listener, backlog=BACKLOG)
+        releasing, stopping = self._loop.create_task(self._release()), self._loop.create_task(self._stop.wait())
+        await asyncio.wait({releasing, stopping}, return_when=asyncio.FIRST_COMPLETED)
         server.close()
+        if releasing.done():
+            log.error(
+                "Requests no longer wait for a replica; they are told at once that none is there.",
+                exc_info=releasing.exception(),
+            )
         releasing.cancel()
         await asyncio.gather(releasing, return_exceptions=True)
         self._end_all()

@@ -49,7 +49,7 @@ def test_answers_of_two_replicas_that_only_go_forward_are_told_from_one_that_goe
 @pytest.mark.slow
 @pytest.mark.xdist_group("kafka")
 def test_the_short_form_is_green(tmp_path: Path) -> None:
-    """Seven faults on a broker of its own."""
+    """Eight faults on a broker of its own."""
     home = os.environ.get("KAFKA_HOME")
     try:
         Broker(tmp_path, Path(home) / "libs" if home else ROOT / ".kafka" / "jars")

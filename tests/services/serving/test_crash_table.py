@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from pipelines import MILLRACE, fill, flower_rows, make_read_only, millrace, pipeline_in, small_disk
-from served_pipeline import CALLERS, Up, load, served, starting, until
+from served_pipeline import CALLERS, GrpcLoad, Up, load, served, starting, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("crashes")]
@@ -75,6 +77,20 @@ def test_controller_newest_weights_and_a_replica_die_together_and_no_request_fai
         until(lambda: up.all_serve("the newest of main") and len(callers.since(killed_s)) > 200)
     assert callers.failed == [] and callers.cut <= CALLERS
     learns(up, 7)
+
+
+def test_both_replicas_die_and_callers_wait_for_the_next(up: Up) -> None:
+    """Nobody is told that there is none, over HTTP or gRPC; only an answer that had begun is cut."""
+    dead = set(up.pids(":Predictor"))
+    with load(up) as callers, GrpcLoad(up) as caller_of_grpc:
+        until(lambda: len(callers.answers) > 50 and caller_of_grpc.answered > 10)
+        for pid in dead:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not dead & set(up.pids(":Predictor")) and len(up.pids(":Predictor")) == len(dead))
+        answers, calls = len(callers.answers), caller_of_grpc.answered
+        until(lambda: len(callers.answers) > answers + 50 and caller_of_grpc.answered > calls + 10)
+    assert callers.failed == [] and callers.cut <= CALLERS and len(caller_of_grpc.failed) <= 1
+    learns(up, 8)
 
 
 def test_the_front_dies_and_whoever_connects_meanwhile_waits(up: Up) -> None:

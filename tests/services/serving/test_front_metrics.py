@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import grpc
 import pytest
 from fronted import PATH, Fronted, fronted, raw
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pipelines import ANSWER_S
 from served_pipeline import until
 
 from millrace.services.config.sections import ServingConfig
@@ -81,4 +84,33 @@ def test_nobody_to_answer_is_counted_and_so_is_who_waits() -> None:
         assert counts(up)["connections", "http"] == 1
         up.one_more()
         waiting.join()
-        assert counts(up)["waiting", "http"] == 0 and risen(up, before)["asked_again_total", "http"] > 0
+        assert counts(up)["waiting", "http"] == 0
+
+
+def test_a_request_that_is_asked_again_counts_once() -> None:
+    """One that waited, and is the first to know the new replica."""
+    with fronted() as up:
+        while up.answering:
+            up.answering.pop().close()
+        until(lambda: "no server UP" not in told(up.folder / "s") and up.ask("GET", "/readyz")[0] == 503)
+        until(
+            lambda: (
+                sum(line.split(",")[17].startswith("UP") for line in told(up.folder / "s").splitlines() if ",BACKEND," in line)
+                == 2
+            )
+        )
+        before = counts(up)
+        waiting = threading.Thread(target=up.infer)
+        waiting.start()
+        until(lambda: counts(up)["waiting", "http"] == 1)
+        up.one_more()
+        waiting.join()
+        assert risen(up, before) == {("asked_again_total", "http"): 1}
+
+
+def test_a_call_that_needs_no_token_and_is_too_large_is_counted(up: Fronted) -> None:
+    """By the front, which answers it."""
+    before = counts(up)
+    with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel, pytest.raises(grpc.RpcError, match="1024 bytes"):
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="s" * 2000), timeout=ANSWER_S)
+    assert risen(up, before) == refused("too-large", "grpc")

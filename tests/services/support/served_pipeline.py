@@ -17,8 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import indent
 
+from grpc_calls import asked
 from pipelines import ANSWER_S, MILLRACE, TIMEOUT_S, clean_environment, facts
 
+from millrace.services.endpoint.grpc import calling
+from millrace.services.errors import NotReadyError
 from millrace.services.processes import descendants
 from millrace.services.serving.ports import free_port  # callers import it and the next from here
 
@@ -284,3 +287,32 @@ def load(up: Up, callers: int = CALLERS) -> Iterator[Load]:
         every._stop.set()
         for thread in threads:
             thread.join()
+
+
+class GrpcLoad:
+    """One caller of gRPC that asks one thing after the other; what fails is kept."""
+
+    def __init__(self, up: Up) -> None:
+        self.answered = 0
+        self.failed: list[str] = []
+        self._up = up
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> GrpcLoad:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        request = asked(("x", "FP64", [1, 4], bytes(32)), ("site", "BYTES", [1], b"\5\0\0\0north"))
+        with calling(f"127.0.0.1:{self._up.grpc_port}") as client:
+            while not self._stop.wait(0.002):
+                try:
+                    client.infer(request, ANSWER_S)
+                    self.answered += 1
+                except (NotReadyError, OSError) as error:
+                    self.failed.append(str(error))
