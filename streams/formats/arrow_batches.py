@@ -1,13 +1,13 @@
 """Arrow record batches into columns, as strictly as JSON rows: the same rows give the same columns, bit for bit.
 
-A batch whose columns are not the declared fields is refused as a whole; a bad row in a good batch is refused by its number,
-and the others are taken.
+A message with a batch whose columns are not the declared fields is refused as a whole, and all its rows count as refused. A bad
+row in a good batch is refused by its number, and the others are taken.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -89,8 +89,17 @@ class BatchCodec:
 
         Raises: RecordError where the message as a whole cannot be read.
         """
+        batches = read_batches(event.value or b"", self._max_bytes, self._read)
+        try:
+            return self._decoded(batches, event)
+        except RecordError as error:
+            rows = sum(batch.num_rows for batch in batches)
+            detail = error.detail if rows < 2 else f"{error.detail}; the message's {rows} rows are refused with it"
+            raise RecordError(error.reason, detail, max(rows, 1)) from error
+
+    def _decoded(self, batches: Sequence[Batch], event: Event) -> tuple[list[Rows], list[Refused]]:
         pieces, refused, first = [], list[Refused](), 0
-        for batch in read_batches(event.value or b"", self._max_bytes, self._read):
+        for batch in batches:
             self._check_columns(batch.schema)
             rows, faults = self._rows(batch, event)
             refused += _refused_rows(batch, faults, event, self._types, first)
