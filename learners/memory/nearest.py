@@ -54,8 +54,8 @@ def nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:
     """
     near = min(near, len(keys))
     if len(queries) == 1:
-        places, cosines = nearest_to_one(keys, queries[0], near)
-        return places[None], cosines[None]
+        alone = nearest_to_one(keys, queries[0], near)
+        return alone[0][None], alone[1][None]
     if len(queries) <= CHUNK:
         return _nearest(keys, queries, near)
     pieces = [_nearest(keys, queries[at : at + CHUNK], near) for at in range(0, len(queries), CHUNK)]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
+from weakref import ref
 from zlib import crc32
 
 import numpy as np
@@ -21,36 +22,12 @@ import numpy as np
 from millrace.learners.protocol import Array, Batch, Floats, Scaling, Value, join
 from millrace.streams.features.backbone import backbone
 from millrace.streams.features.far import FAR, ends_of_near
-from millrace.streams.features.scale import FIXED, Ends, Scale
+from millrace.streams.features.mean import Mean
+from millrace.streams.features.scale import FIXED, LOOK_ROWS, Ends, Scale
 from millrace.streams.formats.json_rows import Rows
 from millrace.streams.schema import LARGEST, Field, Schema
 
 RANGE_ROWS = 32  # learned rows before any value is
-
-
-@dataclass(slots=True)
-class Mean:
-    """The running mean that stands in for a missing number."""
-
-    total: float = 0.0  # of the differences to ``first``, so that values far from zero lose no digits
-    count: int = 0
-    first: float = 0.0  # the first value that was present
-
-    def fill(self, values: Floats) -> Floats:
-        """Missing values replaced by the mean of all present ones before them (0 before the first)."""
-        absent = np.isnan(values)
-        if not self.count and not absent.all():
-            self.first = float(values[~absent][0])
-        apart = np.where(absent, 0.0, values - self.first)
-        totals = np.cumsum(np.concatenate(([self.total], apart)))  # sequential: split as you like
-        counts = self.count + np.concatenate(([0], np.cumsum(~absent)))
-        self.total, self.count = float(totals[-1]), int(counts[-1])
-        before = np.where(counts[:-1] > 0, self.first + totals[:-1] / np.maximum(counts[:-1], 1), 0.0)
-        return np.where(absent, before, values)
-
-    def stand_in(self, values: Floats) -> Floats:
-        """Missing values replaced by the mean of all present ones so far; nothing is learned."""
-        return np.where(np.isnan(values), self.first + self.total / max(self.count, 1), values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +70,7 @@ class Features:
         self._far = np.zeros(len(self._numeric), dtype=np.int64)  # values of learned rows that were far out, by column
         self._far_ends: Ends | None = None  # beyond which values are far out; None: not known yet
         self._near_ends = self._low, self._high  # between which, by an earlier range, values are surely not
-        self._ended: tuple[Floats, Ends] | None = None  # the last rows whose ends were asked for
+        self._ended: tuple[ref[Floats], Ends] | None = None  # the last rows whose ends were asked for
 
     def encode(self, rows: Rows) -> Batch:
         """The rows as they wait: what stands in for a missing number is known later, and so is the column of a new category."""
@@ -129,7 +106,10 @@ class Features:
         """Encoded rows as a learner learns them, one after the other; the tables learn them, too."""
         if not len(batch):
             return batch
-        pieces = [piece for start, stop in _runs(batch.weight, len(batch)) for piece in self._pieces(batch.rows(start, stop))]
+        runs = _runs(batch.weight, len(batch))
+        if len(runs) == 1 and self._complete and self._rows >= LOOK_ROWS and (batch.weight is None or batch.weight[0] > 0.0):
+            return self._learn(batch)  # nothing is cut from here on
+        pieces = [piece for start, stop in runs for piece in self._pieces(batch.rows(start, stop))]
         return join(pieces)
 
     def _pieces(self, run: Batch) -> Iterator[Batch]:
@@ -208,8 +188,8 @@ class Features:
 
     def _ends(self, x: Floats) -> Ends:
         """Least and largest number of each column of x (n, k), worked out once for rows that are answered and then learned."""
-        if (ended := self._ended) is None or ended[0] is not x:
-            ended = self._ended = x, (x.min(axis=0), x.max(axis=0))
+        if (ended := self._ended) is None or ended[0]() is not x:
+            ended = self._ended = ref(x), (np.minimum.reduce(x, axis=0), np.maximum.reduce(x, axis=0))
         return ended[1]
 
     def _near(self, low: Floats, high: Floats) -> bool:
@@ -331,12 +311,12 @@ class Features:
         return Mean((total - count * field.center) / field.scale, count)
 
 
-def _runs(weight: Floats | None, rows: int) -> Iterator[tuple[int, int]]:
+def _runs(weight: Floats | None, rows: int) -> list[tuple[int, int]]:
     """Runs of rows that count, and of rows of weight 0."""
     if weight is None or np.count_nonzero(weight) == rows:
-        return iter([(0, rows)])
+        return [(0, rows)]
     ends = np.flatnonzero(np.diff(weight > 0.0)) + 1
-    return pairwise([0, *ends.tolist(), rows])
+    return list(pairwise([0, *ends.tolist(), rows]))
 
 
 def _places(schema: Schema) -> list[Place]:
