@@ -223,8 +223,7 @@ class Ridge:
         if self.config.task == "regress":
             self._sums.grow(y.shape[1])
             return y
-        columns = y
-        if y.dtype.kind != "i":
+        if (columns := y).dtype.kind != "i":
             columns = np.array([self._classes.setdefault(str(name), len(self._classes)) for name in y.tolist()])
             self._grow()
         self._counts += np.bincount(columns, minlength=len(self._classes))
