@@ -266,7 +266,7 @@ class Features:
 
     def _totals(self, counts: Array) -> dict[str, int]:
         """Counts (k,) of the numeric columns, added up by field; only fields that have some."""
-        if not counts.any():
+        if not np.count_nonzero(counts):
             return {}
         owners = [place.field.name for place in self.places for _ in _numeric_columns(place)]
         totals = dict[str, int]()
