@@ -104,8 +104,8 @@ image: $(UV)  ## build the container image with buildah or docker (IMAGE=name, B
 bench-ridge: .venv-test/.installed  ## ridge against the machine's own dsyrk and the textbook recursion
 	$(TEST)/python tests/bench/bench_ridge.py
 
-bench-loop: .venv-test/.installed  ## the whole worker against a bare read of the same log
-	$(TEST)/python tests/bench/bench_loop.py
+bench-loop: .venv-test/.installed  ## the whole worker against a bare read of the same log (PROCESSOR=1: by the processor's time, on a busy machine)
+	$(TEST)/python tests/bench/bench_loop.py $(if $(PROCESSOR),--processor-time --repeats 9)
 
 bench-labels: .venv-test/.installed  ## a served prediction and its late label against a plain row
 	$(TEST)/python tests/bench/bench_labels.py

@@ -42,10 +42,11 @@ def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
 
 def note_finer(finer: Array, x: Floats) -> None:
     """Set ``finer`` (d,) to 1 for the features of which a value in x (n, d) is finer than float32 can say."""
-    if finer.all():
+    known = np.count_nonzero(finer)
+    if known == len(finer):
         return
-    values = x[:, finer == 0] if finer.any() else x
+    values = x[:, finer == 0] if known else x
     with np.errstate(over="ignore"):
         differs = values.astype(np.float32) != values
-    if differs.any():
+    if np.count_nonzero(differs):
         finer[finer == 0] = differs.any(axis=0)

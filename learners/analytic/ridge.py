@@ -34,7 +34,7 @@ from millrace.learners.analytic.normal_equations import Solution, Sums
 from millrace.learners.analytic.recentring import begin, look, seen_from, share
 from millrace.learners.analytic.solver import Solver, Statistics, projection, regression, served
 from millrace.learners.errors import BadInputError, LearnerError
-from millrace.learners.linear.checked import names_of, numbers_of, rows_of
+from millrace.learners.linear.checked import columns_of, names_of, numbers_of, rows_of
 from millrace.learners.linear.servable import LinearServable, expanded
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
 
@@ -207,23 +207,23 @@ class Ridge:
         return shape if self.head.kind == "ridge" else shape | {"seed": self.seed}  # pseudo-features are drawn by it
 
     def _checked(self, batch: Batch) -> tuple[Floats, Array, Floats | None]:
-        """x (n, d), y (n,) or (n, k), and weight (n,), or None where all are 1; room for the classes that are new.
+        """x (n, d), y (n, k), or columns of classes (n,), or their names where some are new, and weight (n,), None: all are 1.
 
         Raises: BadInputError naming the column, what was expected and what came.
         """
         x, y, weight = rows_of(batch, self.d)
         if self.config.task != "classify":
             return x, numbers_of(y, len(self._sums.targets)), weight
+        if (columns := columns_of(y, self._classes)) is not None:
+            return x, columns, weight
         return x, names_of(y, self._classes, None if self._per_class is None else self._per_class.most), weight
 
     def _targets(self, y: Array) -> Floats:
-        """Target columns (n, C), one-hot for classes, with room made for those that are new."""
+        """Target columns (n, C) of y as ``_checked`` gives it, one-hot for classes, with room made for those that are new."""
         if self.config.task == "regress":
             self._sums.grow(y.shape[1])
             return y
-        try:
-            columns = np.fromiter(map(self._classes.__getitem__, y.tolist()), np.int64, len(y))
-        except KeyError:
+        if (columns := y).dtype.kind != "i":
             columns = np.array([self._classes.setdefault(str(name), len(self._classes)) for name in y.tolist()])
             self._grow()
         self._counts += np.bincount(columns, minlength=len(self._classes))

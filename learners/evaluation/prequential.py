@@ -141,7 +141,8 @@ class PrequentialClasses:
         counts it is the label seen first.
         """
         rows, counts = np.array(self._label_rows), np.bincount(places, minlength=len(self._label_rows))
-        order, first = np.argsort(places, kind="stable"), np.cumsum(counts) - counts
+        narrow = np.min_scalar_type(len(rows))  # is sorted several times as fast
+        order, first = np.argsort(places.astype(narrow), kind="stable"), np.cumsum(counts) - counts
         height = np.empty_like(places)  # (n,) rows of the row's label up to it
         height[order] = np.arange(1, len(places) + 1) + (rows - first)[places[order]]
         if self._majority >= 0:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 from millrace.learners.errors import BadInputError
 from millrace.learners.linear.servable import finite
@@ -17,13 +20,21 @@ def rows_of(batch: Batch, d: int) -> tuple[Floats, Array, Floats | None]:
     x = finite("x", batch.x, (d,))
     if batch.y is None or batch.y.shape[:1] != x.shape[:1]:
         raise BadInputError(f"column y: expected {len(x)} labels, got {None if batch.y is None else batch.y.shape}")
-    if batch.weight is None or (batch.weight.shape == (len(x),) and (batch.weight == 1.0).all()):
+    if batch.weight is None or (batch.weight.shape == (len(x),) and np.count_nonzero(batch.weight == 1.0) == len(x)):
         return x, batch.y, None
     weight = finite("weight", batch.weight, ())
     if len(weight) != len(x) or weight.min() < 0.0:
         least = weight.min(initial=0.0)
         raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {least}")
     return x, batch.y, weight
+
+
+def columns_of(y: Array, known: Mapping[str, int]) -> NDArray[np.int64] | None:
+    """The column of each class name (n,); None where one is new, or no name."""
+    try:
+        return np.fromiter(map(known.__getitem__, y.tolist()), np.int64, len(y))
+    except (KeyError, TypeError):  # TypeError: rows of several, which are no names
+        return None
 
 
 def names_of(y: Array, known: Iterable[str], most: int | None) -> Array:

@@ -102,8 +102,8 @@ class Softmax:
     def _step(self, x: Floats, y: Array, weight: Floats) -> None:
         """w <- w - eta grad E (3.22), each row as much as its factor says; then the penalty of as large a step."""
         columns = np.array([self._classes.setdefault(str(name), len(self._classes)) for name in y])
-        added = (0, len(self._classes) - len(self._intercept))
-        self._weights, self._intercept = np.pad(self._weights, ((0, 0), added)), np.pad(self._intercept, added)
+        if more := len(self._classes) - len(self._intercept):
+            self._weights, self._intercept = np.pad(self._weights, ((0, 0), (0, more))), np.pad(self._intercept, (0, more))
         self._scale.take(x)
         z = (x - self._scale.mean) / self._scale.deviation
         self._clipped = self._clipped + (np.abs(z) > CLIP).sum(axis=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -38,15 +39,23 @@ def as_text(asked: Asked) -> str:
 
 def aligned(numbers: Floats, names: Sequence[str], columns: Sequence[str]) -> Floats:
     """Numbers (n, C) of ``names`` as those of ``columns`` (n, m), 0 for a column that has none; without either as they are."""
-    if tuple(names) == tuple(columns):
+    names, columns = tuple(names), tuple(columns)
+    if names == columns:
         return numbers
-    places = {name: at for at, name in enumerate(names)}
-    found = [(at, places[name]) for at, name in enumerate(columns) if name in places]
+    to, source = _places(names, columns)
+    if len(to) == len(columns) > 0:
+        return numbers.take(source, axis=1)
     out = np.zeros((len(numbers), len(columns)))
-    if found:
-        to, source = (list(side) for side in zip(*found, strict=True))
-        out[:, to] = numbers[:, source]
+    out[:, to] = numbers[:, source]
     return out
+
+
+@lru_cache(maxsize=64)
+def _places(names: tuple[str, ...], columns: tuple[str, ...]) -> tuple[list[int], list[int]]:
+    """Which columns have a name, and where that stands."""
+    places = {name: at for at, name in enumerate(names)}
+    to = [at for at, name in enumerate(columns) if name in places]
+    return to, [places[columns[at]] for at in to]
 
 
 def of_texts(texts: Sequence[str], columns: Sequence[str]) -> tuple[Floats, Floats]:

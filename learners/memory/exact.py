@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from millrace.learners.memory.config import MemoryConfig
-from millrace.learners.memory.nearest import nearest
+from millrace.learners.memory.nearest import nearest, nearest_to_one
 from millrace.learners.memory.newest import Newest
 from millrace.learners.protocol import Array, Floats, Value
 
@@ -36,6 +36,9 @@ class ExactPicture:
         if not len(self.keys):
             nothing = np.zeros((len(keys), self.labels.shape[1]))
             return nothing, nothing, np.zeros(len(keys), dtype=bool)
+        if len(keys) == 1:
+            labels, answers = self._near_one(keys[0])
+            return labels[None], answers[None], None
         places, cosines = nearest(self.keys, keys, self.config.near)
         shares = np.exp((cosines - cosines[:, -1:]) / self.config.tau) * self.weight.take(places)
         shares /= shares.sum(axis=1, keepdims=True)
@@ -43,6 +46,16 @@ class ExactPicture:
             np.matmul(shares[:, None, :], column.take(places, axis=0))[:, 0] for column in (self.labels, self.answers)
         )
         return labels, answers, None
+
+    def _near_one(self, key: Floats) -> tuple[Floats, Floats]:
+        """The same near one key (d,), both (C,), as a request has it: fewer and smaller steps, to the same bits."""
+        places, cosines = nearest_to_one(self.keys, key, min(self.config.near, len(self.keys)))
+        cosines -= cosines[-1:]
+        cosines /= self.config.tau
+        shares = np.exp(cosines, out=cosines)
+        shares *= self.weight.take(places)
+        shares /= np.add.reduce(shares)
+        return shares @ self.labels.take(places, axis=0), shares @ self.answers.take(places, axis=0)
 
     def arrays(self) -> dict[str, Value]:
         """Everything ``of`` needs."""

@@ -173,7 +173,7 @@ class ErrorMemory:
     def _widened(self, numbers: Floats) -> Floats:
         """With 0 for the classes that this step brought."""
         more = len(self._names) - numbers.shape[1] if self._task != "regress" else 0
-        return np.pad(numbers, ((0, 0), (0, more)))
+        return np.pad(numbers, ((0, 0), (0, more))) if more else numbers
 
     def predict_many(self, batch: Batch) -> Floats:
         """Scores (n, C) in the order of ``servable().classes``, or values (n, k). Raises: as the base does."""

@@ -9,6 +9,7 @@ these as are wanted are a bound that as many cosines reach, and only those few a
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -27,9 +28,10 @@ Places = NDArray[np.int64]
 
 def normalised(rows: Floats) -> Floats:
     """Rows (n, d) of length 1; one of length 0 stays so."""
-    length = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
-    lengthened: Floats = rows / np.maximum(length, LEAST_LENGTH)
-    return lengthened
+    squared = np.einsum("nd,nd->n", rows, rows)
+    if len(rows) == 1:  # as a request has it: less is done by arrays, to the same bits
+        return np.asarray(rows / max(math.sqrt(squared.item()), LEAST_LENGTH))
+    return np.asarray(rows / np.maximum(np.sqrt(squared)[:, None], LEAST_LENGTH))
 
 
 def _places(keys: int) -> int:
@@ -51,11 +53,32 @@ def nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:
     Keys and queries have length 1. Where there are fewer keys, all of them are near. The nearest come last.
     """
     near = min(near, len(keys))
+    if len(queries) == 1:
+        alone = nearest_to_one(keys, queries[0], near)
+        return alone[0][None], alone[1][None]
     if len(queries) <= CHUNK:
         return _nearest(keys, queries, near)
     pieces = [_nearest(keys, queries[at : at + CHUNK], near) for at in range(0, len(queries), CHUNK)]
     places, cosines = zip(*pieces, strict=True)
     return np.concatenate(places), np.concatenate(cosines)
+
+
+def nearest_to_one(keys: Floats, query: Floats, near: int) -> tuple[Places, Floats]:
+    """The same of one query (d,), both (near,); ``near`` is at most as large as there are keys.
+
+    Only those that reach the bound are put on the grid. They stand by age, so a stable sort leaves the newest of equals last.
+    """
+    if len(keys) < GROUPS * near * LEAST_IN_GROUP:
+        places, cosines = _nearest(keys, query[None], near)
+        return places[0], cosines[0]
+    cosines = keys.dot(query * GRID)
+    groups = np.maximum.reduce(cosines[: len(keys) // (GROUPS * near) * GROUPS * near].reshape(-1, GROUPS * near))
+    groups.partition(len(groups) - near)
+    bound = round(float(groups[len(groups) - near])) - 0.5  # what is on the same cell as the bound reaches it
+    reaching = (cosines >= bound).nonzero()[0]
+    cells = np.rint(cosines.take(reaching))
+    last = cells.argsort(kind="stable")[len(cells) - near :]
+    return reaching.take(last), cells.take(last) / GRID
 
 
 def _nearest(keys: Floats, queries: Floats, near: int) -> tuple[Places, Floats]:

@@ -18,6 +18,7 @@ from millrace.learners.memory.sketch import Sketch, SketchPicture
 from millrace.learners.protocol import Floats, Value
 
 CLIP = 10.0  # deviations of a feature in a key
+LOWEST, HIGHEST = np.array(-CLIP), np.array(CLIP)  # as arrays, which NumPy takes sooner than numbers
 COLUMNS = ("x", "labels", "answers", "weight")  # of rows that wait
 Form = Exact | Sketch  # what holds keys, labels, answers and weights
 Picture = ExactPicture | SketchPicture  # a memory as it is
@@ -96,11 +97,12 @@ def keys_of(x: Floats, mean: Floats, deviation: Floats) -> Floats:
 
     By the 1 a key says how far from the mean its row is, and not in which direction alone; of one feature it would be the sign.
     """
-    key = np.ones((len(x), len(mean) + 1))
+    key = np.empty((len(x), len(mean) + 1))
+    key[:, -1] = 1.0
     z = key[:, :-1]
     np.subtract(x, mean, out=z)
     z /= deviation
-    np.minimum(np.maximum(z, -CLIP, out=z), CLIP, out=z)
+    np.minimum(np.maximum(z, LOWEST, out=z), HIGHEST, out=z)
     return normalised(key)
 
 

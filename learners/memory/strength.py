@@ -18,6 +18,7 @@ from millrace.learners.protocol import Floats, Value
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.9)  # of the error
 HALF_LIFE_ROWS = 1000  # rows after which a loss counts half
+ZERO, ONE = np.array(0.0), np.array(1.0)  # as arrays, which NumPy takes sooner than numbers
 LEAST = 0.001  # of a score that stands for a probability
 
 
@@ -38,7 +39,7 @@ def _moved(answers: Floats, errors: Floats, share: float | Floats, bounded: bool
     """Answers with a share of their errors, or with each of several (m, 1, 1)."""
     moved: Floats = share * errors
     moved += answers
-    return np.minimum(np.maximum(moved, 0.0, out=moved), 1.0, out=moved) if bounded else moved
+    return np.minimum(np.maximum(moved, ZERO, out=moved), ONE, out=moved) if bounded else moved
 
 
 def _log_losses(scores: Floats, labels: Floats) -> Floats:

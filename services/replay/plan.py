@@ -26,12 +26,13 @@ from millrace.streams.branch.branch import Backends, changed, load_part, start
 from millrace.streams.branch.forks import empty_fork, excluded, replay_fork
 from millrace.streams.branch.host import use_threads
 from millrace.streams.errors import DamageError, OffsetsGoneError
-from millrace.streams.journal.entries import Fork, Mark, Rejected, Step
+from millrace.streams.journal.entries import Fork, Mark, Step
 from millrace.streams.journal.exclusions import Exclusion, OffsetRange, describe, left_out
 from millrace.streams.journal.ledger import Ledger, Target
 from millrace.streams.journal.ledger import describe_target as target_words
 from millrace.streams.journal.store import FolderStore, read_checkpoint
 from millrace.streams.source import Position, Source, Topic
+from millrace.streams.worker.rejects import entries_of
 
 READ_ROWS = 4096  # records a read
 SAMPLE_ROWS = 2000  # learned, and thrown away, to measure the rate
@@ -367,7 +368,7 @@ def _rate(instance: Instance, source: Source, fork: Fork) -> float:
             read = source.read(tp, at, end)
             rows, refused = reader.decode(read.events, tp)
             reads = [(tp, at, end, len(read.events), read.crc32c)]
-            rejected: list[Rejected] = [(tp, refusal.event.offset, refusal.row, refusal.reason) for refusal in refused]
+            rejected = entries_of([(tp, refusal) for refusal in refused])
             clock_ms = max([fold.clock_ms, *rows.t.tolist()])
             fold.step(Step(branch="", seq=0, epoch=0, reads=reads, clock_ms=clock_ms, rejected=rejected), [rows])
             tried += len(read.events)

@@ -17,7 +17,7 @@ from typing import Any
 from millrace.learners.protocol import Learner, State, Value
 from millrace.streams.branch.branch import Backends, FoldSpec, begin, load_part, save_checkpoint
 from millrace.streams.errors import DamageError
-from millrace.streams.features.columns import joined_tables, of_rows
+from millrace.streams.features.joined import joined_tables, of_rows
 from millrace.streams.journal.entries import Host, Mark, Merge
 from millrace.streams.journal.journal import Cursor, Writer, counted, newest_version, summarise
 from millrace.streams.journal.store import Store, kept_marks, sweep

@@ -13,11 +13,16 @@ from millrace.learners.errors import LearnerError
 from millrace.learners.protocol import EarlierRevisions, Learner, Scaling
 from millrace.streams.features.columns import Features
 from millrace.streams.features.revision_1 import FeaturesOfRevision1
+from millrace.streams.features.revision_2 import FeaturesOfRevision2
 from millrace.streams.journal.entries import Fork
 from millrace.streams.schema import Schema
 from millrace.streams.state.fold import REVISION
 
-FEATURES: dict[int, Callable[[Schema, Scaling], Features]] = {1: FeaturesOfRevision1, REVISION: Features}  # by fold revision
+FEATURES: dict[int, Callable[[Schema, Scaling], Features]] = {  # by fold revision
+    1: FeaturesOfRevision1,
+    2: FeaturesOfRevision2,
+    REVISION: Features,
+}
 
 
 def learner_maker(make_learner: Callable[[], Learner], fork: Fork) -> Callable[[], Learner]:

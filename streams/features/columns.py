@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
+from weakref import ref
 from zlib import crc32
 
 import numpy as np
@@ -21,36 +22,12 @@ import numpy as np
 from millrace.learners.protocol import Array, Batch, Floats, Scaling, Value, join
 from millrace.streams.features.backbone import backbone
 from millrace.streams.features.far import FAR, ends_of_near
-from millrace.streams.features.scale import FIXED, Scale
+from millrace.streams.features.mean import Mean
+from millrace.streams.features.scale import FIXED, LOOK_ROWS, Ends, Scale
 from millrace.streams.formats.json_rows import Rows
 from millrace.streams.schema import LARGEST, Field, Schema
 
 RANGE_ROWS = 32  # learned rows before any value is
-
-
-@dataclass(slots=True)
-class Mean:
-    """The running mean that stands in for a missing number."""
-
-    total: float = 0.0  # of the differences to ``first``, so that values far from zero lose no digits
-    count: int = 0
-    first: float = 0.0  # the first value that was present
-
-    def fill(self, values: Floats) -> Floats:
-        """Missing values replaced by the mean of all present ones before them (0 before the first)."""
-        absent = np.isnan(values)
-        if not self.count and not absent.all():
-            self.first = float(values[~absent][0])
-        apart = np.where(absent, 0.0, values - self.first)
-        totals = np.cumsum(np.concatenate(([self.total], apart)))  # sequential: split as you like
-        counts = self.count + np.concatenate(([0], np.cumsum(~absent)))
-        self.total, self.count = float(totals[-1]), int(counts[-1])
-        before = np.where(counts[:-1] > 0, self.first + totals[:-1] / np.maximum(counts[:-1], 1), 0.0)
-        return np.where(absent, before, values)
-
-    def stand_in(self, values: Floats) -> Floats:
-        """Missing values replaced by the mean of all present ones so far; nothing is learned."""
-        return np.where(np.isnan(values), self.first + self.total / max(self.count, 1), values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +68,9 @@ class Features:
         self._rows = 0  # learned
         self._low, self._high = np.full(len(self._numeric), np.inf), np.full(len(self._numeric), -np.inf)  # of learned values
         self._far = np.zeros(len(self._numeric), dtype=np.int64)  # values of learned rows that were far out, by column
-        self._far_ends: tuple[Floats, Floats] | None = None  # beyond which values are far out, both (k,); None: not known yet
+        self._far_ends: Ends | None = None  # beyond which values are far out; None: not known yet
+        self._near_ends = self._low, self._high  # between which, by an earlier range, values are surely not
+        self._ended: tuple[ref[Floats], Ends] | None = None  # the last rows whose ends were asked for
 
     def encode(self, rows: Rows) -> Batch:
         """The rows as they wait: what stands in for a missing number is known later, and so is the column of a new category."""
@@ -116,6 +95,8 @@ class Features:
         if self._complete:
             return batch
         x = self._in_range(batch.x)
+        if x is batch.x and len(x) >= RANGE_ROWS:  # of few rows the ends cost more than they save
+            return self._finished(batch, self.scale.applied(x, self._ends(x)), {})
         absent = self._absent(x)
         for place in self._filled:
             x[:, place.start] = self._mean(place).stand_in(x[:, place.start])
@@ -125,9 +106,11 @@ class Features:
         """Encoded rows as a learner learns them, one after the other; the tables learn them, too."""
         if not len(batch):
             return batch
-        return join(
-            [piece for start, stop in _runs(batch.weight, len(batch)) for piece in self._pieces(batch.rows(start, stop))]
-        )
+        runs = _runs(batch.weight, len(batch))
+        if len(runs) == 1 and self._complete and self._rows >= LOOK_ROWS and (batch.weight is None or batch.weight[0] > 0.0):
+            return self._learn(batch)  # nothing is cut from here on
+        pieces = [piece for start, stop in runs for piece in self._pieces(batch.rows(start, stop))]
+        return join(pieces)
 
     def _pieces(self, run: Batch) -> Iterator[Batch]:
         """Rows that all count, or all have weight 0: those are put as they would be answered, and move nothing."""
@@ -166,18 +149,19 @@ class Features:
     @property
     def _complete(self) -> bool:
         """Whether encoded rows are what a learner gets."""
-        return not (self._filled or self._growing or self._ranged) and self.scale.scaling == "none"
+        return self.scale.scaling == "none" and not (self._filled or self._growing or self._ranged)
 
     def _learn(self, batch: Batch) -> Batch:
         """A piece as the scale cuts it."""
         came = self._of_numeric(batch.x)
-        x = self._in_range(batch.x) if not self._complete else batch.x
+        if self._complete:
+            self._count(came)
+            return batch
+        x = self._in_range(batch.x)
         values = self._of_numeric(x)
         if self._ranged:
             self._outside = self._outside + ((values != came) & ~np.isnan(came)).sum(axis=0)
         ends = self._count(values)
-        if self._complete:
-            return batch
         absent = self._absent(x)
         for place in self._filled:
             x[:, place.start] = self._mean(place).fill(x[:, place.start])
@@ -187,7 +171,7 @@ class Features:
         known = None if self._filled else ends  # of what was filled in, nothing is known
         return self._finished(batch, self._scaled(x, lambda numbers: self.scale.learn(numbers, known)), absent)
 
-    def _count(self, values: Floats) -> tuple[Floats, Floats]:
+    def _count(self, values: Floats) -> Ends:
         """Take learned numbers (n, k) into the range; which are far out by what was learned before is counted.
 
         Gives their least and largest (k,).
@@ -195,17 +179,30 @@ class Features:
         if self._filled:
             low, high = (take.reduce(values, axis=0, initial=end) for take, end in ((np.fmin, np.inf), (np.fmax, -np.inf)))
         else:
-            low, high = values.min(axis=0), values.max(axis=0)
+            low, high = self._ends(values)
         if self._rows >= RANGE_ROWS and not self._near(low, high):
             self._far = self._far + self._far_values(values).sum(axis=0)
         self._rows += len(values)
         self._low, self._high, self._far_ends = np.minimum(self._low, low), np.maximum(self._high, high), None
         return low, high
 
+    def _ends(self, x: Floats) -> Ends:
+        """Least and largest number of each column of x (n, k), worked out once for rows that are answered and then learned."""
+        if (ended := self._ended) is None or ended[0]() is not x:
+            ended = self._ended = ref(x), (np.minimum.reduce(x, axis=0), np.maximum.reduce(x, axis=0))
+        return ended[1]
+
     def _near(self, low: Floats, high: Floats) -> bool:
-        """Whether numbers between these (k,) are surely not far out; not sure where a column has been constant or missing."""
+        """Whether numbers between these (k,) are surely not far out; not sure where a column has been constant or missing.
+
+        The learned range only widens, so what it said earlier holds.
+        """
+        least, most = self._near_ends
+        if np.count_nonzero((least <= low) & (high <= most)) == len(low):
+            return True
         room = FAR * (self._high - self._low)
-        return bool(((low >= self._low - room) & (high <= self._high + room)).all())
+        self._near_ends = least, most = self._low - room, self._high + room
+        return bool(((least <= low) & (high <= most)).all())
 
     def _in_range(self, x: Floats) -> Floats:
         """Encoded rows, in which values outside a field's low and high are clipped or missing, as it declares.
@@ -238,6 +235,8 @@ class Features:
 
     def _finished(self, batch: Batch, x: Floats, absent: Mapping[str, Array]) -> Batch:
         """The rows with x (n, d), in which a missing number of a field that says so is 0, and categories have their columns."""
+        if x is batch.x and batch.names is None:
+            return batch
         for place in self._filled:
             if place.field.missing == "indicator":
                 x[absent[place.field.name], place.start : place.stop] = (0.0, 1.0)
@@ -267,7 +266,7 @@ class Features:
 
     def _totals(self, counts: Array) -> dict[str, int]:
         """Counts (k,) of the numeric columns, added up by field; only fields that have some."""
-        if not counts.any():
+        if not np.count_nonzero(counts):
             return {}
         owners = [place.field.name for place in self.places for _ in _numeric_columns(place)]
         totals = dict[str, int]()
@@ -303,6 +302,7 @@ class Features:
         self.means = {name: Mean(*pair) for name, pair in state["fills"].items()}
         self._rows, self._far = int(state["rows"]), np.array(state["far"])
         self._low, self._high, self._far_ends = np.array(state["low"]), np.array(state["high"]), None
+        self._near_ends = self._low, self._high
         self._outside = np.array(state["outside"]) if "outside" in state else self._outside
 
     def _of_values(self, name: str, total: float, count: int) -> Mean:
@@ -311,33 +311,12 @@ class Features:
         return Mean((total - count * field.center) / field.scale, count)
 
 
-def _runs(weight: Floats | None, rows: int) -> Iterator[tuple[int, int]]:
+def _runs(weight: Floats | None, rows: int) -> list[tuple[int, int]]:
     """Runs of rows that count, and of rows of weight 0."""
-    if weight is None or weight.all():
-        return iter([(0, rows)])
+    if weight is None or np.count_nonzero(weight) == rows:
+        return [(0, rows)]
     ends = np.flatnonzero(np.diff(weight > 0.0)) + 1
-    return pairwise([0, *ends.tolist(), rows])
-
-
-COUNTED: dict[str, Callable[[Sequence[Any]], Any]] = {  # tables that count learned rows, and how those of workers are joined
-    "rows": sum,
-    "low": lambda tables: np.min(tables, axis=0),
-    "high": lambda tables: np.max(tables, axis=0),
-    "outside": lambda tables: np.sum(tables, axis=0),
-    "far": lambda tables: np.sum(tables, axis=0),
-    "scale.clipped": lambda tables: np.sum(tables, axis=0),
-}
-
-
-def of_rows(tables: Mapping[str, Value]) -> dict[str, Value]:
-    """Those tables that count, and that workers over different rows may have different."""
-    return {name: table for name, table in tables.items() if name in COUNTED}
-
-
-def joined_tables(workers: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
-    """The tables of several workers as one; those that do not count are equal."""
-    joined = {name: COUNTED[name]([tables[name] for tables in workers]) for name in of_rows(workers[0])}
-    return dict(workers[0]) | joined
+    return list(pairwise([0, *ends.tolist(), rows]))
 
 
 def _places(schema: Schema) -> list[Place]:

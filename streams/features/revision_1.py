@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from millrace.learners.protocol import Array, Batch, Floats, Scaling, Value
-from millrace.streams.features.columns import Features, Mean
+from millrace.streams.features.columns import Features
+from millrace.streams.features.mean import Mean
 from millrace.streams.formats.json_rows import Rows
 from millrace.streams.schema import Field, Schema
 

@@ -40,6 +40,7 @@ SPARSE = 0.5  # share of rows that differ from the row before, below which a fea
 SPANS = 1000.0  # widths of its range that a sparse feature is let out
 MOVED = 0.05  # share of clipped rows above which a feature has moved; below it, it had outliers
 ARRAYS = ("mean", "squares", "low", "high")  # of Moments
+Ends = tuple[Floats, Floats]  # least and largest value of each feature, (width,) each
 ROUNDING = 4.0 * float(np.finfo(np.float64).eps)  # of the mean; a smaller deviation is none
 
 
@@ -62,7 +63,9 @@ class Moments:
     def of(cls, rows: Floats, low: Floats, high: Floats) -> Moments:
         """Of rows (n, width), n >= 1, and what is to be their range."""
         mean = rows.sum(axis=0) / len(rows)
-        return cls(len(rows), mean, ((rows - mean) ** 2).sum(axis=0), low, high)
+        apart = rows - mean
+        apart *= apart
+        return cls(len(rows), mean, apart.sum(axis=0), low, high)
 
     def join(self, other: Moments) -> None:
         """Take in the rows of ``other``."""
@@ -97,6 +100,17 @@ class Moments:
         return cls(int(state[f"{prefix}rows"]), *(np.array(state[prefix + name]) for name in ARRAYS))
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Within which nothing is clipped, (width,) each, and by what else a value is judged."""
+
+    low: Floats
+    high: Floats
+    sparse: Array  # whether the feature is
+    unit: Floats  # of ``standardise``: the deviation, infinite where there is none
+    finite: bool  # whether any feature has bounds
+
+
 class Scale:
     """Of ``width`` features of one learner.
 
@@ -110,11 +124,18 @@ class Scale:
         self.scaling: Scaling = scaling
         self._declared = np.zeros(width, dtype=bool) if declared is None else declared
         self.clipped = np.zeros(width, dtype=np.int64)  # (width,) learned values that were clipped, ever
+        self._none = Moments.none(width)
         self._known, self._came = Moments.none(width), Moments.none(width)  # up to the last look, and since then
         self._kept = self._came  # since then, as they count: the same object until a row is clipped
         self._outside: Array = np.zeros(width, dtype=np.int64)  # clipped values since then
         self._last, self._changes = np.full(width, np.nan), np.zeros(width, dtype=np.int64)  # rows unlike the row before
-        self._bound()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know no bounds yet."""
+        self._known_changes = self._changes  # up to the last look
+        self._bounds: Bounds | None = None  # None: not worked out since the last look
+        self._sure = self._none.low, self._none.high  # between which, by an earlier look, values are within the bounds
 
     def cuts(self, rows: int, learned: int) -> Iterator[tuple[int, int]]:
         """``rows`` rows that come after ``learned`` ones, in pieces that end where a look is due."""
@@ -129,24 +150,30 @@ class Scale:
     def _next_look(learned: int) -> int:
         return 1 << learned.bit_length() if learned < LOOK_ROWS else (learned // LOOK_ROWS + 1) * LOOK_ROWS
 
-    def applied(self, x: Floats) -> Floats:
-        """What a learner gets for x (n, width); missing values, NaN, stay so."""
-        return self._standardised(self._clipped(x))
+    def applied(self, x: Floats, ends: Ends | None = None) -> Floats:
+        """What a learner gets for x (n, width); missing values, NaN, stay so.
 
-    def learn(self, x: Floats, ends: tuple[Floats, Floats] | None = None) -> Floats:
-        """The same for rows that are learned; they are one of the pieces that ``cuts`` gives, and have no missing values.
-
-        ``ends`` (width,) each: their least and largest values, where they are known.
+        ``ends``: their least and largest values, where they are known.
         """
+        if self.scaling == "none" or (ends is not None and self._within(*ends)):
+            return self._standardised(x)
+        bounds = self._bounds_now()
+        if bounds.finite and ((x < bounds.low) | (x > bounds.high)).any():
+            x = np.clip(x, bounds.low, bounds.high)
+        return self._standardised(x)
+
+    def learn(self, x: Floats, ends: Ends | None = None) -> Floats:
+        """The same for rows that are learned; they are one of the pieces that ``cuts`` gives, and have no missing values."""
         if self.scaling == "none":
             return x
         low, high = (x.min(axis=0), x.max(axis=0)) if ends is None else ends
         came, kept = Moments.of(x, low, high), x
         counted = came
-        if self._bounded and not ((self._low <= low) & (high <= self._high)).all():
-            kept = np.clip(x, self._low, self._high)
+        if not self._within(low, high):
+            bounds = self._bounds_now()
+            kept = np.clip(x, bounds.low, bounds.high)
             same = kept == x
-            widens, outside = same | self._sparse, (~same).sum(axis=0)
+            widens, outside = same | bounds.sparse, (~same).sum(axis=0)
             low, high = np.where(widens, kept, np.inf).min(axis=0), np.where(widens, kept, -np.inf).max(axis=0)
             counted = Moments.of(kept, low, high)
             self._outside, self.clipped = self._outside + outside, self.clipped + outside
@@ -157,21 +184,27 @@ class Scale:
             self._count(x, came, counted)
         return given
 
-    def _clipped(self, x: Floats) -> Floats:
-        """x (n, d) within the bounds; itself where it is."""
-        if self._bounded and ((x < self._low) | (x > self._high)).any():
-            return np.clip(x, self._low, self._high)
-        return x
+    def _within(self, low: Floats, high: Floats) -> bool:
+        """Whether values between these, (width,) each, are within the bounds.
+
+        As a rule an earlier look says so, and bounds need not be worked out again. The range only widens, and bounds lie at
+        least as far beside it as it is wide. So what lay so far beside it then is within the bounds of today.
+        """
+        least, most = self._sure
+        if np.count_nonzero((least <= low) & (high <= most)) == len(low):
+            return True
+        bounds = self._bounds_now()
+        return not bounds.finite or bool(((bounds.low <= low) & (high <= bounds.high)).all())
 
     def _standardised(self, kept: Floats) -> Floats:
         if self.scaling != "standardise":
             return kept
-        return np.clip((kept - self._known.mean) / self._unit, -DEVIATIONS, DEVIATIONS)
+        return np.clip((kept - self._known.mean) / self._bounds_now().unit, -DEVIATIONS, DEVIATIONS)
 
     def _count(self, x: Floats, came: Moments, counted: Moments) -> None:
         """Take rows in: as they came, and as they count; look where that is due."""
         differs = x[1:] != x[:-1]
-        changes = len(differs) if differs.all() else differs.sum(axis=0)
+        changes = len(differs) if np.count_nonzero(differs) == differs.size else differs.sum(axis=0)
         self._changes = self._changes + changes + (x[0] != self._last)
         self._last = x[-1].copy()
         if counted is not came and self._kept is self._came:
@@ -185,28 +218,39 @@ class Scale:
 
     def _look(self) -> None:
         """Take in the rows since the last look."""
-        width = len(self.clipped)
-        moved = self._outside > MOVED * self._came.rows
-        self._known.join(self._came if self._kept is self._came else self._kept.choose(moved, self._came))
-        self._came = Moments.none(width)
-        self._kept, self._outside = self._came, np.zeros(width, dtype=np.int64)
-        self._bound()
+        came = self._came
+        if self._kept is not came:
+            came = self._kept.choose(self._outside > MOVED * came.rows, came)
+            self._outside = np.zeros_like(self._outside)
+        self._known.join(came)
+        self._came = self._kept = replace(self._none)
+        self._known_changes, self._bounds = self._changes, None
 
-    def _bound(self) -> None:
-        if self.scaling in FIXED:
-            most = np.where(self._declared & (self.scaling == "declared"), DEVIATIONS, np.inf)
-            self._low, self._high, self._bounded = -most, most, bool(np.isfinite(most).any())
-            self._sparse = np.zeros(len(most), dtype=bool)
-            return
+    def _bounds_now(self) -> Bounds:
+        if self._bounds is None:
+            self._bounds = self._fixed_bounds() if self.scaling in FIXED else self._running_bounds()
+        return self._bounds
+
+    def _fixed_bounds(self) -> Bounds:
+        most = np.where(self._declared & (self.scaling == "declared"), DEVIATIONS, np.inf)
+        self._sure = -most, most
+        return Bounds(-most, most, np.zeros(len(most), dtype=bool), np.ones(len(most)), bool(np.isfinite(most).any()))
+
+    def _running_bounds(self) -> Bounds:
         known, deviation = self._known, self._known.deviation
-        self._unit = np.where(deviation > 0.0, deviation, np.inf)
         varies = (deviation > 0.0) & (known.rows >= LOOK_ROWS)
-        self._sparse = self._changes <= SPARSE * known.rows
-        room = np.where(varies, known.high - known.low, 0.0) * np.where(self._sparse, SPANS, 1.0)
+        sparse = self._sparse_by(self._known_changes)
+        span = np.where(varies, known.high - known.low, 0.0)
+        self._sure = known.low - span, known.high + span
+        room = span * np.where(sparse, SPANS, 1.0)
         low = np.minimum(known.mean - DEVIATIONS * deviation, known.low - room)
         high = np.maximum(known.mean + DEVIATIONS * deviation, known.high + room)
-        self._low, self._high = np.where(varies, low, -np.inf), np.where(varies, high, np.inf)
-        self._bounded = bool(varies.any())
+        low, high = np.where(varies, low, -np.inf), np.where(varies, high, np.inf)
+        return Bounds(low, high, sparse, np.where(deviation > 0.0, deviation, np.inf), bool(varies.any()))
+
+    def _sparse_by(self, changes: Array) -> Array:
+        """Which features (width,) are sparse, by the last look and so many changes."""
+        return np.asarray(changes <= SPARSE * self._known.rows)
 
     def state(self) -> dict[str, Value]:
         """A copy of everything; empty where nothing is scaled."""
@@ -214,6 +258,8 @@ class Scale:
             return {} if self.scaling == "none" else {"scaling": self.scaling, "clipped": self.clipped.copy()}
         recent: dict[str, Any] = {"outside": self._outside.copy(), "clipped": self.clipped.copy()}
         recent |= {"last": self._last.copy(), "changes": self._changes.copy()}
+        if not np.array_equal(self._sparse_by(self._changes), self._sparse_by(self._known_changes)):
+            recent["known_changes"] = self._known_changes.copy()  # else they say no more than ``changes``
         parts = self._known.state("known.") | self._came.state("came.") | self._kept.state("kept.") | recent
         return {"scaling": self.scaling} | parts
 
@@ -223,8 +269,9 @@ class Scale:
         if "clipped" in state:
             self.clipped = np.array(state["clipped"])
         if self.scaling in FIXED:
-            self._bound()
+            self._begin()
             return
         self._known, self._came, self._kept = (Moments.of_state(state, prefix) for prefix in ("known.", "came.", "kept."))
         self._outside, self._last, self._changes = (np.array(state[name]) for name in ("outside", "last", "changes"))
-        self._bound()
+        self._begin()
+        self._known_changes = np.array(state.get("known_changes", self._changes))

@@ -50,9 +50,10 @@ def read_batches(value: bytes, most_bytes: int, names: frozenset[str] | None = N
         _check_extent(arrow, value, most_bytes)
         options = arrow.ipc.IpcReadOptions(use_threads=False)
         with arrow.ipc.open_stream(arrow.py_buffer(value), options=options) as stream:
-            _check_schema(stream.schema, names)
+            viewed = _check_schema(stream.schema, names)
             batches = list(stream)
-        _check_views(batches, most_bytes)
+        if viewed:
+            _check_views(batches, most_bytes)
         for batch in batches:
             batch.validate(full=True)
     except (arrow.ArrowException, OSError, ValueError, struct.error, IndexError) as error:  # ValueError: names not UTF-8
@@ -109,13 +110,19 @@ def _viewed_bytes(views: Any) -> int:
     return int(lengths.sum(dtype=np.int64))
 
 
-def _check_schema(schema: Any, names: frozenset[str] | None) -> None:
-    """Names that stand once, and no extension types: what those hold is for whoever registered them."""
+def _check_schema(schema: Any, names: frozenset[str] | None) -> bool:
+    """Names that stand once, and no extension types: what those hold is for whoever registered them.
+
+    Gives whether a column has views, or is a dictionary of some.
+    """
     if len(set(schema.names)) < len(schema.names):
         raise RecordError("duplicate-field", "a column's name stands twice")
+    viewed = False
     for field in schema:
-        if (names is None or field.name in names) and (field.metadata or {}).get(b"ARROW:extension:name"):
+        viewed = viewed or "_view" in str(field.type)
+        if (metadata := field.metadata) and metadata.get(b"ARROW:extension:name") and (names is None or field.name in names):
             raise RecordError("wrong-type", f"{field.name} is of an extension type")
+    return viewed
 
 
 @lru_cache(maxsize=256)

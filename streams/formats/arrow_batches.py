@@ -1,13 +1,13 @@
 """Arrow record batches into columns, as strictly as JSON rows: the same rows give the same columns, bit for bit.
 
-A batch whose columns are not the declared fields is refused as a whole; a bad row in a good batch is refused by its number,
-and the others are taken.
+A message with a batch whose columns are not the declared fields is refused as a whole, and all its rows count as refused. A bad
+row in a good batch is refused by its number, and the others are taken.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -45,6 +45,7 @@ from millrace.streams.schema import LARGEST, UNITS_NS, Field, Label, Schema, Unk
 
 TIMESTAMP = "timestamp"  # a column of a row's own time, where no field has this name; never past its message's
 EVERYTHING = (-LARGEST, LARGEST)
+NEAR = 1000  # between the least and the largest of a column of integers that are looked up by their difference
 
 
 @dataclass(slots=True)
@@ -88,8 +89,17 @@ class BatchCodec:
 
         Raises: RecordError where the message as a whole cannot be read.
         """
+        batches = read_batches(event.value or b"", self._max_bytes, self._read)
+        try:
+            return self._decoded(batches, event)
+        except RecordError as error:
+            rows = sum(batch.num_rows for batch in batches)
+            detail = error.detail if rows < 2 else f"{error.detail}; the message's {rows} rows are refused with it"
+            raise RecordError(error.reason, detail, max(rows, 1)) from error
+
+    def _decoded(self, batches: Sequence[Batch], event: Event) -> tuple[list[Rows], list[Refused]]:
         pieces, refused, first = [], list[Refused](), 0
-        for batch in read_batches(event.value or b"", self._max_bytes, self._read):
+        for batch in batches:
             self._check_columns(batch.schema)
             rows, faults = self._rows(batch, event)
             refused += _refused_rows(batch, faults, event, self._types, first)
@@ -125,11 +135,11 @@ class BatchCodec:
         """Every row, those in ``Faults`` with whatever stands there."""
         n, faults = batch.num_rows, Faults(np.ones(batch.num_rows, dtype=bool), self._revision)
         cells = self._settled(batch)
-        plain = np.empty((n, len(self._names))) if self._plain else None
-        if plain is not None:
+        plain = None
+        if self._plain:
+            numbers = [_plain_numbers(cells[name], name, faults) for name in self._names]
             with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
-                for at, name in enumerate(self._names):
-                    plain[:, at] = _plain_numbers(cells[name], name, faults)
+                plain = np.array(numbers).T.astype(np.float64, order="C")
             if not within(plain, *EVERYTHING):
                 self._refuse_numbers(plain, faults)
             columns = tuple(plain[:, at : at + 1] for at in range(len(self._names)))
@@ -263,7 +273,7 @@ def _lists(field: Field, column: Any, absent: NDArray[np.bool_], faults: Faults)
     elif fixed != field.size:
         raise RecordError("wrong-shape", f"{field.name} has {fixed} numbers, not {field.size}")
     right = ~wrong
-    cells = settled((column if right.all() else column.filter(_mask(right))).flatten())
+    cells = settled((column if right.all() else column.filter(_mask(right))).flatten(), TAKES["numeric"])
     block = _floats(cells).reshape(-1, field.size)
     if not right.all():
         block, numbers = np.zeros((len(wrong), field.size)), block
@@ -298,6 +308,13 @@ def _mask(chosen: NDArray[np.bool_]) -> list[bool]:
 
 def _coded(column: Any, name: str, text: Callable[[Any], Any], faults: Faults) -> Array:
     """Each cell's text (n,), made once of each different value; of null and NaN None. Rows without any are refused."""
+    if (offsets := _offsets(column)) is not None:
+        low, places = offsets
+        names = np.full(int(places.max()) + 1, None, dtype=object)
+        for at in np.flatnonzero(np.bincount(places)).tolist():
+            names[at] = text(low + at)
+        few: Array = names[places]
+        return few
     coded = column if hasattr(column, "dictionary") else column.dictionary_encode()
     names, why = np.full(len(coded.dictionary) + 1, None, dtype=object), dict[int, RecordError]()
     for at, value in enumerate(coded.dictionary.to_pylist()):
@@ -312,6 +329,17 @@ def _coded(column: Any, name: str, text: Callable[[Any], Any], faults: Faults) -
         faults.say(np.isin(places, list(why)), first.reason, f"{name}: {first.detail}")
     texts: Array = names[places]
     return texts
+
+
+def _offsets(column: Any) -> tuple[int, NDArray[np.int64]] | None:
+    """The least of a column of integers that lie near each other, and how far each is above it (n,); None of any other."""
+    if hasattr(column, "dictionary") or column.null_count or not len(column) or kind_of(column.type) != "integer":
+        return None
+    whole = column.to_numpy(zero_copy_only=False)
+    low, high = int(whole.min()), int(whole.max())
+    if high - low > NEAR or high >= INT64:
+        return None
+    return low, whole.astype(np.int64) - low
 
 
 def _categories(field: Field, column: Any, faults: Faults) -> Array:

@@ -84,6 +84,7 @@ class Refused:
     reason: str
     detail: str
     row: int | None = None  # within its message; None: the record as a whole
+    rows: int = 1  # that are refused with it: more where it is a message of many
 
 
 class Codec:
@@ -379,7 +380,7 @@ def unique(pairs: list[tuple[str, Any]]) -> None:
 def refusal(event: Event, error: Exception) -> Refused:
     """Why the event cannot be read, from what decoding it raised."""
     if isinstance(error, RecordError):
-        return Refused(event, error.reason, error.detail)
+        return Refused(event, error.reason, error.detail, rows=error.rows)
     if not isinstance(error, msgspec.ValidationError):
         return Refused(event, "unreadable", str(error))
     text = str(error)

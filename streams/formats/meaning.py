@@ -65,12 +65,13 @@ REASONS = (
 
 
 class RecordError(Exception):
-    """Why one record cannot be read."""
+    """Why one record cannot be read; of a message of many rows, how many."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, rows: int = 1) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.rows = rows
 
 
 def declared_types(schema: Schema) -> dict[str, str]:

@@ -42,7 +42,7 @@ from millrace.streams.state.stages import Owner, Stages
 
 TRUTH = ("batches", "counts", "features", "learner", "join", "window")  # the parts hashed into the state's hash
 
-REVISION = 2  # of how rows become what a learner gets; raised when the same rows would lead to another state; see CHANGELOG
+REVISION = 3  # of how rows become what a learner gets; raised when the same rows would lead to another state; see CHANGELOG
 
 COUNT_ROWS = 4096  # scored in a step before they are counted, at most about
 GATHER_MS = 250  # by which a step for horizons alone comes late, so that one lets many end; records go by their own time
@@ -83,6 +83,7 @@ class Fold:
         self.served_scores = PrequentialClasses(self.learner.probabilities) if classify else PrequentialValues()  # as answered
         self.conflicts: list[tuple[str, Event]] = []  # labels of the newest step that contradict another
         self._scored: list[tuple[tuple[str, ...], Floats, Array]] = []  # batches of this step that ``scores`` has not counted
+        self._scored_rows = 0  # in them
         self._given: list[float] = []  # of the rows in ``batches``: the loss as served; NaN where the own answer is scored
         self.included: dict[str, list[int]] = {}  # exclusions that acts have ended: places in a fork's list, by branch
         self.position = dict(position)
@@ -260,7 +261,7 @@ class Fold:
         served_losses, self._given = self._given[: len(batch)], self._given[len(batch) :]
         losses = np.array(served_losses) if served_losses else np.full(len(batch), np.nan)
         unscored = np.isnan(losses)
-        scored = batch if unscored.all() else batch.only(unscored)
+        scored = batch if not served_losses or unscored.all() else batch.only(unscored)
         servable = self.learner.servable()
         if scored.y is not None and len(scored):
             scores = servable.predict_many(self.features.answer(scored))
@@ -268,7 +269,8 @@ class Fold:
                 self._count_scored()
                 losses[unscored] = self.scores.losses(scores, servable.classes, scored.y)
             self._scored.append((servable.classes, scores, scored.y))
-            if sum(len(y) for _, _, y in self._scored) >= COUNT_ROWS:
+            self._scored_rows += len(scored)
+            if self._scored_rows >= COUNT_ROWS:
                 self._count_scored()
         if self.drift is not None:
             self.drift.feed(losses, batch.y if batch.y.dtype == object else None, self.counts.learned)
@@ -288,7 +290,7 @@ class Fold:
 
     def _count_scored(self) -> None:
         """Count scored batches, those with the same columns at once: bit for bit what they would count one by one."""
-        scored, self._scored = self._scored, []
+        scored, self._scored, self._scored_rows = self._scored, [], 0
         for (classes, _), same in groupby(scored, key=lambda batch: (batch[0], batch[1].shape[1])):
             _, scores, y = zip(*same, strict=True)
             self.scores.update(np.concatenate(scores), classes, np.concatenate(y))

@@ -31,7 +31,7 @@ class MicroBatches:
                 yield self._take()
             if not self.waiting:
                 self._deadline_ms = int(clock_ms[at]) + self._wait_ms
-            deadline_row = max(int(np.searchsorted(clock_ms, self._deadline_ms)), at + 1)
+            deadline_row = max(int(clock_ms.searchsorted(self._deadline_ms)), at + 1)
             stop = min(at + self.rows - self.waiting, deadline_row, len(batch))
             self._pieces.append(batch.rows(at, stop))
             self.waiting += stop - at

@@ -7,7 +7,7 @@ Source: docs/how-to/what-status-warns-of.md.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -37,9 +37,10 @@ PHRASES = {
 
 def noticed(features: Features, learner: Learner, totals: ClassScores | ValueScores) -> dict[str, Value]:
     """What there is to see, by the names of PHRASES; of a field, in a dictionary by its name. Empty where all is well."""
-    own = dict(learner.noticed()) if isinstance(learner, Notices) else {}
+    kind = type(learner)  # an ability of a class is remembered, and one of an object looked for anew
+    own = dict(cast(Notices, learner).noticed()) if issubclass(kind, Notices) else {}
     own["residual"] = float(getattr(learner, "residual", 0.0))  # of learners that solve
-    dropped = features.by_field(learner.warnings()) if isinstance(learner, Warns) else {}
+    dropped = features.by_field(cast(Warns, learner).warnings()) if issubclass(kind, Warns) else {}
     of_columns = {name: features.by_field(own.pop(name, {})) for name in ("clipped", "rounded")}  # by learners themselves
     seen: dict[str, Any] = features.counts() | {"dropped": dropped} | own
     seen |= {"clipped": seen["clipped"] | of_columns["clipped"], "rounded": of_columns["rounded"]}

@@ -7,10 +7,21 @@ from collections.abc import Mapping, Sequence
 
 from millrace.streams.errors import TooManyRejectedError
 from millrace.streams.formats.json_rows import Refused
+from millrace.streams.journal.entries import Rejected
 from millrace.streams.source import Position
 from millrace.streams.worker.config import WorkerConfig
 
 Refusals = Sequence[tuple[str, Refused]]  # partition, and what was wrong
+
+
+def entries_of(refused: Refusals) -> list[Rejected]:
+    """As a step of the journal has them: one a row, also where a message was refused as a whole."""
+    return [(tp, refusal.event.offset, refusal.row, refusal.reason) for tp, refusal in refused for _ in range(refusal.rows)]
+
+
+def rows_of(refused: Refusals) -> int:
+    """How many rows were refused."""
+    return sum(refusal.rows for _, refusal in refused)
 
 
 class Rejects:
@@ -27,7 +38,7 @@ class Rejects:
     def note(self, refused: Refusals) -> None:
         """Count records that were refused."""
         for tp, refusal in refused:
-            self.by_reason[refusal.reason] += 1
+            self.by_reason[refusal.reason] += refusal.rows
             self.first.setdefault(refusal.reason, f"{tp} offset {refusal.event.offset}: {refusal.detail}")
 
     def refuse_too_many(self, read: int, refused: Refusals, passed_by: Position) -> None:
@@ -36,7 +47,7 @@ class Rejects:
         Raises: TooManyRejectedError where more than the share that the pipeline allows was refused.
         """
         refused = [(tp, refusal) for tp, refusal in refused if refusal.event.offset >= passed_by.get(tp, 0)]
-        self._window.append((read, len(refused)))
+        self._window.append((read, rows_of(refused)))
         records = sum(count for count, _ in self._window)
         while records - self._window[0][0] >= self._config.window_rows:
             records -= self._window.popleft()[0]

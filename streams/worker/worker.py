@@ -25,7 +25,7 @@ from millrace.streams.sharding import WHOLE, shard_of
 from millrace.streams.source import Position, Waits
 from millrace.streams.worker.clock import Clock
 from millrace.streams.worker.config import WorkerConfig
-from millrace.streams.worker.rejects import Rejects
+from millrace.streams.worker.rejects import Rejects, entries_of, rows_of
 from millrace.streams.worker.snapshots import Snapshot, Snapshots
 from millrace.streams.worker.versions import VersionLog
 
@@ -48,7 +48,7 @@ class Checked:
     @property
     def rows_read(self) -> int:
         """Rows, those left out and those refused included."""
-        return sum(len(piece) + piece.left_out for piece in self.rows) + len(self.refused)
+        return sum(len(piece) + piece.left_out for piece in self.rows) + rows_of(self.refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +295,7 @@ class Worker:
             epoch=self.epoch,
             reads=[(read.tp, read.start, read.stop, len(read.events), read.crc32c) for read in checked.reads],
             clock_ms=max([self.fold.clock_ms + self._idle_ms, *newest_ms]),
-            rejected=[(tp, refusal.event.offset, refusal.row, refusal.reason) for tp, refusal in checked.refused],
+            rejected=entries_of(checked.refused),
         )
         self._idle_ms = 0
         return PendingStep(entry, self._writer.send(entry))

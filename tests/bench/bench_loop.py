@@ -1,8 +1,9 @@
 """Rows per second through the whole worker on the SQLite log, against a bare read, a parser and a NumPy matrix of the same log.
 
-JSON rows against orjson; Arrow batches of float32, in messages near 1 MB, against pyarrow.
+JSON rows against orjson; Arrow batches of float32, in messages near 1 MB, against pyarrow. Cases with the scale have it before
+the learner, as `millrace run` has before a ridge of one shard; those without are as before there was one.
 
-python tests/bench/bench_loop.py [--rows 65536] [--repeats 5]
+python tests/bench/bench_loop.py [--rows 65536] [--repeats 5] [--processor-time]
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ import orjson
 import pyarrow as pa
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
+from millrace.learners.protocol import Scaling
 from millrace.streams.branch.branch import Backends, FoldSpec
 from millrace.streams.branch.host import this_host, use_threads
 from millrace.streams.formats.arrow import stream_bytes
@@ -40,8 +43,15 @@ STEP_ROWS = 4096
 ARRAYS = Schema((Field("x", size=D),), Label("y", "integer"))
 NAMED = Schema(tuple(Field(f"f{at}") for at in range(D)), Label("y", "integer"))
 SHAPES = {"array of 64": ARRAYS, "64 named fields": NAMED, "array of 64, Arrow": ARRAYS, "64 named fields, Arrow": NAMED}
+CASES = (*((shape, False) for shape in SHAPES), ("array of 64", True), ("array of 64, Arrow", True))  # with the scale or not
+PROCESSOR = "--processor-time"
 MESSAGE_ROWS = 3840  # of 64 float32 each: near 1 MB
 READ_MESSAGES = 8  # at a time, as the log itself gives them
+
+
+def clock_s() -> float:
+    """Seconds, of the wall or, as the command asks, of the processor: for a machine that has other work, too."""
+    return time.process_time() if PROCESSOR in sys.argv else time.perf_counter()
 
 
 class Timed:
@@ -53,11 +63,11 @@ class Timed:
 
     def call(self, name: str, *arguments: object) -> object:
         """One timed call."""
-        start_s = time.perf_counter()
+        start_s = clock_s()
         try:
             return getattr(self.inner, name)(*arguments)
         finally:
-            self.seconds += time.perf_counter() - start_s
+            self.seconds += clock_s() - start_s
 
 
 class TimedStream(Timed):
@@ -79,9 +89,9 @@ class TimedWorker(Worker):
 
     def mark_when_due(self, wait: bool = False) -> None:
         """As the worker, timed."""
-        start_s = time.perf_counter()
+        start_s = clock_s()
         super().mark_when_due(wait)
-        self.checkpoint_s += time.perf_counter() - start_s
+        self.checkpoint_s += clock_s() - start_s
 
 
 def value(shape: str, x: list[float], y: int) -> bytes:
@@ -116,7 +126,7 @@ def fill(log: SqliteLog, shape: str, rows: int) -> None:
 
 def bare(path: Path, shape: str) -> float:
     """Seconds to read every value, parse it and put it into matrices, and nothing else."""
-    start_s = time.perf_counter()
+    start_s = clock_s()
     connection = apsw.Connection(str(path))
     table = connection.execute("select log_table from partitions where tp = 'bench:0'").fetchall()[0][0]
     most, at = READ_MESSAGES if shape.endswith("Arrow") else STEP_ROWS, 0
@@ -131,7 +141,7 @@ def bare(path: Path, shape: str) -> float:
         np.array([row["x"] if shape == "array of 64" else [row[name] for name in names] for row in rows])
         np.array([row["y"] for row in rows])
         at += len(stored)
-    return time.perf_counter() - start_s
+    return clock_s() - start_s
 
 
 def bare_matrices(message: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -143,21 +153,21 @@ def bare_matrices(message: bytes) -> tuple[np.ndarray, np.ndarray]:
     return np.column_stack([table[name].to_numpy() for name in table.column_names[:-1]]).astype(np.float64), y
 
 
-def ours(log: SqliteLog, shape: str, folder: Path, rows: int) -> dict[str, float]:
+def ours(log: SqliteLog, shape: str, folder: Path, rows: int, scaling: Scaling = "none") -> dict[str, float]:
     """Seconds of the whole worker on a fresh branch once it is open, and the shares of journal and checkpoints in them."""
     schema = SHAPES[shape]
     codec = Contents(schema, 1 << 20)
     make = lambda: Ridge(RidgeConfig(solve_rows=4096), D, 0)  # noqa: E731  # a factory of one line
-    fold_spec = FoldSpec("bench", schema, codec, "ridge", make, 256, 1000, 0, b"{}")
+    fold_spec = FoldSpec("bench", schema, codec, "ridge", make, 256, 1000, 0, b"{}", scaling=scaling)
     journal = TimedStream(SqliteStream(folder / "journal.sqlite"))
     backends = Backends(SqliteSource(log, ["bench"]), log, journal, FolderStore(folder / "store"))
     config = WorkerConfig(step_rows=STEP_ROWS, checkpoint_rows=16384)
     worker = TimedWorker(fold_spec, backends, config, WorkerIdentity(folder.name, this_host(1)))
-    journal.seconds, start_s = 0.0, time.perf_counter()
+    journal.seconds, start_s = 0.0, clock_s()
     while worker.fold.records < rows:
         list(worker.step())
         worker.mark_when_due()
-    seconds = time.perf_counter() - start_s
+    seconds = clock_s() - start_s
     worker.close()
     return {"seconds": seconds, "journal": journal.seconds / seconds, "checkpoints": worker.checkpoint_s / seconds}
 
@@ -166,31 +176,35 @@ def decoded(log: SqliteLog, shape: str) -> tuple[float, float]:
     """Seconds to decode every Arrow message of the log strictly, and as the peer does."""
     events = SqliteSource(log, ["bench"]).read("bench:0", 0, log.bounds("bench:0")[1]).events
     contents = Contents(SHAPES[shape], 1 << 20)
-    start_s = time.perf_counter()
+    start_s = clock_s()
     for event in events:
         contents.decode([event])
-    ours_s, start_s = time.perf_counter() - start_s, time.perf_counter()
+    ours_s, start_s = clock_s() - start_s, clock_s()
     for event in events:
         bare_matrices(event.value or b"")
-    return ours_s, time.perf_counter() - start_s
+    return ours_s, clock_s() - start_s
 
 
-def compare(shape: str, rows: int, repeats: int) -> Iterator[dict[str, object]]:
+def compare(shape: str, scaled: bool, rows: int, repeats: int) -> Iterator[dict[str, object]]:
     """The two in turn on one log; medians, and the median of the ratios pair by pair."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.sqlite"
         log = SqliteLog(path)
         fill(log, shape, rows)
         bare(path, shape)  # the file's pages are in memory from here on, for both
-        pairs = [(ours(log, shape, Path(folder) / f"branch-{turn}", rows), bare(path, shape)) for turn in range(repeats)]
-        decodes = [decoded(log, shape) for _ in range(repeats)] if shape.endswith("Arrow") else []
+        scaling: Scaling = "clip" if scaled else "none"
+        pairs = [
+            (ours(log, shape, Path(folder) / f"branch-{turn}", rows, scaling), bare(path, shape)) for turn in range(repeats)
+        ]
+        decodes = [decoded(log, shape) for _ in range(repeats)] if shape.endswith("Arrow") and not scaled else []
     arrow = shape.endswith("Arrow")
     parser = "pyarrow" if arrow else "orjson"
     line = {"bench": "loop", "unit": "rows/s", "peer_name": f"bare read + {parser} + NumPy matrix"}
     speeds = (rows / statistics.median(mine["seconds"] for mine, _ in pairs), rows / statistics.median(b for _, b in pairs))
     ratios = sorted(peer / mine["seconds"] for mine, peer in pairs)
+    case = f"{shape}, with the scale" if scaled else shape
     yield line | {
-        "case": shape,
+        "case": case,
         "ours": round(speeds[0]),
         "peer": round(speeds[1]),
         "ratio": round(statistics.median(ratios), 3),
@@ -201,11 +215,11 @@ def compare(shape: str, rows: int, repeats: int) -> Iterator[dict[str, object]]:
         mine, theirs = (rows / statistics.median(side) for side in zip(*decodes, strict=True))
         ratio = round(statistics.median(theirs_s / mine_s for mine_s, theirs_s in decodes), 3)
         told = {"peer_name": "pyarrow + NumPy matrix", "ours": round(mine), "peer": round(theirs)}
-        yield line | {"case": f"{shape}: decode alone"} | told | {"ratio": ratio, "goal": None}
+        yield line | {"case": f"{case}: decode alone"} | told | {"ratio": ratio, "goal": None}
     for part in ("journal", "checkpoints"):
         share = statistics.median(mine[part] for mine, _ in pairs)
         told = {"unit": "share of the worker's time", "ours": round(share, 4), "peer": None, "peer_name": None}
-        yield line | {"case": f"{shape}: {part}"} | told | {"ratio": None, "goal": None}
+        yield line | {"case": f"{case}: {part}"} | told | {"ratio": None, "goal": None}
 
 
 def main() -> None:
@@ -213,13 +227,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=65536)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(PROCESSOR, action="store_true", help="rows a second of the processor's time, in all threads")
     arguments = parser.parse_args()
     use_threads(1)
     host = this_host(1)
     load = os.getloadavg()[0]
     print(json.dumps({"bench": "machine", "cores": os.cpu_count(), "blas": host.blas, "threads": 1, "load": load}))
-    for shape in SHAPES:
-        for line in compare(shape, arguments.rows, arguments.repeats):
+    for shape, scaled in CASES:
+        for line in compare(shape, scaled, arguments.rows, arguments.repeats):
             print(json.dumps(line), flush=True)
 
 

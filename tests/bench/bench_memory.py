@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -26,7 +26,9 @@ from late_stream import AT_ONCE, driven
 from results import compared, machine, say
 from sklearn.metrics import roc_auc_score
 
-from millrace.learners.memory.config import MemoryConfig
+from millrace.learners.analytic.ridge import Ridge, RidgeConfig
+from millrace.learners.memory.abilities import remembering
+from millrace.learners.memory.config import MemoryConfig, Remembering
 from millrace.learners.memory.scaled import Scaled
 from millrace.learners.memory.servable import MemoryServable
 from millrace.learners.protocol import Array, Batch, Floats
@@ -219,6 +221,45 @@ def speed(form: str) -> dict[str, object]:
     return {name: value for name, value in line.items() if name != "ratios"}
 
 
+def taught(rows: int) -> tuple[Any, Any, Iterator[Batch]]:
+    """A ridge with a memory around it and the same ridge alone, both after so many rows; and batches of 32 to go on with."""
+    rng, config = np.random.default_rng(0), RidgeConfig()
+    x, names = rng.normal(size=(rows + 4096, 16)), np.array(Silent.classes, dtype=object)
+    y = names[(x[:, 0] + rng.normal(size=len(x)) > 0.0).astype(int)]
+    memory = remembering(Ridge(config, 16, 0), Remembering(config, MemoryConfig(strength=0.4)), 16, 0)
+    alone = Ridge(config, 16, 0)
+    for learner in (memory, alone):
+        learner.learn_many(Batch(x[:rows], y[:rows]))
+    return memory, alone, (Batch(x[at : at + BATCH], y[at : at + BATCH]) for at in range(rows, len(x), BATCH))
+
+
+def whole() -> Iterator[dict[str, object]]:
+    """Learning as a whole, and answering a row, with a ridge inside; the peer is that ridge, the product and the partition."""
+    memory, alone, batches = taught(4096)
+    keys, learned, answered = np.random.default_rng(1).normal(size=(2000, 17)), [], []
+    for batch in batches:
+        one, queries, peer_of = Batch(batch.x[:1]), np.pad(batch.x, ((0, 0), (0, 1))), alone.servable().predict_many
+        answered.append((timed(memory.servable().corrected, one), timed(peer_of, one) + timed(largest, keys, queries[:1])))
+        learned.append((timed(memory.learn_many, batch), timed(alone.learn_many, batch) + timed(largest, keys, queries)))
+    peer = ("the ridge alone, product with 2,000 keys, partition", None)
+    for what, rows, pairs in (("one row answered", 1, answered), ("32 rows learned", BATCH, learned)):
+        micros = [(ours / rows * 1e6, theirs / rows * 1e6) for ours, theirs in pairs]
+        line = compared("memory", f"exact around a ridge, 16 features: {what}", "us a row", micros, peer)
+        yield {name: value for name, value in line.items() if name != "ratios"}
+
+
+def largest(keys: Floats, queries: Floats) -> Floats:
+    """The product with all keys, the 70 largest of each row last."""
+    return np.partition(queries @ keys.T, len(keys) - 70, axis=1)
+
+
+def timed(call: Callable[..., object], *arguments: object) -> float:
+    """Seconds that a call takes."""
+    start_s = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start_s
+
+
 def lines_of(streams: Sequence[str], quick: bool, seeds: int) -> Iterator[dict[str, Any]]:
     """One a run."""
     for name in streams:
@@ -232,6 +273,7 @@ def main() -> None:
     """Print one JSON line a run; the table and the picture of all lines go into a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="4,000 rows of each stream, two delays")
+    parser.add_argument("--speed", action="store_true", help="only what it costs")
     parser.add_argument("--seeds", type=int, default=1, help="of a sketch's planes")
     parser.add_argument("--streams", nargs="*", default=STREAMS)
     parser.add_argument("--out", type=Path, default=Path("tests/bench/memory"))
@@ -241,6 +283,10 @@ def main() -> None:
     say(machine("memory"))
     for form in FORMS:
         say(speed(form))
+    for line in whole():
+        say(line)
+    if arguments.speed:
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     lines = []
     for line in lines_of(arguments.streams, arguments.quick, arguments.seeds):

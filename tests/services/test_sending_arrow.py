@@ -79,3 +79,18 @@ def test_each_bad_row_of_a_message_is_a_dead_letter_of_its_own_and_is_sent_again
     assert done.exit_code == 0, done.output
     assert json.loads(instance.log().fetch("digits:0", 1, None, 9)[0][0].value)["site"] == "moon"
     assert facts(tmp_path)["learned"] == 1
+
+
+def test_a_column_of_another_type_is_told_by_name_and_counts_with_all_its_rows(tmp_path, caplog) -> None:
+    """`run` and `status` count rows, as of the other formats; the message stays one dead letter, to be sent again whole."""
+    path = pipeline_in(tmp_path, rows=1)
+    columns = {"x": pa.array([["1", "2", "3", "4"]] * 3), "site": ["north"] * 3, "label": ["a", "b", "c"]}
+    instance = Instance(load_pipeline(path), tmp_path / ".millrace" / "digits")
+    instance.log().append("digits", [Record(stream_bytes(pa.record_batch(columns)), timestamp_ms=1)])
+    done = here("run", "digits.toml", "--set", "worker.stop_share=1.0", "--output", "json", cwd=tmp_path)
+    [told] = json_lines(done.stdout)
+    assert done.exit_code == 1 and (told["read"], told["rejected"]) == (3, 3)
+    assert "3 of 3 records were refused: wrong-type 3" in caplog.text and "x is list<item: string>" in caplog.text
+    assert facts(tmp_path)["rejected"] == 3
+    [letter] = json_lines(here("dead-letters", "list", "digits.toml", "--output", "json", cwd=tmp_path).stdout)
+    assert (letter["record"], letter["reason"]) == ("digits:0 offset 0", "wrong-type")

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from pipelines import here, json_lines
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.data.send import values_of
+from millrace.streams.schema import Field, Label, Schema
 
 PIPELINE = """name = "p"
 fields = [{ FIELD }, { name = "n" }]
@@ -109,6 +112,19 @@ def test_a_csv_file_that_is_not_rows_is_refused_at_once(case: str, tmp_path: Pat
     (tmp_path / "p.toml").write_text(PIPELINE.replace("FIELD", MEAN).replace("LABEL", "string"))
     done = here("send", "p.toml", "a.csv", cwd=tmp_path)
     assert done.exit_code == 2 and why in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_an_empty_line_of_a_csv_file_is_no_row(end: str, tmp_path: Path) -> None:
+    """As other programs read it; a row of one empty cell is written with quotation marks, and is a row."""
+    schema = Schema((Field("f", missing="mean"),), Label("y", "number"))
+    lines = ["f,y", "", "1.5,2", "", "", '"",3', "4.5,", ""]
+    (tmp_path / "a.csv").write_text(end.join(lines) + end, newline="")
+    rows = [json.loads(value) for value in values_of(tmp_path / "a.csv", schema)]
+    assert rows == [{"f": 1.5, "y": 2}, {"f": None, "y": 3}, {"f": 4.5, "y": None}]
+    assert len(pandas.read_csv(tmp_path / "a.csv")) == pyarrow.csv.read_csv(tmp_path / "a.csv").num_rows == len(rows)
+    pandas.DataFrame({"f": [1.5, np.nan]}).to_csv(tmp_path / "b.csv", index=False)
+    assert [json.loads(value) for value in values_of(tmp_path / "b.csv", schema)] == [{"f": 1.5}, {"f": None}]
 
 
 def test_columns_that_no_field_takes_are_refused_before_anything_is_sent(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from clipped_rows import RowByRow
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.learners.protocol import Floats, Scaling
+from millrace.learners.protocol import Batch, Floats, Scaling
+from millrace.streams.branch.revisions import features_of
 from millrace.streams.features.scale import Scale
 from millrace.streams.parts import pack, unpack
+from millrace.streams.schema import Field, Label, Schema
 
 
 def learned(scale: Scale, values: Floats, pieces: list[int]) -> Floats:
@@ -94,6 +96,19 @@ def test_it_goes_on_from_its_state_as_if_it_had_never_stopped(scaling: Scaling, 
     assert after.applied(np.array([[55.0]])) == before.applied(np.array([[55.0]]))
     assert learned(after, values[cut:], []).tobytes() == expected[cut:].tobytes()
     assert pack(after.state()) == pack(whole.state())
+
+
+@pytest.mark.parametrize("revision", [2, 3])
+def test_a_feature_that_becomes_busy_between_two_looks_is_judged_by_the_last_one_after_a_restart(revision: int) -> None:
+    """Sparse at the look after 256 rows and busy at row 300, where a state is taken; that of revision 2 does not say so."""
+    rng, schema = np.random.default_rng(0), Schema((Field("a"),), Label("y", "integer"))
+    repeated = np.repeat(rng.standard_normal(128), 2)
+    x = np.concatenate([repeated, rng.standard_normal(200), [1e4] * 3, rng.standard_normal(400)])[:, None]
+    live, restored = (features_of(schema, "clip", revision) for _ in range(2))
+    live.learn(Batch(x[:300]))
+    restored.load(unpack(pack(live.state()), "state"))
+    same = np.array_equal(live.learn(Batch(x[300:])).x, restored.learn(Batch(x[300:])).x)
+    assert (same, pack(live.state()) == pack(restored.state())) == ((True, True) if revision == 3 else (False, False))
 
 
 def test_what_is_declared_is_clipped_where_nothing_is_learned() -> None:

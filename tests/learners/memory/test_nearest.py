@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from millrace.learners.memory.nearest import nearest, normalised
+from millrace.learners.memory.nearest import GRID, nearest, normalised
 from millrace.learners.memory.newest import Newest
 from millrace.learners.protocol import Floats
 
@@ -40,6 +40,23 @@ def test_of_rows_that_are_equally_near_the_newest_are_taken() -> None:
         assert sorted(map(len, copies)) == [1, 3, 3, 3, 3] and min(copies, key=len)[0] >= 80
     places, _ = nearest(np.tile(rows(1, 5), (90, 1)), rows(4, 5, 1), 70)
     assert (np.sort(places) == np.arange(20, 90)).all()
+
+
+@pytest.mark.parametrize("kinds", [1, 7, 300])
+def test_one_that_is_asked_alone_is_told_the_same_as_among_others(kinds: int) -> None:
+    """Also of many keys, of which only those that reach a bound are sorted, and of which many are equal."""
+    keys, queries = np.tile(rows(kinds, 5), (2100 // kinds, 1)), np.concatenate([rows(20, 5, 1), rows(kinds, 5)[:9]])
+    for near in (1, 13, 70):
+        cells = np.rint(queries @ keys.T * GRID)
+        for row, query in enumerate(queries):
+            places, cosines = nearest(keys, query[None], near)
+            expected = np.lexsort((np.arange(len(keys)), cells[row]))[-near:]
+            close = np.abs(cosines[0] * GRID - cells[row][expected]).max() <= 1.0
+            assert close and (kinds > 100 or places[0].tolist() == expected.tolist())
+            assert all(
+                np.array_equal(of_all[row], alone[0])
+                for of_all, alone in zip(nearest(keys, queries, near), (places, cosines), strict=True)
+            )
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 8, 9, 64])

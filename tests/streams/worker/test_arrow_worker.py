@@ -169,3 +169,24 @@ def test_a_message_full_of_bad_rows_stops_the_worker_by_their_share_of_rows() ->
     with pytest.raises(TooManyRejectedError, match="40 of the last 100"):
         list(worker.step())
     assert worker.fold.counts.rejected == 40
+
+
+@pytest.mark.parametrize("fault", ["wrong type", "unknown column", "missing column"])
+def test_a_message_that_is_refused_whole_counts_with_all_its_rows(fault: str) -> None:
+    """In the step's entry, the counts and the reasons; it is one dead letter, and folding again counts the same."""
+    columns = {"x": pa.array([[1.0, 2.0, 3.0]] * 100, pa.list_(pa.float64(), 3)), "age": [1.0] * 100, "kind": ["a"] * 100}
+    good = message(pa.record_batch(columns))
+    columns |= {"wrong type": {"age": ["old"] * 100}, "unknown column": {"rank": [1] * 100}, "missing column": {}}[fault]
+    columns = {name: cells for name, cells in columns.items() if fault != "missing column" or name != "x"}
+    rooms = Rooms([Event(at, START_MS, None, b"", value) for at, value in enumerate((message(pa.record_batch(columns)), good))])
+    how = replace(fold_spec(), codec=CONTENTS)
+    worker = rooms.worker(config=WorkerConfig(step_ms=0, stop_share=1.0), how=how)
+    run_to_end(worker, 2)
+    reason = {"wrong type": "wrong-type", "unknown column": "unknown-field", "missing column": "missing-field"}[fault]
+    assert worker.rejects.by_reason == {reason: 100} and worker.fold.counts.rejected == 100 and worker.fold.records == 200
+    assert "100 rows" in worker.rejects.first[reason]
+    again = rooms.worker(how=how)
+    assert again.fold.counts == worker.fold.counts and everything(again) == everything(worker)
+    strict = Rooms([Event(0, START_MS, None, b"", message(pa.record_batch(columns)))])
+    with pytest.raises(TooManyRejectedError, match="100 of the last 100"):
+        list(strict.worker(config=WorkerConfig(step_ms=0, window_rows=100), how=how).step())
