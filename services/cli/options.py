@@ -126,7 +126,7 @@ yes_option = click.option("--yes", is_flag=True, help="Do it; without this the p
 
 def metrics_options(command: C) -> C:
     """Give a command the options that say where Prometheus scrapes."""
-    port_help = "Port of /metrics, for Prometheus; 0 (default): there are none."
+    port_help = "Port of /metrics, for Prometheus, and of /livez; 0 (default): there is neither."
     port = click.option("--metrics-port", default=0, type=click.IntRange(0, 65535), metavar="N", help=port_help)
     host = click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where that port listens.")
     return port(host(command))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from millrace.services.metrics.answering import of_replicas, of_trainers
 from millrace.services.metrics.definitions import LOG, REPLICAS, TRAINER, Answer, Sample, Samples
 from millrace.services.metrics.learning import Learning
+from millrace.services.metrics.pulse import Pulse
+from millrace.services.serving.alive import why_late, why_stuck
 from millrace.services.serving.ports import refused
 from millrace.services.serving.seats import is_draining
 
@@ -39,21 +41,25 @@ def metrics_port(host: str, port: int) -> Iterator[Page | None]:
 
 
 @contextmanager
-def measured(page: Page | None, serving: Serving) -> Iterator[None]:
-    """Scrapes are answered for as long as the block runs."""
+def measured(page: Page | None, serving: Serving) -> Iterator[Pulse]:
+    """Scrapes are answered for as long as the block runs; until the page is closed it still tells whether `up` goes on.
+
+    Yields: what the main loop is to beat.
+    """
+    pulse = Pulse()
     if page is None:
-        yield
+        yield pulse
         return
     asked: dict[str, Callable[[], Answer]] = {
         LOG: Learning(serving.instance, serving.branch),
         TRAINER: lambda: asyncio.run(_of_trainers(serving)),
         REPLICAS: lambda: asyncio.run(_of_replicas(serving)),
     }
-    page.begin(lambda: _own(serving), asked)
+    page.begin(lambda: _own(serving), asked, lambda: why_stuck(pulse, serving.folder if serving.front else None))
     try:
-        yield
+        yield pulse
     finally:
-        page.close()
+        page.rest(lambda: why_late(pulse))
 
 
 def _own(serving: Serving) -> Samples:
