@@ -41,6 +41,7 @@ SETTLED_S = 5.0  # by which the metrics have counted what was asked before: repl
 COUNTED_S = 60.0  # by which they have counted ours, on a busy machine too
 REQUESTS = re.compile(r"^millrace_requests_total\{(.*)\} (\S+)$", re.MULTILINE)
 EMPTY = "nothing to answer from yet"  # what a pipeline says that has learned nothing
+EMPTY_S = 30.0  # for rows that were sent just now to be learned
 VALUES = {"string": ("text", "helm-test"), "integer": ("number", 0), "boolean": ("flag", False), "number": ("number", 0.0)}
 
 Call = tuple[str, str, str]  # protocol, call and code, as the metrics name them
@@ -130,19 +131,15 @@ def infer_request(pipeline: PipelineConfig, inputs: list[dict[str, Any]]) -> inf
 
 def ask(service: Service, pipeline: PipelineConfig, inputs: list[dict[str, Any]]) -> None:
     """A question by both protocols. Exits where one is not answered, or with something else than a model of this kind gives."""
-    status, text = service.post("infer", "predict", {"inputs": inputs})
-    refuse_empty(text)
+    status, text = once_learned(lambda: service.post("infer", "predict", {"inputs": inputs}), lambda heard: heard[1])
     if status != 200:
         sys.exit(f"HTTP: a prediction was refused with {status}: {text}")
     answer = json.loads(text)
     print(f"HTTP infer: {status} {text}")
     heard = {output["name"]: (output["datatype"], output["shape"], output["data"]) for output in answer["outputs"]}
     check("HTTP", pipeline.label, answer["model_name"], heard)
-    try:
-        response = service.call(lambda client: client.infer(infer_request(pipeline, inputs), TIMEOUT_S), "predict")
-    except NotReadyError as error:
-        refuse_empty(str(error))
-        raise
+    request = infer_request(pipeline, inputs)
+    response = once_learned(lambda: infer_by_grpc(service, request), str)
     print(f"gRPC infer: OK, version {response.model_version}")
     again = {
         output.name: (output.datatype, list(output.shape), data_of(output.datatype, raw))
@@ -153,10 +150,24 @@ def ask(service: Service, pipeline: PipelineConfig, inputs: list[dict[str, Any]]
         sys.exit(f"{response.model_version} answers {heard} over HTTP, and over gRPC {again}.")
 
 
-def refuse_empty(said: str) -> None:
-    """Exits with what to do where nothing was learned yet."""
-    if EMPTY in said:
-        sys.exit("Nothing was learned yet, so nothing can be answered: send rows, and run helm test again.")
+def infer_by_grpc(service: Service, request: inference_pb2.ModelInferRequest) -> Any:
+    """The answer; or the error, where nothing was learned yet."""
+    try:
+        return service.call(lambda client: client.infer(request, TIMEOUT_S), "predict")
+    except NotReadyError as error:
+        if EMPTY in str(error):
+            return error
+        raise
+
+
+def once_learned(call: Callable[[], Any], text_of: Callable[[Any], str]) -> Any:
+    """What a call comes to once something was learned. Exits with what to do where nothing is."""
+    until_s = time.monotonic() + EMPTY_S
+    while EMPTY in text_of(heard := call()):
+        if time.monotonic() > until_s:
+            sys.exit("Nothing was learned yet, so nothing can be answered: send rows, and run helm test again.")
+        time.sleep(1.0)
+    return heard
 
 
 def data_of(datatype: str, raw: bytes) -> list[Any]:
