@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -93,8 +94,8 @@ def test_what_kubernetes_does_not_change_is_said_with_the_way_on(release: Releas
     persistence = VALUES["persistence"] | {"size": "9Gi"}
     with pytest.raises(AssertionError, match="persistence.size: StatefulSet spam has 8Gi, and Kubernetes does not") as refused:
         release.install(persistence=persistence)
-    command = str(refused.value).rpartition("upgrade then: kubectl ")[2].split("\n")[0].split()
-    release.cluster.kubectl(*command)
+    (command,) = set(re.findall(r"upgrade then: kubectl (.*? --cascade=orphan)", str(refused.value)))
+    release.cluster.kubectl(*command.split())
     release.install(persistence=persistence)
     (claim,) = release.got("statefulset", "spam")["spec"]["volumeClaimTemplates"]
     assert claim["spec"]["resources"]["requests"]["storage"] == "9Gi" and release.pod()["metadata"]["uid"] == before
