@@ -41,7 +41,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{/* Seconds that a pod may take to end: preStop's ten, the drain, and END_S of services/serving/ending.py, which is what
 `millrace up` waits for at most. tests/deploy compares them. */}}
 {{- define "millrace.graceSeconds" -}}
-{{- add 10 (ceil .Values.serving.drainSeconds) 205 -}}
+{{- add 10 (ceil .Values.serving.drainSeconds) 225 -}}
 {{- end -}}
 
 {{/* What every container of the image has. */}}
