@@ -73,7 +73,7 @@ def cluster(built: Cluster, archive: Path) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def release(request, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """A release that is installed and ready, in a namespace with the name of the test's file; it has learned nothing yet."""
-    namespace = request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    namespace = request.module.__name__.rpartition(".")[2].removeprefix("test_").replace("_", "-")
     cluster.namespace(namespace)
     with installed(cluster, namespace, tmp_path_factory.mktemp(namespace)) as release:
         yield release
