@@ -7,6 +7,7 @@ JOBS ?= 2
 PYTHONS ?= 3.11 3.12 3.13
 LOG ?=
 IMAGE ?= millrace:dev
+TURNS ?= 20
 CLUSTER ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/cluster-1.35.4
 KAFKA_HOME ?=
 JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
@@ -15,7 +16,7 @@ JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast test-pythons lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
 .PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults charts
-.PHONY: image cluster test-cluster
+.PHONY: image cluster test-cluster cluster-faults
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -76,9 +77,12 @@ test-cluster: .venv-test/.installed $(if $(shell command -v go),$(CHART_TOOLS)/h
 	-@$(if $(shell command -v mvn),$(MAKE) .kafka/.ready,echo "no mvn here: the test on a Kafka broker is skipped")
 	MILLRACE_INSTALLED=1 MILLRACE_CLUSTER=$(CLUSTER) $(TEST)/pytest -s -m cluster tests/cluster
 
+cluster-faults: .venv-test/.installed $(if $(shell command -v go),$(CHART_TOOLS)/helm-3.22.0/helm)  ## twenty seeded kills in a pod, and twenty moves of one under load, on the cluster of `make cluster`, as root (TURNS=5)
+	MILLRACE_INSTALLED=1 MILLRACE_CLUSTER=$(CLUSTER) MILLRACE_TURNS=$(TURNS) $(TEST)/pytest -s -m cluster tests/cluster/test_killed.py tests/cluster/test_moved.py
+
 faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, in a pod too, then every fault on a real broker with what was seen of each invariant
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -m faults tests
-	MILLRACE_INSTALLED=1 MILLRACE_CLUSTER=$(CLUSTER) MILLRACE_TURNS=20 $(TEST)/pytest -s -m cluster tests/cluster/test_killed.py tests/cluster/test_moved.py
+	$(MAKE) cluster-faults
 	PYTHONPATH=tests/faults:tests/services/support:tests/streams/support $(TEST)/python tests/faults/faults.py
 
 lint: .venv-test/.installed  ## ruff and mypy --strict

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from millrace.services.cli.init_process import leave_last_words
 from millrace.services.config.names import BRANCH, NAME_CHARACTERS
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ yes_option = click.option("--yes", is_flag=True, help="Do it; without this the p
 
 def metrics_options(command: C) -> C:
     """Give a command the options that say where Prometheus scrapes."""
-    port_help = "Port of /metrics, for Prometheus; 0 (default): there are none."
+    port_help = "Port of /metrics, for Prometheus, and of /livez; 0 (default): there is neither."
     port = click.option("--metrics-port", default=0, type=click.IntRange(0, 65535), metavar="N", help=port_help)
     host = click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where that port listens.")
     return port(host(command))
@@ -144,9 +145,10 @@ def _event_lines(ctx: click.Context, _param: click.Parameter, form: Form) -> Eve
 
 
 def say_error(sentence: str) -> None:
-    """Why a command fails: a line on stderr, or an event where that is all JSON."""
+    """Why a command fails: a line on stderr, or an event where that is all JSON; and a container's last words."""
     from millrace.services.serving.events import EventLines
 
+    leave_last_words(sentence)
     if any(isinstance(handler, EventLines) and handler.form == "json" for handler in logging.getLogger().handlers):
         logging.getLogger("millrace").error("millrace: %s", sentence)
     else:

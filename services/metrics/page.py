@@ -1,6 +1,6 @@
-"""The page that Prometheus scrapes, on a port of its own. The one door to ``prometheus_client``.
+"""The page that Prometheus scrapes, on a port of its own, and beside it whether `up` goes on.
 
-`up` serves it, so it outlives every replica. Nothing is asked for before somebody scrapes.
+The one door to ``prometheus_client``. `up` serves both, so they outlive every replica. Nobody is asked unless one scrapes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import socket
 import socketserver
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -27,10 +29,16 @@ from millrace.services.metrics.sources import Source
 
 log = logging.getLogger("millrace")
 
-PATH = "/metrics"
+METRICS_PATH = "/metrics"
+LIVE_PATH = "/livez"
 PATIENCE_S = 5.0  # for the sources to answer; Prometheus waits 10 s unless told otherwise
 SILENT_S = 10.0  # that a caller may take to send a request, or to take the page
-CALLERS = 8  # that are served at once; a further one is turned away
+WHOLE_S = 30.0  # and from its connection to its last byte, however steadily it trickles
+CALLERS = 64  # that are served at once; a further one is turned away
+SHARE = 8  # of them from one address, so that none keeps out those who ask whether `up` lives
+TEXT = ("Content-Type", "text/plain; charset=utf-8")
+
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 FAMILIES: Mapping[str, Callable[..., Any]] = {
     "counter": CounterMetricFamily,
@@ -88,35 +96,60 @@ class Page:
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._sources: list[Source] = []
 
-    def begin(self, own: Callable[[], Samples], asked: Mapping[str, Callable[[], Answer]]) -> None:
-        """Answer from now on; ``own``: what needs nobody to answer, ``asked``: the sources."""
+    def begin(
+        self, own: Callable[[], Samples], asked: Mapping[str, Callable[[], Answer]], why_stuck: Callable[[], str]
+    ) -> None:
+        """Answer from now on. ``own``: what needs nobody to answer; ``asked``: the sources.
+
+        ``why_stuck``: why this process no longer goes on; nothing where it does.
+        """
         self._sources = [Source(name, asked[name]) for name in SOURCES if name in asked]
         registry = CollectorRegistry(auto_describe=False)
         registry.register(Gathered(own, self._sources))
-        self._server.set_app(_only(PATH, make_wsgi_app(registry)))
+        self._server.set_app(_by_path({METRICS_PATH: make_wsgi_app(registry), LIVE_PATH: _live(why_stuck)}))
         self._thread.start()
 
-    def close(self) -> None:
-        """Nobody is answered any more, and no source is asked."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-        self._server.server_close()
+    def rest(self, why_stuck: Callable[[], str]) -> None:
+        """Tell from now on only whether this process goes on; no source is asked any more."""
+        self._server.set_app(_by_path({LIVE_PATH: _live(why_stuck)}))
         until_s = time.monotonic() + PATIENCE_S
         for source in self._sources:
             source.answer(until_s)
 
+    def close(self) -> None:
+        """Nobody is answered any more."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()
 
-def _only(path: str, page: Any) -> Any:
-    """The page at one path, and nothing elsewhere."""
+
+def _by_path(apps: Mapping[str, Any]) -> App:
+    """Each at its path, and nothing elsewhere."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == path:
-            answer: Iterable[bytes] = page(environ, start_response)
+        if (chosen := apps.get(environ["PATH_INFO"])) is not None:
+            answer: Iterable[bytes] = chosen(environ, start_response)
             return answer
-        start_response("404 Not Found", [("Content-Type", "text/plain")])
-        return [f"Metrics are at {path}.\n".encode()]
+        start_response("404 Not Found", [TEXT])
+        return [f"There is now: {', '.join(apps)}.\n".encode()]
 
     return app
+
+
+def _live(why_stuck: Callable[[], str]) -> App:
+    """200 while the process goes on, else 503 with why it does not."""
+
+    def app(_: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        reason = why_stuck()
+        start_response("503 Service Unavailable" if reason else "200 OK", [TEXT])
+        return [f"{reason or 'It goes on.'}\n".encode()]
+
+    return app
+
+
+def _end(connection: socket.socket) -> None:
+    with suppress(OSError):  # it has ended meanwhile
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Requests(WSGIRequestHandler):
@@ -133,7 +166,8 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     def __init__(self, address: tuple[str, int]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._address = address
-        self._free = threading.BoundedSemaphore(CALLERS)
+        self._callers = Counter[str]()  # by address
+        self._counting = threading.Lock()
         super().__init__(address, _Requests)
 
     def server_bind(self) -> None:
@@ -142,17 +176,29 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = self._address
         self.setup_environ()
 
+    def _is_let_in(self, host: str) -> bool:
+        with self._counting:
+            if self._callers[host] >= SHARE or self._callers.total() >= CALLERS:
+                return False
+            self._callers[host] += 1
+            return True
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
+        if not self._is_let_in(client_address[0]):
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        late = threading.Timer(WHOLE_S, _end, (request,))
+        late.daemon = True
+        late.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            late.cancel()
+            with self._counting:
+                self._callers -= Counter([client_address[0]])  # no address stays at 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A caller who leaves is no error of ours."""

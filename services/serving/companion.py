@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import msgspec
 
 from millrace.learners.errors import MillraceError
-from millrace.services.processes import COMMAND, Process, end
+from millrace.services.processes import COMMAND, Process
+from millrace.services.serving.ending import COMPANION_S
 from millrace.services.serving.events import Event, event_now
 
 log = logging.getLogger("millrace")
@@ -57,12 +58,22 @@ def _keep(arguments: Sequence[str], show: Callable[[Event], None], stop: threadi
         listening.start()
         while process.poll() is None and not stop.wait(POLL_S):
             pass
-        end(process)
+        _end(process)
         listening.join()
         if not stop.is_set():
             log.warning("millrace %s ended with exit code %d. It is started again.", arguments[0], process.returncode)
         stop.wait(wait_s)
         wait_s = min(2 * wait_s, LONGEST_S)
+
+
+def _end(process: Process) -> None:
+    """Ask it to end, then kill it: one in the middle of a fold would hear of it minutes later, and nothing of it is lost."""
+    process.terminate()
+    try:
+        process.wait(COMPANION_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _pass_on(process: Process, name: str, show: Callable[[Event], None]) -> None:

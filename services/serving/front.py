@@ -24,6 +24,7 @@ from millrace.learners.errors import MillraceError
 from millrace.services.config.config import kept_environment
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import TOO_MANY_BYTES
+from millrace.services.serving.ending import WORK_S
 from millrace.services.serving.seats import admin_socket, seats, sockets, waiting_socket
 
 log = logging.getLogger("millrace")
@@ -31,7 +32,7 @@ log = logging.getLogger("millrace")
 POLL_S = 0.02  # between two polls of a front that starts
 AGAIN_S = 0.2  # before one that ended is started again
 LONGEST_S = 5.0  # the same, when it ends again and again
-STOP_S = 5  # for what is at work when it is to end; a caller who will not leave is cut off then
+STOP_S = WORK_S  # for what is at work when it is to end; a caller who will not leave is cut off then
 TOLD_S = 5.0  # for it to tell of itself
 LEAST_FILES = 1024  # that a process may open
 CONNECTIONS = 8192  # of each listener, where the process may open as many files

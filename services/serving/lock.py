@@ -46,7 +46,7 @@ def _taken(path: Path, holder: str) -> int:
                 raise BusyError(f"{holder} serves this pipeline already ({path} is locked). Stop that one first.")
             time.sleep(POLL_S)
     except OSError as error:
-        raise StorageError(f"{path} cannot be locked: {error.strerror}. Name a folder where locks work with --home.") from error
+        raise StorageError(f"{path} cannot be locked: {error.strerror}. Name another folder with --home.") from error
     return handle
 
 

@@ -13,6 +13,8 @@ from millrace.services.metrics.answering import of_replicas, of_trainers
 from millrace.services.metrics.definitions import FRONT, LOG, REPLICAS, TRAINER, Answer, Sample, Samples
 from millrace.services.metrics.front import of_front
 from millrace.services.metrics.learning import Learning
+from millrace.services.metrics.pulse import Pulse
+from millrace.services.serving.alive import why_late, why_stuck
 from millrace.services.serving.front import PROTOCOLS, told
 from millrace.services.serving.ports import refused
 from millrace.services.serving.seats import is_draining
@@ -41,10 +43,14 @@ def metrics_port(host: str, port: int) -> Iterator[Page | None]:
 
 
 @contextmanager
-def measured(page: Page | None, serving: Serving) -> Iterator[None]:
-    """Scrapes are answered for as long as the block runs."""
+def measured(page: Page | None, serving: Serving) -> Iterator[Pulse]:
+    """Scrapes are answered for as long as the block runs; until the page is closed it still tells whether `up` goes on.
+
+    Yields: what the main loop is to beat.
+    """
+    pulse = Pulse()
     if page is None:
-        yield
+        yield pulse
         return
     asked: dict[str, Callable[[], Answer]] = {
         LOG: Learning(serving.instance, serving.branch),
@@ -53,11 +59,11 @@ def measured(page: Page | None, serving: Serving) -> Iterator[None]:
     }
     if serving.front:
         asked[FRONT] = lambda: Answer(of_front(told(serving.folder), PROTOCOLS), is_whole=True)
-    page.begin(lambda: _own(serving), asked)
+    page.begin(lambda: _own(serving), asked, lambda: why_stuck(pulse, serving.folder if serving.front else None))
     try:
-        yield
+        yield pulse
     finally:
-        page.close()
+        page.rest(lambda: why_late(pulse))
 
 
 def _own(serving: Serving) -> Samples:

@@ -29,6 +29,7 @@ from millrace.services.endpoint.turns import Turns
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import Access
 from millrace.services.serving.actors import TIMEOUT_S, Subscriber, current_name, make_current, make_trainers, trainer_state
+from millrace.services.serving.ending import RECORD_S, SLACK_S, WORK_S
 from millrace.services.serving.event_socket import send_events
 from millrace.services.serving.follower import Follower
 from millrace.services.serving.seats import is_draining, take_seat
@@ -46,8 +47,6 @@ FIRST_S = 5.0  # for a new replica to find something to answer from
 POLL_S = 0.02  # between two polls whether it has
 TELL_S = 2.0  # between two words of a replica about itself
 REPLICA_CPUS = 0.1  # logical ones, for placement; BLAS uses one thread
-GRACE_S = 20.0  # for a replica that ends to answer what it has taken in
-EMPTY_S = 10.0  # and then for its recorder to append what waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ class Predictor(Calls):
         if self._servers is not None:
             await self._servers.close()
         if self._endpoint.recording is not None:
-            await asyncio.to_thread(self._endpoint.recording.recorder.close, EMPTY_S)
+            await asyncio.to_thread(self._endpoint.recording.recorder.close, RECORD_S)
 
     async def _announce(self) -> None:
         """Say every other second what this replica does, for whoever asks any of them."""
@@ -157,7 +156,7 @@ class Predictor(Calls):
         if self._servers is not None:
             self._servers.check()
         elif not self._serving.proxies:
-            self._servers = Servers(self._endpoint, _place(self._serving), GRACE_S)
+            self._servers = Servers(self._endpoint, _place(self._serving), WORK_S)
             await self._servers.open()
             log.info("It takes requests in.")
 
@@ -230,7 +229,7 @@ def start(serving: Serving) -> None:
         "num_replicas": serving.replicas,
         "max_queued_requests": limits.queued,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "graceful_shutdown_timeout_s": GRACE_S + EMPTY_S + 5,
+        "graceful_shutdown_timeout_s": WORK_S + RECORD_S + SLACK_S,
     }
     predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **replica_options)(
         serve.ingress()(Predictor)

@@ -74,10 +74,10 @@ def serving_alone(instance: Instance) -> Iterator[None]:
 
 
 def _written_place(instance: Instance) -> EndpointAddress | None:
-    """What the last endpoint wrote; it may have been killed since."""
+    """What the last endpoint wrote; it may have been killed since. Nothing where that cannot be read: the lock says why."""
     try:
         return msgspec.json.decode(_path(instance).read_bytes(), type=EndpointAddress)
-    except (FileNotFoundError, msgspec.DecodeError):  # the latter: the machine ended while it was written
+    except (OSError, msgspec.DecodeError):  # the latter: the machine ended while it was written
         return None
 
 

@@ -25,6 +25,7 @@ from millrace.services.protocol.access import SCOPES, Access, access, own_token,
 from millrace.services.protocol.callers import is_loopback
 from millrace.services.serving.companion import companion
 from millrace.services.serving.door import Door, own_folder, words
+from millrace.services.serving.ending import END_S, MARK_S, SLACK_S
 from millrace.services.serving.event_socket import received
 from millrace.services.serving.events import EventLines, Form
 from millrace.services.serving.guard import guarded_start
@@ -35,12 +36,12 @@ from millrace.services.serving.shared_memory import object_store_bytes
 from millrace.services.serving.status import EndpointAddress, place, placed, serving_alone
 
 if TYPE_CHECKING:
+    from millrace.services.metrics.pulse import Pulse
     from millrace.services.serving.replica import Serving
 
 log = logging.getLogger("millrace")
 
 POLL_S = 1.0  # between two looks whether Ray is still there
-STOP_S = 60.0  # for the trainer to mark a version
 START_S = 300  # that each part of Ray or Serve may take to start or answer: who has died is noticed at once
 RAY_PARTS = {"gcs_server", "raylet"}  # without them nothing goes on, and Ray starts neither again
 TRIES = 3  # to start Ray
@@ -126,10 +127,11 @@ def _serve(instance: Instance, branch: str, listening: Listening, lines: EventLi
                     placed(instance, endpoint_place),
                     mirrored(instance, lines),
                     verified(instance, lines),
-                    measured(page, serving),
+                    measured(page, serving) as pulse,
                 ):
                     _say_where(serving, listening, endpoint_place, lines)
-                    _watch(stop)
+                    _watch(stop, pulse)
+                    pulse.beat(listening.drain_s + END_S)
                     drain(sockets)
                     stop.again.wait(listening.drain_s)
 
@@ -176,13 +178,14 @@ class Stop:
         self.asked.set()
 
 
-def _watch(stop: Stop) -> None:
-    """Wait for the end.
+def _watch(stop: Stop, pulse: Pulse) -> None:
+    """Wait for the end; ``pulse`` beats meanwhile.
 
     Raises: MillraceError where Ray has died, which nothing here can start again: whoever supervises this process can.
     """
     core = _ray_processes()
     while not stop.asked.wait(POLL_S):
+        pulse.beat()
         if gone := core - _ray_processes():
             raise MillraceError(
                 f"Ray has died here ({', '.join(sorted(name for _, name in gone))}), so nothing learns. Run again."
@@ -331,7 +334,7 @@ def _metrics_lines(listening: Listening) -> list[str]:
     if not listening.metrics_port:
         return []
     host = f"[{listening.metrics_host}]" if ":" in listening.metrics_host else listening.metrics_host
-    return [f"metrics   GET  http://{host}:{listening.metrics_port}/metrics   (Prometheus; no token)"]
+    return [f"metrics   GET  http://{host}:{listening.metrics_port}/metrics   (Prometheus; no token; /livez beside it)"]
 
 
 def _labels_lines(serving: Serving, at: EndpointAddress) -> list[str]:
@@ -362,8 +365,8 @@ def _end_in_order(serving: Serving) -> None:
     try:
         predictor.stop()
         *shards, (_, last) = make_trainers(serving.instance, serving.branch, serving.folder)
-        ray.get([shard.stop.remote(STOP_S) for _, shard in shards], timeout=STOP_S + 5)
-        state = ray.get(last.stop.remote(STOP_S), timeout=STOP_S + 5)
+        ray.get([shard.stop.remote(MARK_S) for _, shard in shards], timeout=MARK_S + SLACK_S)
+        state = ray.get(last.stop.remote(MARK_S), timeout=MARK_S + SLACK_S)
         log.info("the trainer ends at seq %d, %d records", state.seq, state.records)
     except (ray.exceptions.RayError, ray.serve.exceptions.RayServeException, TimeoutError, ValueError) as error:
         log.warning("The trainer did not end by itself (%s); its branch goes on from its newest mark.", type(error).__name__)

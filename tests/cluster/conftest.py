@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from image_builds import build, fingerprint
+from image_builds import build, extend, fingerprint, packed
 from one_node import Cluster, ran, traces
-from releases import Release
+from releases import Release, installed
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
 
@@ -46,9 +46,7 @@ def archive(built: Cluster, builder: list[str]) -> Path:
             ran([*builder, kind, "--all", *(["--force"] if kind == "rmi" else [])])
         begun = time.monotonic()
         build(builder, built.folder / "base.oci", "localhost/millrace:test", kept)
-        done = ran([*builder, "push", "-q", "localhost/millrace:test", f"oci-archive:{kept / 'draft'}:localhost/millrace:test"])
-        assert done.returncode == 0, done.stderr
-        (kept / "draft").rename(kept / "image.oci")
+        packed(builder, "localhost/millrace:test", kept / "image.oci")
         print(f"image built in {time.monotonic() - begun:.0f} s, {(kept / 'image.oci').stat().st_size / 1e6:.0f} MB packed")
     return kept / "image.oci"
 
@@ -75,12 +73,18 @@ def cluster(built: Cluster, archive: Path) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def release(request, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """A release that is installed and ready, in a namespace with the name of the test's file; it has learned nothing yet."""
-    namespace = request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    namespace = request.module.__name__.rpartition(".")[2].removeprefix("test_").replace("_", "-")
     cluster.namespace(namespace)
-    cluster.volume(namespace, 10001)
-    release = Release(cluster, namespace, tmp_path_factory.mktemp(namespace))
-    begun = time.monotonic()
-    release.install()
-    print(f"installed and ready after {time.monotonic() - begun:.1f} s")
-    yield release
-    cluster.forget(namespace)
+    with installed(cluster, namespace, tmp_path_factory.mktemp(namespace)) as release:
+        yield release
+
+
+@pytest.fixture(scope="session")
+def newer(cluster: Cluster, builder: list[str], archive: Path) -> str:
+    """The tag of a newer image in the cluster: the other's with one more layer."""
+    if not (kept := archive.parent / "newer.oci").is_file():
+        begun = time.monotonic()
+        extend(builder, archive, "localhost/millrace:newer", kept)
+        print(f"newer image made in {time.monotonic() - begun:.0f} s")
+    cluster.script("load", str(kept))
+    return "newer"

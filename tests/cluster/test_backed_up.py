@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from one_node import Cluster
-from releases import VALUES, Release
+from one_node import Cluster, output
+from releases import ROWS, VALUES, Release
 
 pytestmark = pytest.mark.cluster
 CLAIM = {"accessModes": ["ReadWriteOnce"], "storageClassName": "bare", "resources": {"requests": {"storage": "1Gi"}}}
 
 
+def as_noted(release: Release) -> str:
+    """What the commands of the notes print, typed one after the other by whoever has rows."""
+    (release.folder / "rows.jsonl").write_text(ROWS, encoding="utf-8")
+    programs = f"{release.cluster.folder / 'bin'}:{release.cluster.helm_binary.parent}:{os.environ['PATH']}"
+    script = "\n".join(["set -exo pipefail", "trap 'kill $(jobs -p)' EXIT", *release.noted()])
+    words = ["bash", "-c", f"cd {release.folder}\n{script}"]
+    return output(words, release.cluster.env | {"PATH": programs})
+
+
 def test_what_was_backed_up_is_learned_already_after_a_restore(cluster: Cluster, tmp_path: Path) -> None:
-    """The CronJob's job copies the folder in use; the claim is lost; a new one begins with the copy."""
+    """What the notes say is done as printed: rows, a question, `helm test`, a back-up of the folder in use.
+
+    Then the claim is lost; a new one begins with the copy.
+    """
     cluster.namespace("copied")
     cluster.volume("copies", 10001)
     metadata = {"name": "copies", "namespace": "copied"}
@@ -28,10 +41,14 @@ def test_what_was_backed_up_is_learned_already_after_a_restore(cluster: Cluster,
     backup = {"enabled": True, "existingClaim": "copies"}
     release = Release(cluster, "copied", tmp_path, VALUES | {"backup": backup})
     release.install()
-    release.begin()
+    said = as_noted(release)
+    print(said)
+    assert len(release.noted()) == 9
+    assert '"name":"spam"' in said and "metrics: counted" in said and "job.batch/spam-backup-now created" in said
+    place = ("-n", "copied")
+    cluster.kubectl(*place, "wait", "--for=condition=Complete", "job/spam-backup-now", "--timeout=5m")
     release.told("before the copy")
     release.everything_once()
-    place = ("-n", "copied")
     cluster.kubectl(*place, "create", "job", "--from=cronjob/spam-backup", "now")
     cluster.kubectl(*place, "wait", "--for=condition=Complete", "job/now", "--timeout=5m")
     print(cluster.kubectl(*place, "logs", "job/now").strip())

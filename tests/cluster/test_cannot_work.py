@@ -61,14 +61,17 @@ def test_a_secret_without_the_key(another: Release) -> None:
 
 
 def last_words(release: Release) -> str:
-    """The termination message of the container, once it has ended."""
+    """The termination message of the container, once it has ended: one sentence."""
 
     def ended() -> dict[str, Any]:
         (state,) = release.pod()["status"].get("containerStatuses", [{}])
         return state.get("state", {}).get("terminated") or state.get("lastState", {}).get("terminated") or {}
 
     until(lambda: ended().get("message"), "the container's end")
-    return ended()["message"]
+    (line,) = ended()["message"].splitlines()
+    print(line)
+    assert line.endswith(".") and "Traceback" not in line
+    return line
 
 
 def install_in_vain(release: Release) -> None:
@@ -80,24 +83,35 @@ def install_in_vain(release: Release) -> None:
 
 
 def test_a_claim_that_belongs_to_another_user(another: Release) -> None:
-    """The last words name the folder and the user."""
+    """The last words name the folder."""
     another.cluster.volume("foreign", 4242)
     install_in_vain(another)
-    said = last_words(another)
-    assert "/var/lib/millrace" in said and "Traceback" not in said, said
+    assert "/var/lib/millrace" in last_words(another)
 
 
-def test_a_claim_that_is_full(another: Release, cluster: Cluster) -> None:
-    """The last words say that the disk is full, and where."""
-    cluster.volume("full", 10001)
-    path = str(cluster.folder / "volumes" / "full")
-    output(["mount", "-t", "tmpfs", "-o", "size=64k,uid=10001,gid=10001,mode=770", "millrace-test", path])
+@pytest.mark.parametrize(("name", "options"), [("full", "size=64k"), ("read-only", "size=1g,ro")])
+def test_a_claim_that_cannot_be_written(another: Release, cluster: Cluster, name: str, options: str) -> None:
+    """The last words say where."""
+    cluster.volume(name, 10001)
+    path = str(cluster.folder / "volumes" / name)
+    output(["mount", "-t", "tmpfs", "-o", f"{options},uid=10001,gid=10001,mode=770", "millrace-test", path])
     try:
         install_in_vain(another)
-        said = last_words(another)
-        assert "/var/lib/millrace" in said and "Traceback" not in said, said
+        assert "/var/lib/millrace" in last_words(another)
     finally:
         output(["umount", "-l", path])
+
+
+def test_a_claim_of_another_release(another: Release, cluster: Cluster) -> None:
+    """Helm finds the StatefulSet that has it."""
+    cluster.volume("shared", 10001)
+    install_in_vain(another)
+    file = another.folder / "second.json"
+    file.write_text(json.dumps(VALUES | {"fullnameOverride": "second", "persistence": {"existingClaim": "state-spam-0"}}))
+    words = [str(cluster.helm_binary), "install", "second", str(CHART), "-n", another.namespace, "-f", str(file)]
+    done = ran(words, cluster.env)
+    assert done.returncode == 1, done.stdout
+    assert "persistence.existingClaim = state-spam-0: StatefulSet spam uses this claim already; a folder has one" in done.stderr
 
 
 def test_a_token_file_that_is_empty(another: Release) -> None:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from releases import VALUES, Release
+from one_node import Cluster, until
+from releases import VALUES, Release, installed
 
 pytestmark = pytest.mark.cluster
+PASSWORDS = {"kafka": {"password": "a-password-of-kafka"}, "mlflow": {"MLFLOW_TRACKING_TOKEN": "a-token-of-mlflow"}}
+
+
+@pytest.fixture(scope="module")
+def release(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    """One whose pod is given every kind of secret."""
+    cluster.namespace("release")
+    for name, data in PASSWORDS.items():
+        cluster.apply(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "release"}, "stringData": data}
+        )
+    secrets = {name: {"existingSecret": name} for name in PASSWORDS}
+    with installed(cluster, "release", tmp_path_factory.mktemp("release"), VALUES | secrets) as release:
+        yield release
 
 
 def test_it_is_ready_before_it_has_learned_anything(release: Release) -> None:
@@ -45,13 +62,44 @@ def test_a_caller_without_the_token_is_refused(release: Release) -> None:
     assert replace(release.endpoint(), token="wrong").ask("x", 1.0)[0] == 401
 
 
+def files_with(release: Release, text: str) -> list[str]:
+    """Those of the pod that have it, Ray's own among them. A search that could not read everything is repeated."""
+    searches = []
+
+    def searched() -> bool:
+        searches.append(release.exec("grep", "-rlF", "-e", text, "/tmp", "/var/lib/millrace", "/dev/shm"))
+        return searches[-1].returncode in (0, 1)
+
+    until(searched, f"a search of the pod's files: {searches[-1:]}")
+    return searches[-1].stdout.splitlines()
+
+
 def test_no_secret_is_told(release: Release) -> None:
-    """The token stands in its Secret, and in no log, event, ConfigMap or description of the pod, nor in Ray's files."""
-    token, cluster, place = release.endpoint().token, release.cluster, ("-n", release.namespace)
+    """Each stands in its Secret, and in no log, event, ConfigMap or description of the pod, nor in files, Ray's among them."""
+    secrets = [release.endpoint().token, *(text for data in PASSWORDS.values() for text in data.values())]
+    cluster, place = release.cluster, ("-n", release.namespace)
     told = cluster.kubectl(*place, "logs", "spam-0", "--all-containers") + release.described()
     told += cluster.kubectl(*place, "get", "events,configmaps,pods,statefulsets", "-o", "yaml")
-    assert token not in told and len(told) > 10_000
-    assert release.exec("sh", "-c", f"grep -rl {token} /tmp /var/lib/millrace /dev/shm").stdout == ""
+    assert len(told) > 10_000 and [secret for secret in secrets if secret in told] == []
+    assert "a-token-of-mlflow" in release.exec("env").stdout, "else the pod has none to tell"
+    for secret in secrets:
+        assert release.exec("sh", "-c", f"echo {secret} > /tmp/told").returncode == 0
+        assert files_with(release, secret) == ["/tmp/told"]
+        assert release.exec("rm", "/tmp/told").returncode == 0
+
+
+def test_what_kubernetes_does_not_change_is_said_with_the_way_on(release: Release) -> None:
+    """The pod stays through it: the StatefulSet alone is taken away, and the upgrade makes it anew around the pod."""
+    before = release.pod()["metadata"]["uid"]
+    persistence = VALUES["persistence"] | {"size": "9Gi"}
+    with pytest.raises(AssertionError, match="persistence.size: StatefulSet spam has 8Gi, and Kubernetes does not") as refused:
+        release.install(persistence=persistence)
+    (command,) = set(re.findall(r"upgrade then: kubectl (.*? --cascade=orphan)", str(refused.value)))
+    release.cluster.kubectl(*command.split())
+    release.install(persistence=persistence)
+    (claim,) = release.got("statefulset", "spam")["spec"]["volumeClaimTemplates"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "9Gi" and release.pod()["metadata"]["uid"] == before
+    release.values = release.values | {"persistence": persistence}
 
 
 def test_a_pod_that_pod_security_refuses_is_not_made(release: Release) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,14 +13,30 @@ from dataclasses import dataclass
 
 import pytest
 from charts import CHART
+from pictures import NETWORK, photos
 from pipelines import PIPELINE, clean_environment, late_rows, millrace, pipeline_in
-from served_pipeline import Up, is_ready, own_port, served, until
+from served_pipeline import IN_A_ROW, Up, is_ready, own_port, served, until
+
+from millrace.streams.schema import Label
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # one `up` for all, and one at a time on two cores
 
 SCRIPT = CHART / "files" / "ask.py"
 LABELLED = PIPELINE + "\n[labels]\nhorizon_ms = 60000\n"
-COUNTED = "metrics: counted http infer, http labels, grpc infer, grpc labels"
+COUNTED = "metrics: counted http infer 200 +1, grpc infer OK +1, http labels 202 +1, grpc labels OK +1\n"
+PICTURES = """name = "digits"
+label = { name = "y", type = "integer" }
+learner = { kind = "ridge" }
+
+[[fields]]
+name = "photo"
+type = "image"
+backbone = "network.onnx"
+shape = [128, 128]
+features = 256
+center = 128.0
+scale = 128.0
+"""
 
 
 @dataclass(frozen=True)
@@ -51,16 +70,18 @@ def asked(tmp_path_factory) -> Iterator[Asked]:
 
 
 def test_it_asks_and_labels_by_both_protocols(asked: Asked) -> None:
-    """An empty pipeline says that there is nothing to answer from; one that has learned answers. Both are counted."""
+    """An empty pipeline fails with what to do. One that has learned answers, and each call is counted once, under its code."""
     done = asked.test()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "HTTP infer: 503" in done.stdout and "gRPC infer: UNAVAILABLE" in done.stdout and COUNTED in done.stdout
+    assert done.returncode == 1
+    assert done.stderr == "Nothing was learned yet, so nothing can be answered: send rows, and run helm test again.\n"
     (asked.up.folder / "late.jsonl").write_bytes(b"\n".join(late_rows(100)))
     assert millrace("send", "digits.toml", "late.jsonl", "--served", cwd=asked.up.folder).returncode == 0
-    until(lambda: is_ready(asked.up.port) and asked.test().stdout.startswith("HTTP infer: 200"))
-    done = asked.test()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "gRPC infer: OK, version " in done.stdout and "HTTP labels: 202" in done.stdout and COUNTED in done.stdout
+    until(lambda: all(is_ready(asked.up.port) for _ in range(IN_A_ROW)))
+    for _ in range(2):  # what the first asked is none of the second's
+        done = asked.test()
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.startswith("HTTP infer: 200") and done.stdout.endswith(COUNTED)
+        assert "gRPC infer: OK, version " in done.stdout and "HTTP labels: 202" in done.stdout
 
 
 def test_it_fails_where_the_service_does(asked: Asked) -> None:
@@ -78,3 +99,46 @@ def test_it_fails_where_nothing_is_counted(asked: Asked) -> None:
     """Metrics of another process, which nobody asks: here none at all."""
     done = Asked(asked.up, own_port(asked.metrics_port)).test()
     assert done.returncode == 1 and done.stderr.startswith("The pipeline cannot be asked: ")
+
+
+def test_a_pipeline_of_pictures_is_asked_about_a_black_one(tmp_path_factory) -> None:
+    """By base64 in JSON and as bytes over gRPC; of one whose pictures it cannot make up, the values may say what to ask."""
+    pictures, y = photos("train", 0, 60)
+    folder = tmp_path_factory.mktemp("pictures")
+    shutil.copy(NETWORK, folder / "network.onnx")
+    (folder / "digits.toml").write_text(PICTURES, encoding="utf-8")
+    (folder / "tokens").write_text("predict,label right\n", encoding="utf-8")
+    (folder / "tokens").chmod(0o600)
+    texts = [base64.b64encode(picture).decode() for picture in pictures]
+    rows = [json.dumps({"photo": text, "y": int(label)}) for text, label in zip(texts, y, strict=True)]
+    (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        assert millrace(*words, cwd=folder).returncode == 0
+    metrics_port = own_port()
+    with served(folder, "--tokens", "tokens", "--metrics-port", str(metrics_port)) as up:
+        given = json.dumps([{"name": "photo", "datatype": "BYTES", "shape": [1], "data": texts[:1]}])
+        for inputs in ("[]", given):
+            done = Asked(up, metrics_port).test(inputs=inputs)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert done.stdout.endswith("metrics: counted http infer 200 +1, grpc infer OK +1\n")
+
+
+WRONG: list[dict[str, tuple[str, list[int], list[object]]]] = [
+    {},
+    {"scores": ("FP64", [1, 2], [0.5, 0.5])},
+    {"scores": ("FP64", [1, 2], [0.5, float("nan")]), "label": ("BYTES", [1], ["a"])},
+    {"scores": ("FP64", [2, 1], [0.5, 0.5]), "label": ("BYTES", [1], ["a"])},
+    {"scores": ("FP64", [1, 2], [0.5]), "label": ("BYTES", [1], ["a"])},
+    {"scores": ("FP64", [1, 0], []), "label": ("BYTES", [1], ["a"])},
+    {"scores": ("FP32", [1, 2], [0.5, 0.5]), "label": ("BYTES", [1], ["a"])},
+]
+
+
+@pytest.mark.parametrize("outputs", WRONG)
+def test_an_answer_that_is_none_is_refused(outputs: dict[str, tuple[str, list[int], list[object]]]) -> None:
+    """No scores, no label, one that is no number, two rows, too few cells, none, another type; a sound one is taken."""
+    check = runpy.run_path(str(SCRIPT))["check"]
+    check("HTTP", Label("y"), "digits", {"scores": ("FP64", [1, 2], [0.5, 0.5]), "label": ("BYTES", [1], ["a"])})
+    check("HTTP", Label("y", "number"), "digits", {"scores": ("FP64", [1, 1], [0.5])})
+    with pytest.raises(SystemExit, match="HTTP: digits answers .*, and not one row of"):
+        check("HTTP", Label("y"), "digits", outputs)

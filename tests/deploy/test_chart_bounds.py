@@ -9,19 +9,31 @@ import click
 from charts import CHART, of_kind, program, rendered
 
 from millrace.services.cli import main
-from millrace.services.serving import front, replica, up
+from millrace.services.metrics import page
+from millrace.services.serving import alive, ending
 from millrace.services.serving.shared_memory import LEAST_MIB, MOST_MIB, SHARE
 
 EMBEDDED, EVERYTHING = (CHART / "ci" / f"{name}-values.yaml" for name in ("embedded", "everything"))
 
 
 def test_a_pod_has_as_long_to_end_as_the_code_may_take() -> None:
-    """preStop, drain, the front, the replicas, two rounds of trainers, and 20 s for Ray."""
+    """preStop, drain, and what `millrace up` waits for; preStop alone where it hangs, for then it does not end by itself."""
     pod = of_kind(rendered(program("helm-4"), EVERYTHING), "StatefulSet")["spec"]["template"]["spec"]
-    pre_stop_s = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    replicas_s = replica.GRACE_S + replica.EMPTY_S + 5
-    needed_s = pre_stop_s + 8 + front.STOP_S + replicas_s + 2 * (up.STOP_S + 5) + 20  # 7.5 s of drain
-    assert pod["terminationGracePeriodSeconds"] == needed_s
+    container = pod["containers"][0]
+    pre_stop_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] == pre_stop_s + 8 + ending.END_S  # 7.5 s of drain
+    assert container["livenessProbe"]["terminationGracePeriodSeconds"] > pre_stop_s
+
+
+def test_liveness_asks_up_itself_at_a_path_and_port_that_it_has() -> None:
+    """Not the replicas, as readiness does; and the probe waits for longer than the answer may take."""
+    container = of_kind(rendered(program("helm-4"), EMBEDDED), "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
+    assert probes["liveness"] == {"path": page.LIVE_PATH, "port": "metrics"}
+    assert f"--metrics-port={ports['metrics']}" in container["args"] and "--metrics-host=0.0.0.0" in container["args"]
+    assert probes["startup"] == probes["readiness"] == {"path": "/readyz", "port": "http"}
+    assert container["livenessProbe"]["timeoutSeconds"] > alive.FRONT_S
 
 
 def test_ray_has_room_for_its_objects_in_shared_memory() -> None:

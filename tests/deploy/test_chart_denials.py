@@ -21,6 +21,10 @@ BY_SCHEMA: dict[str, tuple[dict[str, Any], str]] = {  # values beside the smalle
         "- at '/pipeline/name': 'Spam_1' does not match pattern '^[a-z0-9]([-a-z0-9]*[a-z0-9])?$'",
     ),
     "one process": ({"serving": {"replicas": 1}}, "- at '/serving/replicas': minimum: got 1, want 2"),
+    "a Service's name": (
+        {"fullnameOverride": "spam.models"},
+        "- at '/fullnameOverride': 'spam.models' does not match pattern '^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$'",
+    ),
     "no list": ({"tolerations": {}}, "- at '/tolerations': got object, want array"),
     "kubernetes' keys": (
         {"affinity": {"nodeAfinity": {}}},
@@ -91,6 +95,37 @@ BY_CHECK: dict[str, tuple[Path, dict[str, Any], str]] = {  # the same beside a f
         {"strimzi": {"cluster": ""}},
         "strimzi.cluster: name the Kafka object of Strimzi that is to have the topics.",
     ),
+    "a password in a uri": (
+        EVERYTHING,
+        {"pipeline": {"mlflow": {"uri": "https://anna:s3cret@mlflow.example.org/x"}}},
+        "pipeline.mlflow.uri: it has a user or a password, which everybody reads who may read a ConfigMap or a log; leave them "
+        "out, and name a Secret in mlflow.existingSecret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+    ),
+    "a user in a uri": (
+        EVERYTHING,
+        {"pipeline": {"mlflow": {"uri": "https://anna@mlflow.example.org"}}},
+        "pipeline.mlflow.uri: it has a user or a password,",
+    ),
+    "a password in another uri": (
+        KAFKA,
+        {"pipeline": {"log": {"registry": "https://anna:s3cret@registry.example.org"}}},
+        "pipeline.log.registry: it has a user or a password,",
+    ),
+    "a name that begins with a digit": (
+        KAFKA,
+        {"fullnameOverride": "7-clicks"},
+        "fullnameOverride: a Service would be called 7-clicks, and its name must begin with a letter; give one that does.",
+    ),
+    "an option of the chart's": (
+        EVERYTHING,
+        {"extraArgs": ["--branch=main", "--metrics-port=0"]},
+        "extraArgs: the chart itself sets --metrics-port; leave it out.",
+    ),
+    "an option of the chart's in two words": (
+        EVERYTHING,
+        {"extraArgs": ["--metrics-port", "0"]},
+        "extraArgs: the chart itself sets --metrics-port; leave it out.",
+    ),
     "no host": (EVERYTHING, {"ingress": {"grpc": {"hosts": []}}}, "ingress.grpc.hosts: name at least one host."),
 }
 
@@ -109,6 +144,7 @@ def test_a_value_that_does_not_go_with_another_is_refused_by_its_key(case: str, 
     said = refusal(helm, values, file)
     where, _, told = said.partition("): ")
     assert where.startswith("Error: execution error at (millrace/templates/statefulset.yaml") and told.startswith(sentence)
+    assert "s3cret" not in said
 
 
 @pytest.mark.parametrize("key", REFUSED)
@@ -124,6 +160,21 @@ def test_memory_that_is_enough_is_taken(helm: Path) -> None:
     for limits in ({"memory": "1536Mi"}, {"memory": "1.5Gi"}, {"memory": 1610612736}, {"memory": "1650M"}):
         assert refusal(helm, {"resources": {"limits": limits, "requests": {"memory": "1536Mi"}}}) == ""
     assert refusal(helm, {"resources": {"limits": None, "requests": None}}) == ""
+
+
+def test_a_release_with_dots_in_its_name_has_services_without(helm: Path) -> None:
+    """Helm allows such a name, and Kubernetes no such Service."""
+    done = run(helm, "template", "spam.v2", "CHART", "--values", str(EVERYTHING), values={"fullnameOverride": ""})
+    objects = tuple(docs(done.stdout))
+    names = {doc["metadata"]["name"] for doc in objects if doc["kind"] in ("Service", "StatefulSet")}
+    assert names == {"spam-v2-millrace", "spam-v2-millrace-metrics"}
+    assert of_kind(objects, "StatefulSet")["metadata"]["labels"]["app.kubernetes.io/instance"] == "spam.v2"
+
+
+def test_uris_without_anybody_in_them_are_taken(helm: Path) -> None:
+    """An @ elsewhere is none, and MLflow takes paths, too."""
+    for uri in ("https://mlflow.example.org/@a", "sqlite:///a@b.db", "databricks", "http://mlflow:5000?x=@"):
+        assert refusal(helm, {"pipeline": {"mlflow": {"uri": uri}}}) == ""
 
 
 def test_keys_of_helm_and_of_charts_around_are_taken(helm: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from pipelines import TIMEOUT_S
+from pipelines import MILLRACE, TIMEOUT_S, clean_environment
 
 # Orphans come to a process that has said PR_SET_CHILD_SUBREAPER as they come to process 1.
 INIT = """
@@ -52,3 +54,18 @@ def test_a_signal_is_handed_on_once(number: signal.Signals) -> None:
         os.kill(process.pid, number)
         process.wait(TIMEOUT_S)
     assert process.returncode == 11
+
+
+@pytest.mark.parametrize(("words", "first"), [(["up"], True), (["config", "show"], True), (["config", "show"], False)])
+def test_a_container_leaves_one_sentence_where_kubernetes_looks(tmp_path: Path, words: list[str], first: bool) -> None:
+    """Why it ends, of process 1 or the child that it makes of itself; a command that runs beside it leaves none."""
+    if os.getuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("only root can give a process numbers of its own, by unshare of util-linux")
+    place = tmp_path / "termination-log"
+    place.touch()
+    patched = f"import pathlib; from millrace.services.cli import init_process as i; i.LAST_WORDS = pathlib.{place!r}; "
+    own_numbers = ["unshare", "--pid", "--fork", "--kill-child"] if first else []
+    command = [*own_numbers, sys.executable, "-c", patched + MILLRACE[-1], *words, "missing.toml"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "missing.toml" in done.stderr
+    assert place.read_text() == (done.stderr.removeprefix("millrace: ") if first else "")

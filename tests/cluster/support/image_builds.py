@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from one_node import ran
+from one_node import output, ran
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = (
@@ -31,6 +31,21 @@ def build(builder: list[str], base: Path, name: str, papers: Path) -> None:
         asked["CERTIFICATES"] = certificates
     done = ran([str(ROOT / "deploy" / "image" / "build.sh"), name, str(papers)], os.environ | asked)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def packed(builder: list[str], name: str, file: Path) -> None:
+    """Write an image to a file, which is there only when it is whole."""
+    draft = file.with_suffix(".draft")
+    output([*builder, "push", "-q", name, f"oci-archive:{draft}:{name}"])
+    draft.rename(file)
+
+
+def extend(builder: list[str], archive: Path, name: str, file: Path) -> None:
+    """Write an image with one more layer than that of an archive, as a later release has other ones."""
+    container = output([*builder, "from", f"oci-archive:{archive}"]).strip()
+    output([*builder, "copy", "-q", container, str(ROOT / "CHANGELOG.md"), "/opt/millrace/CHANGELOG.md"])
+    output([*builder, "commit", "-q", "--rm", container, name])
+    packed(builder, name, file)
 
 
 def fingerprint() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from callers import Endpoint, Load
+from callers import Asked, Endpoint, GrpcEndpoint, Load
 from one_node import Cluster, until
 
 CHART = Path(__file__).resolve().parents[3] / "deploy" / "helm" / "millrace"
@@ -34,6 +35,11 @@ VALUES: dict[str, Any] = {
     "persistence": {"storageClass": "bare"},
     "resources": {"requests": {"cpu": "200m", "memory": "2Gi"}},
 }
+
+
+def ports(service: dict[str, Any]) -> dict[str, int]:
+    """Of a Service, by their names."""
+    return {port["name"]: port["port"] for port in service["ports"]}
 
 
 @dataclass
@@ -105,9 +111,24 @@ class Release:
     def endpoint(self) -> Endpoint:
         """The Service, with a token of the Secret that the chart made."""
         service = self.got("service", "spam")["spec"]
-        (port,) = (port["port"] for port in service["ports"] if port["name"] == "http")
-        secret = base64.b64decode(self.got("secret", "spam-tokens")["data"]["tokens"]).decode()
-        return Endpoint(service["clusterIP"], port, secret.split()[1])
+        return Endpoint(service["clusterIP"], ports(service)["http"], self.token())
+
+    def endpoints(self) -> list[Asked]:
+        """The same over both protocols."""
+        service = self.got("service", "spam")["spec"]
+        return [self.endpoint(), GrpcEndpoint(service["clusterIP"], ports(service)["grpc"], self.token())]
+
+    def token(self) -> str:
+        """That of the Secret."""
+        return base64.b64decode(self.got("secret", "spam-tokens")["data"]["tokens"]).decode().split()[1]
+
+    def noted(self) -> list[str]:
+        """The commands of its notes, as they are printed."""
+        return re.findall(r"^  (\S.*)$", self.cluster.helm("get", "notes", "spam", "-n", self.namespace), re.MULTILINE)
+
+    def restarts(self) -> int:
+        """How often its container was started again."""
+        return int(self.container()["restartCount"])
 
     def begin(self) -> None:
         """Teach it ten rows, so that it can answer."""
@@ -141,7 +162,7 @@ class Release:
     @contextmanager
     def loaded(self, prefix: str) -> Iterator[Load]:
         """Asked 50 times a second, from fifty labels before to fifty labels after; then each label was learned once."""
-        with Load(self.endpoint(), prefix) as load:
+        with Load(self.endpoints(), prefix) as load:
             until(lambda: len(load.accepted) > 50, "fifty labels before")
             begun = time.monotonic()
             yield load
@@ -161,3 +182,15 @@ class Release:
     def process_1(self) -> int:
         """The machine's number of the container's process 1."""
         return self.cluster.process_of(self.container()["containerID"].removeprefix("containerd://"))
+
+
+@contextmanager
+def installed(cluster: Cluster, namespace: str, folder: Path, values: dict[str, Any] = VALUES) -> Iterator[Release]:
+    """A release that is installed and ready, in a namespace of its own, and has learned nothing yet."""
+    cluster.volume(namespace, 10001)
+    release = Release(cluster, namespace, folder, values)
+    begun = time.monotonic()
+    release.install()
+    print(f"installed and ready after {time.monotonic() - begun:.1f} s")
+    yield release
+    cluster.forget(namespace)

@@ -23,6 +23,7 @@ TRUTH: Schema = {"type": "boolean"}
 TEXTS: Schema = {"type": "object", "additionalProperties": TEXT}  # labels, annotations, selectors
 WORDS: Schema = {"type": "array", "items": TEXT}
 OBJECT: Schema = {"type": "string", "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}  # a name, or none
+NAME: Schema = {"type": "string", "pattern": "^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", "maxLength": 45}  # of a Service
 QUANTITY: Schema = {"type": ["string", "integer"], "pattern": "^[0-9]+(\\.[0-9]+)?([EPTGMk]i?|Ki|m)?$"}
 DURATION: Schema = {"type": "string", "pattern": "^([0-9]+(ms|[smhd]))*$"}
 PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
@@ -72,7 +73,7 @@ TENSOR = closed(name=TEXT, datatype=TEXT, shape=many({"type": "integer"}), data=
 
 def own_values() -> dict[str, Schema]:
     """The chart's keys, in the order of values.yaml."""
-    names = {key: OBJECT | {"maxLength": 45} for key in ("nameOverride", "fullnameOverride")}
+    names = dict.fromkeys(("nameOverride", "fullnameOverride"), NAME)
     return names | _what_runs() | _around_it() | _pod()
 
 

@@ -1,4 +1,4 @@
-"""The page that Prometheus scrapes: its text, its port, and a source that hangs, fails or is slow."""
+"""The page that Prometheus scrapes: its text, its port, a source that hangs, fails or is slow; and whether `up` goes on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import http.client
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ pytest.importorskip("prometheus_client", reason="the extra `serve`, which brings
 from prometheus_client.parser import text_string_to_metric_families
 
 from millrace.services.metrics import page as paging
-from millrace.services.metrics.page import CALLERS, Page
+from millrace.services.metrics import pulse as pulses
+from millrace.services.metrics.page import SHARE, Page
+from millrace.services.metrics.pulse import Pulse
 from millrace.services.serving.measured import metrics_port
 
 OWN: Samples = [Sample("millrace_draining", (), False), Sample("millrace_build_info", ("0.1.0", '3"\\\n'), 1)]
@@ -57,11 +60,11 @@ def scraped(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 @contextmanager
-def serving(asked: Mapping[str, Callable[[], Answer]] = ASKED) -> Iterator[int]:
+def serving(asked: Mapping[str, Callable[[], Answer]] = ASKED, host: str = "127.0.0.1") -> Iterator[int]:
     """A page on a port of its own, with ``asked`` as its sources."""
     port = free_port()
-    with closing(Page("127.0.0.1", port)) as page:
-        page.begin(lambda: [*OWN], {**ASKED, **asked})
+    with closing(Page(host, port)) as page:
+        page.begin(lambda: [*OWN], {**ASKED, **asked}, str)
         yield port
 
 
@@ -142,11 +145,40 @@ def test_many_scrapes_cost_as_one_and_no_scrape_costs_nothing(monkeypatch: pytes
         assert asked == [1]
 
 
+def test_a_caller_that_trickles_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However steadily its request comes, it has to be whole in time."""
+    monkeypatch.setattr(paging, "WHOLE_S", 0.5)
+    with serving() as port, socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S) as trickling:
+        trickling.sendall(b"GET /metrics HTTP/1.1\r\n")
+        ended = threading.Event()
+
+        def trickle() -> None:
+            while not ended.wait(0.05):
+                with suppress(OSError):
+                    trickling.sendall(b"a: b\r\n")
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(trickle)
+            try:
+                heard = b"".join(iter(lambda: received(trickling), b""))
+            finally:
+                ended.set()
+        assert b" 200 " not in heard
+
+
+def received(connection: socket.socket) -> bytes:
+    """More; nothing where the connection has ended."""
+    try:
+        return connection.recv(1 << 16)
+    except ConnectionResetError:
+        return b""
+
+
 def test_callers_that_say_nothing_keep_no_scrape_out_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound of connections, and a time for each."""
     monkeypatch.setattr(paging._Requests, "timeout", 0.5)
     with serving() as port, ExitStack() as silent:
-        for _ in range(2 * CALLERS):
+        for _ in range(2 * SHARE):
             silent.enter_context(socket.create_connection(("127.0.0.1", port)))
 
         def answers() -> bool:
@@ -156,6 +188,60 @@ def test_callers_that_say_nothing_keep_no_scrape_out_for_ever(monkeypatch: pytes
                 return False
 
         until(answers)
+
+
+def test_an_address_that_takes_all_it_can_keeps_no_other_out() -> None:
+    """Its connections say nothing, and whoever asks from another address whether `up` lives hears it at once."""
+    with serving(host="0.0.0.0") as port, ExitStack() as silent:
+        for _ in range(4 * SHARE):
+            silent.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.9", 0)))
+        until(lambda: turned_away(port, "127.0.0.9"))
+        assert said(port, "/livez")[0] == 200
+
+
+def turned_away(port: int, source: str) -> bool:
+    """Whether a further connection of this address is ended unheard."""
+    with socket.create_connection(("127.0.0.1", port), ANSWER_S, (source, 0)) as connection:
+        connection.settimeout(ANSWER_S)
+        try:
+            connection.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+            return connection.recv(1) == b""
+        except ConnectionError:
+            return True
+
+
+def test_it_tells_whether_the_process_goes_on_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the beats of a loop, also of one that has said that its next step takes long; and asks no source for it."""
+    asked, pulse = list[int](), Pulse()
+
+    def why_stuck() -> str:
+        return f"late by {pulse.late_s()} s" if pulse.late_s() else ""
+
+    def counted() -> Answer:
+        asked.append(1)
+        return Answer(TOLD, True)
+
+    port = free_port()
+    with closing(Page("127.0.0.1", port)) as page:
+        page.begin(lambda: [*OWN], {**ASKED, LOG: counted}, why_stuck)
+        assert said(port, "/livez") == (200, "It goes on.\n")
+        monkeypatch.setattr(pulses, "PATIENCE_S", 0.0)
+        status, reason = said(port, "/livez")
+        assert status == 503 and reason.startswith("late by ")
+        pulse.beat(next_s=3600)
+        assert said(port, "/livez")[0] == 200 and asked == []
+
+
+def test_at_rest_it_tells_only_whether_the_process_goes_on() -> None:
+    """While `up` ends, nobody is asked any more, and the end may take minutes."""
+    port = free_port()
+    with closing(Page("127.0.0.1", port)) as page:
+        page.begin(lambda: [*OWN], ASKED, str)
+        assert said(port)[0] == 200
+        page.rest(str)
+        assert said(port)[0] == 404 and said(port, "/livez")[0] == 200
+        page.rest(lambda: "It hangs.")
+        assert said(port, "/livez") == (503, "It hangs.\n")
 
 
 def test_a_port_that_is_taken_is_refused_in_a_sentence(tmp_path: Path) -> None:

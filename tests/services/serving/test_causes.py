@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from pipelines import MILLRACE, fill, lacks, millrace, pipeline_in, small_disk
+from pipelines import MILLRACE, clean_environment, fill, lacks, millrace, pipeline_in, small_disk
 from served_pipeline import Up, starting, until, with_replicas
 
 from millrace.learners.errors import MillraceError
@@ -61,6 +62,22 @@ def test_the_tokens_file_cannot_be_read(tmp_path: Path) -> None:
     pipeline_in(tmp_path, rows=1)
     done = millrace("up", "digits.toml", "--tokens", "nowhere.txt", cwd=tmp_path)
     assert done.returncode != 0 and "nowhere.txt" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_the_folder_is_another_users(tmp_path: Path) -> None:
+    """One sentence that names it, as where a claim was written by a pod with another user's number."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can give folders away, and do without its rights over them, by setpriv of util-linux")
+    pipeline_in(tmp_path, rows=1)
+    assert millrace("send", "digits.toml", "rows.jsonl", cwd=tmp_path).returncode == 0
+    home = tmp_path / ".millrace"
+    for path in (home, *home.rglob("*")):
+        os.chown(path, 4242, 4242)
+    plain = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
+    command = [*plain, *MILLRACE, "up", "digits.toml"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert ".millrace/digits/" in done.stderr and "Permission denied" in done.stderr
 
 
 def test_what_was_left_by_a_kill_is_swept_but_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

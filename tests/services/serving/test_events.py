@@ -117,6 +117,17 @@ def test_a_companion_that_fails_says_why_among_the_events(monkeypatch: pytest.Mo
     ]
 
 
+def test_a_companion_that_works_on_when_it_is_asked_to_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold may take minutes, and `up` has to end within what its supervisor gives it."""
+    body = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('works', file=sys.stderr, flush=True)\n"
+    monkeypatch.setattr("millrace.services.serving.companion.COMMAND", [sys.executable, "-c", f"{body}while True: pass"])
+    monkeypatch.setattr("millrace.services.serving.companion.COMPANION_S", 0.5)
+    heard: list[Event] = []
+    with companion(["verify"], heard.append):
+        until(lambda: [event.message for event in heard] == ["works"])
+    assert not Path(f"/proc/{heard[0].pid}").exists()
+
+
 def test_as_text_a_line_names_the_process_and_as_json_it_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
     """What a person starts `up` for stands on stdout, but where a machine reads all of it."""
     event = Event("2026-01-02T03:04:05.678Z", "WARNING", "keeper", 7, "main", "no trainer")

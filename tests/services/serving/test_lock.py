@@ -108,6 +108,6 @@ def test_those_who_look_never_keep_a_start_out(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
     """With the option that names another."""
     (tmp_path / NAME).mkdir()
-    wanted = rf"{NAME} cannot be locked: Is a directory. Name a folder .* with --home"
+    wanted = rf"{NAME} cannot be locked: Is a directory. Name another folder with --home"
     with pytest.raises(StorageError, match=wanted), held_alone(tmp_path, "nobody"):
         pass

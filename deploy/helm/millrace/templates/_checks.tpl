@@ -1,6 +1,7 @@
 {{/* What a schema cannot say of the values, each as one sentence that names the key. */}}
 {{- define "millrace.checks" -}}
 {{- include "millrace.checks.pipeline" . -}}
+{{- include "millrace.checks.told" . -}}
 {{- include "millrace.checks.room" . -}}
 {{- include "millrace.checks.parts" . -}}
 {{- if and .Values.lookups (lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt") -}}{{/* a namespace that is there */}}
@@ -18,6 +19,31 @@
 {{- $kafka := dig "log" "kafka" dict (.Values.pipeline | default dict) -}}
 {{- if and (hasPrefix "SASL" ($kafka.security_protocol | default "")) (not .Values.kafka.existingSecret) (not .Values.extraEnv) (not .Values.extraEnvFrom) -}}
 {{- fail (printf "kafka.existingSecret: pipeline.log.kafka.security_protocol = %s needs a password; name the Secret that has it." $kafka.security_protocol) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What would be told to whoever may read a ConfigMap, and names and options that are not the values' to say. */}}
+{{- define "millrace.checks.told" -}}
+{{- $pipeline := .Values.pipeline | default dict -}}
+{{- if regexMatch "^[^/?#]*//[^/?#]*@" (dig "mlflow" "uri" "" $pipeline) -}}
+{{- fail "pipeline.mlflow.uri: it has a user or a password, which everybody reads who may read a ConfigMap or a log; leave them out, and name a Secret in mlflow.existingSecret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD." -}}
+{{- end -}}
+{{- if regexMatch "^[^/?#]*//[^/?#]*@" (dig "log" "registry" "" $pipeline) -}}
+{{- fail "pipeline.log.registry: it has a user or a password, which everybody reads who may read a ConfigMap or a log; leave them out." -}}
+{{- end -}}
+{{- $name := include "millrace.fullname" . -}}
+{{- if not (regexMatch "^[a-z]" $name) -}}
+{{- fail (printf "fullnameOverride: a Service would be called %s, and its name must begin with a letter; give one that does." $name) -}}
+{{- end -}}
+{{- $own := list -}}
+{{- range include "millrace.args" . | fromYamlArray -}}
+{{- $own = append $own (splitList "=" . | first) -}}
+{{- end -}}
+{{- range .Values.extraArgs -}}
+{{- $option := splitList "=" . | first -}}
+{{- if has $option $own -}}
+{{- fail (printf "extraArgs: the chart itself sets %s; leave it out." $option) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -78,8 +104,8 @@
 {{- range $secrets -}}
 {{- include "millrace.checks.secret" (list $namespace . (and $.Values.strimzi.enabled (eq (first .) "kafka.existingSecret"))) -}}
 {{- end -}}
-{{- if and .Values.existingConfigMap (not (dig "data" "pipeline.toml" "" (lookup "v1" "ConfigMap" $namespace .Values.existingConfigMap))) -}}
-{{- fail (printf "existingConfigMap = %s: there is no such ConfigMap with a key pipeline.toml in namespace %s." .Values.existingConfigMap $namespace) -}}
+{{- with .Values.existingConfigMap -}}
+{{- include "millrace.checks.file" (list $ . (dig "data" "pipeline.toml" "" (lookup "v1" "ConfigMap" $namespace .))) -}}
 {{- end -}}
 {{- range $key := list "persistence" "backup" -}}
 {{- $claim := (get $.Values $key).existingClaim -}}
@@ -88,6 +114,21 @@
 {{- end -}}
 {{- end -}}
 {{- include "millrace.checks.alone" . -}}
+{{- include "millrace.checks.kept" . -}}
+{{- end -}}
+
+{{/* Of a ConfigMap that is there already: (list . NAME FILE). */}}
+{{- define "millrace.checks.file" -}}
+{{- $root := first . -}}{{- $name := index . 1 -}}{{- $file := last . -}}
+{{- if not $file -}}
+{{- fail (printf "existingConfigMap = %s: there is no such ConfigMap with a key pipeline.toml in namespace %s." $name $root.Release.Namespace) -}}
+{{- end -}}
+{{- if regexMatch "(?m)^[^#\n]*\\buri\\s*=\\s*[\"'][^\"'/]*//[^\"'/]*@" $file -}}
+{{- fail (printf "existingConfigMap = %s: a uri in its pipeline.toml has a user or a password; leave them out, and name a Secret in mlflow.existingSecret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD." $name) -}}
+{{- end -}}
+{{- if and $root.Values.networkPolicy.enabled (not $root.Values.networkPolicy.kafkaPorts) (regexMatch "(?m)^[^#\n]*\\bkind\\s*=\\s*[\"']kafka[\"']" $file) -}}
+{{- fail (printf "networkPolicy.kafkaPorts: the pipeline of existingConfigMap = %s is on Kafka; name the ports of its brokers, which a chart cannot read there." $name) -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "millrace.checks.secret" -}}
@@ -107,8 +148,17 @@
 {{- define "millrace.checks.alone" -}}
 {{- $claim := include "millrace.claim" . -}}
 {{- $own := include "millrace.fullname" . -}}
+{{- $selector := include "millrace.selector" (list . "pipeline") | fromYaml -}}
 {{- range (lookup "apps/v1" "StatefulSet" .Release.Namespace "").items -}}
 {{- $other := .metadata.name -}}
+{{- $labels := .metadata.labels | default dict -}}
+{{- $isOurs := ne $other $own -}}
+{{- range $key, $value := $selector -}}
+{{- $isOurs = and $isOurs (eq $value (get $labels $key | toString)) -}}
+{{- end -}}
+{{- if and $isOurs (not $.Values.persistence.existingClaim) -}}
+{{- fail (printf "fullnameOverride: StatefulSet %s is this release's; as %s it would begin with an empty claim. Set fullnameOverride = %s, or persistence.existingClaim to the claim that it has." $other $own $other) -}}
+{{- end -}}
 {{- range .spec.template.spec.volumes -}}
 {{- if and (ne $other $own) (eq (dig "persistentVolumeClaim" "claimName" "" .) $claim) -}}
 {{- fail (printf "persistence.existingClaim = %s: StatefulSet %s uses this claim already; a folder has one writer." $claim $other) -}}
@@ -119,5 +169,34 @@
 {{- fail (printf "persistence.existingClaim = %s: StatefulSet %s uses this claim already; a folder has one writer." $claim $other) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What Kubernetes changes for nobody, of a StatefulSet that is there. It says so itself, but not how to go on. */}}
+{{- define "millrace.checks.kept" -}}
+{{- with (lookup "apps/v1" "StatefulSet" .Release.Namespace (include "millrace.fullname" .)).spec -}}
+{{- $claim := first (.volumeClaimTemplates | default (list dict)) -}}
+{{- $wanted := $.Values.persistence -}}
+{{- $had := dig "selector" "matchLabels" "app.kubernetes.io/name" "" . -}}
+{{- include "millrace.checks.same" (list $ "nameOverride" $had (include "millrace.name" $)) -}}
+{{- include "millrace.checks.same" (list $ "persistence.existingClaim" (empty $claim | ternary "a claim of yours" "a claim of the chart's") (empty $wanted.existingClaim | ternary "a claim of the chart's" "a claim of yours")) -}}
+{{- if $claim -}}
+{{- $size := dig "spec" "resources" "requests" "storage" "" $claim -}}
+{{- if ne (include "millrace.mebibytes" $size) (include "millrace.mebibytes" $wanted.size) -}}
+{{- include "millrace.checks.same" (list $ "persistence.size" $size $wanted.size) -}}
+{{- end -}}
+{{- include "millrace.checks.same" (list $ "persistence.storageClass" (dig "spec" "storageClassName" "" $claim) $wanted.storageClass) -}}
+{{- include "millrace.checks.same" (list $ "persistence.accessMode" (dig "spec" "accessModes" (list "") $claim | first) $wanted.accessMode) -}}
+{{- include "millrace.checks.same" (list $ "persistence.annotations" (dig "metadata" "annotations" dict $claim | toJson) (toJson $wanted.annotations)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* (list . KEY HAD WANTED) */}}
+{{- define "millrace.checks.same" -}}
+{{- $root := first . -}}{{- $had := index . 2 -}}{{- $wanted := last . -}}
+{{- if ne (toString $had) (toString $wanted) -}}
+{{- $name := include "millrace.fullname" $root -}}
+{{- fail (printf "%s: StatefulSet %s has %s, and Kubernetes does not change that to %s. Put it back, or take the StatefulSet alone away, which leaves pod and claim, and upgrade then: kubectl -n %s delete statefulset %s --cascade=orphan" (index . 1) $name ($had | default "none") ($wanted | default "none") $root.Release.Namespace $name) -}}
 {{- end -}}
 {{- end -}}

@@ -2,11 +2,12 @@
 {{- .Values.nameOverride | default .Chart.Name | trunc 45 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* 45 characters: a CronJob's name has 52, and a StatefulSet's stands in a label of 63 with eleven more. */}}
+{{/* 45 characters: a CronJob's name has 52, and a StatefulSet's stands in a label of 63 with eleven more. No dots: a release's name
+may have some, a Service's may not. */}}
 {{- define "millrace.fullname" -}}
 {{- $name := .Values.nameOverride | default .Chart.Name -}}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
-{{- .Values.fullnameOverride | default $full | trunc 45 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | default $full | replace "." "-" | trunc 45 | trimSuffix "-" -}}
 {{- end -}}
 
 {{/* Of an object: (list . COMPONENT). That of the pod which learns and answers is "pipeline". */}}
@@ -37,11 +38,10 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- .Values.persistence.existingClaim | default (printf "state-%s-0" (include "millrace.fullname" .)) -}}
 {{- end -}}
 
-{{/* Seconds that a pod may take to end: preStop's ten, the drain, and then what `millrace up` waits for, each at its longest: 5 for
-requests at the front, 35 for replicas to answer and to record, 65 for each of two rounds of trainers to mark a version, 20 for
-Ray. tests/deploy compares this with the constants of the code. */}}
+{{/* Seconds that a pod may take to end: preStop's ten, the drain, and END_S of services/serving/ending.py, which is what
+`millrace up` waits for at most. tests/deploy compares them. */}}
 {{- define "millrace.graceSeconds" -}}
-{{- add 10 (ceil .Values.serving.drainSeconds) 5 35 130 20 -}}
+{{- add 10 (ceil .Values.serving.drainSeconds) 225 -}}
 {{- end -}}
 
 {{/* What every container of the image has. */}}
@@ -79,6 +79,22 @@ nodeSelector: {{- toYaml . | nindent 2 }}
 {{- with .Values.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end -}}
+
+{{/* Of `millrace up`; extraArgs may say none of these options again, as the probes and Services rely on them. */}}
+{{- define "millrace.args" -}}
+- up
+- /etc/millrace/pipeline.toml
+- --home=/var/lib/millrace
+- --host=0.0.0.0
+- --port=8000
+- --grpc-port=8001
+- --metrics-host=0.0.0.0
+- --metrics-port=9464
+- --log-format={{ .Values.serving.logFormat }}
+- --replicas={{ .Values.serving.replicas }}
+- --drain-s={{ .Values.serving.drainSeconds }}
+- --tokens=/etc/millrace/tokens/tokens
 {{- end -}}
 
 {{- define "millrace.env" -}}
