@@ -46,8 +46,7 @@ LAUNCH = (
 )
 
 PROTOCOLS = ("http", "grpc")
-CHECKING = "http_waiting"  # the backend that looks whether replicas are alive, for all
-CHECKS = "check inter 500ms downinter 200ms fall 1 rise 1 observe layer4 error-limit 1 on-error mark-down"
+CHECKS = "check downinter 200ms fall 1 rise 1 observe layer4 error-limit 1 on-error mark-down"
 WAITING_CALLS = "/inference.GRPCInferenceService/ModelInfer /millrace.v1.Labels/Label"
 NOBODY = '{"error":"No replica answers now. Ask again."}'
 LATE = '{{"error":"The request did not arrive whole within {:g} s (serving.body_s); send it again."}}'
@@ -170,16 +169,20 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
 
 
 def _backends(folder: Path, replicas: int) -> str:
-    """Of each protocol one whose requests wait where no replica answers, and one whose requests are then told so."""
+    """Of each protocol one whose requests wait where no replica answers, and one whose requests are then told so.
+
+    The first looks whether replicas answer, over HTTP for both, and takes one that fails a request for dead at once.
+    """
     text = ""
     for protocol, speaks in zip(PROTOCOLS, ("", " proto h2"), strict=True):
         for name in (f"{protocol}_waiting", protocol):
             lines = [f"backend {name}", "balance roundrobin", "http-reuse never" if speaks else "http-reuse always"]
-            lines += ["option httpchk GET /v2/health/live"] if name == CHECKING else []
-            watched = CHECKS if name == CHECKING else f"track {CHECKING}"
+            lines += ["option httpchk GET /v2/health/live"] if name != protocol else []
             for seat in range(1, seats(replicas) + 1):
-                place, track = sockets(folder, seat), "" if name == CHECKING else f"/{seat}"
-                lines.append(f"server {seat} unix@{place.grpc if speaks else place.http}{speaks} {watched}{track}")
+                place = sockets(folder, seat)
+                looks = CHECKS + (f" inter 2s addr unix@{place.http} check-proto h1" if speaks else " inter 500ms")
+                watched = looks if name != protocol else f"track {protocol}_waiting/{seat}"
+                lines.append(f"server {seat} unix@{place.grpc if speaks else place.http}{speaks} {watched}")
             if name != protocol:
                 lines.append(f"server waiting unix@{waiting_socket(folder)}{speaks} backup maxconn {WAITING} maxqueue 1")
             text += "\n    ".join(lines) + "\n\n"

@@ -13,12 +13,14 @@ import socket
 import threading
 from pathlib import Path
 
-from millrace.services.serving.front import CHECKING
+from millrace.services.serving.front import PROTOCOLS
 
 log = logging.getLogger("millrace")
 
 BACKLOG = 4096  # connections that wait to be accepted: Ray's start may hold this process for seconds
 POLL_S = 0.1  # between two looks for a replica, while anybody waits
+WAIT = {f"{protocol}_waiting" for protocol in PROTOCOLS}  # backends
+PREFACE, SETTINGS = b"PRI * HTTP/2.0", bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # RFC 9113, sections 3.4 and 6.5
 UP = "2"  # a server's state in `show servers state`: it takes requests
 ASK_S = 5.0  # for the front to answer
 
@@ -87,17 +89,17 @@ class Waiting:
             connection.close()
 
     async def _has_replica(self) -> bool:
-        """Whether the front would send a request to one now."""
+        """Whether the front would send a request to one now, of either protocol."""
         try:
             async with asyncio.timeout(ASK_S):
                 reader, writer = await asyncio.open_unix_connection(self._admin)
-                writer.write(f"show servers state {CHECKING}\n".encode())
+                writer.write(b"show servers state\n")
                 lines = (await reader.read()).decode().splitlines()
                 writer.close()
         except (OSError, TimeoutError):  # it is started again, and those who wait have lost their connection
             return False
         cells = [line.split() for line in lines if not line.startswith("#")]
-        return any(len(row) > 5 and row[3].isdecimal() and row[5] == UP for row in cells)
+        return {row[1] for row in cells if len(row) > 5 and row[3].isdecimal() and row[5] == UP} >= WAIT
 
 
 class _Held(asyncio.Protocol):
@@ -111,6 +113,11 @@ class _Held(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._connection = transport
         self._waiting.hold(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Begin HTTP/2 where that is spoken: only then does the front say here that its caller has left."""
+        if data.startswith(PREFACE) and self._connection is not None:
+            self._connection.write(SETTINGS)
 
     def connection_lost(self, _error: Exception | None) -> None:
         assert self._connection is not None
