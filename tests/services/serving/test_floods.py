@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
@@ -132,9 +133,18 @@ def test_an_endpoint_that_is_about_to_end_says_so_over_grpc() -> None:
         connection = socket.create_connection(("127.0.0.1", up.grpc_port), timeout=ANSWER_S)
         connection.sendall(http2.PREFACE)
         begun = connection.recv(1)  # of the front's settings
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(until_goaway, connection, begun)
+            up.end()
+            assert GOAWAY in told.result()
+
+
+def until_goaway(connection: socket.socket, heard: bytes) -> list[int]:
+    """The frames up to the one that asks for an end, as a caller that then leaves hears them."""
     with closing(connection):
-        heard = begun + b"".join(iter(lambda: connection.recv(1 << 16), b""))
-    assert GOAWAY in kinds(heard)
+        while GOAWAY not in kinds(heard) and (more := connection.recv(1 << 16)):
+            heard += more
+    return kinds(heard)
 
 
 def kinds(heard: bytes) -> list[int]:

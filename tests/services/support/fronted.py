@@ -9,7 +9,7 @@ import os
 import resource
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,6 +80,7 @@ class Fronted:
     answering: list[Answering]
     endpoint: Endpoint  # of each that answers, but for its counts
     headers: dict[str, str]  # of every request
+    end: Callable[[], None]  # of the front: nobody new comes in, and what is at work is answered
     timeout_s: float = ANSWER_S  # for an answer
 
     def one_more(self) -> None:
@@ -133,7 +134,8 @@ def fronted(
     with own_folder() as folder, closing(Door(host, (port, grpc_port))) as door:
         sockets = door.open(folder, 2, limits)
         endpoint = replace(endpoint_of(numbers_bundle(), token=token), limits=limits, draining=lambda: is_draining(sockets))
-        running = Fronted(folder, port, grpc_port, [], endpoint, {"Authorization": f"Bearer {token}"} if token else {})
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        running = Fronted(folder, port, grpc_port, [], endpoint, headers, door.close)
         try:
             for _ in range(replicas):
                 running.one_more()
