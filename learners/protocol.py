@@ -42,6 +42,7 @@ class Batch:
     weight: Floats | None = column(missing=1.0)  # (n,) >= 0, more counts more; None: every row weighs 1
     names: Array | None = column(missing=None)  # (n, g) str | None objects, categories whose columns of x are not known yet
     asked: Array | None = column(missing=None)  # (n,) str | None objects, what was answered when it was asked; memory/asked.py
+    sequences: Array | None = column(missing=None)  # (n,) bytes objects, completions of a language model; draft/completion.py
 
     def __len__(self) -> int:
         return len(self.x)

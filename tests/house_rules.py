@@ -25,7 +25,7 @@ DOORS: Mapping[str, str | tuple[str, ...] | None] = {
     "sqlite3": "streams/sqlite/database.py",
     "fastavro": "streams/formats/avro.py",
     "grpc": "services/endpoint/grpc.py",
-    "kafka": ("streams/kafka/client.py", "streams/kafka/reader.py"),  # what is asked and appended, and what is read
+    "kafka": ("streams/kafka/client.py", "streams/kafka/reader.py"),  # what is appended, and what is read
     "mlflow": "services/registry/mlflow.py",
     "PIL": "streams/formats/images.py",
     "onnxruntime": "streams/features/backbone.py",
@@ -33,6 +33,7 @@ DOORS: Mapping[str, str | tuple[str, ...] | None] = {
     "ray.serve": "services/serving/replica.py",
     "river": ("learners/drift/detectors.py", "learners/river_adapter.py"),  # its detectors, and its models
     "scipy": ("learners/analytic/linalg.py", "streams/branch/host.py"),  # its routines, and its threads
+    "transformers": "learners/draft/hugging_face.py",
     "vllm": None,
 }
 UNPICKLERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -49,10 +50,7 @@ BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("services/endpoint/http.py", "HttpApp._infer"): "every failed request is counted, and its error raised again",
     ("services/endpoint/grpc.py", "GrpcApp.answer"): "a call that fails unforeseen gets its INTERNAL and harms no other",
     ("streams/kafka/reader.py", "KafkaReader._failing"): "decompressors raise what they like; the reader is given up",
-    (
-        "services/serving/up.py",
-        "_start_ray",
-    ): "Ray raises bare Exceptions where a part of it does not come up; all end `up` in a sentence",
+    ("services/serving/up.py", "_start_ray"): "Ray raises bare Exceptions where a part fails; each ends `up` in a sentence",
     ("services/endpoint/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
 }
 

@@ -20,13 +20,14 @@ from millrace.learners.drift.alarms import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.memory.config import MemoryConfig, Remembering
 from millrace.learners.table import LEARNERS, WITH_MEMORY
+from millrace.services.config import completions
 from millrace.services.config.hints import ABSENT, nearest, options_of, record_of, value_at
 from millrace.services.config.names import NAME_CHARACTERS
 from millrace.services.config.sections import BatchConfig, LogConfig, MlflowConfig, ServingConfig, VersionsConfig
 from millrace.streams.features.backbone import located
 from millrace.streams.kafka.cluster import Secrets
 from millrace.streams.labels.join import LabelRules
-from millrace.streams.schema import Field, Label, Schema, Unknown, leaves
+from millrace.streams.schema import Field, Label, Llm, Schema, Unknown, leaves
 from millrace.streams.sharding import refuse_unmergeable
 from millrace.streams.state.held_out import HeldOutConfig
 from millrace.streams.worker.config import WorkerConfig
@@ -62,6 +63,7 @@ class PipelineConfig:
     versions: VersionsConfig = field(default_factory=VersionsConfig)  # which versions are kept
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)  # where versions are mirrored to
     labels: LabelRules | None = None  # labels that come after their prediction; without it they stand in the rows
+    llm: Llm | None = None  # a language model whose completions are learned from; it stands in place of fields and label
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
@@ -71,7 +73,7 @@ class PipelineConfig:
             raise ValueError(f"seed = {self.seed}, threads = {self.threads}: seed is at least 0, threads at least 1")
         if self.topic in (f"{self.name}.scores", f"{self.name}.dead-letters", self.served_topic):
             raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
-        self._check_shards(Schema(self.fields, self.label, self.weight))  # which refuses names that stand twice
+        self._check_shards(self.schema)  # which refuses names that stand twice
         self._check_labels()
         if self.evaluate is not None and self.label.task != "classify":
             raise ValueError("evaluate: what is held out is scored by class, and this label is a number; leave the table out")
@@ -101,12 +103,12 @@ class PipelineConfig:
     @property
     def schema(self) -> Schema:
         """Fields, label, weight."""
-        return Schema(self.fields, self.label, self.weight)
+        return Schema(self.fields, self.label, self.weight, self.llm)
 
     @property
     def topic(self) -> str:
-        """The topic of events."""
-        return self.log.topic or self.name
+        """The topic of events, or of completions."""
+        return self.log.topic or (self.name if self.llm is None else f"{self.name}.completions")
 
     @property
     def served_topic(self) -> str:
@@ -171,24 +173,28 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
         origin |= dict.fromkeys(leaves({key: value}), source)
     _refuse_large(raw, path)
     _respell(raw, origin, path)
+    completions.stand_in(raw, path)
     pipeline: PipelineConfig = _convert(raw, PipelineConfig, "", path)
     _refuse_unrecorded(raw, pipeline, path)
     kind = pipeline.learner.get("kind")
     if not isinstance(kind, str) or kind not in LEARNERS:
         raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{nearest(str(kind), LEARNERS)}")
-    task = {"task": pipeline.label.task}
+    completions.refuse_mismatch(kind, pipeline.llm, path)
+    if pipeline.llm is not None:
+        pipeline = replace(pipeline, llm=completions.located(pipeline.llm, path.parent))
+    task = pipeline.schema.task
     learner_keys = {key: value for key, value in pipeline.learner.items() if key != "kind"}
-    if learner_keys.get("task", pipeline.label.task) != pipeline.label.task:
-        raise ConfigError(
-            f"{path}: learner.task = {learner_keys['task']!r}, but the label's type says {pipeline.label.task!r}."
-        )
-    learner = _convert(learner_keys | task, LEARNERS[kind].config, "learner", path)
+    if learner_keys.get("task", task) != task:
+        raise ConfigError(f"{path}: learner.task = {learner_keys['task']!r}, but the label's type says {task!r}.")
+    start = completions.start_keys(pipeline.llm, learner_keys, path)
+    learner = _convert(learner_keys | {"task": task} | start, LEARNERS[kind].config, "learner", path)
     _refuse_unable(pipeline.drift, kind, path)
     _refuse_memory(pipeline, learner, path)
     if pipeline.shards > 1:
         _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
     fields = located(_as_written(pipeline, raw), path.parent)
-    return Loaded(replace(pipeline, fields=fields, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
+    written = {key: value for key, value in asdict(learner).items() if key != "start"}  # which [llm] says
+    return Loaded(replace(pipeline, fields=fields, learner={"kind": kind} | written), learner, origin, path, flags)
 
 
 def _as_written(pipeline: PipelineConfig, raw: dict[str, Any]) -> list[Field]:

@@ -14,7 +14,7 @@ from types import FrameType
 from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import name_last_good
 from millrace.services.pipeline.instance import ENDPOINT, Instance
-from millrace.services.training.refused import warnings_of
+from millrace.services.training.refused import COMPLETIONS, warnings_of
 from millrace.streams.branch.host import use_threads
 from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import Cursor, counted
@@ -112,14 +112,14 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         drift = worker.fold.drift
         if drift is not None and drift.newest is not None and merging_branch(branch) == branch:
             name_last_good(instance, branch)
-        return _done(worker, before, fates)
+        return _done(worker, before, fates, None if pipeline.llm is None else COMPLETIONS)
 
 
-def _done(worker: Worker, records_before: int, before: Mapping[str, int]) -> Done:
+def _done(worker: Worker, records_before: int, before: Mapping[str, int], way_out: str | None) -> Done:
     """What the worker did since then, said aloud where it refused something."""
     fates, read = worker.fold.fates, worker.fold.records - records_before
     learned, passed, rejected = (fates[fate] - before[fate] for fate in ("learned", "passed", "rejected"))
-    for warning in warnings_of(read, rejected, worker.rejects.by_reason, worker.rejects.first):
+    for warning in warnings_of(read, rejected, worker.rejects.by_reason, worker.rejects.first, way_out):
         log.warning("%s: %s", worker.branch, warning)
     for sentence in sentences(worker.fold.noticed()).values():
         log.warning("%s: %s.", worker.branch, sentence)

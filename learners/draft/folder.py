@@ -1,0 +1,49 @@
+"""A model's folder as Hugging Face lays it out: by what it is named, and what its config says. Nothing heavy is imported.
+
+Source: docs/design/learners.md#draft.
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+from millrace.learners.errors import ConfigError
+
+NAMED_BY = ("config.json", "tokenizer.json")  # beside the weights, which are all files that end in .safetensors
+
+
+def fingerprint(folder: Path) -> str:
+    """The sha256 of a folder: of its config, tokenizer and weights, each by name and sha256.
+
+    Raises: ConfigError where it has no config or no weights, or cannot be read.
+    """
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not weights or not (folder / NAMED_BY[0]).is_file():
+        raise ConfigError(f"{folder} is no model's folder: it needs {NAMED_BY[0]} and weights in *.safetensors.")
+    named = sha256()
+    for name in [*(name for name in NAMED_BY if (folder / name).is_file()), *weights]:
+        named.update(f"{name} {_digest(folder / name)}\n".encode())
+    return named.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """What the folder's config.json says. Raises: ConfigError."""
+    path = folder / NAMED_BY[0]
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
+        raise ConfigError(f"{path} names no vocab_size, so it is no language model's config.")
+    return config

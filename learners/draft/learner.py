@@ -1,0 +1,233 @@
+"""A draft that learns online from what its target answered, so that more of what it drafts is accepted.
+
+New completions wait until there are ``step_completions``; then come ``updates`` steps of AdamW. Each descends the weighted
+mean of the loss over the answers of the new completions and of ``draws`` stored ones. Then the new ones are kept: in a ring of
+the newest and in a reservoir over domains (buffer.py). The same completions in any batches give the same draft, bit for bit.
+
+    loss = sum_i w_i D(p_i, q_i) / sum_i w_i     over positions i of answers; D and the partition: losses.py
+    w_i  = 1 where the served draft was corrected, ``accepted_weight`` elsewhere
+
+Differs from the paper: the target's log probabilities are those that serving captured, so the target is not run again;
+accepted positions count too; completions are stored and drawn again. The paper as published is ``positions = "osd-published"``
+with ``draws = 0``, ``updates = 1``, ``step_completions = 8``; its released code, which trains on the token behind, is
+``"osd-coded"``.
+
+Source: Liu et al., "Online Speculative Decoding", ICML 2024, arXiv 2310.07177; docs/design/learners.md#draft.
+"""
+
+from __future__ import annotations
+
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from millrace.learners.draft.buffer import Kept, Reservoir, Ring, packed, unpacked
+from millrace.learners.draft.completion import Completion, unpack
+from millrace.learners.draft.config import DraftConfig
+from millrace.learners.draft.folder import fingerprint
+from millrace.learners.draft.hugging_face import context_of, read
+from millrace.learners.draft.losses import LOSSES, draft_partition, target_partition
+from millrace.learners.draft.rows import Block, block_of
+from millrace.learners.draft.servable import DraftServable, completions_of, read_only, why_not
+from millrace.learners.errors import BadInputError, ConfigError
+from millrace.learners.linear.servable import finite
+from millrace.learners.protocol import Array, Batch, Floats, State, Value
+from millrace.learners.replay.networks import use_one_thread
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW, as torch calls them
+
+
+class Draft:
+    """A draft that learns online; ``config.start`` names the folder that it begins with."""
+
+    revision: int = 1
+    tolerance: float = 0.1  # training amplifies another host's rounding: the same to the eye, not to the digit
+    probabilities: bool = False
+
+    def __init__(self, config: DraftConfig, d: int, seed: int) -> None:
+        """The draft of the folder, which has learned nothing yet. ``d``: features of a row, which are left alone.
+
+        Raises: ConfigError where the folder is not what ``config.start`` says.
+        """
+        use_one_thread()
+        folder = Path(config.start.folder)
+        if (digest := fingerprint(folder)) != config.start.sha256:
+            raise ConfigError(f"llm.draft: {folder} has sha256 {digest}, not {config.start.sha256}. Put the other one back.")
+        self.config = config
+        self.d = d
+        self.described, self.model = read(folder)  # the model's config as JSON, and the model
+        self.weights: dict[str, Tensor] = dict(self.model.named_parameters())
+        self.optimiser = torch.optim.AdamW(
+            list(self.weights.values()), lr=config.rate, weight_decay=config.weight_decay, foreach=False
+        )
+        self.ring, self.reservoir = Ring(config.ring_tokens), Reservoir(config.reservoir_tokens)
+        self.draws = np.random.Generator(np.random.PCG64([seed, 0]))
+        self.waiting: list[Kept] = []
+        self.rows = 0  # learned: those that wait are not yet
+        self.skipped = 0  # steps whose gradient was not finite
+        self.passed = {"flagged": 0, "other_target": 0, "too_long": 0}  # completions that are not learned, by why
+        self._raised: dict[str, Value] = {"factor": 1.0, "rows": 0}  # the rate is so many times as large for so many rows
+        self._served: DraftServable | None = None
+
+    @property
+    def left_out(self) -> int:
+        """Completions that were given and not learned."""
+        return sum(self.passed.values())
+
+    def learn_many(self, batch: Batch) -> None:
+        """Learn completions, and those that waited. Raises: BadInputError where columns do not fit; nothing is learned then."""
+        if not len(batch):
+            return
+        use_one_thread()
+        for completion, value, weight in self._checked(batch):
+            why = why_not(completion, self.config.start.target, context_of(self.described))
+            if why:
+                self.passed[why] += 1
+            elif weight > 0.0:
+                self.waiting.append(Kept(0.0, bytes(value), weight, completion.tokens, completion.header.domain))
+            if len(self.waiting) == self.config.step_completions:
+                self._learn()
+
+    def predict_many(self, batch: Batch) -> Floats:
+        """Accepted and tested positions (n, 2). Pure. Raises: BadInputError as the servable does."""
+        return self.servable().predict_many(batch)
+
+    def servable(self) -> DraftServable:
+        """What proposes now."""
+        if self._served is None:
+            weights = {name: read_only(weight.detach().numpy()) for name, weight in self.weights.items()}
+            self._served = DraftServable(self.described, weights, self.config.start.k, self.config.start.target)
+        return self._served
+
+    def noticed(self) -> dict[str, Any]:
+        """Steps that were left out, and completions that were not learned, by why."""
+        return {"skipped_steps": self.skipped} | self.passed
+
+    def raise_rate(self, factor: float, rows: int) -> None:
+        """Let the rate be ``factor`` > 0 times as large for the next ``rows`` >= 1 learned completions, then as before.
+
+        A step is taken at the rate of its first completion; a second call takes the first one's place.
+        Raises: BadInputError.
+        """
+        if not (0.0 < factor < np.inf and rows >= 1):
+            raise BadInputError(f"factor = {factor}, rows = {rows}: must be a number above 0, and a whole number from 1")
+        self._raised = {"factor": float(factor), "rows": int(rows)}
+
+    def state_dict(self) -> State:
+        """A copy of everything."""
+        truth: dict[str, Value] = {**self._shape(), "draws": self.draws.bit_generator.state, "raised": dict(self._raised)}
+        truth |= {"rows": self.rows, "skipped": self.skipped, "passed": dict(self.passed)}
+        kept = {"waiting": self.waiting, "ring": list(self.ring.items), "reservoir": self.reservoir.items}
+        for prefix, items in kept.items():
+            truth |= packed(prefix, items)
+        for name, weight in self.weights.items():
+            truth[f"weight.{name}"] = weight.detach().numpy().copy()
+            moments = self.optimiser.state.get(weight, {})
+            truth |= {f"{moment}.{name}": moments[moment].numpy().copy() for moment in MOMENTS if moment in moments}
+        return State(truth)
+
+    def load_state_dict(self, state: State) -> None:
+        """Become the learner that gave ``state``, on copies of its arrays.
+
+        Raises: LearnerError where the state is another learner's or another shape's.
+        """
+        truth = state.truth_of(self._shape())
+        self.draws.bit_generator.state, self._raised = truth["draws"], dict(truth["raised"])
+        self.rows, self.skipped, self.passed = truth["rows"], truth["skipped"], dict(truth["passed"])
+        self.waiting = list(unpacked("waiting", truth))
+        self.ring, self.reservoir = Ring(self.config.ring_tokens), Reservoir(self.config.reservoir_tokens)
+        for store, prefix in ((self.ring, "ring"), (self.reservoir, "reservoir")):
+            for item in unpacked(prefix, truth):
+                store.add(item)
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(torch.tensor(truth[f"weight.{name}"]))
+                moments = {moment: f"{moment}.{name}" for moment in MOMENTS if f"{moment}.{name}" in truth}
+                self.optimiser.state[weight] = {moment: torch.tensor(truth[key]) for moment, key in moments.items()}
+        self._served = None
+
+    def _shape(self) -> dict[str, Value]:
+        """What a state must agree on with its learner."""
+        start, config = self.config.start, self.config
+        sizes = {"ring_tokens": config.ring_tokens, "reservoir_tokens": config.reservoir_tokens}
+        return {"kind": "Draft", "sha256": start.sha256, "target": start.target, "k": start.k, "top": start.top} | sizes
+
+    def _checked(self, batch: Batch) -> list[tuple[Completion, bytes, float]]:
+        finite("x", batch.x, (self.d,))
+        if batch.y is None or batch.y.shape != (len(batch), 2):
+            raise BadInputError(f"column y: expected {(len(batch), 2)}, got {None if batch.y is None else batch.y.shape}")
+        completions = completions_of(batch)
+        assert batch.sequences is not None
+        weights = [1.0] * len(batch) if batch.weight is None else finite("weight", batch.weight, ()).tolist()
+        if min(weights) < 0.0 or len(weights) != len(batch):
+            raise BadInputError(f"column weight: expected {len(batch)} numbers >= 0, got {len(weights)}, least {min(weights)}")
+        if wrong := [each.header.top for each in completions if each.header.top != self.config.start.top]:
+            raise BadInputError(
+                f"column sequences: {wrong[0]} log probabilities a token, and llm.top is {self.config.start.top}"
+            )
+        return list(zip(completions, batch.sequences.tolist(), weights, strict=True))
+
+    def _learn(self) -> None:
+        """The steps that those which wait bring about; then they are kept."""
+        new, self.waiting = self.waiting, []
+        rate = self.config.rate * (self._raised["factor"] if self._raised["rows"] else 1.0)
+        for _ in range(self.config.updates):
+            self._step([*new, *self._drawn()], rate)
+        for item in new if self.config.draws else ():
+            self.ring.add(item)
+            self.reservoir.add(Kept(self.draws.random(), item.value, item.weight, item.tokens, item.domain))
+        self.rows += len(new)
+        self._raised["rows"] = max(0, self._raised["rows"] - len(new))
+        self._served = None
+
+    def _drawn(self) -> list[Kept]:
+        """Stored completions for one step; before any is stored, none."""
+        recent = round(self.config.recent_share * self.config.draws)
+        return self.ring.draw(recent, self.draws) + self.reservoir.draw(self.config.draws - recent, self.draws)
+
+    def _step(self, items: list[Kept], rate: float) -> None:
+        """One step of AdamW on these completions; without a position that counts, or a finite gradient, none."""
+        block = block_of([unpack(item.value) for item in items])
+        weights = torch.from_numpy(
+            np.concatenate(
+                [item.weight * counted(each, self.config) for item, each in zip(items, block.completions, strict=True)]
+            )
+        )
+        if not weights.sum() > 0.0:
+            return
+        self.optimiser.zero_grad(set_to_none=True)
+        loss_of(block, block.logits(self.model), weights, self.config.loss).backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.config.clip, foreach=False)
+        if not torch.isfinite(norm):
+            self.skipped += 1
+            return
+        self.optimiser.param_groups[0]["lr"] = rate
+        self.optimiser.step()
+
+
+def loss_of(block: Block, logits: Tensor, weights: Tensor, loss: str) -> Tensor:
+    """The weighted mean over positions (N,) of a loss; logits (N, V)."""
+    p = target_partition(block.log_p, block.temperature, logits.shape[1])
+    log_q = draft_partition(logits, block.ids, block.temperature)
+    return (weights * LOSSES[loss](p, log_q)).sum() / weights.sum()
+
+
+def counted(completion: Completion, config: DraftConfig) -> Array:
+    """How much each position (L,) of an answer counts, float32.
+
+    Where steps and tokens do not align, nobody knows which were corrected: all count 1, or with OSD none.
+    """
+    size, all_positions = len(completion.output), config.positions == "all"
+    if not completion.aligned:
+        return np.full(size, float(all_positions), dtype=np.float32)
+    weights = np.full(size, config.accepted_weight if all_positions else 0.0, dtype=np.float32)
+    for (at, hits, tested), behind in zip(completion.steps(), repeat(config.positions == "osd-coded")):
+        if behind:
+            weights[at + hits + 1 : at + hits + 2] = 1.0  # the released code trains on what follows a step's last token
+        elif tested > hits:
+            weights[at + hits] = 1.0
+    return weights

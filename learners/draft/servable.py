@@ -1,0 +1,101 @@
+"""A draft as it proposes: config and weights, which never change. It answers what an engine would have counted with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from millrace.learners.draft.completion import Completion, unpack
+from millrace.learners.draft.hugging_face import context_of, with_weights, write
+from millrace.learners.draft.simulator import Replayed, replay
+from millrace.learners.errors import BadInputError
+from millrace.learners.protocol import Array, Batch, Floats, Value
+from millrace.learners.replay.networks import use_one_thread
+
+NONE = Replayed(0.0, 0, 0.0)  # of a completion that no draft of this target is asked about
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftServable:
+    """An immutable picture of a draft."""
+
+    config: str  # the model's, as JSON
+    weights: Mapping[str, Array]  # float32, read-only
+    k: int  # tokens drafted a step
+    target: str  # sha256 of the target's folder
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """None: a draft counts."""
+        return ()
+
+    def predict_many(self, batch: Batch) -> Floats:
+        """Accepted and tested positions (n, 2), as an engine with this draft would have counted them; see ``simulator.py``.
+
+        Above temperature 0 the first is the sum of the lower bounds of alpha. Completions that are not learned have 0 of both.
+        Raises: BadInputError where the batch has no completions, or bytes that are none.
+        """
+        replayed = self.replayed(batch)
+        return np.array([[each.accepted, each.tested] for each in replayed], dtype=np.float64).reshape(-1, 2)
+
+    def replayed(self, batch: Batch) -> list[Replayed]:
+        """The same with its steps, and with the upper bounds."""
+        use_one_thread()
+        completions = completions_of(batch)
+        asked = [why_not(completion, self.target, context_of(self.config)) == "" for completion in completions]
+        chosen = [each for each, yes in zip(completions, asked, strict=True) if yes]
+        with with_weights(self.config, self.tensors) as model:
+            answers = iter(replay(model, chosen, self.k))
+        return [next(answers) if yes else NONE for yes in asked]
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights, on copies."""
+        return {name: torch.tensor(weight) for name, weight in self.weights.items()}
+
+    def write(self, folder: Path) -> None:
+        """The draft as Hugging Face lays it out, in float32, for transformers and vLLM."""
+        write(self.config, self.tensors, folder)
+
+    def arrays(self) -> dict[str, Value]:
+        """All of it."""
+        weights = {f"weight.{name}": weight for name, weight in self.weights.items()}
+        return {"config": self.config, "k": self.k, "target": self.target, **weights}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Value]) -> DraftServable:
+        """The servable that gave ``arrays``."""
+        weights = {
+            name.removeprefix("weight."): read_only(value) for name, value in arrays.items() if name.startswith("weight.")
+        }
+        return cls(arrays["config"], weights, int(arrays["k"]), arrays["target"])
+
+
+def read_only(weight: Array) -> Array:
+    """A copy that nobody can write to."""
+    copy = np.array(weight, dtype=np.float32)
+    copy.flags.writeable = False
+    return copy
+
+
+def completions_of(batch: Batch) -> list[Completion]:
+    """The completions of a batch. Raises: BadInputError where it has none, or bytes that are none."""
+    if batch.sequences is None or len(batch.sequences) != len(batch):
+        raise BadInputError(f"column sequences: expected {len(batch)} completions, got none or another number")
+    try:
+        return [unpack(value) for value in batch.sequences.tolist()]
+    except (BadInputError, TypeError) as error:
+        raise BadInputError(f"column sequences: {error}") from error
+
+
+def why_not(completion: Completion, target: str, context: int) -> str:
+    """Why a draft of this target does not learn a completion, in a word; empty: it does."""
+    if completion.header.target.hex() != target:
+        return "other_target"
+    if not completion.learnable:
+        return "flagged"
+    return "too_long" if 0 < context < completion.tokens else ""
