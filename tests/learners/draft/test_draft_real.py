@@ -144,6 +144,12 @@ def test_learning_is_a_bare_torch_loop_on_the_same_batches() -> None:
         assert not torch.equal(weight, dict(model("draft_chat").network.named_parameters())[name])
 
 
+def test_a_completion_takes_little_more_than_its_tokens() -> None:
+    """Of real answers with their prompts: at most 1.4 x (4 + 6 top) bytes for a token of the answer."""
+    values = answered("chat", 8)
+    assert sum(map(len, values)) <= 1.4 * (4 + 6 * TOP) * sum(len(unpack(value).output) for value in values)
+
+
 def test_a_folder_that_was_replaced_is_refused() -> None:
     """A draft begins with what was declared, or not at all."""
     start = Start(str(pair_folder("target")), fingerprint(pair_folder("draft_chat")), "", K, TOP)
