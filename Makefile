@@ -6,13 +6,16 @@ PIPELINE ?= pipeline.toml
 JOBS ?= 2
 PYTHONS ?= 3.11 3.12 3.13
 LOG ?=
+IMAGE ?= millrace:dev
+CLUSTER ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/cluster-1.35.4
 KAFKA_HOME ?=
 JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast test-pythons lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults
+.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults charts
+.PHONY: image cluster test-cluster
 
 # The interpreter that is there is used; none is downloaded.
 export UV_PYTHON_DOWNLOADS := never
@@ -30,7 +33,11 @@ TEST := .venv-test/bin
 python_of = $(firstword $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/$(1).*/bin/python$(1)) $(shell python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null))
 SHARED := PYTHONPATH=tests/services/support:tests/streams/support # what tests and benchmarks share
 MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.6.0:copy-dependencies
+# Go programs for the chart, by version and outside the checkout: made once a machine. Tests read here which.
+CHART_TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/tools
+CHART_PROGRAMS := helm-3.22.0/helm helm-4.3.2/helm helm-unittest-1.1.2/helm-unittest
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+SHIPPED := avro backbone kafka mlflow onnx parquet serve torch # every extra but the demo's: what an image may hold
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
 SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) 2>/dev/null)
@@ -48,6 +55,7 @@ up: .venv/.serve  ## learn and answer over HTTP and gRPC until Ctrl-C (PIPELINE=
 
 test: lint  ## test the installed package: lint, types, doctests, all tests
 	-@$(MAKE) clients
+	-@$(if $(shell command -v go),$(MAKE) charts,echo "no Go here: the tests that run helm are skipped")
 	-@$(if $(shell command -v mvn),$(MAKE) .kafka/.ready,echo "no mvn here: the tests on a Kafka broker are skipped")
 	$(TEST)/pytest --doctest-modules --pyargs $(addprefix millrace.,$(ROOMS))
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup tests
@@ -61,24 +69,37 @@ test-pythons:  ## the unit tests alone with each release of Python that is there
 test-python-%: .venv-test-%/.installed
 	MILLRACE_INSTALLED=1 .venv-test-$*/bin/pytest -n $(JOBS) --dist loadgroup -m "not slow" tests
 
-faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, then every fault on a real broker with what was seen of each invariant
+cluster:  ## build a real Kubernetes of one node, once, outside the checkout, as root (20 minutes of one core; CLUSTER=folder)
+	nice tests/cluster/cluster.sh build $(CLUSTER)
+
+test-cluster: .venv-test/.installed $(if $(shell command -v go),$(CHART_TOOLS)/helm-3.22.0/helm)  ## build the image and run the tests of it and of the chart on the cluster of `make cluster`, as root
+	-@$(if $(shell command -v mvn),$(MAKE) .kafka/.ready,echo "no mvn here: the test on a Kafka broker is skipped")
+	MILLRACE_INSTALLED=1 MILLRACE_CLUSTER=$(CLUSTER) $(TEST)/pytest -s -m cluster tests/cluster
+
+faults: .venv-test/.installed .kafka/.ready  ## twenty seeded kills each, in a pod too, then every fault on a real broker with what was seen of each invariant
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -m faults tests
+	MILLRACE_INSTALLED=1 MILLRACE_CLUSTER=$(CLUSTER) MILLRACE_TURNS=20 $(TEST)/pytest -s -m cluster tests/cluster/test_killed.py tests/cluster/test_moved.py
 	PYTHONPATH=tests/faults:tests/services/support:tests/streams/support $(TEST)/python tests/faults/faults.py
 
 lint: .venv-test/.installed  ## ruff and mypy --strict
-	$(TEST)/ruff check $(ROOMS) tests examples
-	$(TEST)/ruff format --check $(ROOMS) tests examples
+	$(TEST)/ruff check $(ROOMS) tests examples deploy
+	$(TEST)/ruff format --check $(ROOMS) tests examples deploy
 	$(TEST)/mypy --strict $(addprefix -p millrace.,$(ROOMS))
-	$(TEST)/mypy --strict examples/own_learner.py
+	$(TEST)/mypy --strict examples/own_learner.py deploy/image/bill.py
 
 format: .venv-test/.ready  ## let ruff lay out the code and mend what it can
-	$(TEST)/ruff check --fix $(ROOMS) tests examples
-	$(TEST)/ruff format $(ROOMS) tests examples
+	$(TEST)/ruff check --fix $(ROOMS) tests examples deploy
+	$(TEST)/ruff format $(ROOMS) tests examples deploy
 
 clients: .venv-clients/.ready $(if $(shell command -v go),.tools/bin/grpcurl)  ## make what the tests call us with: other people's clients
 
+charts: $(addprefix $(CHART_TOOLS)/,$(CHART_PROGRAMS))  ## make helm 3, helm 4 and helm-unittest for the chart's tests (Go; once a machine)
+
 kafka: .venv/.kafka $(if $(KAFKA_HOME),,.kafka/.ready)  ## run a Kafka broker of one's own until Ctrl-C (KAFKA_HOME=folder of one that is there)
 	.venv/bin/python -m millrace.services.demo.broker --jars $(JARS)
+
+image: $(UV)  ## build the container image with buildah or docker (IMAGE=name, BASE=image, EXTRAS=serve,kafka); its papers go to build/image
+	BASE=$(BASE) EXTRAS=$(EXTRAS) deploy/image/build.sh $(IMAGE) build/image
 
 bench-ridge: .venv-test/.installed  ## ridge against the machine's own dsyrk and the textbook recursion
 	$(TEST)/python tests/bench/bench_ridge.py
@@ -108,8 +129,9 @@ proto: .venv-test/.ready  ## make the message classes from services/protocol/*.p
 		$(addprefix millrace/,$(wildcard services/protocol/*.proto))
 	mv build/proto/millrace/services/protocol/* services/protocol/
 
-reference: .venv-test/.installed  ## write anew what docs/reference has from the code
+reference: .venv-test/.installed  ## write anew what docs/reference and the chart have from the code
 	PYTHONPATH=tests $(TEST)/python tests/reference_pages.py
+	PYTHONPATH=tests:tests/deploy/support $(TEST)/python tests/deploy/support/values_schema.py
 
 bench-drift: .venv-test/.installed  ## false alarms against their budgets, detection delays, cost of a row beside bare river
 	$(TEST)/python tests/bench/bench_drift.py
@@ -131,6 +153,7 @@ lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) --all-extras --group test -o $(LOCKS)/test.txt pyproject.toml
 	$(RESOLVE) --extra demo -c $(LOCKS)/test.txt -o $(LOCKS)/run.txt pyproject.toml
 	$(RESOLVE) --extra demo --extra serve -c $(LOCKS)/test.txt -o $(LOCKS)/serve.txt pyproject.toml
+	$(RESOLVE) $(addprefix --extra ,$(SHIPPED)) -c $(LOCKS)/test.txt -o $(LOCKS)/image.txt pyproject.toml
 	$(RESOLVE) -o $(LOCKS)/clients.txt $(LOCKS)/clients.in
 	$(RESOLVE) -o $(LOCKS)/peers.txt $(LOCKS)/peers.in
 	$(RESOLVE) --override $(LOCKS)/continual-override.in -o $(LOCKS)/continual.txt $(LOCKS)/continual.in
@@ -193,6 +216,16 @@ $(UV): $(LOCKS)/uv.txt
 .tools/bin/grpcurl: $(UV)
 	GOBIN=$(abspath .tools/bin) go install $(GRPCURL)
 	@touch $@
+
+$(CHART_TOOLS)/helm-3.%/helm:
+	GOBIN=$(@D) nice go install -ldflags '-s -w' helm.sh/helm/v3/cmd/helm@v3.$*
+
+$(CHART_TOOLS)/helm-4.%/helm:
+	GOBIN=$(@D) nice go install -ldflags '-s -w' helm.sh/helm/v4/cmd/helm@v4.$*
+
+# Its module replaces another, which `go install` refuses; so it is built where it lies.
+$(CHART_TOOLS)/helm-unittest-%/helm-unittest:
+	cd "$$(go mod download -json github.com/helm-unittest/helm-unittest@v$* | sed -n 's/.*"Dir": "\(.*\)",/\1/p')" && nice go build -ldflags '-s -w' -o $@ ./cmd/helm-unittest
 
 # Apache Kafka as it is published, by its Maven coordinates; where they come from is Maven's own setting.
 .kafka/.ready: deploy/kafka/pom.xml

@@ -68,14 +68,18 @@ ARROWS: Mapping[str, str] = {
         "learners learners/drift services services/decisions services/pipeline services/proof streams streams/branch "
         "streams/journal streams/state streams/worker"
     ),
+    "services/metrics": (
+        "learners services services/decisions services/pipeline services/protocol services/training streams/branch "
+        "streams/journal"
+    ),
     "services/pyfunc": "learners services/config services/pipeline services/protocol services/registry streams streams/formats",
     "services/replay": (
         "learners services services/data services/decisions services/pipeline services/training streams streams/branch "
         "streams/formats streams/journal streams/labels streams/state streams/worker"
     ),
     "services/serving": (
-        "learners services services/config services/endpoint services/pipeline services/protocol services/training streams "
-        "streams/branch streams/journal"
+        "learners services services/config services/endpoint services/metrics services/pipeline services/protocol "
+        "services/training streams streams/branch streams/journal"
     ),
     "services/api": (
         "learners services services/config services/data services/decisions services/pipeline services/proof services/python "
@@ -104,7 +108,7 @@ EXCEPTIONS: Mapping[str, str] = {
 ROOTS: Mapping[str, frozenset[str]] = {
     "learners": frozenset({"__init__", "declaration", "errors", "protocol"}),
     "streams": frozenset({"__init__", "checksummed", "errors", "parts", "records", "schema", "sharding", "source", "stream"}),
-    "services": frozenset({"__init__", "errors", "processes"}),
+    "services": frozenset({"__init__", "errors", "processes", "user"}),
 }
 
 # What no line of the table may ever say: from, to, and what would be lost.

@@ -32,6 +32,7 @@ from millrace.services.endpoint.http import HttpApp
 from millrace.services.endpoint.pool import Pool
 from millrace.services.endpoint.recording import Recorder
 from millrace.services.errors import MEANINGS
+from millrace.services.metrics.definitions import METRICS
 from millrace.services.protocol.access import Access
 from millrace.services.protocol.labels import read_labels
 from millrace.services.protocol.tensors import Question
@@ -228,6 +229,23 @@ def limit_table() -> str:
     )
 
 
+def metric_table() -> str:
+    """Every metric that Prometheus is told."""
+    heads = ("metric", "kind", "labels", "source", "what it means", "`status` calls it")
+    rows = [
+        (
+            f"`{metric.name}`",
+            metric.kind,
+            ", ".join(map("`{}`".format, metric.labels)),
+            metric.source,
+            metric.meaning,
+            metric.shown,
+        )
+        for metric in METRICS
+    ]
+    return table(heads, [(*row[:5], f"`{row[5]}`" if row[5] else "") for row in rows])
+
+
 def unit(name: str) -> str:
     """The unit that a constant's name ends in."""
     return next((word for end, word in UNITS.items() if name.endswith(end)), "")
@@ -243,6 +261,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "the help of every command": command_texts,
     "the table of meanings": error_table,
     "the limits of the endpoint": limit_table,
+    "the metrics": metric_table,
     "the public names": public_names,
     "the table of rooms": room_table,
 }

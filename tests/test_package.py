@@ -168,13 +168,14 @@ def test_an_unsound_line_in_a_lock_is_caught(line: str) -> None:
 
 
 def test_the_locks_agree_with_each_other() -> None:
-    """What `make run` and `make up` install is, version for version, part of what the tests ran with."""
-    run, serve, test = (
+    """What `make run`, `make up` and `make image` install is, version for version, part of what the tests ran with."""
+    run, serve, image, test = (
         set(re.findall(r"^[\w.-]+==\S+", (ROOT / "deploy" / "requirements" / f"{name}.txt").read_text(), re.MULTILINE))
-        for name in ("run", "serve", "test")
+        for name in ("run", "serve", "image", "test")
     )
-    assert [lock.stem for lock in LOCKS] == ["clients", "continual", "peers", "run", "serve", "test", "uv"]
+    assert [lock.stem for lock in LOCKS] == ["clients", "continual", "image", "peers", "run", "serve", "test", "uv"]
     assert run < serve < test
+    assert image < test
 
 
 def test_no_lock_that_records_addresses_is_here() -> None:

@@ -5,51 +5,33 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from millrace.learners.errors import MillraceError
 from millrace.services.cli.dead_letters import dead_letters
-from millrace.services.cli.options import Call, branch_option, gathering, on_pipeline, reason_option, yes_option
+from millrace.services.cli.group import Commands
+from millrace.services.cli.init_process import stay_as_init
+from millrace.services.cli.options import (
+    Call,
+    branch_option,
+    gathering,
+    log_format_option,
+    metrics_options,
+    on_pipeline,
+    reason_option,
+    yes_option,
+)
 from millrace.services.cli.replay import replay
 from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner
-from millrace.services.errors import FAILED, exit_code
+from millrace.services.errors import FAILED
 
 if TYPE_CHECKING:
+    from millrace.services.serving.events import EventLines
     from millrace.streams.branch.verify import Report
-
-
-class Commands(click.Group):
-    """The one place where an error of ours becomes a sentence on stderr and an exit code."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse words that are not UTF-8: nothing that is stored could hold them."""
-        if bad := [word for word in args if not _is_unicode(word)]:
-            raise click.UsageError(f"{ascii(bad[0])} is not UTF-8. Write it in this terminal's encoding, UTF-8.", ctx)
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except MillraceError as error:
-            click.echo(f"millrace: {error}", err=True)
-            sys.exit(exit_code(error))
-        except MemoryError as error:
-            click.echo(f"millrace: not enough memory ({error}). Declare fewer columns, or use a larger machine.", err=True)
-            sys.exit(FAILED)
-
-
-def _is_unicode(word: str) -> bool:
-    try:
-        word.encode()
-    except UnicodeEncodeError:  # bytes of another encoding, which Python keeps as halves of characters
-        return False
-    return True
 
 
 def _data_name(ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
@@ -146,12 +128,18 @@ class UpOptions:
     warm_start: Path | None
     replicas: int
     drain_s: float
+    metrics_port: int
+    metrics_host: str
+    log_format: EventLines
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="millrace")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Models that learn from a stream while they serve it, and that you can roll back."""
+    if ctx.invoked_subcommand == "up" and os.getpid() == 1:
+        stay_as_init()
     os.umask(os.umask(0o077) | 0o077)  # what is made here is its owner's alone
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal's encoding does not have is shown by its number
@@ -208,7 +196,9 @@ def run(call: Call, branch: str, options: RunOptions) -> None:
     type=click.FloatRange(0.0),
     help="Seconds that answers go on once it is asked to end, while readiness says no.",
 )
+@metrics_options
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
+@log_format_option(hidden=False)
 def up(call: Call, branch: str, options: UpOptions) -> None:
     """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
 
@@ -223,16 +213,10 @@ def up(call: Call, branch: str, options: UpOptions) -> None:
 
     deciding.refuse_part(branch)
     warmed(call, branch, options.warm_start)
-    listening = serving.Listening(
-        options.host,
-        options.port,
-        options.grpc_port,
-        options.replicas,
-        taken_endpoint_token(),
-        options.tokens,
-        options.drain_s,
-    )
-    serving.up(call.instance, branch, listening)
+    where = {field.name: getattr(options, field.name) for field in fields(serving.Listening) if field.name in options.__slots__}
+    listening = serving.Listening(token=taken_endpoint_token(), **where)
+    options.log_format.branch = branch
+    serving.up(call.instance, branch, listening, options.log_format)
 
 
 @main.command(cls=gathering("options", SendOptions))
@@ -339,6 +323,7 @@ def log(call: Call, branch: str, ledger: bool) -> None:
 @click.option("--version", metavar="VERSION", help="Verify this version alone, from the nearest state that is kept.")
 @click.option("--watch", is_flag=True, help="Verify versions as they are made, newest first, until SIGINT or SIGTERM.")
 @click.option("--parent", default=0, hidden=True, help="Go on for as long as this process lives.")
+@log_format_option(hidden=True)
 def verify(call: Call, branch: str, version: str | None, watch: bool, parent: int) -> None:
     """Fold the branch again from the log and compare every mark; exit 1 and name what does not hold.
 

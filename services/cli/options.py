@@ -6,6 +6,8 @@ Only what a command's help needs is imported here: configuration, learners and l
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +19,7 @@ from millrace.services.config.names import BRANCH, NAME_CHARACTERS
 
 if TYPE_CHECKING:
     from millrace.services.pipeline.instance import Instance
+    from millrace.services.serving.events import EventLines, Form
 
 C = TypeVar("C", bound=Callable[..., None])
 
@@ -91,6 +94,9 @@ def gathering(name: str, record: type[Any]) -> type[click.Command]:
 
 
 def _opened(path: Path, home: str | None, flags: tuple[str, ...]) -> Instance:
+    from millrace.services.config.kernels import pin
+
+    pin(path, flags)  # before the next line loads NumPy
     from millrace.services.config.config import home_folder, load_pipeline
     from millrace.services.pipeline.instance import Instance
 
@@ -116,6 +122,52 @@ def _reason(_ctx: click.Context, _param: click.Parameter, reason: str) -> str:
 
 reason_option = click.option("--reason", required=True, callback=_reason, help="Why; kept in the ledger.")
 yes_option = click.option("--yes", is_flag=True, help="Do it; without this the plan is shown and nothing changes.")
+
+
+def metrics_options(command: C) -> C:
+    """Give a command the options that say where Prometheus scrapes."""
+    port_help = "Port of /metrics, for Prometheus; 0 (default): there are none."
+    port = click.option("--metrics-port", default=0, type=click.IntRange(0, 65535), metavar="N", help=port_help)
+    host = click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where that port listens.")
+    return port(host(command))
+
+
+def _event_lines(ctx: click.Context, _param: click.Parameter, form: Form) -> EventLines:
+    """From now on all that this process says on stderr are events."""
+    from millrace.services.serving.events import EventLines, StrayLines
+
+    lines = EventLines(form, str(ctx.info_name))
+    logging.basicConfig(level=logging.INFO, handlers=[lines], force=True)
+    if form == "json":
+        sys.stdout, sys.stderr = (StrayLines(lines, level, str(ctx.info_name)) for level in ("INFO", "WARNING"))
+    return lines
+
+
+def say_error(sentence: str) -> None:
+    """Why a command fails: a line on stderr, or an event where that is all JSON."""
+    from millrace.services.serving.events import EventLines
+
+    if any(isinstance(handler, EventLines) and handler.form == "json" for handler in logging.getLogger().handlers):
+        logging.getLogger("millrace").error("millrace: %s", sentence)
+    else:
+        click.echo(f"millrace: {sentence}", err=True)
+
+
+def log_format_option(hidden: bool) -> Callable[[C], C]:
+    """How a command prints events; ``hidden``: where only `millrace up` gives it, to its companions."""
+    said = "How events of all its processes stand on stderr: text, or a JSON object a line."
+    kind = click.Choice(["text", "json"])
+    return click.option(
+        "--log-format",
+        type=kind,
+        default="text",
+        show_default=True,
+        hidden=hidden,
+        expose_value=not hidden,
+        callback=_event_lines,
+        is_eager=True,
+        help=said,
+    )
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

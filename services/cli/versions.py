@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millrace.services.cli.options import UNCHANGED, Call, on_pipeline, reason_option, yes_option
+from millrace.services.cli.options import UNCHANGED, Call, log_format_option, on_pipeline, reason_option, yes_option
 
 if TYPE_CHECKING:
     from millrace.services.decisions.decide import Change, Naming
@@ -99,6 +99,7 @@ def export(call: Call, version: str, folder: Path) -> None:
 @on_pipeline
 @click.option("--once", is_flag=True, help="Look once; exit 1 where MLflow cannot be reached.")
 @click.option("--parent", default=0, hidden=True, help="Go on for as long as this process lives.")
+@log_format_option(hidden=True)
 def mirror(call: Call, once: bool, parent: int) -> None:
     """Register every version in MLflow with its aliases and tags, and go on until SIGINT or SIGTERM.
 

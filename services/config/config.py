@@ -1,7 +1,7 @@
 """One configuration record: the pipeline file, then the environment, then flags; parsed once and passed down.
 
 Environment: ``MILLRACE__LEARNER__GAMMA=2`` sets ``learner.gamma``; ``MILLRACE_HOME`` names the state folder. This is the only
-file that reads the environment.
+file that reads the environment, but for what kernels.py pins before this one can be loaded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -52,6 +52,9 @@ class PipelineConfig:
     unknown: Unknown = "reject"
     seed: int = 0  # >= 0, where all random draws begin; another seed is another model
     threads: int = 1  # >= 1, threads of every BLAS in the worker
+    # which code NumPy, SciPy and torch run: "own", the fastest that the processor has; "avx2", the same wherever AVX2 and FMA
+    # are, so that another model of processor folds to equal bits, but for networks
+    kernels: Literal["own", "avx2"] = "own"
     # >= 1, at most log.partitions: workers that learn at once, each its share of the partitions; merged exactly, served as one
     shards: int = 1
     batch: BatchConfig = field(default_factory=BatchConfig)  # how rows are gathered into training batches

@@ -7,7 +7,6 @@ of two operators only one sends a letter. Where a process died in between, ``aga
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from millrace.learners.errors import BadInputError
 from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.instance import Instance
+from millrace.services.user import user_name
 from millrace.streams.branch.outputs import dead_letter_topic
 from millrace.streams.journal.ledger import Redrive, append_decision
 from millrace.streams.records import Event, Headers, Record, decode_headers, encode_headers, tp_name
@@ -103,7 +103,7 @@ def redrive(instance: Instance, chosen_letters: Sequence[Letter], reason: str, a
     """Append each as a new event. Raises: NotCountedError where another hand has sent one of them meanwhile."""
     if not chosen_letters:
         return
-    user, when_ms = getpass.getuser(), time.time_ns() // 1_000_000
+    user, when_ms = user_name(), time.time_ns() // 1_000_000
     decision = Redrive(who=user, why=reason, when_ms=when_ms, offsets=[letter.offset for letter in chosen_letters], again=again)
     append_decision(instance.ledger_stream(), decision)
     if decision not in instance.ledger().counted:

@@ -5,7 +5,6 @@ Ray, the trainer and MLflow may all be down. A decision counts only if what it c
 
 from __future__ import annotations
 
-import getpass
 import logging
 import re
 import shlex
@@ -19,6 +18,7 @@ from millrace.services.decisions.versions import NEWEST, meant
 from millrace.services.errors import NotCountedError, NotProvedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.user import user_name
 from millrace.streams.branch.forks import learner_of
 from millrace.streams.journal.ledger import Alias, Ledger, Serve, Target, append_decision, describe_target
 from millrace.streams.sharding import WHOLE, merging_branch, shard_of
@@ -182,7 +182,7 @@ def decide(instance: Instance, change: Change | Naming, reason: str) -> None:
     """
     if change.before == change.to:
         return
-    decision = _decision(change, getpass.getuser(), reason)
+    decision = _decision(change, user_name(), reason)
     append_decision(instance.ledger_stream(), decision)
     ledger = instance.ledger()
     if decision not in ledger.counted:

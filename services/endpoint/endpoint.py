@@ -21,7 +21,7 @@ from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol.access import Access
 from millrace.services.protocol.inference import Predicted
 from millrace.services.protocol.labels import checked_labels, label_records, places, prediction_records
-from millrace.services.protocol.statistics import InferenceStatistics
+from millrace.services.protocol.statistics import InferenceStatistics, Traffic
 from millrace.streams.labels.served import LONGEST_ID, LateLabel
 from millrace.streams.parts import sha256
 from millrace.streams.records import Record
@@ -57,6 +57,7 @@ class Endpoint:
     pool: Pool = field(default_factory=Pool)
     turns: Turns = field(default_factory=Turns)
     statistics: InferenceStatistics = field(default_factory=InferenceStatistics)
+    traffic: Traffic = field(default_factory=Traffic)
     recording: Recording | None = None  # None: the pipeline takes labels from its rows alone
     overview: Callable[[], Awaitable[dict[str, Any]]] = _nothing  # of the trainer and all replicas
     draining: Callable[[], bool] = bool  # whether whoever looks for somebody to ask is to look elsewhere
@@ -72,10 +73,14 @@ class Endpoint:
         bundle = self.held()
         return self.schema if bundle is None else bundle.schema
 
-    def ready(self) -> None:
-        """Raises: NotReadyError where there is nothing to answer from, or where it is about to end; answers go on then."""
+    def taking(self) -> None:
+        """Raises: NotReadyError where it is about to end; answers go on then. The first labels need nothing to answer from."""
         if self.draining():
             raise NotReadyError("This endpoint is about to end; it answers until it has.")
+
+    def ready(self) -> None:
+        """Raises: NotReadyError where there is nothing to answer from, or where it is about to end."""
+        self.taking()
         ready(self.held())
 
     @property

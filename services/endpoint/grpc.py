@@ -33,6 +33,7 @@ from millrace.services.protocol.callers import front_id, is_loopback, remote_bec
 from millrace.services.protocol.inference import check_model, model_metadata, server_metadata
 from millrace.services.protocol.labels import PRODUCER, producer_headers
 from millrace.services.protocol.messages import Inferred, infer_message, labels_of, metadata_message, parsed, statistics_message
+from millrace.services.protocol.statistics import HEALTH, INFER, LABELS, OTHER
 
 log = logging.getLogger("millrace")
 
@@ -68,24 +69,31 @@ class GrpcApp:
         self._watches = 0
 
     async def answer(self, name: str, message: Request, context: Context) -> Message:
-        """Answer one call; an error is set on its context, and the answer is then empty.
-
-        Where the message is still to be read, it is once its caller may call: a stranger's takes no room here.
-        """
-        rpc = RPCS[name]
+        """Answer one call; an error is set on its context, and the answer is then empty."""
+        rpc, start_ns, status = RPCS[name], time.perf_counter_ns(), "CANCELLED"
         try:
-            if rpc.scope is None:
-                return await rpc.call(self, await _whole(message))
-            metadata = self._checked_caller(context, (rpc.scope,))
-            raw = await _whole(message)
-            async with self._endpoint.turns:
-                return await (rpc.call(self, raw, metadata) if rpc.records else rpc.call(self, raw))
+            response = await self._answered(rpc, message, context)
+            status = "OK"
+            return response
         except MillraceError as error:
-            _refuse(context, meaning(error).grpc, str(error))
+            status = meaning(error).grpc
+            _refuse(context, status, str(error))
         except Exception:
             log.exception("%s failed", name)
-            _refuse(context, UNEXPECTED.grpc, "This request failed; the server's log says why.")
+            status = UNEXPECTED.grpc
+            _refuse(context, status, "This request failed; the server's log says why.")
+        finally:
+            self._endpoint.traffic.count("grpc", rpc.kind, status, time.perf_counter_ns() - start_ns, status == "OK")
         return rpc.response()
+
+    async def _answered(self, rpc: Rpc, message: Request, context: Context) -> Message:
+        """Where the message is still to be read, it is once its caller may call: a stranger's takes no room here."""
+        if rpc.scope is None:
+            return await rpc.call(self, await _whole(message))
+        metadata = self._checked_caller(context, (rpc.scope,))
+        raw = await _whole(message)
+        async with self._endpoint.turns:
+            return await (rpc.call(self, raw, metadata) if rpc.records else rpc.call(self, raw))
 
     def _checked_caller(self, context: Context, scopes: tuple[str, ...]) -> dict[bytes, bytes]:
         """What a caller's metadata says, once it is found that the caller may call for one of these scopes."""
@@ -225,18 +233,19 @@ class Rpc:
     response: type[Message]
     scope: str | None = PREDICT  # None: open to all
     records: bool = False  # it appends to the log, so it is also called with the caller's metadata
+    kind: str = OTHER  # as it is counted
 
 
 RPCS = {
-    "ServerLive": Rpc(GrpcApp.server_live, pb.ServerLiveResponse, None),
-    "ServerReady": Rpc(GrpcApp.server_ready, pb.ServerReadyResponse, None),
-    "ModelReady": Rpc(GrpcApp.model_ready, pb.ModelReadyResponse),
+    "ServerLive": Rpc(GrpcApp.server_live, pb.ServerLiveResponse, None, kind=HEALTH),
+    "ServerReady": Rpc(GrpcApp.server_ready, pb.ServerReadyResponse, None, kind=HEALTH),
+    "ModelReady": Rpc(GrpcApp.model_ready, pb.ModelReadyResponse, kind=HEALTH),
     "ServerMetadata": Rpc(GrpcApp.server_metadata, pb.ServerMetadataResponse),
     "ModelMetadata": Rpc(GrpcApp.model_metadata, pb.ModelMetadataResponse),
-    "ModelInfer": Rpc(GrpcApp.infer, pb.ModelInferResponse, records=True),
+    "ModelInfer": Rpc(GrpcApp.infer, pb.ModelInferResponse, records=True, kind=INFER),
     "ModelStatistics": Rpc(GrpcApp.model_statistics, pb.ModelStatisticsResponse),
-    "Label": Rpc(GrpcApp.label, labels_pb2.LabelResponse, LABEL, records=True),
-    "Check": Rpc(GrpcApp.check, health_pb2.HealthCheckResponse, None),
+    "Label": Rpc(GrpcApp.label, labels_pb2.LabelResponse, LABEL, records=True, kind=LABELS),
+    "Check": Rpc(GrpcApp.check, health_pb2.HealthCheckResponse, None, kind=HEALTH),
 }
 SERVICES = {
     "inference.GRPCInferenceService": [name for name in RPCS if name not in ("Label", "Check")],

@@ -17,9 +17,10 @@ from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import TOO_MANY_BYTES, Endpoint, ready
 from millrace.services.errors import UNEXPECTED, NotServedError, OverloadedError, TooLargeError, TooSlowError, meaning
 from millrace.services.protocol.access import LABEL, PREDICT
-from millrace.services.protocol.callers import front_id, is_loopback, remote_because
+from millrace.services.protocol.callers import ENDING, front_id, is_loopback, remote_because
 from millrace.services.protocol.inference import HttpReply, HttpRequest, check_model, infer, model_metadata, server_metadata
 from millrace.services.protocol.labels import PRODUCER, producer_headers, read_labels
+from millrace.services.protocol.statistics import HEALTH, INFER, LABELS, OTHER
 
 log = logging.getLogger("millrace")
 
@@ -47,6 +48,7 @@ class HttpApp:
             return await _live(receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close"})
+        start_ns = time.perf_counter_ns()
         try:
             reply = await self._answered(scope, receive)
             status = reply.status
@@ -55,13 +57,24 @@ class HttpApp:
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             reply, status = HttpReply(b'{"error":"This request failed; the server\'s log says why."}'), UNEXPECTED.http
-        return await _send(send, reply, status)
+        took_ns = time.perf_counter_ns() - start_ns
+        self._endpoint.traffic.count("http", kind_of_call(scope["path"]), str(status), took_ns, status < 400)
+        return await _send(send, reply, status, self._ending())
+
+    def _ending(self) -> list[tuple[bytes, bytes]]:
+        """What tells a caller to ask on another connection next time, where this endpoint is about to end."""
+        if not self._endpoint.draining():
+            return []
+        return [(b"connection", b"close"), *([(ENDING, b"1")] if self._behind_front else [])]
 
     async def _answered(self, scope: Scope, receive: Receive) -> HttpReply:
         parts = [part for part in scope["path"].split("/") if part]
         headers = dict(scope["headers"])
+        if parts == ["readyz"]:
+            self._endpoint.taking()
+            return HttpReply(b'{"takes_requests":true}')
         if parts[:1] != ["v2"]:
-            raise NotServedError(f"There is nothing at {scope['path']}. Everything is under /v2.")
+            raise NotServedError(f"There is nothing at {scope['path']}. Everything but /readyz is under /v2.")
         if parts[1:2] == ["health"]:
             return self._health(parts)
         connected_here = None if self._behind_front else same_machine(scope.get("client"), scope.get("server"))
@@ -134,6 +147,18 @@ class HttpApp:
         if len(body) <= self._endpoint.inline_bytes:
             return infer(self._endpoint.name, bundle, request, now_ms, limits)
         return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, request, now_ms, limits)
+
+
+def kind_of_call(path: str) -> str:
+    """What a path is for, as it is counted.
+
+    >>> kind_of_call("/v2/models/digits/infer"), kind_of_call("/v2/health/ready"), kind_of_call("/v2")
+    ('infer', 'health', 'other')
+    """
+    verb = path.rpartition("/")[2]
+    if verb in (INFER, LABELS):
+        return verb
+    return HEALTH if path.startswith("/v2/health/") else OTHER
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +241,8 @@ def _json(value: dict[str, Any]) -> HttpReply:
     return HttpReply(msgspec.json.encode(value))
 
 
-async def _send(send: Send, reply: HttpReply, status: int) -> None:
-    headers = [(b"content-length", str(len(reply.body)).encode())]
+async def _send(send: Send, reply: HttpReply, status: int, more: list[tuple[bytes, bytes]]) -> None:
+    headers = [*more, (b"content-length", str(len(reply.body)).encode())]
     if reply.json_bytes is None:
         headers.append((b"content-type", JSON))
     else:

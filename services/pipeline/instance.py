@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from millrace.learners.errors import BadInputError, MillraceError
+from millrace.learners.errors import BadInputError, ConfigError, MillraceError
 from millrace.learners.table import algorithm_of
 from millrace.services.config.config import Loaded
+from millrace.services.config.kernels import AVX2, is_pinned, unpinned
 from millrace.services.errors import BusyError
 from millrace.services.pipeline.backends import Logs, logs_of
 from millrace.streams.branch.branch import Backends, FoldSpec
@@ -86,9 +87,15 @@ class Instance:
 
     @property
     def host(self) -> Host:
-        """What the numerics of this process depend on."""
+        """What the numerics of this process depend on.
+
+        Raises: ConfigError where the pipeline pins kernels, and this process loaded others before it was opened.
+        """
+        pinned = self.loaded.pipeline.kernels == AVX2
+        if pinned and not is_pinned():
+            raise ConfigError(unpinned(self.loaded.path))
         through_python = algorithm_of(self.loaded.pipeline.kind).through_python
-        return this_host(self.loaded.pipeline.threads, through_python)
+        return this_host(self.loaded.pipeline.threads, through_python, pinned)
 
     def shards(self, branch: str) -> list[str]:
         """The branches that learn for one: itself where the pipeline has one shard, or where it is one of several."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
 import time
 from collections.abc import Sequence
 
 from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import Instance, require_branch
+from millrace.services.user import user_name
 from millrace.streams.branch.verify import Report, verify_with_marks
 from millrace.streams.errors import StorageError
 from millrace.streams.journal.entries import Mark
@@ -59,7 +59,7 @@ def _belied(certificates: dict[str, Certificate], branch: str, journal_marks: Se
 def certify(instance: Instance, mark: Mark, report: Report, verdict: str) -> None:
     """Write the certificate of the version that ``mark`` names; where the ledger cannot be written, say so and go on."""
     certificate = Certificate(
-        who=getpass.getuser(),
+        who=user_name(),
         why="millrace verify",
         when_ms=time.time_ns() // 1_000_000,
         version=str(mark.version),

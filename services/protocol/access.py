@@ -6,11 +6,13 @@ everybody needs one. Who is taken for a caller on this machine stands in callers
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from stat import S_IMODE
 
 from millrace.learners.errors import ConfigError
 from millrace.services.errors import AccessError, ScopeError
@@ -82,17 +84,33 @@ def read_tokens(path: Path) -> dict[str, frozenset[str]]:
     Raises: ConfigError naming the line, never the token.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(f"{path}: other users can read the tokens in it. Run chmod 600 on it.")
+        with path.open(encoding="utf-8") as file:
+            lines, status = file.read().splitlines(), os.fstat(file.fileno())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The tokens' file {path} cannot be read: {error}.") from error
+    _refuse_readable(path, status)
     tokens: dict[str, frozenset[str]] = {}
     for token, scopes in _token_lines(path, lines):  # one may stand on several lines
         tokens[token] = tokens.get(token, frozenset()) | scopes
     if not tokens:
         raise ConfigError(f"{path}: has no token. Write lines such as `predict,label TOKEN`.")
     return tokens
+
+
+def _refuse_readable(path: Path, status: os.stat_result) -> None:
+    """A group of this process may read it where root or this user gives it to them, as Kubernetes mounts a Secret.
+
+    Raises: ConfigError where others may read it, or change it.
+    """
+    mode = S_IMODE(status.st_mode)
+    if mode & 0o037:
+        whom = "other users" if mode & 0o007 else f"all of group {status.st_gid}"
+        may = "change" if mode & 0o022 else "read"
+        raise ConfigError(f"{path}: {whom} may {may} the tokens in it (mode {mode:04o}). Run chmod 600 on it, or 640.")
+    if mode & 0o040 and status.st_gid not in {os.getegid(), *os.getgroups()}:
+        raise ConfigError(f"{path}: group {status.st_gid} may read the tokens in it and is none of ours. Run chmod 600 on it.")
+    if mode & 0o040 and status.st_uid not in {0, os.geteuid()}:
+        raise ConfigError(f"{path}: user {status.st_uid} owns it and lets a group read it. Run chown on it, or chmod 600.")
 
 
 def _token_lines(path: Path, lines: Iterable[str]) -> Iterable[tuple[str, frozenset[str]]]:

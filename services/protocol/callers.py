@@ -15,6 +15,7 @@ from ipaddress import IPv6Address, ip_address
 FRONT_PEER = b"x-millrace-peer"  # the address that a request came to the front from
 FRONT_HOST = b"x-millrace-host"  # the request's Host or :authority, where it has one
 FRONT_ID = b"x-millrace-id"  # a uuid, the same in each of the front's tries to have a request answered
+ENDING = b"x-millrace-ending"  # by which a replica tells the front that it is about to end
 HOST = b"host"
 PASSED_ON = frozenset(  # headers by which a proxy says for whom it asks, or that it is one
     b"forwarded x-real-ip via cf-connecting-ip true-client-ip fly-client-ip".split()

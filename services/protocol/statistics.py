@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
+
+# Upper bounds of the buckets of a latency, seconds: a ridge answers within the first, and who waits 10 s has given up.
+BOUNDS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BOUNDS_NS = tuple(round(1e9 * bound_s) for bound_s in BOUNDS_S)
+INFER, LABELS, HEALTH, OTHER = "infer", "labels", "health", "other"  # kinds of calls
 
 
 @dataclass(slots=True)
@@ -33,6 +39,31 @@ class Cost:
     def ns(self) -> int:
         """In all."""
         return self.input_ns + self.infer_ns + self.output_ns
+
+
+@dataclass(slots=True)
+class Latency:
+    """How long answers over one protocol took."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_NS) + 1))  # by bucket; the last beyond all bounds
+    ns: int = 0  # of all
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What callers asked and what became of it, since this replica started. Changed on the event loop alone."""
+
+    requests: dict[tuple[str, str, str], int] = field(default_factory=dict)  # by protocol, kind of call and status
+    latencies: dict[str, Latency] = field(default_factory=dict)  # by protocol, of rows that were answered
+
+    def count(self, protocol: str, call: str, status: str, took_ns: int, answered: bool) -> None:
+        """Count a request; whether it was ``answered`` or refused."""
+        key = protocol, call, status
+        self.requests[key] = self.requests.get(key, 0) + 1
+        if answered and call == INFER:
+            latency = self.latencies.get(protocol) or self.latencies.setdefault(protocol, Latency())
+            latency.counts[bisect_left(BOUNDS_NS, took_ns)] += 1
+            latency.ns += took_ns
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ before its first step. Records that were left out before stay so; a replay with 
 
 from __future__ import annotations
 
-import getpass
 import time
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.replay.plan import live_branch
+from millrace.services.user import user_name
 from millrace.streams.journal.exclusions import describe
 from millrace.streams.journal.ledger import Include, append_decision
 
@@ -55,7 +55,7 @@ def plan_include(instance: Instance, exclusion_text: str, branch: str | None) ->
 def include(instance: Instance, inclusion: Inclusion, reason: str) -> None:
     """Decide it. Raises: NotCountedError where another was faster."""
     when_ms = time.time_ns() // 1_000_000
-    decision = Include(who=getpass.getuser(), why=reason, when_ms=when_ms, branch=inclusion.branch, exclusion=inclusion.place)
+    decision = Include(who=user_name(), why=reason, when_ms=when_ms, branch=inclusion.branch, exclusion=inclusion.place)
     append_decision(instance.ledger_stream(), decision)
     if decision not in instance.ledger().counted:
         raise NotCountedError(f"Branch {inclusion.branch} does not leave out {inclusion.said!r} any more: another was faster.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Iterable
 from typing import Any
 
 from millrace.services.errors import BusyError, NotCountedError
 from millrace.services.pipeline.instance import Instance
+from millrace.services.user import user_name
 from millrace.streams.journal.ledger import Ledger, Operation, OperationState, append_decision
 
 
@@ -26,7 +26,7 @@ def new_branch(branches: Iterable[str], ledger: Ledger, kind: str) -> str:
 
 
 def _signed(reason: str) -> dict[str, Any]:
-    return {"who": getpass.getuser(), "why": reason, "when_ms": time.time_ns() // 1_000_000}
+    return {"who": user_name(), "why": reason, "when_ms": time.time_ns() // 1_000_000}
 
 
 def step(instance: Instance, operation: Operation) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from millrace.services.pipeline.instance import Instance
+from millrace.services.serving.event_socket import send_events
 from millrace.services.serving.follower import Fetched
-from millrace.services.training.current import Blob, NewestWeights, News, Presence, Publication
-from millrace.services.training.merger import Merger
-from millrace.services.training.trainer import Trainer, TrainerStatus
+from millrace.services.training import current, merger, trainer
+from millrace.services.training.current import Blob, News, Presence, Publication
+from millrace.services.training.trainer import Publish, TrainerStatus
 
 log = logging.getLogger("millrace")
 
@@ -26,6 +29,30 @@ TRAINER_CPUS = 0.2  # logical ones, for placement; how many threads it uses is t
 LASTING: dict[str, Any] = {"namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1, "get_if_exists": True}
 
 
+class NewestWeights(current.NewestWeights):
+    """One whose events `up` prints; ``folder``: where it receives them."""
+
+    def __init__(self, folder: Path, put_blob: Callable[[Blob], Any]) -> None:
+        send_events(folder, "current", "")
+        super().__init__(put_blob)
+
+
+class Trainer(trainer.Trainer):
+    """The same."""
+
+    def __init__(self, folder: Path, instance: Instance, branch: str, publish: Publish) -> None:
+        send_events(folder, "trainer", branch)
+        super().__init__(instance, branch, publish)
+
+
+class Merger(merger.Merger):
+    """The same."""
+
+    def __init__(self, folder: Path, instance: Instance, branch: str, publish: Publish) -> None:
+        send_events(folder, "merger", branch)
+        super().__init__(instance, branch, publish)
+
+
 def current_name(instance: Instance) -> str:
     """The actor's name."""
     return f"current-{instance.loaded.pipeline.name}"
@@ -36,27 +63,28 @@ def trainer_name(instance: Instance, branch: str) -> str:
     return f"trainer-{instance.loaded.pipeline.name}-{branch}"
 
 
-def make_current(instance: Instance) -> Any:
-    """The actor that holds the newest weights, made now unless it is there."""
+def make_current(instance: Instance, folder: Path) -> Any:
+    """The actor that holds the newest weights, made now unless it is there. ``folder``: where `up` receives events."""
     options = LASTING | {"name": current_name(instance), "num_cpus": 0}
-    return ray.remote(NewestWeights).options(**options).remote(ray.put)
+    return ray.remote(NewestWeights).options(**options).remote(folder, ray.put)
 
 
-def make_trainers(instance: Instance, branch: str) -> list[tuple[str, Any]]:
+def make_trainers(instance: Instance, branch: str, folder: Path) -> list[tuple[str, Any]]:
     """Who learns for a branch, by the branches they write, made now unless they are there; in the order in which they stop.
 
     That is its trainer; or the trainers of its shards, and last the merger. Their calls do not wait for each other.
     """
     shards = instance.shards(branch)
     if shards == [branch]:
-        return [(branch, _made(Trainer, instance, branch, current_name(instance)))]
-    trainers = [(shard, _made(Trainer, instance, shard, trainer_name(instance, branch))) for shard in shards]
-    return [*trainers, (branch, _made(Merger, instance, branch, current_name(instance)))]
+        return [(branch, _made(Trainer, (folder, instance, branch), current_name(instance)))]
+    trainers = [(shard, _made(Trainer, (folder, instance, shard), trainer_name(instance, branch))) for shard in shards]
+    return [*trainers, (branch, _made(Merger, (folder, instance, branch), current_name(instance)))]
 
 
-def _made(kind: type[Trainer | Merger], instance: Instance, branch: str, publishes_to: str) -> Any:
+def _made(kind: type[Trainer | Merger], which: tuple[Path, Instance, str], publishes_to: str) -> Any:
+    _, instance, branch = which
     options = LASTING | {"name": trainer_name(instance, branch), "num_cpus": TRAINER_CPUS, "max_concurrency": 4}
-    return ray.remote(kind).options(**options).remote(instance, branch, Publisher(publishes_to))
+    return ray.remote(kind).options(**options).remote(*which, Publisher(publishes_to))
 
 
 async def trainer_state(instance: Instance, branch: str) -> TrainerStatus | None:

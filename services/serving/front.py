@@ -86,6 +86,10 @@ CALLER = """    http-request del-header x-millrace- -m beg
     http-request set-header x-millrace-host %[req.fhdr(host)] if { req.fhdr(host) -m found }
     http-request set-header x-millrace-id %[unique-id]
 """
+# A replica that is about to end says so; its caller's next request is to come on a new connection.
+ENDING_ANSWERS = """    http-response set-header connection close if { res.fhdr(x-millrace-ending) -m found }
+    http-response del-header x-millrace- -m beg
+"""
 # Calls that need no token: they ask for little, and nobody is to send a replica more of it.
 OPEN_CALLS = """    acl is_open path /inference.GRPCInferenceService/ServerLive /inference.GRPCInferenceService/ServerReady
     acl is_open path_beg /grpc.health.
@@ -134,8 +138,9 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
         f"    http-request wait-for-body time {body_ms}ms\n"
         "    http-request return status 200 content-type application/json string '{\"live\":true}' "
         "if { path /v2/health/live } { nbsrv(http) eq 0 }\n"
-        "    default_backend http\n\n"
+        f"{ENDING_ANSWERS}    default_backend http\n\n"
         f"frontend grpc\n    bind fd@{grpc} proto h2\n{share}{CALLER}"
+        f"    timeout client {int(1000 * limits.idle_s)}ms\n"  # counts for those who never begin, too
         f"    http-request wait-for-body time {body_ms}ms unless {{ path_beg /grpc.reflection. }}\n"
         f"{OPEN_CALLS}"
         "    default_backend grpc\n"

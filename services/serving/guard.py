@@ -12,13 +12,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-RAY_PARTS = ("gcs_server", "raylet")  # without them nothing goes on, and Ray starts neither again
+from millrace.services.serving.events import Form, event_now, line
+
+GUARDED = "gcs_server"  # the one whose death Ray does not notice for minutes
 NOTICE_S = 10.0  # for Ray to notice by itself, as it does of most deaths
 LOOK = """
 import os, sys, time
-parent, notice_s, said, *parts = int(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:]
+parent, notice_s, said, part = int(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:]
 
-def look():  # at children that are Ray's parts: process, name, whether it lives (one that died waits for its parent)
+def look():  # at children of that name: process, whether it lives (one that died waits for its parent)
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/stat") as file:
@@ -26,18 +28,18 @@ def look():  # at children that are Ray's parts: process, name, whether it lives
         except OSError:
             continue
         state, its_parent = fields.split()[:2]
-        if int(its_parent) == parent and name in parts:
-            yield pid, name, state != "Z"
+        if int(its_parent) == parent and name == part:
+            yield pid, state != "Z"
 
 seen, gone_s = set(), None
 while os.getppid() == parent:
     looked = list(look())
-    seen |= {(pid, name) for pid, name, _ in looked}
-    gone = seen - {(pid, name) for pid, name, lives in looked if lives}
+    seen |= {pid for pid, _ in looked}
+    gone = seen - {pid for pid, lives in looked if lives}
     if gone and gone_s is None:
         gone_s = time.monotonic()
     if gone and time.monotonic() - gone_s > notice_s:
-        print("millrace: " + said.format(", ".join(sorted(name for _, name in gone))), file=sys.stderr, flush=True)
+        print(said, file=sys.stderr, flush=True)
         os.kill(parent, 9)
         break
     time.sleep(0.1)
@@ -45,10 +47,14 @@ while os.getppid() == parent:
 
 
 @contextmanager
-def guarded_start(logs: str) -> Iterator[None]:
-    """While the block runs, the death of one of Ray's parts ends this process, and a sentence says where Ray's ``logs`` lie."""
-    said = f"Serving did not start: Ray has died ({{}}). Its logs lie in {logs}. Run again."
-    words = [str(os.getpid()), str(NOTICE_S), said, *RAY_PARTS]
+def guarded_start(logs: str, form: Form) -> Iterator[None]:
+    """While the block runs, the death of the GCS ends this process, and a sentence says where Ray's ``logs`` lie.
+
+    ``form``: of what is said on stderr.
+    """
+    sentence = f"millrace: Serving did not start: Ray has died ({GUARDED}). Its logs lie in {logs}. Run again."
+    said = sentence if form == "text" else line(event_now("ERROR", "up", os.getpid(), sentence), form)
+    words = [str(os.getpid()), str(NOTICE_S), said, GUARDED]
     process = subprocess.Popen([sys.executable, "-I", "-S", "-c", LOOK, *words], stdin=subprocess.DEVNULL)
     try:
         yield

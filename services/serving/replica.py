@@ -29,6 +29,7 @@ from millrace.services.endpoint.turns import Turns
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import Access
 from millrace.services.serving.actors import TIMEOUT_S, Subscriber, current_name, make_current, make_trainers, trainer_state
+from millrace.services.serving.event_socket import send_events
 from millrace.services.serving.follower import Follower
 from millrace.services.serving.seats import is_draining, take_seat
 from millrace.services.training.current import Presence
@@ -69,6 +70,7 @@ class Predictor(Calls):
     """One replica. Ray Serve places, watches and restarts it; requests come to its own servers."""
 
     def __init__(self, serving: Serving, _keeper: Any) -> None:
+        send_events(serving.folder, "replica", serving.branch)
         use_threads(1)
         self._serving = serving
         self._first_look_until_s = time.monotonic() + FIRST_S
@@ -114,6 +116,7 @@ class Predictor(Calls):
         follower, recording = self._follower, self._endpoint.recording
         bundle = follower.held
         counts = Recorded() if recording is None else recording.recorder.counts
+        traffic = self._endpoint.traffic
         return Presence(
             replica=self._name,
             pid=os.getpid(),
@@ -123,6 +126,9 @@ class Predictor(Calls):
             stored=counts.stored,
             waiting=counts.waiting,
             dropped=counts.dropped,
+            rows=self._endpoint.statistics.rows,
+            requests=tuple((*call, count) for call, count in traffic.requests.items()),
+            latencies=tuple((protocol, tuple(took.counts), took.ns) for protocol, took in traffic.latencies.items()),
         )
 
     async def _overview(self) -> dict[str, Any]:
@@ -153,6 +159,7 @@ class Predictor(Calls):
         elif not self._serving.proxies:
             self._servers = Servers(self._endpoint, _place(self._serving), GRACE_S)
             await self._servers.open()
+            log.info("It takes requests in.")
 
 
 def _place(serving: Serving) -> Place:
@@ -180,6 +187,7 @@ class Keeper:
     """Creates ``Current`` and the trainer, and again whenever they are gone."""
 
     def __init__(self, serving: Serving) -> None:
+        send_events(serving.folder, "keeper", serving.branch)
         self._serving = serving
         self._keeping = asyncio.get_running_loop().create_task(self._keep())
 
@@ -187,8 +195,8 @@ class Keeper:
         last_errors: dict[str, str] = {}
         while True:
             try:
-                make_current(self._serving.instance)
-                for branch, trainer in make_trainers(self._serving.instance, self._serving.branch):
+                make_current(self._serving.instance, self._serving.folder)
+                for branch, trainer in make_trainers(self._serving.instance, self._serving.branch, self._serving.folder):
                     last_errors[branch] = await self._look_at(branch, trainer, last_errors.get(branch, ""))
             except (ray.exceptions.RayError, ValueError) as error:
                 log.warning("No trainer of branch %s could be made: %s", self._serving.branch, type(error).__name__)
@@ -202,8 +210,8 @@ class Keeper:
         except (ray.exceptions.RayError, TimeoutError) as error:
             log.warning("The trainer of branch %s does not answer: %s", branch, type(error).__name__)
             return last_error
-        if state.said != last_error:
-            log.error("The trainer of branch %s: %s", branch, state.said or "goes on")
+        if last_error and not state.said:
+            log.info("The trainer of branch %s goes on", branch)
         if not state.running and not state.said:  # it failed unforeseen; where it said why, an operator has to act
             ray.kill(trainer, no_restart=False)
         return str(state.said)
@@ -232,12 +240,33 @@ def start(serving: Serving) -> None:
     quiet: dict[str, Any] = {"logging_config": {"enable_access_log": False}}  # a line a request costs more than its answer
     if not serving.proxies:
         serve.start(proxy_location="Disabled", **quiet)
-        serve.run(application, name=APPLICATION, route_prefix="/")
+        _run(application)
         return
     calls = {"port": serving.grpc_port, "grpc_servicer_functions": [f"{add_services.__module__}.{add_services.__name__}"]}
     http = {"host": serving.host, "port": serving.port}
     _despite_a_slow_proxy(lambda: serve.start(http_options=http, grpc_options=calls, **quiet))
-    _despite_a_slow_proxy(lambda: serve.run(application, name=APPLICATION, route_prefix="/"))
+    _despite_a_slow_proxy(lambda: _run(application))
+
+
+def _run(application: Any) -> None:
+    """Raises: RuntimeError that says why, where a constructor raises; Serve itself says in which deployment alone."""
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        if (trace := _constructors_trace()) is None:
+            raise
+        failure = RuntimeError(f"A constructor of ours raises {trace.splitlines()[-1]}.")
+        failure.__cause__ = error
+    else:
+        return
+    log.error("What Serve says of it: %s", trace)
+    raise failure
+
+
+def _constructors_trace() -> str | None:
+    """Of the deployment that could not be made, where there is one."""
+    deployments = serve.status().applications[APPLICATION].deployments
+    return next((deployment.message for deployment in deployments.values() if "\n" in deployment.message), None)
 
 
 def stop() -> None:

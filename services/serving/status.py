@@ -1,6 +1,6 @@
 """What a served pipeline says of itself, asked over HTTP: for `millrace status`, which imports no Ray.
 
-`millrace up` leaves its address in the pipeline's folder while it runs.
+`millrace up` leaves its address in the pipeline's folder while it runs; it counts while ``up`` holds its lock (lock.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 
 from millrace.services.config.config import endpoint_token
-from millrace.services.errors import BusyError
 from millrace.services.pipeline.instance import Instance
+from millrace.services.serving.lock import held_alone, is_held
+from millrace.streams.errors import StorageError
 
 TIMEOUT_S = 15.0  # for an answer; a replica waits for the trainer's meanwhile
 
@@ -36,8 +37,11 @@ def placed(instance: Instance, place: EndpointAddress) -> Iterator[None]:
     """Others on this machine find the endpoint for as long as the block runs."""
     path = _path(instance)
     new_path = path.with_suffix(".new")
-    new_path.write_bytes(msgspec.json.encode(place))
-    new_path.replace(path)
+    try:
+        new_path.write_bytes(msgspec.json.encode(place))
+        new_path.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: where the endpoint listens cannot be written: {error.strerror}.") from error
     try:
         yield
     finally:
@@ -53,18 +57,28 @@ def place(host: str, port: int, grpc_port: int, proxy: str) -> EndpointAddress:
 
 
 def published_place(instance: Instance) -> EndpointAddress | None:
-    """Where the pipeline's endpoint listens; None unless it is up on this machine."""
+    """Where the pipeline's endpoint listens; None unless a process serves the pipeline."""
+    return _written_place(instance) if is_held(instance.folder) else None
+
+
+@contextmanager
+def serving_alone(instance: Instance) -> Iterator[None]:
+    """Only this process serves the pipeline for as long as the block runs; what a killed one wrote is gone then.
+
+    Raises: BusyError where another one does, StorageError where there can be no lock.
+    """
+    written = _written_place(instance)
+    with held_alone(instance.folder, "Another `millrace up`" if written is None else written.url):
+        _path(instance).unlink(missing_ok=True)
+        yield
+
+
+def _written_place(instance: Instance) -> EndpointAddress | None:
+    """What the last endpoint wrote; it may have been killed since."""
     try:
         return msgspec.json.decode(_path(instance).read_bytes(), type=EndpointAddress)
     except (FileNotFoundError, msgspec.DecodeError):  # the latter: the machine ended while it was written
         return None
-
-
-def refuse_second(instance: Instance) -> None:
-    """Raises: BusyError where another process serves this pipeline from the same folder."""
-    place = published_place(instance)
-    if place is not None and place.pid != os.getpid() and Path(f"/proc/{place.pid}").exists():
-        raise BusyError(f"{place.url} of process {place.pid} serves this pipeline already. Stop that one first.")
 
 
 def overview(instance: Instance, place: EndpointAddress, token: str | None = None) -> dict[str, Any]:

@@ -10,15 +10,13 @@ import os
 import secrets
 import signal
 import threading
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import click
-import msgspec
 
 from millrace.learners.errors import ConfigError, MillraceError
 from millrace.services.config.config import set_environment
@@ -27,10 +25,14 @@ from millrace.services.protocol.access import SCOPES, Access, access, own_token,
 from millrace.services.protocol.callers import is_loopback
 from millrace.services.serving.companion import companion
 from millrace.services.serving.door import Door, own_folder, words
-from millrace.services.serving.guard import RAY_PARTS, guarded_start
+from millrace.services.serving.event_socket import received
+from millrace.services.serving.events import EventLines, Form
+from millrace.services.serving.guard import guarded_start
 from millrace.services.serving.listeners import family, listeners, title
+from millrace.services.serving.measured import measured, metrics_port
 from millrace.services.serving.seats import drain
-from millrace.services.serving.status import EndpointAddress, overview, place, placed, published_place, refuse_second
+from millrace.services.serving.shared_memory import object_store_bytes
+from millrace.services.serving.status import EndpointAddress, place, placed, serving_alone
 
 if TYPE_CHECKING:
     from millrace.services.serving.replica import Serving
@@ -38,12 +40,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("millrace")
 
 POLL_S = 1.0  # between two looks whether Ray is still there
-TRAINER_POLLS = 5  # of them between two questions how the trainer is
 STOP_S = 60.0  # for the trainer to mark a version
-OBJECT_STORE_BYTES = 256 << 20  # weights on their way
 SLOW_S = (
     300  # that a part of Ray or Serve may take to start or answer: a busy machine is slow, and who has died is noticed at once
 )
+RAY_PARTS = {"gcs_server", "raylet"}  # without them nothing goes on, and Ray starts neither again
+TRIES = 3  # to start Ray
 CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
 
 
@@ -58,6 +60,8 @@ class Listening:
     token: str | None = None  # for everything
     tokens: Path | None = None  # a file of tokens with scopes
     drain_s: float = 0.0  # that answers go on once it is to end, while readiness says no
+    metrics_port: int = 0  # of what Prometheus scrapes; 0: there are no metrics
+    metrics_host: str = "127.0.0.1"
     proxies: bool = False  # whether Serve's own proxies take the requests in, as on a Ray cluster; no option leads here
 
     @property
@@ -67,12 +71,15 @@ class Listening:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a setting out of range."""
-        try:
-            ip_address("127.0.0.1" if self.host == "localhost" else self.host)
-        except ValueError as error:
-            raise ConfigError(f"--host {self.host}: give an IP address, such as 127.0.0.1 or 0.0.0.0.") from error
+        for option, host in (("--host", self.host), ("--metrics-host", self.metrics_host)):
+            try:
+                ip_address("127.0.0.1" if host == "localhost" else host)
+            except ValueError as error:
+                raise ConfigError(f"{option} {host}: give an IP address, such as 127.0.0.1 or 0.0.0.0.") from error
         if self.port == self.grpc_port:
             raise ConfigError(f"--port and --grpc-port are both {self.port}; give each its own.")
+        if self.metrics_port in (self.port, self.grpc_port):
+            raise ConfigError(f"--metrics-port {self.metrics_port} is the port of answers, too; give it one of its own.")
         if self.tokens is not None:
             read_tokens(self.tokens)
 
@@ -86,8 +93,10 @@ class Listening:
         return access(token_scopes or {own_token(own_token_path): SCOPES}, local_is_open=self.loopback and not token_scopes)
 
 
-def up(instance: Instance, branch: str, listening: Listening) -> None:
+def up(instance: Instance, branch: str, listening: Listening, lines: EventLines) -> None:
     """Serve and learn until SIGINT or SIGTERM; then the trainer marks a version and everything ends.
+
+    ``lines`` prints what every process of it says.
 
     Raises: MillraceError where Ray is not installed or does not start.
     """
@@ -100,40 +109,54 @@ def up(instance: Instance, branch: str, listening: Listening) -> None:
         raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")
     stop = Stop()
     stop.on_signals()
-    refuse_second(instance)
-    limits = instance.loaded.pipeline.serving
+    with serving_alone(instance):
+        _serve(instance, branch, listening, lines, stop)
+
+
+def _serve(instance: Instance, branch: str, listening: Listening, lines: EventLines, stop: Stop) -> None:
+    limits, store_bytes = instance.loaded.pipeline.serving, object_store_bytes()
     prepare_environment(limits.max_bytes)
     endpoint_place = place(listening.host, listening.port, listening.grpc_port, words(listening.proxies))
     ports = listening.port, listening.grpc_port
-    with closing(Door(listening.host, ports, listening.proxies)) as door, own_folder() as folder:
+    scraped = metrics_port(listening.metrics_host, listening.metrics_port)
+    with closing(Door(listening.host, ports, listening.proxies)) as door, scraped as page, own_folder() as folder:
         sockets = door.open(folder, listening.replicas, limits)
         serving = _serving(instance.absolute, branch, listening, (sockets, door.has_front))
-        _start(serving, folder, stop)
-        try:
-            if stop.asked.is_set():
-                return
-            with placed(instance, endpoint_place), mirrored(instance), verified(instance):
-                _say_where(serving, listening, endpoint_place)
-                _watch(serving.instance, listening.token, stop)
-                drain(sockets)
-                stop.again.wait(listening.drain_s)
-        finally:
-            door.close()
-            _end(serving)
+        with received(sockets, lines.show):
+            _start(serving, folder, store_bytes, stop, lines.form)
+            with _ended(serving, door):
+                if stop.asked.is_set():
+                    return
+                companions = mirrored(instance, lines), verified(instance, lines)
+                with placed(instance, endpoint_place), companions[0], companions[1], measured(page, serving):
+                    _say_where(serving, listening, endpoint_place, lines)
+                    _watch(stop)
+                    drain(sockets)
+                    stop.again.wait(listening.drain_s)
 
 
-def mirrored(instance: Instance) -> AbstractContextManager[None]:
+@contextmanager
+def _ended(serving: Serving, door: Door) -> Iterator[None]:
+    """Whatever ends the block: nobody new comes in, then all ends in order."""
+    try:
+        yield
+    finally:
+        door.close()
+        _end(serving)
+
+
+def mirrored(instance: Instance, lines: EventLines) -> AbstractContextManager[None]:
     """The mirror in MLflow for as long as the block runs, where the pipeline has one; in a process of its own."""
     if not instance.loaded.pipeline.mlflow.uri:
         return nullcontext()
-    return companion(instance.words("mirror"), instance.folder / "mirror.log")
+    return companion(instance.words("mirror"), lines.show)
 
 
-def verified(instance: Instance) -> AbstractContextManager[None]:
+def verified(instance: Instance, lines: EventLines) -> AbstractContextManager[None]:
     """Versions are folded again in a process of its own, as they are made, for as long as the block runs."""
     if not instance.loaded.pipeline.versions.verify_budget_s:
         return nullcontext()
-    return companion([*instance.words("verify"), "--watch"], instance.folder / "verify.log")
+    return companion([*instance.words("verify"), "--watch"], lines.show)
 
 
 class Stop:
@@ -154,21 +177,17 @@ class Stop:
         self.asked.set()
 
 
-def _watch(instance: Instance, token: str | None, stop: Stop) -> None:
-    """Wait for the end, and say when the trainer stops or goes on.
+def _watch(stop: Stop) -> None:
+    """Wait for the end.
 
     Raises: MillraceError where Ray has died, which nothing here can start again: whoever supervises this process can.
     """
-    core, last_error, polls = _ray_processes(), "", 0
+    core = _ray_processes()
     while not stop.asked.wait(POLL_S):
         if gone := core - _ray_processes():
             raise MillraceError(
                 f"Ray has died here ({', '.join(sorted(name for _, name in gone))}), so nothing learns. Run again."
             )
-        polls += 1
-        if polls % TRAINER_POLLS == 0 and (error := _trainer_error(instance, token)) not in (None, last_error):
-            last_error = str(error)
-            click.echo(f"trainer   {last_error or 'goes on'}", err=True)
 
 
 def _ray_processes() -> set[tuple[int, str]]:
@@ -176,19 +195,11 @@ def _ray_processes() -> set[tuple[int, str]]:
     return {(pid, name) for pid in family(os.getpid()) if (name := title(pid)) in RAY_PARTS}
 
 
-def _trainer_error(instance: Instance, token: str | None) -> str | None:
-    """What went wrong last in the trainer, nothing, or None where it cannot be asked; `status` says why to whoever asks."""
-    place = published_place(instance)
-    try:
-        return "" if place is None else str(overview(instance, place, token)["trainer"].get("said", ""))
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
 def prepare_environment(max_bytes: int) -> None:
     """Settings that Ray and Serve read when they are imported. ``max_bytes``: of one request over gRPC."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_AUTO_CONNECT": "0",  # else a scrape at the very end would start another Ray
         "RAY_AUTH_MODE": "token",  # only this instance's processes may use Ray's own ports
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_worker_niceness": "0",  # else every other process of the machine comes before replicas
@@ -219,16 +230,16 @@ def _serving(instance: Instance, branch: str, listening: Listening, way: tuple[P
     return predictor.Serving(instance, branch, *addresses, listening.replicas, allowed, *way, listening.proxies)
 
 
-def _start(serving: Serving, folder: Path, stop: Stop) -> None:
+def _start(serving: Serving, folder: Path, store_bytes: int, stop: Stop, form: Form) -> None:
     """Ray and the application on it, unless it is to end before. ``folder``: for Ray's files. Raises: MillraceError."""
     import ray
 
     from millrace.services.serving import replica as predictor
 
     try:
-        with guarded_start(f"{folder}/r/session_latest/logs"):
-            _start_ray(folder, stop)
-            if not stop.asked.is_set():
+        _start_ray(folder, store_bytes, stop, form)
+        if not stop.asked.is_set():
+            with guarded_start(f"{folder}/r/session_latest/logs", form):
                 predictor.start(serving)
         stop.on_signals()
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
@@ -236,34 +247,49 @@ def _start(serving: Serving, folder: Path, stop: Stop) -> None:
         raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
 
 
-def _start_ray(folder: Path, stop: Stop) -> None:
-    """While Ray starts it puts handlers of its own in the place of ours, which end us at once; so signals wait.
+def _start_ray(folder: Path, store_bytes: int, stop: Stop, form: Form) -> None:
+    """Again where it fails: on a busy machine Ray's raylet gives its own agents up after 30 s, which nothing can set.
 
-    What it starts keeps this mask: a signal to all of our processes is heard by us alone, who end them in order.
+    While Ray starts it puts handlers of its own in the place of ours, which end us at once; so signals wait. What it starts
+    keeps this mask: a signal to all of our processes is heard by us alone, who end them in order.
 
     Raises: MillraceError.
     """
-    import ray
-
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        ray.init(
-            address="local",
-            num_cpus=CPUS,
-            namespace="millrace",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder / "r"),  # Ray lets everybody into its own folder, and nobody comes through ours
-        )
-    except Exception as error:
-        ray.shutdown()
-        raise MillraceError(f"Ray did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
+        for attempt in range(1, TRIES + 1):
+            error = _tried_ray(folder, store_bytes, form)
+            if error is None or signal.sigpending() & signals:
+                return
+            if attempt == TRIES:
+                raise MillraceError(f"Ray did not start: {error} Its logs lie in {folder}/r/session_latest/logs.")
+            log.warning("Ray did not start (%s); it is started again.", error)
     finally:
         stop.on_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _tried_ray(folder: Path, store_bytes: int, form: Form) -> Exception | None:
+    """Why Ray does not run now; nothing where it does."""
+    import ray
+
+    try:
+        with guarded_start(f"{folder}/r/session_latest/logs", form):
+            ray.init(
+                address="local",
+                num_cpus=CPUS,
+                namespace="millrace",
+                include_dashboard=False,
+                object_store_memory=store_bytes,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder / "r"),  # Ray lets everybody into its own folder, and nobody comes through ours
+            )
+    except Exception as error:
+        ray.shutdown()
+        return error
+    return None
 
 
 def token_path(instance: Instance) -> Path:
@@ -271,7 +297,7 @@ def token_path(instance: Instance) -> Path:
     return instance.folder / "token"
 
 
-def _say_where(serving: Serving, listening: Listening, at: EndpointAddress) -> None:
+def _say_where(serving: Serving, listening: Listening, at: EndpointAddress, lines: EventLines) -> None:
     name = serving.instance.loaded.pipeline.name
     path = token_path(serving.instance)
     token_sources = " and ".join(
@@ -283,6 +309,7 @@ def _say_where(serving: Serving, listening: Listening, at: EndpointAddress) -> N
         f"          gRPC {at.grpc} inference.GRPCInferenceService   (the same, and grpc.health.v1)",
         *(_labels_lines(serving, at)),
         f"ready     GET  {at.url}/v2/health/ready",
+        *(_metrics_lines(listening)),
         f"token     {token_sources or path}; {token_holders} must show it",
         f"replicas  {serving.replicas} behind {at.proxy}",
         f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
@@ -290,7 +317,14 @@ def _say_where(serving: Serving, listening: Listening, at: EndpointAddress) -> N
         *(f"listens   {listener}" for listener in listeners(os.getpid())),
         "stop      Ctrl-C",
     ):
-        click.echo(line)
+        lines.say(line)
+
+
+def _metrics_lines(listening: Listening) -> list[str]:
+    if not listening.metrics_port:
+        return []
+    host = f"[{listening.metrics_host}]" if ":" in listening.metrics_host else listening.metrics_host
+    return [f"metrics   GET  http://{host}:{listening.metrics_port}/metrics   (Prometheus; no token)"]
 
 
 def _labels_lines(serving: Serving, at: EndpointAddress) -> list[str]:
@@ -307,7 +341,7 @@ def _end(serving: Serving) -> None:
     """Let the replicas record what they answered and the trainers mark their versions; then end Ray and all in it."""
     import ray
 
-    if {name for _, name in _ray_processes()} == set(RAY_PARTS):
+    if {name for _, name in _ray_processes()} == RAY_PARTS:
         _end_in_order(serving)
     ray.shutdown()
 
@@ -320,7 +354,7 @@ def _end_in_order(serving: Serving) -> None:
 
     try:
         predictor.stop()
-        *shards, (_, last) = make_trainers(serving.instance, serving.branch)
+        *shards, (_, last) = make_trainers(serving.instance, serving.branch, serving.folder)
         ray.get([shard.stop.remote(STOP_S) for _, shard in shards], timeout=STOP_S + 5)
         state = ray.get(last.stop.remote(STOP_S), timeout=STOP_S + 5)
         log.info("the trainer ends at seq %d, %d records", state.seq, state.records)

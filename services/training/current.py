@@ -50,6 +50,9 @@ class Presence:
     stored: int  # of its answers' records
     waiting: int
     dropped: int
+    rows: int = 0  # that it answered
+    requests: tuple[tuple[str, str, str, int], ...] = ()  # protocol, kind of call, status, how many
+    latencies: tuple[tuple[str, tuple[int, ...], int], ...] = ()  # protocol, answers by bucket, nanoseconds of all
 
 
 class NewestWeights:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 
 from millrace.learners.errors import BadInputError
 from millrace.services.pipeline.instance import Instance
+from millrace.services.user import user_name
 from millrace.streams.journal.ledger import PastRejects, append_decision
 from millrace.streams.sharding import merging_branch
 
@@ -19,7 +19,7 @@ def let_past(instance: Instance, branch: str, reason: str) -> None:
     if not reason.strip():
         raise BadInputError("past_rejects: say why in a few words; the ledger keeps it.")
     decision = PastRejects(
-        who=getpass.getuser(),
+        who=user_name(),
         why=reason,
         when_ms=time.time_ns() // 1_000_000,
         branch=merging_branch(branch),

@@ -58,6 +58,7 @@ class TrainerStatus:
     said: str  # the last thing that went wrong, or nothing
     pid: int
     branch: str  # the one it was made for, or that one's heir
+    rejected: tuple[tuple[str, int], ...] = ()  # why records were refused since its worker began, and how many
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,11 @@ class Trainer:
         serve_first(self._instance, self._branch)
         backends = self._instance.backends(self._branch)
         worker = Worker(self._instance.fold_spec, backends, pipeline.worker, identity_of_worker(self._instance, self._branch))
-        worker.run(_Between(self, backends))
+        log.info("%s: epoch %d goes on at seq %d, %d records", worker.branch, worker.epoch, worker.seq, worker.fold.records)
+        try:
+            worker.run(_Between(self, backends))
+        finally:
+            self._state = replace(self._state, rejected=_rejected(worker))
 
     def look(self, worker: Worker, as_of_ms: int) -> None:
         """Say where the worker is, and by when its state had taken in all of the log; and offer what has changed of it."""
@@ -166,7 +171,8 @@ class Trainer:
             self._alarm, self._version = drift.newest, version  # the version after the alarm is there
             name_last_good(self._instance, worker.branch)
         self._warn(worker)
-        self._state = TrainerStatus(True, worker.epoch, worker.seq, worker.fold.records, "", os.getpid(), worker.branch)
+        place = (worker.epoch, worker.seq, worker.fold.records)
+        self._state = TrainerStatus(True, *place, "", os.getpid(), worker.branch, _rejected(worker))
         if state_of(worker) != self._offered:
             self.offer(worker, as_of_ms, only_news=False)
             return
@@ -256,6 +262,10 @@ def packed(offer: Parts | ShardState, instance: Instance) -> Published:
     """The offer as bytes."""
     blob = piece_bytes(offer.piece) if isinstance(offer, ShardState) else bundle_bytes(offer, instance.loaded.pipeline.schema)
     return Published(Publication(offer.identity, sha256(blob), offer.as_of_ms), np.frombuffer(blob, np.uint8))
+
+
+def _rejected(worker: Worker) -> tuple[tuple[str, int], ...]:
+    return tuple(worker.rejects.by_reason.items())
 
 
 def state_of(worker: Worker) -> Identity:

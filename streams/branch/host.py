@@ -1,4 +1,8 @@
-"""What numerics depend on, and how it is set: the processor, the BLAS, the threads, and of some learners the Python."""
+"""What numerics depend on, and how it is set: the processor, the BLAS, the threads, and of some learners the Python.
+
+In place of the processor stand the kernels, where they are pinned (services/config/kernels.py). How that was measured, and why
+not for torch: docs/decisions/0009-pinned-kernels.md.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from millrace.streams.journal.entries import Host
 
+AVX2 = "x86_64 kernels avx2"  # in place of a processor's name
+
 
 def use_threads(threads: int) -> None:
     """Let every BLAS in this process use exactly ``threads`` threads."""
@@ -19,23 +25,37 @@ def use_threads(threads: int) -> None:
     threadpool_limits(limits=threads)
 
 
-def this_host(threads: int, through_python: bool = False) -> Host:
+def this_host(threads: int, through_python: bool = False, pinned: bool = False) -> Host:
     """This process's host record; with the Python where a learner's numbers pass ``through_python``'s floats.
 
+    ``pinned``: with the kernels in place of the processor, if those are what runs and no torch does.
     From 3.12 on Python's ``sum`` of floats carries what rounding loses along, so its last bits are others than before.
     """
-    return Host(_cpu(), _blas(), threads, _torch(), version("millrace"), _python() if through_python else None)
+    cpu = AVX2 if pinned and _torch() is None and runs_avx2() else _cpu()
+    return Host(cpu, _blas(), threads, _torch(), version("millrace"), _python() if through_python else None)
 
 
 def folds_alike(host: Host) -> bool:
     """Whether a state folded on ``host`` is compared bit for bit with one that this process folds."""
-    return same_numerics(host, this_host(host.threads, host.python is not None))
+    return same_numerics(host, this_host(host.threads, host.python is not None, host.cpu == AVX2))
 
 
 def same_numerics(host: Host, other: Host) -> bool:
     """Whether states folded on both are compared bit for bit."""
     ours, theirs = ((machine.cpu, machine.blas, machine.threads, machine.torch, machine.python) for machine in (host, other))
     return ours == theirs
+
+
+def runs_avx2() -> bool:
+    """Whether every BLAS here, and NumPy's own loops, run the code of AVX2: neither older nor newer, as the libraries say."""
+    _load_blas()
+    blas = {pool.get("architecture") for pool in threadpool_info() if pool["user_api"] == "blas"}
+    try:
+        introspect = import_module("numpy.lib.introspect")  # since NumPy 2.1
+    except ImportError:
+        return False
+    loops = {loop["current"] for loop in introspect.opt_func_info("^(exp|log)$", "float64")["exp"].values()}
+    return blas == {"Haswell"} and all(name == "X86_V3" or "AVX2" in name for name in loops)
 
 
 def _python() -> str:

@@ -25,7 +25,7 @@ from millrace.streams.branch.difference import difference
 from millrace.streams.branch.host import folds_alike, use_threads
 from millrace.streams.branch.outputs import check_end, last_output
 from millrace.streams.errors import DamageError, FoldTimeoutError, MissingPartError, OffsetsGoneError
-from millrace.streams.journal.entries import Entry, Fork, Host, Mark, Open, decode_entry
+from millrace.streams.journal.entries import Act, Entry, Fork, Host, Mark, Open, Step, decode_entry
 from millrace.streams.journal.journal import Cursor, Summary, counted, empty_summary, extend, place_before, summarise
 from millrace.streams.journal.segments import Journal, entries_of
 from millrace.streams.journal.store import Run, kept_marks
@@ -110,14 +110,14 @@ def verify_version(fold_spec: FoldSpec, backends: Backends, version: str, neares
     load_checkpoint(backends.store, mark)
     run = _Run(fold_spec, backends, summary, report)
     fold, after = _before(run, mark, nearest)
-    hosts: list[Host] = []
+    hosts: set[Host] = set()
     for entry in refold(fold, _span(run, after, mark.state_seq, hosts), backends.source, fold_spec.reader_of(run.fork)):
         report.entries += 1
         report.state_seq = entry.seq
         if is_over():
             raise FoldTimeoutError(f"Version {version} was not folded again in time; {report.entries} entries were.")
     report.records, report.state_sha256 = fold.records, state_hash(fold.parts())
-    _compare(run, fold, mark, hosts[-1] if hosts else None)
+    _compare(run, fold, mark, exact=all(map(folds_alike, hosts)))
     return report
 
 
@@ -148,19 +148,23 @@ def _before(run: _Run, mark: Mark, nearest: bool) -> tuple[Fold, int]:
     )
 
 
-def _span(run: _Run, after: int, stop: int, hosts: list[Host]) -> Iterator[Entry]:
-    """The counted entries after seq ``after`` up to ``stop``, with this process's threads as the live ones were."""
+def _span(run: _Run, after: int, stop: int, hosts: set[Host]) -> Iterator[Entry]:
+    """The counted entries after seq ``after`` up to ``stop``, with this process's threads as the live ones were.
+
+    ``hosts`` gets those that folded what was given so far: after one alone that folds otherwise, bits are others.
+    """
     place = place_before(run.backends.journal, after)
-    if place is not None:
-        hosts.append(place.host)
-        use_threads(place.host.threads)
+    host = None if place is None else place.host
+    if host is not None:
+        use_threads(host.threads)
     for entry in _up_to(run, after):
         if entry.seq > stop:
             return
         if isinstance(entry, Open):
-            hosts.append(entry.host)
-            use_threads(entry.host.threads)
+            host = entry.host
+            use_threads(host.threads)
         if entry.seq > after:
+            hosts |= {host} if host is not None and isinstance(entry, Step | Act) else set()
             yield entry
 
 
@@ -309,16 +313,15 @@ def _fold_and_compare(run: _Run, fold: Fold, base: Mark | None) -> None:
     marks: dict[int, list[Mark]] = {}
     for mark in run.summary.marks:
         marks.setdefault(mark.state_seq, []).append(mark)
-    sound = (entry for entry in _up_to(run, begin) if entry.seq > begin)
-    host: Host | None = None
+    hosts: set[Host] = set()
+    entries = _span(run, begin, run.summary.end.seq, hosts)
     report.state_seq = begin
-    for entry in refold(fold, _threaded(sound), run.backends.source, run.fold_spec.reader_of(run.fork)):
-        host = entry.host if isinstance(entry, Open) else host
+    for entry in refold(fold, entries, run.backends.source, run.fold_spec.reader_of(run.fork)):
         report.entries += 1
         report.records = fold.records
         report.state_seq = entry.seq
         for mark in marks.get(entry.seq, []):
-            _compare(run, fold, mark, host)
+            _compare(run, fold, mark, exact=all(map(folds_alike, hosts)))
     report.state_sha256 = state_hash(fold.parts())
 
 
@@ -332,17 +335,9 @@ def _up_to(run: _Run, after: int) -> Iterator[Entry]:
             return
 
 
-def _threaded(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """Set this process's threads as the live ones were."""
-    for entry in entries:
-        if isinstance(entry, Open):
-            use_threads(entry.host.threads)
-        yield entry
-
-
-def _compare(run: _Run, fold: Fold, mark: Mark, host: Host | None) -> None:
+def _compare(run: _Run, fold: Fold, mark: Mark, exact: bool) -> None:
+    """``exact``: whether all that was folded again was folded live on hosts like this one."""
     parts = fold.parts()
-    exact = host is None or folds_alike(host)
     stored = None
     if mark.checkpoint is not None and not any(finding.mark == mark for finding in run.report.findings):
         try:

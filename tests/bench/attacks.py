@@ -25,9 +25,9 @@ SENT = {
 
 
 @contextmanager
-def attack(port: int, kind: str) -> Iterator[None]:
+def attack(port: int, kind: str, connections: int = CONNECTIONS) -> Iterator[None]:
     """From the moment that all of its connections are there."""
-    command = [sys.executable, str(Path(__file__).resolve()), str(port), str(CONNECTIONS), kind]
+    command = [sys.executable, str(Path(__file__).resolve()), str(port), str(connections), kind]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None and process.stdout.readline() == b"connected\n"

@@ -33,7 +33,11 @@ def test_the_routes_on_the_page_are_those_that_answer() -> None:
     version = numbers_bundle().identity.name
     models = ["/v2/models/digits", f"/v2/models/digits/versions/{version}"]
     paths = ["/v2", *models, *(f"{start}/{word}" for start in models for word in words)]
-    paths += [f"/v2/{word}" for word in words] + [f"/v2/{word}/{two}" for word in words if word != "models" for two in words]
+    paths += (
+        [f"/{word}" for word in words]
+        + [f"/v2/{word}" for word in words]
+        + [f"/v2/{word}/{two}" for word in words if word != "models" for two in words]
+    )
     routes = {(method, path) for method in ("GET", "POST") for path in paths if answered(here, method, path)}
     assert routes == {
         (method, path.replace("[/versions/VERSION]", between).replace("NAME", "digits"))

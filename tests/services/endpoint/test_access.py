@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from grpc_calls import FakeCall, answering, call
+from pipelines import TIMEOUT_S
 from served_bundles import ask, endpoint_of, numbers_bundle
+from strangers import STRANGER, as_stranger
 
 from millrace.learners.errors import ConfigError
 from millrace.services.endpoint.endpoint import Endpoint
@@ -117,9 +120,63 @@ def test_a_file_of_tokens_says_what_each_is_for(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words) as caught:
             read_tokens(path)
         assert "s3cret" not in str(caught.value)
-    path.chmod(0o640)
-    with pytest.raises(ConfigError, match="chmod 600"):
-        read_tokens(path)
+
+
+GROUP, OTHER = 20002, 30003  # a group that the reader is in beside its own, and one that it is not in
+FINE = "fine"
+READ = "import sys, pathlib\nfrom millrace.services.protocol.access import read_tokens\nfor path in sys.argv[1:]:\n" + (
+    "    try: print(len(read_tokens(pathlib.Path(path))) and 'fine')\n    except Exception as error: print(error)"
+)
+MODES = [  # owner, group, mode, what a reader of user 10001 says
+    (STRANGER, STRANGER, 0o600, FINE),
+    (STRANGER, STRANGER, 0o400, FINE),
+    (0, GROUP, 0o440, FINE),  # a Secret under fsGroup
+    (0, GROUP, 0o640, FINE),
+    (0, STRANGER, 0o440, FINE),
+    (STRANGER, GROUP, 0o640, FINE),
+    (STRANGER, STRANGER, 0o440, FINE),
+    (0, OTHER, 0o440, f"group {OTHER} may read the tokens in it and is none of ours. Run chmod 600 on it."),
+    (STRANGER, OTHER, 0o640, f"group {OTHER} may read the tokens in it and is none of ours. Run chmod 600 on it."),
+    (0, 0, 0o640, "group 0 may read the tokens in it and is none of ours. Run chmod 600 on it."),
+    (OTHER, GROUP, 0o440, f"user {OTHER} owns it and lets a group read it. Run chown on it, or chmod 600."),
+    (0, GROUP, 0o460, f"all of group {GROUP} may change the tokens in it (mode 0460). Run chmod 600 on it, or 640."),
+    (
+        STRANGER,
+        STRANGER,
+        0o660,
+        f"all of group {STRANGER} may change the tokens in it (mode 0660). Run chmod 600 on it, or 640.",
+    ),
+    (0, GROUP, 0o444, "other users may read the tokens in it (mode 0444). Run chmod 600 on it, or 640."),
+    (STRANGER, GROUP, 0o642, "other users may change the tokens in it (mode 0642). Run chmod 600 on it, or 640."),
+    (STRANGER, STRANGER, 0o604, "other users may read the tokens in it (mode 0604). Run chmod 600 on it, or 640."),
+]
+
+
+def test_a_group_of_ours_may_read_the_tokens_where_root_or_we_own_them_and_nobody_else(tmp_path: Path) -> None:
+    """Every mode and owner, read by user 10001, who is in two groups; what is refused is one sentence."""
+    paths = [tmp_path / f"{at}" for at, _ in enumerate(MODES)]
+    command = as_stranger([sys.executable, "-c", READ, *map(str, paths)], GROUP)
+    for path, (owner, group, mode, _) in zip(paths, MODES, strict=True):
+        path.write_text("predict asks\n")
+        os.chown(path, owner, group)
+        path.chmod(mode)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    wanted = [said if said == FINE else f"{path}: {said}" for path, (*_, said) in zip(paths, MODES, strict=True)]
+    assert done.stdout.splitlines() == wanted, done.stderr
+
+
+def test_our_own_group_may_read_the_tokens_and_others_may_not(tmp_path: Path) -> None:
+    """By whoever runs the tests, root or not."""
+    path = tmp_path / "tokens"
+    path.write_text("predict asks\n")
+    os.chown(path, -1, os.getegid())
+    for mode in (0o600, 0o640, 0o440):
+        path.chmod(mode)
+        assert read_tokens(path) == {"asks": frozenset({PREDICT})}
+    for mode in (0o644, 0o660):
+        path.chmod(mode)
+        with pytest.raises(ConfigError, match="chmod 600"):
+            read_tokens(path)
 
 
 def test_who_needs_a_token_follows_from_host_and_from_what_was_given(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import settings as rounds
 from hypothesis import strategies as st
 from pipelines import MIXED
-from served_bundles import app, ask, infer, mixed_parts, numbers_bundle, tensor
+from served_bundles import app, ask, endpoint_of, infer, mixed_parts, numbers_bundle, tensor
 
+from millrace.services.endpoint.http import HttpApp
 from millrace.services.pipeline.bundle import open_parts
 
 BUNDLE = numbers_bundle()
@@ -109,6 +111,16 @@ def test_health_metadata_and_versions() -> None:
         assert ask(here, "GET", path).status == 404
     assert ask(here, "POST", "/v2/models/digits/versions/main.9/infer", b"{}").status == 404
     assert ask(here, "POST", "/v2/models/digits", b"{}").status == 404
+
+
+def test_a_pod_takes_requests_with_nothing_to_answer_from_until_it_is_to_end() -> None:
+    """Its probe shows no token and comes from another machine; the first labels go where it says yes."""
+    taking = ask(app(None, token="s3cret"), "GET", "/readyz", client="10.0.0.9")
+    assert (taking.status, taking.json) == (200, {"takes_requests": True})
+    for bundle in (None, BUNDLE):
+        ending = HttpApp(replace(endpoint_of(bundle), draining=lambda: True))
+        assert ask(ending, "GET", "/readyz").status == ask(ending, "GET", "/v2/health/ready").status == 503
+        assert ask(ending, "GET", "/v2/health/live").status == 200
 
 
 def test_a_token_is_asked_for_wherever_there_is_one() -> None:

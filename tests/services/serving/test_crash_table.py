@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pipelines import MILLRACE, fill, flower_rows, make_read_only, millrace, pipeline_in, small_disk
-from served_pipeline import Up, load, served, until
+from served_pipeline import CALLERS, Up, load, served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("crashes")]
@@ -61,6 +61,20 @@ def test_serves_controller_dies_and_no_request_fails(up: Up) -> None:
     print(f"the controller was back after {back_s:.1f} s, {callers.closed} kept connections were closed")
     assert callers.failed == []
     learns(up, 1)
+
+
+def test_controller_newest_weights_and_a_replica_die_together_and_no_request_fails(up: Up) -> None:
+    """The front knows replicas by their sockets, so it needs nobody else to find the one that is left, or the new one."""
+    titles = ("ServeController", ":NewestWeights", ":Predictor")
+    counts = {title: len(up.pids(title)) for title in titles}
+    with load(up) as callers:
+        until(lambda: len(callers.answers) > 50)
+        dead = {up.kill(title) for title in titles}
+        killed_s = time.monotonic()
+        until(lambda: all(not dead & set(up.pids(title)) and len(up.pids(title)) == counts[title] for title in titles))
+        until(lambda: up.all_serve("the newest of main") and len(callers.since(killed_s)) > 200)
+    assert callers.failed == [] and callers.cut <= CALLERS
+    learns(up, 7)
 
 
 def test_the_front_dies_and_whoever_connects_meanwhile_waits(up: Up) -> None:

@@ -216,7 +216,7 @@ def test_no_replica_yet_and_the_front_is_alive_but_not_ready() -> None:
     """From the first second, before there is anybody to ask."""
     with fronted(replicas=0) as up:
         until(lambda: up.ask("GET", "/v2/health/live") == (200, {"live": True}))
-        assert up.ask("GET", "/v2/health/ready")[0] == 503
+        assert up.ask("GET", "/v2/health/ready")[0] == up.ask("GET", "/readyz")[0] == 503
 
 
 def test_a_front_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

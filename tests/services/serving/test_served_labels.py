@@ -233,6 +233,7 @@ def test_sigterm_under_load_and_every_answered_row_is_in_the_log(tmp_path: Path)
         until(lambda: len(answered) > 400)
         up.process.terminate()
         until(lambda: not is_ready(up.port))
+        until(lambda: not is_ready(up.port, "/readyz"))
         draining = len(answered)
         with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
             check = channel.unary_unary("/grpc.health.v1.Health/Check", response_deserializer=HealthCheckResponse.FromString)

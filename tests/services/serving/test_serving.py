@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import grpc
 import numpy as np
 import pytest
 from grpc_calls import Client, asked, length_prefixed
+from open_sockets import open_sockets
 from pipelines import PIPELINE, flower_rows, json_lines, millrace, pipeline_in
 from served_pipeline import CALLERS, Up, command_of, descendants, load, served, until
+
+from millrace.services.serving.listeners import title
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # one instance serves them all
@@ -78,18 +82,27 @@ def test_grpc_answers_beside_http_with_the_same_scores_health_and_statistics(up:
     assert own == {"127.0.0.1"}
 
 
+# How many ports that Ray draws a process of it has, by the beginning of its name.
+RAYS_OWN = {"gcs_server": 1, "raylet": 2, "ray::Dashboard": 2, "ray::ServeRep": 2, "ray::": 1, "python": 1}
+
+
 def test_every_socket_is_one_that_security_md_names(up: Up) -> None:
-    """Its table says which process listens where; the replicas' folder is this user's alone."""
-    lines = [line.split() for line in (up.folder / "up.log").read_text().splitlines() if line.startswith("listens")]
-    assert {name for _, _, name in lines} >= {"haproxy", "raylet"}
+    """Read from /proc, whatever `up` prints: the public ports, Ray's own, as many as each process has, and our folder."""
     table = (Path(__file__).resolve().parents[3] / "SECURITY.md").read_text().partition("| listens |")[2].partition("\n\n")[0]
-    rows = [(re.findall(r"`([^`]+)`", row.split("|")[1]), row.split("|")[2]) for row in table.splitlines()[2:]]
-    public = (f"127.0.0.1:{up.port}", f"127.0.0.1:{up.grpc_port}")
-    for _, address, name in lines:
-        wanted = "`--port`" if address in public else "on ports that Ray draws"
-        assert any(wanted in where and any(name.startswith(word) for word in names) for names, where in rows), (name, address)
+    (row,) = [row for row in table.splitlines() if "on ports that Ray draws" in row]
+    rays = re.findall(r"`([^`]+)`", row.split("|")[1])
     folder = next(Path(path).parent for path in command_of(up.pids("haproxy")[0]).split("\0") if path.endswith("front.cfg"))
     assert {path.stat().st_mode & 0o077 for path in (folder, folder.parent)} == {0}
+    sockets = open_sockets([up.process.pid, *descendants(up.process.pid)])
+    assert {opened.kind for opened in sockets} == {"tcp", "tcp6", "unix"}
+    assert all(Path(opened.place).is_relative_to(folder.parent) for opened in sockets if opened.kind == "unix")
+    public = [opened for opened in sockets if opened.place in (str(up.port), str(up.grpc_port))]
+    assert {title(opened.pid) for opened in public} == {"haproxy", "python"} and not any(opened.everywhere for opened in public)
+    drawn = Counter(opened.pid for opened in sockets if opened.everywhere)
+    for pid, ports in drawn.items():
+        name = next(known for known in RAYS_OWN if title(pid).startswith(known))
+        assert ports <= RAYS_OWN[name] and any(name.startswith(word) for word in rays), (title(pid), ports)
+    assert {title(pid) for pid in drawn} >= {"gcs_server", "raylet"}
 
 
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])

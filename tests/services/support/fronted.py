@@ -23,8 +23,9 @@ from millrace.services.endpoint.endpoint import Endpoint
 from millrace.services.endpoint.http import HttpApp
 from millrace.services.endpoint.servers import Servers
 from millrace.services.processes import descendants
+from millrace.services.protocol.statistics import InferenceStatistics
 from millrace.services.serving.door import Door, own_folder
-from millrace.services.serving.seats import take_seat
+from millrace.services.serving.seats import is_draining, take_seat
 
 INPUTS = [
     {"name": "a", "datatype": "FP64", "shape": [1], "data": [1.0]},
@@ -76,6 +77,7 @@ class Fronted:
     grpc_port: int
     answering: list[Answering]
     headers: dict[str, str]  # of every request
+    timeout_s: float = ANSWER_S  # for an answer
 
     def infer(self, name: str = "", **headers: str) -> tuple[int, dict]:
         """Status and answer of one request, called ``name``."""
@@ -83,10 +85,18 @@ class Fronted:
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict]:
         """The same of any request, on a connection of its own."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout_s)) as connection:
             connection.request(method, path, body, self.headers | headers)
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
+
+    def headers_of(self, path: str) -> dict[str, str]:
+        """Of an answer on a connection of its own; names in lower case."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout_s)) as connection:
+            connection.request("GET", path, headers=self.headers)
+            answer = connection.getresponse()
+            answer.read()
+            return {name.lower(): value for name, value in answer.headers.items()}
 
     def front(self) -> int:
         """Its process."""
@@ -106,9 +116,8 @@ def fronted(
     grpc_port = own_port(port)
     with own_folder() as folder, closing(Door(host, (port, grpc_port))) as door:
         sockets = door.open(folder, 2, limits)
-        answering = [
-            Answering(sockets, replace(endpoint_of(numbers_bundle(), token=token), limits=limits)) for _ in range(replicas)
-        ]
+        endpoint = replace(endpoint_of(numbers_bundle(), token=token), limits=limits, draining=lambda: is_draining(sockets))
+        answering = [Answering(sockets, replace(endpoint, statistics=InferenceStatistics())) for _ in range(replicas)]
         try:
             headers = {"Authorization": f"Bearer {token}"} if token else {}
             running = Fronted(folder, port, grpc_port, answering, headers)

@@ -8,7 +8,7 @@ A page is played from its first block to its last, in one folder, with `millrace
 - ```console```: what stands behind ``$`` runs, and the lines below it are printed, as they stand but for numbers and hashes;
   ``...`` stands for any lines
 - ```python``` whose first line is ``# NAME.py`` is written as that file; another runs
-- ```text``` is read by people alone
+- ```text``` is read by people alone, and so is ```yaml``` here; tests/deploy renders the chart with it
 
 ``<!-- not run: WHY -->`` before a block leaves it out, and `test_pages.py` counts those.
 """
@@ -31,7 +31,7 @@ from pipelines import MILLRACE, TIMEOUT_S, clean_environment
 from millrace.services.config.config import load_pipeline
 
 ROOT = Path(__file__).resolve().parents[3]
-KINDS = {"toml", "sh", "bash", "console", "python", "text"}
+KINDS = {"toml", "sh", "bash", "console", "python", "text", "yaml"}
 FENCE = re.compile(r"^(?:<!-- not run: (?P<why>[^\n]*) -->\n+)?^```(?P<kind>\S*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[0-9a-f]{12,}|\d[\d.,:]*")
 UP = re.compile(r"millrace up (\S+\.toml)(?: (.*))?")
@@ -97,7 +97,7 @@ class Reader:
     def play(self, block: Block) -> None:
         """Do what one block says."""
         play = {"toml": self._configure, "console": self._compare, "python": self._python, "sh": self._shell}
-        {"bash": self._shell, "text": lambda block: None, **play}[block.kind](block)
+        {"bash": self._shell, "text": lambda block: None, "yaml": lambda block: None, **play}[block.kind](block)
 
     def _configure(self, block: Block) -> None:
         whole, part = block.named("", r"\.toml"), block.named("at the end of ", r"\.toml")

@@ -126,11 +126,11 @@ def until(true: Callable[[], bool]) -> float:
 IN_A_ROW = 20  # ready answers: both replicas are among those who gave them
 
 
-def is_ready(port: int) -> bool:
+def is_ready(port: int, path: str = "/v2/health/ready") -> bool:
     """Whether one replica is."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     try:
-        connection.request("GET", "/v2/health/ready")
+        connection.request("GET", path)
         answer = connection.getresponse()
         answer.read()
         return answer.status == 200

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from millrace.services.config.kernels import FEATURES, SETTINGS
 from millrace.streams.branch.host import folds_alike, same_numerics, this_host, use_threads
 from millrace.streams.journal.entries import Host
 
@@ -68,3 +71,25 @@ def test_the_python_is_named_and_compared_only_where_a_learners_numbers_pass_thr
     assert "python" not in msgspec.to_builtins(plain)
     assert msgspec.convert(msgspec.to_builtins(plain), Host) == plain
     assert msgspec.convert(msgspec.to_builtins(named), Host) == named
+
+
+NAMED = "from millrace.streams.branch.host import AVX2, this_host; print(this_host(1, pinned=True).cpu == AVX2)"
+
+
+@pytest.mark.parametrize(
+    ("more", "before", "named"),
+    [
+        ({}, "", "True"),
+        ({"OPENBLAS_CORETYPE": "Nehalem"}, "", "False"),
+        ({}, "import sys, types; sys.modules['torch'] = types.ModuleType('torch'); ", "False"),
+    ],
+    ids=["pinned", "another BLAS", "torch, of which it was not measured"],
+)
+def test_kernels_are_named_only_where_they_run(more: dict[str, str], before: str, named: str) -> None:
+    """In a process that was started with them; the libraries themselves are asked, not the environment."""
+    if not {*Path("/proc/cpuinfo").read_text().split()} >= FEATURES:
+        pytest.skip("this processor has no AVX2, or no FMA")
+    done = subprocess.run(
+        [sys.executable, "-c", before + NAMED], env=os.environ | SETTINGS | more, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [named]

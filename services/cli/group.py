@@ -1,0 +1,41 @@
+"""The group of all commands: which words it takes, and how an error of ours ends it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from millrace.learners.errors import MillraceError
+from millrace.services.cli.options import say_error
+from millrace.services.errors import FAILED, exit_code
+
+
+class Commands(click.Group):
+    """The one place where an error of ours becomes a sentence on stderr and an exit code."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse words that are not UTF-8: nothing that is stored could hold them."""
+        if bad := [word for word in args if not _is_unicode(word)]:
+            raise click.UsageError(f"{ascii(bad[0])} is not UTF-8. Write it in this terminal's encoding, UTF-8.", ctx)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except MillraceError as error:
+            say_error(str(error))
+            sys.exit(exit_code(error))
+        except MemoryError as error:
+            say_error(f"not enough memory ({error}). Declare fewer columns, or use a larger machine.")
+            sys.exit(FAILED)
+
+
+def _is_unicode(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # bytes of another encoding, which Python keeps as halves of characters
+        return False
+    return True

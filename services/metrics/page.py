@@ -1,0 +1,170 @@
+"""The page that Prometheus scrapes, on a port of its own. The one door to ``prometheus_client``.
+
+`up` serves it, so it outlives every replica. Nothing is asked for before somebody scrapes.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import make_wsgi_app
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from millrace.services.errors import BusyError
+from millrace.services.metrics.definitions import METRICS, SOURCES, Answer, Distribution, Metric, Sample, Samples
+from millrace.services.metrics.sources import Source
+
+log = logging.getLogger("millrace")
+
+PATH = "/metrics"
+PATIENCE_S = 5.0  # for the sources to answer; Prometheus waits 10 s unless told otherwise
+SILENT_S = 10.0  # that a caller may take to send a request, or to take the page
+CALLERS = 8  # that are served at once; a further one is turned away
+
+FAMILIES: Mapping[str, Callable[..., Any]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+
+class Gathered(Collector):
+    """What this process knows by itself, and what its sources say."""
+
+    def __init__(self, own: Callable[[], Samples], sources: Sequence[Source]) -> None:
+        self._own = own
+        self._sources = sources
+
+    def collect(self) -> Iterable[Family]:
+        """All that could be had by now, and which source gave nothing."""
+        until_s = time.monotonic() + PATIENCE_S
+        for source in self._sources:
+            source.want()
+        samples = self._own()
+        for source in self._sources:
+            answer = source.answer(until_s)
+            samples += [*answer.samples, Sample("millrace_source_up", (source.name,), answer.is_whole)]
+        return families(samples)
+
+
+def families(samples: Samples) -> list[Family]:
+    """Samples under their metric, with its meaning; metrics without any are left out."""
+    by_name: dict[str, Samples] = {}
+    for sample in samples:
+        by_name.setdefault(sample.name, []).append(sample)
+    return [_family(metric, by_name.pop(metric.name)) for metric in METRICS if metric.name in by_name]
+
+
+def _family(metric: Metric, samples: Samples) -> Family:
+    family = FAMILIES[metric.kind](metric.name, metric.meaning, labels=metric.labels)
+    for sample in samples:
+        if isinstance(sample, Distribution):
+            bounds = [*map(floatToGoString, sample.bounds_s), "+Inf"]
+            buckets = list(zip(bounds, accumulate(sample.counts), strict=True))
+            family.add_metric(sample.labels, buckets=buckets, sum_value=sample.sum_s)
+        else:
+            family.add_metric(sample.labels, sample.value)
+    made: Family = family
+    return made
+
+
+class Page:
+    """Listens from now until it is closed, and answers from ``begin`` on."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Raises: BusyError where the port cannot be had."""
+        self._server = _bound(host, port)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._sources: list[Source] = []
+
+    def begin(self, own: Callable[[], Samples], asked: Mapping[str, Callable[[], Answer]]) -> None:
+        """Answer from now on; ``own``: what needs nobody to answer, ``asked``: the sources."""
+        self._sources = [Source(name, asked[name]) for name in SOURCES]
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(Gathered(own, self._sources))
+        self._server.set_app(_only(PATH, make_wsgi_app(registry)))
+        self._thread.start()
+
+    def close(self) -> None:
+        """Nobody is answered any more, and no source is asked."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()
+        until_s = time.monotonic() + PATIENCE_S
+        for source in self._sources:
+            source.answer(until_s)
+
+
+def _only(path: str, page: Any) -> Any:
+    """The page at one path, and nothing elsewhere."""
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == path:
+            answer: Iterable[bytes] = page(environ, start_response)
+            return answer
+        start_response("404 Not Found", [("Content-Type", "text/plain")])
+        return [f"Metrics are at {path}.\n".encode()]
+
+    return app
+
+
+class _Requests(WSGIRequestHandler):
+    timeout = SILENT_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: a line a scrape would fill the log."""
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._address = address
+        self._free = threading.BoundedSemaphore(CALLERS)
+        super().__init__(address, _Requests)
+
+    def server_bind(self) -> None:
+        """Without looking its own name up, which may take long."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self._address
+        self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller who leaves is no error of ours."""
+        log.debug("A scrape from %s was cut off.", client_address, exc_info=True)
+
+
+def _bound(host: str, port: int) -> _Server:
+    try:
+        return _Server((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise BusyError(f"{host}: this machine has no such address; give another --metrics-host.") from error
+        raise BusyError(f"{host}:{port}: {error.strerror}. Stop what listens there, or give another --metrics-port.") from error

@@ -1,0 +1,72 @@
+"""The life of a release in a namespace with Pod Security `restricted`; the tests go on from each other, in this order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from releases import VALUES, Release
+
+pytestmark = pytest.mark.cluster
+
+
+def test_it_is_ready_before_it_has_learned_anything(release: Release) -> None:
+    """`helm install --wait` ends, and the Service leads to where the first labels go."""
+    assert release.ready(), release.described()
+    status, answer = release.endpoint().ask("too early", 1.0)
+    assert status == 503 and "nothing to answer from" in str(answer)
+    release.begin()
+
+
+def test_process_1_is_ours_by_number_on_a_root_that_cannot_be_written(release: Release) -> None:
+    """No shell above it, no name for its user, nothing to write but the three volumes."""
+    words = release.exec("cat", "/proc/1/cmdline").stdout.split("\0")
+    assert words[1].endswith("/millrace") and words[2] == "up", words
+    assert release.exec("id", "-u").stdout.strip() == "10001"
+    for place, code in (("/opt/millrace/x", 1), ("/x", 1), ("/tmp/x", 0), ("/dev/shm/x", 0), ("/var/lib/millrace/x", 0)):
+        done = release.exec("python3", "-c", f"open({place!r}, 'w').close()")
+        assert done.returncode == code, done.stderr
+    assert release.exec("rm", "/tmp/x", "/dev/shm/x", "/var/lib/millrace/x").returncode == 0
+
+
+def test_helm_test_passes(release: Release) -> None:
+    """A prediction and a label over HTTP and gRPC with the Secret's token, and the metric that counted them."""
+    assert "Phase:          Succeeded" in release.helm("test", "--timeout", "5m")
+
+
+def test_a_prediction_and_its_label_through_the_service(release: Release) -> None:
+    """A row that is asked about and labelled is learned once."""
+    release.told("mail 1")
+    release.everything_once()
+
+
+def test_a_caller_without_the_token_is_refused(release: Release) -> None:
+    """The pod listens on all addresses, so nobody is taken for local."""
+    assert replace(release.endpoint(), token="wrong").ask("x", 1.0)[0] == 401
+
+
+def test_no_secret_is_told(release: Release) -> None:
+    """The token stands in its Secret, and in no log, event, ConfigMap or description of the pod, nor in Ray's files."""
+    token, cluster, place = release.endpoint().token, release.cluster, ("-n", release.namespace)
+    told = cluster.kubectl(*place, "logs", "spam-0", "--all-containers") + release.described()
+    told += cluster.kubectl(*place, "get", "events,configmaps,pods,statefulsets", "-o", "yaml")
+    assert token not in told and len(told) > 10_000
+    assert release.exec("sh", "-c", f"grep -rl {token} /tmp /var/lib/millrace /dev/shm").stdout == ""
+
+
+def test_a_pod_that_pod_security_refuses_is_not_made(release: Release) -> None:
+    """The namespace really is restricted: without our security context the same pod is refused there."""
+    spec = {"containers": [{"name": "x", "image": f"{VALUES['image']['repository']}:test", "imagePullPolicy": "Never"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "plain", "namespace": release.namespace}, "spec": spec}
+    with pytest.raises(AssertionError, match="violates PodSecurity"):
+        release.cluster.apply(pod)
+
+
+def test_uninstalled_and_installed_again_it_knows_what_it_knew(release: Release) -> None:
+    """The claim stays, and is taken again."""
+    release.helm("uninstall", "--wait", "--timeout", "5m")
+    (claim,) = release.got("pvc")["items"]
+    assert claim["metadata"]["name"] == "state-spam-0" and claim["status"]["phase"] == "Bound"
+    release.install()
+    release.told("again")
+    release.everything_once()

@@ -1,0 +1,173 @@
+"""The page that Prometheus scrapes: its text, its port, and a source that hangs, fails or is slow."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+from pipelines import ANSWER_S, millrace, pipeline_in
+from served_pipeline import until
+
+from millrace.services.errors import BusyError
+from millrace.services.metrics import sources
+from millrace.services.metrics.definitions import LOG, REPLICAS, SOURCES, TRAINER, Answer, Distribution, Sample, Samples
+from millrace.services.serving.ports import free_port
+
+pytest.importorskip("prometheus_client", reason="the extra `serve`, which brings prometheus_client, is not installed")
+from prometheus_client.parser import text_string_to_metric_families
+
+from millrace.services.metrics import page as paging
+from millrace.services.metrics.page import CALLERS, Page
+
+OWN: Samples = [Sample("millrace_draining", (), False), Sample("millrace_build_info", ("0.1.0", '3"\\\n'), 1)]
+TOLD: Samples = [
+    Sample("millrace_records_total", ("main",), 3_000_000_001),
+    Sample("millrace_records_total", ("other",), 2),
+    Distribution("millrace_answer_seconds", ("r1", "grpc"), (0.001, 0.5, 10.0), (5, 0, 2, 1), 12.5),
+]
+ASKED: Mapping[str, Callable[[], Answer]] = {
+    LOG: lambda: Answer(TOLD, True),
+    TRAINER: lambda: Answer([Sample("millrace_trainer_running", ("main",), False)], False),
+    REPLICAS: lambda: Answer([], True),
+}
+
+
+def said(port: int, path: str = "/metrics") -> tuple[int, str]:
+    """Status and text of one request."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def scraped(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """What Prometheus' own parser makes of the page: name and labels of each sample, and its value."""
+    status, text = said(port)
+    assert status == 200
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    values = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
+    assert len(values) == len(samples), "a sample stands twice"
+    return values
+
+
+@contextmanager
+def serving(asked: Mapping[str, Callable[[], Answer]] = ASKED) -> Iterator[int]:
+    """A page on a port of its own, with ``asked`` as its sources."""
+    port = free_port()
+    with closing(Page("127.0.0.1", port)) as page:
+        page.begin(lambda: [*OWN], {**ASKED, **asked})
+        yield port
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    """Of a sample."""
+    return name, frozenset(labels.items())
+
+
+def test_the_page_is_what_prometheus_reads() -> None:
+    """Every sample under its name and labels, also of letters that have to be escaped; buckets add up."""
+    with serving() as port:
+        values = scraped(port)
+    buckets = {"0.001": 5, "0.5": 5, "10.0": 7, "+Inf": 8}
+    assert values == {
+        key("millrace_draining"): 0,
+        key("millrace_build_info", version="0.1.0", python='3"\\\n'): 1,
+        key("millrace_records_total", branch="main"): 3_000_000_001,
+        key("millrace_records_total", branch="other"): 2,
+        key("millrace_trainer_running", branch="main"): 0,
+        **{key("millrace_answer_seconds_bucket", replica="r1", protocol="grpc", le=le): n for le, n in buckets.items()},
+        key("millrace_answer_seconds_count", replica="r1", protocol="grpc"): 8,
+        key("millrace_answer_seconds_sum", replica="r1", protocol="grpc"): 12.5,
+        **{key("millrace_source_up", source=name): name != TRAINER for name in SOURCES},
+    }
+
+
+def test_a_source_that_fails_keeps_nothing_of_the_others_back() -> None:
+    """It is asked again at the next scrape, and is there again once it answers."""
+    broken = threading.Event()
+    broken.set()
+
+    def fails() -> Answer:
+        if broken.is_set():
+            raise ZeroDivisionError
+        return Answer(TOLD, True)
+
+    with serving({LOG: fails}) as port:
+        values = scraped(port)
+        assert values[key("millrace_source_up", source=LOG)] == 0 and key("millrace_records_total", branch="main") not in values
+        assert values[key("millrace_trainer_running", branch="main")] == 0
+        broken.clear()
+        until(lambda: scraped(port)[key("millrace_source_up", source=LOG)] == 1)
+        assert scraped(port)[key("millrace_records_total", branch="other")] == 2
+
+
+def test_a_source_that_hangs_is_asked_once_and_the_others_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many scrape meanwhile; what it says in the end is in the next scrape."""
+    monkeypatch.setattr(paging, "PATIENCE_S", 0.2)
+    ends, asked = threading.Event(), list[int]()
+
+    def hangs() -> Answer:
+        asked.append(1)
+        ends.wait()
+        return Answer(TOLD, True)
+
+    with serving({LOG: hangs}) as port:
+        for _ in range(3):
+            values = scraped(port)
+            assert values[key("millrace_source_up", source=LOG)] == 0 and key("millrace_draining") in values
+        assert asked == [1]
+        ends.set()
+        until(lambda: key("millrace_records_total", branch="main") in scraped(port))
+
+
+def test_many_scrapes_cost_as_one_and_no_scrape_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources are asked when somebody scrapes, and not again while what they said is fresh."""
+    monkeypatch.setattr(sources, "FRESH_S", 1e9)
+    asked = list[int]()
+
+    def counted() -> Answer:
+        asked.append(1)
+        return Answer(TOLD, True)
+
+    with serving({LOG: counted}) as port:
+        assert said(port, "/")[0] == 404 and asked == []
+        for _ in range(20):
+            scraped(port)
+        assert asked == [1]
+
+
+def test_callers_that_say_nothing_keep_no_scrape_out_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound of connections, and a time for each."""
+    monkeypatch.setattr(paging._Requests, "timeout", 0.5)
+    with serving() as port, ExitStack() as silent:
+        for _ in range(2 * CALLERS):
+            silent.enter_context(socket.create_connection(("127.0.0.1", port)))
+
+        def answers() -> bool:
+            try:
+                return said(port)[0] == 200
+            except (OSError, http.client.HTTPException):
+                return False
+
+        until(answers)
+
+
+def test_a_port_that_is_taken_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """By the option that names another, before anything is started; and so is an address that is not here, or no address."""
+    pipeline_in(tmp_path, rows=1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BusyError, match=f"127.0.0.1:{port}: .* give another --metrics-port"):
+            Page("127.0.0.1", port)
+        done = millrace("up", "digits.toml", "--metrics-port", port, "--port", free_port(), cwd=tmp_path)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"127.0.0.1:{port}" in done.stderr
+    with pytest.raises(BusyError, match="no such address; give another --metrics-host"):
+        Page("192.0.2.77", free_port())
+    for words, why in ((["--metrics-host", "here"], "--metrics-host here"), (["--port", "9464"], "--metrics-port 9464")):
+        done = millrace("up", "digits.toml", "--metrics-port", "9464", *words, cwd=tmp_path)
+        assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1
