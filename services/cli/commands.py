@@ -213,7 +213,8 @@ def up(call: Call, branch: str, options: UpOptions) -> None:
 
     deciding.refuse_part(branch)
     warmed(call, branch, options.warm_start)
-    where = {field.name: getattr(options, field.name) for field in fields(serving.Listening) if field.name in options.__slots__}
+    names = [field.name for field in fields(options) if field.name not in ("warm_start", "log_format")]
+    where = {name: getattr(options, name) for name in names}
     listening = serving.Listening(token=taken_endpoint_token(), **where)
     options.log_format.branch = branch
     serving.up(call.instance, branch, listening, options.log_format)

@@ -75,7 +75,7 @@ def everything(folder: Path) -> None:
         for title in (":Predictor", ":Trainer"):
             alive, dead = len(up.pids(title)), up.kill(title)
             until(lambda title=title, dead=dead, alive=alive: dead not in (now := up.pids(title)) and len(now) == alive)
-            until(lambda: called(up, "infer", asking(["again"], x[:1]))[0] == 200 and all_answer(up))
+            until(lambda: all(code == 200 for code in asked_again(up, x)) and all_answer(up))
             later = [np.abs(newest_answer(up, seq, x) - between).max() for _ in range(20)]
             assert later == [0.0] * 20, (title, later)
         learned = settled(up, labels_joined=3 * ASKED)
@@ -97,6 +97,11 @@ def everything(folder: Path) -> None:
     export.export(pipeline, version, folder / "out")
     own = Archive(pipeline).version(version).predict(decoded.columns).scores
     assert np.array_equal(export.opened(folder / "out").predict(decoded.columns).scores, own)
+
+
+def asked_again(up, x: list[list[float]]) -> list[int]:
+    """Two codes: with the request for the status the front, which takes replicas in turn, comes to each with both kinds."""
+    return [called(up, "infer", asking(["again"], x[:1]))[0] for _ in range(2)]
 
 
 def rolled_back(up, folder: Path, x: list[list[float]]) -> None:
