@@ -69,8 +69,7 @@ ARROWS: Mapping[str, str] = {
         "streams/journal streams/state streams/worker"
     ),
     "services/metrics": (
-        "learners services services/decisions services/pipeline services/protocol services/training streams/branch "
-        "streams/journal"
+        "learners services/decisions services/pipeline services/protocol services/training streams/branch streams/journal"
     ),
     "services/pyfunc": "learners services/config services/pipeline services/protocol services/registry streams streams/formats",
     "services/replay": (

@@ -53,6 +53,7 @@ USED: Mapping[str, tuple[str, ...]] = {
     ),
     "learners/replay/learner.py": ("_foreach_norm",),
     "learners/river_adapter.py": ("_river_rust",),
+    "services/cli/init_process.py": ("_exit",),  # of os, which documents it
     "streams/kafka/client.py": ("_client",),
     "streams/kafka/reader.py": ("_build_transport", "_client", "_fetcher", "_manager", "_next_partition_records", "_sock"),
 }

@@ -152,13 +152,13 @@ class HttpApp:
 def kind_of_call(path: str) -> str:
     """What a path is for, as it is counted.
 
-    >>> kind_of_call("/v2/models/digits/infer"), kind_of_call("/v2/health/ready"), kind_of_call("/v2")
-    ('infer', 'health', 'other')
+    >>> [kind_of_call(path) for path in ("/v2/models/digits/infer", "/v2/health/ready", "/readyz", "/v2")]
+    ['infer', 'health', 'health', 'other']
     """
     verb = path.rpartition("/")[2]
     if verb in (INFER, LABELS):
         return verb
-    return HEALTH if path.startswith("/v2/health/") else OTHER
+    return HEALTH if path.startswith("/v2/health/") or path == "/readyz" else OTHER
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,25 +63,28 @@ class Learning:
             branch = str(ended.successor)
         return branch
 
-    def _at(self, branch: str) -> _Read:
+    def _known(self, branch: str) -> _Read:
         if branch not in self._read:
             backends = self.instance.backends(branch)
             self._read[branch] = _Read(backends, empty_summary(backends.journal))
-        read = self._read[branch]
+        return self._read[branch]
+
+    def _at(self, branch: str) -> _Read:
+        read = self._known(branch)
         extend(read.summary, read.backends.journal, branch)
         return read
 
     def _of_branch(self, branch: str, learns: bool) -> Samples:
         """``learns``: whether it reads the log; one that merges others does not."""
+        producer, pipeline = self._known(branch).backends.producer, self.instance.loaded.pipeline
+        output = last_output(producer, pipeline.name, branch) if learns else None  # before the journal, which is ahead of it
         read = self._at(branch)
         samples = Samples(self._of_versions(branch, read.summary))
         samples += [_of("seq", branch, read.summary.end.seq), _of("epoch", branch, read.summary.end.epoch)]
         samples.append(_of("store_bytes", branch, self.instance.store().bytes_of(branch)))
         if not learns:
             return samples
-        output = last_output(read.backends.producer, self.instance.loaded.pipeline.name, branch)
-        drift = self.instance.loaded.pipeline.drift
-        if drift is not None:
+        if pipeline.drift is not None:
             alarm = None if output is None else output.newest_alarm
             samples.append(_of("drift_alarm_row", branch, 0 if alarm is None else alarm.rows))
         return samples + _of_lag(branch, read) + ([] if output is None else of_output(output))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import socketserver
@@ -23,7 +22,6 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from millrace.services.errors import BusyError
 from millrace.services.metrics.definitions import METRICS, SOURCES, Answer, Distribution, Metric, Sample, Samples
 from millrace.services.metrics.sources import Source
 
@@ -85,8 +83,8 @@ class Page:
     """Listens from now until it is closed, and answers from ``begin`` on."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Raises: BusyError where the port cannot be had."""
-        self._server = _bound(host, port)
+        """Raises: OSError where the port cannot be had."""
+        self._server = _Server((host, port))
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._sources: list[Source] = []
 
@@ -159,12 +157,3 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A caller who leaves is no error of ours."""
         log.debug("A scrape from %s was cut off.", client_address, exc_info=True)
-
-
-def _bound(host: str, port: int) -> _Server:
-    try:
-        return _Server((host, port))
-    except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise BusyError(f"{host}: this machine has no such address; give another --metrics-host.") from error
-        raise BusyError(f"{host}:{port}: {error.strerror}. Stop what listens there, or give another --metrics-port.") from error

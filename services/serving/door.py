@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -20,6 +19,8 @@ from millrace.services.endpoint.servers import BACKLOG, bound
 from millrace.services.errors import BusyError
 from millrace.services.serving import front
 from millrace.services.serving.front import Front, configuration
+from millrace.services.serving.lock import has_lock
+from millrace.services.serving.ports import refused
 
 log = logging.getLogger("millrace")
 
@@ -68,12 +69,9 @@ def _is_left(path: Path) -> bool:
     """Whether no process holds it. Raises: OSError where it is no folder."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return has_lock(folder, fcntl.LOCK_EX)
     finally:
         os.close(folder)
-    return True
 
 
 def _made() -> Path:
@@ -113,9 +111,7 @@ class Door:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise BusyError(f"{host}: this machine has no such address; give another --host.") from error
-            raise BusyError(f"{host}:{port}: {error.strerror}. Stop what listens there, or give another {option}.") from error
+            raise refused(error, host, port, ("--host", option)) from error
 
     def open(self, folder: Path, replicas: int, limits: ServingConfig) -> Path:
         """Start the front, where there is one; the folder in ``folder`` for the replicas' sockets.

@@ -126,7 +126,7 @@ def connections() -> int:
 
 def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners: tuple[int, int]) -> str:
     """HAProxy's configuration file; ``listeners``: the inherited sockets of HTTP and gRPC, by number."""
-    most, body_ms = connections(), int(1000 * limits.body_s)
+    most, body_ms, idle_ms = connections(), int(1000 * limits.body_s), int(1000 * limits.idle_s)
     too_large = f'{{"error":"{TOO_MANY_BYTES.format(limits.max_bytes)}"}}'
     length = "req.hdr_val(content-length)"
     http, grpc = listeners
@@ -140,7 +140,7 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
         "if { path /v2/health/live } { nbsrv(http) eq 0 }\n"
         f"{ENDING_ANSWERS}    default_backend http\n\n"
         f"frontend grpc\n    bind fd@{grpc} proto h2\n{share}{CALLER}"
-        f"    timeout client {int(1000 * limits.idle_s)}ms\n"  # counts for those who never begin, too
+        f"    timeout client {idle_ms}ms\n"  # counts for those who never begin, too
         f"    http-request wait-for-body time {body_ms}ms unless {{ path_beg /grpc.reflection. }}\n"
         f"{OPEN_CALLS}"
         "    default_backend grpc\n"
@@ -159,7 +159,7 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
         connections=most,
         stop_s=STOP_S,
         retries=seats(replicas) + 1,  # a seat that nobody holds yet costs one, and takes no time
-        idle_ms=int(1000 * limits.idle_s),
+        idle_ms=idle_ms,
         body_ms=body_ms,
         nobody=NOBODY,
         late=LATE.format(limits.body_s),

@@ -40,7 +40,7 @@ def _taken(path: Path, holder: str) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # no child has it
         until_s = time.monotonic() + GLANCE_S
-        while not _free(handle, fcntl.LOCK_EX):
+        while not has_lock(handle, fcntl.LOCK_EX):
             if time.monotonic() > until_s:
                 os.close(handle)
                 raise BusyError(f"{holder} serves this pipeline already ({path} is locked). Stop that one first.")
@@ -59,14 +59,15 @@ def is_held(folder: Path) -> bool:
     except OSError:
         return True
     try:
-        return not _free(handle, fcntl.LOCK_SH)
+        return not has_lock(handle, fcntl.LOCK_SH)
     except OSError:
         return True
     finally:
         os.close(handle)
 
 
-def _free(handle: int, kind: int) -> bool:
+def has_lock(handle: int, kind: int) -> bool:
+    """Whether an open file is locked by us now, for ourselves (LOCK_EX) or with others (LOCK_SH); it never waits."""
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from millrace.services.metrics.answering import of_replicas, of_trainers
 from millrace.services.metrics.definitions import LOG, REPLICAS, TRAINER, Answer, Sample, Samples
 from millrace.services.metrics.learning import Learning
+from millrace.services.serving.ports import refused
 from millrace.services.serving.seats import is_draining
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ def metrics_port(host: str, port: int) -> Iterator[Page | None]:
         return
     from millrace.services.metrics.page import Page
 
-    page = Page(host, port)
+    try:
+        page = Page(host, port)
+    except OSError as error:
+        raise refused(error, host, port, ("--metrics-host", "--metrics-port")) from error
     try:
         yield page
     finally:

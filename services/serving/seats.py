@@ -11,6 +11,7 @@ from pathlib import Path
 
 from millrace.learners.errors import MillraceError
 from millrace.services.endpoint.servers import UnixSockets
+from millrace.services.serving.lock import has_lock
 
 DRAINING = "draining"  # a file beside the sockets
 
@@ -39,10 +40,7 @@ def take_seat(folder: Path, replicas: int) -> UnixSockets:
     """The sockets of the first free seat, which stays this process's. Raises: MillraceError where all are taken."""
     for seat in range(1, seats(replicas) + 1):
         lock = os.open(folder / f"{seat}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            continue
-        return sockets(folder, seat)  # the lock stays open for as long as the process lives
+        if has_lock(lock, fcntl.LOCK_EX):
+            return sockets(folder, seat)  # the lock stays open for as long as the process lives
+        os.close(lock)
     raise MillraceError(f"All {seats(replicas)} seats in {folder} are taken by replicas that have not ended.")

@@ -127,8 +127,12 @@ def _serve(instance: Instance, branch: str, listening: Listening, lines: EventLi
             with _ended(serving, door):
                 if stop.asked.is_set():
                     return
-                companions = mirrored(instance, lines), verified(instance, lines)
-                with placed(instance, endpoint_place), companions[0], companions[1], measured(page, serving):
+                with (
+                    placed(instance, endpoint_place),
+                    mirrored(instance, lines),
+                    verified(instance, lines),
+                    measured(page, serving),
+                ):
                     _say_where(serving, listening, endpoint_place, lines)
                     _watch(stop)
                     drain(sockets)
@@ -239,12 +243,12 @@ def _start(serving: Serving, folder: Path, store_bytes: int, stop: Stop, form: F
     try:
         _start_ray(folder, store_bytes, stop, form)
         if not stop.asked.is_set():
-            with guarded_start(f"{folder}/r/session_latest/logs", form):
+            with guarded_start(_rays_logs(folder), form):
                 predictor.start(serving)
         stop.on_signals()
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         ray.shutdown()
-        raise MillraceError(f"Serving did not start: {error} Its logs lie in {folder}/r/session_latest/logs.") from error
+        raise MillraceError(f"Serving did not start: {error} Its logs lie in {_rays_logs(folder)}.") from error
 
 
 def _start_ray(folder: Path, store_bytes: int, stop: Stop, form: Form) -> None:
@@ -263,7 +267,7 @@ def _start_ray(folder: Path, store_bytes: int, stop: Stop, form: Form) -> None:
             if error is None or signal.sigpending() & signals:
                 return
             if attempt == TRIES:
-                raise MillraceError(f"Ray did not start: {error} Its logs lie in {folder}/r/session_latest/logs.")
+                raise MillraceError(f"Ray did not start: {error} Its logs lie in {_rays_logs(folder)}.")
             log.warning("Ray did not start (%s); it is started again.", error)
     finally:
         stop.on_signals()
@@ -275,7 +279,7 @@ def _tried_ray(folder: Path, store_bytes: int, form: Form) -> Exception | None:
     import ray
 
     try:
-        with guarded_start(f"{folder}/r/session_latest/logs", form):
+        with guarded_start(_rays_logs(folder), form):
             ray.init(
                 address="local",
                 num_cpus=CPUS,
@@ -290,6 +294,10 @@ def _tried_ray(folder: Path, store_bytes: int, form: Form) -> Exception | None:
         ray.shutdown()
         return error
     return None
+
+
+def _rays_logs(folder: Path) -> str:
+    return f"{folder}/r/session_latest/logs"
 
 
 def token_path(instance: Instance) -> Path:

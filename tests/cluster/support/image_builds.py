@@ -19,6 +19,8 @@ SOURCES = (
     "streams",
     "pyproject.toml",
     "NOTICE",
+    "README.md",
+    "LICENSE",
 )
 
 
@@ -32,11 +34,12 @@ def build(builder: list[str], base: Path, name: str, papers: Path) -> None:
 
 
 def fingerprint() -> str:
-    """Of everything that the image is built from."""
+    """Of everything that the image is built from, and of the commit, whose time its files have."""
     tracked = subprocess.run(
         ["git", "ls-files", "pyproject.toml", *SOURCES], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    digest = hashlib.sha256()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
+    digest = hashlib.sha256(commit)
     for name in sorted(tracked.splitlines()):
         digest.update(f"{name}\0".encode() + (ROOT / name).read_bytes())
     return digest.hexdigest()[:16]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -68,8 +68,10 @@ def after(change: Callable[[Servers, UnixSockets], object], looks: int = 1200) -
         while not servers._http.started:
             await asyncio.sleep(0.01)
         servers.check()
-        change(servers, place)
+        changed = change(servers, place)
         try:
+            if isinstance(changed, Awaitable):
+                await changed
             for _ in range(looks):
                 await asyncio.sleep(0.05)
                 servers.check()
@@ -89,4 +91,4 @@ def test_health_fails_when_a_listener_or_its_task_is_gone() -> None:
     assert "/h is gone" in after(lambda servers, place: place.http.unlink())
     assert "/g is gone" in after(lambda servers, place: place.grpc.unlink())
     assert "http is gone" in after(lambda servers, place: setattr(servers._http, "should_exit", True))
-    assert "grpc is gone" in after(lambda servers, place: servers._tasks[1].cancel())
+    assert "grpc is gone" in after(lambda servers, place: servers._calls.stop(0))

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from millrace.services.metrics import page as paging
 from millrace.services.metrics.page import CALLERS, Page
+from millrace.services.serving.measured import metrics_port
 
 OWN: Samples = [Sample("millrace_draining", (), False), Sample("millrace_build_info", ("0.1.0", '3"\\\n'), 1)]
 TOLD: Samples = [
@@ -163,11 +164,11 @@ def test_a_port_that_is_taken_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(BusyError, match=f"127.0.0.1:{port}: .* give another --metrics-port"):
-            Page("127.0.0.1", port)
+            metrics_port("127.0.0.1", port).__enter__()
         done = millrace("up", "digits.toml", "--metrics-port", port, "--port", free_port(), cwd=tmp_path)
         assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"127.0.0.1:{port}" in done.stderr
     with pytest.raises(BusyError, match="no such address; give another --metrics-host"):
-        Page("192.0.2.77", free_port())
+        metrics_port("192.0.2.77", free_port()).__enter__()
     for words, why in ((["--metrics-host", "here"], "--metrics-host here"), (["--port", "9464"], "--metrics-port 9464")):
         done = millrace("up", "digits.toml", "--metrics-port", "9464", *words, cwd=tmp_path)
         assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1

@@ -8,15 +8,15 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from pipelines import MILLRACE, fill, millrace, pipeline_in, small_disk
-from served_pipeline import starting, until
+from served_pipeline import Up, starting, until, with_replicas
 
 from millrace.learners.errors import MillraceError
 from millrace.services.config.sections import ServingConfig
@@ -106,15 +106,22 @@ def test_too_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
         front.connections()
 
 
+@contextmanager
+def start_without(part: str, folder: Path) -> Iterator[Up]:
+    """A start in which a part of Ray is killed as soon as it is there."""
+    pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
+    pipeline_in(folder, rows=1)
+    with starting(folder) as up:
+        until(lambda: bool(up.pids(part)))
+        os.kill(up.pids(part)[0], signal.SIGKILL)
+        yield up
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("starts")
 def test_gcs_dies_while_ray_starts(tmp_path: Path) -> None:
     """`up` ends in a sentence that says where logs lie; the guard says it, since Ray itself would wait for minutes."""
-    pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
-    pipeline_in(tmp_path, rows=1)
-    with starting(tmp_path) as up:
-        until(lambda: bool(up.pids("gcs/gcs_server")))
-        os.kill(up.pids("gcs/gcs_server")[0], signal.SIGKILL)
+    with start_without("gcs/gcs_server", tmp_path) as up:
         until(lambda: up.process.poll() is not None)
         said = (tmp_path / "up.log").read_text()
     assert up.process.returncode == -signal.SIGKILL and "Ray has died (gcs_server)" in said and "logs" in said, said
@@ -124,11 +131,7 @@ def test_gcs_dies_while_ray_starts(tmp_path: Path) -> None:
 @pytest.mark.xdist_group("starts")
 def test_raylet_dies_while_ray_starts(tmp_path: Path) -> None:
     """As on a machine that is busy, where it ends itself: Ray is started again, and all is well."""
-    pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
-    pipeline_in(tmp_path, rows=1)
-    with starting(tmp_path) as up:
-        until(lambda: bool(up.pids("raylet/raylet")))
-        os.kill(up.pids("raylet/raylet")[0], signal.SIGKILL)
+    with start_without("raylet/raylet", tmp_path) as up:
         until(lambda: up.process.poll() is not None or "Ctrl-C" in (tmp_path / "up.log").read_text())
         said = (tmp_path / "up.log").read_text()
     assert "Ray did not start" in said and "it is started again" in said and "Ctrl-C" in said, said
@@ -174,21 +177,7 @@ def test_up_refuses_to_start_on_shared_memory_that_is_too_small(tmp_path: Path) 
     assert up.process.returncode == 1 and said.startswith("millrace: /dev/shm has 64 MiB free")
 
 
-BROKEN = """
-from millrace.services.serving import up
-begin = up.prepare_environment
-def prepared(most):
-    begin(most)
-    from millrace.services.serving import replica
-    class Predictor(replica.Predictor):
-        def __init__(self, serving, keeper):
-            super().__init__(serving, keeper)
-            raise PermissionError("/data/x: no permission")
-    replica.Predictor = Predictor
-up.prepare_environment = prepared
-from millrace.services.cli import main
-main()
-"""
+BROKEN = 'raise PermissionError("/data/x: no permission")'
 
 
 @pytest.mark.slow
@@ -197,7 +186,7 @@ def test_a_replicas_constructor_raises(tmp_path: Path) -> None:
     """The sentence says what it raised, and its traceback is one event; no folder has to be looked into."""
     pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
     pipeline_in(tmp_path, rows=1)
-    with starting(tmp_path, "--log-format", "json", millrace=[sys.executable, "-c", BROKEN]) as up:
+    with starting(tmp_path, "--log-format", "json", millrace=with_replicas(BROKEN)) as up:
         until(lambda: up.process.poll() is not None)
         said = (tmp_path / "up.log").read_text().splitlines()
     assert up.process.returncode == 1

