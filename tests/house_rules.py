@@ -25,7 +25,7 @@ DOORS: Mapping[str, str | tuple[str, ...] | None] = {
     "sqlite3": "streams/sqlite/database.py",
     "fastavro": "streams/formats/avro.py",
     "grpc": "services/endpoint/grpc.py",
-    "kafka": ("streams/kafka/client.py", "streams/kafka/reader.py"),  # what is appended, and what is read
+    "kafka": ("streams/kafka/client.py", "streams/kafka/reader.py"),  # what is asked and appended, and what is read
     "mlflow": "services/registry/mlflow.py",
     "PIL": "streams/formats/images.py",
     "onnxruntime": "streams/features/backbone.py",

@@ -1,8 +1,9 @@
 """What a draft keeps of completions: the newest in a ring, and a random choice of each domain in a reservoir.
 
 Both are bounded in tokens, prompts counted. The reservoir gives each completion a random number and keeps, of each domain,
-those with the lowest. Where it has too many tokens, the domain that has most loses its highest. So each domain's are a uniform
-sample of all that it ever brought, and a domain that is gone from the traffic keeps its share.
+those with the lowest. Where it has too many tokens, the domain that has most loses its highest, and from then on takes none
+from that number on. So each domain's are a uniform sample of all that it ever brought, long or short, and a domain that is
+gone from the traffic keeps its share. There are at most 64 domains; what comes of more is one further domain, "other".
 
 Source: Efraimidis, Spirakis, "Weighted random sampling with a reservoir", Information Processing Letters 2006, with equal
 weights.
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from millrace.learners.protocol import Value
+from millrace.learners.draft.completion import domain_among
+from millrace.learners.protocol import Value, joined_bytes, unjoined
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,31 +56,49 @@ class Ring:
 
 
 class Reservoir:
-    """A random choice of each domain, of so many tokens together at most."""
+    """A random choice of each domain, of so many tokens together at most; one completion is kept whatever it has."""
 
     def __init__(self, tokens: int) -> None:
         self._most = tokens
-        self._held: dict[str, int] = {}  # tokens by domain, in order of first appearance
+        self._held: dict[str, int] = {}  # tokens by domain, in order of first appearance; a domain that is known stays so
         self._items: dict[str, list[Kept]] = {}  # by domain, lowest number first
+        self._below: dict[str, float] = {}  # by domain: numbers that are taken; the lowest that ever had to go
 
     @property
     def items(self) -> list[Kept]:
         """All that are held."""
         return [item for domain in self._items.values() for item in domain]
 
+    @property
+    def below(self) -> dict[str, float]:
+        """Of each domain the lowest number that had to go, 1 where none had to."""
+        return dict(self._below)
+
+    def know(self, below: Mapping[str, float]) -> None:
+        """Begin with these domains, before any completion is offered."""
+        for domain, number in below.items():
+            self._below[domain], self._items[domain], self._held[domain] = number, [], 0
+
     def add(self, item: Kept) -> None:
         """Offer a completion that has its number."""
-        insort(self._items.setdefault(item.domain, []), item)
-        self._held[item.domain] = self._held.get(item.domain, 0) + item.tokens
+        domain = domain_among(self._items, item.domain)
+        if domain not in self._items:
+            self.know({domain: 1.0})
+        if item.order >= self._below[domain]:
+            return
+        insort(self._items[domain], replace(item, domain=domain))
+        self._held[domain] += item.tokens
         while sum(self._held.values()) > self._most and sum(map(len, self._items.values())) > 1:
-            fullest = max(self._held, key=lambda domain: self._held[domain])
-            self._held[fullest] -= self._items[fullest].pop().tokens
-            if not self._items[fullest]:
-                del self._items[fullest], self._held[fullest]
+            self._drop(max(self._held, key=lambda name: self._held[name]))
+
+    def _drop(self, domain: str) -> None:
+        item = self._items[domain].pop()
+        self._held[domain] -= item.tokens
+        self._below[domain] = item.order
 
     def draw(self, count: int, draws: np.random.Generator) -> list[Kept]:
         """So many, each of a domain chosen evenly; one may come twice."""
-        domains = list(self._items.values())
+        domains = [items for items in self._items.values() if items]
         if not domains:
             return []
         chosen = [domains[int(at)] for at in draws.integers(len(domains), size=count)]
@@ -86,22 +106,24 @@ class Reservoir:
 
 
 def packed(prefix: str, items: Sequence[Kept]) -> dict[str, Value]:
-    """Completions as arrays of a state."""
+    """Completions as arrays of a state, and the names of their domains once."""
+    blob, lengths = joined_bytes([item.value for item in items])
+    names = list(dict.fromkeys(item.domain for item in items))
+    at = {name: place for place, name in enumerate(names)}
     return {
-        f"{prefix}.bytes": np.frombuffer(b"".join(item.value for item in items), np.uint8).copy(),
-        f"{prefix}.lengths": np.array([len(item.value) for item in items], dtype=np.int64),
+        f"{prefix}.bytes": blob.copy(),
+        f"{prefix}.lengths": lengths,
         f"{prefix}.order": np.array([item.order for item in items], dtype=np.float64),
         f"{prefix}.weight": np.array([item.weight for item in items], dtype=np.float64),
         f"{prefix}.tokens": np.array([item.tokens for item in items], dtype=np.int64),
-        f"{prefix}.domain": [item.domain for item in items],
+        f"{prefix}.domain": np.array([at[item.domain] for item in items], dtype=np.int64),
+        f"{prefix}.domains": names,
     }
 
 
-def unpacked(prefix: str, state: dict[str, Value]) -> Iterable[Kept]:
+def unpacked(prefix: str, state: Mapping[str, Value]) -> Iterable[Kept]:
     """What ``packed`` was given."""
-    blob, at = np.asarray(state[f"{prefix}.bytes"]).tobytes(), 0
-    names = ("lengths", "order", "weight", "tokens")
-    numbers = [np.asarray(state[f"{prefix}.{name}"]).tolist() for name in names]
-    for length, order, weight, tokens, domain in zip(*numbers, state[f"{prefix}.domain"], strict=True):
-        yield Kept(order, blob[at : at + length], weight, tokens, domain)
-        at += length
+    values, names = unjoined(state[f"{prefix}.bytes"], state[f"{prefix}.lengths"]), state[f"{prefix}.domains"]
+    numbers = [np.asarray(state[f"{prefix}.{name}"]).tolist() for name in ("order", "weight", "tokens", "domain")]
+    for value, order, weight, tokens, domain in zip(values.tolist(), *numbers, strict=True):
+        yield Kept(order, value, weight, tokens, names[domain])

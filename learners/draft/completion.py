@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Collection
 from dataclasses import astuple, dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal, get_type_hints
 
 import msgspec
 import numpy as np
@@ -28,9 +29,16 @@ from millrace.learners.protocol import Array, Floats
 
 MAGIC = b"mrc\x01"
 FRAME = struct.Struct("<4sII")  # magic, CRC-32, bytes of the header
-UNLEARNED = ("adapter", "grammar", "penalty", "image")  # flags of requests whose answers follow another distribution
-FLAGS = (*UNLEARNED, "swap")  # swap: another draft took over while it was answered
+Flag = Literal["adapter", "grammar", "penalty", "image", "min_p", "bias", "swap"]
+# Of requests whose answers follow another distribution. bias: logit_bias, or tokens that are forbidden, forced or held back.
+UNLEARNED: tuple[Flag, ...] = ("adapter", "grammar", "penalty", "image", "min_p", "bias")
+FLAGS: tuple[Flag, ...] = (*UNLEARNED, "swap")  # swap: another draft took over while it was answered
 MOST_TOP = 4096  # log probabilities a token
+MOST_HEADER = 4096  # bytes of a packed header, so that what waits, and what a record takes to decode, stays bounded
+MOST_DOMAIN = 64  # characters
+MOST_DOMAINS = 64  # that are told apart; callers name them
+OTHER = "other"  # the domain of all further ones
+TEMPERATURES = 0.01, 100.0  # above 0; vLLM takes what is below the least for the least
 PROBABILITY_SLACK = 0.01  # by which float16 may let a token's probabilities add up to more than 1
 
 Tokens = NDArray[np.uint32]
@@ -46,15 +54,15 @@ class Header:
     """What is said of a completion beside its tokens."""
 
     id: str  # of the request
-    domain: str  # as the request's header says; empty: it says none
+    domain: str  # as the request's header says, at most 64 characters that can be printed; empty: it says none
     branch: str  # with epoch and seq: the draft that proposed; empty: unknown
     epoch: int
     seq: int
     target: bytes  # (32,) sha256 of the target's folder
-    temperature: float  # >= 0; 0: greedy
+    temperature: float  # 0: greedy; else in [0.01, 100]
     top_p: float  # in (0, 1]
     top_k: int  # >= 0; 0: all tokens
-    flags: tuple[Literal["adapter", "grammar", "penalty", "image", "swap"], ...]
+    flags: tuple[Flag, ...]
     cached: int  # prompt tokens whose state was there already
     ended: Literal["stop", "length", "abort"]
     prompt: int  # P, tokens
@@ -64,6 +72,8 @@ class Header:
 
 
 HEADER = tuple(field.name for field in fields(Header))  # in the order in which they are packed
+_hints = get_type_hints(Header)
+PACKED_HEADER: Any = tuple[tuple(_hints[name] for name in HEADER)]  # type: ignore[misc]  # made of the record's own types
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +143,11 @@ def pack(completion: Completion) -> bytes:
     return MAGIC + zlib.crc32(body).to_bytes(4, "little") + body
 
 
+def domain_among(known: Collection[str], domain: str) -> str:
+    """Under which name a domain is kept or counted, where ``known`` are."""
+    return domain if domain in known or len(known) < MOST_DOMAINS else OTHER
+
+
 def header_of(value: bytes) -> Header:
     """The header alone; bytes that ``unpack`` has taken before. Raises: BadInputError."""
     if len(value) < FRAME.size:
@@ -142,15 +157,14 @@ def header_of(value: bytes) -> Header:
         raise broken("unreadable", "it does not begin as a completion of this release does")
     if zlib.crc32(memoryview(value)[8:]) != checksum:
         raise broken("unreadable", "its checksum is not that of its bytes; it was cut or changed on the way")
+    if length > MOST_HEADER:
+        raise broken("oversized", f"header: {length} bytes; at most {MOST_HEADER}")
     try:
-        words = msgspec.msgpack.decode(value[FRAME.size : FRAME.size + length], type=list)
-        return msgspec.convert(dict(zip(HEADER, words, strict=True)), Header)
+        return Header(*msgspec.msgpack.decode(value[FRAME.size : FRAME.size + length], type=PACKED_HEADER))
     except msgspec.ValidationError as error:
         raise broken("wrong-type", f"header: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise broken("unreadable", f"header: {error}") from error
-    except ValueError as error:  # zip: more words, or fewer
-        raise broken("wrong-type", f"header: {len(HEADER)} words are needed") from error
 
 
 def unpack(value: bytes) -> Completion:
@@ -178,10 +192,16 @@ def unpack(value: bytes) -> Completion:
 
 
 def _check_header(header: Header) -> None:
+    least, most = TEMPERATURES
     problems = {
         "id: empty": not header.id,
+        f"domain: over {MOST_DOMAIN} characters, or one that cannot be printed": (
+            len(header.domain) > MOST_DOMAIN or not header.domain.isprintable()
+        ),
         "target: not the 32 bytes of a sha256": len(header.target) != 32,
-        "temperature: not a number from 0": not 0.0 <= header.temperature < np.inf,
+        f"temperature: neither 0 nor from {least} to {most}": not (
+            header.temperature == 0.0 or least <= header.temperature <= most
+        ),
         "top_p: not in (0, 1]": not 0.0 < header.top_p <= 1.0,
         "top_k, epoch, seq or cached: below 0": min(header.top_k, header.epoch, header.seq, header.cached) < 0,
         "flags: one stands twice": len(set(header.flags)) < len(header.flags),

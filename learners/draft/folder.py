@@ -6,6 +6,7 @@ Source: docs/design/learners.md#draft.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,17 @@ from millrace.learners.errors import ConfigError
 NAMED_BY = ("config.json", "tokenizer.json")  # beside the weights, which are all files that end in .safetensors
 
 
-def fingerprint(folder: Path) -> str:
-    """The sha256 of a folder: of its config, tokenizer and weights, each by name and sha256.
+def digest(path: Path) -> str:
+    """The sha256 of a file, read whole. Raises: ConfigError."""
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def fingerprint(folder: Path, digest_of: Callable[[Path], str] = digest) -> str:
+    """The sha256 of a folder: of its config, tokenizer and weights, each by name and sha256, which ``digest_of`` gives.
 
     Raises: ConfigError where it has no config or no weights, or cannot be read.
     """
@@ -25,16 +35,8 @@ def fingerprint(folder: Path) -> str:
         raise ConfigError(f"{folder} is no model's folder: it needs {NAMED_BY[0]} and weights in *.safetensors.")
     named = sha256()
     for name in [*(name for name in NAMED_BY if (folder / name).is_file()), *weights]:
-        named.update(f"{name} {_digest(folder / name)}\n".encode())
+        named.update(f"{name} {digest_of(folder / name)}\n".encode())
     return named.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def config_of(folder: Path) -> dict[str, Any]:

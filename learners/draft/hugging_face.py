@@ -13,25 +13,60 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as said_by_transformers
 
 from millrace.learners.errors import ConfigError
 
+WHOLE = 1 << 62  # bytes of one file of weights, at most: it is never cut into several
+
 said_by_transformers.disable_progress_bar()  # what a command prints is ours
 
 
 def read(folder: Path) -> tuple[str, nn.Module]:
-    """A model's config as JSON, and the model in float32. Raises: ConfigError."""
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ConfigError(f"{folder} is no language model that transformers loads: {error}") from error
-    model.config.dtype = torch.float32
+    """A model's config as JSON, and the model in float32, all of whose weights lie in the folder. Raises: ConfigError."""
+    model, loading = _loaded(folder)
+    problems = [f"{what.replace('_', ' ')}: {_few(names)}" for what, names in loading.items() if names]
+    names, owned = _names(folder), {name for name, _ in model.named_parameters()}
+    problems += [f"weights of other names than the model's: {_few(other)}"] if (other := names ^ owned) - _tied(model) else []
+    if kept := {name for name, _ in model.named_buffers()} & set(model.state_dict()):
+        problems.append(f"buffers that are stored, which drafts have none of: {_few(kept)}")
+    if bad := {name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()}:
+        problems.append(f"weights that are not finite: {_few(bad)}")
+    if problems:
+        raise ConfigError(f"{folder} cannot be a draft: {'; '.join(problems)}. Take a folder that transformers wrote whole.")
+    model.config.dtype, model.config.name_or_path = torch.float32, ""  # a place on this machine is none of the draft's
     return str(model.config.to_json_string(use_diff=False)), model.eval()
+
+
+def _loaded(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers found missing or too much. What it draws for that comes from no generator of others."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+            logits(model, torch.zeros((1, 2), dtype=torch.int64), 1)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise ConfigError(f"{folder} is no language model that transformers loads: {error}") from error
+    return model, loading
+
+
+def _names(folder: Path) -> set[str]:
+    """Of the weights in the folder's files."""
+    return {name for path in folder.glob("*.safetensors") for name in safe_open(path, "pt").keys()}  # noqa: SIM118
+
+
+def _tied(model: Any) -> set[str]:
+    """Second names of weights that have another: they may be stored, and need not."""
+    return set(model.state_dict()) - {name for name, _ in model.named_parameters()}
+
+
+def _few(names: Any) -> str:
+    """Some of them, for a sentence."""
+    return ", ".join(sorted(map(str, names))[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _model(config: str) -> Any:
@@ -70,10 +105,14 @@ def logits(model: nn.Module, tokens: Tensor, last: int) -> Tensor:
     return answered
 
 
-@lru_cache(maxsize=4)
 def context_of(config: str) -> int:
     """Tokens that the model takes at most; 0: it does not say."""
-    return int(json.loads(config).get("max_position_embeddings") or 0)
+    return int(getattr(_skeleton(config).config, "max_position_embeddings", 0) or 0)
+
+
+def vocabulary_of(config: str) -> int:
+    """Tokens that the model knows."""
+    return int(_skeleton(config).config.vocab_size)  # type: ignore[union-attr, arg-type]  # transformers' own record
 
 
 def write(config: str, weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -82,4 +121,4 @@ def write(config: str, weights: Mapping[str, Tensor], folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=WHOLE)

@@ -29,10 +29,10 @@ from millrace.learners.draft.buffer import Kept, Reservoir, Ring, packed, unpack
 from millrace.learners.draft.completion import Completion, unpack
 from millrace.learners.draft.config import DraftConfig
 from millrace.learners.draft.folder import fingerprint
-from millrace.learners.draft.hugging_face import context_of, read
+from millrace.learners.draft.hugging_face import context_of, read, vocabulary_of
 from millrace.learners.draft.losses import LOSSES, draft_partition, target_partition
-from millrace.learners.draft.rows import Block, block_of
-from millrace.learners.draft.servable import DraftServable, completions_of, read_only, why_not
+from millrace.learners.draft.rows import Block, block_of, cut
+from millrace.learners.draft.servable import DraftServable, completions_of, most_tokens, read_only, why_not
 from millrace.learners.errors import BadInputError, ConfigError
 from millrace.learners.linear.servable import finite
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
@@ -60,6 +60,10 @@ class Draft:
         self.config = config
         self.d = d
         self.described, self.model = read(folder)  # the model's config as JSON, and the model
+        self.vocabulary = vocabulary_of(self.described)
+        self.most_tokens = most_tokens(context_of(self.described), config.start.k)
+        if self.most_tokens < 2:
+            raise ConfigError(f"llm.k = {config.start.k}: the draft's context leaves room for no completion; lower it.")
         self.weights: dict[str, Tensor] = dict(self.model.named_parameters())
         self.optimiser = torch.optim.AdamW(
             list(self.weights.values()), lr=config.rate, weight_decay=config.weight_decay, foreach=False
@@ -84,7 +88,7 @@ class Draft:
             return
         use_one_thread()
         for completion, value, weight in self._checked(batch):
-            why = why_not(completion, self.config.start.target, context_of(self.described))
+            why = why_not(completion, self.config.start.target, self.most_tokens)
             if why:
                 self.passed[why] += 1
             elif weight > 0.0:
@@ -97,7 +101,7 @@ class Draft:
         return self.servable().predict_many(batch)
 
     def servable(self) -> DraftServable:
-        """What proposes now."""
+        """What proposes now. It shares the weights' memory until they change: then the learner goes on with copies."""
         if self._served is None:
             weights = {name: read_only(weight.detach().numpy()) for name, weight in self.weights.items()}
             self._served = DraftServable(self.described, weights, self.config.start.k, self.config.start.target)
@@ -121,6 +125,7 @@ class Draft:
         """A copy of everything."""
         truth: dict[str, Value] = {**self._shape(), "draws": self.draws.bit_generator.state, "raised": dict(self._raised)}
         truth |= {"rows": self.rows, "skipped": self.skipped, "passed": dict(self.passed)}
+        truth["domains"] = [[domain, below] for domain, below in self.reservoir.below.items()]
         kept = {"waiting": self.waiting, "ring": list(self.ring.items), "reservoir": self.reservoir.items}
         for prefix, items in kept.items():
             truth |= packed(prefix, items)
@@ -140,12 +145,13 @@ class Draft:
         self.rows, self.skipped, self.passed = truth["rows"], truth["skipped"], dict(truth["passed"])
         self.waiting = list(unpacked("waiting", truth))
         self.ring, self.reservoir = Ring(self.config.ring_tokens), Reservoir(self.config.reservoir_tokens)
+        self.reservoir.know(dict(truth["domains"]))
         for store, prefix in ((self.ring, "ring"), (self.reservoir, "reservoir")):
             for item in unpacked(prefix, truth):
                 store.add(item)
         with torch.no_grad():
             for name, weight in self.weights.items():
-                weight.copy_(torch.tensor(truth[f"weight.{name}"]))
+                weight.data = torch.tensor(truth[f"weight.{name}"])
                 moments = {moment: f"{moment}.{name}" for moment in MOMENTS if f"{moment}.{name}" in truth}
                 self.optimiser.state[weight] = {moment: torch.tensor(truth[key]) for moment, key in moments.items()}
         self._served = None
@@ -174,6 +180,7 @@ class Draft:
     def _learn(self) -> None:
         """The steps that those which wait bring about; then they are kept."""
         new, self.waiting = self.waiting, []
+        self._part_from_served()
         rate = self.config.rate * (self._raised["factor"] if self._raised["rows"] else 1.0)
         for _ in range(self.config.updates):
             self._step([*new, *self._drawn()], rate)
@@ -182,38 +189,48 @@ class Draft:
             self.reservoir.add(Kept(self.draws.random(), item.value, item.weight, item.tokens, item.domain))
         self.rows += len(new)
         self._raised["rows"] = max(0, self._raised["rows"] - len(new))
-        self._served = None
+
+    def _part_from_served(self) -> None:
+        """Leave the weights' memory to what was served, and go on with copies."""
+        if self._served is not None:
+            for weight in self.weights.values():
+                weight.data = weight.data.clone()
+            self._served = None
 
     def _drawn(self) -> list[Kept]:
-        """Stored completions for one step; before any is stored, none."""
-        recent = round(self.config.recent_share * self.config.draws)
-        return self.ring.draw(recent, self.draws) + self.reservoir.draw(self.config.draws - recent, self.draws)
+        """Stored completions for one step; before any is stored, none. One at least comes from the reservoir."""
+        draws = self.config.draws
+        recent = max(0, min(round(self.config.recent_share * draws), draws - 1))
+        return self.ring.draw(recent, self.draws) + self.reservoir.draw(draws - recent, self.draws)
 
     def _step(self, items: list[Kept], rate: float) -> None:
-        """One step of AdamW on these completions; without a position that counts, or a finite gradient, none."""
-        block = block_of([unpack(item.value) for item in items])
-        weights = torch.from_numpy(
-            np.concatenate(
-                [item.weight * counted(each, self.config) for item, each in zip(items, block.completions, strict=True)]
-            )
-        )
-        if not weights.sum() > 0.0:
+        """One step of AdamW on these completions; without a position that counts, or a finite gradient, none.
+
+        They go through the model in blocks, so memory does not grow with how many there are. Their gradients add up.
+        """
+        completions = [unpack(item.value) for item in items]
+        counts = [item.weight * counted(each, self.config) for item, each in zip(items, completions, strict=True)]
+        total = float(sum(count.sum(dtype=np.float64) for count in counts))
+        if not total > 0.0:
             return
-        self.optimiser.zero_grad(set_to_none=True)
-        loss_of(block, block.logits(self.model), weights, self.config.loss).backward()  # type: ignore[no-untyped-call]
+        for start, stop in cut(completions, self.vocabulary):
+            block, weights = block_of(completions[start:stop]), torch.from_numpy(np.concatenate(counts[start:stop]))
+            loss = loss_of(block, block.logits(self.model), weights, self.config.loss) / total
+            loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.config.clip, foreach=False)
-        if not torch.isfinite(norm):
+        if torch.isfinite(norm):
+            self.optimiser.param_groups[0]["lr"] = rate
+            self.optimiser.step()
+        else:
             self.skipped += 1
-            return
-        self.optimiser.param_groups[0]["lr"] = rate
-        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
 
 
 def loss_of(block: Block, logits: Tensor, weights: Tensor, loss: str) -> Tensor:
-    """The weighted mean over positions (N,) of a loss; logits (N, V)."""
-    p = target_partition(block.log_p, block.temperature, logits.shape[1])
-    log_q = draft_partition(logits, block.ids, block.temperature)
-    return (weights * LOSSES[loss](p, log_q)).sum() / weights.sum()
+    """The weighted sum over positions (N,) of a loss; logits (N, V)."""
+    p = target_partition(block.log_p, block.sampled, logits.shape[1])
+    log_q = draft_partition(logits, block.ids, block.sampled.temperature)
+    return (weights * LOSSES[loss](p, log_q)).sum()
 
 
 def counted(completion: Completion, config: DraftConfig) -> Array:

@@ -6,9 +6,10 @@
 | log q | draft: the same | (N, top + 1) |
 | alpha | overlap: sum min(p, q), what is accepted of tokens drafted from q | (N,) |
 
-p and q are those that are verified: at a temperature above 0 both are raised to 1/T and sum to 1 again. Of tokens outside
-``top`` only their mass is known; it is taken to be spread evenly over them. With the whole vocabulary captured nothing is
-assumed.
+p and q are those that are verified: at a temperature above 0 both are raised to 1/T and sum to 1 again, and p is cut to the
+request's top_k and top_p. Of tokens outside ``top`` only their mass is known; it is taken to be spread evenly over them, and
+where the request's cut lies among them they are kept. With the whole vocabulary captured nothing is assumed. All is done with
+logarithms, whose largest is taken away first: p^(1/T) itself underflows in float32 at low temperatures.
 
 Source: Zhou et al., DistillSpec, ICLR 2024 (KL, reverse KL, JSD, TV); Samarin et al., LK Losses, 2026, arXiv 2602.23881 (nla,
 lk); docs/design/learners.md#draft.
@@ -16,7 +17,9 @@ lk); docs/design/learners.md#draft.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,20 +28,45 @@ LEAST_REST = 1e-7  # keeps the logarithm of a mass outside ``top`` finite where 
 DECAY = 3.0  # of lk: how fast its weight goes from KL to TV as alpha grows
 
 
-def target_partition(log_p: Tensor, temperature: Tensor, vocabulary: int) -> Tensor:
-    """p (N, top + 1) at each row's temperature (N,), from log probabilities (N, top) at temperature 1; at 0 it is left at 1."""
-    power = 1.0 / torch.where(temperature > 0, temperature, torch.ones_like(temperature))[:, None]
-    rest = (1.0 - log_p.exp().sum(dim=1, keepdim=True)).clamp(min=0.0)
-    others = vocabulary - log_p.shape[1]
-    spread = others * (rest / max(others, 1)) ** power  # sum of others^power, each an equal share of the rest
-    masses = torch.cat([(log_p * power).exp(), spread], dim=1)
-    return masses / masses.sum(dim=1, keepdim=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """How each position was sampled; each (N,)."""
+
+    temperature: Tensor  # 0: greedy; then all else is left alone
+    top_p: Tensor  # in (0, 1]
+    top_k: Tensor  # 0: all tokens
+
+
+def divisor(temperature: Tensor) -> Tensor:
+    """What logarithms are divided by (N, 1): the temperature, 1 where it is 0."""
+    return torch.where(temperature > 0, temperature, torch.ones_like(temperature))[:, None]
+
+
+def target_partition(log_p: Tensor, sampled: Sampled, vocabulary: int) -> Tensor:
+    """p (N, top + 1) as each row was sampled, from log probabilities (N, top) at temperature 1; at 0 they stay as they are."""
+    power, log_others = 1.0 / divisor(sampled.temperature), math.log(max(vocabulary - log_p.shape[1], 1))
+    log_rest = (1.0 - log_p.exp().sum(dim=1, keepdim=True)).clamp(min=0.0).log()
+    spread = log_others + power * (log_rest - log_others)  # sum of others^power, each an equal share of the rest
+    if log_p.shape[1] == vocabulary:
+        spread = torch.full_like(log_rest, -torch.inf)
+    return cut(torch.softmax(torch.cat([log_p * power, spread], dim=1), dim=1), sampled)
+
+
+def cut(p: Tensor, sampled: Sampled) -> Tensor:
+    """p (N, top + 1) with what top_k and then top_p leave of it, summing to 1; what they cut among the others is kept."""
+    top, greedy = p.shape[1] - 1, (sampled.temperature == 0)[:, None]
+    place = torch.arange(top + 1)
+    k = torch.where((sampled.top_k > 0) & (sampled.top_k <= top), sampled.top_k, top + 1)[:, None]
+    kept = p * (place < k)
+    kept = kept / kept.sum(dim=1, keepdim=True)
+    likelier = kept.cumsum(dim=1) - kept  # mass of what is likelier: tokens are kept until they reach top_p
+    kept = kept * ((likelier < sampled.top_p[:, None]) | (sampled.top_p == 1.0)[:, None])
+    return torch.where(greedy, p, kept / kept.sum(dim=1, keepdim=True))
 
 
 def draft_partition(logits: Tensor, ids: Tensor, temperature: Tensor) -> Tensor:
     """log q (N, top + 1) from logits (N, V) at each row's temperature (N,), for tokens ids (N, top); at 0 it is left at 1."""
-    divisor = torch.where(temperature > 0, temperature, torch.ones_like(temperature))[:, None]
-    log_q = torch.log_softmax(logits / divisor, dim=1).gather(1, ids)
+    log_q = torch.log_softmax(logits / divisor(temperature), dim=1).gather(1, ids)
     rest = (1.0 - log_q.exp().sum(dim=1, keepdim=True)).clamp(min=LEAST_REST)
     return torch.cat([log_q, rest.log()], dim=1)
 

@@ -5,7 +5,9 @@
 | tokens | (n, T) prompt and answer, then zeros |
 | row, place | (N,) of each position of an answer: its completion, and where its logits are |
 | ids, log_p | (N, top) |
-| temperature | (N,) |
+| sampled | temperature, top_p, top_k, each (N,) |
+
+A block is bounded in tokens, and in logits: tokens x V. What is longer alone is a block of its own.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from millrace.learners.draft.completion import Completion
+from millrace.learners.draft.completion import MOST_TOP, Completion, Header
 from millrace.learners.draft.hugging_face import logits
+from millrace.learners.draft.losses import Sampled
 
-BLOCK_TOKENS = 16_384  # of one block that is answered, filled up
+BLOCK_TOKENS = 16_384  # of one block, filled up
+BLOCK_LOGITS = 1 << 24  # of one block, filled up: 64 MiB in float32, and learning holds about four such arrays
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +38,7 @@ class Block:
     place: Tensor  # (N,) among the ``last``
     ids: Tensor  # (N, top)
     log_p: Tensor  # (N, top)
-    temperature: Tensor  # (N,)
+    sampled: Sampled
 
     def logits(self, model: nn.Module) -> Tensor:
         """(N, V): of each position of an answer, what the model says of the token there."""
@@ -59,19 +63,27 @@ def block_of(completions: Sequence[Completion]) -> Block:
         torch.from_numpy(np.concatenate(places)),
         torch.from_numpy(np.concatenate([each.ids for each in completions]).astype(np.int64)),
         torch.from_numpy(np.concatenate([each.log_probabilities for each in completions]).astype(np.float32)),
-        torch.from_numpy(np.repeat([each.header.temperature for each in completions], lengths).astype(np.float32)),
+        _sampled([each.header for each in completions], lengths),
     )
 
 
-def blocks(completions: Sequence[Completion]) -> Iterator[Block]:
-    """Blocks of consecutive completions, each of so many tokens at most that memory stays bounded."""
-    start = 0
-    while start < len(completions):
-        longest, stop = completions[start].tokens, start + 1
-        while stop < len(completions):
-            longest = max(longest, completions[stop].tokens)
-            if longest * (stop + 1 - start) > BLOCK_TOKENS:
-                break
-            stop += 1
-        yield block_of(completions[start:stop])
-        start = stop
+def _sampled(headers: Sequence[Header], lengths: list[int]) -> Sampled:
+    """Of each position of answers of these lengths."""
+    temperature, top_p = (
+        np.repeat(np.array([getattr(header, name) for header in headers], dtype=np.float32), lengths)
+        for name in ("temperature", "top_p")
+    )
+    top_k = np.repeat(np.array([min(header.top_k, MOST_TOP + 1) for header in headers]), lengths)
+    return Sampled(torch.from_numpy(temperature), torch.from_numpy(top_p), torch.from_numpy(top_k))
+
+
+def cut(completions: Sequence[Completion], vocabulary: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of blocks of consecutive completions, each so small that memory stays bounded."""
+    most, start, longest = min(BLOCK_TOKENS, BLOCK_LOGITS // vocabulary), 0, 0
+    for at, completion in enumerate(completions):
+        longest = max(longest, completion.tokens)
+        if at > start and longest * (at + 1 - start) > most:
+            yield start, at
+            start, longest = at, completion.tokens
+    if completions:
+        yield start, len(completions)

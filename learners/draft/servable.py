@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from millrace.learners.draft.completion import Completion, unpack
-from millrace.learners.draft.hugging_face import context_of, with_weights, write
+from millrace.learners.draft.hugging_face import context_of, vocabulary_of, with_weights, write
 from millrace.learners.draft.simulator import Replayed, replay
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Batch, Floats, Value
@@ -24,7 +24,7 @@ class DraftServable:
     """An immutable picture of a draft."""
 
     config: str  # the model's, as JSON
-    weights: Mapping[str, Array]  # float32, read-only
+    weights: Mapping[str, Array]  # float32, as ``read_only`` makes them
     k: int  # tokens drafted a step
     target: str  # sha256 of the target's folder
 
@@ -46,16 +46,17 @@ class DraftServable:
         """The same with its steps, and with the upper bounds."""
         use_one_thread()
         completions = completions_of(batch)
-        asked = [why_not(completion, self.target, context_of(self.config)) == "" for completion in completions]
+        most = most_tokens(context_of(self.config), self.k)
+        asked = [why_not(completion, self.target, most) == "" for completion in completions]
         chosen = [each for each, yes in zip(completions, asked, strict=True) if yes]
         with with_weights(self.config, self.tensors) as model:
-            answers = iter(replay(model, chosen, self.k))
+            answers = iter(replay(model, chosen, self.k, vocabulary_of(self.config)))
         return [next(answers) if yes else NONE for yes in asked]
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights, on copies."""
-        return {name: torch.tensor(weight) for name, weight in self.weights.items()}
+        """The weights, on the same memory: nobody may write to them."""
+        return {name: torch.from_numpy(weight.base) for name, weight in self.weights.items()}
 
     def write(self, folder: Path) -> None:
         """The draft as Hugging Face lays it out, in float32, for transformers and vLLM."""
@@ -70,16 +71,18 @@ class DraftServable:
     def from_arrays(cls, arrays: Mapping[str, Value]) -> DraftServable:
         """The servable that gave ``arrays``."""
         weights = {
-            name.removeprefix("weight."): read_only(value) for name, value in arrays.items() if name.startswith("weight.")
+            name.removeprefix("weight."): read_only(np.array(value, dtype=np.float32))
+            for name, value in arrays.items()
+            if name.startswith("weight.")
         }
         return cls(arrays["config"], weights, int(arrays["k"]), arrays["target"])
 
 
 def read_only(weight: Array) -> Array:
-    """A copy that nobody can write to."""
-    copy = np.array(weight, dtype=np.float32)
-    copy.flags.writeable = False
-    return copy
+    """A view of an array of ours that nobody can write to; torch, which wants arrays that can be, takes its ``base``."""
+    view = weight.view()
+    view.flags.writeable = False
+    return view
 
 
 def completions_of(batch: Batch) -> list[Completion]:
@@ -92,10 +95,15 @@ def completions_of(batch: Batch) -> list[Completion]:
         raise BadInputError(f"column sequences: {error}") from error
 
 
-def why_not(completion: Completion, target: str, context: int) -> str:
-    """Why a draft of this target does not learn a completion, in a word; empty: it does."""
+def most_tokens(context: int, k: int) -> float:
+    """Of prompt and answer, for a draft of this context: beyond it an engine has nothing drafted, or not by the draft."""
+    return context - k if context else float("inf")
+
+
+def why_not(completion: Completion, target: str, most: float) -> str:
+    """Why a draft of this target that takes so many tokens does not learn a completion, in a word; empty: it does."""
     if completion.header.target.hex() != target:
         return "other_target"
     if not completion.learnable:
         return "flagged"
-    return "too_long" if 0 < context < completion.tokens else ""
+    return "too_long" if completion.tokens > most else ""

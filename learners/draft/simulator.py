@@ -4,10 +4,10 @@ At temperature 0 every prefix that a step can reach lies on the answer itself. S
 each match, and steps are played over the matches: begin at position 1, count hits up to k, go on behind the next token. The
 last step is cut at the number of tokens. That is exact, step for step.
 
-Above 0 a token drafted from q is accepted with probability alpha = sum min(p, q). Of p only the ``top`` likeliest at
-temperature 1 are known, and the mass r of all others. At temperature T each is p^(1/T) / Z, and Z = sum over the known + R. R,
-the sum over the others, lies between that of equal shares of r and that of shares as large as the least that is known. So
-alpha has bounds.
+Above 0 a token drafted from q is accepted with probability alpha = sum min(p, q). Positions are those that were tested as
+served, for a bonus is not; all, where steps and tokens do not align. The bounds of alpha: overlap.py.
+
+A draft whose logits are not finite proposes nothing that anybody could foresee: it has no match there, and bounds 0 and 1.
 
 Source: Leviathan, Kalman, Matias, "Fast inference from transformers via speculative decoding", ICML 2023, corollary 3.6;
 docs/design/learners.md#draft.
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from millrace.learners.draft.completion import Completion
-from millrace.learners.draft.rows import Block, blocks
-from millrace.learners.protocol import Array, Floats
+from millrace.learners.draft.overlap import Seen, overlap
+from millrace.learners.draft.rows import Block, block_of, cut
+from millrace.learners.protocol import Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,27 +42,37 @@ class Replayed:
         return (sum(self.steps) / len(self.steps) + 1.0) if self.steps else np.nan
 
 
-def replay(model: nn.Module, completions: list[Completion], k: int) -> list[Replayed]:
-    """Of each completion, in order, with ``k`` >= 1 tokens drafted a step."""
+def replay(model: nn.Module, completions: list[Completion], k: int, vocabulary: int) -> list[Replayed]:
+    """Of each completion, in order, with ``k`` >= 1 tokens drafted a step, of ``vocabulary`` = V there are."""
     replayed: list[Replayed] = []
     with torch.no_grad():
-        for block in blocks(completions):
+        for start, stop in cut(completions, vocabulary):
+            block = block_of(completions[start:stop])
             replayed += _of_block(block, block.logits(model), k)
     return replayed
 
 
 def _of_block(block: Block, logits: Tensor, k: int) -> list[Replayed]:
-    greedy = logits.argmax(dim=1).numpy()
-    vocabulary, at, found = logits.shape[1], 0, []
+    finite, greedy = torch.isfinite(logits).all(dim=1).numpy(), logits.argmax(dim=1).numpy()
+    at, found = 0, []
     for completion in block.completions:
         rows = slice(at + 1, at + len(completion.output))  # position 0 is not tested
         at += len(completion.output)
         if completion.header.temperature == 0.0:
-            found.append(played(greedy[rows] == completion.output[1:], k))
+            found.append(played(finite[rows] & (greedy[rows] == completion.output[1:]), k))
             continue
-        low, high = bounds(logits[rows], block.ids[rows], block.log_p[rows], completion.header.temperature, vocabulary)
+        chosen = rows.start + tested(completion) - 1
+        low, high = overlap(logits[chosen], Seen(block.ids[chosen], block.log_p[chosen], completion.header))
+        low, high = np.where(finite[chosen], low, 0.0), np.where(finite[chosen], high, 1.0)
         found.append(Replayed(float(low.sum()), len(low), float(high.sum())))
     return found
+
+
+def tested(completion: Completion) -> Array:
+    """Positions (m,) of an answer that its steps tested; all behind the first where steps and tokens do not align."""
+    if not completion.aligned:
+        return np.arange(1, len(completion.output))
+    return np.array([at + offset for at, _, count in completion.steps() for offset in range(count)], dtype=np.int64)
 
 
 def played(matches: Array, k: int) -> Replayed:
@@ -78,24 +89,3 @@ def played(matches: Array, k: int) -> Replayed:
         tested += accepted + (accepted < len(drafted))
         at += accepted + 1
     return Replayed(float(sum(steps)), tested, float(sum(steps)), tuple(steps))
-
-
-def bounds(logits: Tensor, ids: Tensor, log_p: Tensor, temperature: float, vocabulary: int) -> tuple[Floats, Floats]:
-    """Least and largest alpha (N,) of logits (N, V), given tokens ids (N, top) with log_p (N, top) at temperature 1."""
-    power, others = 1.0 / temperature, vocabulary - log_p.shape[1]
-    known = log_p.double()
-    log_q = torch.log_softmax(logits.double() / temperature, dim=1).gather(1, ids)
-    q = log_q.exp()
-    q_rest = (1.0 - q.sum(dim=1)).clamp(min=0.0)
-    rest = (1.0 - known.exp().sum(dim=1)).clamp(min=0.0)
-    even = others * (rest / max(others, 1)) ** power
-    least = torch.maximum(known[:, -1].exp(), rest / max(others, 1))  # no other is likelier than the least that is known
-    heaped = rest * least ** (power - 1.0)
-    masses = (known * power).exp()
-    total = masses.sum(dim=1)
-    ends = torch.minimum(even, heaped), torch.maximum(even, heaped)  # of R
-    fewest, most = (masses / (total + end)[:, None] for end in reversed(ends))
-    low = torch.minimum(fewest, q).sum(dim=1)
-    p_rest = ends[1] / (total + ends[1])
-    high = torch.minimum(most, q).sum(dim=1) + torch.minimum(p_rest, q_rest)
-    return low.numpy(), high.clamp(max=1.0).numpy()

@@ -3,16 +3,21 @@
 Each completion is replayed with the draft before it is learned. alpha = accepted / tested positions. Its complement is the
 loss that drift detectors watch. The same completions give the same totals, bit for bit, however they are cut.
 
+As served, only those count that are replayed too, so that both shares are of the same traffic. What is not a number is counted
+as unscored and goes into no sum. There are at most 64 domains; what comes of more is one further domain, "other".
+
 Source: Dawid, prequential analysis, JRSS A 1984; docs/design/learners.md#draft.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from millrace.learners.draft.completion import header_of
+from millrace.learners.draft.completion import domain_among, header_of
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Batch, Floats, Value
 
@@ -26,6 +31,10 @@ class DomainScores:
     tested: float = 0.0
     served_accepted: float = 0.0  # positions, as served; of completions whose counts say something
     served_tested: float = 0.0
+    unscored: int = 0  # completions whose replay was no number
+
+
+SUMS = ("accepted", "tested", "served_accepted", "served_tested")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +46,8 @@ class DraftScores:
     tested: float = 0.0
     served_accepted: float = 0.0
     served_tested: float = 0.0
-    domains: dict[str, DomainScores] = field(default_factory=dict)  # in order of first appearance
+    unscored: int = 0
+    domains: dict[str, DomainScores] = field(default_factory=dict)  # in the order of their names
 
 
 def seen_of(batch: Batch) -> Array:
@@ -77,27 +87,15 @@ class PrequentialDrafts:
             raise BadInputError(f"column scores: expected {(len(seen), 2)} and no classes, got {scores.shape}")
         domains = {name: DomainScores(**asdict(domain)) for name, domain in self.totals.domains.items()}
         for (accepted, tested), (name, *served) in zip(scores.tolist(), seen.tolist(), strict=True):
-            domain = domains.setdefault(name, DomainScores())
-            domain.rows += 1
-            domain.accepted += accepted
-            domain.tested += tested
-            if not np.isnan(served[1]):
-                domain.served_accepted += served[0]
-                domain.served_tested += served[1]
-        self.totals = DraftScores(
-            sum(domain.rows for domain in domains.values()),
-            sum(domain.accepted for domain in domains.values()),
-            sum(domain.tested for domain in domains.values()),
-            sum(domain.served_accepted for domain in domains.values()),
-            sum(domain.served_tested for domain in domains.values()),
-            domains,
-        )
+            _count(domains.setdefault(domain_among(domains, name), DomainScores()), (accepted, tested), served)
+        self.totals = _totals(domains)
         return self.totals
 
     def losses(self, scores: Floats, classes: tuple[str, ...], seen: Array) -> Floats:
         """1 - alpha of each completion (n,) in [0, 1]; without a tested position that of all so far. Nothing is counted."""
         usual = 1.0 - self.totals.accepted / self.totals.tested if self.totals.tested else 0.0
-        alpha = np.divide(scores[:, 0], scores[:, 1], out=np.full(len(seen), 1.0 - usual), where=scores[:, 1] > 0)
+        countable = np.isfinite(scores).all(axis=1) & (scores[:, 1] > 0)
+        alpha = np.divide(scores[:, 0], scores[:, 1], out=np.full(len(seen), 1.0 - usual), where=countable)
         return np.asarray(np.clip(1.0 - alpha, 0.0, 1.0))
 
     def state(self) -> dict[str, Value]:
@@ -106,5 +104,24 @@ class PrequentialDrafts:
 
     def load(self, state: dict[str, Value]) -> None:
         """Go on where ``state`` was taken."""
-        self.totals = DraftScores(domains={name: DomainScores(**values) for name, values in state["domains"].items()})
-        self.update(np.zeros((0, 2)), (), np.empty(0, dtype=object))
+        self.totals = _totals({name: DomainScores(**values) for name, values in state["domains"].items()})
+
+
+def _count(domain: DomainScores, own: tuple[float, float], served: Sequence[float]) -> None:
+    """Add a completion of the domain: accepted and tested positions of its own replay, and as served."""
+    domain.rows += 1
+    if not np.isfinite(own).all():
+        domain.unscored += 1
+        return
+    domain.accepted += own[0]
+    domain.tested += own[1]
+    if own[1] and not np.isnan(served[1]):
+        domain.served_accepted += served[0]
+        domain.served_tested += served[1]
+
+
+def _totals(domains: Mapping[str, DomainScores]) -> DraftScores:
+    """The sums, whose bits do not depend on the order of domains."""
+    sums = {name: math.fsum(getattr(domain, name) for domain in domains.values()) for name in SUMS}
+    rows, unscored = (sum(getattr(domain, name) for domain in domains.values()) for name in ("rows", "unscored"))
+    return DraftScores(rows, **sums, unscored=unscored, domains=dict(sorted(domains.items())))

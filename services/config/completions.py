@@ -11,6 +11,7 @@ from millrace.learners.draft.config import Start
 from millrace.learners.draft.folder import config_of, fingerprint
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
+from millrace.services.config.digests import Digests
 from millrace.streams.schema import ACCEPTED, Llm
 
 NEEDED = {
@@ -54,27 +55,28 @@ def stand_in(raw: dict[str, Any], path: Path) -> None:
                 f"{path}: log.retention_hours does not stand beside [llm]: llm.keep_ms says how long. Leave it out."
             )
         keep_ms = llm.get("keep_ms", Llm.__dataclass_fields__["keep_ms"].default)
-        log["retention_hours"] = keep_ms / HOUR_MS if isinstance(keep_ms, int) else 0.0
+        log["retention_hours"] = keep_ms / HOUR_MS if isinstance(keep_ms, int) and keep_ms > 0 else 0.0
     raw |= {"fields": [], "label": {"name": ACCEPTED.name, "type": ACCEPTED.type}}
 
 
-def located(llm: Llm, folder: Path) -> Llm:
+def located(llm: Llm, folder: Path, digests: Digests) -> Llm:
     """The table with its folders' paths taken from ``folder``, the sha256 of each, and the vocabulary.
 
     A missing folder is let pass where the file says its sha256: a rollback needs no model. What is said of the target is taken
-    as said, for its weights may be large; the draft is hashed whenever it is there. Raises: ConfigError where a folder is
-    missing or another than its sha256 says, or the two have different vocabularies.
+    as said, for its weights may be large; the draft is hashed whenever it is there. ``digests`` remembers what was hashed.
+    Raises: ConfigError where a folder is missing or another than its sha256 says, the two have different vocabularies, or
+    nothing says how large they are.
     """
     paths = {name: (folder / getattr(llm, name)).absolute() for name in ("target", "draft")}
     said = {"target": llm.target_sha256, "draft": llm.draft_sha256}
-    digests = dict(said)
+    hashed = dict(said)
     for name, path in paths.items():
         if not path.is_dir() and not said[name]:
             raise ConfigError(f"llm.{name} = {str(path)!r}: there is no such folder.")
         if path.is_dir() and not (said[name] and name == "target"):
-            digests[name] = fingerprint(path)
-            if said[name] not in ("", digests[name]):
-                raise ConfigError(f"llm.{name}: {path} has sha256 {digests[name]}, not {said[name]}. Put the other one back.")
+            hashed[name] = fingerprint(path, digests.of)
+            if said[name] not in ("", hashed[name]):
+                raise ConfigError(f"llm.{name}: {path} has sha256 {hashed[name]}, not {said[name]}. Put the other one back.")
     sizes = {name: config_of(path)["vocab_size"] for name, path in paths.items() if path.is_dir()}
     if len(set(sizes.values())) > 1:
         raise ConfigError(
@@ -82,14 +84,19 @@ def located(llm: Llm, folder: Path) -> Llm:
             "the same."
         )
     vocabulary = llm.vocabulary or next(iter(sizes.values()), 0)
-    if 0 < vocabulary < llm.top or (sizes and vocabulary not in sizes.values()):
+    if not vocabulary:
+        raise ConfigError(
+            "llm.vocabulary is missing, and neither llm.target nor llm.draft is here to say it. Write how many tokens they "
+            "know."
+        )
+    if vocabulary < llm.top or (sizes and vocabulary not in sizes.values()):
         raise ConfigError(f"llm.top = {llm.top}, llm.vocabulary = {vocabulary}: the models know {sizes or 'no'} tokens.")
     return replace(
         llm,
         target=str(paths["target"]),
         draft=str(paths["draft"]),
-        target_sha256=digests["target"],
-        draft_sha256=digests["draft"],
+        target_sha256=hashed["target"],
+        draft_sha256=hashed["draft"],
         vocabulary=vocabulary,
     )
 

@@ -21,8 +21,10 @@ from millrace.learners.errors import ConfigError
 from millrace.learners.memory.config import MemoryConfig, Remembering
 from millrace.learners.table import LEARNERS, WITH_MEMORY
 from millrace.services.config import completions
+from millrace.services.config.digests import Digests
 from millrace.services.config.hints import ABSENT, nearest, options_of, record_of, value_at
 from millrace.services.config.names import NAME_CHARACTERS
+from millrace.services.config.pipeline_file import read_toml, refuse_large
 from millrace.services.config.sections import BatchConfig, LogConfig, MlflowConfig, ServingConfig, VersionsConfig
 from millrace.streams.features.backbone import located
 from millrace.streams.kafka.cluster import Secrets
@@ -157,7 +159,7 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
 
     Raises: ConfigError naming key, value and the nearest valid name.
     """
-    return _loaded(_read_toml(path), path, tuple(flags))
+    return _loaded(read_toml(path), path, tuple(flags))
 
 
 def build_pipeline(raw: dict[str, Any], flags: Iterable[str] = ()) -> Loaded:
@@ -174,7 +176,7 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
         value = _set(raw, key, text, source)
         origin = {name: source_name for name, source_name in origin.items() if not name.startswith((f"{key}.", f"{key}["))}
         origin |= dict.fromkeys(leaves({key: value}), source)
-    _refuse_large(raw, path)
+    refuse_large(raw, path)
     _respell(raw, origin, path)
     completions.stand_in(raw, path)
     pipeline: PipelineConfig = _convert(raw, PipelineConfig, "", path)
@@ -184,7 +186,7 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
         raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{nearest(str(kind), LEARNERS)}")
     completions.refuse_mismatch(kind, pipeline.llm, path)
     if pipeline.llm is not None:
-        pipeline = replace(pipeline, llm=completions.located(pipeline.llm, path.parent))
+        pipeline = replace(pipeline, llm=completions.located(pipeline.llm, path.parent, Digests(cache_folder())))
     task = pipeline.schema.task
     learner_keys = {key: value for key, value in pipeline.learner.items() if key != "kind"}
     if learner_keys.get("task", task) != task:
@@ -260,6 +262,13 @@ def home_folder(flag: str | None) -> Path:
     return Path(flag or os.environ.get("MILLRACE_HOME") or ".millrace")
 
 
+def cache_folder() -> Path | None:
+    """Where what can be computed again is remembered: millrace in ``XDG_CACHE_HOME``, else in ``~/.cache``; None: nowhere."""
+    home = os.environ.get("HOME")
+    folder = os.environ.get("XDG_CACHE_HOME") or (home and f"{home}/.cache")
+    return Path(folder, "millrace") if folder else None
+
+
 def data_folder() -> Path:
     """Where development data lies: ``MILLRACE_DATA``, else ``../shared/data``."""
     return Path(os.environ.get("MILLRACE_DATA") or "../shared/data")
@@ -296,17 +305,6 @@ def settings(loaded: Loaded) -> list[tuple[str, Any, str]]:
     """Every key, its value and where it came from."""
     values = leaves(msgspec.to_builtins(loaded.pipeline))
     return [(key, value, loaded.origin.get(key, "default")) for key, value in values.items()]
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"There is no pipeline file {path}. Name one, or write one after the README's example.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}.") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _from_environment() -> Iterable[tuple[str, str, str]]:
@@ -349,13 +347,6 @@ def _respell(raw: dict[str, Any], origin: dict[str, str], path: Path) -> None:
         table[old] = table.pop(new)
         for key in [key for key in origin if key.startswith(f"learner.{new}")]:  # several, where the value is none that fits
             origin[key.replace(new, old, 1)] = origin.pop(key)
-
-
-def _refuse_large(raw: dict[str, Any], path: Path) -> None:
-    """TOML's whole numbers have 64 bits, Python's have no end; hashes and journals could not write those down."""
-    for key, value in leaves(raw).items():
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ConfigError(f"{path}: {key} = {value}: a whole number must fit into 64 bits.")
 
 
 def _refuse_unrecorded(raw: dict[str, Any], pipeline: PipelineConfig, path: Path) -> None:

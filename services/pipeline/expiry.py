@@ -91,7 +91,7 @@ def _partitions(instance: Instance) -> list[str]:
 
 def _outlived(instance: Instance, store: Log) -> Position:
     """By partition the offset before which all is older than the limit, where there is something before it."""
-    before_ms = time.time_ns() // 1_000_000 - int(instance.loaded.pipeline.log.retention_hours * HOUR_MS)
+    before_ms = time.time_ns() // 1_000_000 - round(instance.loaded.pipeline.log.retention_hours * HOUR_MS)
     stops = {tp: store.outlived(tp, before_ms) for tp in _partitions(instance)}
     return {tp: stop for tp, stop in stops.items() if stop > store.bounds(tp)[0]}
 

@@ -49,6 +49,7 @@ WEIGHTS, SCHEMA, MANIFEST, ONNX = "weights.safetensors", "schema.json", "manifes
 JOURNAL = "journal.jsonl"
 DRAFT_WEIGHTS = "model.safetensors"  # of a draft, as transformers writes it
 TOKENIZER_ENDINGS = (".json", ".jinja", ".model", ".txt")  # of files that are taken over beside a draft's config and weights
+OF_WEIGHTS = (".index.json", "adapter_config.json")  # ends of names that say where the weights are which are not taken over
 
 
 class ExportManifest(msgspec.Struct, frozen=True):
@@ -123,7 +124,8 @@ def _write_draft(instance: Instance, parts: Parts, mark: Mark, folder: Path) -> 
     try:
         servable.write(folder)
         for file in begun_with.iterdir():
-            if file.suffix in TOKENIZER_ENDINGS and not (folder / file.name).exists():
+            taken = file.suffix in TOKENIZER_ENDINGS and not file.name.endswith(OF_WEIGHTS)
+            if taken and not (folder / file.name).exists():
                 (folder / file.name).write_bytes(file.read_bytes())
         manifest = _manifest(instance, parts, mark, sha256((folder / DRAFT_WEIGHTS).read_bytes()))
         segment = manifest_of(instance.store(), mark).segment

@@ -1,8 +1,9 @@
 """The topic of completions: one packed completion a record, checked before anything learns it. The key is the tenant.
 
 What a completion holds stands in ``learners/draft/completion.py``. A record is refused as a whole, with its reason, where its
-bytes are not one, and where its tokens are none of the vocabulary, its log probabilities are not as many as the pipeline says,
-or a step drafted more than the pipeline does. A completion whose counts and tokens do not align is one: y has NaN there.
+bytes are not one, and where its tokens are none of the vocabulary, its log probabilities are not as many as the pipeline says
+or not of the likeliest tokens, or a step drafted more than the pipeline does. A completion whose counts and tokens do not align
+is one: y has NaN there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from copy import copy
 
 import numpy as np
 
-from millrace.learners.draft.completion import unpack
+from millrace.learners.draft.completion import PROBABILITY_SLACK, Completion, unpack
 from millrace.learners.errors import BadInputError
 from millrace.streams.formats.json_rows import Refused, Rows, refusal
 from millrace.streams.formats.meaning import RecordError
@@ -71,6 +72,18 @@ class CompletionCodec:
         largest = max(int(tokens.max()) for tokens in (completion.prompt, completion.output, completion.ids))
         if 0 < llm.vocabulary <= largest:
             raise RecordError("out-of-range", f"token {largest} is none of a vocabulary of {llm.vocabulary}")
+        if llm.vocabulary > 0 and (problem := _unlikely(completion, llm.vocabulary)):
+            raise RecordError("out-of-range", problem)
         if completion.drafted.size and int(completion.drafted.max()) > llm.k:
             raise RecordError("out-of-range", f"a step drafted {int(completion.drafted.max())} tokens, and llm.k is {llm.k}")
         return completion.served()
+
+
+def _unlikely(completion: Completion, vocabulary: int) -> str:
+    """Why the captured tokens are not the likeliest: what they leave is more than all others can have. Empty: they are."""
+    probabilities = np.exp(completion.log_probabilities.astype(np.float64))
+    most = (vocabulary - completion.header.top) * probabilities[:, -1] + PROBABILITY_SLACK
+    missing = 1.0 - probabilities.sum(axis=1) - most
+    if missing.max() <= 0.0:
+        return ""
+    return f"the likeliest tokens of position {int(missing.argmax())} leave more to the others than each could have of it"

@@ -35,7 +35,7 @@ class KafkaLog:
 
     def __init__(self, link: Link, retention_hours: float = 0.0) -> None:
         self.link = link
-        self._retention_ms = int(retention_hours * HOUR_MS) or -1
+        self._retention_ms = round(retention_hours * HOUR_MS) or -1
         self._said = False
         self._posted: list[Sent] = []
         self._ranges = Ranges(link)

@@ -32,9 +32,10 @@ PHRASES = {
     "skipped_steps": "{value} steps were left out, as their gradient was not finite; scale the features or lower the rate",
     "unremembered": "{value} rows are not in the memory, as what was answered for them is not finite",
     "memory_full": "{value} rows have a class for which the memory has no room; lower memory.rows, or memory.bits",
-    "flagged": "{value} completions had an adapter, a grammar, a penalty or an image, and were not learned",
+    "flagged": "{value} completions had an adapter, a grammar, a penalty, an image, min_p or a bias, and were not learned",
     "other_target": "{value} completions are of another target than llm.target, and were not learned; begin with --branch NEW",
-    "too_long": "{value} completions are longer than the draft's context, and were not learned",
+    "too_long": "{value} completions are longer than the draft's context less llm.k, and were not learned",
+    "unscored": "{value} completions were replayed by weights that are not finite, and are in no share; begin with a lower rate",
     "outside_classes": "{value} rows have a label that learner.classes does not name, and were not learned",
     "residual": "the solution misses its sums by {value:.1e}, relatively; raise learner.gamma",
     "errors_over_baseline": "errors are {value:.3g} times those of always answering the commonest label, or the mean",
@@ -49,6 +50,8 @@ def noticed(features: Features, learner: Learner, totals: Totals) -> dict[str, V
     of_columns = {name: features.by_field(own.pop(name, {})) for name in ("clipped", "rounded")}  # by learners themselves
     seen: dict[str, Any] = features.counts() | {"dropped": dropped} | own
     seen |= {"clipped": seen["clipped"] | of_columns["clipped"], "rounded": of_columns["rounded"]}
+    if isinstance(totals, DraftScores):
+        seen["unscored"] = totals.unscored
     if (errors := errors_over_baseline(totals)) > ERRORS:
         seen["errors_over_baseline"] = errors
     if seen["residual"] <= RESIDUAL:

@@ -12,7 +12,7 @@ import torch
 from millrace.learners.draft.completion import pack, unpack
 from millrace.learners.draft.config import DraftConfig
 from millrace.learners.draft.learner import counted, loss_of
-from millrace.learners.draft.losses import LOSSES, draft_partition, target_partition
+from millrace.learners.draft.losses import LOSSES, Sampled, draft_partition, target_partition
 from millrace.learners.draft.rows import block_of
 
 V = tiny_draft.VOCABULARY
@@ -26,11 +26,16 @@ def some(top: int, rows: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     return target, logits, np.argsort(-target, axis=1)[:, :top], rng.choice([0.0, 0.5, 1.0, 1.7], rows)
 
 
+def plainly(temperature: torch.Tensor) -> Sampled:
+    """Neither cut to top_k nor to top_p."""
+    return Sampled(temperature, torch.ones_like(temperature), torch.zeros(len(temperature), dtype=torch.int64))
+
+
 def of_torch(loss: str, top: int) -> np.ndarray:
     """The loss as the learner computes it, in float64 (N,)."""
     target, logits, ids, temperature = some(top)
     at_temperature = torch.tensor(temperature)
-    p = target_partition(torch.tensor(np.take_along_axis(target, ids, axis=1)), at_temperature, V)
+    p = target_partition(torch.tensor(np.take_along_axis(target, ids, axis=1)), plainly(at_temperature), V)
     return LOSSES[loss](p, draft_partition(torch.tensor(logits), torch.tensor(ids), at_temperature)).numpy()
 
 
@@ -86,7 +91,7 @@ def test_the_captured_loss_is_never_above_that_of_the_whole_vocabulary() -> None
     """Joining tokens loses divergence: KL and TV over the partition are lower bounds of the true ones, at temperature 1."""
     target, logits, ids, _ = some(top=4)
     one = torch.ones(len(ids))
-    p = target_partition(torch.tensor(np.take_along_axis(target, ids, axis=1)), one, V)
+    p = target_partition(torch.tensor(np.take_along_axis(target, ids, axis=1)), plainly(one), V)
     log_q = draft_partition(torch.tensor(logits), torch.tensor(ids), one)
     for loss in ("kl", "tv"):
         whole = [distances(np.exp(row), softmax(other), V)[loss] for row, other in zip(target, logits, strict=True)]
@@ -94,17 +99,31 @@ def test_the_captured_loss_is_never_above_that_of_the_whole_vocabulary() -> None
         assert (captured <= np.array(whole) + 1e-12).all() and (captured < np.array(whole) - 1e-6).any()
 
 
-def test_the_weighted_mean_goes_over_answers_alone() -> None:
-    """A block's loss is the mean over the positions of its answers, by weight, whatever is filled up on the right."""
+def test_the_weighted_sum_goes_over_answers_alone() -> None:
+    """A block's loss is the sum over the positions of its answers, by weight, whatever is filled up on the right."""
     rng = np.random.default_rng(2)
     block = block_of([unpack(pack(tiny_draft.completion(rng))) for _ in range(3)])
     rows = len(block.row)
     logits, weights = torch.tensor(rng.normal(size=(rows, V)), dtype=torch.float32), torch.tensor(rng.uniform(size=rows))
-    each = LOSSES["kl"](
-        target_partition(block.log_p, block.temperature, V), draft_partition(logits, block.ids, block.temperature)
-    )
-    assert np.isclose(float(loss_of(block, logits, weights, "kl")), np.average(each.numpy(), weights=weights.numpy()))
+    log_q = draft_partition(logits, block.ids, block.sampled.temperature)
+    each = LOSSES["kl"](target_partition(block.log_p, block.sampled, V), log_q)
+    assert np.isclose(float(loss_of(block, logits, weights, "kl")), (each.numpy() * weights.numpy()).sum())
     assert rows == sum(len(completion.output) for completion in block.completions)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_at_the_lowest_temperature_is_a_number(loss: str) -> None:
+    """In float32 at 0.01, where p^100 of a token with log probability -1.5 is 0: loss and gradient are finite, and p is right."""
+    logs = np.log(np.array([[0.22, 0.21, 0.2], [0.9, 0.05, 0.01]], dtype=np.float32))
+    sampled = plainly(torch.full((2,), 0.01))
+    p = target_partition(torch.tensor(logs), sampled, V)
+    exact = np.append(logs.astype(np.float64) * 100, [[np.log(29) + 100 * np.log(0.37 / 29)], [-np.inf]], axis=1)
+    exact -= exact.max(axis=1, keepdims=True)
+    assert np.allclose(p.numpy(), np.exp(exact) / np.exp(exact).sum(axis=1, keepdims=True), atol=1e-4)
+    logits = torch.randn((2, V), requires_grad=True)
+    log_q = draft_partition(logits, torch.tensor([[0, 1, 2], [3, 4, 5]]), sampled.temperature)
+    LOSSES[loss](p, log_q).sum().backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
 
 
 def test_positions_count_by_what_became_of_them() -> None:

@@ -44,6 +44,16 @@ def header_changed(**changes: Any) -> bytes:
     return sealed(msgspec.msgpack.encode(said), value[FRAME.size + length :])
 
 
+def nested_flags() -> bytes:
+    """A packed completion whose flags are lists in lists."""
+    value = pack(good())
+    length = FRAME.unpack_from(value)[2]
+    said = msgspec.msgpack.decode(value[FRAME.size : FRAME.size + length])
+    words = [msgspec.msgpack.encode(word) for word in said]
+    words[HEADER.index("flags")] = b"\x91" * 3_000 + b"\x90"
+    return sealed(b"\xdc\x00\x10" + b"".join(words), value[FRAME.size + length :])
+
+
 def sealed(header: bytes, arrays: bytes) -> bytes:
     """Header and arrays in a frame."""
     body = len(header).to_bytes(4, "little") + header + arrays
@@ -80,6 +90,10 @@ BROKEN: dict[str, tuple[str, bytes | None]] = {
     "longer": ("unreadable", pack(good()) + b"\0"),
     "a bit flipped": ("unreadable", pack(good())[:-3] + bytes([pack(good())[-3] ^ 1]) + pack(good())[-2:]),
     "header is no msgpack": ("unreadable", sealed(b"\xc1", b"")),
+    "header is nested without end": ("wrong-type", sealed(b"\x91" * 4_000, b"")),
+    "header is nested without end, and long": ("oversized", sealed(b"\x91" * 100_000, b"")),
+    "a word of the header is nested without end": ("wrong-type", sealed(b"\xdc\x00\x10" + b"\x91" * 3_000, b"")),
+    "flags are nested without end": ("wrong-type", nested_flags()),
     "header is too short": ("wrong-type", sealed(msgspec.msgpack.encode(["id"]), b"")),
     "header has a text for a number": ("wrong-type", header_changed(epoch="1")),
     "header has a flag of no such name": ("wrong-type", header_changed(flags=["lora"])),
@@ -90,6 +104,11 @@ BROKEN: dict[str, tuple[str, bytes | None]] = {
     "half a sha256": ("out-of-range", header_changed(target=b"half")),
     "temperature below 0": ("out-of-range", header_changed(temperature=-0.1)),
     "temperature that is none": ("out-of-range", header_changed(temperature=float("nan"))),
+    "temperature below what an engine takes": ("out-of-range", header_changed(temperature=0.009)),
+    "temperature above what anybody asks for": ("out-of-range", header_changed(temperature=1e30)),
+    "domain that is too long": ("out-of-range", header_changed(domain="d" * 65)),
+    "domain that moves the cursor": ("out-of-range", header_changed(domain="\x1b[2J")),
+    "id that is a book": ("oversized", header_changed(id="d" * 5_000)),
     "temperature without end": ("out-of-range", header_changed(temperature=float("inf"))),
     "top_p above 1": ("out-of-range", header_changed(top_p=1.5)),
     "top_k below 0": ("out-of-range", header_changed(top_k=-1)),
@@ -103,6 +122,7 @@ BROKEN: dict[str, tuple[str, bytes | None]] = {
     "log probability above 0": ("not-finite", logs(put((0, 0), 0.5))),
     "less likely before likely": ("out-of-range", logs(put((0, 0), -30.0))),
     "probabilities above 1 together": ("out-of-range", logs(put(0, -0.1))),
+    "tokens that are not the likeliest": ("out-of-range", logs(put(slice(None), -12.0))),
     "a likely token twice": ("duplicate-field", arrays_changed(lambda each: {"ids": np.zeros_like(each.ids)})),
     "more accepted than drafted": (
         "out-of-range",
@@ -191,7 +211,7 @@ def test_a_record_that_was_let_in_is_let_in_again() -> None:
     assert not CompletionCodec(LLM, max_bytes=10).without_limit.decode([event(value)])[1]
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from(FLAGS), st.text(max_size=8))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 32), st.sampled_from(FLAGS), st.text(max_size=64).filter(str.isprintable))
 def test_any_completion_comes_back(seed: int, top: int, flag: str, domain: str) -> None:
     """Whatever its sizes and words are."""
     completion = good(seed, top=min(top, tiny_draft.VOCABULARY), flags=(flag,), domain=domain)
