@@ -23,6 +23,7 @@ from millrace.learners.errors import ConfigError
 WHOLE = 1 << 62  # bytes of one file of weights, at most: it is never cut into several
 
 said_by_transformers.disable_progress_bar()  # what a command prints is ours
+said_by_transformers.set_verbosity_error()
 
 
 def read(folder: Path) -> tuple[str, nn.Module]:
@@ -46,7 +47,12 @@ def _loaded(folder: Path) -> tuple[Any, dict[str, Any]]:
     try:
         with torch.random.fork_rng(devices=[]):
             model, loading = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are named below
+                output_loading_info=True,
             )
             logits(model, torch.zeros((1, 2), dtype=torch.int64), 1)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
@@ -65,8 +71,9 @@ def _tied(model: Any) -> set[str]:
 
 
 def _few(names: Any) -> str:
-    """Some of them, for a sentence."""
-    return ", ".join(sorted(map(str, names))[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    """Some of them, for a sentence; of a tuple the first is the name."""
+    named = sorted(name if isinstance(name, str) else str(name[0]) for name in names)
+    return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
 
 
 def _model(config: str) -> Any:

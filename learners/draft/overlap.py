@@ -65,10 +65,12 @@ def overlap(logits: Tensor, seen: Seen) -> tuple[Floats, Floats]:
     surely, perhaps = (most.before < floor[:, None]) | whole, (least.before < ceiling[:, None]) | whole
     spills = (least.known.sum(dim=1) < ceiling) & (most.others > 0)  # whether others may be kept too
     smallest = torch.maximum((least.known * surely).sum(dim=1), floor)
-    largest = torch.where(spills, most.total, (most.known * perhaps).sum(dim=1))
+    largest = (most.known * perhaps).sum(dim=1)  # or beyond: one token at most goes over top_p of all
+    largest = torch.where(spills, torch.maximum(torch.minimum(most.total, ceiling + most.known[:, -1]), largest), largest)
     low = torch.minimum(least.known / largest[:, None], q) * surely
     high = torch.minimum(most.known / smallest[:, None], q) * perhaps
-    p_others = most.others / (least.known.sum(dim=1) + most.others)
+    of_others = torch.minimum(most.others, largest - least.known.sum(dim=1))
+    p_others = of_others / (least.known.sum(dim=1) + of_others)
     others = torch.where(spills, torch.minimum(p_others, q_others), 0.0)
     return low.sum(dim=1).numpy(), (high.sum(dim=1) + others).clamp(max=1.0).numpy()
 

@@ -48,6 +48,43 @@ def test_a_reservoir_is_a_uniform_sample_of_each_domain() -> None:
     assert ((counts - 100) ** 2 / (100 * 0.75)).sum() < 43.8  # 19 degrees of freedom
 
 
+def test_long_completions_are_kept_as_often_as_short_ones() -> None:
+    """Of 60 in any order, half have 10 tokens and half 40: over 300 seeds each kind has about half of the places."""
+    kept_of = {10: 0, 40: 0}
+    for seed in range(300):
+        reservoir, draws = Reservoir(800), np.random.default_rng(seed)
+        for number, tokens in enumerate(draws.permutation([10, 40] * 30).tolist()):
+            reservoir.add(kept(number, tokens, order=draws.random()))
+        for item in reservoir.items:
+            kept_of[item.tokens] += 1
+    assert 0.92 < kept_of[40] / kept_of[10] < 1.0  # the last that has no room is longer than average; by numbers alone 0.96
+
+
+def test_what_had_to_go_sets_the_number_that_is_taken_from_then_on() -> None:
+    """Also in a reservoir that was made from another's state, and where room has come since."""
+    reservoir = Reservoir(50)
+    for number, (tokens, order) in enumerate([(20, 0.1), (20, 0.5), (30, 0.7), (40, 0.3)]):
+        reservoir.add(kept(number, tokens, order=order))
+    assert [item.value for item in reservoir.items] == [b"0"] and reservoir.below == {"": 0.3}
+    again = Reservoir(50)
+    again.know(reservoir.below)
+    for item in reservoir.items:
+        again.add(item)
+    for one in (reservoir, again):
+        one.add(kept(4, 5, order=0.4))
+        one.add(kept(5, 5, order=0.2))
+        assert [item.value for item in one.items] == [b"0", b"5"]
+
+
+def test_domains_beyond_64_are_one_further() -> None:
+    """Callers name domains: what they say takes bounded room, and every completion has its place."""
+    reservoir = Reservoir(10_000)
+    for number in range(200):
+        reservoir.add(kept(number, domain=f"domain {number % 100}", order=number / 200))
+    domains = [item.domain for item in reservoir.items]
+    assert len(domains) == 200 and len(set(domains)) == len(reservoir.below) == 65 and domains.count("other") == 72
+
+
 @pytest.mark.parametrize("count", [0, 3])
 def test_what_is_kept_comes_back_from_its_arrays(count: int) -> None:
     """Bytes, weights and order."""

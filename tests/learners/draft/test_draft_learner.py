@@ -1,0 +1,135 @@
+"""A draft's steps: bounded in memory, drawn from both stores, and on no memory that is served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_draft
+import torch
+from safetensors.numpy import load_file, save_file
+
+from millrace.learners.draft import rows
+from millrace.learners.draft.config import DraftConfig
+from millrace.learners.draft.folder import fingerprint
+from millrace.learners.draft.learner import Draft
+from millrace.learners.errors import ConfigError
+
+
+def taught(count: int, seed: int = 0, **config) -> Draft:
+    """A draft that has learned so many completions, each by one step or more."""
+    rng, draft = np.random.default_rng(seed), tiny_draft.draft(**{"step_completions": 1, "updates": 1} | config)
+    draft.learn_many(tiny_draft.batch([tiny_draft.completion(rng, temperature=0.01) for _ in range(count)]))
+    return draft
+
+
+def test_the_lowest_temperature_leaves_no_step_out() -> None:
+    """At 0.01 every step has a finite gradient, and the weights go on."""
+    draft = taught(12, draws=0)
+    assert draft.skipped == 0 and draft.rows == 12
+    before = tiny_draft.draft().weights
+    assert all(weight.isfinite().all() and not weight.equal(before[name]) for name, weight in draft.weights.items())
+
+
+def test_a_step_is_the_same_in_one_block_or_in_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of blocks add up to that of all: the same weights but for rounding, whatever a block may hold."""
+    whole = taught(40, step_completions=20)
+    monkeypatch.setattr(rows, "BLOCK_TOKENS", 50)
+    cut = taught(40, step_completions=20)
+    for name, weight in whole.weights.items():
+        assert torch.allclose(weight, cut.weights[name], rtol=0.0, atol=1e-5), name
+
+
+@pytest.mark.parametrize("limit", ["BLOCK_TOKENS", "BLOCK_LOGITS"])
+def test_no_block_is_larger_than_a_step_may_hold(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    """In learning and in answering, in tokens and in tokens x V, however many completions there are."""
+    most_tokens = 400
+    monkeypatch.setattr(rows, limit, most_tokens * (tiny_draft.VOCABULARY if limit == "BLOCK_LOGITS" else 1))
+    draft, seen, rng = tiny_draft.draft(step_completions=60, updates=1), [], np.random.default_rng(1)
+    draft.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].numel()))
+    batch = tiny_draft.batch([tiny_draft.completion(rng) for _ in range(60)])
+    draft.learn_many(batch)
+    assert len(seen) >= 2 and 200 < max(seen) <= most_tokens
+    completions = [tiny_draft.completion(rng) for _ in range(60)]
+    stops = [stop for _, stop in rows.cut(completions, tiny_draft.VOCABULARY)]
+    starts = [start for start, _ in rows.cut(completions, tiny_draft.VOCABULARY)]
+    assert [*starts[1:], 60] == stops and starts[0] == 0
+    held = [rows.block_of(completions[a:b]).tokens.numel() for a, b in zip(starts, stops, strict=True)]
+    assert max(held) <= most_tokens
+
+
+@pytest.mark.parametrize(("draws", "recent", "kept"), [(0, 0, 0), (1, 0, 1), (2, 1, 1), (4, 3, 1), (12, 9, 3)])
+def test_whatever_is_drawn_some_of_it_comes_from_the_reservoir(draws: int, recent: int, kept: int) -> None:
+    """Else a domain that is gone is lost: 0.75 of two draws, rounded, would leave it none."""
+    draft = taught(20, draws=draws)
+    numbers = [item.order for item in draft._drawn()]  # of the reservoir; the ring's have none
+    assert (numbers.count(0.0), sum(number > 0.0 for number in numbers)) == (recent, kept)
+
+
+def test_what_is_served_takes_no_memory_until_the_draft_goes_on() -> None:
+    """It lies on the draft's own weights, which nobody can write to; a step leaves them to it and goes on elsewhere."""
+    draft = taught(4)
+    served = draft.servable()
+    shared = [np.shares_memory(served.weights[name], weight.detach().numpy()) for name, weight in draft.weights.items()]
+    given = [np.shares_memory(served.weights[name], weight.numpy()) for name, weight in served.tensors.items()]
+    assert all(shared) and all(given) and not any(weight.flags.writeable for weight in served.weights.values())
+    before = {name: weight.copy() for name, weight in served.weights.items()}
+    draft.learn_many(tiny_draft.batch([tiny_draft.completion(np.random.default_rng(9))]))
+    assert all(np.array_equal(served.weights[name], weight) for name, weight in before.items())
+    assert all(weight.grad is None for weight in draft.weights.values())
+    assert not any(np.shares_memory(before[name], weight.detach().numpy()) for name, weight in draft.weights.items())
+    assert not all(np.array_equal(before[name], weight.detach().numpy()) for name, weight in draft.weights.items())
+
+
+def changed(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> Path:
+    """A copy of the tiny draft's folder with other weights."""
+    shutil.copytree(tiny_draft.folder(), folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+NORM, QUERY = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
+BROKEN: dict[str, tuple[str, Callable[[dict[str, np.ndarray]], object]]] = {
+    "a weight is missing": ("model.norm.weight", lambda weights: weights.pop(NORM)),
+    "a weight is too much": ("model.layers.1", lambda weights: weights.update({QUERY.replace("0", "1"): weights[QUERY]})),
+    "a weight has another shape": (
+        "q_proj",
+        lambda weights: weights.update({QUERY: np.ascontiguousarray(weights[QUERY][:4])}),
+    ),
+    "a weight has another name": ("norm.weight", lambda weights: weights.update({"norm.weight": weights.pop(NORM)})),
+    "a weight is no number": ("not finite", lambda weights: weights[NORM].__setitem__(0, np.nan)),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path, broken: str) -> None:
+    """transformers itself draws what is missing; here it is a sentence that names it, and no generator has moved."""
+    sentence, change = BROKEN[broken]
+    folder = changed(tmp_path / "draft", change)
+    start = replace(tiny_draft.start(), folder=str(folder), sha256=fingerprint(folder))
+    before = torch.random.get_rng_state()
+    with pytest.raises(ConfigError, match=sentence):
+        Draft(DraftConfig(start=start), 0, 0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_context_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
+    """Where k is as much as the draft takes, nothing could be learned."""
+    folder = changed(tmp_path / "draft", lambda weights: None)
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": tiny_draft.K + 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    start = replace(tiny_draft.start(), folder=str(folder), sha256=fingerprint(folder))
+    with pytest.raises(ConfigError, match="llm.k = 3"):
+        Draft(DraftConfig(start=start), 0, 0)
+
+
+def test_where_a_draft_lies_is_no_part_of_it() -> None:
+    """Its config, which is served and exported, names no place on this machine."""
+    assert str(tiny_draft.folder()) not in tiny_draft.draft().servable().config
