@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +56,8 @@ class DraftServable:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights, on the same memory: nobody may write to them."""
-        return {name: torch.from_numpy(weight.base) for name, weight in self.weights.items()}
+        """The weights, where they can on the same memory: nobody may write to them."""
+        return {name: _tensor_of(weight) for name, weight in self.weights.items()}
 
     def write(self, folder: Path) -> None:
         """The draft as Hugging Face lays it out, in float32, for transformers and vLLM."""
@@ -79,10 +80,23 @@ class DraftServable:
 
 
 def read_only(weight: Array) -> Array:
-    """A view of an array of ours that nobody can write to; torch, which wants arrays that can be, takes its ``base``."""
+    """A view of an array that nobody can write to."""
     view = weight.view()
     view.flags.writeable = False
     return view
+
+
+def _tensor_of(weight: Array) -> torch.Tensor:
+    """On the same memory where ``read_only`` made it: torch wants an array that can be written to, and that is its base."""
+    base = weight.base
+    if isinstance(base, np.ndarray) and base.flags.writeable and _place(base) == _place(weight):
+        return torch.from_numpy(base)
+    return torch.tensor(weight)
+
+
+def _place(array: Array) -> tuple[Any, ...]:
+    """Where its numbers lie."""
+    return array.ctypes.data, array.dtype, array.shape, array.strides
 
 
 def completions_of(batch: Batch) -> list[Completion]:

@@ -327,6 +327,7 @@ def test_what_answers_rows_says_that_this_is_none(tmp_path: Path) -> None:
     from millrace.services.registry.mirroring import mirror
     from millrace.services.replay.backfill import warm_start
     from millrace.services.replay.diff import compare
+    from millrace.services.serving.events import EventLines
     from millrace.services.serving.up import Listening, up
 
     instance = tiny(tmp_path, '[mlflow]\nuri = "http://127.0.0.1:9"\n')
@@ -335,7 +336,7 @@ def test_what_answers_rows_says_that_this_is_none(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"x": 1}\n')
     pipeline = Pipeline.load(tmp_path / "answers.toml", home=tmp_path / "home")
     with pytest.raises(MillraceError, match="does not serve language models yet"):
-        up(instance, "main", Listening())
+        up(instance, "main", Listening(), EventLines("text", "up"))
     for call in (
         lambda: send(instance, [b"{}"], 0.0),
         lambda: pipeline.append([{"x": 1}]),
