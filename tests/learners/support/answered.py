@@ -16,6 +16,7 @@ import pytest
 from millrace.learners.draft.completion import Completion, Header, pack
 from millrace.learners.draft.folder import fingerprint
 from millrace.learners.protocol import Batch
+from millrace.learners.replay.networks import use_one_thread
 from millrace.services.config.config import data_folder
 
 K, TOP = 4, 20
@@ -41,6 +42,7 @@ class Model:
         """For logits and decoding."""
         from transformers import AutoModelForCausalLM
 
+        use_one_thread()
         return AutoModelForCausalLM.from_pretrained(self.folder, dtype="float32").eval()
 
     @cached_property
