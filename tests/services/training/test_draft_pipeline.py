@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import tiny_draft
 from answered import TOP, K, answered, batch_of, model, pair_folder
 from pipelines import MILLRACE, TIMEOUT_S, clean_environment
+from safetensors.numpy import load_file
 
 from millrace.learners.draft.completion import pack, unpack
 from millrace.learners.draft.folder import fingerprint
@@ -22,7 +25,9 @@ from millrace.services.config.config import Loaded, load_pipeline
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.proof.certify import prove_branch
+from millrace.services.registry.export import export
 from millrace.services.training.run import Bounds, run
+from millrace.streams.kafka.log import kept_ms
 from millrace.streams.records import Record
 
 TEXT = """name = "answers"
@@ -42,6 +47,12 @@ rows = 16
 checkpoint_rows = 32
 step_rows = 16
 """
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests are remembered in the test's own folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def loaded(folder: Path, target: Path, draft: Path, more: str = "", **numbers: int) -> Loaded:
@@ -92,15 +103,15 @@ def test_a_shift_to_sql_is_learned_and_chat_is_kept(tmp_path: Path) -> None:
     What is exported is loaded by transformers itself, and gives the logits that the version replays with.
     """
     instance = Instance(loaded(tmp_path, pair_folder("target"), pair_folder("draft_chat")), tmp_path / "home" / "answers")
-    chat, sql = answered("chat", 28), answered("sql", 68)
-    put(instance, [*chat[:16], *sql[:56]])
+    chat, sql = answered("chat", 24), answered("sql", 66)
+    put(instance, [*chat[:12], *sql[:56]])
     done = run(instance, "main", Bounds(), take_over=False)
-    assert (done.read, done.learned, done.rejected) == (72, 72, 0)
+    assert (done.read, done.learned, done.rejected) == (68, 68, 0)
     parts = Archive(instance).parts(Archive(instance).mark(str(done.version)))
     served = DraftServable.from_arrays(parts.serve)
     before = DraftServable(served.config, first_weights(), K, served.target)
     assert tau(before, sql[56:]) < 1.15 and tau(served, sql[56:]) > 1.5
-    assert tau(served, chat[16:]) > 0.8 * tau(before, chat[16:])
+    assert tau(served, chat[12:]) > 0.8 * tau(before, chat[12:])
     exported = exported_logits(instance, str(done.version), tmp_path / "exported")
     assert np.allclose(exported(chat[0]), replayed_logits(served, chat[0]), rtol=0.0, atol=1e-5)
 
@@ -120,8 +131,6 @@ def exported_logits(instance: Instance, version: str, folder: Path):
     """What transformers makes of an exported version."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from millrace.services.registry.export import export
 
     manifest = export(instance, version, folder)
     assert manifest.identity.version == version
@@ -292,6 +301,66 @@ def test_a_draft_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="a vocabulary of 32 tokens and llm.target one of 31"):
         loaded(tmp_path, other, tiny_draft.folder())
+
+
+@pytest.mark.parametrize("keep_ms", [1, 7, 3_600_000, 604_800_000])
+def test_a_completion_is_kept_as_long_as_the_file_says(tmp_path: Path, keep_ms: int) -> None:
+    """To the millisecond, whatever that is in hours; a millisecond is not for ever."""
+    tiny(tmp_path)
+    assert kept_ms(load_pipeline(tmp_path / "answers.toml", [f"llm.keep_ms={keep_ms}"]).pipeline.log.retention_hours) == keep_ms
+
+
+def test_models_are_hashed_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was hashed is remembered by size and times; who cannot remember hashes every time, and gets the same."""
+    target = tmp_path / "target"
+    shutil.copytree(tiny_draft.folder(), target)
+    first = loaded(tmp_path, target, tiny_draft.folder(), k=tiny_draft.K, top=tiny_draft.TOP).pipeline.llm
+    [remembered] = (tmp_path / "cache").rglob("*.json")
+    remembered.write_bytes(msgspec.json.encode(dict.fromkeys(msgspec.json.decode(remembered.read_bytes()), "0" * 64)))
+    assert load_pipeline(tmp_path / "answers.toml").pipeline.llm.target_sha256 != first.target_sha256  # not read again
+    remembered.write_bytes(b"{")
+    assert load_pipeline(tmp_path / "answers.toml").pipeline.llm == first
+    weights = target / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[::-1])
+    assert load_pipeline(tmp_path / "answers.toml").pipeline.llm.target_sha256 != first.target_sha256
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert load_pipeline(tmp_path / "answers.toml").pipeline.llm.draft_sha256 == first.draft_sha256
+
+
+def test_without_the_models_the_file_says_what_they_are(tmp_path: Path) -> None:
+    """A rollback needs neither; what a token may be is then to be written."""
+    tiny(tmp_path)
+    flags = ["llm.target=gone", "llm.draft=gone", f"llm.target_sha256={'a' * 64}", f"llm.draft_sha256={'b' * 64}"]
+    with pytest.raises(ConfigError, match="llm.vocabulary is missing"):
+        load_pipeline(tmp_path / "answers.toml", flags)
+    said = load_pipeline(tmp_path / "answers.toml", [*flags, "llm.vocabulary=32"]).pipeline.llm
+    assert (said.vocabulary, said.draft_sha256) == (32, "b" * 64)
+
+
+def test_an_export_has_the_tokenizer_and_no_word_on_other_weights(tmp_path: Path) -> None:
+    """The folder may have several files, or an adapter beside them: the version is one file, and transformers loads it."""
+    draft = tmp_path / "draft"
+    shutil.copytree(tiny_draft.folder(), draft)
+    (draft / "model.safetensors").rename(draft / "model-00001-of-00001.safetensors")
+    names = dict.fromkeys(load_file(draft / "model-00001-of-00001.safetensors"), "model-00001-of-00001.safetensors")
+    (draft / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (draft / "tokenizer_config.json").write_text("{}")
+    (draft / "adapter_config.json").write_text("{}")
+    read = loaded(tmp_path, tiny_draft.folder(), draft, k=tiny_draft.K, top=tiny_draft.TOP)
+    instance = Instance(read, tmp_path / "home" / "answers")
+    put(instance, tiny_values(16))
+    done = run(instance, "main", Bounds(), take_over=False)
+    export(instance, str(done.version), tmp_path / "exported")
+    written = {file.name for file in (tmp_path / "exported").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer_config.json", "manifest.json", "journal.jsonl"} <= written
+    assert not {name for name in written if "index" in name or "adapter" in name}
+    assert str(tmp_path) not in (tmp_path / "exported" / "config.json").read_text()
+    from transformers import AutoModelForCausalLM
+
+    network, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", output_loading_info=True)
+    assert not any(loading.values())
+    own = weights(instance)
+    assert all(np.array_equal(own[f"weight.{name}"], value.detach().numpy()) for name, value in network.named_parameters())
 
 
 def test_a_draft_learns_no_rows(tmp_path: Path) -> None:
