@@ -159,10 +159,11 @@ class Llm:
     capture: Literal["all", "none"] | tuple[str, ...]
     k: int = 4  # in [1, 255], tokens drafted a step; more gains more where most are accepted
     top: int = 20  # in [1, 4096], log probabilities kept of each token; more says more of what the target thought
-    keep_ms: int = 604_800_000  # >= 1, milliseconds that the log keeps a completion; a week
+    # >= 1, milliseconds that the log keeps a completion; a week. What a draft keeps to learn from again is bounded in tokens
+    keep_ms: int = 604_800_000
     target_sha256: str = ""  # of the target's folder; empty: that of the folder when the pipeline is read
     draft_sha256: str = ""  # the same of the draft's
-    vocabulary: int = 0  # >= 0, tokens that both know; 0: as the draft's config says
+    vocabulary: int = 0  # >= 0, tokens that both know; 0: as their configs say, of which one is to be there then
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""

@@ -62,7 +62,7 @@ def _loaded(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 def _names(folder: Path) -> set[str]:
     """Of the weights in the folder's files."""
-    return {name for path in folder.glob("*.safetensors") for name in safe_open(path, "pt").keys()}  # noqa: SIM118
+    return {name for path in folder.glob("*.safetensors") for name in safe_open(path, "pt").keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
 
 
 def _tied(model: Any) -> set[str]:

@@ -9,85 +9,28 @@ import subprocess
 import time
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import tiny_draft
-from answered import TOP, K, answered, batch_of, model, pair_folder
+from answered import K, answered, batch_of, model, pair_folder
+from draft_pipelines import equal, loaded, put, tiny, tiny_values, weights
 from pipelines import MILLRACE, TIMEOUT_S, clean_environment
 from safetensors.numpy import load_file
 
-from millrace.learners.draft.completion import pack, unpack
-from millrace.learners.draft.folder import fingerprint
+from millrace.learners.draft.completion import unpack
 from millrace.learners.draft.servable import DraftServable
-from millrace.learners.errors import BadInputError, ConfigError, MillraceError
-from millrace.services.config.config import Loaded, load_pipeline
+from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
 from millrace.services.proof.certify import prove_branch
 from millrace.services.registry.export import export
 from millrace.services.training.run import Bounds, run
-from millrace.streams.kafka.log import kept_ms
-from millrace.streams.records import Record
-
-TEXT = """name = "answers"
-seed = 3
-[llm]
-target = "{target}"
-draft = "{draft}"
-capture = "all"
-k = {k}
-top = {top}
-[learner]
-kind = "draft"
-rate = 3e-3
-[batch]
-rows = 16
-[worker]
-checkpoint_rows = 32
-step_rows = 16
-"""
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Digests are remembered in the test's own folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def loaded(folder: Path, target: Path, draft: Path, more: str = "", **numbers: int) -> Loaded:
-    """A pipeline file in a folder, read."""
-    text = TEXT.format(target=target, draft=draft, **{"k": K, "top": TOP} | numbers) + more
-    (folder / "answers.toml").write_text(text)
-    return load_pipeline(folder / "answers.toml")
-
-
-def tiny(folder: Path, more: str = "") -> Instance:
-    """A pipeline of the tiny draft, whose target is a folder that only has a name."""
-    read = loaded(folder, tiny_draft.folder(), tiny_draft.folder(), more, k=tiny_draft.K, top=tiny_draft.TOP)
-    return Instance(read, folder / "home" / "answers")
-
-
-def put(instance: Instance, values: list[bytes], tenant: bytes = b"a") -> None:
-    """Append completions as serving does."""
-    instance.log().append(instance.loaded.pipeline.topic, [Record(value, tenant, b"", 1_000) for value in values])
-
-
-def tiny_values(count: int, seed: int = 0, **header: object) -> list[bytes]:
-    """Completions of the tiny pipeline's target."""
-    rng, target = np.random.default_rng(seed), bytes.fromhex(fingerprint(tiny_draft.folder()))
-    return [pack(tiny_draft.completion(rng, **{"target": target, **header})) for _ in range(count)]
-
-
-def weights(instance: Instance, branch: str = "main") -> dict[str, np.ndarray]:
-    """Of the newest version of a branch."""
-    parts = Archive(instance).parts(Archive(instance).marks(branch)[-1])
-    return {name: value for name, value in parts.serve.items() if name.startswith("weight.")}
-
-
-def equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
-    """To the bit."""
-    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def tau(draft: DraftServable, values: tuple[bytes, ...]) -> float:
@@ -242,101 +185,6 @@ def test_a_replay_without_a_tenant_is_a_draft_that_never_saw_it(tmp_path: Path) 
     assert equal(weights(both, "replay-1"), weights(one))
 
 
-REFUSED = {
-    "fields": '[[fields]]\nname = "x"\n',
-    "label": '[label]\nname = "y"\n',
-    "labels": "[labels]\nhorizon_ms = 1000\n",
-    "evaluate": "[evaluate]\n",
-    "memory": "[memory]\n",
-}
-
-
-@pytest.mark.parametrize("table", REFUSED)
-def test_what_is_made_for_rows_does_not_stand_beside_llm(tmp_path: Path, table: str) -> None:
-    """Each table is refused by name, in one sentence."""
-    with pytest.raises(ConfigError, match=rf"{table} does not stand beside \[llm\]"):
-        tiny(tmp_path, REFUSED[table])
-
-
-@pytest.mark.parametrize(
-    ("flag", "sentence"),
-    [
-        ("shards=2", "shards does not stand beside"),
-        ("weight=w", "weight does not stand beside"),
-        ("unknown=ignore", "unknown does not stand beside"),
-        ("log.retention_hours=3", "llm.keep_ms says how long"),
-        ("learner.kind=ridge", "with \\[llm\\] there are completions"),
-        ("learner.start={}", "is not to be written"),
-        ("llm.capture=some", "llm.capture"),
-        ("llm.k=0", "k = 0: must be from 1 to 255"),
-        ("llm.top=99", "the models know"),
-        ("llm.draft=nowhere", "there is no such folder"),
-        ("llm.draft_sha256=" + "0" * 64, "Put the other one back"),
-    ],
-)
-def test_a_key_that_cannot_be_so_is_named(tmp_path: Path, flag: str, sentence: str) -> None:
-    """And says what to do."""
-    tiny(tmp_path)
-    with pytest.raises(ConfigError, match=sentence):
-        load_pipeline(tmp_path / "answers.toml", [flag])
-
-
-@pytest.mark.parametrize("key", ["target", "draft", "capture"])
-def test_what_llm_must_say_has_no_default(tmp_path: Path, key: str) -> None:
-    """Above all not whose completions are captured."""
-    tiny(tmp_path)
-    text = (tmp_path / "answers.toml").read_text()
-    (tmp_path / "answers.toml").write_text("".join(line for line in text.splitlines(True) if not line.startswith(key)))
-    with pytest.raises(ConfigError, match=f"llm.{key} is missing"):
-        load_pipeline(tmp_path / "answers.toml")
-
-
-def test_a_draft_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
-    """Its tokens would be none of the target's."""
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in tiny_draft.folder().iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
-    config = json.loads((other / "config.json").read_text()) | {"vocab_size": 31}
-    (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="a vocabulary of 32 tokens and llm.target one of 31"):
-        loaded(tmp_path, other, tiny_draft.folder())
-
-
-@pytest.mark.parametrize("keep_ms", [1, 7, 3_600_000, 604_800_000])
-def test_a_completion_is_kept_as_long_as_the_file_says(tmp_path: Path, keep_ms: int) -> None:
-    """To the millisecond, whatever that is in hours; a millisecond is not for ever."""
-    tiny(tmp_path)
-    assert kept_ms(load_pipeline(tmp_path / "answers.toml", [f"llm.keep_ms={keep_ms}"]).pipeline.log.retention_hours) == keep_ms
-
-
-def test_models_are_hashed_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was hashed is remembered by size and times; who cannot remember hashes every time, and gets the same."""
-    target = tmp_path / "target"
-    shutil.copytree(tiny_draft.folder(), target)
-    first = loaded(tmp_path, target, tiny_draft.folder(), k=tiny_draft.K, top=tiny_draft.TOP).pipeline.llm
-    [remembered] = (tmp_path / "cache").rglob("*.json")
-    remembered.write_bytes(msgspec.json.encode(dict.fromkeys(msgspec.json.decode(remembered.read_bytes()), "0" * 64)))
-    assert load_pipeline(tmp_path / "answers.toml").pipeline.llm.target_sha256 != first.target_sha256  # not read again
-    remembered.write_bytes(b"{")
-    assert load_pipeline(tmp_path / "answers.toml").pipeline.llm == first
-    weights = target / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[::-1])
-    assert load_pipeline(tmp_path / "answers.toml").pipeline.llm.target_sha256 != first.target_sha256
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    assert load_pipeline(tmp_path / "answers.toml").pipeline.llm.draft_sha256 == first.draft_sha256
-
-
-def test_without_the_models_the_file_says_what_they_are(tmp_path: Path) -> None:
-    """A rollback needs neither; what a token may be is then to be written."""
-    tiny(tmp_path)
-    flags = ["llm.target=gone", "llm.draft=gone", f"llm.target_sha256={'a' * 64}", f"llm.draft_sha256={'b' * 64}"]
-    with pytest.raises(ConfigError, match="llm.vocabulary is missing"):
-        load_pipeline(tmp_path / "answers.toml", flags)
-    said = load_pipeline(tmp_path / "answers.toml", [*flags, "llm.vocabulary=32"]).pipeline.llm
-    assert (said.vocabulary, said.draft_sha256) == (32, "b" * 64)
-
-
 def test_an_export_has_the_tokenizer_and_no_word_on_other_weights(tmp_path: Path) -> None:
     """The folder may have several files, or an adapter beside them: the version is one file, and transformers loads it."""
     draft = tmp_path / "draft"
@@ -361,26 +209,6 @@ def test_an_export_has_the_tokenizer_and_no_word_on_other_weights(tmp_path: Path
     assert not any(loading.values())
     own = weights(instance)
     assert all(np.array_equal(own[f"weight.{name}"], value.detach().numpy()) for name, value in network.named_parameters())
-
-
-def test_a_draft_learns_no_rows(tmp_path: Path) -> None:
-    """Without a table [llm] there is nothing that it could learn from."""
-    (tmp_path / "rows.toml").write_text(
-        'name = "rows"\nlabel = { name = "y" }\nfields = [{ name = "x" }]\nlearner = { kind = "draft" }\n'
-    )
-    with pytest.raises(ConfigError, match="add the table \\[llm\\]"):
-        load_pipeline(tmp_path / "rows.toml")
-
-
-def test_what_a_branch_learns_by_is_what_changes_the_draft(tmp_path: Path) -> None:
-    """Places of folders, who is captured and for how long may change; k, top and both folders' sha256 may not."""
-    first = tiny(tmp_path).loaded.pipeline.schema.declared
-    path = tmp_path / "answers.toml"
-    for flag in ("llm.keep_ms=5", "llm.capture=none"):
-        assert load_pipeline(path, [flag]).pipeline.schema.declared == first
-    for flag in ("llm.k=2", "llm.top=4"):
-        assert load_pipeline(path, [flag]).pipeline.schema.declared != first
-    assert str(tmp_path).encode() not in first and str(tiny_draft.folder()).encode() not in first
 
 
 def test_what_answers_rows_says_that_this_is_none(tmp_path: Path) -> None:
