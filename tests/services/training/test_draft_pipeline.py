@@ -109,6 +109,7 @@ def test_a_run_learns_counts_and_is_proved(tmp_path: Path) -> None:
     )
     done = run(instance, "main", Bounds(), take_over=False)
     assert (done.read, done.learned, done.passed, done.rejected) == (46, 40, 5, 1)
+    assert instance.log().topic("answers.completions") is not None and instance.log().topic("answers") is None
     from millrace.services.decisions.status import status
 
     facts = status(instance, "main")
