@@ -11,9 +11,31 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from millrace.learners.errors import ConfigError
 
 NAMED_BY = ("config.json", "tokenizer.json")  # beside the weights, which are all files that end in .safetensors
+
+
+class Model(msgspec.Struct):
+    """Of a tokenizer."""
+
+    vocab: dict[str, int] | list[tuple[str, float]] = {}  # tokens with their numbers; or in their order, each with a score
+
+
+class Added(msgspec.Struct):
+    """A token beside those of the model."""
+
+    id: int
+    content: str
+
+
+class Tokenizer(msgspec.Struct):
+    """What tokenizer.json says of tokens."""
+
+    model: Model
+    added_tokens: list[Added] = []
 
 
 def digest(path: Path) -> str:
@@ -37,6 +59,20 @@ def fingerprint(folder: Path, digest_of: Callable[[Path], str] = digest) -> str:
     for name in [*(name for name in NAMED_BY if (folder / name).is_file()), *weights]:
         named.update(f"{name} {digest_of(folder / name)}\n".encode())
     return named.hexdigest()
+
+
+def tokens_of(folder: Path) -> dict[str, int] | None:
+    """Every token with its number, as tokenizer.json has them; None where there is no such file. Raises: ConfigError."""
+    path = folder / NAMED_BY[1]
+    try:
+        tokenizer = msgspec.json.decode(path.read_bytes(), type=Tokenizer)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    vocabulary = tokenizer.model.vocab
+    named = vocabulary if isinstance(vocabulary, dict) else {token: at for at, (token, _) in enumerate(vocabulary)}
+    return named | {token.content: token.id for token in tokenizer.added_tokens}
 
 
 def config_of(folder: Path) -> dict[str, Any]:

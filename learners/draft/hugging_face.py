@@ -51,11 +51,12 @@ def _loaded(folder: Path) -> tuple[Any, dict[str, Any]]:
                 dtype=torch.float32,
                 local_files_only=True,
                 use_safetensors=True,
+                trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # they are named below
                 output_loading_info=True,
             )
             logits(model, torch.zeros((1, 2), dtype=torch.int64), 1)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"{folder} is no language model that transformers loads: {error}") from error
     return model, loading
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace.learners.draft.config import Start
-from millrace.learners.draft.folder import config_of, fingerprint
+from millrace.learners.draft.folder import config_of, fingerprint, tokens_of
 from millrace.learners.errors import ConfigError
 from millrace.learners.table import LEARNERS
 from millrace.services.config.digests import Digests
@@ -83,6 +83,8 @@ def located(llm: Llm, folder: Path, digests: Digests) -> Llm:
             f"llm.draft has a vocabulary of {sizes['draft']} tokens and llm.target one of {sizes['target']}; take a draft of "
             "the same."
         )
+    if len(sizes) == len(paths):
+        _refuse_other_tokens(paths["target"], paths["draft"])
     vocabulary = llm.vocabulary or next(iter(sizes.values()), 0)
     if not vocabulary:
         raise ConfigError(
@@ -98,6 +100,18 @@ def located(llm: Llm, folder: Path, digests: Digests) -> Llm:
         target_sha256=hashed["target"],
         draft_sha256=hashed["draft"],
         vocabulary=vocabulary,
+    )
+
+
+def _refuse_other_tokens(target: Path, draft: Path) -> None:
+    """Raises: ConfigError where both have a tokenizer, and a number is not the same token to both."""
+    both = tokens_of(target), tokens_of(draft)
+    if both[0] is None or both[1] is None or both[0] == both[1]:
+        return
+    token, _ = min(both[1].items() - both[0].items() or both[0].items() - both[1].items(), key=lambda item: item[1])
+    raise ConfigError(
+        f"llm.draft has other tokens than llm.target: {token!r} is {both[1].get(token)} in its tokenizer.json and "
+        f"{both[0].get(token)} in the target's; take a draft of the same."
     )
 
 

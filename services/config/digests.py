@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from millrace.learners.draft.folder import digest
 from millrace.learners.errors import ConfigError
 
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 MOST = 64  # files that are remembered, the newest
 
 
@@ -38,7 +40,7 @@ class Digests:
         """By ``_identity``."""
         with suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
             if self._path is not None:
-                return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
+                return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Digest])
         return {}
 
     def _remember(self, digests: dict[str, str]) -> None:

@@ -117,6 +117,39 @@ def test_without_the_models_the_file_says_what_they_are(tmp_path: Path) -> None:
     assert (said.vocabulary, said.draft_sha256) == (32, "b" * 64)
 
 
+def with_tokenizer(folder: Path, **tokenizer: object) -> Path:
+    """The tiny draft's folder with a tokenizer."""
+    shutil.copytree(tiny_draft.folder(), folder)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+VOCABULARY = {"a": 0, "b": 1, "c": 2}
+END = {"id": 3, "content": "<end>", "special": True}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "token"),
+    [
+        ({"model": {"vocab": {"b": 0, "a": 1, "c": 2}}, "added_tokens": [END]}, "'b' is 0 .* 1 in"),
+        ({"model": {"vocab": [["a", -1.0], ["c", -2.0], ["b", -3.0]]}, "added_tokens": [END]}, "'c' is 1 .* 2 in"),
+        ({"model": {"vocab": VOCABULARY}, "added_tokens": [END | {"id": 4}]}, "'<end>' is 4 .* 3 in"),
+        ({"model": {"vocab": VOCABULARY}}, "'<end>' is None .* 3 in"),
+    ],
+)
+def test_a_draft_of_other_tokens_is_refused(tmp_path: Path, tokenizer: dict, token: str) -> None:
+    """As many tokens do not make them the same; a tokenizer that only lies otherwise in its file does."""
+    target = with_tokenizer(tmp_path / "target", model={"vocab": VOCABULARY}, added_tokens=[END])
+    same = with_tokenizer(
+        tmp_path / "same", version="2", model={"vocab": [[token, 0] for token in VOCABULARY]}, added_tokens=[END]
+    )
+    other = with_tokenizer(tmp_path / "draft", **tokenizer)
+    numbers = {"k": tiny_draft.K, "top": tiny_draft.TOP}
+    assert loaded(tmp_path, target, same, **numbers).pipeline.llm.vocabulary == 32
+    with pytest.raises(ConfigError, match=f"other tokens than llm.target: {token}"):
+        loaded(tmp_path, target, other, **numbers)
+
+
 def test_a_draft_learns_no_rows(tmp_path: Path) -> None:
     """Without a table [llm] there is nothing that it could learn from."""
     (tmp_path / "rows.toml").write_text(
