@@ -127,6 +127,7 @@ class UpOptions:
     tokens: Path | None
     warm_start: Path | None
     replicas: int
+    start_s: int
     drain_s: float
     metrics_port: int
     metrics_host: str
@@ -189,6 +190,13 @@ def run(call: Call, branch: str, options: RunOptions) -> None:
 @click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535), help="Port of gRPC.")
 @tokens_option
 @warm_option
+@click.option(
+    "--start-s",
+    default=300,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Seconds that each part of Ray may take to start or answer; one that has died is noticed at once.",
+)
 @click.option(
     "--drain-s",
     default=0.0,

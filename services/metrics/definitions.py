@@ -11,8 +11,8 @@ from typing import Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-UP, LOG, TRAINER, REPLICAS = "up", "log", "trainer", "replicas"  # the sources that are asked
-SOURCES = (LOG, TRAINER, REPLICAS)  # those that may not answer
+UP, LOG, TRAINER, REPLICAS, FRONT = "up", "log", "trainer", "replicas", "front"  # the sources that are asked
+SOURCES = (LOG, TRAINER, REPLICAS, FRONT)  # those that may not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,13 @@ class Answer:
 
 METRICS: tuple[Metric, ...] = (
     Metric("millrace_build_info", "gauge", UP, ("version", "python"), "1, with the release of millrace and of Python."),
-    Metric("millrace_source_up", "gauge", UP, ("source",), "Whether a source answered this scrape: log, trainer or replicas."),
+    Metric(
+        "millrace_source_up",
+        "gauge",
+        UP,
+        ("source",),
+        "Whether a source answered now: log, trainer, replicas or front.",
+    ),
     Metric("millrace_draining", "gauge", UP, (), "Whether this endpoint is about to end: answers go on, readiness says no."),
     Metric("millrace_replicas_wanted", "gauge", UP, (), "Replicas that are to answer."),
     Metric("millrace_lag_rows", "gauge", LOG, ("branch",), "Records in the log that the branch has not read.", "lag_rows"),
@@ -205,6 +211,23 @@ METRICS: tuple[Metric, ...] = (
         "Records of answers and labels: in the log (stored), or answers that had no room (dropped).",
     ),
     Metric("millrace_recording_waiting", "gauge", REPLICAS, ("replica",), "Answered rows that wait for the log."),
+    Metric("millrace_front_connections", "gauge", FRONT, ("protocol",), "Callers' connections, by protocol (http, grpc)."),
+    Metric("millrace_front_waiting", "gauge", FRONT, ("protocol",), "Requests that wait for a replica, while none answers."),
+    Metric(
+        "millrace_front_asked_again_total",
+        "counter",
+        FRONT,
+        ("protocol",),
+        "Times that a request went to another replica, since one did not answer.",
+    ),
+    Metric(
+        "millrace_front_refused_total",
+        "counter",
+        FRONT,
+        ("protocol", "reason"),
+        "What no replica heard of: connections over one address's share (connection), malformed or late requests (malformed), "
+        "those over serving.max_bytes (too-large); and requests that no replica answered whole (unanswered).",
+    ),
 )
 
 DEFINED: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}

@@ -90,7 +90,7 @@ class Page:
 
     def begin(self, own: Callable[[], Samples], asked: Mapping[str, Callable[[], Answer]]) -> None:
         """Answer from now on; ``own``: what needs nobody to answer, ``asked``: the sources."""
-        self._sources = [Source(name, asked[name]) for name in SOURCES]
+        self._sources = [Source(name, asked[name]) for name in SOURCES if name in asked]
         registry = CollectorRegistry(auto_describe=False)
         registry.register(Gathered(own, self._sources))
         self._server.set_app(_only(PATH, make_wsgi_app(registry)))

@@ -21,6 +21,8 @@ from millrace.services.serving import front
 from millrace.services.serving.front import Front, configuration
 from millrace.services.serving.lock import has_lock
 from millrace.services.serving.ports import refused
+from millrace.services.serving.seats import admin_socket, waiting_socket
+from millrace.services.serving.waiting import Waiting
 
 log = logging.getLogger("millrace")
 
@@ -95,6 +97,7 @@ class Door:
     def __init__(self, host: str, ports: tuple[int, int], proxies: bool = False) -> None:
         """Take the ports, but for Serve's proxies. Raises: BusyError where somebody listens there already."""
         self._front: Front | None = None
+        self._waiting: Waiting | None = None
         self.has_front = front.is_installed() and not proxies
         self._taken: list[socket.socket] = []
         try:
@@ -123,6 +126,7 @@ class Door:
             place.mkdir(mode=0o700)
             if self.has_front:
                 http, grpc = self._taken
+                self._waiting = Waiting(waiting_socket(place), admin_socket(place))
                 text = configuration(place, replicas, limits, (http.fileno(), grpc.fileno()))
                 self._front = Front(place, text, (http, grpc))
         except OSError as error:
@@ -135,6 +139,9 @@ class Door:
         """Nobody new comes in; what has come in is answered."""
         for listener in self._taken:
             listener.close()
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
         if self._front is not None:
             self._front.stop()
 

@@ -24,7 +24,7 @@ from millrace.learners.errors import MillraceError
 from millrace.services.config.config import kept_environment
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import TOO_MANY_BYTES
-from millrace.services.serving.seats import seats, sockets
+from millrace.services.serving.seats import admin_socket, seats, sockets, waiting_socket
 
 log = logging.getLogger("millrace")
 
@@ -32,20 +32,27 @@ POLL_S = 0.02  # between two polls of a front that starts
 AGAIN_S = 0.2  # before one that ended is started again
 LONGEST_S = 5.0  # the same, when it ends again and again
 STOP_S = 5  # for what is at work when it is to end; a caller who will not leave is cut off then
+TOLD_S = 5.0  # for it to tell of itself
 LEAST_FILES = 1024  # that a process may open
 CONNECTIONS = 8192  # of each listener, where the process may open as many files
+WAITING = 1024  # requests that wait while no replica answers; more are told to ask again
+ASKED_AGAIN = 12 << 10  # bytes of a body that HAProxy still holds (tune.bufsize, with the head) when it asks another server
 # It ends with the thread that started it (PR_SET_PDEATHSIG): that of `up`, which lives as long as `up`.
 LAUNCH = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
     "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
 )
 
+PROTOCOLS = ("http", "grpc")
+CHECKING = "http_waiting"  # the backend that looks whether replicas are alive, for all
+CHECKS = "check inter 500ms downinter 200ms fall 1 rise 1 observe layer4 error-limit 1 on-error mark-down"
+WAITING_CALLS = "/inference.GRPCInferenceService/ModelInfer /millrace.v1.Labels/Label"
 NOBODY = '{"error":"No replica answers now. Ask again."}'
 LATE = '{{"error":"The request did not arrive whole within {:g} s (serving.body_s); send it again."}}'
 CONFIGURATION = """global
     maxconn {total}
     nbthread 1
-    stats socket {folder}/admin.sock mode 600 level admin
+    stats socket {admin} mode 600 level admin
     hard-stop-after {stop_s}s
     tune.h2.initial-window-size 1048576
     tune.h2.max-concurrent-streams 256
@@ -131,41 +138,59 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
     length = "req.hdr_val(content-length)"
     http, grpc = listeners
     share = SHARE.format(most // 2)
+    again = f"{{ req.body_size le {ASKED_AGAIN} }}"
     frontends = (
         f"frontend http\n    bind fd@{http}\n{share}{CALLER}"
         f"    http-request return status 413 content-type application/json string '{too_large}' "
         f"if {{ {length} gt {limits.max_bytes} }} or {{ req.hdr(content-length),length gt 12 }}\n"
         f"    http-request wait-for-body time {body_ms}ms\n"
         "    http-request return status 200 content-type application/json string '{\"live\":true}' "
-        "if { path /v2/health/live } { nbsrv(http) eq 0 }\n"
-        f"{ENDING_ANSWERS}    default_backend http\n\n"
+        "if { path /v2/health/live }\n"
+        f"{ENDING_ANSWERS}    use_backend http_waiting if {{ method POST }} {again}\n    default_backend http\n\n"
         f"frontend grpc\n    bind fd@{grpc} proto h2\n{share}{CALLER}"
         f"    timeout client {idle_ms}ms\n"  # counts for those who never begin, too
         f"    http-request wait-for-body time {body_ms}ms unless {{ path_beg /grpc.reflection. }}\n"
-        f"{OPEN_CALLS}"
-        "    default_backend grpc\n"
-    )
-    places = [(seat, sockets(folder, seat)) for seat in range(1, seats(replicas) + 1)]
-    check = "check inter 500ms downinter 200ms fall 1 rise 1 observe layer4 error-limit 1 on-error mark-down"
-    http_servers = "".join(f"    server {seat} unix@{place.http} {check}\n" for seat, place in places)
-    grpc_servers = "".join(f"    server {seat} unix@{place.grpc} proto h2 track http/{seat}\n" for seat, place in places)
-    backends = (
-        "backend http\n    balance roundrobin\n    option httpchk GET /v2/health/live\n    http-reuse always\n"
-        f"{http_servers}\nbackend grpc\n    balance roundrobin\n    http-reuse never\n{grpc_servers}"
+        f"{OPEN_CALLS}    use_backend grpc_waiting if {{ path {WAITING_CALLS} }} {again}\n    default_backend grpc\n"
     )
     return CONFIGURATION.format(
-        folder=folder,
+        admin=admin_socket(folder),
         total=2 * most + 64,
         connections=most,
         stop_s=STOP_S,
-        retries=seats(replicas) + 1,  # a seat that nobody holds yet costs one, and takes no time
+        retries=seats(replicas) + 2,  # a seat that nobody holds yet costs one, and takes no time; waiting costs one more
         idle_ms=idle_ms,
         body_ms=body_ms,
         nobody=NOBODY,
         late=LATE.format(limits.body_s),
         frontends=frontends,
-        backends=backends,
+        backends=_backends(folder, replicas),
     )
+
+
+def _backends(folder: Path, replicas: int) -> str:
+    """Of each protocol one whose requests wait where no replica answers, and one whose requests are then told so."""
+    text = ""
+    for protocol, speaks in zip(PROTOCOLS, ("", " proto h2"), strict=True):
+        for name in (f"{protocol}_waiting", protocol):
+            lines = [f"backend {name}", "balance roundrobin", "http-reuse never" if speaks else "http-reuse always"]
+            lines += ["option httpchk GET /v2/health/live"] if name == CHECKING else []
+            watched = CHECKS if name == CHECKING else f"track {CHECKING}"
+            for seat in range(1, seats(replicas) + 1):
+                place, track = sockets(folder, seat), "" if name == CHECKING else f"/{seat}"
+                lines.append(f"server {seat} unix@{place.grpc if speaks else place.http}{speaks} {watched}{track}")
+            if name != protocol:
+                lines.append(f"server waiting unix@{waiting_socket(folder)}{speaks} backup maxconn {WAITING}")
+            text += "\n    ".join(lines) + "\n\n"
+    return text
+
+
+def told(folder: Path) -> str:
+    """Its table of what it did, which `services/metrics/front.py` reads. Raises: OSError where it does not answer."""
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.settimeout(TOLD_S)
+        asked.connect(str(admin_socket(folder)))
+        asked.sendall(b"show stat\n")
+        return b"".join(iter(lambda: asked.recv(1 << 16), b"")).decode()
 
 
 class Front:
@@ -241,7 +266,7 @@ class Front:
 
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as asked:
-            return asked.connect_ex(str(self._folder / "admin.sock")) == 0
+            return asked.connect_ex(str(admin_socket(self._folder))) == 0
 
     def _alarm(self) -> str:
         """The first thing that it complained of."""

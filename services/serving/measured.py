@@ -10,8 +10,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from millrace.services.metrics.answering import of_replicas, of_trainers
-from millrace.services.metrics.definitions import LOG, REPLICAS, TRAINER, Answer, Sample, Samples
+from millrace.services.metrics.definitions import FRONT, LOG, REPLICAS, TRAINER, Answer, Sample, Samples
+from millrace.services.metrics.front import of_front
 from millrace.services.metrics.learning import Learning
+from millrace.services.serving.front import PROTOCOLS, told
 from millrace.services.serving.ports import refused
 from millrace.services.serving.seats import is_draining
 
@@ -49,6 +51,8 @@ def measured(page: Page | None, serving: Serving) -> Iterator[None]:
         TRAINER: lambda: asyncio.run(_of_trainers(serving)),
         REPLICAS: lambda: asyncio.run(_of_replicas(serving)),
     }
+    if serving.front:
+        asked[FRONT] = lambda: Answer(of_front(told(serving.folder), PROTOCOLS), is_whole=True)
     page.begin(lambda: _own(serving), asked)
     try:
         yield

@@ -26,6 +26,16 @@ def sockets(folder: Path, seat: int) -> UnixSockets:
     return UnixSockets(folder / f"{seat}.http", folder / f"{seat}.grpc")
 
 
+def waiting_socket(folder: Path) -> Path:
+    """Where requests go while no replica answers."""
+    return folder / "waiting.sock"
+
+
+def admin_socket(folder: Path) -> Path:
+    """On which the front tells of itself."""
+    return folder / "admin.sock"
+
+
 def drain(folder: Path) -> None:
     """Say to every replica that it is about to end."""
     (folder / DRAINING).touch(mode=0o600)

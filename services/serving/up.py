@@ -41,9 +41,7 @@ log = logging.getLogger("millrace")
 
 POLL_S = 1.0  # between two looks whether Ray is still there
 STOP_S = 60.0  # for the trainer to mark a version
-SLOW_S = (
-    300  # that a part of Ray or Serve may take to start or answer: a busy machine is slow, and who has died is noticed at once
-)
+START_S = 300  # that each part of Ray or Serve may take to start or answer: who has died is noticed at once
 RAY_PARTS = {"gcs_server", "raylet"}  # without them nothing goes on, and Ray starts neither again
 TRIES = 3  # to start Ray
 CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
@@ -59,6 +57,7 @@ class Listening:
     replicas: int = 2
     token: str | None = None  # for everything
     tokens: Path | None = None  # a file of tokens with scopes
+    start_s: int = START_S  # that each part of Ray or Serve may take to start or answer
     drain_s: float = 0.0  # that answers go on once it is to end, while readiness says no
     metrics_port: int = 0  # of what Prometheus scrapes; 0: there are no metrics
     metrics_host: str = "127.0.0.1"
@@ -115,7 +114,7 @@ def up(instance: Instance, branch: str, listening: Listening, lines: EventLines)
 
 def _serve(instance: Instance, branch: str, listening: Listening, lines: EventLines, stop: Stop) -> None:
     limits, store_bytes = instance.loaded.pipeline.serving, object_store_bytes()
-    prepare_environment(limits.max_bytes)
+    prepare_environment(limits.max_bytes, listening.start_s)
     endpoint_place = place(listening.host, listening.port, listening.grpc_port, words(listening.proxies))
     ports = listening.port, listening.grpc_port
     scraped = metrics_port(listening.metrics_host, listening.metrics_port)
@@ -123,6 +122,7 @@ def _serve(instance: Instance, branch: str, listening: Listening, lines: EventLi
         sockets = door.open(folder, listening.replicas, limits)
         serving = _serving(instance.absolute, branch, listening, (sockets, door.has_front))
         with received(sockets, lines.show):
+            log.info("Ray starts; each part of it may take up to %d s (--start-s).", listening.start_s)
             _start(serving, folder, store_bytes, stop, lines.form)
             with _ended(serving, door):
                 if stop.asked.is_set():
@@ -199,23 +199,26 @@ def _ray_processes() -> set[tuple[int, str]]:
     return {(pid, name) for pid in family(os.getpid()) if (name := title(pid)) in RAY_PARTS}
 
 
-def prepare_environment(max_bytes: int) -> None:
-    """Settings that Ray and Serve read when they are imported. ``max_bytes``: of one request over gRPC."""
+def prepare_environment(max_bytes: int, start_s: int) -> None:
+    """Settings that Ray and Serve read when they are imported.
+
+    ``max_bytes``: of one request over gRPC; ``start_s``: that each part may take to start or answer.
+    """
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_AUTO_CONNECT": "0",  # else a scrape at the very end would start another Ray
         "RAY_AUTH_MODE": "token",  # only this instance's processes may use Ray's own ports
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_worker_niceness": "0",  # else every other process of the machine comes before replicas
-        "RAY_gcs_server_port_wait_time_s": str(SLOW_S),  # Ray's default: 30, as for the next
-        "RAY_py_gcs_connect_timeout_s": str(SLOW_S),
-        "RAY_gcs_server_request_timeout_seconds": str(SLOW_S),  # 60, as for the next
-        "RAY_worker_register_timeout_seconds": str(SLOW_S),
-        "RAY_agent_register_timeout_ms": str(1000 * SLOW_S),  # 100 s
+        "RAY_gcs_server_port_wait_time_s": str(start_s),  # Ray's default: 30, as for the next
+        "RAY_py_gcs_connect_timeout_s": str(start_s),
+        "RAY_gcs_server_request_timeout_seconds": str(start_s),  # 60, as for the next
+        "RAY_worker_register_timeout_seconds": str(start_s),
+        "RAY_agent_register_timeout_ms": str(1000 * start_s),  # 100 s
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # else Serve starts a proxy on the head all the same
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # else a replica has two event loops
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(SLOW_S),  # 5; after three of them the proxy is killed
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(start_s),  # 5; after three of them the proxy is killed
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # 0.1; idle, the controller takes half as much of a core so
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max_bytes),
         "OMP_NUM_THREADS": "1",
@@ -243,6 +246,7 @@ def _start(serving: Serving, folder: Path, store_bytes: int, stop: Stop, form: F
     try:
         _start_ray(folder, store_bytes, stop, form)
         if not stop.asked.is_set():
+            log.info("Ray runs; %d replicas start, each says when it takes requests in.", serving.replicas)
             with guarded_start(_rays_logs(folder), form):
                 predictor.start(serving)
         stop.on_signals()

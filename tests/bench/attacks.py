@@ -1,12 +1,13 @@
 """Attacks on a listener of `millrace up`, each in a process of its own, for the lines "under attack" of bench_serve.py.
 
-python attacks.py PORT CONNECTIONS KIND opens that many connections to a port of loopback, prints a line when all are there, and
-opens each again as often as it is ended, AGAIN_S seconds later at the soonest. It ends with its input.
+python attacks.py PORT CONNECTIONS WAY KIND opens that many connections to a port of loopback, prints a line when all are
+there, and opens each again as often as it is ended, AGAIN_S seconds later at the soonest. It ends with its input.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import subprocess
 import sys
@@ -14,21 +15,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import http2
+
 CONNECTIONS = 4300  # more than HAProxy as Ray Serve starts it takes in at all
 AGAIN_S = 1.0  # an attacker who does nothing but connect only takes the processor from those who measure
 AT_ONCE = 100  # connections that are being made
+HEAD = b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: localhost\r\nContent-Le"
+CALL = http2.head(1, "POST", "/inference.GRPCInferenceService/ModelInfer")
 SENT = {
-    "idle": b"",
-    "half a head": b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Le",
-    "half a body": b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n{",
+    "http": {"nothing": b"", "half a head": HEAD, "half a body": HEAD + b"ngth: 9999\r\n\r\n{"},
+    "grpc": {
+        "nothing": b"",
+        "half a head": http2.PREFACE + CALL[: len(CALL) // 2],
+        "half a body": http2.PREFACE + CALL + http2.frame(0, 0, 1, b"\0\0\0\x99\x99{"),
+    },
 }
 
 
 @contextmanager
-def attack(port: int, kind: str, connections: int = CONNECTIONS) -> Iterator[None]:
+def attack(port: int, way: str, kind: str, connections: int = CONNECTIONS) -> Iterator[None]:
     """From the moment that all of its connections are there."""
-    command = [sys.executable, str(Path(__file__).resolve()), str(port), str(connections), kind]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [sys.executable, str(Path(__file__).resolve()), str(port), str(connections), way, kind]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # of the modules beside it
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=paths)
     try:
         assert process.stdout is not None and process.stdout.readline() == b"connected\n"
         yield
@@ -67,4 +76,4 @@ async def flood(port: int, connections: int, sent: bytes) -> None:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    asyncio.run(flood(int(sys.argv[1]), int(sys.argv[2]), SENT[sys.argv[3]]))
+    asyncio.run(flood(int(sys.argv[1]), int(sys.argv[2]), SENT[sys.argv[3]][sys.argv[4]]))

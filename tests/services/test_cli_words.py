@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import click
 import pytest
-from pipelines import here, millrace, pipeline_in
+from pipelines import MILLRACE, TIMEOUT_S, clean_environment, here, millrace, pipeline_in
 
 from millrace.services.cli.replay import KINDS
 
@@ -45,10 +47,20 @@ def test_a_time_that_could_mean_another_is_refused(text: str, monkeypatch: pytes
         time.tzset()
 
 
-def test_what_a_command_makes_is_its_owners_alone(tmp_path: Path) -> None:
-    """No bit for group or others on a folder or a file of a pipeline, whatever the shell's umask is."""
-    pipeline_in(tmp_path, rows=20)
+def modes_of_what_is_made(folder: Path, command: list[str]) -> set[int]:
+    """The bits for group and others on all folders and files of a pipeline that sends and learns."""
+    pipeline_in(folder, rows=20)
     for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
-        assert millrace(*words, cwd=tmp_path).returncode == 0
-    made = [tmp_path / ".millrace", *(tmp_path / ".millrace").rglob("*")]
-    assert len(made) > 5 and {path.stat().st_mode & 0o077 for path in made} == {0}
+        subprocess.run([*command, *words], cwd=folder, env=clean_environment(), check=True, timeout=TIMEOUT_S)
+    made = [folder / ".millrace", *(folder / ".millrace").rglob("*")]
+    assert len(made) > 5
+    return {path.stat().st_mode & 0o077 for path in made}
+
+
+def test_what_a_command_makes_is_its_owners_alone(tmp_path: Path) -> None:
+    """No bit for group or others, whatever the shell's umask is; a command that leaves the mask alone is caught."""
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "twin").mkdir()
+    assert modes_of_what_is_made(tmp_path / "ours", ["sh", "-c", 'umask 022; exec "$@"', "-", *MILLRACE]) == {0}
+    leaves = "import os; os.umask(0o022); os.umask = lambda mask: 0o022; "
+    assert modes_of_what_is_made(tmp_path / "twin", [sys.executable, "-c", leaves + MILLRACE[-1]]) & {0o044, 0o055}

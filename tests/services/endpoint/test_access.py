@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from grpc_calls import FakeCall, answering, call
-from pipelines import TIMEOUT_S
+from pipelines import TIMEOUT_S, lacks
 from served_bundles import ask, endpoint_of, numbers_bundle
 from strangers import STRANGER, as_stranger
 
@@ -214,14 +214,14 @@ def ip(*words: str) -> None:
     """Change the network, or skip where this process may not."""
     done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"ip {' '.join(words)}: {done.stderr.strip()}")
+        lacks(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
 @pytest.fixture
 def outside():
     """A network namespace that reaches this one at 10.231.77.1, as another machine would."""
     if not Path("/usr/sbin/ip").exists() and not Path("/sbin/ip").exists():
-        pytest.skip("there is no `ip` here to make another network with")
+        lacks("there is no `ip` here to make another network with")
     name = "millrace-test"
     ip("netns", "add", name)
     try:

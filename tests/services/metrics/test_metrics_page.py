@@ -15,7 +15,7 @@ from served_pipeline import until
 
 from millrace.services.errors import BusyError
 from millrace.services.metrics import sources
-from millrace.services.metrics.definitions import LOG, REPLICAS, SOURCES, TRAINER, Answer, Distribution, Sample, Samples
+from millrace.services.metrics.definitions import LOG, REPLICAS, TRAINER, Answer, Distribution, Sample, Samples
 from millrace.services.serving.ports import free_port
 
 pytest.importorskip("prometheus_client", reason="the extra `serve`, which brings prometheus_client, is not installed")
@@ -84,7 +84,7 @@ def test_the_page_is_what_prometheus_reads() -> None:
         **{key("millrace_answer_seconds_bucket", replica="r1", protocol="grpc", le=le): n for le, n in buckets.items()},
         key("millrace_answer_seconds_count", replica="r1", protocol="grpc"): 8,
         key("millrace_answer_seconds_sum", replica="r1", protocol="grpc"): 12.5,
-        **{key("millrace_source_up", source=name): name != TRAINER for name in SOURCES},
+        **{key("millrace_source_up", source=name): name != TRAINER for name in ASKED},
     }
 
 

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from pipelines import MILLRACE, fill, millrace, pipeline_in, small_disk
+from pipelines import MILLRACE, fill, lacks, millrace, pipeline_in, small_disk
 from served_pipeline import Up, starting, until, with_replicas
 
 from millrace.learners.errors import MillraceError
@@ -168,7 +168,7 @@ def test_ray_gets_what_shared_memory_has_room_for_and_says_so(tmp_path: Path, ca
 def test_up_refuses_to_start_on_shared_memory_that_is_too_small(tmp_path: Path) -> None:
     """Before anything is started, in a mount of its own."""
     if os.getuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("only root can give a process a /dev/shm of its own, by unshare of util-linux")
+        lacks("only root can give a process a /dev/shm of its own, by unshare of util-linux")
     pipeline_in(tmp_path, rows=1)
     small = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$0" "$@"']
     with starting(tmp_path, millrace=[*small, *MILLRACE]) as up:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pipelines import MILLRACE, fill, flower_rows, make_read_only, millrace, pipeline_in, small_disk
-from served_pipeline import CALLERS, Up, load, served, until
+from served_pipeline import CALLERS, Up, load, served, starting, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("crashes")]
@@ -111,6 +111,15 @@ def test_raylet_dies_and_up_ends_in_a_sentence(tmp_path: Path) -> None:
         until(lambda: up.process.poll() is not None)
         assert up.process.returncode == 1
         assert "Ray has died here (raylet)" in (tmp_path / "up.log").read_text()
+
+
+def test_a_token_that_stays_in_the_environment_is_found(tmp_path: Path) -> None:
+    """The twin: `up` as it was, which read the token and left it there for everything that it starts."""
+    pipeline_in(tmp_path, rows=1)
+    leaves = "from millrace.services.config import config; config.taken_endpoint_token = config.endpoint_token; "
+    with starting(tmp_path, millrace=[*WITH_TOKEN[:-1], leaves + WITH_TOKEN[-1]]) as up:
+        until(lambda: any(b"MILLRACE_TOKEN=not-to-be" in environment_of(pid) for pid in up.pids("gcs_server")))
+        up.process.terminate()
 
 
 def test_the_logs_disk_is_full_and_answers_go_on(up: Up) -> None:

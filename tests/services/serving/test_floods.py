@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
+import grpc
+import http2
 import pytest
 from attacks import SENT, attack
 from fronted import Fronted, fronted
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pipelines import ANSWER_S
 from strangers import as_stranger
 
 from millrace.services.config.sections import ServingConfig
@@ -23,8 +28,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("front")]
 
 MOST, ATTACKERS = 200, 400  # connections of a listener, and that an attacker holds or waits for
 SHORT, LONG = ServingConfig(idle_s=0.5, body_s=0.5), ServingConfig(idle_s=3600.0, body_s=3600.0)
+GOAWAY = 7  # the kind of a frame
 WAIT_S = 4.0  # for an answer that does not come
-CASES = [("http", kind) for kind in SENT] + [("grpc", kind) for kind in SENT if kind != "half a body"]
+CASES = [(protocol, kind) for protocol, kinds in SENT.items() for kind in kinds]
 
 
 @contextmanager
@@ -61,7 +67,7 @@ def answered(up: Fronted, protocol: str, timeout_s: float) -> bool:
 def test_a_flood_over_the_limit_keeps_nobody_out(protocol: str, kind: str, up: Fronted) -> None:
     """Each attacker is ended in half a second and comes back; honest callers wait in line with them and are answered."""
     port = up.port if protocol == "http" else up.grpc_port
-    with attack(port, kind, ATTACKERS):
+    with attack(port, protocol, kind, ATTACKERS):
         assert all(answered(up, protocol, 120.0) for _ in range(5))
 
 
@@ -70,7 +76,7 @@ def test_without_time_limits_the_same_flood_keeps_everybody_out(protocol: str) -
     """The twin: limits of an hour, as the front of Ray Serve had them."""
     with small(LONG) as up:
         assert answered(up, protocol, 120.0)
-        with attack(up.port if protocol == "http" else up.grpc_port, "idle", ATTACKERS):
+        with attack(up.port if protocol == "http" else up.grpc_port, protocol, "nothing", ATTACKERS):
             assert not any(answered(up, protocol, WAIT_S) for _ in range(2))
 
 
@@ -106,8 +112,35 @@ def test_another_user_reaches_no_socket_of_ours(name: str, opened: bool, up: Fro
 def test_an_endpoint_that_is_about_to_end_asks_for_a_new_connection() -> None:
     """HTTP/1 answers say so through the front, and answers go on."""
     with fronted() as up:
-        assert "connection" not in up.headers_of("/v2/health/live")
+        assert "connection" not in up.headers_of("/v2")
         drain(up.folder / "s")
-        heard = up.headers_of("/v2/health/live")
+        heard = up.headers_of("/v2")
         assert heard["connection"] == "close" and not [name for name in heard if name.startswith("x-millrace")]
         assert up.infer()[0] == 200
+
+
+def test_an_endpoint_that_is_about_to_end_says_so_over_grpc() -> None:
+    """Health is NOT_SERVING while calls on the same channel are answered; when the front ends, connections get GOAWAY."""
+    with fronted() as up:
+        with grpc.insecure_channel(f"127.0.0.1:{up.grpc_port}") as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            asked = health_pb2.HealthCheckRequest()
+            assert health.Check(asked, timeout=ANSWER_S).status == health_pb2.HealthCheckResponse.SERVING
+            drain(up.folder / "s")
+            assert health.Check(asked, timeout=ANSWER_S).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert up.call().id == "g"
+        connection = socket.create_connection(("127.0.0.1", up.grpc_port), timeout=ANSWER_S)
+        connection.sendall(http2.PREFACE)
+        begun = connection.recv(1)  # of the front's settings
+    with closing(connection):
+        heard = begun + b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert GOAWAY in kinds(heard)
+
+
+def kinds(heard: bytes) -> list[int]:
+    """Of the frames."""
+    found = list[int]()
+    while len(heard) >= 9:
+        found.append(heard[3])
+        heard = heard[9 + int.from_bytes(heard[:3]) :]
+    return found

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from pipelines import MILLRACE, PIPELINE, TIMEOUT_S, facts, millrace, pipeline_in
+from pipelines import MILLRACE, PIPELINE, TIMEOUT_S, facts, lacks, millrace, pipeline_in
 from served_pipeline import Up, command_of, descendants, is_ready, own_port, served, until
 
 pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
@@ -29,7 +29,7 @@ SMALL_SHARED = ["sh", "-c", 'mount -t tmpfs -o "size=$0m" tmpfs /dev/shm && exec
 def pod(folder: Path) -> Iterator[Up]:
     """One with process numbers and a small /dev/shm of its own, while nothing answers; all of it is killed with process 1."""
     if os.getuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("only root can give `millrace up` process numbers of its own, by unshare of util-linux")
+        lacks("only root can give `millrace up` process numbers of its own, by unshare of util-linux")
     with served(folder, "--log-format", "json", millrace=[*OWN_NUMBERS, *SMALL_SHARED, *MILLRACE], ready=False) as up:
         try:
             yield up

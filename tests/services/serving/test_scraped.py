@@ -68,7 +68,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     with served(folder, "--metrics-port", str(port), "--drain-s", "60") as running:
         scraped = Scraped(running.folder, running.port, running.grpc_port, running.process)
         scraped.metrics_port = port
-        until(lambda: scraped.total("millrace_source_up") == 3)
+        until(lambda: scraped.total("millrace_source_up") == 4)
         yield scraped
 
 
@@ -189,7 +189,7 @@ def test_kill_9_of_replicas_trainer_and_holder_leaves_the_page_and_counts_that_n
         assert up.total("millrace_source_up", source="log") == 1 and up.total("millrace_replicas_wanted") == 2
         assert up.total("millrace_records_total") == records
         until(partial(replaced, up, title, dead, count))
-    until(lambda: up.total("millrace_source_up") == 3 and up.total("millrace_trainer_running") == 1)
+    until(lambda: up.total("millrace_source_up") == 4 and up.total("millrace_trainer_running") == 1)
     for at in range(25):
         asked_by_grpc(up, [f"after/{at}"], [[21.0, 24.0, 28.0, float(at)]])
     until(lambda: up.total("millrace_records_total") == records + 25)

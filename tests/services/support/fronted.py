@@ -20,9 +20,11 @@ from served_pipeline import command_of, own_port, until
 
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import Endpoint
+from millrace.services.endpoint.grpc import calling
 from millrace.services.endpoint.http import HttpApp
 from millrace.services.endpoint.servers import Servers
 from millrace.services.processes import descendants
+from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol.statistics import InferenceStatistics
 from millrace.services.serving.door import Door, own_folder
 from millrace.services.serving.seats import is_draining, take_seat
@@ -76,8 +78,13 @@ class Fronted:
     port: int
     grpc_port: int
     answering: list[Answering]
+    endpoint: Endpoint  # of each that answers, but for its counts
     headers: dict[str, str]  # of every request
     timeout_s: float = ANSWER_S  # for an answer
+
+    def one_more(self) -> None:
+        """Let another endpoint take a seat."""
+        self.answering.append(Answering(self.folder / "s", replace(self.endpoint, statistics=InferenceStatistics())))
 
     def infer(self, name: str = "", **headers: str) -> tuple[int, dict]:
         """Status and answer of one request, called ``name``."""
@@ -89,6 +96,15 @@ class Fronted:
             connection.request(method, path, body, self.headers | headers)
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
+
+    def call(self, name: str = "g", timeout_s: float = ANSWER_S) -> pb.ModelInferResponse:
+        """The answer to one call over gRPC, on a channel of its own."""
+        request = pb.ModelInferRequest(model_name="digits", id=name)
+        for tensor in INPUTS:
+            made = request.inputs.add(name=tensor["name"], datatype="FP64", shape=tensor["shape"])
+            made.contents.fp64_contents.extend(tensor["data"])
+        with calling(f"127.0.0.1:{self.grpc_port}") as client:
+            return client.infer(request, timeout_s)
 
     def headers_of(self, path: str) -> dict[str, str]:
         """Of an answer on a connection of its own; names in lower case."""
@@ -117,14 +133,14 @@ def fronted(
     with own_folder() as folder, closing(Door(host, (port, grpc_port))) as door:
         sockets = door.open(folder, 2, limits)
         endpoint = replace(endpoint_of(numbers_bundle(), token=token), limits=limits, draining=lambda: is_draining(sockets))
-        answering = [Answering(sockets, replace(endpoint, statistics=InferenceStatistics())) for _ in range(replicas)]
+        running = Fronted(folder, port, grpc_port, [], endpoint, {"Authorization": f"Bearer {token}"} if token else {})
         try:
-            headers = {"Authorization": f"Bearer {token}"} if token else {}
-            running = Fronted(folder, port, grpc_port, answering, headers)
-            until(lambda: all(one.asked for one in answering) or not running.infer())
+            for _ in range(replicas):
+                running.one_more()
+            until(lambda: all(one.asked for one in running.answering) or not running.infer())
             yield running
         finally:
-            for one in answering:
+            for one in running.answering:
                 one.close()
 
 

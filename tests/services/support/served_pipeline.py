@@ -31,8 +31,8 @@ PROXIES = [sys.executable, "-c", BEHIND + MILLRACE[-1]]
 REPLICAS = """
 from millrace.services.serving import up
 begin = up.prepare_environment
-def prepared(most):
-    begin(most)
+def prepared(*settings):
+    begin(*settings)
     from millrace.services.serving import replica
     class Predictor(replica.Predictor):
         def __init__(self, serving, keeper):

@@ -7,8 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-from pipelines import MILLRACE, TIMEOUT_S, clean_environment
+from pipelines import MILLRACE, TIMEOUT_S, clean_environment, lacks
 
 STRANGER = 10001
 # It may read everything, since Python or the checkout may lie where root alone looks; it may write only where it owns.
@@ -18,7 +17,7 @@ READS = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 def as_stranger(command: list[str], *groups: int) -> list[str]:
     """A command as user and group 10001, and in ``groups``; skips the test where we may not."""
     if os.getuid() != 0 or shutil.which("setpriv") is None:
-        pytest.skip("only root can run a command as another user, by setpriv of util-linux")
+        lacks("only root can run a command as another user, by setpriv of util-linux")
     others = [f"--groups={','.join(map(str, groups))}"] if groups else ["--clear-groups"]
     names = [word for name in ("USER", "LOGNAME", "HOME", "LNAME", "USERNAME") for word in ("-u", name)]
     return ["setpriv", f"--reuid={STRANGER}", f"--regid={STRANGER}", *others, *READS, "env", *names, *command]

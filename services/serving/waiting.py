@@ -1,0 +1,107 @@
+"""Where requests wait while no replica answers: the front's backup server, in a thread of `up`.
+
+It answers nothing. It holds each connection until the front knows a replica, and ends it then without a word, whereupon the
+front asks that replica (`retry-on empty-response`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from pathlib import Path
+
+from millrace.services.serving.front import CHECKING
+
+log = logging.getLogger("millrace")
+
+POLL_S = 0.1  # between two looks for a replica, while anybody waits
+UP = "2"  # a server's state in `show servers state`: it takes requests
+ASK_S = 5.0  # for the front to answer
+
+
+class Waiting:
+    """Holds what the front sends, from now until it is closed."""
+
+    def __init__(self, path: Path, admin: Path) -> None:
+        """``path``: of its socket; ``admin``: of the front's own. Raises: OSError where no socket can be made."""
+        self._admin = admin
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._anybody = asyncio.Event()
+        self._held = set[asyncio.Transport]()
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete, args=(self._serve(),), name="waiting", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Nobody waits any longer."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+
+    def hold(self, connection: asyncio.Transport) -> None:
+        """Keep it until a replica is there."""
+        self._held.add(connection)
+        self._anybody.set()
+
+    def leave(self, connection: asyncio.Transport) -> None:
+        """The caller has gone, or the time that the front gives has passed."""
+        self._held.discard(connection)
+
+    async def _serve(self) -> None:
+        server = await self._loop.create_unix_server(lambda: _Held(self), sock=self._listener)
+        releasing = self._loop.create_task(self._release())
+        await self._stop.wait()
+        server.close()
+        releasing.cancel()
+        await asyncio.gather(releasing, return_exceptions=True)
+        self._end_all()
+        await asyncio.sleep(0)  # for the connections to be closed
+
+    async def _release(self) -> None:
+        while await self._anybody.wait():
+            if await self._has_replica():
+                self._end_all()
+            if not self._held:
+                self._anybody.clear()
+                continue
+            await asyncio.sleep(POLL_S)
+
+    def _end_all(self) -> None:
+        for connection in tuple(self._held):
+            connection.close()
+
+    async def _has_replica(self) -> bool:
+        """Whether the front would send a request to one now."""
+        try:
+            async with asyncio.timeout(ASK_S):
+                reader, writer = await asyncio.open_unix_connection(self._admin)
+                writer.write(f"show servers state {CHECKING}\n".encode())
+                lines = (await reader.read()).decode().splitlines()
+                writer.close()
+        except (OSError, TimeoutError):  # it is started again, and those who wait have lost their connection
+            return False
+        cells = [line.split() for line in lines if not line.startswith("#")]
+        return any(len(row) > 5 and row[3].isdecimal() and row[5] == UP for row in cells)
+
+
+class _Held(asyncio.Protocol):
+    """One connection of the front's, which is told nothing."""
+
+    def __init__(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+        self._connection: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._connection = transport
+        self._waiting.hold(transport)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        assert self._connection is not None
+        self._waiting.leave(self._connection)
