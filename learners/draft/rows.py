@@ -24,7 +24,7 @@ from millrace.learners.draft.hugging_face import logits
 from millrace.learners.draft.losses import Sampled
 
 BLOCK_TOKENS = 16_384  # of one block, filled up
-BLOCK_LOGITS = 1 << 24  # of one block, filled up: 64 MiB in float32, and learning holds about four such arrays
+BLOCK_LOGITS = 1 << 24  # of one block, filled up: 64 MiB in float32, and learning holds about five such arrays
 
 
 @dataclass(frozen=True, slots=True, eq=False)
