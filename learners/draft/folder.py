@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,29 @@ from millrace.learners.errors import ConfigError
 NAMED_BY = ("config.json", "tokenizer.json")  # beside the weights, which are all files that end in .safetensors
 
 
-class Model(msgspec.Struct):
+@dataclass(frozen=True, slots=True)
+class Model:
     """Of a tokenizer."""
 
-    vocab: dict[str, int] | list[tuple[str, float]] = {}  # tokens with their numbers; or in their order, each with a score
+    vocab: dict[str, int] | list[tuple[str, float]] = field(
+        default_factory=dict
+    )  # tokens with their numbers; or in their order, each with a score
 
 
-class Added(msgspec.Struct):
+@dataclass(frozen=True, slots=True)
+class Added:
     """A token beside those of the model."""
 
     id: int
     content: str
 
 
-class Tokenizer(msgspec.Struct):
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
     """What tokenizer.json says of tokens."""
 
     model: Model
-    added_tokens: list[Added] = []
+    added_tokens: list[Added] = field(default_factory=list)
 
 
 def digest(path: Path) -> str:
