@@ -73,7 +73,7 @@ class Draft:
         self.waiting: list[Kept] = []
         self.rows = 0  # learned: those that wait are not yet
         self.skipped = 0  # steps whose gradient was not finite
-        self.passed = {"flagged": 0, "other_target": 0, "too_long": 0}  # completions that are not learned, by why
+        self.passed = dict.fromkeys(("flagged", "other_target", "too_long", "not_finite"), 0)  # not learned, by why
         self._raised: dict[str, Value] = {"factor": 1.0, "rows": 0}  # the rate is so many times as large for so many rows
         self._served: DraftServable | None = None
 
@@ -88,7 +88,7 @@ class Draft:
             return
         use_one_thread()
         for completion, value, weight in self._checked(batch):
-            why = why_not(completion, self.config.start.target, self.most_tokens)
+            why = why_not(completion, self.config.start.target, self.most_tokens, self.vocabulary)
             if why:
                 self.passed[why] += 1
             elif weight > 0.0:
@@ -142,7 +142,7 @@ class Draft:
         """
         truth = state.truth_of(self._shape())
         self.draws.bit_generator.state, self._raised = truth["draws"], dict(truth["raised"])
-        self.rows, self.skipped, self.passed = truth["rows"], truth["skipped"], dict(truth["passed"])
+        self.rows, self.skipped, self.passed = truth["rows"], truth["skipped"], self.passed | truth["passed"]
         self.waiting = list(unpacked("waiting", truth))
         self.ring, self.reservoir = Ring(self.config.ring_tokens), Reservoir(self.config.reservoir_tokens)
         self.reservoir.know(dict(truth["domains"]))

@@ -60,7 +60,7 @@ def cut(p: Tensor, sampled: Sampled) -> Tensor:
     kept = p * (place < k)
     kept = kept / kept.sum(dim=1, keepdim=True)
     likelier = kept.cumsum(dim=1) - kept  # mass of what is likelier: tokens are kept until they reach top_p
-    kept = kept * ((likelier < sampled.top_p[:, None]) | (sampled.top_p == 1.0)[:, None])
+    kept = kept * ((likelier < sampled.top_p[:, None]) | (sampled.top_p == 1.0)[:, None] | (place == 0))
     return torch.where(greedy, p, kept / kept.sum(dim=1, keepdim=True))
 
 

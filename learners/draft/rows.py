@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from millrace.learners.draft.completion import MOST_TOP, Completion, Header
 from millrace.learners.draft.hugging_face import logits
-from millrace.learners.draft.losses import Sampled
+from millrace.learners.draft.losses import Sampled, target_partition
 
 BLOCK_TOKENS = 16_384  # of one block, filled up
 BLOCK_LOGITS = 1 << 24  # of one block, filled up: 64 MiB in float32, and learning holds about five such arrays
@@ -65,6 +65,13 @@ def block_of(completions: Sequence[Completion]) -> Block:
         torch.from_numpy(np.concatenate([each.log_probabilities for each in completions]).astype(np.float32)),
         _sampled([each.header for each in completions], lengths),
     )
+
+
+def has_distribution(completion: Completion, vocabulary: int) -> bool:
+    """Whether every position has a finite p, of a ``vocabulary`` of V tokens; then each loss is finite where logits are."""
+    sampled = _sampled([completion.header], [len(completion.output)])
+    log_p = torch.from_numpy(completion.log_probabilities.astype(np.float32))
+    return bool(torch.isfinite(target_partition(log_p, sampled, vocabulary)).all())
 
 
 def _sampled(headers: Sequence[Header], lengths: list[int]) -> Sampled:

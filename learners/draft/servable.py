@@ -12,6 +12,7 @@ import torch
 
 from millrace.learners.draft.completion import Completion, unpack
 from millrace.learners.draft.hugging_face import context_of, vocabulary_of, with_weights, write
+from millrace.learners.draft.rows import has_distribution
 from millrace.learners.draft.simulator import Replayed, replay
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Batch, Floats, Value
@@ -48,7 +49,7 @@ class DraftServable:
         use_one_thread()
         completions = completions_of(batch)
         most = most_tokens(context_of(self.config), self.k)
-        asked = [why_not(completion, self.target, most) == "" for completion in completions]
+        asked = [why_not(completion, self.target, most, vocabulary_of(self.config)) == "" for completion in completions]
         chosen = [each for each, yes in zip(completions, asked, strict=True) if yes]
         with with_weights(self.config, self.tensors) as model:
             answers = iter(replay(model, chosen, self.k, vocabulary_of(self.config)))
@@ -114,10 +115,12 @@ def most_tokens(context: int, k: int) -> float:
     return context - k if context else float("inf")
 
 
-def why_not(completion: Completion, target: str, most: float) -> str:
+def why_not(completion: Completion, target: str, most: float, vocabulary: int) -> str:
     """Why a draft of this target that takes so many tokens does not learn a completion, in a word; empty: it does."""
     if completion.header.target.hex() != target:
         return "other_target"
     if not completion.learnable:
         return "flagged"
-    return "too_long" if completion.tokens > most else ""
+    if completion.tokens > most:
+        return "too_long"
+    return "" if has_distribution(completion, vocabulary) else "not_finite"

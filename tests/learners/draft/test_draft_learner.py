@@ -36,6 +36,25 @@ def test_the_lowest_temperature_leaves_no_step_out() -> None:
     assert all(weight.isfinite().all() and not weight.equal(before[name]) for name, weight in draft.weights.items())
 
 
+def test_the_least_top_p_keeps_the_likeliest_token() -> None:
+    """1e-46 is above 0 and no float32: nothing but the likeliest is left, and every step has a finite gradient."""
+    rng, draft = np.random.default_rng(2), tiny_draft.draft(step_completions=1, updates=1)
+    draft.learn_many(tiny_draft.batch([tiny_draft.completion(rng, top_p=1e-46), *[tiny_draft.completion(rng)] * 9]))
+    assert draft.rows == 10 and draft.skipped == 0 and len(draft.ring.items) == 10
+
+
+def test_what_leaves_no_probability_is_passed_and_never_stored() -> None:
+    """Likeliest tokens of no probability under top_k = 1: 0 / 0. Drawn again, one such would cost step after step."""
+    rng, draft = np.random.default_rng(3), tiny_draft.draft(step_completions=1, updates=1)
+    honest = [tiny_draft.completion(rng, domain="sql") for _ in range(9)]
+    empty = tiny_draft.completion(rng, domain="own", top_k=1)
+    empty = replace(empty, log_probabilities=np.full_like(empty.log_probabilities, -60_000.0))
+    draft.learn_many(tiny_draft.batch([empty, *honest]))
+    assert draft.noticed() == {"skipped_steps": 0, "flagged": 0, "other_target": 0, "too_long": 0, "not_finite": 1}
+    assert draft.rows == 9 and {item.domain for item in [*draft.ring.items, *draft.reservoir.items]} == {"sql"}
+    assert draft.predict_many(tiny_draft.batch([empty])).tolist() == [[0.0, 0.0]]
+
+
 def test_a_step_is_the_same_in_one_block_or_in_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of blocks add up to that of all: the same weights but for rounding, whatever a block may hold."""
     whole = taught(40, step_completions=20)

@@ -128,7 +128,8 @@ def test_what_cannot_be_learned_is_counted_by_why_and_changes_nothing() -> None:
     before = {name: weight.detach().clone() for name, weight in draft.weights.items()}
     draft.learn_many(tiny_draft.batch(completions))
     assert all(weight.equal(before[name]) for name, weight in draft.weights.items()) and draft.rows == 0
-    assert draft.noticed() == {"skipped_steps": 0, "flagged": 6, "other_target": 1, "too_long": 1} and draft.left_out == 8
+    assert draft.noticed() == {"skipped_steps": 0, "flagged": 6, "other_target": 1, "too_long": 1, "not_finite": 0}
+    assert draft.left_out == 8
     assert draft.predict_many(tiny_draft.batch(completions)).tolist() == [[0.0, 0.0]] * 8
     assert draft.predict_many(tiny_draft.batch([replace(long, prompt=fits)]))[0, 1] > 0
     draft.learn_many(tiny_draft.batch([tiny_draft.completion(rng, flags=("swap",))]))
