@@ -134,6 +134,7 @@ def shaped(key: Key, number: float) -> Any:
 def load(tmp_path, monkeypatch):
     """Load a small pipeline of a kind of learner with flags; what is wrong with it, or ""."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # else digests of these folders fill the user's own
     Path("net.onnx").write_bytes(b"a network")
     Path("p.toml").write_text('name = "p"\n[[fields]]\nname = "x"\n[label]\nname = "y"\n[learner]\n', encoding="utf-8")
 
@@ -152,6 +153,11 @@ def load(tmp_path, monkeypatch):
         return ""
 
     return loaded
+
+
+def test_what_is_loaded_here_is_remembered_here(load, tmp_path: Path) -> None:
+    """Digests of these folders lie in the test's own cache, and never in the user's."""
+    assert load("draft", []) == "" and (tmp_path / "cache" / "millrace" / "digests.json").is_file()
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -16,7 +16,7 @@ from millrace.learners.draft.folder import digest
 from millrace.learners.errors import ConfigError
 
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-MOST = 64  # files that are remembered, the newest
+MOST = 4096  # files that are remembered, the newest; a large model alone has over a hundred
 
 
 class Digests:

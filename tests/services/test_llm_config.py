@@ -12,7 +12,9 @@ import tiny_draft
 from draft_pipelines import loaded, tiny
 
 from millrace.learners.errors import ConfigError
+from millrace.services.config import digests as digests_of_files
 from millrace.services.config.config import load_pipeline
+from millrace.services.config.digests import Digests
 from millrace.streams.kafka.log import kept_ms
 
 
@@ -105,6 +107,28 @@ def test_models_are_hashed_once_and_again_when_they_change(tmp_path: Path, monke
     assert load_pipeline(tmp_path / "answers.toml").pipeline.llm.target_sha256 != first.target_sha256
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     assert load_pipeline(tmp_path / "answers.toml").pipeline.llm.draft_sha256 == first.draft_sha256
+
+
+def test_a_target_of_many_files_is_hashed_once(tmp_path: Path) -> None:
+    """300 of them, more than a large model has: none is read a second time."""
+    digests, paths = Digests(tmp_path / "cache"), [tmp_path / f"{number}.safetensors" for number in range(300)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number % 256]))
+    first = [digests.of(path) for path in paths]
+    file = tmp_path / "cache" / "digests.json"
+    file.write_bytes(msgspec.json.encode(dict.fromkeys(msgspec.json.decode(file.read_bytes()), "0" * 64)))
+    assert [digests.of(path) for path in paths] == ["0" * 64] * 300 and len(set(first)) == 256
+
+
+def test_of_more_files_than_fit_the_newest_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are hashed again, and get the same."""
+    monkeypatch.setattr(digests_of_files, "MOST", 3)
+    digests, paths = Digests(tmp_path / "cache"), [tmp_path / f"{number}.safetensors" for number in range(5)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]))
+    first = [digests.of(path) for path in paths]
+    remembered = msgspec.json.decode((tmp_path / "cache" / "digests.json").read_bytes())
+    assert list(remembered.values()) == first[2:] and [digests.of(path) for path in paths] == first
 
 
 def test_without_the_models_the_file_says_what_they_are(tmp_path: Path) -> None:

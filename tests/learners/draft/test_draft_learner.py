@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -152,3 +155,11 @@ def test_a_context_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
 def test_where_a_draft_lies_is_no_part_of_it() -> None:
     """Its config, which is served and exported, names no place on this machine."""
     assert str(tiny_draft.folder()) not in tiny_draft.draft().servable().config
+
+
+def test_a_process_of_tests_leaves_no_draft_behind() -> None:
+    """The tiny draft's folder goes with the process that made it."""
+    words = [sys.executable, "-c", "import tiny_draft; print(tiny_draft.folder())"]
+    environment = os.environ | {"PYTHONPATH": str(Path(tiny_draft.__file__).parent)}
+    told = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert Path(told.stdout.strip()).name.startswith("tiny-draft-") and not Path(told.stdout.strip()).exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -26,6 +28,7 @@ WIDTH, HEADS, INNER = 8, 2, 12
 def folder() -> Path:
     """The draft's folder, one a process."""
     place, rng = Path(tempfile.mkdtemp(prefix="tiny-draft-")), np.random.default_rng(5)
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
