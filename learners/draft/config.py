@@ -40,7 +40,14 @@ class DraftConfig:
     recent_share: float = number(0.75, 0.0, 0.9)  # of the draws from the ring; the others come from the reservoir over domains
     ring_tokens: int = number(262_144, 1)  # of the newest completions that are kept
     reservoir_tokens: int = number(65_536, 1)  # of completions kept at random, as many tokens of each domain
+    # of reservoir_tokens, and of ring_tokens: prompt and answer of a completion that is learned; what is longer is passed
+    longest_share: float = number(0.125, 0.0, 1.0, "(]")
     start: Start = later(Start())  # not to be written: [llm] says it
+
+    @property
+    def longest_tokens(self) -> int:
+        """Prompt and answer of the longest completion that is learned."""
+        return int(self.longest_share * min(self.ring_tokens, self.reservoir_tokens))
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""

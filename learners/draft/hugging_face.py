@@ -55,9 +55,14 @@ def _loaded(folder: Path) -> tuple[Any, dict[str, Any]]:
                 ignore_mismatched_sizes=True,  # they are named below
                 output_loading_info=True,
             )
-            logits(model, torch.zeros((1, 2), dtype=torch.int64), 1)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+            tokens = torch.arange(2)[None]
+            with torch.no_grad():
+                whole, by_head = model.eval()(tokens).logits[0], logits(model, hidden(model, tokens)[0])
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"{folder} is no language model that transformers loads: {error}") from error
+    capped = getattr(model.config, "final_logit_softcapping", None)  # which small logits do not show
+    if capped or not torch.allclose(whole, by_head, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise ConfigError(f"{folder} scales or caps what its head says, and cannot be a draft. Take one that does not.")
     return model, loading
 
 
@@ -107,9 +112,15 @@ def with_weights(config: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Modu
             parameter.data = torch.empty(0)
 
 
-def logits(model: nn.Module, tokens: Tensor, last: int) -> Tensor:
-    """Logits (n, last, V) at the ``last`` positions of tokens (n, T). Rows are filled up on the right: nothing looks ahead."""
-    answered: Tensor = model(tokens, use_cache=False, logits_to_keep=last).logits
+def hidden(model: Any, tokens: Tensor) -> Tensor:
+    """What the head reads (n, T, d) of tokens (n, T). Rows are filled up on the right: nothing looks ahead."""
+    states: Tensor = model.base_model(tokens, use_cache=False).last_hidden_state
+    return states
+
+
+def logits(model: Any, states: Tensor) -> Tensor:
+    """Logits (N, V) of what ``hidden`` gave (N, d)."""
+    answered: Tensor = model.get_output_embeddings()(states)
     return answered
 
 

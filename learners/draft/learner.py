@@ -29,9 +29,9 @@ from millrace.learners.draft.buffer import Kept, Reservoir, Ring, packed, unpack
 from millrace.learners.draft.completion import Completion, unpack
 from millrace.learners.draft.config import DraftConfig
 from millrace.learners.draft.folder import fingerprint
-from millrace.learners.draft.hugging_face import context_of, read, vocabulary_of
+from millrace.learners.draft.hugging_face import context_of, logits, read, vocabulary_of
 from millrace.learners.draft.losses import LOSSES, draft_partition, target_partition
-from millrace.learners.draft.rows import Block, block_of, cut
+from millrace.learners.draft.rows import Block, block_of, chunks, cut
 from millrace.learners.draft.servable import DraftServable, completions_of, most_tokens, read_only, why_not
 from millrace.learners.errors import BadInputError, ConfigError
 from millrace.learners.linear.servable import finite
@@ -61,9 +61,10 @@ class Draft:
         self.d = d
         self.described, self.model = read(folder)  # the model's config as JSON, and the model
         self.vocabulary = vocabulary_of(self.described)
-        self.most_tokens = most_tokens(context_of(self.described), config.start.k)
-        if self.most_tokens < 2:
+        in_context = most_tokens(context_of(self.described), config.start.k)
+        if in_context < 2:
             raise ConfigError(f"llm.k = {config.start.k}: the draft's context leaves room for no completion; lower it.")
+        self.most_tokens = min(in_context, config.longest_tokens)
         self.weights: dict[str, Tensor] = dict(self.model.named_parameters())
         self.optimiser = torch.optim.AdamW(
             list(self.weights.values()), lr=config.rate, weight_decay=config.weight_decay, foreach=False
@@ -206,7 +207,7 @@ class Draft:
     def _step(self, items: list[Kept], rate: float) -> None:
         """One step of AdamW on these completions; without a position that counts, or a finite gradient, none.
 
-        They go through the model in blocks, so memory does not grow with how many there are. Their gradients add up.
+        They go through the model in blocks, so memory does not grow with how many there are. Gradients of blocks add up.
         """
         completions = [unpack(item.value) for item in items]
         counts = [item.weight * counted(each, self.config) for item, each in zip(items, completions, strict=True)]
@@ -215,8 +216,7 @@ class Draft:
             return
         for start, stop in cut(completions, self.vocabulary):
             block, weights = block_of(completions[start:stop]), torch.from_numpy(np.concatenate(counts[start:stop]))
-            loss = loss_of(block, block.logits(self.model), weights, self.config.loss) / total
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._descend(block, weights / total)
         norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.config.clip, foreach=False)
         if torch.isfinite(norm):
             self.optimiser.param_groups[0]["lr"] = rate
@@ -224,6 +224,15 @@ class Draft:
         else:
             self.skipped += 1
         self.optimiser.zero_grad(set_to_none=True)
+
+    def _descend(self, block: Block, weights: Tensor) -> None:
+        """Add the gradient of a block's loss, with weights (N,) of its positions: chunk by chunk, then through the model."""
+        states = block.hidden(self.model)
+        cut_off = states.detach().requires_grad_()
+        for rows in chunks(len(weights), self.vocabulary):
+            loss = loss_of(block.of(rows), logits(self.model, cut_off[rows]), weights[rows], self.config.loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+        states.backward(cut_off.grad)  # type: ignore[no-untyped-call]
 
 
 def loss_of(block: Block, logits: Tensor, weights: Tensor, loss: str) -> Tensor:

@@ -7,24 +7,25 @@
 | ids, log_p | (N, top) |
 | sampled | temperature, top_p, top_k, each (N,) |
 
-A block is bounded in tokens, and in logits: tokens x V. What is longer alone is a block of its own.
+A block is bounded in tokens, and in logits: tokens x V. What is longer alone is a block of its own. Logits are asked of chunks
+of its positions, each within the same bound. So one long answer never holds more logits than many short ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from millrace.learners.draft.completion import MOST_TOP, Completion, Header
-from millrace.learners.draft.hugging_face import logits
+from millrace.learners.draft.hugging_face import hidden
 from millrace.learners.draft.losses import Sampled, target_partition
 
 BLOCK_TOKENS = 16_384  # of one block, filled up
-BLOCK_LOGITS = 1 << 24  # of one block, filled up: 64 MiB in float32, and learning holds about five such arrays
+BLOCK_LOGITS = 1 << 24  # of one chunk, or a block that is filled up: 64 MiB in float32; learning holds about five such arrays
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,32 +34,42 @@ class Block:
 
     completions: Sequence[Completion]
     tokens: Tensor  # (n, T) int64
-    last: int  # positions from the end that logits are asked of
     row: Tensor  # (N,)
-    place: Tensor  # (N,) among the ``last``
+    place: Tensor  # (N,)
     ids: Tensor  # (N, top)
     log_p: Tensor  # (N, top)
     sampled: Sampled
 
-    def logits(self, model: nn.Module) -> Tensor:
-        """(N, V): of each position of an answer, what the model says of the token there."""
-        return logits(model, self.tokens, self.last)[self.row, self.place]
+    def hidden(self, model: nn.Module) -> Tensor:
+        """(N, d): of each position of an answer, what the model's head reads of the token there."""
+        return hidden(model, self.tokens)[self.row, self.place]
+
+    def of(self, rows: slice) -> Block:
+        """The same with these positions alone."""
+        sampled = Sampled(self.sampled.temperature[rows], self.sampled.top_p[rows], self.sampled.top_k[rows])
+        taken = {name: getattr(self, name)[rows] for name in ("row", "place", "ids", "log_p")}
+        return replace(self, sampled=sampled, **taken)
+
+
+def chunks(positions: int, vocabulary: int) -> Iterator[slice]:
+    """So many positions in slices, each so small that its logits stay bounded."""
+    most = max(1, BLOCK_LOGITS // vocabulary)
+    for start in range(0, positions, most):
+        yield slice(start, min(start + most, positions))
 
 
 def block_of(completions: Sequence[Completion]) -> Block:
     """One block of all of them, in order."""
     longest = max(completion.tokens for completion in completions)
-    first = min(len(completion.prompt) for completion in completions) - 1  # its logits are of the first token of an answer
     tokens = np.zeros((len(completions), longest), dtype=np.int64)
     for at, completion in enumerate(completions):
         tokens[at, : len(completion.prompt)] = completion.prompt
         tokens[at, len(completion.prompt) : completion.tokens] = completion.output
     lengths = [len(completion.output) for completion in completions]
-    places = [np.arange(len(each.output)) + len(each.prompt) - 1 - first for each in completions]
+    places = [np.arange(len(each.output)) + len(each.prompt) - 1 for each in completions]
     return Block(
         completions,
         torch.from_numpy(tokens),
-        longest - first,
         torch.from_numpy(np.repeat(np.arange(len(completions)), lengths)),
         torch.from_numpy(np.concatenate(places)),
         torch.from_numpy(np.concatenate([each.ids for each in completions]).astype(np.int64)),

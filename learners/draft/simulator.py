@@ -15,15 +15,17 @@ docs/design/learners.md#draft.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from millrace.learners.draft.completion import Completion
+from millrace.learners.draft.completion import Completion, Header, Tokens
+from millrace.learners.draft.hugging_face import logits
 from millrace.learners.draft.overlap import Seen, overlap
-from millrace.learners.draft.rows import Block, block_of, cut
+from millrace.learners.draft.rows import Block, block_of, chunks, cut
 from millrace.learners.protocol import Array
 
 
@@ -48,24 +50,50 @@ def replay(model: nn.Module, completions: list[Completion], k: int, vocabulary: 
     with torch.no_grad():
         for start, stop in cut(completions, vocabulary):
             block = block_of(completions[start:stop])
-            replayed += _of_block(block, block.logits(model), k)
+            replayed += _of_block(block, block.hidden(model), Asked(model, vocabulary, k))
     return replayed
 
 
-def _of_block(block: Block, logits: Tensor, k: int) -> list[Replayed]:
-    finite, greedy = torch.isfinite(logits).all(dim=1).numpy(), logits.argmax(dim=1).numpy()
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """Of whom a replay asks, and for how many tokens a step."""
+
+    model: nn.Module
+    vocabulary: int
+    k: int
+
+    def logits(self, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Of states (N, d): chunks of positions, and their logits."""
+        for rows in chunks(len(states), self.vocabulary):
+            yield rows, logits(self.model, states[rows])
+
+
+def _of_block(block: Block, states: Tensor, asked: Asked) -> list[Replayed]:
     at, found = 0, []
     for completion in block.completions:
         rows = slice(at + 1, at + len(completion.output))  # position 0 is not tested
         at += len(completion.output)
         if completion.header.temperature == 0.0:
-            found.append(played(finite[rows] & (greedy[rows] == completion.output[1:]), k))
-            continue
-        chosen = rows.start + tested(completion) - 1
-        low, high = overlap(logits[chosen], Seen(block.ids[chosen], block.log_p[chosen], completion.header))
-        low, high = np.where(finite[chosen], low, 0.0), np.where(finite[chosen], high, 1.0)
-        found.append(Replayed(float(low.sum()), len(low), float(high.sum())))
+            found.append(played(_matches(asked, states[rows], completion.output[1:]), asked.k))
+        else:
+            found.append(_bounded(asked, block, states, rows.start + tested(completion) - 1, completion.header))
     return found
+
+
+def _matches(asked: Asked, states: Tensor, tokens: Tokens) -> Array:
+    """Whether the draft's likeliest token is the answer's (N,); of logits that are not finite it never is."""
+    greedy = [torch.where(z.isfinite().all(dim=1), z.argmax(dim=1), -1) for _, z in asked.logits(states)]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(each.numpy() for each in greedy)]) == tokens
+
+
+def _bounded(asked: Asked, block: Block, states: Tensor, chosen: Array, header: Header) -> Replayed:
+    """The bounds of alpha, added up over the chosen positions of an answer."""
+    least, most = 0.0, 0.0
+    for rows, z in asked.logits(states[chosen]):
+        finite = z.isfinite().all(dim=1).numpy()
+        low, high = overlap(z, Seen(block.ids[chosen[rows]], block.log_p[chosen[rows]], header))
+        least, most = least + float(low[finite].sum()), most + float(np.where(finite, high, 1.0).sum())
+    return Replayed(least, len(chosen), most)
 
 
 def tested(completion: Completion) -> Array:

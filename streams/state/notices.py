@@ -34,7 +34,7 @@ PHRASES = {
     "memory_full": "{value} rows have a class for which the memory has no room; lower memory.rows, or memory.bits",
     "flagged": "{value} completions had an adapter, a grammar, a penalty, an image, min_p or a bias, and were not learned",
     "other_target": "{value} completions are of another target than llm.target, and were not learned; begin with --branch NEW",
-    "too_long": "{value} completions are longer than the draft's context less llm.k, and were not learned",
+    "too_long": "{value} completions are longer than the draft takes, or than learner.longest_share says, and were not learned",
     "not_finite": "{value} completions say nothing of how likely their tokens were, and were not learned",
     "unscored": "{value} completions were replayed by weights that are not finite, and are in no share; lower the rate",
     "outside_classes": "{value} rows have a label that learner.classes does not name, and were not learned",

@@ -17,7 +17,7 @@ import tiny_draft
 import torch
 from safetensors.numpy import load_file, save_file
 
-from millrace.learners.draft import rows
+from millrace.learners.draft import hugging_face, rows
 from millrace.learners.draft.config import DraftConfig
 from millrace.learners.draft.folder import fingerprint
 from millrace.learners.draft.learner import Draft
@@ -73,7 +73,7 @@ def test_no_block_is_larger_than_a_step_may_hold(monkeypatch: pytest.MonkeyPatch
     most_tokens = 400
     monkeypatch.setattr(rows, limit, most_tokens * (tiny_draft.VOCABULARY if limit == "BLOCK_LOGITS" else 1))
     draft, seen, rng = tiny_draft.draft(step_completions=60, updates=1), [], np.random.default_rng(1)
-    draft.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].numel()))
+    draft.model.base_model.register_forward_pre_hook(lambda _, given: seen.append(given[0].numel()))
     batch = tiny_draft.batch([tiny_draft.completion(rng) for _ in range(60)])
     draft.learn_many(batch)
     assert len(seen) >= 2 and 200 < max(seen) <= most_tokens
@@ -83,6 +83,67 @@ def test_no_block_is_larger_than_a_step_may_hold(monkeypatch: pytest.MonkeyPatch
     assert [*starts[1:], 60] == stops and starts[0] == 0
     held = [rows.block_of(completions[a:b]).tokens.numel() for a, b in zip(starts, stops, strict=True)]
     assert max(held) <= most_tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_one_long_answer_holds_no_more_logits_than_many(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    """In learning and in replaying, chunk by chunk; the draft and the counts are those of one chunk but for rounding."""
+    rng = np.random.default_rng(4)
+    answer = tiny_draft.completion(rng, temperature=temperature)
+    at = np.arange(40) % len(answer.output)
+    arrays = {name: getattr(answer, name)[at] for name in ("output", "ids", "log_probabilities")}
+    batch, drafts, counts = tiny_draft.batch([replace(answer, **arrays)]), [], []
+    for most_rows in (1_000, 7):
+        monkeypatch.setattr(rows, "BLOCK_LOGITS", most_rows * tiny_draft.VOCABULARY)
+        draft, seen = tiny_draft.draft(step_completions=1, updates=1, reservoir_tokens=512), []
+        heads = [model.get_output_embeddings() for model in (draft.model, hugging_face._skeleton(draft.described))]
+        hooks = [head.register_forward_hook(lambda _, given, z, seen=seen: seen.append(z.shape[:-1])) for head in heads]
+        counts.append(draft.predict_many(batch))
+        replayed = sum(rows for (rows,) in seen)
+        draft.learn_many(batch)
+        assert (replayed, sum(rows for (rows,) in seen)) == (39, 79) and max(rows for (rows,) in seen) == min(most_rows, 40)
+        drafts.append(draft)
+        for hook in hooks:
+            hook.remove()
+    assert drafts[0].rows == 1 and np.allclose(*counts, rtol=1e-12, atol=1e-6)
+    for name, weight in drafts[0].weights.items():
+        assert torch.allclose(weight, drafts[1].weights[name], rtol=0.0, atol=1e-5), name
+
+
+def test_what_is_longer_than_its_share_is_passed_and_moves_no_domain() -> None:
+    """It is counted; neither the ring nor the limit of its domain in the reservoir knows of it."""
+    rng, draft = np.random.default_rng(6), tiny_draft.draft(step_completions=1, reservoir_tokens=120, ring_tokens=400)
+    short = [tiny_draft.completion(rng, domain="sql") for _ in range(3)]
+    long = tiny_draft.completion(rng, domain="sql")
+    fits, longer = (replace(long, prompt=np.zeros(size - len(long.output), np.uint32)) for size in (15, 16))
+    draft.learn_many(tiny_draft.batch([*short, longer]))
+    assert draft.config.longest_tokens == 15 and (draft.rows, draft.passed["too_long"]) == (3, 1)
+    assert len(draft.ring.items) == 3 and draft.reservoir.below == {"sql": 1.0}
+    draft.learn_many(tiny_draft.batch([fits]))
+    assert (draft.rows, draft.passed["too_long"]) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "after"), [("gemma2", {"final_logit_softcapping": 30.0}), ("granite", {"logits_scaling": 4.0})]
+)
+def test_a_head_that_caps_its_logits_is_refused(tmp_path: Path, kind: str, after: dict[str, float]) -> None:
+    """Chunks go through the head alone, so what comes behind it would be lost; and so is one that scales them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=tiny_draft.VOCABULARY,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        **after,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "draft")
+    with pytest.raises(ConfigError, match="scales or caps"):
+        hugging_face.read(tmp_path / "draft")
 
 
 @pytest.mark.parametrize(("draws", "recent", "kept"), [(0, 0, 0), (1, 0, 1), (2, 1, 1), (4, 3, 1), (12, 9, 3)])
