@@ -159,7 +159,8 @@ class Llm:
     capture: Literal["all", "none"] | tuple[str, ...]
     k: int = 4  # in [1, 255], tokens drafted a step; more gains more where most are accepted
     top: int = 20  # in [1, 4096], log probabilities kept of each token; more says more of what the target thought
-    # >= 1, milliseconds that the log keeps a completion; a week. What a draft keeps to learn from again is bounded in tokens
+    # >= 1, milliseconds that the log keeps a completion or a dead letter which no branch has still to read; a week. What a
+    # draft keeps to learn from again is bounded in tokens, not in time
     keep_ms: int = 604_800_000
     target_sha256: str = ""  # of the target's folder; empty: that of the folder when the pipeline is read
     draft_sha256: str = ""  # the same of the draft's

@@ -48,6 +48,12 @@ def stand_in(raw: dict[str, Any], path: Path) -> None:
     for key, sentence in FOR_ROWS.items():
         if key in raw and raw[key] != {"shards": 1}.get(key):
             raise ConfigError(f"{path}: {key} does not stand beside [llm]: {sentence}. Leave it out.")
+    drift = raw.get("drift")
+    if isinstance(drift, dict) and drift.get("act") == "relearn":
+        raise ConfigError(
+            f'{path}: drift.act = "relearn" does not stand beside [llm]: it would keep whole completions by number, and a '
+            'draft learns from its ring again anyway. Take "version", "reset" or "raise-rate".'
+        )
     log = raw.setdefault("log", {})
     if isinstance(log, dict):
         if "retention_hours" in log:

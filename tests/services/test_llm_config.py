@@ -47,6 +47,7 @@ def test_what_is_made_for_rows_does_not_stand_beside_llm(tmp_path: Path, table: 
         ("weight=w", "weight does not stand beside"),
         ("unknown=ignore", "unknown does not stand beside"),
         ("log.retention_hours=3", "llm.keep_ms says how long"),
+        ("drift={act='relearn'}", "it would keep whole completions"),
         ("learner.kind=ridge", "with \\[llm\\] there are completions"),
         ("learner.start={}", "is not to be written"),
         ("llm.capture=some", "llm.capture"),

@@ -21,10 +21,14 @@ from millrace.learners.draft.completion import unpack
 from millrace.learners.draft.servable import DraftServable
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.expiry import expire
 from millrace.services.pipeline.instance import Instance
 from millrace.services.proof.certify import prove_branch
 from millrace.services.registry.export import export
+from millrace.services.training import run as run_of_training
 from millrace.services.training.run import Bounds, run
+from millrace.streams.records import Record
+from millrace.streams.sqlite.log import SqliteLog
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +122,33 @@ def test_a_run_learns_counts_and_is_proved(tmp_path: Path) -> None:
     assert all(report.proved and not report.findings for report in prove_branch(instance, "main"))
 
 
+def appended_long_ago(instance: Instance, topic: str, values: list[bytes]) -> None:
+    """Records of a month ago, in the log of a pipeline."""
+    log = SqliteLog(instance.folder / "log.sqlite", lambda: time.time_ns() // 1_000_000 - 30 * 86_400_000)
+    log.append(topic, [Record(value, b"a", b"", 1_000) for value in values])
+    log.close()
+
+
+def test_a_run_that_follows_lets_old_completions_go_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may never end; what was learned before its newest checkpoint goes, and the draft is as good."""
+    monkeypatch.setattr(run_of_training, "EXPIRY_S", 0.0)
+    instance = tiny(tmp_path)
+    assert instance.log().bounds("answers.completions:0") == (0, 0)
+    appended_long_ago(instance, "answers.completions", tiny_values(48))
+    done = run(instance, "main", Bounds(follow=True, rows=48), take_over=False)
+    assert done.learned == 48 and instance.log().bounds("answers.completions:0") == (32, 48)
+
+
+def test_dead_letters_of_completions_go_as_completions_do(tmp_path: Path) -> None:
+    """A refused one lies there whole, with all its text; one of today stays."""
+    instance = tiny(tmp_path)
+    assert instance.log().bounds("answers.dead-letters:0") == (0, 0)
+    appended_long_ago(instance, "answers.dead-letters", [b"text of a caller"] * 3)
+    instance.log().append("answers.dead-letters", [Record(b"today")])
+    expire(instance)
+    assert instance.log().bounds("answers.dead-letters:0") == (3, 4)
+
+
 def test_any_cut_gives_the_same_draft(tmp_path: Path) -> None:
     """Learned in one run, or in five with a restart between each: the same weights, bit for bit."""
     values, drafts = tiny_values(60), []
@@ -134,22 +165,35 @@ def test_any_cut_gives_the_same_draft(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_draft(tmp_path: Path) -> None:
-    """kill -9 while it learns, behind a checkpoint or two; then the same draft as by a run that nobody killed."""
+    """kill -9 while it learns, behind a checkpoint or two; then the same draft as by a run that nobody killed.
+
+    It follows the log, so it is alive whenever that comes, and half of what it is to learn comes after its first mark.
+    """
     values = tiny_values(250)
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        put(tiny(tmp_path / name), values)
+        put(tiny(tmp_path / name), values[:125])
+    put(tiny(tmp_path / "whole"), values[125:])
     run(tiny(tmp_path / "whole"), "main", Bounds(), take_over=False)
     killed = tiny(tmp_path / "killed")
-    words = [*MILLRACE, "run", "answers.toml", "--home", "home"]
+    words = [*MILLRACE, "run", "answers.toml", "--home", "home", "--follow"]
     process = subprocess.Popen(words, cwd=tmp_path / "killed", env=clean_environment(), stderr=subprocess.DEVNULL)
-    while process.poll() is None and not marks_of(killed):
-        time.sleep(0.02)
+    learned_behind_marks(killed, process, 1)
+    marks = marks_of(killed)
+    put(killed, values[125:])
+    learned_behind_marks(killed, process, marks + 1)
     process.send_signal(signal.SIGKILL)
     assert process.wait(TIMEOUT_S) == -signal.SIGKILL
     run(killed, "main", Bounds(), take_over=False)
     assert equal(weights(killed), weights(tiny(tmp_path / "whole")))
     assert all(report.proved and not report.findings for report in prove_branch(killed, "main"))
+
+
+def learned_behind_marks(instance: Instance, process: subprocess.Popen[bytes], marks: int) -> None:
+    """Wait until the branch has so many marks; a process that ends by itself is an error."""
+    while marks_of(instance) < marks:
+        assert process.poll() is None
+        time.sleep(0.02)
 
 
 def marks_of(instance: Instance) -> int:
