@@ -135,9 +135,12 @@ def vocabulary_of(config: str) -> int:
 
 
 def write(config: str, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Config and weights as Hugging Face lays them out, in float32."""
+    """Config and weights as Hugging Face lays them out, in float32. Raises: OSError, of the weights' writer too."""
     model = _model(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
-    model.save_pretrained(folder, max_shard_size=WHOLE)
+    try:
+        model.save_pretrained(folder, max_shard_size=WHOLE)
+    except SafetensorError as error:  # of a full disk, too
+        raise OSError(str(error)) from error

@@ -83,7 +83,8 @@ def _of_block(block: Block, states: Tensor, asked: Asked) -> list[Replayed]:
 def _matches(asked: Asked, states: Tensor, tokens: Tokens) -> Array:
     """Whether the draft's likeliest token is the answer's (N,); of logits that are not finite it never is."""
     greedy = [torch.where(z.isfinite().all(dim=1), z.argmax(dim=1), -1) for _, z in asked.logits(states)]
-    return np.concatenate([np.zeros(0, dtype=np.int64), *(each.numpy() for each in greedy)]) == tokens
+    matches: Array = np.concatenate([np.zeros(0, dtype=np.int64), *(each.numpy() for each in greedy)]) == tokens
+    return matches
 
 
 def _bounded(asked: Asked, block: Block, states: Tensor, chosen: Array, header: Header) -> Replayed:

@@ -1,7 +1,8 @@
 """Test-then-train scores of a draft, by domain: what it would have got accepted, beside what the served draft did.
 
 Each completion is replayed with the draft before it is learned. alpha = accepted / tested positions. Its complement is the
-loss that drift detectors watch. The same completions give the same totals, bit for bit, however they are cut.
+loss that drift detectors watch. Of given answers the totals are the same, bit for bit, however they are cut; the answers of a
+replay may differ in the last digit by what else was replayed in one block.
 
 As served, only those count that are replayed too, so that both shares are of the same traffic. What is not a number is counted
 as unscored and goes into no sum. There are at most 64 domains; what comes of more is one further domain, "other".

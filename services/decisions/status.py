@@ -205,8 +205,11 @@ def shares(scores: dict[str, Any]) -> dict[str, float | None]:
 
 
 def alphas(scores: dict[str, Any]) -> dict[str, float | None]:
-    """Accepted of tested positions, of a draft's own replay and as served: of all completions, and by domain."""
-    named = {"": scores} | {f"_{name or 'unnamed'}": domain for name, domain in scores["domains"].items()}
+    """Accepted of tested positions, of a draft's own replay and as served: of all completions, and by domain.
+
+    ``alpha_`` with nothing behind it is of completions that name no domain, for a domain may have any name.
+    """
+    named = {"": scores} | {f"_{name}": domain for name, domain in scores["domains"].items()}
     shares_of: dict[str, float | None] = {}
     for suffix, sums in named.items():
         for before in ("", "served_"):

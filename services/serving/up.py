@@ -102,7 +102,7 @@ def up(instance: Instance, branch: str, listening: Listening, lines: EventLines)
     if instance.loaded.pipeline.llm is not None:
         raise MillraceError(
             f"{instance.loaded.pipeline.name} learns a draft, and `millrace up` does not serve language models yet. "
-            "`millrace run --follow` learns what is in the log, and `millrace export` writes a draft for vLLM."
+            "`millrace run --follow` learns what is in the log, and `millrace export` writes a draft that transformers loads."
         )
     if find_spec("ray") is None:
         raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,31 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path, broken: str) -> N
     with pytest.raises(ConfigError, match=sentence):
         Draft(DraftConfig(start=start), 0, 0)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_draft_that_stores_buffers_is_refused(tmp_path: Path) -> None:
+    """They would change without a step, and be none of its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "moe_intermediate_size": 4, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 4, "kv_lora_rank": 4, "qk_rope_head_dim": 4}
+    heads |= {"qk_nope_head_dim": 4, "v_head_dim": 4}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0}
+    config = AutoConfig.for_model("deepseek_v3", vocab_size=tiny_draft.VOCABULARY, **sizes, **heads, **experts)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "draft")
+    with pytest.raises(ConfigError, match="buffers that are stored, which drafts have none of: .*correction_bias"):
+        hugging_face.read(tmp_path / "draft")
+
+
+def test_a_draft_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """The weights' writer has errors of its own, as where there is no room; who exports hears of them as of any other file."""
+    servable, before = tiny_draft.draft().servable(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))  # room for the config, and not for the weights
+    try:
+        with pytest.raises(OSError, match="(?i)too large"):
+            servable.write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_context_that_leaves_no_room_is_refused(tmp_path: Path) -> None:

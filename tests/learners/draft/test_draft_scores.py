@@ -12,6 +12,7 @@ from millrace.learners.draft.completion import UNLEARNED, unpack
 from millrace.learners.draft.config import DraftConfig
 from millrace.learners.evaluation.drafts import PrequentialDrafts, seen_of
 from millrace.learners.protocol import Batch
+from millrace.services.decisions.status import alphas
 from millrace.streams.parts import pack as pack_state
 from millrace.streams.parts import unpack as unpack_state
 
@@ -134,3 +135,11 @@ def test_what_cannot_be_learned_is_counted_by_why_and_changes_nothing() -> None:
     assert draft.predict_many(tiny_draft.batch([replace(long, prompt=fits)]))[0, 1] > 0
     draft.learn_many(tiny_draft.batch([tiny_draft.completion(rng, flags=("swap",))]))
     assert draft.rows == 1 and not all(weight.equal(before[name]) for name, weight in draft.weights.items())
+
+
+def test_what_names_no_domain_is_told_from_any_name() -> None:
+    """Even from a domain that is called unnamed."""
+    sums = {"accepted": 1.0, "tested": 2.0, "served_accepted": 0.0, "served_tested": 0.0}
+    scores = sums | {"domains": {"": sums, "unnamed": sums | {"accepted": 2.0}}}
+    named = alphas(scores)
+    assert (named["alpha_"], named["alpha_unnamed"], named["alpha"], named["served_alpha_"]) == (0.5, 1.0, 0.5, None)
