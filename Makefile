@@ -38,7 +38,7 @@ MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.6.0:copy-depend
 CHART_TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/tools
 CHART_PROGRAMS := helm-3.22.0/helm helm-4.3.2/helm helm-unittest-1.1.2/helm-unittest
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
-SHIPPED := avro backbone kafka mlflow onnx parquet serve torch # every extra but the demo's: what an image may hold
+SHIPPED := avro backbone kafka mlflow onnx parquet serve torch # every extra but the demo's and llm, which `millrace up` does not serve: what an image may hold
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
 SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) 2>/dev/null)

@@ -42,6 +42,7 @@ class Batch:
     weight: Floats | None = column(missing=1.0)  # (n,) >= 0, more counts more; None: every row weighs 1
     names: Array | None = column(missing=None)  # (n, g) str | None objects, categories whose columns of x are not known yet
     asked: Array | None = column(missing=None)  # (n,) str | None objects, what was answered when it was asked; memory/asked.py
+    sequences: Array | None = column(missing=None)  # (n,) bytes objects, completions of a language model; draft/completion.py
 
     def __len__(self) -> int:
         return len(self.x)
@@ -67,8 +68,34 @@ def as_columns(batch: Batch) -> dict[str, Array]:
 
 
 def from_columns(columns: Mapping[str, Value]) -> Batch:
-    """The batch that has these columns; what else is there is left alone."""
+    """The batch that has these columns, of either of the two; what else is there is left alone."""
+    if LENGTHS in columns:
+        columns = {**columns, "sequences": unjoined(columns["sequences"], columns[LENGTHS])}
     return Batch(**{name: columns[name] for name in COLUMNS if name in columns})
+
+
+LENGTHS = "sequence_lengths"  # of a stored batch: bytes of each of its ``sequences``
+
+
+def stored_columns(batch: Batch) -> dict[str, Array]:
+    """The same for a state: sequences as one array of bytes and their lengths, since a state's header has no room for them."""
+    columns = as_columns(batch)
+    if batch.sequences is not None:
+        columns["sequences"], columns[LENGTHS] = joined_bytes(batch.sequences.tolist())
+    return columns
+
+
+def joined_bytes(values: Sequence[bytes]) -> tuple[Array, Array]:
+    """One array of uint8, and the length of each (n,)."""
+    return np.frombuffer(b"".join(values), np.uint8), np.array([len(value) for value in values], dtype=np.int64)
+
+
+def unjoined(blob: Array, lengths: Array) -> Array:
+    """What ``joined_bytes`` was given, as (n,) objects."""
+    ends, whole = np.cumsum(lengths).tolist(), blob.tobytes()
+    values = np.empty(len(lengths), dtype=object)
+    values[:] = [whole[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
+    return values
 
 
 def join(pieces: list[Batch]) -> Batch:

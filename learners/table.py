@@ -13,6 +13,7 @@ from millrace.learners.analytic.exact import merge_disjoint
 from millrace.learners.analytic.ncm import NcmConfig, ncm
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.analytic.slda import SldaConfig, slda
+from millrace.learners.draft.config import DraftConfig
 from millrace.learners.errors import MillraceError
 from millrace.learners.linear.servable import LinearServable, to_onnx
 from millrace.learners.linear.softmax import Softmax, SoftmaxConfig
@@ -40,11 +41,13 @@ class Algorithm:
     servable: Callable[[dict[str, Value]], Servable]  # from a servable's arrays() -> one with equal answers
     onnx: Callable[[Any], bytes] | None  # a servable as an ONNX model, x [n, d] -> scores [n, C]; None: there is no such form
     agreement: float = 1e-9  # largest difference of answers between machines, relative to the largest score
-    needs: str = ""  # the package beside our own that it runs on, named as the extra that brings it; empty: none
+    needs: str = ""  # the package beside our own that it runs on; empty: none
+    extra: str = ""  # the extra that brings it; empty: it is named as the package
     abilities: tuple[str, ...] = ()  # methods of the learner beside the five of every learner; see ``protocol.py``
     merge: Callable[[Mapping[str, Any]], tuple[Learner, Any]] | None = None  # exact, of workers by name; None: it has none
     scaling: Callable[[Any], Scaling] = lambda _: "none"  # of a config: how features are to be scaled before they are learned
     unbounded: bool = False  # whether scores of classes are no shares of 1, such as distances; a memory corrects their softmax
+    distils: bool = False  # whether it learns from completions of a language model, and not from rows
     through_python: bool = False  # whether its numbers pass through Python's own floats, whose sums differ between releases
 
     def ready(self) -> Algorithm:
@@ -53,17 +56,19 @@ class Algorithm:
         Raises: MillraceError naming the extra.
         """
         if self.needs:
-            _imported(self.needs, self.needs)
+            _imported(self.needs, self.needs, self.extra)
         return self
 
 
-def _imported(module: str, package: str) -> Any:
+def _imported(module: str, package: str, extra: str = "") -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as missing:
         if missing.name != package:
             raise
-        raise MillraceError(f"This learner runs on {package}, which is not here: install millrace[{package}].") from missing
+        raise MillraceError(
+            f"This learner runs on {package}, which is not here: install millrace[{extra or package}]."
+        ) from missing
 
 
 def _network(config: type[Any], method: Callable[[Any], Any], unbounded: bool = False) -> Algorithm:
@@ -74,7 +79,7 @@ def _network(config: type[Any], method: Callable[[Any], Any], unbounded: bool = 
         return replay_learner
 
     serves = (_network_servable, _network_onnx)
-    return Algorithm(config, learner, *serves, 1e-4, "torch", ("raise_rate",), unbounded=unbounded)
+    return Algorithm(config, learner, *serves, 1e-4, "torch", abilities=("raise_rate",), unbounded=unbounded)
 
 
 def _network_servable(arrays: dict[str, Value]) -> Servable:
@@ -85,6 +90,16 @@ def _network_servable(arrays: dict[str, Value]) -> Servable:
 def _network_onnx(servable: Any) -> bytes:
     written: bytes = _imported("millrace.learners.replay.onnx", "torch").to_onnx(servable)
     return written
+
+
+def _draft(config: Any, d: int, seed: int) -> Learner:
+    learner: Learner = _imported("millrace.learners.draft.learner", "transformers", "llm").Draft(config, d, seed)
+    return learner
+
+
+def _draft_servable(arrays: dict[str, Value]) -> Servable:
+    servable: Servable = _imported("millrace.learners.draft.servable", "transformers", "llm").DraftServable.from_arrays(arrays)
+    return servable
 
 
 def _analytic(config: type[Any], learner: Callable[[Any, int, int], Learner], unbounded: bool = False) -> Algorithm:
@@ -116,6 +131,7 @@ LEARNERS: dict[str, Algorithm] = {
     "hpcr": _network(HpcrConfig, Hpcr),
     "onpro": _network(OnproConfig, Onpro),
     "pec": _network(PecConfig, Pec, unbounded=True),
+    "draft": Algorithm(DraftConfig, _draft, _draft_servable, None, 1e-3, "transformers", "llm", ("raise_rate",), distils=True),
     "river": Algorithm(RiverConfig, River, RiverServable.from_arrays, None, through_python=True, scaling=scaling_of),
 }
 

@@ -366,6 +366,7 @@ class Pipeline:
 
     def _events(self, rows: Any, schema: Schema, without: Container[str | None] = ()) -> list[Event]:
         """Rows as checked events."""
+        self._instance.refuse_completions("Handing over rows")
         pipeline = self._instance.loaded.pipeline
         return frames.events_of(rows, schema, pipeline.log.max_bytes, without, pipeline.unknown)
 

@@ -147,12 +147,47 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Llm:
+    """A language model whose completions are learned from, in place of fields and label.
+
+    Raises: ValueError naming the key and what it must be.
+    """
+
+    target: str  # folder of the model that answers, as Hugging Face lays it out, beside the pipeline's file
+    draft: str  # folder of the draft that learning begins with, of the same vocabulary
+    # whose completions serving puts into the log: those of "all", of "none", or of a list of tenants
+    capture: Literal["all", "none"] | tuple[str, ...]
+    k: int = 4  # in [1, 255], tokens drafted a step; more gains more where most are accepted
+    top: int = 20  # in [1, 4096], log probabilities kept of each token; more says more of what the target thought
+    # >= 1, milliseconds that the log keeps a completion or a dead letter which no branch has still to read; a week. What a
+    # draft keeps to learn from again is bounded in tokens, not in time
+    keep_ms: int = 604_800_000
+    target_sha256: str = ""  # of the target's folder; empty: that of the folder when the pipeline is read
+    draft_sha256: str = ""  # the same of the draft's
+    vocabulary: int = 0  # >= 0, tokens that both know; 0: as their configs say, of which one is to be there then
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a setting out of range."""
+        for name, high in (("k", 255), ("top", 4096), ("keep_ms", 1 << 53)):
+            if not 1 <= getattr(self, name) <= high:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be from 1 to {high}")
+        if self.vocabulary < 0:
+            raise ValueError(f"vocabulary = {self.vocabulary}: must be at least 0")
+
+
+LLM_DECLARED = ("k", "top", "target_sha256", "draft_sha256", "vocabulary")  # what changes what is learned
+UNDECLARED = {"target": "", "draft": "", "capture": "none"}  # what may change, and has no default
+ACCEPTED = Label("accepted", "number")  # stands where a pipeline of completions has no label: accepted and tested positions
+
+
+@dataclass(frozen=True, slots=True)
 class Schema:
     """A record's fields in the order of their columns."""
 
     fields: tuple[Field, ...]
     label: Label
     weight: str | None = None  # the key of a row's weight, a number >= 0; more counts more
+    llm: Llm | None = later(None)  # records are completions; there are no fields then
 
     def __post_init__(self) -> None:
         """Refuse names that stand twice."""
@@ -160,8 +195,13 @@ class Schema:
         twice = sorted({name for name in names if names.count(name) > 1})
         if self.width > WIDEST:
             raise ValueError(f"the fields make {self.width} columns; more than {WIDEST} are refused")
-        if twice or not self.fields:
+        if twice or bool(self.fields) == (self.llm is not None):
             raise ValueError(f"field names stand twice: {', '.join(twice)}" if twice else "there must be at least one field")
+
+    @property
+    def task(self) -> str:
+        """``classify`` or ``regress``, as the label says; ``distil`` where records are completions."""
+        return self.label.task if self.llm is None else "distil"
 
     @property
     def names(self) -> frozenset[str]:
@@ -185,6 +225,8 @@ class Schema:
         for field in written["fields"]:
             for key in ("backbone",) if field["type"] == "image" else IMAGE_KEYS:
                 del field[key]
+        if self.llm is not None:
+            written["llm"] = UNDECLARED | {key: written["llm"][key] for key in LLM_DECLARED}
         return msgspec.json.encode(written, order="sorted")
 
 

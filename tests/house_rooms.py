@@ -14,7 +14,6 @@ MAX_FILES = 20  # of one sub-room, beside its __init__.py
 ARROWS: Mapping[str, str] = {
     "learners": "",
     "learners/drift": "learners",
-    "learners/evaluation": "learners",
     "learners/linear": "learners",
     "streams": "learners",
     "learners/analytic": "learners learners/linear",
@@ -22,25 +21,28 @@ ARROWS: Mapping[str, str] = {
     "learners/replay": "learners learners/linear",
     "learners/river_adapter": "learners learners/linear",
     "services": "learners streams",
-    "streams/formats": "learners streams",
     "streams/journal": "streams",
     "streams/kafka": "learners streams",
     "streams/sqlite": "learners streams",
-    "learners/table": "learners learners/analytic learners/linear learners/memory learners/replay learners/river_adapter",
+    "learners/draft": "learners learners/linear learners/replay",
+    "learners/evaluation": "learners learners/draft",
+    "learners/table": (
+        "learners learners/analytic learners/draft learners/linear learners/memory learners/replay learners/river_adapter"
+    ),
+    "streams/formats": "learners learners/draft streams",
     "streams/features": "learners streams streams/formats",
     "streams/labels": "learners learners/memory streams streams/formats",
     "streams/state": (
         "learners learners/drift learners/evaluation streams streams/features streams/formats streams/journal streams/labels"
     ),
     "streams/branch": (
-        "learners learners/drift learners/evaluation streams streams/features streams/formats streams/journal streams/labels "
-        "streams/state"
+        "learners learners/drift streams streams/features streams/formats streams/journal streams/labels streams/state"
     ),
     "services/python": "learners streams streams/branch streams/formats streams/labels",
     "streams/worker": "streams streams/branch streams/formats streams/journal streams/labels streams/state",
     "services/config": (
-        "learners learners/drift learners/memory learners/table streams streams/features streams/kafka streams/labels "
-        "streams/state streams/worker"
+        "learners learners/draft learners/drift learners/memory learners/table streams streams/features streams/kafka "
+        "streams/labels streams/state streams/worker"
     ),
     "services/pipeline": (
         "learners learners/table services services/config streams streams/branch streams/features streams/formats "

@@ -39,6 +39,7 @@ FIELDS = {  # what a field must also say, for a key or for one of its values
     "unit": {"type": "time"},
     "outside": {"missing": "mean"},
 }
+COMPLETIONS = 'name = "p"\n[llm]\ntarget = "target"\ndraft = "draft"\ncapture = "none"\n[learner]\n'
 BESIDE = {  # what the file must also say, for a table, a key or one of its values
     "regress": ["label.type=number"],
     "log.kind.kafka": ["log.kafka.bootstrap=localhost:9092"],
@@ -81,7 +82,7 @@ def toml(value: Any) -> str:
 def places() -> Iterator[Place]:
     """Every key that a pipeline file may have."""
     for table, record in config_records():
-        yield from (Place(table, "ridge", key) for key in keys(record))
+        yield from (Place(table, "draft" if table == "llm" else "ridge", key) for key in keys(record))
     for kind, algorithm in LEARNERS.items():
         yield from (Place("learner", kind, key) for key in keys(algorithm.config, learner_like(algorithm.config)))
 
@@ -133,10 +134,18 @@ def shaped(key: Key, number: float) -> Any:
 def load(tmp_path, monkeypatch):
     """Load a small pipeline of a kind of learner with flags; what is wrong with it, or ""."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # else digests of these folders fill the user's own
     Path("net.onnx").write_bytes(b"a network")
     Path("p.toml").write_text('name = "p"\n[[fields]]\nname = "x"\n[label]\nname = "y"\n[learner]\n', encoding="utf-8")
 
+    for folder in ("target", "draft"):
+        Path(folder).mkdir()
+        Path(folder, "config.json").write_text('{"vocab_size": 4096}', encoding="utf-8")
+        Path(folder, "model.safetensors").write_bytes(b"weights")
+
     def loaded(kind: str, flags: list[str]) -> str:
+        if LEARNERS[kind].distils:
+            Path("p.toml").write_text(COMPLETIONS, encoding="utf-8")
         try:
             load_pipeline(Path("p.toml"), [f"learner.kind={kind}", *flags])
         except ConfigError as error:
@@ -144,6 +153,11 @@ def load(tmp_path, monkeypatch):
         return ""
 
     return loaded
+
+
+def test_what_is_loaded_here_is_remembered_here(load, tmp_path: Path) -> None:
+    """Digests of these folders lie in the test's own cache, and never in the user's."""
+    assert load("draft", []) == "" and (tmp_path / "cache" / "millrace" / "digests.json").is_file()
 
 
 @pytest.mark.parametrize("name", TEXTS)

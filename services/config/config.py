@@ -20,13 +20,16 @@ from millrace.learners.drift.alarms import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.memory.config import MemoryConfig, Remembering
 from millrace.learners.table import LEARNERS, WITH_MEMORY
+from millrace.services.config import completions
+from millrace.services.config.digests import Digests
 from millrace.services.config.hints import ABSENT, nearest, options_of, record_of, value_at
 from millrace.services.config.names import NAME_CHARACTERS
+from millrace.services.config.pipeline_file import read_toml, refuse_large
 from millrace.services.config.sections import BatchConfig, LogConfig, MlflowConfig, ServingConfig, VersionsConfig
 from millrace.streams.features.backbone import located
 from millrace.streams.kafka.cluster import Secrets
 from millrace.streams.labels.join import LabelRules
-from millrace.streams.schema import Field, Label, Schema, Unknown, leaves
+from millrace.streams.schema import Field, Label, Llm, Schema, Unknown, leaves
 from millrace.streams.sharding import refuse_unmergeable
 from millrace.streams.state.held_out import HeldOutConfig
 from millrace.streams.worker.config import WorkerConfig
@@ -65,6 +68,7 @@ class PipelineConfig:
     versions: VersionsConfig = field(default_factory=VersionsConfig)  # which versions are kept
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)  # where versions are mirrored to
     labels: LabelRules | None = None  # labels that come after their prediction; without it they stand in the rows
+    llm: Llm | None = None  # a language model whose completions are learned from; it stands in place of fields and label
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
@@ -74,7 +78,7 @@ class PipelineConfig:
             raise ValueError(f"seed = {self.seed}, threads = {self.threads}: seed is at least 0, threads at least 1")
         if self.topic in (f"{self.name}.scores", f"{self.name}.dead-letters", self.served_topic):
             raise ValueError(f"log.topic = {self.topic!r}: the pipeline writes this topic itself")
-        self._check_shards(Schema(self.fields, self.label, self.weight))  # which refuses names that stand twice
+        self._check_shards(self.schema)  # which refuses names that stand twice
         self._check_labels()
         if self.evaluate is not None and self.label.task != "classify":
             raise ValueError("evaluate: what is held out is scored by class, and this label is a number; leave the table out")
@@ -104,12 +108,12 @@ class PipelineConfig:
     @property
     def schema(self) -> Schema:
         """Fields, label, weight."""
-        return Schema(self.fields, self.label, self.weight)
+        return Schema(self.fields, self.label, self.weight, self.llm)
 
     @property
     def topic(self) -> str:
-        """The topic of events."""
-        return self.log.topic or self.name
+        """The topic of events, or of completions."""
+        return self.log.topic or (self.name if self.llm is None else f"{self.name}.completions")
 
     @property
     def served_topic(self) -> str:
@@ -155,7 +159,7 @@ def load_pipeline(path: Path, flags: Iterable[str] = ()) -> Loaded:
 
     Raises: ConfigError naming key, value and the nearest valid name.
     """
-    return _loaded(_read_toml(path), path, tuple(flags))
+    return _loaded(read_toml(path), path, tuple(flags))
 
 
 def build_pipeline(raw: dict[str, Any], flags: Iterable[str] = ()) -> Loaded:
@@ -172,26 +176,30 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
         value = _set(raw, key, text, source)
         origin = {name: source_name for name, source_name in origin.items() if not name.startswith((f"{key}.", f"{key}["))}
         origin |= dict.fromkeys(leaves({key: value}), source)
-    _refuse_large(raw, path)
+    refuse_large(raw, path)
     _respell(raw, origin, path)
+    completions.stand_in(raw, path)
     pipeline: PipelineConfig = _convert(raw, PipelineConfig, "", path)
     _refuse_unrecorded(raw, pipeline, path)
     kind = pipeline.learner.get("kind")
     if not isinstance(kind, str) or kind not in LEARNERS:
         raise ConfigError(f"{path}: learner.kind = {kind!r} is not a learner.{nearest(str(kind), LEARNERS)}")
-    task = {"task": pipeline.label.task}
+    completions.refuse_mismatch(kind, pipeline.llm, path)
+    if pipeline.llm is not None:
+        pipeline = replace(pipeline, llm=completions.located(pipeline.llm, path.parent, Digests(cache_folder())))
+    task = pipeline.schema.task
     learner_keys = {key: value for key, value in pipeline.learner.items() if key != "kind"}
-    if learner_keys.get("task", pipeline.label.task) != pipeline.label.task:
-        raise ConfigError(
-            f"{path}: learner.task = {learner_keys['task']!r}, but the label's type says {pipeline.label.task!r}."
-        )
-    learner = _convert(learner_keys | task, LEARNERS[kind].config, "learner", path)
+    if learner_keys.get("task", task) != task:
+        raise ConfigError(f"{path}: learner.task = {learner_keys['task']!r}, but the label's type says {task!r}.")
+    start = completions.start_keys(pipeline.llm, learner_keys, path)
+    learner = _convert(learner_keys | {"task": task} | start, LEARNERS[kind].config, "learner", path)
     _refuse_unable(pipeline.drift, kind, path)
     _refuse_memory(pipeline, learner, path)
     if pipeline.shards > 1:
         _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
     fields = located(_as_written(pipeline, raw), path.parent)
-    return Loaded(replace(pipeline, fields=fields, learner={"kind": kind} | asdict(learner)), learner, origin, path, flags)
+    written = {key: value for key, value in asdict(learner).items() if key != "start"}  # which [llm] says
+    return Loaded(replace(pipeline, fields=fields, learner={"kind": kind} | written), learner, origin, path, flags)
 
 
 def _as_written(pipeline: PipelineConfig, raw: dict[str, Any]) -> list[Field]:
@@ -254,6 +262,13 @@ def home_folder(flag: str | None) -> Path:
     return Path(flag or os.environ.get("MILLRACE_HOME") or ".millrace")
 
 
+def cache_folder() -> Path | None:
+    """Where what can be computed again is remembered: millrace in ``XDG_CACHE_HOME``, else in ``~/.cache``; None: nowhere."""
+    home = os.environ.get("HOME")
+    folder = os.environ.get("XDG_CACHE_HOME") or (home and f"{home}/.cache")
+    return Path(folder, "millrace") if folder else None
+
+
 def data_folder() -> Path:
     """Where development data lies: ``MILLRACE_DATA``, else ``../shared/data``."""
     return Path(os.environ.get("MILLRACE_DATA") or "../shared/data")
@@ -290,17 +305,6 @@ def settings(loaded: Loaded) -> list[tuple[str, Any, str]]:
     """Every key, its value and where it came from."""
     values = leaves(msgspec.to_builtins(loaded.pipeline))
     return [(key, value, loaded.origin.get(key, "default")) for key, value in values.items()]
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"There is no pipeline file {path}. Name one, or write one after the README's example.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}.") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _from_environment() -> Iterable[tuple[str, str, str]]:
@@ -343,13 +347,6 @@ def _respell(raw: dict[str, Any], origin: dict[str, str], path: Path) -> None:
         table[old] = table.pop(new)
         for key in [key for key in origin if key.startswith(f"learner.{new}")]:  # several, where the value is none that fits
             origin[key.replace(new, old, 1)] = origin.pop(key)
-
-
-def _refuse_large(raw: dict[str, Any], path: Path) -> None:
-    """TOML's whole numbers have 64 bits, Python's have no end; hashes and journals could not write those down."""
-    for key, value in leaves(raw).items():
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ConfigError(f"{path}: {key} = {value}: a whole number must fit into 64 bits.")
 
 
 def _refuse_unrecorded(raw: dict[str, Any], pipeline: PipelineConfig, path: Path) -> None:

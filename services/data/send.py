@@ -54,6 +54,7 @@ def send(
     Raises: StorageError, BadInputError where the log refuses or the values cannot be read; what was appended before stays,
     and the message says how much that is.
     """
+    instance.refuse_completions("Sending rows")
     store, topic = instance.log(), topic_of(instance, served)
     values, key, header_bytes = iter(values), _id_of if served else _no_key, encode_headers(headers)
     sent, rows, start_s = 0, 0, time.monotonic()

@@ -195,11 +195,27 @@ def _as_served(output: Output) -> dict[str, float | None]:
 def shares(scores: dict[str, Any]) -> dict[str, float | None]:
     """Means of the totals in an output: shares of rows for classes, mean errors for numbers."""
     rows = scores["rows"]
+    if "domains" in scores:
+        return alphas(scores)
     return {
         name.replace("correct", "accuracy"): _mean(total, rows)
         for name, total in scores.items()
         if name != "rows" and total is not None
     }
+
+
+def alphas(scores: dict[str, Any]) -> dict[str, float | None]:
+    """Accepted of tested positions, of a draft's own replay and as served: of all completions, and by domain.
+
+    ``alpha_`` with nothing behind it is of completions that name no domain, for a domain may have any name.
+    """
+    named = {"": scores} | {f"_{name}": domain for name, domain in scores["domains"].items()}
+    shares_of: dict[str, float | None] = {}
+    for suffix, sums in named.items():
+        for before in ("", "served_"):
+            tested = sums[f"{before}tested"]
+            shares_of[f"{before}alpha{suffix}"] = sums[f"{before}accepted"] / tested if tested else None
+    return shares_of
 
 
 def _mean(total: float | list[float], rows: int) -> float | None:

@@ -123,7 +123,14 @@ class Bundle:
 
 
 def bundle_bytes(parts: Parts, schema: Schema) -> bytes:
-    """The bytes that ``open_bundle`` reads, golden rows with their answers included."""
+    """The bytes that ``open_bundle`` reads, golden rows with their answers included.
+
+    Raises: BadInputError for a draft, which answers no rows.
+    """
+    if algorithm_of(parts.kind).distils:
+        raise BadInputError(
+            f"Version {parts.identity.name} is a draft and answers no rows; `millrace export` writes it for vLLM."
+        )
     rows = np.random.default_rng(GOLDEN_SEED).standard_normal((GOLDEN_ROWS, schema.width))
     servable = algorithm_of(parts.kind).servable(dict(parts.serve))
     state: dict[str, Value] = {

@@ -15,16 +15,16 @@ from typing import Any
 from millrace.learners.errors import MillraceError
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_part
+from millrace.streams.branch.outputs import dead_letter_topic
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.journal import Summary, summarise
 from millrace.streams.journal.store import Store
+from millrace.streams.kafka.log import kept_ms
 from millrace.streams.records import tp_name
 from millrace.streams.source import Log, Position
 
 log = logging.getLogger("millrace")
-
-HOUR_MS = 3_600_000
 
 
 def expire(instance: Instance) -> None:
@@ -85,13 +85,15 @@ def _holder(needed: dict[str, Position], tp: str, stop: int) -> tuple[str, int] 
 
 
 def _partitions(instance: Instance) -> list[str]:
+    """Those whose records go; dead letters among them where they hold what callers wrote."""
     pipeline = instance.loaded.pipeline
-    return [tp_name(topic, number) for topic in pipeline.topics for number in range(pipeline.log.partitions)]
+    partitions = [tp_name(topic, number) for topic in pipeline.topics for number in range(pipeline.log.partitions)]
+    return partitions if pipeline.llm is None else [*partitions, tp_name(dead_letter_topic(pipeline.name), 0)]
 
 
 def _outlived(instance: Instance, store: Log) -> Position:
     """By partition the offset before which all is older than the limit, where there is something before it."""
-    before_ms = time.time_ns() // 1_000_000 - int(instance.loaded.pipeline.log.retention_hours * HOUR_MS)
+    before_ms = time.time_ns() // 1_000_000 - kept_ms(instance.loaded.pipeline.log.retention_hours)
     stops = {tp: store.outlived(tp, before_ms) for tp in _partitions(instance)}
     return {tp: stop for tp, stop in stops.items() if stop > store.bounds(tp)[0]}
 

@@ -22,6 +22,7 @@ from millrace.streams.branch.host import this_host
 from millrace.streams.branch.read_order import Retraced
 from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.formats.avro import Registry
+from millrace.streams.formats.completions import CompletionCodec
 from millrace.streams.formats.contents import Contents
 from millrace.streams.journal.entries import Fork, Host
 from millrace.streams.journal.journal import Cursor, counted
@@ -67,7 +68,7 @@ class Instance:
         return FoldSpec(
             name=pipeline.name,
             schema=schema,
-            codec=contents,
+            codec=contents if pipeline.llm is None else CompletionCodec(pipeline.llm, pipeline.log.max_bytes),
             learner=pipeline.kind,
             make_learner=lambda: algorithm.learner(config, schema.width, pipeline.seed),
             scaling=algorithm.scaling(config) if pipeline.shards == 1 else "declared",
@@ -106,6 +107,14 @@ class Instance:
             raise BadInputError(
                 f"{operation} is for pipelines of one shard, and this one has {count}. `millrace rollback` and `millrace "
                 "serve` go back to any version; to learn otherwise, run the pipeline with shards = 1 as --branch NEW."
+            )
+
+    def refuse_completions(self, operation: str) -> None:
+        """Raises: BadInputError where the pipeline is one of completions, for which ``operation`` is not there."""
+        if self.loaded.pipeline.llm is not None:
+            raise BadInputError(
+                f"{operation} is for pipelines of rows, and this one learns a draft from completions in topic "
+                f"{self.loaded.pipeline.topic}. `millrace run` learns them, and `millrace export` writes a version for vLLM."
             )
 
     @property

@@ -10,6 +10,9 @@ The folder is the same, byte for byte, whenever it is made by one release on one
     model.onnx            the learner's head, x [n, d] -> scores; x is what the feature stage makes (only where there is one)
     MLmodel               names `millrace.services.pyfunc`, which opens the folder. That name never changes: folders carry it.
     requirements.txt, python_env.yaml
+
+A draft is a folder of another kind: config.json, model.safetensors and tokenizer as Hugging Face lays them out, with
+manifest.json and journal.jsonl beside them.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from dataclasses import replace
 from importlib.metadata import version as installed
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -43,6 +47,9 @@ FORMAT = 1
 LOADER = "millrace.services.pyfunc"  # frozen: every folder that was ever exported names it
 WEIGHTS, SCHEMA, MANIFEST, ONNX = "weights.safetensors", "schema.json", "manifest.json", "model.onnx"
 JOURNAL = "journal.jsonl"
+DRAFT_WEIGHTS = "model.safetensors"  # of a draft, as transformers writes it
+TOKENIZER_ENDINGS = (".json", ".jinja", ".model", ".txt")  # of files that are taken over beside a draft's config and weights
+OF_WEIGHTS = (".index.json", "adapter_config.json")  # ends of names that say where the weights are which are not taken over
 
 
 class ExportManifest(msgspec.Struct, frozen=True):
@@ -74,11 +81,12 @@ def export(instance: Instance, version: str, folder: Path) -> ExportManifest:
 def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> ExportManifest:
     """Write the version that ``mark`` names. Raises: DamageError, StorageError."""
     schema, parts = archive.schema(mark.branch), archive.parts(mark)
+    if algorithm_of(parts.kind).distils:
+        return _write_draft(instance, parts, mark, folder)
     weights = bundle_bytes(parts, schema)
     open_bundle(weights, sha256(weights), schema)  # what cannot be opened never leaves
-    name, release = instance.loaded.pipeline.name, installed("millrace")
-    segment = manifest_of(instance.store(), mark).segment
-    manifest = ExportManifest(FORMAT, name, parts.identity, mark.state_sha256, sha256(weights), release, *_origin(segment))
+    release, segment = installed("millrace"), manifest_of(instance.store(), mark).segment
+    manifest = _manifest(instance, parts, mark, sha256(weights))
     files = {
         WEIGHTS: weights,
         SCHEMA: schema.declared,
@@ -93,6 +101,39 @@ def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Exp
             (folder / file).write_bytes(content)
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror}. Free space or name another folder.") from error
+    return manifest
+
+
+def _manifest(instance: Instance, parts: Parts, mark: Mark, weights_sha256: str) -> ExportManifest:
+    name, segment = instance.loaded.pipeline.name, manifest_of(instance.store(), mark).segment
+    return ExportManifest(
+        FORMAT, name, parts.identity, mark.state_sha256, weights_sha256, installed("millrace"), *_origin(segment)
+    )
+
+
+def _write_draft(instance: Instance, parts: Parts, mark: Mark, folder: Path) -> ExportManifest:
+    """A draft as Hugging Face lays it out, with the tokenizer of the folder that it began with, for transformers and vLLM.
+
+    Raises: BadInputError where that folder is gone; StorageError.
+    """
+    llm = instance.loaded.pipeline.llm
+    begun_with = Path("" if llm is None else llm.draft)
+    if not begun_with.is_dir():
+        raise BadInputError(f"llm.draft = {str(begun_with)!r} is not here, and the tokenizer lies there. Put the folder back.")
+    servable: Any = algorithm_of(parts.kind).ready().servable(dict(parts.serve))
+    try:
+        servable.write(folder)
+        for file in begun_with.iterdir():
+            taken = file.suffix in TOKENIZER_ENDINGS and not file.name.endswith(OF_WEIGHTS)
+            if taken and not (folder / file.name).exists():
+                (folder / file.name).write_bytes(file.read_bytes())
+        manifest = _manifest(instance, parts, mark, sha256((folder / DRAFT_WEIGHTS).read_bytes()))
+        segment = manifest_of(instance.store(), mark).segment
+        files = {MANIFEST: msgspec.json.format(msgspec.json.encode(manifest))} | _journal(instance, mark, segment)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror or error}. Free space or name another folder.") from error
     return manifest
 
 

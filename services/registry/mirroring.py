@@ -31,6 +31,7 @@ def mirror(instance: Instance, once: bool, parent: int = 0) -> dict[str, Any]:
     settings = instance.loaded.pipeline.mlflow
     if not settings.uri:
         raise ConfigError("This pipeline mirrors nothing: give it [mlflow] uri, or --set mlflow.uri=http://127.0.0.1:5000.")
+    instance.refuse_completions("Mirroring in MLflow")
     if find_spec("mlflow") is None:
         raise MillraceError("Mirroring needs MLflow: pip install 'millrace[mlflow]'.")
     set_environment(RETRY_SETTINGS)

@@ -100,6 +100,11 @@ def up(instance: Instance, branch: str, listening: Listening, lines: EventLines)
 
     Raises: MillraceError where Ray is not installed or does not start.
     """
+    if instance.loaded.pipeline.llm is not None:
+        raise MillraceError(
+            f"{instance.loaded.pipeline.name} learns a draft, and `millrace up` does not serve language models yet. "
+            "`millrace run --follow` learns what is in the log, and `millrace export` writes a draft that transformers loads."
+        )
     if find_spec("ray") is None:
         raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")
     stop = Stop()

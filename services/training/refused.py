@@ -29,8 +29,15 @@ WAYS_OUT = {
 ELSE = "look at what the letters say"
 
 
-def warnings_of(read: int, rejected: int, by_reason: Mapping[str, int], first: Mapping[str, str]) -> list[str]:
-    """What the user of a run is told of ``rejected`` of ``read`` records; empty where none was.
+COMPLETIONS = (
+    "write completions as millrace.learners.draft.completion packs them, with as many log probabilities as llm.top says"
+)
+
+
+def warnings_of(
+    read: int, rejected: int, by_reason: Mapping[str, int], first: Mapping[str, str], way_out: str | None = None
+) -> list[str]:
+    """What the user of a run is told of ``rejected`` of ``read`` records; empty where none was. ``way_out``: the same for all.
 
     >>> [warning] = warnings_of(20, 20, {"unknown-field": 20}, {"unknown-field": "even:0 offset 0: z is no field"})
     >>> warning[:64]
@@ -41,6 +48,6 @@ def warnings_of(read: int, rejected: int, by_reason: Mapping[str, int], first: M
     commonest = max(by_reason, key=lambda reason: by_reason[reason])
     return [
         f"{rejected} of {read} records were refused: {describe_reasons(by_reason)}. The first of the commonest: "
-        f"{first[commonest]}. To mend it: {WAYS_OUT.get(commonest, ELSE)}. `millrace dead-letters list` has them all, and "
-        "`millrace dead-letters redrive` sends them once more."
+        f"{first[commonest]}. To mend it: {way_out or WAYS_OUT.get(commonest, ELSE)}. `millrace dead-letters list` has them "
+        "all, and `millrace dead-letters redrive` sends them once more."
     ]

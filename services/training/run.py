@@ -13,8 +13,9 @@ from types import FrameType
 
 from millrace.learners.errors import MillraceError
 from millrace.services.decisions.decide import name_last_good
+from millrace.services.pipeline.expiry import expire
 from millrace.services.pipeline.instance import ENDPOINT, Instance
-from millrace.services.training.refused import warnings_of
+from millrace.services.training.refused import COMPLETIONS, warnings_of
 from millrace.streams.branch.host import use_threads
 from millrace.streams.journal.entries import Fork
 from millrace.streams.journal.journal import Cursor, counted
@@ -26,6 +27,7 @@ from millrace.streams.worker.worker import Worker, WorkerIdentity
 log = logging.getLogger("millrace")
 
 PROGRESS_S = 2.0
+EXPIRY_S = 60.0  # between two looks for old records while a run follows the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,12 @@ class Done:
 class _Until:
     """When a run is over: its bounds, or the first SIGINT or SIGTERM, which lets the step finish."""
 
-    def __init__(self, bounds: Bounds, start_records: int) -> None:
+    def __init__(self, instance: Instance, bounds: Bounds, start_records: int) -> None:
+        self._instance = instance
         self._bounds = bounds
         self._start = start_records
         self._stopped = False
-        self._told_s = time.monotonic()
+        self._told_s = self._expired_s = time.monotonic()
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[_Until]:
@@ -82,10 +85,17 @@ class _Until:
 
     def __call__(self, worker: Worker) -> bool:
         self._log_progress(worker)
+        self._expire_when_due()
         read = worker.fold.records - self._start
         if self._stopped or (self._bounds.rows and read >= self._bounds.rows):
             return True
         return not self._bounds.follow and worker.caught_up()
+
+    def _expire_when_due(self) -> None:
+        """A run that follows the log may never end, so it lets old records go meanwhile."""
+        if self._bounds.follow and time.monotonic() - self._expired_s >= EXPIRY_S:
+            self._expired_s = time.monotonic()
+            expire(self._instance)
 
     def _log_progress(self, worker: Worker) -> None:
         if time.monotonic() - self._told_s >= PROGRESS_S:
@@ -107,19 +117,19 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         worker = Worker(instance.fold_spec, backends, pipeline.worker, identity_of_worker(instance, branch))
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
         before, fates = worker.fold.records, worker.fold.fates
-        with _Until(bounds, before).stopping_on_signals() as stop_condition:
+        with _Until(instance, bounds, before).stopping_on_signals() as stop_condition:
             worker.run(stop_condition)
         drift = worker.fold.drift
         if drift is not None and drift.newest is not None and merging_branch(branch) == branch:
             name_last_good(instance, branch)
-        return _done(worker, before, fates)
+        return _done(worker, before, fates, None if pipeline.llm is None else COMPLETIONS)
 
 
-def _done(worker: Worker, records_before: int, before: Mapping[str, int]) -> Done:
+def _done(worker: Worker, records_before: int, before: Mapping[str, int], way_out: str | None) -> Done:
     """What the worker did since then, said aloud where it refused something."""
     fates, read = worker.fold.fates, worker.fold.records - records_before
     learned, passed, rejected = (fates[fate] - before[fate] for fate in ("learned", "passed", "rejected"))
-    for warning in warnings_of(read, rejected, worker.rejects.by_reason, worker.rejects.first):
+    for warning in warnings_of(read, rejected, worker.rejects.by_reason, worker.rejects.first, way_out):
         log.warning("%s: %s", worker.branch, warning)
     for sentence in sentences(worker.fold.noticed()).values():
         log.warning("%s: %s.", worker.branch, sentence)

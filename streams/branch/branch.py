@@ -16,6 +16,7 @@ from millrace.streams.branch.learner_rollback import is_learned, rewound
 from millrace.streams.branch.revisions import features_of, learner_maker
 from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
+from millrace.streams.formats.completions import CompletionCodec
 from millrace.streams.formats.contents import Contents
 from millrace.streams.formats.json_rows import Codec, Rows
 from millrace.streams.journal.entries import Act, Entry, Fork, Mark, Step
@@ -30,7 +31,7 @@ from millrace.streams.sharding import Partitioner, merging_branch
 from millrace.streams.source import Position, Producer, Source
 from millrace.streams.state.drift import Drift
 from millrace.streams.state.exclusion_reader import Decoder, Excluding
-from millrace.streams.state.fold import REVISION, Fold, is_truth
+from millrace.streams.state.fold import OUTSIDE, REVISION, Fold, fates, is_truth
 from millrace.streams.state.held_out import HeldOut, HeldOutConfig
 from millrace.streams.state.microbatch import MicroBatches
 from millrace.streams.state.stages import Owner, Stages
@@ -61,7 +62,7 @@ class FoldSpec:
 
     name: str  # of the pipeline; output topics begin with it
     schema: Schema
-    codec: Codec | Contents  # of events
+    codec: Codec | Contents | CompletionCodec  # of events
     learner: str  # kind
     make_learner: Callable[[], Learner]
     batch_rows: int  # rows of a training batch, >= 1
@@ -76,13 +77,13 @@ class FoldSpec:
     scaling: Scaling = "none"  # what the learner needs of the feature stage
 
     @property
-    def reader(self) -> Codec | Contents | ServedCodec:
+    def reader(self) -> Codec | Contents | CompletionCodec | ServedCodec:
         """What decodes the log."""
         return self.served or self.codec
 
     def reader_of(self, fork: Fork) -> Decoder:
         """What decodes the log for a branch: what its fork excludes is left out, and a shard refuses what lies astray."""
-        reader: Codec | Contents | ServedCodec = self.reader.of_revision(fork.fold_revision)
+        reader: Codec | Contents | CompletionCodec | ServedCodec = self.reader.of_revision(fork.fold_revision)
         if isinstance(reader, ServedCodec) and self.partitioner is not None:
             reader = reader.placed_by(self.partitioner(fork.topics[reader.topic].partitions))
         return Excluding(reader, tuple(fork.exclude)) if fork.exclude else reader
@@ -302,8 +303,8 @@ def load_part(store: Store, mark: Mark, name: str) -> dict[str, Value]:
 def fates_of(store: Store, mark: Mark) -> dict[str, int]:
     """Where every record of a mark's state went, as ``Fold.fates`` has it. Raises: as ``load_part``."""
     counts = load_part(store, mark, "counts")["counts"]
-    outside = load_part(store, mark, "outside")["classes"] if "outside" in manifest_of(store, mark).parts else 0
-    return {**counts, "learned": counts["learned"] - outside} | ({"outside_classes": outside} if outside else {})
+    outside = load_part(store, mark, "outside") if "outside" in manifest_of(store, mark).parts else {}
+    return fates(counts, {fate: outside[key] for fate, key in OUTSIDE.items() if key in outside})
 
 
 def _part(store: Store, mark: Mark, name: str, part: Part) -> dict[str, Value]:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 import msgspec
 
 from millrace.learners.drift.alarms import Alarm
-from millrace.learners.evaluation.prequential import ClassScores, ValueScores
 from millrace.learners.protocol import Value
 from millrace.streams.errors import DamageError
 from millrace.streams.formats.json_rows import Refused
@@ -17,6 +16,7 @@ from millrace.streams.records import Record, encode_headers, split_tp
 from millrace.streams.sharding import merging_branch
 from millrace.streams.source import Producer
 from millrace.streams.state.fold import Fold
+from millrace.streams.state.notices import Totals
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -83,7 +83,7 @@ def _late(join: LabelJoin) -> dict[str, int]:
     return msgspec.structs.asdict(join.counts) | sizes
 
 
-def plain_totals(totals: ClassScores | ValueScores) -> dict[str, Value]:
+def plain_totals(totals: Totals) -> dict[str, Value]:
     """Totals as JSON has them."""
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in asdict(totals).items()}
 

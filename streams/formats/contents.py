@@ -28,6 +28,9 @@ from millrace.streams.schema import Schema, Unknown
 ARROW = CONTENT_TYPE.decode()
 AVRO = bytes([avro.MAGIC])
 OTHERS = (MAGIC[0], avro.MAGIC)  # first bytes that no JSON has
+OF_ROWS = tuple(
+    name for name in SHARED if name != "sequences"
+)  # columns of these formats; completions have a codec of their own
 PLAIN = (Said(), Said("application/json"))  # headers that say nothing, or what is taken for granted
 
 
@@ -127,7 +130,7 @@ class Contents:
             return pieces[0]
         none = _rows_of(self._rows, [])[0][0]
         pieces = [piece for piece in pieces if len(piece)] or [none]
-        shared: dict[str, Any] = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in SHARED}
+        shared: dict[str, Any] = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in OF_ROWS}
         plain = np.concatenate([piece.plain for piece in pieces if piece.plain is not None]) if self._plain else None
         if plain is None:
             columns = tuple(np.concatenate(parts) for parts in zip(*(piece.columns for piece in pieces), strict=True))

@@ -56,6 +56,7 @@ class Rows:
     plain: Floats | None = None  # (n, d) where the fields are x as they stand; the columns are then its views
     left_out: int = 0  # rows of the same read that the branch excludes
     offset: NDArray[np.int64] | None = None  # (n,) of each row's message; None: one row a record, in order
+    sequences: Array | None = None  # (n,) bytes objects: completions of a language model, in pipelines of those
 
     def __len__(self) -> int:
         return len(self.t)
@@ -244,12 +245,10 @@ def _decoder(members: list[tuple[str, Any, bool]], exactly: bool) -> Decode:
 
 
 def has_label(rows: Rows) -> NDArray[np.bool_]:
-    """Which rows carry a label (n,); 0, "" and false are labels."""
-    if rows.y.dtype == object:
-        if None not in rows.y.tolist():
-            return np.ones(len(rows), dtype=bool)
-        return np.array([label is not None for label in rows.y.tolist()], dtype=bool)
-    return ~np.isnan(rows.y)
+    """Which rows carry a label (n,); 0, "" and false are labels, and a completion is its own."""
+    if rows.sequences is not None or (rows.y.dtype == object and None not in rows.y.tolist()):
+        return np.ones(len(rows), dtype=bool)
+    return np.array([label is not None for label in rows.y.tolist()]) if rows.y.dtype == object else ~np.isnan(rows.y)
 
 
 def _refuse_beyond_int64(values: Sequence[bytes], columns: Sequence[Array]) -> None:

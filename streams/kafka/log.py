@@ -30,12 +30,21 @@ LARGE_BYTES = 1 << 16  # of an event, which is then a read of its own
 HOUR_MS = 3_600_000
 
 
+def kept_ms(hours: float) -> int:
+    """Hours in whole milliseconds, the nearest: a millisecond in hours is a little less or more.
+
+    >>> kept_ms(1 / 3_600_000), kept_ms(0.0)
+    (1, 0)
+    """
+    return round(hours * HOUR_MS)
+
+
 class KafkaLog:
     """Topics of a cluster. What was appended, or posted and flushed, has been acknowledged by all replicas in sync."""
 
     def __init__(self, link: Link, retention_hours: float = 0.0) -> None:
         self.link = link
-        self._retention_ms = int(retention_hours * HOUR_MS) or -1
+        self._retention_ms = kept_ms(retention_hours) or -1
         self._said = False
         self._posted: list[Sent] = []
         self._ranges = Ranges(link)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.learners.errors import LearnerError
-from millrace.learners.evaluation.prequential import PrequentialClasses, PrequentialValues
+from millrace.learners.evaluation.drafts import seen_of
 from millrace.learners.protocol import (
     Array,
     Batch,
@@ -38,6 +38,7 @@ from millrace.streams.records import Event
 from millrace.streams.schema import Schema
 from millrace.streams.source import Position
 from millrace.streams.state.notices import noticed, outside_classes
+from millrace.streams.state.scores import scores_of
 from millrace.streams.state.stages import Owner, Stages
 
 TRUTH = ("batches", "counts", "features", "learner", "join", "window")  # the parts hashed into the state's hash
@@ -46,6 +47,19 @@ REVISION = 3  # of how rows become what a learner gets; raised when the same row
 
 COUNT_ROWS = 4096  # scored in a step before they are counted, at most about
 GATHER_MS = 250  # by which a step for horizons alone comes late, so that one lets many end; records go by their own time
+
+
+OUTSIDE = {"outside_classes": "classes", "passed": "passed"}  # fate of what a learner left out -> its key in part "outside"
+
+
+def fates(counts: dict[str, int], left_out: dict[str, int]) -> dict[str, int]:
+    """Counts as they are shown: what the learner left out is not learned, but of the fate that ``left_out`` names.
+
+    >>> fates({"learned": 9, "passed": 1}, {"passed": 2})
+    {'learned': 7, 'passed': 3}
+    """
+    moved = {fate: counts.get(fate, 0) + rows for fate, rows in left_out.items() if rows}
+    return {**counts, "learned": counts["learned"] - sum(left_out.values())} | moved
 
 
 def is_truth(part: str) -> bool:
@@ -78,9 +92,9 @@ class Fold:
         self.answers_of: Final = owner.answers_of
         self.learner = make_learner()
         self._corrects = isinstance(self.learner.servable(), Corrects)  # so it is told of each row what it answered then
-        classify = schema.label.task == "classify"
-        self.scores = PrequentialClasses(self.learner.probabilities) if classify else PrequentialValues()
-        self.served_scores = PrequentialClasses(self.learner.probabilities) if classify else PrequentialValues()  # as answered
+        self.left_out_as = "passed" if schema.task == "distil" else "outside_classes"  # the fate of what a learner leaves out
+        self.scores = scores_of(schema.task, self.learner.probabilities)
+        self.served_scores = scores_of(schema.task, self.learner.probabilities)  # as answered
         self.conflicts: list[tuple[str, Event]] = []  # labels of the newest step that contradict another
         self._scored: list[tuple[tuple[str, ...], Floats, Array]] = []  # batches of this step that ``scores`` has not counted
         self._scored_rows = 0  # in them
@@ -111,14 +125,14 @@ class Fold:
     @property
     def fates(self) -> dict[str, int]:
         """The counts as they are shown: rows that the learner left out apart from those that it learned."""
-        counts = {**msgspec.structs.asdict(self.counts), "learned": self.counts.learned - self.outside_classes}
-        return counts | ({"outside_classes": self.outside_classes} if self.outside_classes else {})
+        return fates(msgspec.structs.asdict(self.counts), {self.left_out_as: self.outside_classes})
 
     def noticed(self) -> dict[str, Value]:
         """What was learned otherwise than its records say, or not at all; looked for once a step."""
         if self._noticed is None:
             seen = noticed(self.features, self.learner, self.scores.totals)
-            self._noticed = seen | ({"outside_classes": self.outside_classes} if self.outside_classes else {})
+            outside = self.outside_classes if self.left_out_as == "outside_classes" else 0
+            self._noticed = seen | ({"outside_classes": outside} if outside else {})
         return self._noticed
 
     def figures(self) -> dict[str, Value]:
@@ -265,10 +279,11 @@ class Fold:
         servable = self.learner.servable()
         if scored.y is not None and len(scored):
             scores = servable.predict_many(self.features.answer(scored))
+            truth = scored.y if scored.sequences is None else seen_of(scored)
             if self.drift is not None:
                 self._count_scored()
-                losses[unscored] = self.scores.losses(scores, servable.classes, scored.y)
-            self._scored.append((servable.classes, scores, scored.y))
+                losses[unscored] = self.scores.losses(scores, servable.classes, truth)
+            self._scored.append((servable.classes, scores, truth))
             self._scored_rows += len(scored)
             if self._scored_rows >= COUNT_ROWS:
                 self._count_scored()
@@ -344,7 +359,7 @@ class Fold:
                 "scores": self.scores.state(),
                 "serve": self.learner.servable().arrays(),
             }
-            | ({"outside": {"classes": self.outside_classes}} if self.outside_classes else {})
+            | ({"outside": {OUTSIDE[self.left_out_as]: self.outside_classes}} if self.outside_classes else {})
             | self._join_parts()
             | ({} if self.drift is None else {"detectors": self.drift.state()})
             | ({} if self.window is None else self.window.parts())
@@ -368,7 +383,7 @@ class Fold:
         self.included = {name: list(places) for name, places in parts["counts"].get("included", {}).items()}
         self.features.load(parts["features"])
         self.learner.load_state_dict(State(parts["learner"], parts["derived"]))
-        self.outside_classes = parts.get("outside", {}).get("classes", 0)
+        self.outside_classes = parts.get("outside", {}).get(OUTSIDE[self.left_out_as], 0)
         self.scores.load(parts["scores"])
         if self.labels is not None:
             self.labels.load(parts)

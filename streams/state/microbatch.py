@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.protocol import Batch, Value, as_columns, from_columns, join
+from millrace.learners.protocol import Batch, Value, from_columns, join, stored_columns
 
 
 class MicroBatches:
@@ -56,7 +56,7 @@ class MicroBatches:
         """The rows that wait, and until when."""
         if not self.waiting:
             return {"deadline_ms": 0}
-        columns = as_columns(join(self._pieces))
+        columns = stored_columns(join(self._pieces))
         return {"deadline_ms": self._deadline_ms} | {name: column.copy() for name, column in columns.items()}
 
     def load(self, state: dict[str, Value]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from millrace.learners.errors import LearnerError
-from millrace.learners.protocol import Batch, Value, as_columns, from_columns, join
+from millrace.learners.protocol import Batch, Value, from_columns, join, stored_columns
 
 SEGMENTS = 8  # of a window: so many are written once, and at most an eighth more rows are held than asked for
 
@@ -74,8 +74,8 @@ class Window:
         if not self._closed and not self._open:
             return {}
         state = {"rows": self._rows, "next": self._next, "closed": list(self._closed)}
-        rows = as_columns(join(self._open)) if self._open else {}  # nobody writes to them
-        return {"window": state | rows} | {f"window.{number}": as_columns(batch) for number, batch in self._closed.items()}
+        rows = stored_columns(join(self._open)) if self._open else {}  # nobody writes to them
+        return {"window": state | rows} | {f"window.{number}": stored_columns(batch) for number, batch in self._closed.items()}
 
     def load(self, parts: Mapping[str, Mapping[str, Value]]) -> None:
         """Become the window that gave ``parts``, from having been made just now; empty where they have none.

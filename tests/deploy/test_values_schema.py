@@ -13,6 +13,7 @@ import pytest
 import yaml
 from charts import CHART, ROOT
 from declarations import Key, Range, keys
+from pipeline_schema import SERVED
 from reference_pages import config_records, learner_like
 from refused import PIPELINE, REFUSED
 from values_schema import PATH, own_values, text, values_schema
@@ -75,10 +76,10 @@ def test_there_are_pipelines_to_be_taken() -> None:
 
 
 def places() -> Iterator[tuple[str, str, Key]]:
-    """Every key of a pipeline file: its table, the kind of the learner, and itself."""
+    """Every key of a pipeline file that is served: its table, the kind of the learner, and itself."""
     for table, record in config_records():
-        yield from ((table, "ridge", key) for key in keys(record))
-    for kind, algorithm in LEARNERS.items():
+        yield from ((table, "ridge", key) for key in keys(record) if "llm" not in (table, key.name))
+    for kind, algorithm in SERVED.items():
         yield from (("learner", kind, key) for key in keys(algorithm.config, learner_like(algorithm.config)))
 
 
@@ -121,6 +122,14 @@ def test_a_number_out_of_its_range_is_refused_by_name(place: tuple[str, str, Key
 def test_a_word_that_is_none_is_refused_by_name(place: tuple[str, str, Key]) -> None:
     """And the message has the key."""
     assert place[2].name in " ".join(wrong(with_value(*place, "no-such-word")))
+
+
+def test_what_up_does_not_serve_is_refused() -> None:
+    """A language model, and the learner of its draft."""
+    llm = {"target": "target", "draft": "draft", "capture": "all"}
+    assert "llm" in " ".join(wrong(PIPELINE | {"llm": llm})) and "kind" in " ".join(
+        wrong(PIPELINE | {"learner": {"kind": "draft"}})
+    )
 
 
 @pytest.mark.parametrize("key", REFUSED)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from broken import TWINS, Means
-from cases import CASES, Promise, asked, classes, taught
+from cases import CASES, OF_ROWS, Promise, asked, classes, taught
 from promises import PROMISES
 
 from millrace.learners.table import LEARNERS, WITH_MEMORY, algorithm_of
@@ -22,7 +22,7 @@ def test_every_learner_keeps_every_promise(case: str, promise: Promise) -> None:
 
 def test_every_learner_of_the_table_is_in_the_suite() -> None:
     """Each under its own name, if only as its config comes; and no case is of a learner that the table does not have."""
-    assert {case.split(",")[0] for case in CASES} == {*LEARNERS, *(kind + WITH_MEMORY for kind in LEARNERS)}
+    assert {case.split(",")[0] for case in CASES} == {*LEARNERS, *(kind + WITH_MEMORY for kind in OF_ROWS)}
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)

@@ -99,11 +99,11 @@ def test_the_files_of_a_pipeline_are_those_on_the_page(on_sqlite: Path) -> None:
 
 @pytest.mark.slow
 def test_the_topics_of_a_log_in_a_file_are_those_on_the_page(on_sqlite: Path, tmp_path: Path) -> None:
-    """Of a pipeline of one shard, and of one of two, whose outputs have a topic each."""
+    """Of a pipeline of one shard, and of one of two, whose outputs have a topic each; completions: test_draft_pipeline.py."""
     pipeline_in(tmp_path, rows=60, text=SHARDED)
     done(tmp_path, "send", "digits.toml", "rows.jsonl")
     done(tmp_path, "run", "digits.toml")
-    page = [row for row in lines_of("topics-and-files.md", *TOPICS) if "kafka" not in row[2]]
+    page = [row for row in lines_of("topics-and-files.md", *TOPICS) if "kafka" not in row[2] and "llm" not in row[2]]
     partitions = topics_in(on_sqlite) | topics_in(tmp_path)
     assert {name: partitions[name] for name in ("digits", "digits.served")} == {"digits": 2, "digits.served": 1}
     alone = [row[0] for row in page if row[1] == "1"]
@@ -139,7 +139,7 @@ def test_the_topics_and_files_on_kafka_are_those_on_the_page(cluster: Link, brok
     topics = [name for name in cluster.names() if name.startswith("digits")]
     page = lines_of("topics-and-files.md", *TOPICS)
     assert unknown(topics, [row[0] for row in page]) == []
-    assert unseen(topics, [row[0] for row in page if "shards" not in row[2]]) == set()
+    assert unseen(topics, [row[0] for row in page if "shards" not in row[2] and "llm" not in row[2]]) == set()
     present, files = files_under(tmp_path / "there" / ".millrace" / "digits"), lines_of("topics-and-files.md", *FILES)
     assert unknown(present, rows_in(files, "sqlite")) == []
     assert unseen(present, rows_in(files, "sqlite", *ELSEWHERE)) == set()

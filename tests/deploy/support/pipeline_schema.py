@@ -19,6 +19,7 @@ from millrace.services.config.config import NEEDS, SPELLINGS, PipelineConfig
 from millrace.streams.schema import ZONE
 
 Schema = dict[str, Any]
+SERVED = {kind: algorithm for kind, algorithm in LEARNERS.items() if not algorithm.distils}  # `millrace up` serves no others
 
 LARGEST = 2**53  # Helm's numbers are float64: a larger whole one would arrive as another
 DNS_LABEL = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -41,11 +42,12 @@ def pipeline_schema() -> dict[str, Schema]:
     pipeline = table(PipelineConfig)
     pipeline["properties"]["name"] |= {"pattern": DNS_LABEL, "maxLength": 52}  # objects of the cluster are named by it
     pipeline["properties"]["learner"] = learner()
+    del pipeline["properties"]["llm"]  # which `millrace up` does not serve
     pipeline["properties"]["fields"] |= {"minItems": 1}
     pipeline["allOf"] = [*CONDITIONS]
     fields = pipeline["properties"]["fields"]["items"]
     fields["allOf"] = list(_field_conditions())
-    return {"pipeline": pipeline} | {f"learner-{kind}": table_of_kind(kind) for kind in LEARNERS}
+    return {"pipeline": pipeline} | {f"learner-{kind}": table_of_kind(kind) for kind in SERVED}
 
 
 def table(record: type[Any], like: type[Any] | None = None) -> Schema:
@@ -59,9 +61,9 @@ def table(record: type[Any], like: type[Any] | None = None) -> Schema:
 
 def learner() -> Schema:
     """The table of the learner: which keys it has depends on its kind."""
-    kinds: Schema = {"type": "object", "required": ["kind"], "properties": {"kind": {"enum": list(LEARNERS)}}}
+    kinds: Schema = {"type": "object", "required": ["kind"], "properties": {"kind": {"enum": list(SERVED)}}}
     choice: Any = True
-    for kind in reversed(LEARNERS):
+    for kind in reversed(SERVED):
         choice = {"if": _where(kind=kind), "then": {"$ref": f"#/$defs/learner-{kind}"}, "else": choice}
     return kinds | choice
 
@@ -180,12 +182,12 @@ def _kinds(able: Iterable[str]) -> Schema:
 def _acts() -> Iterable[Schema]:
     """What may follow an alarm, of learners that can do it."""
     for act, ability in NEEDS.items():
-        able = (kind for kind, algorithm in LEARNERS.items() if ability in algorithm.abilities)
+        able = (kind for kind, algorithm in SERVED.items() if ability in algorithm.abilities)
         asked = {"properties": {"drift": _where(act=act)}, "required": ["drift"]}
         yield {"if": asked, "then": {"properties": _kinds(able)}}
 
 
-_MERGEABLE = (kind for kind, algorithm in LEARNERS.items() if algorithm.merge is not None)
+_MERGEABLE = (kind for kind, algorithm in SERVED.items() if algorithm.merge is not None)
 CONDITIONS: tuple[Schema, ...] = (  # of one table upon another
     *_acts(),
     {"if": _SHARDS, "then": {"properties": _MERGED | _kinds(_MERGEABLE)}},

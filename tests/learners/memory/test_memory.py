@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from broken import D
-from cases import CASES, QUESTIONS, ROWS, asked, classes, config_of, remembering, taught, values
+from cases import CASES, OF_ROWS, QUESTIONS, ROWS, asked, classes, config_of, remembering, taught, values
 from remembered import SHARES, WrittenDown
 from still import MEMORY, NAMES, STEP, Still, labelled, memory_around, weights
 
@@ -157,7 +157,7 @@ def test_rows_that_wait_are_learned_before_the_learner_discounts() -> None:
     assert np.allclose(answered.corrected(Batch(QUESTIONS)).answers, asked(alone), rtol=0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", LEARNERS)
+@pytest.mark.parametrize("kind", OF_ROWS)
 def test_the_learner_inside_learns_as_it_would_alone(kind: str) -> None:
     """Whatever the memory does: answers before their correction are those of a lone learner of the same rows, to the bit."""
     make, lessons = CASES[kind + WITH_MEMORY]

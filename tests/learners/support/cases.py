@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import tiny_draft
 from broken import D
 
 from millrace.learners.memory.config import MemoryConfig, Remembering
@@ -67,6 +68,18 @@ def unweighed(seed: int) -> Batch:
     return replace(classes(seed), weight=None)
 
 
+def draft(**config: Any) -> Make:
+    """Makes a tiny draft; its steps fit neither lessons nor batches, and its buffers are full after a lesson."""
+    small = {"step_completions": 31, "updates": 1, "draws": 8, "ring_tokens": 200, "reservoir_tokens": 150, "rate": 0.01}
+    keys = small | {"start": tiny_draft.start()} | config
+    return lambda: LEARNERS["draft"].learner(LEARNERS["draft"].config(**keys), D, 3)
+
+
+def completions(seed: int) -> Batch:
+    """Completions of two domains with weights."""
+    return tiny_draft.lesson(seed, ROWS, D)
+
+
 def river(name: str) -> Make:
     """Makes one of river's models."""
     config = RiverConfig(name, task="regress" if MODELS[name] == "number" else "classify")
@@ -107,9 +120,12 @@ CASES: dict[str, tuple[Make, Lessons]] = {
     "hpcr": (network("hpcr", pair_rows=8, distil_rows=40, period_steps=10), classes),
     "onpro": (network("onpro", image=(1, 2, 3), replay_rows=9, projection=6), classes),
     "pec": (network("pec"), classes),
+    "draft": (draft(), completions),
+    "draft, as the paper has it": (draft(draws=0, positions="osd-published"), completions),
 }
 CASES |= {f"river, {name.partition('.')[2]}": (river(name), lessons_of(name)) for name in MODELS}
 VARIED = {case.partition(",")[0] for case in CASES}
+OF_ROWS = [kind for kind, algorithm in LEARNERS.items() if not algorithm.distils]  # which an error memory can stand around
 CASES |= {kind: (as_it_comes(kind), classes) for kind in LEARNERS if kind not in VARIED}  # a learner that was just added
 MEMORY = {"rows": 100, "near": 20, "warm_up_rows": 30, "step_rows": 8, "arrays": 12}  # full after a few lessons
 KEYS: dict[str, dict[str, Any]] = {
@@ -135,7 +151,7 @@ def remembering(kind: str, memory: dict[str, Any], **config: Any) -> Make:
     return lambda: algorithm.learner(both, D, 3)
 
 
-CASES |= {f"{kind}+memory": (remembering(kind, {}), unweighed if kind == "river" else classes) for kind in LEARNERS}
+CASES |= {f"{kind}+memory": (remembering(kind, {}), unweighed if kind == "river" else classes) for kind in OF_ROWS}
 CASES |= {
     "ridge+memory, sketch": (remembering("ridge", {"form": "sketch"}), classes),
     "ridge+memory, of numbers": (remembering("ridge", {"strength": 0.5}, task="regress"), values),
@@ -146,11 +162,17 @@ CASES |= {
     "er+memory, sketch": (remembering("er", {"form": "sketch", "strength": 0.7}), classes),
 }
 QUESTIONS = np.random.default_rng(99).normal(size=(17, D))
+QUESTIONED = tiny_draft.lesson(99, 17, D).sequences  # completions that a draft is asked about; others do not look at them
 
 
 def asked(learner: Any) -> Array:
     """The answers to the suite's questions."""
-    return np.array(learner.predict_many(Batch(QUESTIONS.copy())))
+    return np.array(learner.predict_many(questions()))
+
+
+def questions() -> Batch:
+    """The suite's questions."""
+    return Batch(QUESTIONS.copy(), sequences=QUESTIONED)
 
 
 def taught(make: Make, lessons: Lessons, *seeds: int) -> Learner:

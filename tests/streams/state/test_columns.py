@@ -21,7 +21,7 @@ from millrace.streams.state.microbatch import MicroBatches
 from millrace.streams.state.window import Window
 
 CHILD = Path(added_column.__file__)
-LAST = "    asked: Array | None = column(missing=None)"  # of the declaration, as the file begins that line
+LAST = "    sequences: Array | None = column(missing=None)"  # of the declaration, as the file begins that line
 ADDED = "    origin: Floats | None = column(missing=-1.0)\n"
 
 

@@ -1,0 +1,1 @@
+"""A draft of a language model, learned from what its target answered."""
