@@ -218,7 +218,7 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         FRONT,
         ("protocol",),
-        "Times that a request went to another replica, since one did not answer.",
+        "Times that a request went to another replica, or to the first that was back, since one did not answer.",
     ),
     Metric(
         "millrace_front_refused_total",

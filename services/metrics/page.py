@@ -192,8 +192,8 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         late = threading.Timer(WHOLE_S, _end, (request,))
         late.daemon = True
-        late.start()
         try:
+            late.start()
             super().process_request_thread(request, client_address)
         finally:
             late.cancel()

@@ -37,8 +37,8 @@ TOLD_S = 5.0  # for it to tell of itself
 LEAST_FILES = 1024  # that a process may open
 CONNECTIONS = 8192  # of each listener, where the process may open as many files
 WAITING = 1024  # requests of each protocol that wait while no replica answers; more are told to ask again
-# Bytes of a head and of a body that HAProxy still holds (tune.bufsize less tune.maxrewrite) when it asks another server.
-ASKED_AGAIN_HEAD, ASKED_AGAIN = 3 << 10, 12 << 10
+# Bytes of a head and of a body that HAProxy still holds (tune.bufsize less tune.maxrewrite, and its own notes on each header).
+ASKED_AGAIN_HEAD, ASKED_AGAIN = 3 << 10, 10 << 10
 # It ends with the thread that started it (PR_SET_PDEATHSIG): that of `up`, which lives as long as `up`.
 LAUNCH = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "

@@ -11,6 +11,7 @@ import logging
 import resource
 import socket
 import threading
+from contextlib import closing
 from pathlib import Path
 
 from millrace.services.serving.front import PROTOCOLS
@@ -93,9 +94,9 @@ class Waiting:
         try:
             async with asyncio.timeout(ASK_S):
                 reader, writer = await asyncio.open_unix_connection(self._admin)
-                writer.write(b"show servers state\n")
-                lines = (await reader.read()).decode().splitlines()
-                writer.close()
+                with closing(writer):
+                    writer.write(b"show servers state\n")
+                    lines = (await reader.read()).decode().splitlines()
         except (OSError, TimeoutError):  # it is started again, and those who wait have lost their connection
             return False
         cells = [line.split() for line in lines if not line.startswith("#")]

@@ -258,8 +258,7 @@ class Scale:
             return {} if self.scaling == "none" else {"scaling": self.scaling, "clipped": self.clipped.copy()}
         recent: dict[str, Any] = {"outside": self._outside.copy(), "clipped": self.clipped.copy()}
         recent |= {"last": self._last.copy(), "changes": self._changes.copy()}
-        if not np.array_equal(self._sparse_by(self._changes), self._sparse_by(self._known_changes)):
-            recent["known_changes"] = self._known_changes.copy()  # else they say no more than ``changes``
+        recent["known_changes"] = self._known_changes.copy()
         parts = self._known.state("known.") | self._came.state("came.") | self._kept.state("kept.") | recent
         return {"scaling": self.scaling} | parts
 

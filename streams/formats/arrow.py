@@ -111,7 +111,7 @@ def _viewed_bytes(views: Any) -> int:
 
 
 def _check_schema(schema: Any, names: frozenset[str] | None) -> bool:
-    """Names that stand once, and no extension types: what those hold is for whoever registered them.
+    """Names that stand once, and no extension types: what those hold is for whoever registered them, and not seen from outside.
 
     Gives whether a column has views, or is a dictionary of some.
     """
@@ -120,9 +120,17 @@ def _check_schema(schema: Any, names: frozenset[str] | None) -> bool:
     viewed = False
     for field in schema:
         viewed = viewed or "_view" in str(field.type)
-        if (metadata := field.metadata) and metadata.get(b"ARROW:extension:name") and (names is None or field.name in names):
+        metadata, is_read = field.metadata, names is None or field.name in names
+        if (metadata and is_read and metadata.get(b"ARROW:extension:name")) or _hides(field.type):
             raise RecordError("wrong-type", f"{field.name} is of an extension type")
     return viewed
+
+
+@lru_cache(maxsize=256)
+def _hides(kind: Any) -> bool:
+    """Whether an extension type that pyarrow knows stands in it with views, or deeper than it is looked for."""
+    held = str(getattr(kind, "storage_type", kind))
+    return "extension<" in held or ("_view" in held and "_view" not in str(kind))
 
 
 @lru_cache(maxsize=256)

@@ -84,6 +84,9 @@ class Step(_Entry, frozen=True, kw_only=True):
     reads: list[Range]
     clock_ms: int
     rejected: list[Rejected] = []
+    # Rows of messages that were refused as a whole, without the one that ``rejected`` has of each. Not written where there are
+    # none, so that an earlier release reads what it could have written.
+    refused_with: int | msgspec.UnsetType = msgspec.UNSET
     use: Literal["learn", "pass"] = "learn"
 
 

@@ -158,7 +158,7 @@ class Fold:
             self._learn(batch)
         self._count_scored()
         self.position.update({tp: stop for tp, _, stop, _, _ in step.reads})
-        self.counts.rejected += len(step.rejected)
+        self.counts.rejected += len(step.rejected) + (step.refused_with or 0)
 
     def _between_horizons(self, step: Step, rows: Rows) -> Iterator[Rows]:
         """Rows in pieces that end where a horizon does, so that what it brings is learned in its place."""

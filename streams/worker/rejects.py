@@ -15,8 +15,8 @@ Refusals = Sequence[tuple[str, Refused]]  # partition, and what was wrong
 
 
 def entries_of(refused: Refusals) -> list[Rejected]:
-    """As a step of the journal has them: one a row, also where a message was refused as a whole."""
-    return [(tp, refusal.event.offset, refusal.row, refusal.reason) for tp, refusal in refused for _ in range(refusal.rows)]
+    """As a step of the journal has them: one a row, and one of a message that was refused as a whole."""
+    return [(tp, refusal.event.offset, refusal.row, refusal.reason) for tp, refusal in refused]
 
 
 def rows_of(refused: Refusals) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from millrace.streams.branch.branch import Backends, FoldSpec, begin, in_force, refold, restore
 from millrace.streams.branch.log_bounds import check_retention, warn_of_retention
 from millrace.streams.branch.outputs import (
@@ -296,6 +298,7 @@ class Worker:
             reads=[(read.tp, read.start, read.stop, len(read.events), read.crc32c) for read in checked.reads],
             clock_ms=max([self.fold.clock_ms + self._idle_ms, *newest_ms]),
             rejected=entries_of(checked.refused),
+            refused_with=rows_of(checked.refused) - len(checked.refused) or msgspec.UNSET,
         )
         self._idle_ms = 0
         return PendingStep(entry, self._writer.send(entry))

@@ -98,6 +98,18 @@ def test_it_goes_on_from_its_state_as_if_it_had_never_stopped(scaling: Scaling, 
     assert pack(after.state()) == pack(whole.state())
 
 
+def test_a_state_says_the_same_whenever_a_worker_was_restored() -> None:
+    """A feature that varied, stands still and varies again; wherever between two looks a worker was restored."""
+    rng, schema = np.random.default_rng(1), Schema((Field("a"),), Label("y", "integer"))
+    x = np.concatenate([rng.standard_normal(200), np.zeros(312), rng.standard_normal(200)])[:, None]
+    for cut in range(500, len(x), 7):
+        live, restored = (features_of(schema, "clip", 3) for _ in range(2))
+        live.learn(Batch(x[:cut]))
+        restored.load(unpack(pack(live.state()), "state"))
+        assert live.learn(Batch(x[cut:])).x.tobytes() == restored.learn(Batch(x[cut:])).x.tobytes()
+        assert pack(live.state()) == pack(restored.state())
+
+
 @pytest.mark.parametrize("revision", [2, 3])
 def test_a_feature_that_becomes_busy_between_two_looks_is_judged_by_the_last_one_after_a_restart(revision: int) -> None:
     """Sparse at the look after 256 rows and busy at row 300, where a state is taken; that of revision 2 does not say so."""

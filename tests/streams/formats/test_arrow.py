@@ -125,6 +125,9 @@ def test_a_message_with_other_columns_is_refused_as_a_whole() -> None:
     assert reason(table(x=pa.array([[1.0, 2.0]], pa.list_(pa.float64(), 2))), ARRAY) == ("wrong-shape", None)
     extension = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1], pa.int8()))
     assert reason(table(**(good | {"a": extension}))) == ("wrong-type", None)
+    for kind in (pa.json_(pa.string_view()), pa.list_(pa.json_(pa.string()))):  # of which it is not seen how much they hold
+        hidden = table(**(good | {"more": pa.nulls(1, kind)}))
+        assert reason(hidden) == ("wrong-type", None)
 
 
 def test_labels_are_those_that_json_gives() -> None:

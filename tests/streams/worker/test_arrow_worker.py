@@ -185,6 +185,8 @@ def test_a_message_that_is_refused_whole_counts_with_all_its_rows(fault: str) ->
     reason = {"wrong type": "wrong-type", "unknown column": "unknown-field", "missing column": "missing-field"}[fault]
     assert worker.rejects.by_reason == {reason: 100} and worker.fold.counts.rejected == 100 and worker.fold.records == 200
     assert "100 rows" in worker.rejects.first[reason]
+    [step] = [entry for entry in counted(rooms.journal, "main", Cursor()) if isinstance(entry, Step) and entry.rejected]
+    assert len(step.rejected) == 1 and step.refused_with == 99, "a step stays small, however many rows a message has"
     again = rooms.worker(how=how)
     assert again.fold.counts == worker.fold.counts and everything(again) == everything(worker)
     strict = Rooms([Event(0, START_MS, None, b"", message(pa.record_batch(columns)))])
