@@ -134,6 +134,7 @@ state = "$D/cdstate"
     conf_dir = "$D/cni"
 J
 }
+# A container that a test kills again and again would be started again after up to five minutes.
 node() {
   cat >kubelet.yaml <<J
 apiVersion: kubelet.config.k8s.io/v1beta1
@@ -151,6 +152,7 @@ enforceNodeAllocatable: []
 localStorageCapacityIsolation: false
 imageGCHighThresholdPercent: 99
 makeIPTablesUtilChains: false
+crashLoopBackOff: {maxContainerRestartPeriod: 10s}
 J
 }
 settings() {

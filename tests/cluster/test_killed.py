@@ -62,12 +62,12 @@ def taught(release: Release) -> None:
         release.begin()
 
 
-@pytest.mark.parametrize("victim", SEEDED)
-def test_nothing_is_lost_by_a_kill(release: Release, victim: str) -> None:
+@pytest.mark.parametrize(("turn", "victim"), list(enumerate(SEEDED)))
+def test_nothing_is_lost_by_a_kill(release: Release, turn: int, victim: str) -> None:
     """Every label that was accepted is learned once, before and after; what was cut is printed. No start was in vain."""
     before = release.restarts()
     wanted = before + (victim in RESTARTED)
-    with release.loaded(f"killed {victim}") as load:
+    with release.loaded(f"kill {turn} of {victim}") as load:
         kill(release, victim)
         until(lambda: release.restarts() >= wanted, f"{wanted} starts after the first")
         count = len(load.accepted)
