@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 from crc32c import crc32c
 
+HOUR_MS = 3_600_000
 LARGE_BYTES = 1 << 14  # of a value from which on a second call costs less than a copy
 _FRAME = struct.Struct("<iiqi")  # key bytes, headers bytes, timestamp in ms, value bytes; -1 for an absent key or value
 _LENGTH = struct.Struct("<i")
@@ -116,3 +117,12 @@ def split_tp(tp: str) -> tuple[str, int]:
     """Topic and partition number of ``tp_name``'s result."""
     topic, _, partition = tp.rpartition(":")
     return topic, int(partition)
+
+
+def kept_ms(hours: float) -> int:
+    """Hours in whole milliseconds, the nearest: a millisecond in hours is a little less or more.
+
+    >>> kept_ms(1 / 3_600_000), kept_ms(0.0)
+    (1, 0)
+    """
+    return round(hours * HOUR_MS)

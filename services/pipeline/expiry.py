@@ -20,8 +20,7 @@ from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.journal import Summary, summarise
 from millrace.streams.journal.store import Store
-from millrace.streams.kafka.log import kept_ms
-from millrace.streams.records import tp_name
+from millrace.streams.records import kept_ms, tp_name
 from millrace.streams.source import Log, Position
 
 log = logging.getLogger("millrace")

@@ -17,7 +17,7 @@ from millrace.streams.kafka.client import Link, Sent, names_of
 from millrace.streams.kafka.reader import Fetched, KafkaReader
 from millrace.streams.kafka.replication import check_replication
 from millrace.streams.kafka.stalls import Stalls
-from millrace.streams.records import Event, Read, Record, make_read, tp_name
+from millrace.streams.records import Event, Read, Record, kept_ms, make_read, tp_name
 from millrace.streams.sharding import WHOLE, Shard
 from millrace.streams.source import Position, Topic, gone
 
@@ -27,16 +27,6 @@ POLL_S = 1.0  # between two polls of topics and ends
 WAIT_MS = 500  # for records that are known to be there
 STALL_S = 10.0
 LARGE_BYTES = 1 << 16  # of an event, which is then a read of its own
-HOUR_MS = 3_600_000
-
-
-def kept_ms(hours: float) -> int:
-    """Hours in whole milliseconds, the nearest: a millisecond in hours is a little less or more.
-
-    >>> kept_ms(1 / 3_600_000), kept_ms(0.0)
-    (1, 0)
-    """
-    return round(hours * HOUR_MS)
 
 
 class KafkaLog:

@@ -15,7 +15,7 @@ from millrace.learners.errors import ConfigError
 from millrace.services.config import digests as digests_of_files
 from millrace.services.config.config import load_pipeline
 from millrace.services.config.digests import Digests
-from millrace.streams.kafka.log import kept_ms
+from millrace.streams.records import kept_ms
 
 
 @pytest.fixture(autouse=True)
