@@ -213,7 +213,7 @@ class SqliteLog:
                 own: int | None = frame_crc32c(event) if large else crc32c(frame(event))
             except (TypeError, struct.error):  # a flipped byte can turn SQLite's bytes into text, or a number into null
                 own = None
-            if own != stored:
+            if own is None or own != stored:
                 raise DamageError(
                     f"{self.path}: the record at {tp} offset {event.offset} is not what was appended (crc32c differs). "
                     "Restore the log from a copy, or start a branch from another offset."
