@@ -20,11 +20,11 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[<>=!~; ]", text)[0].lower() for text in requirements}
 
 
-def test_the_lock_of_the_image_has_every_extra_but_the_demo() -> None:
-    """EXTRAS may name any of them; what only the demo draws is left out."""
+def test_the_lock_of_the_image_has_every_extra_that_a_served_pipeline_uses() -> None:
+    """EXTRAS may name any of them; what only the demo draws is left out, and what `millrace up` does not serve (llm)."""
     locked = names(re.findall(r"^[\w.-]+==", LOCK, re.MULTILINE))
     for extra, requirements in EXTRAS.items():
-        assert extra == "demo" or names(requirements) <= locked, extra
+        assert extra in ("demo", "llm") or names(requirements) <= locked, extra
     assert not {"matplotlib", "plotext"} & locked
 
 
