@@ -129,7 +129,7 @@ def bundle_bytes(parts: Parts, schema: Schema) -> bytes:
     """
     if algorithm_of(parts.kind).distils:
         raise BadInputError(
-            f"Version {parts.identity.name} is a draft and answers no rows; `millrace export` writes it for vLLM."
+            f"Version {parts.identity.name} is a draft and answers no rows; `millrace export` writes it for transformers."
         )
     rows = np.random.default_rng(GOLDEN_SEED).standard_normal((GOLDEN_ROWS, schema.width))
     servable = algorithm_of(parts.kind).servable(dict(parts.serve))

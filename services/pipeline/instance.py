@@ -114,7 +114,7 @@ class Instance:
         if self.loaded.pipeline.llm is not None:
             raise BadInputError(
                 f"{operation} is for pipelines of rows, and this one learns a draft from completions in topic "
-                f"{self.loaded.pipeline.topic}. `millrace run` learns them, and `millrace export` writes a version for vLLM."
+                f"{self.loaded.pipeline.topic}. `millrace run` learns them, and `millrace export` writes one for transformers."
             )
 
     @property

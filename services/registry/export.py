@@ -86,7 +86,7 @@ def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Exp
     weights = bundle_bytes(parts, schema)
     open_bundle(weights, sha256(weights), schema)  # what cannot be opened never leaves
     release, segment = installed("millrace"), manifest_of(instance.store(), mark).segment
-    manifest = _manifest(instance, parts, mark, sha256(weights))
+    manifest = _manifest(instance, parts, mark, (segment, sha256(weights)))
     files = {
         WEIGHTS: weights,
         SCHEMA: schema.declared,
@@ -104,8 +104,9 @@ def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Exp
     return manifest
 
 
-def _manifest(instance: Instance, parts: Parts, mark: Mark, weights_sha256: str) -> ExportManifest:
-    name, segment = instance.loaded.pipeline.name, manifest_of(instance.store(), mark).segment
+def _manifest(instance: Instance, parts: Parts, mark: Mark, of: tuple[Segment | None, str]) -> ExportManifest:
+    """``of``: the version's segment, and the sha256 of the weights."""
+    (segment, weights_sha256), name = of, instance.loaded.pipeline.name
     return ExportManifest(
         FORMAT, name, parts.identity, mark.state_sha256, weights_sha256, installed("millrace"), *_origin(segment)
     )
@@ -127,8 +128,8 @@ def _write_draft(instance: Instance, parts: Parts, mark: Mark, folder: Path) -> 
             taken = file.suffix in TOKENIZER_ENDINGS and not file.name.endswith(OF_WEIGHTS)
             if taken and not (folder / file.name).exists():
                 (folder / file.name).write_bytes(file.read_bytes())
-        manifest = _manifest(instance, parts, mark, sha256((folder / DRAFT_WEIGHTS).read_bytes()))
         segment = manifest_of(instance.store(), mark).segment
+        manifest = _manifest(instance, parts, mark, (segment, sha256((folder / DRAFT_WEIGHTS).read_bytes())))
         files = {MANIFEST: msgspec.json.format(msgspec.json.encode(manifest))} | _journal(instance, mark, segment)
         for name, content in files.items():
             (folder / name).write_bytes(content)

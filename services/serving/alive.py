@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 from millrace.services.metrics.pulse import Pulse
-from millrace.services.serving.seats import admin_socket
+from millrace.services.serving.front import told
 
 FRONT_S = 5.0  # for the front to answer a command
 
@@ -25,12 +24,8 @@ def why_stuck(pulse: Pulse, folder: Path | None) -> str:
 
 
 def front_answers(folder: Path) -> bool:
-    """Whether the front answers on its own socket, which no caller can fill."""
-    with socket.socket(socket.AF_UNIX) as asking:
-        asking.settimeout(FRONT_S)
-        try:
-            asking.connect(str(admin_socket(folder)))
-            asking.sendall(b"show info\n")
-            return bool(asking.recv(1))
-        except OSError:
-            return False
+    """Whether the front answers a command."""
+    try:
+        return bool(told(folder, "show info", FRONT_S))
+    except OSError:
+        return False

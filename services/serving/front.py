@@ -33,7 +33,7 @@ POLL_S = 0.02  # between two polls of a front that starts
 AGAIN_S = 0.2  # before one that ended is started again
 LONGEST_S = 5.0  # the same, when it ends again and again
 STOP_S = WORK_S  # for what is at work when it is to end; a caller who will not leave is cut off then
-TOLD_S = 5.0  # for it to tell of itself
+TOLD_S = 5.0  # for it to answer a command
 LEAST_FILES = 1024  # that a process may open
 CONNECTIONS = 8192  # of each listener, where the process may open as many files
 WAITING = 1024  # requests of each protocol that wait while no replica answers; more are told to ask again
@@ -46,6 +46,7 @@ LAUNCH = (
 )
 
 PROTOCOLS = ("http", "grpc")
+WAITING_BACKENDS = {f"{protocol}_waiting" for protocol in PROTOCOLS}
 CHECKS = "check downinter 200ms fall 1 rise 1 observe layer4 error-limit 1 on-error mark-down"
 WAITING_CALLS = "/inference.GRPCInferenceService/ModelInfer /millrace.v1.Labels/Label"
 NOBODY = '{"error":"No replica answers now. Ask again."}'
@@ -189,12 +190,15 @@ def _backends(folder: Path, replicas: int) -> str:
     return text
 
 
-def told(folder: Path) -> str:
-    """Its table of what it did, which `services/metrics/front.py` reads. Raises: OSError where it does not answer."""
+def told(folder: Path, command: str = "show stat", patience_s: float = TOLD_S) -> str:
+    """What it answers to a command on its own socket, which no caller can fill; `services/metrics/front.py` reads its table.
+
+    Raises: OSError where it does not answer.
+    """
     with socket.socket(socket.AF_UNIX) as asked:
-        asked.settimeout(TOLD_S)
+        asked.settimeout(patience_s)
         asked.connect(str(admin_socket(folder)))
-        asked.sendall(b"show stat\n")
+        asked.sendall(f"{command}\n".encode())
         return b"".join(iter(lambda: asked.recv(1 << 16), b"")).decode()
 
 

@@ -14,16 +14,14 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
-from millrace.services.serving.front import PROTOCOLS
+from millrace.services.endpoint.servers import BACKLOG
+from millrace.services.serving.front import TOLD_S, WAITING_BACKENDS
 
 log = logging.getLogger("millrace")
 
-BACKLOG = 4096  # connections that wait to be accepted: Ray's start may hold this process for seconds
 POLL_S = 0.1  # between two looks for a replica, while anybody waits
-WAIT = {f"{protocol}_waiting" for protocol in PROTOCOLS}  # backends
 PREFACE, SETTINGS = b"PRI * HTTP/2.0", bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # RFC 9113, sections 3.4 and 6.5
 UP = "2"  # a server's state in `show servers state`: it takes requests
-ASK_S = 5.0  # for the front to answer
 
 
 class Waiting:
@@ -92,7 +90,7 @@ class Waiting:
     async def _has_replica(self) -> bool:
         """Whether the front would send a request to one now, of either protocol."""
         try:
-            async with asyncio.timeout(ASK_S):
+            async with asyncio.timeout(TOLD_S):
                 reader, writer = await asyncio.open_unix_connection(self._admin)
                 with closing(writer):
                     writer.write(b"show servers state\n")
@@ -100,7 +98,7 @@ class Waiting:
         except (OSError, TimeoutError):  # it is started again, and those who wait have lost their connection
             return False
         cells = [line.split() for line in lines if not line.startswith("#")]
-        return {row[1] for row in cells if len(row) > 5 and row[3].isdecimal() and row[5] == UP} >= WAIT
+        return {row[1] for row in cells if len(row) > 5 and row[3].isdecimal() and row[5] == UP} >= WAITING_BACKENDS
 
 
 class _Held(asyncio.Protocol):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipelines import MILLRACE, TIMEOUT_S, clean_environment
+from pipelines import MILLRACE, TIMEOUT_S, clean_environment, lacks
 
 # Orphans come to a process that has said PR_SET_CHILD_SUBREAPER as they come to process 1.
 INIT = """
@@ -60,7 +60,7 @@ def test_a_signal_is_handed_on_once(number: signal.Signals) -> None:
 def test_a_container_leaves_one_sentence_where_kubernetes_looks(tmp_path: Path, words: list[str], first: bool) -> None:
     """Why it ends, of process 1 or the child that it makes of itself; a command that runs beside it leaves none."""
     if os.getuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("only root can give a process numbers of its own, by unshare of util-linux")
+        lacks("only root can give a process numbers of its own, by unshare of util-linux")
     place = tmp_path / "termination-log"
     place.touch()
     patched = f"import pathlib; from millrace.services.cli import init_process as i; i.LAST_WORDS = pathlib.{place!r}; "

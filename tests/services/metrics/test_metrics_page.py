@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from fronted import heard
 from pipelines import ANSWER_S, millrace, pipeline_in
 from served_pipeline import until
 
@@ -160,18 +161,10 @@ def test_a_caller_that_trickles_is_ended(monkeypatch: pytest.MonkeyPatch) -> Non
         with ThreadPoolExecutor(1) as pool:
             pool.submit(trickle)
             try:
-                heard = b"".join(iter(lambda: received(trickling), b""))
+                answer = heard(trickling)
             finally:
                 ended.set()
-        assert b" 200 " not in heard
-
-
-def received(connection: socket.socket) -> bytes:
-    """More; nothing where the connection has ended."""
-    try:
-        return connection.recv(1 << 16)
-    except ConnectionResetError:
-        return b""
+        assert b" 200 " not in answer
 
 
 def test_callers_that_say_nothing_keep_no_scrape_out_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

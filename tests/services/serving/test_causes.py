@@ -67,7 +67,7 @@ def test_the_tokens_file_cannot_be_read(tmp_path: Path) -> None:
 def test_the_folder_is_another_users(tmp_path: Path) -> None:
     """One sentence that names it, as where a claim was written by a pod with another user's number."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
-        pytest.skip("only root can give folders away, and do without its rights over them, by setpriv of util-linux")
+        lacks("only root can give folders away, and do without its rights over them, by setpriv of util-linux")
     pipeline_in(tmp_path, rows=1)
     assert millrace("send", "digits.toml", "rows.jsonl", cwd=tmp_path).returncode == 0
     home = tmp_path / ".millrace"

@@ -166,7 +166,12 @@ def raw(up: Fronted, sent: bytes) -> bytes:
     """What comes back to some bytes until the front ends the connection, which it does soon where idle_s is short."""
     with socket.create_connection(("127.0.0.1", up.port), timeout=ANSWER_S) as connection:
         connection.sendall(sent)
-        return b"".join(iter(lambda: received(connection), b""))
+        return heard(connection)
+
+
+def heard(connection: socket.socket) -> bytes:
+    """All that comes until the connection ends, however it does."""
+    return b"".join(iter(lambda: received(connection), b""))
 
 
 def received(connection: socket.socket) -> bytes:

@@ -16,6 +16,7 @@ from answered import K, answered, batch_of, model, pair_folder
 from draft_pipelines import equal, loaded, put, tiny, tiny_values, weights
 from pipelines import MILLRACE, TIMEOUT_S, clean_environment
 from safetensors.numpy import load_file
+from served_pipeline import until
 
 from millrace.learners.draft.completion import unpack
 from millrace.learners.draft.servable import DraftServable
@@ -191,9 +192,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_draft(tmp_path: Path) -> No
 
 def learned_behind_marks(instance: Instance, process: subprocess.Popen[bytes], marks: int) -> None:
     """Wait until the branch has so many marks; a process that ends by itself is an error."""
-    while marks_of(instance) < marks:
-        assert process.poll() is None
-        time.sleep(0.02)
+    until(lambda: marks_of(instance) >= marks or process.poll() is not None)
+    assert marks_of(instance) >= marks
 
 
 def marks_of(instance: Instance) -> int:
