@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from memory import processes_of, texts_in_memory
 from one_node import Cluster, until
 from releases import VALUES, Release, installed
 
@@ -86,6 +87,13 @@ def test_no_secret_is_told(release: Release) -> None:
         assert release.exec("sh", "-c", f"echo {secret} > /tmp/told").returncode == 0
         assert files_with(release, secret) == ["/tmp/told"]
         assert release.exec("rm", "/tmp/told").returncode == 0
+
+
+def test_no_secret_is_in_rays_state(release: Release) -> None:
+    """The memory of the pod's GCS, which holds what Ray knows of every actor, has names of ours and none of the secrets."""
+    secrets = [release.endpoint().token, *(text for data in PASSWORDS.values() for text in data.values())]
+    (gcs,) = processes_of(release.pod()["metadata"]["uid"], "gcs_server")
+    assert texts_in_memory(gcs, ["SERVE_CONTROLLER_ACTOR", "millrace", *secrets]) == {"SERVE_CONTROLLER_ACTOR", "millrace"}
 
 
 def test_what_kubernetes_does_not_change_is_said_with_the_way_on(release: Release) -> None:
