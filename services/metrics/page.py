@@ -34,8 +34,8 @@ LIVE_PATH = "/livez"
 PATIENCE_S = 5.0  # for the sources to answer; Prometheus waits 10 s unless told otherwise
 SILENT_S = 10.0  # that a caller may take to send a request, or to take the page
 WHOLE_S = 30.0  # and from its connection to its last byte, however steadily it trickles
-CALLERS = 64  # that are served at once; a further one is turned away
-SHARE = 8  # of them from one address, so that none keeps out those who ask whether `up` lives
+CALLERS = 64  # that are served at once; a further one takes the place of the oldest of the address that has most
+SCRAPES = 16  # at once; a further one is told to come again
 TEXT = ("Content-Type", "text/plain; charset=utf-8")
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -106,7 +106,7 @@ class Page:
         self._sources = [Source(name, asked[name]) for name in SOURCES if name in asked]
         registry = CollectorRegistry(auto_describe=False)
         registry.register(Gathered(own, self._sources))
-        self._server.set_app(_by_path({METRICS_PATH: make_wsgi_app(registry), LIVE_PATH: _live(why_stuck)}))
+        self._server.set_app(_by_path({METRICS_PATH: _few(make_wsgi_app(registry)), LIVE_PATH: _live(why_stuck)}))
         self._thread.start()
 
     def rest(self, why_stuck: Callable[[], str]) -> None:
@@ -136,6 +136,23 @@ def _by_path(apps: Mapping[str, Any]) -> App:
     return app
 
 
+def _few(app: Any) -> App:
+    """The same for so many at once: a source may keep each waiting, and a thread with it."""
+    free = threading.Semaphore(SCRAPES)
+
+    def bounded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if not free.acquire(blocking=False):
+            start_response("503 Service Unavailable", [TEXT, ("Retry-After", "1")])
+            return [f"{SCRAPES} scrapes are under way.\n".encode()]
+        try:
+            answer: Iterable[bytes] = app(environ, start_response)
+            return answer
+        finally:
+            free.release()
+
+    return bounded
+
+
 def _live(why_stuck: Callable[[], str]) -> App:
     """200 while the process goes on, else 503 with why it does not."""
 
@@ -162,12 +179,13 @@ class _Requests(WSGIRequestHandler):
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 1024  # that wait to be accepted; by default 5, and a further one tries again after a second
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._address = address
-        self._callers = Counter[str]()  # by address
-        self._counting = threading.Lock()
+        self._callers: dict[socket.socket, str] = {}  # and their addresses, the oldest first
+        self._changing = threading.Lock()
         super().__init__(address, _Requests)
 
     def server_bind(self) -> None:
@@ -176,17 +194,18 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = self._address
         self.setup_environ()
 
-    def _is_let_in(self, host: str) -> bool:
-        with self._counting:
-            if self._callers[host] >= SHARE or self._callers.total() >= CALLERS:
-                return False
-            self._callers[host] += 1
-            return True
+    def _let_in(self, request: socket.socket, host: str) -> None:
+        """So nobody who takes many keeps out whoever asks, in a moment, whether `up` lives."""
+        with self._changing:
+            if len(self._callers) >= CALLERS:
+                ((most, _),) = Counter(self._callers.values()).most_common(1)
+                oldest = next(caller for caller, address in self._callers.items() if address == most)
+                del self._callers[oldest]
+                _end(oldest)
+            self._callers[request] = host
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._is_let_in(client_address[0]):
-            self.shutdown_request(request)
-            return
+        self._let_in(request, client_address[0])
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -197,8 +216,8 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
             super().process_request_thread(request, client_address)
         finally:
             late.cancel()
-            with self._counting:
-                self._callers -= Counter([client_address[0]])  # no address stays at 0
+            with self._changing:
+                self._callers.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A caller who leaves is no error of ours."""

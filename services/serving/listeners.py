@@ -41,13 +41,13 @@ def _listening() -> dict[str, str]:
 def address(local: str) -> str:
     """An address as the kernel writes it: words of four bytes in the machine's (little-endian) order, then the port.
 
-    >>> address("0100007F:1F40"), address("00000000000000000000000000000000:1F40")
-    ('127.0.0.1:8000', '[::]:8000')
+    >>> address("0100007F:1F40"), address("0000000000000000FFFF00000100007F:1F41"), address("0" * 32 + ":1F40")
+    ('127.0.0.1:8000', '127.0.0.1:8001', '[::]:8000')
     """
     host, port = local.split(":")
     raw = b"".join(bytes.fromhex(host[at : at + 8])[::-1] for at in range(0, len(host), 8))
-    name = str(IPv4Address(raw)) if len(raw) == 4 else f"[{IPv6Address(raw)}]"
-    return f"{name}:{int(port, 16)}"
+    number = IPv4Address(raw) if len(raw) == 4 else IPv6Address(raw).ipv4_mapped or IPv6Address(raw)
+    return f"[{number}]:{int(port, 16)}" if number.version == 6 else f"{number}:{int(port, 16)}"
 
 
 def _inodes(pid: int) -> Iterator[str]:

@@ -210,6 +210,8 @@ def prepare_environment(max_bytes: int, start_s: int) -> None:
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_AUTO_CONNECT": "0",  # else a scrape at the very end would start another Ray
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too: Ray takes this machine's address to be 127.0.0.1
+        "RAY_enable_metrics_collection": "0",  # else an agent listens everywhere and tells whoever asks
         "RAY_AUTH_MODE": "token",  # only this instance's processes may use Ray's own ports
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_worker_niceness": "0",  # else every other process of the machine comes before replicas

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fronted import heard
@@ -25,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from millrace.services.metrics import page as paging
 from millrace.services.metrics import pulse as pulses
-from millrace.services.metrics.page import SHARE, Page
+from millrace.services.metrics.page import CALLERS, SCRAPES, Page
 from millrace.services.metrics.pulse import Pulse
 from millrace.services.serving.measured import metrics_port
 
@@ -168,39 +170,105 @@ def test_a_caller_that_trickles_is_ended(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_callers_that_say_nothing_keep_no_scrape_out_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bound of connections, and a time for each."""
+    """Each has a time."""
     monkeypatch.setattr(paging._Requests, "timeout", 0.5)
     with serving() as port, ExitStack() as silent:
-        for _ in range(2 * SHARE):
-            silent.enter_context(socket.create_connection(("127.0.0.1", port)))
-
-        def answers() -> bool:
-            try:
-                return said(port)[0] == 200
-            except (OSError, http.client.HTTPException):
-                return False
-
-        until(answers)
+        connections = [silent.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(CALLERS)]
+        assert {heard(connection) for connection in connections} == {b""}, "ended, and nothing was said"
+        assert said(port)[0] == 200
 
 
-def test_an_address_that_takes_all_it_can_keeps_no_other_out() -> None:
-    """Its connections say nothing, and whoever asks from another address whether `up` lives hears it at once."""
-    with serving(host="0.0.0.0") as port, ExitStack() as silent:
-        for _ in range(4 * SHARE):
-            silent.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.9", 0)))
-        until(lambda: turned_away(port, "127.0.0.9"))
-        assert said(port, "/livez")[0] == 200
+@pytest.mark.parametrize("addresses", [1, 16])
+def test_who_asks_whether_it_lives_is_heard_while_others_take_all_places(addresses: int) -> None:
+    """From their own address, and from another; those who took most have lost their oldest, and no more than one each time."""
+    with serving(host="0.0.0.0") as port, flood(port, addresses) as silent:
+        for source in ("127.0.1.0", "127.0.9.9"):
+            assert [lives_from(port, source) for _ in range(20)] == [200] * 20
+        until(lambda: len(silent.ended) >= 20)
 
 
-def turned_away(port: int, source: str) -> bool:
-    """Whether a further connection of this address is ended unheard."""
+def test_the_flood_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: where all have the same right to stay, whoever comes last loses, and nobody hears whether it lives."""
+    monkeypatch.setattr(paging._Server, "_let_in", turn_the_newest_away)
+    with serving(host="0.0.0.0") as port, flood(port, 16) as silent:
+        until(lambda: len(silent.made) > CALLERS)
+        until(lambda: lives_from(port, "127.0.9.9") == 0)
+
+
+def turn_the_newest_away(self: Any, request: socket.socket, host: str) -> None:
+    """As it was."""
+    with self._changing:
+        if len(self._callers) >= CALLERS:
+            paging._end(request)
+        else:
+            self._callers[request] = host
+
+
+def lives_from(port: int, source: str) -> int:
+    """The status that an address hears; 0: its connection is ended unheard."""
     with socket.create_connection(("127.0.0.1", port), ANSWER_S, (source, 0)) as connection:
-        connection.settimeout(ANSWER_S)
         try:
             connection.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
-            return connection.recv(1) == b""
+            return int((heard(connection).split() or [b"", b"0"])[1])
         except ConnectionError:
-            return True
+            return 0
+
+
+class Silent:
+    """Connections that say nothing, and come again."""
+
+    def __init__(self) -> None:
+        self.made: list[socket.socket] = []
+        self.ended: list[socket.socket] = []
+
+    def connect(self, port: int, source: str) -> None:
+        """One more."""
+        self.made.append(socket.create_connection(("127.0.0.1", port), ANSWER_S, (source, 0)))
+
+    def come_again(self, port: int) -> None:
+        """Those who were ended."""
+        ended = select.select([one for one in self.made if one not in self.ended], [], [], 0.01)[0]
+        for one in ended:
+            self.ended.append(one)
+            self.connect(port, one.getsockname()[0])
+
+
+@contextmanager
+def flood(port: int, addresses: int) -> Iterator[Silent]:
+    """More of them than there are places, from so many addresses, until the block ends."""
+    silent, over = Silent(), threading.Event()
+
+    def go_on() -> None:
+        while not over.is_set():
+            silent.come_again(port)
+
+    for at in range(2 * CALLERS):
+        silent.connect(port, f"127.0.1.{at % addresses}")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(go_on)
+        try:
+            yield silent
+        finally:
+            over.set()
+    for connection in silent.made:
+        connection.close()
+
+
+def test_more_scrapes_than_it_takes_are_told_to_come_again() -> None:
+    """Each has a thread for as long as a source hangs; whether `up` lives is told meanwhile."""
+    ends = threading.Event()
+
+    def hangs() -> Answer:
+        ends.wait()
+        return Answer(TOLD, True)
+
+    with serving({LOG: hangs}) as port, ThreadPoolExecutor(2 * SCRAPES) as pool:
+        try:
+            told = sorted(status for status, _ in pool.map(lambda _: said(port), range(2 * SCRAPES)))
+            assert said(port, "/livez")[0] == 200
+        finally:
+            ends.set()
+        assert set(told) == {200, 503} and told.count(200) >= SCRAPES
 
 
 def test_it_tells_whether_the_process_goes_on_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:

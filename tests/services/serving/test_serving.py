@@ -6,7 +6,6 @@ import asyncio
 import re
 import socket
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import numpy as np
 import pytest
 from grpc_calls import Client, asked, length_prefixed
 from open_sockets import open_sockets
-from pipelines import PIPELINE, flower_rows, json_lines, millrace, pipeline_in
-from served_pipeline import CALLERS, Up, command_of, descendants, load, served, until
+from pipelines import MILLRACE, PIPELINE, flower_rows, json_lines, millrace, pipeline_in
+from served_pipeline import CALLERS, Up, command_of, descendants, load, served, starting, until
 
 from millrace.services.serving.listeners import title
 
@@ -82,27 +81,60 @@ def test_grpc_answers_beside_http_with_the_same_scores_health_and_statistics(up:
     assert own == {"127.0.0.1"}
 
 
-# How many ports that Ray draws a process of it has, by the beginning of its name.
-RAYS_OWN = {"gcs_server": 1, "raylet": 2, "ray::Dashboard": 2, "ray::ServeRep": 2, "ray::": 1, "python": 1}
+def rows_of_security_md(where: str) -> list[str]:
+    """Names of the processes that listen there, as the table says."""
+    table = (Path(__file__).resolve().parents[3] / "SECURITY.md").read_text().partition("| listens |")[2].partition("\n\n")[0]
+    (row,) = [row for row in table.splitlines() if where in row]
+    return re.findall(r"`([^`]+)`", row.split("|")[1])
 
 
 def test_every_socket_is_one_that_security_md_names(up: Up) -> None:
-    """Read from /proc, whatever `up` prints: the public ports, Ray's own, as many as each process has, and our folder."""
-    table = (Path(__file__).resolve().parents[3] / "SECURITY.md").read_text().partition("| listens |")[2].partition("\n\n")[0]
-    (row,) = [row for row in table.splitlines() if "on ports that Ray draws" in row]
-    rays = re.findall(r"`([^`]+)`", row.split("|")[1])
+    """Read from /proc, whatever `up` prints: the public ports, Ray's own, and our folder.
+
+    Other machines reach one port of each replica of Serve alone, which answers nobody without Ray's token.
+    """
+    everywhere, here = rows_of_security_md("every interface"), rows_of_security_md("loopback, on ports that Ray draws")
     folder = next(Path(path).parent for path in command_of(up.pids("haproxy")[0]).split("\0") if path.endswith("front.cfg"))
     assert {path.stat().st_mode & 0o077 for path in (folder, folder.parent)} == {0}
     sockets = open_sockets([up.process.pid, *descendants(up.process.pid)])
     assert {opened.kind for opened in sockets} == {"tcp", "tcp6", "unix"}
     assert all(Path(opened.place).is_relative_to(folder.parent) for opened in sockets if opened.kind == "unix")
     public = [opened for opened in sockets if opened.place in (str(up.port), str(up.grpc_port))]
-    assert {title(opened.pid) for opened in public} == {"haproxy", "python"} and not any(opened.everywhere for opened in public)
-    drawn = Counter(opened.pid for opened in sockets if opened.everywhere)
-    for pid, ports in drawn.items():
-        name = next(known for known in RAYS_OWN if title(pid).startswith(known))
-        assert ports <= RAYS_OWN[name] and any(name.startswith(word) for word in rays), (title(pid), ports)
-    assert {title(pid) for pid in drawn} >= {"gcs_server", "raylet"}
+    assert {title(opened.pid) for opened in public} == {"haproxy", "python"} and all(opened.local for opened in public)
+    drawn = [opened for opened in sockets if opened.kind != "unix" and opened not in public]
+    open_to_all = {opened.pid: opened.place for opened in drawn if not opened.local}
+    assert len(open_to_all) == sum(not opened.local for opened in drawn) >= 3, "one of each"
+    assert {title(pid)[: len(name)] for pid in open_to_all for name in everywhere} == set(everywhere)
+    assert {called_without_a_token(port) for port in open_to_all.values()} == {grpc.StatusCode.UNAUTHENTICATED}
+    assert {title(opened.pid) for opened in drawn if opened.local} >= {"gcs_server", "raylet"}
+    assert all(title(opened.pid).startswith(tuple(here)) for opened in drawn if opened.local)
+
+
+def called_without_a_token(port: str) -> grpc.StatusCode:
+    """What a server of Serve's between replicas says to a stranger."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"")
+        code: grpc.StatusCode = refused.value.code()
+        return code
+
+
+def test_ray_as_it_listens_by_itself_is_found(tmp_path: Path) -> None:
+    """The twin: without our two settings its parts can be reached from other machines, and one tells without a token."""
+    pipeline_in(tmp_path, rows=1)
+    as_it_comes = (
+        "from millrace.services.serving import up; keep = up.set_environment; ours = ('RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER', "
+        "'RAY_enable_metrics_collection'); up.set_environment = lambda all: keep({k: all[k] for k in all if k not in ours}); "
+    )
+    with starting(tmp_path, millrace=[*MILLRACE[:-1], as_it_comes + MILLRACE[-1]]) as plain:
+        until(lambda: {"gcs_server", "raylet", "ray::DashboardA"} <= reached_from_elsewhere(plain))
+        plain.process.terminate()
+
+
+def reached_from_elsewhere(up: Up) -> set[str]:
+    """Names of the processes that other machines can reach."""
+    sockets = open_sockets([up.process.pid, *descendants(up.process.pid)])
+    return {title(opened.pid) for opened in sockets if opened.kind != "unix" and not opened.local}
 
 
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])

@@ -9,7 +9,6 @@ from pathlib import Path
 
 LISTENS = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}  # the state in which others can reach it
 TAKES_CONNECTIONS = 0x10000  # __SO_ACCEPTCON, of a Unix socket
-EVERYWHERE = {"00000000", "0" * 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,7 @@ class OpenSocket:
 
     pid: int
     kind: str  # tcp, tcp6, udp, udp6 or unix
-    everywhere: bool  # whether on every interface
+    local: bool  # whether this machine alone can reach it
     place: str  # port, or path; a name that begins with @ is in no folder
 
 
@@ -36,6 +35,16 @@ def open_sockets(pids: Iterable[int]) -> list[OpenSocket]:
     return found
 
 
+def is_loopback(address: str) -> bool:
+    """Of an address as the kernel writes it, in words of four bytes in the machine's order.
+
+    >>> [is_loopback(text) for text in ("0200007F", "00000000", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000")]
+    [True, False, True, True]
+    """
+    v4 = address[-8:] if len(address) == 8 or address[:24] == "0" * 16 + "FFFF0000" else ""
+    return v4[-2:] == "7F" or address == "0" * 24 + "01000000"
+
+
 def _network() -> dict[str, tuple[str, bool, str]]:
     found = {}
     for kind, state in LISTENS.items():
@@ -43,7 +52,7 @@ def _network() -> dict[str, tuple[str, bool, str]]:
             fields = line.split()
             address, port = fields[1].split(":")
             if fields[3] == state:
-                found[fields[9]] = (kind, address in EVERYWHERE, str(int(port, 16)))
+                found[fields[9]] = (kind, is_loopback(address), str(int(port, 16)))
     return found
 
 
