@@ -96,7 +96,7 @@ class SendOptions:
 
 
 tokens_help = "A file of tokens: a line each, scopes (predict, label, or predict,label), a space, the token."
-tokens_option = click.option("--tokens", type=click.Path(path_type=Path), metavar="FILE", help=tokens_help)
+tokens_option = click.option("--tokens", type=click.Path(path_type=Path, readable=False), metavar="FILE", help=tokens_help)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,10 @@ def read_tokens(path: Path) -> dict[str, frozenset[str]]:
         with path.open(encoding="utf-8") as file:
             lines, status = file.read().splitlines(), os.fstat(file.fileno())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The tokens' file {path} cannot be read: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(
+            f"The tokens' file {path} cannot be read: {why}. Name another (--tokens), or let this user read it."
+        ) from error
     _refuse_readable(path, status)
     tokens: dict[str, frozenset[str]] = {}
     for token, scopes in _token_lines(path, lines):  # one may stand on several lines

@@ -1,7 +1,7 @@
 """Attacks on a listener of `millrace up`, each in a process of its own, for the lines "under attack" of bench_serve.py.
 
-python attacks.py PORT CONNECTIONS WAY KIND opens that many connections to a port of loopback, prints a line when all are
-there, and opens each again as often as it is ended, AGAIN_S seconds later at the soonest. It ends with its input.
+python attacks.py HOST PORT CONNECTIONS WAY KIND opens that many connections to a port, prints a line when each has tried once,
+and opens each again as often as it is ended, AGAIN_S seconds later at the soonest. It ends with its input.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,11 +31,15 @@ SENT = {
     },
 }
 
+Place = tuple[Sequence[str], str]  # words that start a program there, and the address that it attacks
+ONE_OF_US: Place = ((), "127.0.0.1")
+
 
 @contextmanager
-def attack(port: int, way: str, kind: str, connections: int = CONNECTIONS) -> Iterator[None]:
-    """From the moment that all of its connections are there."""
-    command = [sys.executable, str(Path(__file__).resolve()), str(port), str(connections), way, kind]
+def attack(port: int, way: str, kind: str, connections: int = CONNECTIONS, place: Place = ONE_OF_US) -> Iterator[None]:
+    """From the moment that each of its connections was there or was refused. ``place``: where from, and which address."""
+    starting, host = place
+    command = [*starting, sys.executable, str(Path(__file__).resolve()), host, str(port), str(connections), way, kind]
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # of the modules beside it
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=paths)
     try:
@@ -46,28 +50,28 @@ def attack(port: int, way: str, kind: str, connections: int = CONNECTIONS) -> It
         process.communicate()
 
 
-async def hold(port: int, sent: bytes, turns: asyncio.Semaphore, is_there: asyncio.Event) -> None:
+async def hold(place: tuple[str, int], sent: bytes, turns: asyncio.Semaphore, has_tried: asyncio.Event) -> None:
     """One connection, for ever."""
     while True:
         try:
             async with turns:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                reader, writer = await asyncio.open_connection(*place)
             writer.write(sent)
-            is_there.set()
+            has_tried.set()
             while await reader.read(1 << 12):
                 pass
             writer.close()
         except OSError:
-            pass
+            has_tried.set()
         await asyncio.sleep(AGAIN_S)
 
 
-async def flood(port: int, connections: int, sent: bytes) -> None:
+async def flood(place: tuple[str, int], connections: int, sent: bytes) -> None:
     """All of them, until the input ends."""
-    turns, are_there = asyncio.Semaphore(AT_ONCE), [asyncio.Event() for _ in range(connections)]
-    holding = [asyncio.create_task(hold(port, sent, turns, is_there)) for is_there in are_there]
-    for is_there in are_there:
-        await is_there.wait()
+    turns, tried = asyncio.Semaphore(AT_ONCE), [asyncio.Event() for _ in range(connections)]
+    holding = [asyncio.create_task(hold(place, sent, turns, has_tried)) for has_tried in tried]
+    for has_tried in tried:
+        await has_tried.wait()
     print("connected", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     for task in holding:
@@ -76,4 +80,5 @@ async def flood(port: int, connections: int, sent: bytes) -> None:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    asyncio.run(flood(int(sys.argv[1]), int(sys.argv[2]), SENT[sys.argv[3]][sys.argv[4]]))
+    host, port, connections, way, kind = sys.argv[1:]
+    asyncio.run(flood((host, int(port)), int(connections), SENT[way][kind]))

@@ -6,21 +6,26 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import click
 import pytest
 from pipelines import MILLRACE, clean_environment, fill, lacks, millrace, pipeline_in, small_disk
 from served_pipeline import Up, starting, until, with_replicas
+from strangers import STRANGER
 
-from millrace.learners.errors import MillraceError
+from millrace.learners.errors import ConfigError, MillraceError
+from millrace.services.cli import main
 from millrace.services.config.sections import ServingConfig
+from millrace.services.protocol.access import read_tokens
 from millrace.services.serving import door as doors
 from millrace.services.serving import front
 from millrace.services.serving.door import LONGEST_FOLDER, PREFIX, Door, own_folder
@@ -61,7 +66,25 @@ def test_the_tokens_file_cannot_be_read(tmp_path: Path) -> None:
     """Said before anything is started, with the file's name."""
     pipeline_in(tmp_path, rows=1)
     done = millrace("up", "digits.toml", "--tokens", "nowhere.txt", cwd=tmp_path)
-    assert done.returncode != 0 and "nowhere.txt" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and "tokens' file nowhere.txt cannot be read: No such file" in done.stderr, done.stderr
+
+
+def test_the_tokens_file_is_another_users(tmp_path: Path) -> None:
+    """It is there, and its mode keeps this user out: one sentence that says what to do, and not the command line's."""
+    if os.geteuid() != 0:
+        lacks("only root can try as another user")
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("predict,label a-token-of-somebody\n", encoding="utf-8")
+    os.seteuid(STRANGER)
+    try:
+        with pytest.raises(
+            ConfigError, match=r"tokens.txt cannot be read: Permission denied\. Name another \(--tokens\), or let"
+        ):
+            read_tokens(tokens)
+    finally:
+        os.seteuid(0)
+    (option,) = [parameter for parameter in main.commands["up"].params if parameter.name == "tokens"]
+    assert isinstance(option.type, click.Path) and not option.type.readable, "click would say it without what to do"
 
 
 def test_the_folder_is_another_users(tmp_path: Path) -> None:
@@ -154,12 +177,24 @@ def test_raylet_dies_while_ray_starts(tmp_path: Path) -> None:
     assert "Ray did not start" in said and "it is started again" in said and "Ctrl-C" in said, said
 
 
-def test_ray_that_never_starts_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After some tries, with what Ray says and where its logs lie."""
-    ups = pytest.importorskip("millrace.services.serving.up")
-    monkeypatch.setattr(ups, "_tried_ray", lambda *_: RuntimeError("no room."))
-    with pytest.raises(MillraceError, match=r"Ray did not start: no room\. Its logs lie in .*session_latest/logs"):
-        ups._start_ray(tmp_path, 1, ups.Stop(), "text")
+@pytest.mark.slow
+@pytest.mark.xdist_group("starts")
+def test_ray_that_never_starts_is_a_sentence(tmp_path: Path) -> None:
+    """Its raylet is killed at each try: `up` ends with what Ray says, and where its logs lie."""
+    with start_without("raylet/raylet", tmp_path) as up:
+        killed: set[int] = set()
+
+        def has_ended() -> bool:
+            for pid in set(up.pids("raylet/raylet")) - killed:
+                killed.add(pid)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return up.process.poll() is not None
+
+        until(has_ended)
+        said = (tmp_path / "up.log").read_text()
+    assert up.process.returncode == 1 and said.count("it is started again") == 2, said
+    assert re.search(r"^millrace: Ray did not start: .*Its logs lie in .*session_latest/logs", said, re.MULTILINE), said
 
 
 def test_shared_memory_is_too_small(tmp_path: Path) -> None:
