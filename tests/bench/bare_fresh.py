@@ -1,7 +1,8 @@
 """The least that keeps answers fresh: one process reads the log, adds up, solves and copies the weights.
 
-python bare_fresh.py LOG TOPIC CLASSES. No checks, no journal, no checkpoints, and nobody else has to hear of it: what a reader
-in the same process would see. It prints, for each class, when weights that know it were ready, and ends with the last of them.
+python bare_fresh.py LOG TOPIC CLASSES, where LOG is a file of SQLite, or HOST:PORT of a Kafka broker. No checks, no journal, no
+checkpoints, and nobody else has to hear of it: what a reader in the same process would see. It says when it reads, then prints,
+for each class, when weights that know it were ready, and ends with the last of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 import apsw
 import numpy as np
 import orjson
+from kafka import KafkaConsumer
 from scipy.linalg import blas, lapack
 from threadpoolctl import threadpool_limits
 
@@ -36,10 +38,23 @@ def batches(path: str, topic: str):
         yield [orjson.loads(value) for (value,) in rows]
 
 
+def batches_of_kafka(bootstrap: str, topic: str):
+    """The same from a topic of one partition."""
+    consumer, values = KafkaConsumer(topic, bootstrap_servers=bootstrap, auto_offset_reset="earliest"), []
+    while True:
+        for records in consumer.poll(timeout_ms=int(1000 * POLL_S)).values():
+            values += [record.value for record in records]
+        while len(values) >= ROWS:
+            rows, values = values[:ROWS], values[ROWS:]
+            yield [orjson.loads(value) for value in rows]
+
+
 def main(path: str, topic: str, wanted: int) -> None:
     """Until every class is known."""
     gram, cross, known = np.zeros((D, D), order="F"), np.zeros((D, wanted)), {}
-    for rows in batches(path, topic):
+    source = batches_of_kafka(path, topic) if ":" in path else batches(path, topic)
+    print("ready", flush=True)
+    for rows in source:
         x = np.array([row["x"] for row in rows])
         blas.dsyrk(1.0, x.T, beta=1.0, c=gram, lower=1, overwrite_c=1)
         columns = [int(row["y"]) for row in rows]
