@@ -95,6 +95,11 @@ class Cluster:
         """An object, or a list of them."""
         return json.loads(self.kubectl("get", *words, "-o", "json"))
 
+    def address(self) -> str:
+        """Of the machine, as pods find it."""
+        addresses = self.got("node", "n1")["status"]["addresses"]
+        return next(entry["address"] for entry in addresses if entry["type"] == "InternalIP")
+
     def volume(self, name: str, uid: int) -> None:
         """A volume of the storage class `bare`: an empty folder of the machine that belongs to a user."""
         path = self.folder / "volumes" / name
