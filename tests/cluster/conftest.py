@@ -62,6 +62,9 @@ def cluster(built: Cluster, archive: Path) -> Iterator[Cluster]:
         begun = time.monotonic()
         built.script("load", str(archive))
         print(f"image imported in {time.monotonic() - begun:.1f} s")
+        print(
+            "NetworkPolicy is not enforced: the bridge of this cluster has no such thing, so it is rendered and schema-checked"
+        )
         yield built
     finally:
         begun = time.monotonic()
@@ -81,7 +84,7 @@ def release(request, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def newer(cluster: Cluster, builder: list[str], archive: Path) -> str:
-    """The tag of a newer image in the cluster: the other's with one more layer."""
+    """The tag of a later release's image in the cluster: the other's, with a revision more of how rows are folded."""
     if not (kept := archive.parent / "newer.oci").is_file():
         begun = time.monotonic()
         extend(builder, archive, "localhost/millrace:newer", kept)
