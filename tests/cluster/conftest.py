@@ -1,4 +1,7 @@
-"""The cluster of a session, and our image in it. Where either cannot be had, every test here is skipped and says why."""
+"""The cluster of a session, and our image in it. Where no cluster is built, every test here is skipped and says why, in CI too.
+
+What else they need is there in CI: without it they fail.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 from image_builds import build, extend, fingerprint, packed
 from one_node import Cluster, ran, traces
+from pipelines import lacks
 from releases import Release, installed
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
@@ -21,12 +25,12 @@ def built() -> Cluster:
     """What `make cluster` built; not up."""
     folder = Path(os.environ.get("MILLRACE_CLUSTER", ""))
     if os.geteuid() != 0:
-        pytest.skip("a cluster needs root: its kubelet mounts, and makes interfaces and rules of the packet filter")
+        lacks("a cluster needs root: its kubelet mounts, and makes interfaces and rules of the packet filter")
     if not (folder / "base.oci").is_file() or not (folder / "bin" / "etcd").is_file():
         pytest.skip("no cluster is built: `make cluster` does it, and `make test-cluster` says where it lies")
     helm = shutil.which("helm") or next(iter(sorted(map(str, CACHE.glob("tools/helm-3*/helm")))), None)
     if helm is None:
-        pytest.skip("no helm is here: `make charts` builds one")
+        lacks("no helm is here: `make charts` builds one")
     return Cluster(folder, Path(helm))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from one_node import Cluster, until
+from pipelines import lacks
 from releases import VALUES, Release, installed
 
 from millrace.services.demo.broker import Broker
@@ -23,7 +24,7 @@ JARS = Path(home) / "libs" if (home := os.environ.get("KAFKA_HOME")) else ROOT /
 def broker(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A broker on the machine, where pods find it: on the node's address."""
     if shutil.which("java") is None or not list(JARS.glob("kafka-server-*.jar")):
-        pytest.skip("no java here, or no jars of Kafka: `make .kafka/.ready` gets them")
+        lacks("no java here, or no jars of Kafka: `make .kafka/.ready` gets them")
     node = cluster.address()
     broker = Broker(tmp_path_factory.mktemp("broker"), JARS)
     settings = broker.folder / "server.properties"
