@@ -127,6 +127,7 @@ def test_an_older_image_on_a_newer_folder(another: Release, cluster: Cluster, ne
     sentence = f"A branch of fold revision {REVISION + 1} was begun by a newer release; this one folds up to {REVISION}."
     assert f"{sentence} Use the release that wrote it." in last_words(another)
     another.install(image=later)
+    until(another.is_reached, "a Service that leads to the pod")
     another.told("after all")
     another.everything_once()
 

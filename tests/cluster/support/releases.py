@@ -97,6 +97,13 @@ class Release:
         states = self.pod()["status"].get("conditions", [])
         return any(state["type"] == "Ready" and state["status"] == "True" for state in states)
 
+    def is_reached(self) -> bool:
+        """Whether the Service leads to the pod: the node's rules come a little after the pod is ready."""
+        try:
+            return self.endpoint().call("/readyz", None)[0] == 200
+        except OSError:
+            return False
+
     def exec(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """A command in the pod, whatever its exit code."""
         flags = ["-i"] if stdin is not None else []
