@@ -10,6 +10,7 @@ from pathlib import Path
 import either_log
 import pytest
 from hypothesis import HealthCheck, settings
+from pipelines import lacks
 
 from millrace.services.demo.broker import Broker
 from millrace.streams.errors import StorageError
@@ -49,12 +50,21 @@ def broker(tmp_path_factory):
     try:
         cluster = Broker(folder, Path(home) / "libs" if home else ROOT / ".kafka" / "jars")
     except StorageError as error:
-        pytest.skip(f"no Kafka: {error}")
+        lacks(f"no Kafka: {error}")
     cluster.start()
     with either_log.swept():
         yield cluster
     cluster.stop()
     shutil.rmtree(folder)  # its files are large, and pytest would keep them
+
+
+@pytest.fixture(scope="session")
+def clients() -> Path:
+    """The Python that has the clients that others wrote."""
+    python = ROOT / ".venv-clients" / "bin" / "python"
+    if not python.exists():
+        lacks("`make clients` could not make .venv-clients here")
+    return python
 
 
 @pytest.fixture

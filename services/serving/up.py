@@ -34,6 +34,7 @@ from millrace.services.serving.measured import measured, metrics_port
 from millrace.services.serving.seats import drain
 from millrace.services.serving.shared_memory import object_store_bytes
 from millrace.services.serving.status import EndpointAddress, place, placed, serving_alone
+from millrace.services.training.begun_later import refuse_begun_later
 
 if TYPE_CHECKING:
     from millrace.services.metrics.pulse import Pulse
@@ -98,7 +99,7 @@ def up(instance: Instance, branch: str, listening: Listening, lines: EventLines)
 
     ``lines`` prints what every process of it says.
 
-    Raises: MillraceError where Ray is not installed or does not start.
+    Raises: MillraceError where Ray is not installed or does not start, LearnerError where a newer release began the branch.
     """
     if instance.loaded.pipeline.llm is not None:
         raise MillraceError(
@@ -110,6 +111,7 @@ def up(instance: Instance, branch: str, listening: Listening, lines: EventLines)
     stop = Stop()
     stop.on_signals()
     with serving_alone(instance):
+        refuse_begun_later(instance, branch)
         _serve(instance, branch, listening, lines, stop)
 
 

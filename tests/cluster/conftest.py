@@ -1,4 +1,7 @@
-"""The cluster of a session, and our image in it. Where either cannot be had, every test here is skipped and says why."""
+"""The cluster of a session, and our image in it. Where no cluster is built, every test here is skipped and says why, in CI too.
+
+What else they need is there in CI: without it they fail.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 from image_builds import build, extend, fingerprint, packed
 from one_node import Cluster, ran, traces
+from pipelines import lacks
 from releases import Release, installed
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
@@ -21,12 +25,12 @@ def built() -> Cluster:
     """What `make cluster` built; not up."""
     folder = Path(os.environ.get("MILLRACE_CLUSTER", ""))
     if os.geteuid() != 0:
-        pytest.skip("a cluster needs root: its kubelet mounts, and makes interfaces and rules of the packet filter")
+        lacks("a cluster needs root: its kubelet mounts, and makes interfaces and rules of the packet filter")
     if not (folder / "base.oci").is_file() or not (folder / "bin" / "etcd").is_file():
         pytest.skip("no cluster is built: `make cluster` does it, and `make test-cluster` says where it lies")
     helm = shutil.which("helm") or next(iter(sorted(map(str, CACHE.glob("tools/helm-3*/helm")))), None)
     if helm is None:
-        pytest.skip("no helm is here: `make charts` builds one")
+        lacks("no helm is here: `make charts` builds one")
     return Cluster(folder, Path(helm))
 
 
@@ -62,6 +66,9 @@ def cluster(built: Cluster, archive: Path) -> Iterator[Cluster]:
         begun = time.monotonic()
         built.script("load", str(archive))
         print(f"image imported in {time.monotonic() - begun:.1f} s")
+        print(
+            "NetworkPolicy is not enforced: the bridge of this cluster has no such thing, so it is rendered and schema-checked"
+        )
         yield built
     finally:
         begun = time.monotonic()
@@ -81,7 +88,7 @@ def release(request, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def newer(cluster: Cluster, builder: list[str], archive: Path) -> str:
-    """The tag of a newer image in the cluster: the other's with one more layer."""
+    """The tag of a later release's image in the cluster: the other's, with a revision more of how rows are folded."""
     if not (kept := archive.parent / "newer.oci").is_file():
         begun = time.monotonic()
         extend(builder, archive, "localhost/millrace:newer", kept)

@@ -11,6 +11,8 @@ import pytest
 from one_node import Cluster, output, ran, until
 from releases import CHART, VALUES, Release
 
+from millrace.streams.state.fold import REVISION
+
 pytestmark = pytest.mark.cluster
 
 
@@ -50,14 +52,14 @@ def secret(release: Release, name: str, **data: str) -> None:
 def test_a_secret_that_is_not_there(another: Release) -> None:
     """It is named, with the key that names it."""
     said = refusal(another, auth={"existingSecret": "nowhere"})
-    assert "auth.existingSecret" in said and "nowhere" in said
+    assert "auth.existingSecret = nowhere: there is no such Secret in namespace refused, or it is empty." in said
 
 
 def test_a_secret_without_the_key(another: Release) -> None:
     """The key that is missing is named."""
     secret(another, "other", something="predict,label x")
     said = refusal(another, auth={"existingSecret": "other"})
-    assert "other" in said and "tokens" in said
+    assert "auth.existingSecret = other: this Secret has no key tokens, or it is empty." in said
 
 
 def last_words(release: Release) -> str:
@@ -78,7 +80,7 @@ def install_in_vain(release: Release) -> None:
     """Install without waiting."""
     file = release.folder / "values.json"
     file.write_text(json.dumps(VALUES), encoding="utf-8")
-    release.cluster.helm("install", "spam", str(CHART), "-n", release.namespace, "-f", str(file))
+    release.cluster.helm("upgrade", "--install", "spam", str(CHART), "-n", release.namespace, "-f", str(file))
     until(lambda: release.cluster.ran("-n", release.namespace, "get", "pod", "spam-0").returncode == 0, "the pod")
 
 
@@ -114,8 +116,29 @@ def test_a_claim_of_another_release(another: Release, cluster: Cluster) -> None:
     assert "persistence.existingClaim = state-spam-0: StatefulSet spam uses this claim already; a folder has one" in done.stderr
 
 
+def test_an_older_image_on_a_newer_folder(another: Release, cluster: Cluster, newer: str) -> None:
+    """A later release began the branch; the earlier one ends with the sentence, and the later one goes on."""
+    cluster.volume("from-later", 10001)
+    later = VALUES["image"] | {"tag": newer}
+    another.install(image=later)
+    another.begin()
+    install_in_vain(another)
+    until(lambda: image_of(another) == "localhost/millrace:test", "a pod with the older image")
+    sentence = f"A branch of fold revision {REVISION + 1} was begun by a newer release; this one folds up to {REVISION}."
+    assert f"{sentence} Use the release that wrote it." in last_words(another)
+    another.install(image=later)
+    until(another.is_reached, "a Service that leads to the pod")
+    another.told("after all")
+    another.everything_once()
+
+
+def image_of(release: Release) -> str:
+    """Of the pod; empty where there is none just then."""
+    return "".join(pod["spec"]["containers"][0]["image"] for pod in release.got("pod")["items"])
+
+
 def test_a_token_file_that_is_empty(another: Release) -> None:
     """Nobody could ask; the file is named."""
     secret(another, "empty", tokens="")
     said = refusal(another, auth={"existingSecret": "empty"})
-    assert "empty" in said
+    assert "auth.existingSecret = empty: this Secret has no key tokens, or it is empty." in said

@@ -40,14 +40,6 @@ def uid(release: Release) -> str:
     return "".join(pod["metadata"]["uid"] for pod in release.got("pod")["items"])
 
 
-def is_reached(release: Release) -> bool:
-    """Whether the Service leads to the pod: the node's rules come a little after the pod is ready."""
-    try:
-        return release.endpoint().call("/readyz", None)[0] == 200
-    except OSError:
-        return False
-
-
 def test_a_pod_of_a_dead_node_starts_again_once_that_is_said(release: Release) -> None:
     """Kubernetes makes no other pod before; then what was learned is there, and goes on."""
     taint, *_, untaint = re.findall(r"^\$ kubectl (taint nodes NODE .*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -62,6 +54,6 @@ def test_a_pod_of_a_dead_node_starts_again_once_that_is_said(release: Release) -
         until(lambda: uid(release) != before, "the end of the pod that cannot say so")
     release.cluster.kubectl(*untaint.replace("NODE", "n1").split())
     until(lambda: uid(release) and release.ready(), "another pod")
-    until(lambda: is_reached(release), "a Service that leads to it")
+    until(lambda: release.is_reached(), "a Service that leads to it")
     release.told("after")
     release.everything_once()

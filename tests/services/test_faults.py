@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from faults import FAULTS, INVARIANTS, OF_SERVING, ROOT, SHORT, table
 from house_documents import count_of
+from pipelines import lacks
 from scene import Told
 from serving import of_two_that_go_forward
 
@@ -54,7 +55,7 @@ def test_the_short_form_is_green(tmp_path: Path) -> None:
     try:
         Broker(tmp_path, Path(home) / "libs" if home else ROOT / ".kafka" / "jars")
     except StorageError as error:
-        pytest.skip(f"no Kafka: {error}")
+        lacks(f"no Kafka: {error}")
     shared = ("faults", "services/support", "streams/support")
     folders = [str(ROOT / "tests" / place) for place in shared]
     path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])

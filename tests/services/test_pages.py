@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from house_documents import count_of
 from pages import KINDS, ROOT, Block, Reader, blocks, reading
+from pipelines import lacks
 from served_pipeline import served
 
 from millrace.learners.table import LEARNERS
@@ -41,7 +42,6 @@ NOT_RUN = {
     KUBERNETES: 6,
 }  # blocks left out, each with its reason beside it; no others are
 GRPCURL = shutil.which("grpcurl", path=f"{ROOT / '.tools' / 'bin'}:{os.environ['PATH']}")
-CLIENTS = ROOT / ".venv-clients" / "bin" / "python"
 SERVED = pytest.mark.xdist_group("served")  # two cores serve one instance at a time
 PAGES = [
     README,
@@ -71,10 +71,18 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
     pytest.importorskip("sklearn", reason="scikit-learn, which brings the digits, is not installed")
     if shutil.which("curl") is None:
-        pytest.skip("there is no curl")
+        lacks("there is no curl")
     with reading(tmp_path_factory.mktemp("tutorial"), serve=serving) as reader:
         reader.read(blocks(TUTORIAL))
         yield reader
+
+
+@pytest.fixture(scope="session")
+def grpcurl() -> str:
+    """Where it is."""
+    if GRPCURL is None:
+        lacks("there is no grpcurl, and `make clients` makes it only where Go is")
+    return GRPCURL
 
 
 def block_with(page: str, word: str) -> Block:
@@ -153,8 +161,7 @@ def test_the_tutorial_holds(tutorial: Reader) -> None:
 
 @pytest.mark.slow
 @SERVED
-@pytest.mark.skipif(GRPCURL is None, reason="there is no grpcurl, and `make clients` makes it only where Go is")
-def test_the_tutorials_grpcurl_is_answered(tutorial: Reader) -> None:
+def test_the_tutorials_grpcurl_is_answered(grpcurl: str, tutorial: Reader) -> None:
     """The same over gRPC, found by reflection."""
     block = block_with(TUTORIAL, "grpcurl ")
     tutorial.play(block)
@@ -181,15 +188,14 @@ def test_a_page_with_an_endpoint_of_its_own_holds(page: str, tmp_path: Path) -> 
     """Block after block, with `millrace up` as the page gives it."""
     pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
     if shutil.which("curl") is None:
-        pytest.skip("there is no curl")
+        lacks("there is no curl")
     with reading(tmp_path, serve=serving) as reader:
         reader.read(blocks(page))
 
 
 @pytest.mark.slow
 @SERVED
-@pytest.mark.skipif(not CLIENTS.exists(), reason="`make clients` could not make .venv-clients here")
-def test_the_example_over_grpc_is_answered(tutorial: Reader) -> None:
+def test_the_example_over_grpc_is_answered(clients: Path, tutorial: Reader) -> None:
     """`examples/client_grpc.py`, in the environment of other people's clients: two labels, and the state that says so."""
-    tutorial.play(Block(__file__, 0, "sh", f"{CLIENTS} {ROOT / 'examples' / 'client_grpc.py'} localhost:8001"))
+    tutorial.play(Block(__file__, 0, "sh", f"{clients} {ROOT / 'examples' / 'client_grpc.py'} localhost:8001"))
     assert re.fullmatch(r"\['\d', '\d'\] main\S+\n", tutorial.printed[-1]), tutorial.printed[-1]

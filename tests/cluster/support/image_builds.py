@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 from pathlib import Path
 
 from one_node import output, ran
+
+from millrace.streams.state.fold import REVISION
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = (
@@ -41,11 +44,27 @@ def packed(builder: list[str], name: str, file: Path) -> None:
 
 
 def extend(builder: list[str], archive: Path, name: str, file: Path) -> None:
-    """Write an image with one more layer than that of an archive, as a later release has other ones."""
+    """Write the image of a later release: that of an archive, with a revision more of how rows are folded.
+
+    It goes on with branches of the earlier revision, and the earlier release cannot with those that it begins.
+    """
     container = output([*builder, "from", f"oci-archive:{archive}"]).strip()
-    output([*builder, "copy", "-q", container, str(ROOT / "CHANGELOG.md"), "/opt/millrace/CHANGELOG.md"])
+    (package,) = Path(output([*builder, "mount", container]).strip()).glob("opt/millrace/lib/python3*/site-packages/millrace")
+    rewritten(package / "streams/state/fold.py", r"^REVISION = \d+", f"REVISION = {REVISION + 1}")
+    features = r"^    REVISION: Features,"
+    rewritten(package / "streams/branch/revisions.py", features, f"    {REVISION}: Features,\n{features[1:]}")
+    output([*builder, "umount", container])
     output([*builder, "commit", "-q", "--rm", container, name])
     packed(builder, name, file)
+
+
+def rewritten(module: Path, pattern: str, replacement: str) -> None:
+    """Change one line of a module in an image, whose bytecode is not compared with it."""
+    text, count = re.subn(pattern, replacement, module.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert count == 1, f"{pattern} is not there once in {module}"
+    module.write_text(text, encoding="utf-8")
+    for compiled in (module.parent / "__pycache__").glob(f"{module.stem}.*.pyc"):
+        compiled.unlink()
 
 
 def fingerprint() -> str:

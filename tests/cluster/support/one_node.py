@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -95,6 +96,11 @@ class Cluster:
         """An object, or a list of them."""
         return json.loads(self.kubectl("get", *words, "-o", "json"))
 
+    def address(self) -> str:
+        """Of the machine, as pods find it."""
+        addresses = self.got("node", "n1")["status"]["addresses"]
+        return next(entry["address"] for entry in addresses if entry["type"] == "InternalIP")
+
     def volume(self, name: str, uid: int) -> None:
         """A volume of the storage class `bare`: an empty folder of the machine that belongs to a user."""
         path = self.folder / "volumes" / name
@@ -117,8 +123,35 @@ class Cluster:
         # The controller makes it a little later, and a pod without is refused.
         until(lambda: self.ran("-n", name, "get", "serviceaccount", "default").returncode == 0, "a service account")
 
+    def secrets(self, namespace: str) -> set[str]:
+        """Every word of eight letters or more that the Secrets of a namespace have, but for Helm's own."""
+        own = [item for item in self.got("-n", namespace, "secrets")["items"] if not item["type"].startswith("helm.sh/")]
+        texts = [base64.b64decode(value).decode() for item in own for value in item.get("data", {}).values()]
+        return {word for text in texts for word in text.split() if len(word) >= 8 and word != "predict,label"}
+
+    def logs(self, namespace: str) -> dict[str, str]:
+        """What each container of a namespace says, and what it said before it was started again. One that is none fails."""
+        told = {}
+        for pod in self.got("-n", namespace, "pods")["items"]:
+            name, states = pod["metadata"]["name"], pod["status"]
+            for state in [*states.get("initContainerStatuses", []), *states["containerStatuses"]]:
+                words = ("-n", namespace, "logs", name, "-c", state["name"])
+                told[f"log {name} {state['name']}"] = self.kubectl(*words)
+                if "terminated" in state["lastState"]:
+                    told[f"log before {name} {state['name']}"] = self.kubectl(*words, "--previous")
+        return told
+
+    def told_secrets(self, namespace: str) -> list[str]:
+        """Where in logs, events and objects of a namespace one of its secrets stands."""
+        secrets = self.secrets(namespace)
+        kinds = "events,configmaps,pods,statefulsets,jobs,cronjobs,services"
+        items = self.got("-n", namespace, kinds)["items"]
+        told = {f"{item['kind']} {item['metadata']['name']}": json.dumps(item) for item in items} | self.logs(namespace)
+        return sorted(place for place, text in told.items() if any(secret in text for secret in secrets))
+
     def forget(self, namespace: str) -> None:
-        """Take a namespace away with all in it, without the patience that its pods ask for."""
+        """Take a namespace away with all in it, without the patience that its pods ask for. None of its secrets was told."""
+        assert self.told_secrets(namespace) == []
         self.kubectl("-n", namespace, "delete", "statefulset,job", "--all", "--cascade=orphan")
         self.kubectl("-n", namespace, "delete", "pod", "--all", "--grace-period=1")
         self.kubectl("delete", "namespace", namespace, "--wait")

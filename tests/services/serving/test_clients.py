@@ -15,15 +15,11 @@ pytest.importorskip("ray", reason="serving needs Ray, the extra `serve`")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # two cores serve one instance at a time
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
-ROOT = SUPPORT.parents[2]
-CLIENTS = ROOT / ".venv-clients" / "bin" / "python"
-
-needs_clients = pytest.mark.skipif(not CLIENTS.exists(), reason="`make clients` could not make .venv-clients here")
 WAYS = ["http", "grpc"]
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def up(clients: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """Numbers and a category go in, scores and labels come out."""
     folder = tmp_path_factory.mktemp("clients")
     pipeline_in(folder, rows=200, text=PIPELINE + "version_rows = 100\n")
@@ -38,24 +34,23 @@ def address(up: Up, way: str) -> str:
     return f"127.0.0.1:{up.port if way == 'http' else up.grpc_port}"
 
 
-def said_by(script: str, up: Up, way: str) -> dict:
+def said_by(clients: Path, script: str, up: Up, way: str) -> dict:
     """What a client script prints, run in the clients' environment."""
-    command = [CLIENTS, SUPPORT / script, way, address(up, way)]
+    command = [clients, SUPPORT / script, way, address(up, way)]
     done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def expected(up: Up) -> dict:
+def expected(clients: Path, up: Up) -> dict:
     """The same two rows, asked for in plain JSON over HTTP by tritonclient."""
-    return said_by("client_triton.py", up, "http")["json"]
+    return said_by(clients, "client_triton.py", up, "http")["json"]
 
 
-@needs_clients
 @pytest.mark.parametrize("way", WAYS)
-def test_tritonclient_is_answered(up: Up, way: str) -> None:
+def test_tritonclient_is_answered(clients: Path, up: Up, way: str) -> None:
     """Health, metadata and the same scores bit for bit in every form; what is not there is refused in words."""
-    answered = said_by("client_triton.py", up, way)
+    answered = said_by(clients, "client_triton.py", up, way)
     assert (answered["live"], answered["ready"], answered["model_ready"]) == (True, True, True)
     assert answered["server"]["name"] == "millrace"
     model = answered["model"]
@@ -64,16 +59,15 @@ def test_tritonclient_is_answered(up: Up, way: str) -> None:
     assert shapes == {"x": ("FP64", [-1, 4]), "site": ("BYTES", [-1])}
     assert [tensor["name"] for tensor in model["outputs"]] == ["scores", "label"]
     answers = [answered[form] for form in ("default", "binary", "json") if form in answered]
-    assert all(answer == expected(up) for answer in answers)
+    assert all(answer == expected(clients, up) for answer in answers)
     assert len(answers[0]["label"]) == 2
     assert "There is no model nobody here" in answered["refused"]
 
 
-@needs_clients
 @pytest.mark.parametrize("way", WAYS)
-def test_kserves_client_is_answered(up: Up, way: str) -> None:
+def test_kserves_client_is_answered(clients: Path, up: Up, way: str) -> None:
     """Health, and the same scores as tritonclient's from JSON or typed contents and from raw bytes."""
-    answered = said_by("client_kserve.py", up, way)
+    answered = said_by(clients, "client_kserve.py", up, way)
     assert (answered["live"], answered["ready"], answered["model_ready"]) == (True, True, True)
     for form in ("json", "binary"):
-        assert {name: answered[form][name] for name in ("scores", "label")} == expected(up)
+        assert {name: answered[form][name] for name in ("scores", "label")} == expected(clients, up)

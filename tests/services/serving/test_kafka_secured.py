@@ -14,7 +14,7 @@ import pytest
 from either_log import KAFKA, swept
 from kafka import KafkaAdminClient
 from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
-from pipelines import PIPELINE, json_lines, millrace, pipeline_in
+from pipelines import PIPELINE, json_lines, lacks, millrace, pipeline_in
 
 from millrace.services.demo.broker import Broker
 from millrace.services.serving.ports import free_port
@@ -59,7 +59,7 @@ def certified(keys: Path, name: str, *key: str) -> None:
 def secured(tmp_path_factory) -> Iterator[tuple[Path, int]]:
     """The folder of the keys, and the port of a broker that goes by them."""
     if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl here to make certificates with")
+        lacks("there is no openssl here to make certificates with")
     keys, home, port = tmp_path_factory.mktemp("keys"), os.environ.get("KAFKA_HOME"), free_port()
     for name in ("ca", "stranger"):
         authority(keys, name)
@@ -69,7 +69,7 @@ def secured(tmp_path_factory) -> Iterator[tuple[Path, int]]:
     try:
         broker = Broker(keys / "broker", Path(home) / "libs" if home else ROOT / ".kafka" / "jars")
     except StorageError as error:
-        pytest.skip(f"no Kafka: {error}")
+        lacks(f"no Kafka: {error}")
     properties = broker.folder / "server.properties"
     text = properties.read_text(encoding="utf-8").replace("listeners=", f"listeners=SECURED://127.0.0.1:{port},")
     text = text.replace("map=", "map=SECURED:SASL_SSL,")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from either_log import KAFKA, swept
-from pipelines import json_lines, millrace
+from pipelines import json_lines, lacks, millrace
 from release_before import BEFORE, flowers
 
 from millrace.services.demo.broker import Broker, tables
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     try:
         broker = Broker(tmp_path / "broker", Path(home) / "libs" if home else ROOT / ".kafka" / "jars")
     except StorageError as error:
-        pytest.skip(f"no Kafka: {error}")
+        lacks(f"no Kafka: {error}")
     broker.start()
     (tmp_path / "till.toml").write_text((BEFORE / "till.toml").read_text() + tables(broker))
     shutil.copytree(BEFORE / "home", tmp_path / ".millrace")

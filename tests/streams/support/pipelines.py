@@ -174,7 +174,7 @@ def facts(folder: Path, *words: str) -> dict[str, object]:
 
 
 def lacks(why: str) -> NoReturn:
-    """Skip the test for want of rights or of a command; fail it in CI, where all of them are there."""
+    """Skip the test for want of rights, a command or what `make` fetches; fail it in CI, where all of them are there."""
     if os.environ.get("MILLRACE_CI"):
         pytest.fail(f"not skipped in CI: {why}")
     pytest.skip(why)
