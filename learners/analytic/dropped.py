@@ -16,6 +16,7 @@ COARSE = (
     "float32: every value is a float32, and steps of float32 are wider here than the values deviate; "
     "send it as float64, or counted from a nearer zero"
 )
+BELOW = (1 << 29) - 1  # bits of a float64 that a float32 has not
 
 
 def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
@@ -46,7 +47,23 @@ def note_finer(finer: Array, x: Floats) -> None:
     if known == len(finer):
         return
     values = x[:, finer == 0] if known else x
+    if _are_single(values):
+        return
     with np.errstate(over="ignore"):
         differs = values.astype(np.float32) != values
-    if np.count_nonzero(differs):
-        finer[finer == 0] = differs.any(axis=0)
+    finer[finer == 0] = differs.any(axis=0)
+
+
+def _are_single(values: Floats) -> bool:
+    """Whether each value is a float32: it has none of the bits below one's last, and is in its range.
+
+    A cast out of range raises: a value that is too large, and one so small that bits are lost.
+    """
+    if np.bitwise_or.reduce(values.view(np.int64), axis=None) & BELOW:
+        return False
+    try:
+        with np.errstate(over="raise", under="raise"):
+            values.astype(np.float32)
+    except FloatingPointError:
+        return False
+    return True

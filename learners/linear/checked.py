@@ -8,16 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.learners.errors import BadInputError
+from millrace.learners.linear.answered import Answered
 from millrace.learners.linear.servable import finite
 from millrace.learners.protocol import Array, Batch, Floats
 
 
-def rows_of(batch: Batch, d: int) -> tuple[Floats, Array, Floats | None]:
-    """x (n, d), y of as many rows, and weight (n,), None where all weigh 1.
+def rows_of(batch: Batch, d: int, answered: Answered | None = None) -> tuple[Floats, Array, Floats | None]:
+    """x (n, d), y of as many rows, and weight (n,), None where all weigh 1. Rows just ``answered`` are known to be fit.
 
     Raises: BadInputError naming the column, what was expected and what came.
     """
-    x = finite("x", batch.x, (d,))
+    x = batch.x if answered is not None and answered.has(batch.x) else finite("x", batch.x, (d,))
     if batch.y is None or batch.y.shape[:1] != x.shape[:1]:
         raise BadInputError(f"column y: expected {len(x)} labels, got {None if batch.y is None else batch.y.shape}")
     if batch.weight is None or (batch.weight.shape == (len(x),) and np.count_nonzero(batch.weight == 1.0) == len(x)):
@@ -27,6 +28,13 @@ def rows_of(batch: Batch, d: int) -> tuple[Floats, Array, Floats | None]:
         least = weight.min(initial=0.0)
         raise BadInputError(f"column weight: expected {len(x)} numbers >= 0, got {len(weight)}, least {least}")
     return x, batch.y, weight
+
+
+def cut_of(start: int, stop: int, x: Floats, y: Floats, weight: Floats | None) -> tuple[Floats, Floats, Floats | None]:
+    """Rows ``start`` to ``stop`` of x (n, d), y (n, C) and weight (n,), as views; the very same arrays where these are all."""
+    if start == 0 and stop == len(x):
+        return x, y, weight
+    return x[start:stop], y[start:stop], None if weight is None else weight[start:stop]
 
 
 def columns_of(y: Array, known: Mapping[str, int]) -> NDArray[np.int64] | None:

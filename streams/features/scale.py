@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from millrace.learners.protocol import Array, Floats, Scaling, Value
+from millrace.streams.features.ends import Ends
 
 FIXED = ("none", "declared")  # ways that learn nothing
 
@@ -40,7 +41,6 @@ SPARSE = 0.5  # share of rows that differ from the row before, below which a fea
 SPANS = 1000.0  # widths of its range that a sparse feature is let out
 MOVED = 0.05  # share of clipped rows above which a feature has moved; below it, it had outliers
 ARRAYS = ("mean", "squares", "low", "high")  # of Moments
-Ends = tuple[Floats, Floats]  # least and largest value of each feature, (width,) each
 ROUNDING = 4.0 * float(np.finfo(np.float64).eps)  # of the mean; a smaller deviation is none
 
 
