@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from millrace.learners.analytic.normal_equations import Sums, centred_squares
+from millrace.learners.decoded import NEWEST
 from millrace.learners.protocol import Array, Floats
 
 SAME = "constant: its values are all the same, or differ by their own rounding, so it has no weight"
@@ -44,7 +45,7 @@ def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
 def note_finer(finer: Array, x: Floats) -> None:
     """Set ``finer`` (d,) to 1 for the features of which a value in x (n, d) is finer than float32 can say."""
     known = np.count_nonzero(finer)
-    if known == len(finer):
+    if known == len(finer) or NEWEST.has_single(x):
         return
     values = x[:, finer == 0] if known else x
     if _are_single(values):

@@ -212,7 +212,7 @@ class Ridge:
 
         Raises: BadInputError naming the column, what was expected and what came.
         """
-        x, y, weight = rows_of(batch, self.d, self._answered)
+        x, y, weight = rows_of(batch, self.d)
         if self.config.task != "classify":
             return x, numbers_of(y, len(self._sums.targets)), weight
         if (columns := columns_of(y, self._classes)) is not None:

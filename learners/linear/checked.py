@@ -8,17 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.learners.errors import BadInputError
-from millrace.learners.linear.answered import Answered
 from millrace.learners.linear.servable import finite
 from millrace.learners.protocol import Array, Batch, Floats
 
 
-def rows_of(batch: Batch, d: int, answered: Answered | None = None) -> tuple[Floats, Array, Floats | None]:
-    """x (n, d), y of as many rows, and weight (n,), None where all weigh 1. Rows just ``answered`` are known to be fit.
+def rows_of(batch: Batch, d: int) -> tuple[Floats, Array, Floats | None]:
+    """x (n, d), y of as many rows, and weight (n,), None where all weigh 1.
 
     Raises: BadInputError naming the column, what was expected and what came.
     """
-    x = batch.x if answered is not None and answered.has(batch.x) else finite("x", batch.x, (d,))
+    x = finite("x", batch.x, (d,))
     if batch.y is None or batch.y.shape[:1] != x.shape[:1]:
         raise BadInputError(f"column y: expected {len(x)} labels, got {None if batch.y is None else batch.y.shape}")
     if batch.weight is None or (batch.weight.shape == (len(x),) and np.count_nonzero(batch.weight == 1.0) == len(x)):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from millrace.learners.decoded import NEWEST
 from millrace.learners.errors import BadInputError, LearnerError, MillraceError
 from millrace.learners.linear.answered import Answered
 from millrace.learners.protocol import Array, Batch, Floats, Value, within
@@ -113,7 +114,7 @@ def finite(column: str, values: Array, row: tuple[int, ...]) -> Floats:
         expected = ", ".join(["n", *map(str, row)])
         raise BadInputError(f"column {column}: expected numbers ({expected}), got {values.dtype} {values.shape}")
     numbers: Floats = np.ascontiguousarray(values, dtype=np.float64)
-    if not within(numbers, -LARGEST, LARGEST):
+    if not NEWEST.has(numbers) and not within(numbers, -LARGEST, LARGEST):
         place = tuple(int(i) for i in np.argwhere(~(np.abs(numbers) <= LARGEST))[0])
         raise BadInputError(
             f"column {column}: expected finite numbers up to {LARGEST:g}, got {numbers[place]} at {list(place)}"

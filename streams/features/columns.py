@@ -75,7 +75,7 @@ class Features:
     def encode(self, rows: Rows) -> Batch:
         """The rows as they wait: what stands in for a missing number is known later, and so is the column of a new category."""
         x, names = self.encoded(rows.columns, rows.plain)
-        x.flags.writeable = False  # nobody writes to it from here on, so what is found out about it stays true
+        x.flags.writeable = False  # from here on, so that what is found out about it stays true
         return rows.batch(x, names)
 
     def encoded(self, columns: Sequence[Array], plain: Floats | None = None) -> tuple[Floats, Array | None]:
