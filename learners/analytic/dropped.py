@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from millrace.learners.analytic.normal_equations import Sums, centred_squares
-from millrace.learners.decoded import NEWEST
+from millrace.learners.linear.decoded import NEWEST
 from millrace.learners.protocol import Array, Floats
 
 SAME = "constant: its values are all the same, or differ by their own rounding, so it has no weight"

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from millrace.learners.decoded import NEWEST
 from millrace.learners.errors import BadInputError, LearnerError, MillraceError
 from millrace.learners.linear.answered import Answered
+from millrace.learners.linear.decoded import NEWEST
 from millrace.learners.protocol import Array, Batch, Floats, Value, within
 
 LARGEST = 1e100  # features beyond it are refused: their squares, summed and weighted, could overflow float64

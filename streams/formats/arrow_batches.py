@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.decoded import NEWEST
+from millrace.learners.linear.decoded import NEWEST
 from millrace.learners.protocol import Array, Floats, within
 from millrace.streams.formats.arrow import BATCH_BYTES, Batch, integers, kind_of, milliseconds, read_batches, settled
 from millrace.streams.formats.cloudevents import without_content_type

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.learners.decoded import NEWEST
+from millrace.learners.linear.decoded import NEWEST
 from millrace.learners.protocol import COLUMNS, Array, Batch, Floats, within
 from millrace.streams.formats.images import UnreadableImageError, check
 from millrace.streams.formats.meaning import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from millrace.learners.decoded import Decoded
+from millrace.learners.linear.decoded import Decoded
 
 
 def test_parts_of_the_newest_numbers_are_known_and_nothing_else() -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
-from millrace.learners.decoded import NEWEST
+from millrace.learners.linear.decoded import NEWEST
 from millrace.learners.protocol import Batch, Floats
 from millrace.streams.features.columns import Features
 from millrace.streams.formats.arrow import stream_bytes
