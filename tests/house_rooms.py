@@ -29,7 +29,7 @@ ARROWS: Mapping[str, str] = {
     "learners/table": (
         "learners learners/analytic learners/draft learners/linear learners/memory learners/replay learners/river_adapter"
     ),
-    "streams/formats": "learners learners/draft streams",
+    "streams/formats": "learners learners/draft learners/linear streams",
     "streams/features": "learners streams streams/formats",
     "streams/labels": "learners learners/memory streams streams/formats",
     "streams/state": (

@@ -37,13 +37,13 @@ def next_look(rows: int, decay: float) -> int:
 def moved(centre: Floats, total: Floats, squares: Floats, weight: float, value: Floats) -> Floats:
     """c, with ``value`` (d,) of a newer row where m lies over FAR deviations away and that value twice as near to it.
 
-    ``total`` (d,), ``squares`` (d,) and ``weight`` > 0 are s, q and n. An array of its own.
+    ``total`` (d,), ``squares`` (d,) and ``weight`` > 0 are s, q and n. The very same c where no mean lies so far away.
     """
     mean = total / weight
     variance = np.maximum(squares / weight - mean**2, 0.0)
     far = mean**2 > FAR**2 * variance
     if not far.any():
-        return centre.copy()
+        return centre
     nearer = np.abs(value - centre - mean) < 0.5 * np.abs(mean)
     chosen: Floats = np.where(far & nearer, value, centre)
     return chosen

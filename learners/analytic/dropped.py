@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from millrace.learners.analytic.normal_equations import Sums, centred_squares
+from millrace.learners.linear.decoded import NEWEST
 from millrace.learners.protocol import Array, Floats
 
 SAME = "constant: its values are all the same, or differ by their own rounding, so it has no weight"
@@ -16,6 +17,7 @@ COARSE = (
     "float32: every value is a float32, and steps of float32 are wider here than the values deviate; "
     "send it as float64, or counted from a nearer zero"
 )
+BELOW = (1 << 29) - 1  # bits of a float64 that a float32 has not
 
 
 def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
@@ -43,10 +45,26 @@ def warnings_of(sums: Sums, intercept: bool, finer: Array) -> dict[int, str]:
 def note_finer(finer: Array, x: Floats) -> None:
     """Set ``finer`` (d,) to 1 for the features of which a value in x (n, d) is finer than float32 can say."""
     known = np.count_nonzero(finer)
-    if known == len(finer):
+    if known == len(finer) or NEWEST.has_single(x):
         return
     values = x[:, finer == 0] if known else x
+    if _are_single(values):
+        return
     with np.errstate(over="ignore"):
         differs = values.astype(np.float32) != values
-    if np.count_nonzero(differs):
-        finer[finer == 0] = differs.any(axis=0)
+    finer[finer == 0] = differs.any(axis=0)
+
+
+def _are_single(values: Floats) -> bool:
+    """Whether each value is a float32: it has none of the bits below one's last, and is in its range.
+
+    A cast out of range raises: a value that is too large, and one so small that bits are lost.
+    """
+    if np.bitwise_or.reduce(values.view(np.int64), axis=None) & BELOW:
+        return False
+    try:
+        with np.errstate(over="raise", under="raise"):
+            values.astype(np.float32)
+    except FloatingPointError:
+        return False
+    return True

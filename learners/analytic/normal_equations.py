@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -109,19 +110,25 @@ class Sums:
 
         One dsyrk and one dgemm, both in place: for many rows this is all the time it takes.
         """
-        root = np.ones(len(phi)) if weight is None else np.sqrt(weight)
+        root = _ones(len(phi)) if weight is None else np.sqrt(weight)
         rooted = y if weight is None else y * root[:, None]
         phi = phi if weight is None else phi * root[:, None]
         blas().dsyrk(1.0, phi.T, beta=keep, c=self.gram, lower=1, overwrite_c=1)
         cross = self.cross[: y.shape[1]].T
         blas().dgemm(1.0, phi.T, np.asfortranarray(rooted), beta=keep, c=cross, overwrite_c=1)
-        self.features = keep * self.features + root @ phi
         totals = root @ rooted
         squares = totals if one_hot and weight is None else np.einsum("ij,ij->j", rooted, rooted)
-        self.targets = keep * self.targets + totals
-        self.squares = keep * self.squares + squares
-        self.weight = keep * self.weight + float(root @ root)
-        self.largest = keep * self.largest
+        if keep != 1.0:
+            self._fade(keep)
+        self.features = self.features + root @ phi
+        self.targets = self.targets + totals
+        self.squares = self.squares + squares
+        self.weight += len(phi) if weight is None else float(root @ root)
+
+    def _fade(self, keep: float) -> None:
+        """Let the sums weigh ``keep`` of what they did, but for the products, which BLAS has let fade already."""
+        self.features, self.targets, self.squares = keep * self.features, keep * self.targets, keep * self.squares
+        self.weight, self.largest = keep * self.weight, keep * self.largest
 
     def move(self, centre: Floats, targets: Floats) -> None:
         """See all rows from another centre, features (d,) and targets (C,): G - s d^T - d s^T + n d d^T and so on."""
@@ -178,6 +185,13 @@ class Sums:
         self.features[gone] = 0.0
         if np.isinf(before).any():
             self.targets[:], self.squares[:], self.weight, self.largest[:] = 0.0, 0.0, 0.0, 0.0
+
+
+@lru_cache(maxsize=4)
+def _ones(rows: int) -> Floats:
+    ones = np.ones(rows)
+    ones.flags.writeable = False
+    return ones
 
 
 def shift_gram(gram: Floats, total: Floats, weight: float, by: Floats) -> None:

@@ -41,7 +41,8 @@ def look(sums: Sums, per_class: ClassStatistics | None, row: tuple[Floats, Float
         centre, targets = moved(sums.centre, sums.features, np.diag(sums.gram), sums.weight, phi), sums.centre_targets
         if y is not None:
             targets = moved(targets, sums.targets, sums.squares, sums.weight, y)
-        move(sums, per_class, centre, targets)
+        if centre is not sums.centre or targets is not sums.centre_targets:
+            move(sums, per_class, centre, targets)
     if isinstance(per_class, ClassMoments):
         per_class.move(x)
 

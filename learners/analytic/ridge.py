@@ -34,7 +34,8 @@ from millrace.learners.analytic.normal_equations import Solution, Sums
 from millrace.learners.analytic.recentring import begin, look, seen_from, share
 from millrace.learners.analytic.solver import Solver, Statistics, projection, regression, served
 from millrace.learners.errors import BadInputError, LearnerError
-from millrace.learners.linear.checked import columns_of, names_of, numbers_of, rows_of
+from millrace.learners.linear.answered import Answered
+from millrace.learners.linear.checked import columns_of, cut_of, names_of, numbers_of, rows_of
 from millrace.learners.linear.servable import LinearServable, expanded
 from millrace.learners.protocol import Array, Batch, Floats, State, Value
 
@@ -104,7 +105,7 @@ class Ridge:
         self._classes: dict[str, int] = {}  # name -> column, in order of first appearance
         self._counts = np.zeros(0, dtype=np.int64)  # (C,) learned rows of each class
         self._finer = np.zeros(d, dtype=np.int8)  # 1 where some learned value is no float32
-        self._behind = BackgroundSolve()
+        self._behind, self._answered = BackgroundSolve(), Answered()
         columns = 0 if config.task == "classify" else 1
         self._keep(Solution(np.zeros((config.expand or d, columns), order="F"), np.zeros(columns), 0.0, config.gamma))
 
@@ -125,11 +126,11 @@ class Ridge:
         targets = self._targets(y)
         grown, start = targets.shape[1] > outputs, 0
         for stop in [len(x)] if grown else self._due(len(x)):
-            self._add(x[start:stop], targets[start:stop], None if weight is None else weight[start:stop])
+            self._add(*cut_of(start, stop, x, targets, weight))
             self._solve_due(grown)
             start = stop
         if start < len(x):
-            self._add(x[start:], targets[start:], None if weight is None else weight[start:])
+            self._add(*cut_of(start, len(x), x, targets, weight))
 
     def predict_many(self, batch: Batch) -> Floats:
         """Scores (n, C) in the order of ``servable().classes``, or values (n, k); 0 before the first update.
@@ -254,11 +255,10 @@ class Ridge:
         while start < len(x):
             due = next_look(self.rows, self.config.decay)
             stop = min(len(x), start + due - self.rows)
-            cut = slice(start, stop)
             if self._sums.weight == 0.0:
-                for first in (np.array([start]) if weight is None else start + np.flatnonzero(weight[cut]))[:1]:
+                for first in (np.array([start]) if weight is None else start + np.flatnonzero(weight[start:stop]))[:1]:
                     begin(self._sums, self._per_class, self._row(x[first], targets[first]))
-            self._sum_up(x[cut], targets[cut], None if weight is None else weight[cut])
+            self._sum_up(*cut_of(start, stop, x, targets, weight))
             if self.rows == due and (weight is None or weight[stop - 1] > 0.0):
                 look(self._sums, self._per_class, self._row(x[stop - 1], targets[stop - 1]))
             start = stop
@@ -284,10 +284,10 @@ class Ridge:
             faded: Floats = np.power(decay, np.arange(len(x) - 1, -1, -1, dtype=np.float64))
             weight = faded if weight is None else weight * faded
         sums, keep = self._sums, decay ** len(x)
-        away = expanded(x, self._projection)
-        if self.revision > 1 and self.config.intercept:
-            away = away - sums.centre
-            targets = targets - sums.centre_targets if self.config.task == "regress" else targets
+        centred = self.revision > 1 and self.config.intercept
+        if (away := self._answered.take(x, sums.centre if centred else None)) is None:
+            away = expanded(x, self._projection) - sums.centre if centred else expanded(x, self._projection)
+        targets = targets - sums.centre_targets if centred and self.config.task == "regress" else targets
         sums.add(away, targets, weight, keep, one_hot=self.config.task == "classify")
         if self._per_class is not None:
             self._per_class.add(x, away, targets.argmax(axis=1), np.ones(len(x)) if weight is None else weight, keep)
@@ -397,4 +397,4 @@ class Ridge:
     def _keep(self, solution: Solution) -> None:
         """Answer from now on by ``solution``."""
         self._solution = solution
-        self._servable = served(tuple(self._classes), solution, self._projection)
+        self._servable = served(tuple(self._classes), solution, self._projection, self._answered)

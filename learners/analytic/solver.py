@@ -12,6 +12,7 @@ from millrace.learners.analytic.class_statistics import ClassStatistics
 from millrace.learners.analytic.normal_equations import Solution, Sums, solve
 from millrace.learners.analytic.priors import Prior
 from millrace.learners.errors import LearnerError
+from millrace.learners.linear.answered import Answered
 from millrace.learners.linear.servable import LinearServable
 from millrace.learners.protocol import Floats
 
@@ -40,13 +41,15 @@ class Solver:
     begin: Callable[[Any, Statistics], Callable[[], Solution]] | None = None  # for background.py; None: learning waits for it
 
 
-def served(names: tuple[str, ...], solution: Solution, projection: Floats | None) -> LinearServable:
-    """What answers by a solution: rows as seen from its centre, where it has one."""
+def served(
+    names: tuple[str, ...], solution: Solution, projection: Floats | None, answered: Answered | None = None
+) -> LinearServable:
+    """What answers by a solution: rows as seen from its centre, where it has one. It notes them in ``answered``."""
     weights, centre = solution.weights, solution.centre
     if centre is None:
-        return LinearServable(names, weights, solution.intercept, projection)
-    intercept = solution.intercept - centre @ weights
-    return LinearServable(names, weights, intercept, projection, centre=centre, level=solution.intercept)
+        return LinearServable(names, weights, solution.intercept, projection, answered=answered)
+    intercept, level = solution.intercept - centre @ weights, solution.intercept
+    return LinearServable(names, weights, intercept, projection, centre=centre, level=level, answered=answered)
 
 
 def regression(config: Any, statistics: Statistics) -> Solution:

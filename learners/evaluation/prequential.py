@@ -78,7 +78,12 @@ class PrequentialClasses:
         before, squared = self.totals, _squared_errors(scores, label)
         log_loss = None if before.log_loss is None else _log_losses(scores, label)
         batch = ClassScores(
-            len(y), int(hits.sum()), last, majority, _sum(0.0, squared), None if log_loss is None else _sum(0.0, log_loss)
+            len(y),
+            int(np.count_nonzero(hits)),
+            last,
+            majority,
+            _sum(0.0, squared),
+            None if log_loss is None else _sum(0.0, log_loss),
         )
         self.totals = ClassScores(
             before.rows + batch.rows,
@@ -234,7 +239,7 @@ def _columns(classes: tuple[str, ...], y: Array) -> Array:
 def _squared_errors(scores: Floats, label: Array) -> Floats:
     """|scores - one-hot|^2 of each row (n,); a label without a column (-1) misses by 1."""
     errors, rows = scores.copy(), np.flatnonzero(label >= 0)
-    errors[rows, label[rows]] -= 1.0
+    errors.reshape(-1)[rows * scores.shape[1] + label[rows]] -= 1.0
     errors *= errors
     return np.asarray(errors.sum(axis=1) + (label < 0))
 

@@ -29,6 +29,13 @@ def rows_of(batch: Batch, d: int) -> tuple[Floats, Array, Floats | None]:
     return x, batch.y, weight
 
 
+def cut_of(start: int, stop: int, x: Floats, y: Floats, weight: Floats | None) -> tuple[Floats, Floats, Floats | None]:
+    """Rows ``start`` to ``stop`` of x (n, d), y (n, C) and weight (n,), as views; the very same arrays where these are all."""
+    if start == 0 and stop == len(x):
+        return x, y, weight
+    return x[start:stop], y[start:stop], None if weight is None else weight[start:stop]
+
+
 def columns_of(y: Array, known: Mapping[str, int]) -> NDArray[np.int64] | None:
     """The column of each class name (n,); None where one is new, or no name."""
     try:

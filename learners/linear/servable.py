@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from millrace.learners.errors import BadInputError, LearnerError, MillraceError
+from millrace.learners.linear.answered import Answered
+from millrace.learners.linear.decoded import NEWEST
 from millrace.learners.protocol import Array, Batch, Floats, Value, within
 
 LARGEST = 1e100  # features beyond it are refused: their squares, summed and weighted, could overflow float64
@@ -32,6 +34,7 @@ class LinearServable:
     bounds: Floats | None = None  # (2, d), least and largest value of each feature, to which x is clipped; None: it is not
     centre: Floats | None = None  # c, (d_phi,), near the learned rows; None: 0
     level: Floats | None = None  # the scores at the centre, (C,); there if and only if the centre is
+    answered: Answered | None = None  # where the rows that it answers are noted for the learner it came from
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", _read_only(np.asfortranarray(self.weights)))
@@ -52,7 +55,10 @@ class LinearServable:
         """
         x = finite("x", batch.x, (self.d,))
         phi = expanded(x if self.bounds is None else np.clip(x, *self.bounds), self.projection)
-        scores: Floats = (phi if self.centre is None else phi - self.centre) @ self.weights
+        seen = phi if self.centre is None else phi - self.centre
+        if self.answered is not None:
+            self.answered.note(x, self.centre, seen)
+        scores: Floats = seen @ self.weights
         scores += self.intercept if self.level is None else self.level
         return softmax(scores) if self.softmax else scores
 
@@ -108,7 +114,7 @@ def finite(column: str, values: Array, row: tuple[int, ...]) -> Floats:
         expected = ", ".join(["n", *map(str, row)])
         raise BadInputError(f"column {column}: expected numbers ({expected}), got {values.dtype} {values.shape}")
     numbers: Floats = np.ascontiguousarray(values, dtype=np.float64)
-    if not within(numbers, -LARGEST, LARGEST):
+    if not NEWEST.has(numbers) and not within(numbers, -LARGEST, LARGEST):
         place = tuple(int(i) for i in np.argwhere(~(np.abs(numbers) <= LARGEST))[0])
         raise BadInputError(
             f"column {column}: expected finite numbers up to {LARGEST:g}, got {numbers[place]} at {list(place)}"

@@ -333,7 +333,7 @@ def save_checkpoint(
     listed = {}
     for name, part in parts.items():
         blob = pack(part)
-        listed[name] = Part(store.put(branch, blob), len(blob), is_truth(name))
+        listed[name] = Part(store.put(branch, blob, more_follow=True), len(blob), is_truth(name))
     manifest = Checkpoint(1, branch, seq, state_sha256(listed), listed, segment)
     return store.put(branch, msgspec.json.encode(manifest)), manifest
 

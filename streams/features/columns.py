@@ -13,17 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
-from weakref import ref
+from typing import Any, Final
 from zlib import crc32
 
 import numpy as np
 
 from millrace.learners.protocol import Array, Batch, Floats, Scaling, Value, join
 from millrace.streams.features.backbone import backbone
+from millrace.streams.features.ends import Ends, NewestEnds
 from millrace.streams.features.far import FAR, ends_of_near
 from millrace.streams.features.mean import Mean
-from millrace.streams.features.scale import FIXED, LOOK_ROWS, Ends, Scale
+from millrace.streams.features.scale import FIXED, LOOK_ROWS, Scale
 from millrace.streams.formats.json_rows import Rows
 from millrace.streams.schema import LARGEST, Field, Schema
 
@@ -70,11 +70,13 @@ class Features:
         self._far = np.zeros(len(self._numeric), dtype=np.int64)  # values of learned rows that were far out, by column
         self._far_ends: Ends | None = None  # beyond which values are far out; None: not known yet
         self._near_ends = self._low, self._high  # between which, by an earlier range, values are surely not
-        self._ended: tuple[ref[Floats], Ends] | None = None  # the last rows whose ends were asked for
+        self._ends: Final = NewestEnds()
 
     def encode(self, rows: Rows) -> Batch:
         """The rows as they wait: what stands in for a missing number is known later, and so is the column of a new category."""
-        return rows.batch(*self.encoded(rows.columns, rows.plain))
+        x, names = self.encoded(rows.columns, rows.plain)
+        x.flags.writeable = False  # from here on, so that what is found out about it stays true
+        return rows.batch(x, names)
 
     def encoded(self, columns: Sequence[Array], plain: Floats | None = None) -> tuple[Floats, Array | None]:
         """x (n, d) of decoded columns, NaN for a missing number, and the names (n, g) of categories that grow, if any."""
@@ -96,7 +98,7 @@ class Features:
             return batch
         x = self._in_range(batch.x)
         if x is batch.x and len(x) >= RANGE_ROWS:  # of few rows the ends cost more than they save
-            return self._finished(batch, self.scale.applied(x, self._ends(x)), {})
+            return self._finished(batch, self.scale.applied(x, self._ends.of(x)), {})
         absent = self._absent(x)
         for place in self._filled:
             x[:, place.start] = self._mean(place).stand_in(x[:, place.start])
@@ -179,18 +181,12 @@ class Features:
         if self._filled:
             low, high = (take.reduce(values, axis=0, initial=end) for take, end in ((np.fmin, np.inf), (np.fmax, -np.inf)))
         else:
-            low, high = self._ends(values)
+            low, high = self._ends.of(values)
         if self._rows >= RANGE_ROWS and not self._near(low, high):
             self._far = self._far + self._far_values(values).sum(axis=0)
         self._rows += len(values)
         self._low, self._high, self._far_ends = np.minimum(self._low, low), np.maximum(self._high, high), None
         return low, high
-
-    def _ends(self, x: Floats) -> Ends:
-        """Least and largest number of each column of x (n, k), worked out once for rows that are answered and then learned."""
-        if (ended := self._ended) is None or ended[0]() is not x:
-            ended = self._ended = ref(x), (np.minimum.reduce(x, axis=0), np.maximum.reduce(x, axis=0))
-        return ended[1]
 
     def _near(self, low: Floats, high: Floats) -> bool:
         """Whether numbers between these (k,) are surely not far out; not sure where a column has been constant or missing.

@@ -25,12 +25,13 @@ docs/design/overview.md#scale.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from millrace.learners.protocol import Array, Floats, Scaling, Value
+from millrace.streams.features.ends import Ends
 
 FIXED = ("none", "declared")  # ways that learn nothing
 
@@ -40,7 +41,6 @@ SPARSE = 0.5  # share of rows that differ from the row before, below which a fea
 SPANS = 1000.0  # widths of its range that a sparse feature is let out
 MOVED = 0.05  # share of clipped rows above which a feature has moved; below it, it had outliers
 ARRAYS = ("mean", "squares", "low", "high")  # of Moments
-Ends = tuple[Floats, Floats]  # least and largest value of each feature, (width,) each
 ROUNDING = 4.0 * float(np.finfo(np.float64).eps)  # of the mean; a smaller deviation is none
 
 
@@ -66,6 +66,10 @@ class Moments:
         apart = rows - mean
         apart *= apart
         return cls(len(rows), mean, apart.sum(axis=0), low, high)
+
+    def apart(self) -> Moments:
+        """Others that are the same so far."""
+        return Moments(self.rows, self.mean, self.squares, self.low, self.high)
 
     def join(self, other: Moments) -> None:
         """Take in the rows of ``other``."""
@@ -208,7 +212,7 @@ class Scale:
         self._changes = self._changes + changes + (x[0] != self._last)
         self._last = x[-1].copy()
         if counted is not came and self._kept is self._came:
-            self._kept = replace(self._came)
+            self._kept = self._came.apart()
         self._came.join(came)
         if self._kept is not self._came:
             self._kept.join(counted)
@@ -223,7 +227,7 @@ class Scale:
             came = self._kept.choose(self._outside > MOVED * came.rows, came)
             self._outside = np.zeros_like(self._outside)
         self._known.join(came)
-        self._came = self._kept = replace(self._none)
+        self._came = self._kept = self._none.apart()
         self._known_changes, self._bounds = self._changes, None
 
     def _bounds_now(self) -> Bounds:

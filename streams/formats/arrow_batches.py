@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.learners.linear.decoded import NEWEST
 from millrace.learners.protocol import Array, Floats, within
 from millrace.streams.formats.arrow import BATCH_BYTES, Batch, integers, kind_of, milliseconds, read_batches, settled
 from millrace.streams.formats.cloudevents import without_content_type
@@ -45,6 +46,7 @@ from millrace.streams.schema import LARGEST, UNITS_NS, Field, Label, Schema, Unk
 
 TIMESTAMP = "timestamp"  # a column of a row's own time, where no field has this name; never past its message's
 EVERYTHING = (-LARGEST, LARGEST)
+SINGLE = {np.dtype(np.float32)}
 NEAR = 1000  # between the least and the largest of a column of integers that are looked up by their difference
 
 
@@ -140,7 +142,9 @@ class BatchCodec:
             numbers = [_plain_numbers(cells[name], name, faults) for name in self._names]
             with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
                 plain = np.array(numbers).T.astype(np.float64, order="C")
-            if not within(plain, *EVERYTHING):
+            if within(plain, *EVERYTHING):
+                NEWEST.note(plain, single={values.dtype for values in numbers} == SINGLE)
+            else:
                 self._refuse_numbers(plain, faults)
             columns = tuple(plain[:, at : at + 1] for at in range(len(self._names)))
         else:
@@ -280,6 +284,7 @@ def _lists(field: Field, column: Any, absent: NDArray[np.bool_], faults: Faults)
         block[right] = numbers
     unsigned = faults.revision > 1 and str(cells.type) == "uint64"
     if within(block, *number_range(field)) and not unsigned:
+        NEWEST.note(block, single=str(cells.type) == "float")
         return block
     faults.say(np.asarray(np.isnan(block).any(axis=1)), "wrong-type", f"{field.name} has a null among its numbers")
     if unsigned:

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.learners.linear.decoded import NEWEST
 from millrace.learners.protocol import COLUMNS, Array, Batch, Floats, within
 from millrace.streams.formats.images import UnreadableImageError, check
 from millrace.streams.formats.meaning import (
@@ -188,8 +189,8 @@ class Codec:
         """The packed cells as a matrix (rows, numbers), each column within its field's range."""
         block = np.frombuffer(b"".join(cells)).reshape(rows, len(self._bounds))
         if within(block, self._least, self._most):  # then each column is
-            return block
-        if not ((self._bounds[:, 0] <= block.min(axis=0)) & (block.max(axis=0) <= self._bounds[:, 1])).all():
+            NEWEST.note(block, single=False)
+        elif not ((self._bounds[:, 0] <= block.min(axis=0)) & (block.max(axis=0) <= self._bounds[:, 1])).all():
             raise RecordError("not-finite", f"a number is not finite, or beyond {LARGEST:g}")  # NaN fails both
         return block
 

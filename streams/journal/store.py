@@ -108,8 +108,11 @@ def state_sha256(parts: Mapping[str, Part]) -> str:
 class Store(Protocol):
     """Keeps blobs by their hash, branch by branch."""
 
-    def put(self, branch: str, blob: bytes) -> str:
-        """Store ``blob`` unless it is there; returns its sha256 once it is on the disk."""
+    def put(self, branch: str, blob: bytes, more_follow: bool = False) -> str:
+        """Store ``blob`` unless it is there; returns its sha256 once it is on the disk.
+
+        Where ``more_follow``, that holds once a later one of the branch has been put without.
+        """
 
     def get(self, branch: str, name: str) -> bytes:
         """The blob. Raises: DamageError naming it where it is missing or not what was stored."""
@@ -124,7 +127,7 @@ class ListStore:
     def __init__(self) -> None:
         self.blobs: dict[tuple[str, str], bytes] = {}
 
-    def put(self, branch: str, blob: bytes) -> str:
+    def put(self, branch: str, blob: bytes, more_follow: bool = False) -> str:
         """Keep it."""
         self.blobs[branch, sha256(blob)] = blob
         return sha256(blob)
@@ -149,16 +152,21 @@ class FolderStore:
         """Where a blob lies."""
         return self.root / branch / name
 
-    def put(self, branch: str, blob: bytes) -> str:
-        """Write to a temporary name, sync, rename, sync the folder: a crash leaves all of it or nothing."""
+    def put(self, branch: str, blob: bytes, more_follow: bool = False) -> str:
+        """Write to a temporary name, sync, rename, sync the folder: a crash leaves all of it or nothing.
+
+        The folder is synced once for all of which ``more_follow``.
+        """
         name = sha256(blob)
         path = self.path(branch, name)
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and path.read_bytes() == blob:
                 os.utime(path)  # young again, so that a sweep leaves it to the mark that is coming
-                return name
-            _write(path, path.with_name(f".{name}.{os.getpid()}"), blob)
+            else:
+                _write(path, path.with_name(f".{name}.{os.getpid()}"), blob)
+            if not more_follow:
+                _sync_folder(path.parent)
         return name
 
     def get(self, branch: str, name: str) -> bytes:
@@ -246,7 +254,6 @@ def _write(path: Path, draft: Path, blob: bytes) -> None:
     except OSError:
         draft.unlink(missing_ok=True)  # on a full disk half a part is room that the next attempt needs
         raise
-    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 import numpy as np
@@ -137,7 +137,9 @@ class Fold:
 
     def figures(self) -> dict[str, Value]:
         """What the learner knows of itself; empty for most."""
-        return self.learner.figures() if isinstance(self.learner, HasFigures) else {}
+        if not issubclass(type(self.learner), HasFigures):  # of a class this is remembered, of an object looked for anew
+            return {}
+        return cast(HasFigures, self.learner).figures()
 
     def step(self, step: Step, rows: Sequence[Rows | Served]) -> None:
         """Apply one step whose reads decoded to ``rows``, in segments that end where a training batch fills."""

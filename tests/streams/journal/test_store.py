@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from stat import S_ISDIR
 
 import msgspec
 import pytest
@@ -80,6 +81,25 @@ def test_unchanged_parts_are_not_written_again(tmp_path: Path) -> None:
     shared = read_checkpoint(store, "main", mark(store, 20).checkpoint).parts["features"].sha256
     assert shared in first and len(files(store) - first) == 3
     assert store.path("main", shared).stat().st_mtime > time.time() - GRACE_S
+
+
+def test_a_checkpoint_is_on_the_disk_when_its_name_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file was synced before it got its name, and the folder once after the last had got its own; again if made again."""
+    store, synced_files, synced_folders = FolderStore(tmp_path), set[int](), list[set[str]]()
+    sync = os.fsync
+
+    def watched(handle: int) -> None:
+        sync(handle)
+        if S_ISDIR(os.fstat(handle).st_mode):
+            synced_folders.append(files(store))
+        else:
+            synced_files.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    for times in (1, 2):
+        checkpoint = mark(store, 10).checkpoint
+        assert synced_folders == [files(store)] * times and checkpoint in files(store)
+        assert {store.path("main", name).stat().st_ino for name in files(store)} == synced_files
 
 
 def test_a_crash_before_the_rename_leaves_nothing_visible(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ class DyingStore(ListStore):
         super().__init__()
         self.left = at
 
-    def put(self, branch, blob):
+    def put(self, branch, blob, more_follow=False):
         self.left -= 1
         if self.left == 0:
             raise CrashError
-        return super().put(branch, blob)
+        return super().put(branch, blob, more_follow)
 
 
 class DyingStream(ListStream):
