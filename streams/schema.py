@@ -165,9 +165,14 @@ class Llm:
     target_sha256: str = ""  # of the target's folder; empty: that of the folder when the pipeline is read
     draft_sha256: str = ""  # the same of the draft's
     vocabulary: int = 0  # >= 0, tokens that both know; 0: as their configs say, of which one is to be there then
+    # >= 0, completions after which the newest draft is served, again and again; 0: an operator serves one (`millrace serve`)
+    promote_rows: int = 0
+    answer_s: float = 600.0  # > 0, seconds that a caller waits for the next byte of an answer at most
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
+        if not 0.0 < self.answer_s < float("inf") or self.promote_rows < 0:
+            raise ValueError(f"answer_s = {self.answer_s}, promote_rows = {self.promote_rows}: must be above 0, and at least 0")
         for name, high in (("k", 255), ("top", 4096), ("keep_ms", 1 << 53)):
             if not 1 <= getattr(self, name) <= high:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be from 1 to {high}")

@@ -40,6 +40,7 @@ class Recorded:
     stored: int = 0
     dropped: int = 0
     waiting: int = 0  # answers that are not in the log yet
+    waiting_bytes: int = 0  # of those whose size was said
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class _Job:
     rows: int
     make: Callable[[], Sequence[Record]]  # called in the recorder's thread
     done: Future[Stored] | None = None
+    size: int = 0  # bytes, where somebody said so
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class Recorder:
     topic: str
     limits: ServingConfig = field(default_factory=ServingConfig)
     records: bool = True  # whether answers are recorded at all
+    means: str = "answered rows were not recorded so far, so labels for them join nothing"  # what it is that some are dropped
     counts: Recorded = field(default_factory=Recorded)
     _jobs: deque[_Job] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -67,17 +70,24 @@ class Recorder:
     _log: Producer | None = None
     _thread: threading.Thread | None = None
 
-    def later(self, rows: int, make: Callable[[], Sequence[Record]]) -> bool:
-        """Append soon; False, and counted, where too much waits already."""
+    def later(self, rows: int, make: Callable[[], Sequence[Record]], size: int = 0) -> bool:
+        """Append soon; False, and counted, where too much waits already. ``size``: bytes, where rows say too little."""
         if not self.records:
             return False
         with self._changed:
-            if self._ending or (waiting := self.counts.waiting) and waiting + rows > self.limits.waiting_rows:
+            if self._ending or self._is_full(rows, size):
                 self._dropped(rows)
                 return False
             self.counts.waiting += rows
-            self._add(_Job(rows, make))
+            self.counts.waiting_bytes += size
+            self._add(_Job(rows, make, size=size))
             return True
+
+    def _is_full(self, rows: int, size: int) -> bool:
+        """Whether so much more is over what may wait; where nothing does, whatever comes may."""
+        waiting = self.counts
+        over = waiting.waiting + rows > self.limits.waiting_rows or waiting.waiting_bytes + size > self.limits.waiting_bytes
+        return bool(waiting.waiting) and over
 
     async def now(self, records: Sequence[Record]) -> Stored:
         """Append, and return when the log has them.
@@ -117,16 +127,14 @@ class Recorder:
                 if self._ending
                 else (
                     f"{self.counts.waiting} rows wait for the log, and {rows} more are over serving.waiting_rows = "
-                    f"{self.limits.waiting_rows}"
+                    f"{self.limits.waiting_rows}, or serving.waiting_bytes = {self.limits.waiting_bytes}"
                 )
             )
-            log.warning(
-                "%d answered rows were not recorded so far, so labels for them join nothing: %s.", self.counts.dropped, why
-            )
+            log.warning("%d %s: %s.", self.counts.dropped, self.means, why)
 
     def _drop(self) -> None:
         self.counts.dropped += self.counts.waiting
-        self.counts.waiting = 0
+        self.counts.waiting = self.counts.waiting_bytes = 0
         self._jobs.clear()
 
     def _add(self, job: _Job) -> None:
@@ -166,6 +174,7 @@ class Recorder:
         with self._changed:
             self.counts.stored += at
             self.counts.waiting -= sum(job.rows for job in jobs if job.done is None)
+            self.counts.waiting_bytes -= sum(job.size for job in jobs)
 
     def _refused(self, jobs: list[_Job], error: MillraceError) -> None:
         """Tell who waits; keep the answers for the next attempt."""
