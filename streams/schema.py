@@ -165,6 +165,13 @@ class Llm:
     target_sha256: str = ""  # of the target's folder; empty: that of the folder when the pipeline is read
     draft_sha256: str = ""  # the same of the draft's
     vocabulary: int = 0  # >= 0, tokens that both know; 0: as their configs say, of which one is to be there then
+    # how tokens are drafted for requests above temperature 0: "probabilistic" accepts more, "greedy" drafts the likeliest
+    draft_sampling: Literal["probabilistic", "greedy"] = "probabilistic"
+    # what becomes of the state that a draft keeps of prompts, once another draft is there: "lazy" leaves it, "reset" drops it
+    # and computes running requests anew, "drain" ends running requests first, and lets new ones wait
+    kv_policy: Literal["lazy", "reset", "drain"] = "lazy"
+    show_counts: bool = False  # whether answers have their own accepted and drafted counts; they tell of the text of others
+    options: tuple[str, ...] = ()  # further words of vLLM's own command line, such as "--dtype", "float32"
     # >= 0, completions after which the newest draft is served, again and again; 0: an operator serves one (`millrace serve`)
     promote_rows: int = 0
     answer_s: float = 600.0  # > 0, seconds that a caller waits for the next byte of an answer at most

@@ -76,6 +76,7 @@ ARROWS: Mapping[str, str] = {
         "learners services services/data services/decisions services/pipeline services/training streams streams/branch "
         "streams/formats streams/journal streams/labels streams/state streams/worker"
     ),
+    "services/llm": "learners learners/draft services/metrics services/pipeline streams",
     "services/serving": (
         "learners services services/config services/endpoint services/metrics services/pipeline services/protocol "
         "services/training streams streams/branch streams/journal"

@@ -19,8 +19,8 @@ MAX_PARAMETERS = 6
 BANNED_WORDS = {"manager", "helper", "util", "common", "misc", "processor", "wrapper", "base"}
 STEP = ["read", "checked", "appended", "learned", "acknowledged", "emitted", "acted"]  # docs/design/journal.md, rules 5 and 8
 
-# Which file may import an outside system, or two that are told why; None where the first that needs it becomes its only door.
-DOORS: Mapping[str, str | tuple[str, ...] | None] = {
+# Which file may import an outside system, or two that are told why.
+DOORS: Mapping[str, str | tuple[str, ...]] = {
     "apsw": "streams/sqlite/database.py",
     "sqlite3": "streams/sqlite/database.py",
     "fastavro": "streams/formats/avro.py",
@@ -35,7 +35,7 @@ DOORS: Mapping[str, str | tuple[str, ...] | None] = {
     "river": ("learners/drift/detectors.py", "learners/river_adapter.py"),  # its detectors, and its models
     "scipy": ("learners/analytic/linalg.py", "streams/branch/host.py"),  # its routines, and its threads
     "transformers": "learners/draft/hugging_face.py",
-    "vllm": None,
+    "vllm": ("services/llm/engine.py", "services/llm/in_worker.py"),  # a replica's process, and the worker's inside it
 }
 UNPICKLERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 CLOCKS_AND_CHANCE = {"time", "datetime", "random", "secrets", "uuid"}
@@ -55,6 +55,9 @@ BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("services/serving/up.py", "_tried_ray"): "Ray raises bare Exceptions where it does not start; all end `up` in a sentence",
     ("services/endpoint/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
 }
+
+# Where keywords are passed through: (file, function) -> why.
+OPEN_KEYWORDS = {("services/llm/engine.py", "generate"): "vLLM's own method: its ten other keywords are passed on as they came"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -212,9 +215,9 @@ def environment_read(module: Module) -> Iterator[str]:
 
 
 def open_keywords(module: Module) -> Iterator[str]:
-    """No function takes `**kwargs`, so none passes them through."""
+    """No function takes `**kwargs`, so none passes them through, but where OPEN_KEYWORDS says why."""
     for function in functions(module.tree):
-        if function.args.kwarg:
+        if function.args.kwarg and (module.path, function.name) not in OPEN_KEYWORDS:
             yield module.at(function, f"{function.name} takes **{function.args.kwarg.arg}")
 
 
@@ -281,8 +284,8 @@ def inherited_learners(module: Module) -> Iterator[str]:
 
 
 def torch_outside_learners(module: Module) -> Iterator[str]:
-    """Only learners import torch: it takes seconds, and everything else must work where it is not installed."""
-    if module.room != "learners":
+    """Only learners import torch, and what vLLM runs in its worker: it takes seconds, and all else works without it."""
+    if module.room != "learners" and module.path != "services/llm/in_worker.py":
         yield from (module.at(node, f"imports {name}") for node, name in imports(module) if within(name, "torch"))
 
 
@@ -320,12 +323,9 @@ def doors_passed(tree: Iterable[Module]) -> Iterator[str]:
     imported = [(module, node, name) for module in tree for node, name in imports(module)]
     for system, door in DOORS.items():
         users = [(module, node) for module, node, name in imported if within(name, system)]
-        only = door or next((module.path for module, _ in users), "")
-        open_to = (only,) if isinstance(only, str) else only
-        beside = " and ".join(open_to)
-        yield from (
-            module.at(node, f"imports {system} beside {beside}") for module, node in users if module.path not in open_to
-        )
+        open_to = (door,) if isinstance(door, str) else door
+        beside = f"imports {system} beside {' and '.join(open_to)}"
+        yield from (module.at(node, beside) for module, node in users if module.path not in open_to)
 
 
 def import_cycles(tree: Iterable[Module]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from itertools import accumulate
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.metrics_core import Metric as Family
@@ -203,3 +203,8 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A caller who leaves is no error of ours."""
         log.debug("A scrape from %s was cut off.", client_address, exc_info=True)
+
+
+def text_of(registry: CollectorRegistry) -> str:
+    """What Prometheus would read of a registry that another library fills."""
+    return generate_latest(registry).decode()
