@@ -50,6 +50,7 @@ BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("services/endpoint/http.py", "HttpApp.__call__"): "a request that fails unforeseen gets its 500 and harms no other",
     ("services/endpoint/http.py", "HttpApp._infer"): "every failed request is counted, and its error raised again",
     ("services/endpoint/grpc.py", "GrpcApp.answer"): "a call that fails unforeseen gets its INTERNAL and harms no other",
+    ("services/llm/app.py", "LlmApp.__call__"): "a request that fails unforeseen gets its 500 and harms no other",
     ("services/metrics/sources.py", "Source._asked"): "what one source raises keeps no other from being heard",
     ("streams/kafka/reader.py", "KafkaReader._failing"): "decompressors raise what they like; the reader is given up",
     ("services/serving/up.py", "_tried_ray"): "Ray raises bare Exceptions where it does not start; all end `up` in a sentence",

@@ -129,7 +129,7 @@ class DraftFollower:
             return
         self.swapped += 1
         self._hold(draft)
-        log.info("the ledger says %s: the engine has it after %.0f ms", self._target, 1000 * seconds)
+        log.info("the ledger says %s: the engine has it after %.0f ms", self.described_target, 1000 * seconds)
 
     def _hold(self, draft: DraftFile) -> None:
         before, self._file = self._file, draft

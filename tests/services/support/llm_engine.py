@@ -12,7 +12,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import httpx
 from answered import TOP, K, pair_folder
 
 from millrace.learners.draft.completion import Completion, pack, unpack
@@ -83,6 +82,8 @@ class Running:
     async def post(self, path: str, body: dict[str, Any], asked: Asked = ALLOWED) -> httpx.Response:
         """One request of the OpenAI API, by this caller."""
         ASKED.set(asked)
+        import httpx  # which comes with vLLM
+
         transport = httpx.ASGITransport(self.engine.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=None) as client:
             return await client.post(path, json={"model": "millrace-test", **body})

@@ -1,0 +1,191 @@
+"""Which draft a replica's engine has: the version that the ledger says, read from the store, or the one that it had before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import tiny_draft
+from draft_pipelines import put, tiny, tiny_values
+from safetensors.numpy import load_file
+
+from millrace.learners.draft.folder import digest
+from millrace.learners.errors import BadInputError
+from millrace.services.decisions.decide import Change, decide, plan, plan_rollback, target
+from millrace.services.llm.follower import DraftFollower
+from millrace.services.llm.swapping import DraftFile, SwapRefusedError
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.training.run import Bounds, run
+from millrace.streams.journal.ledger import Serve, Target, append_decision
+
+pytest.importorskip("torch", reason="a draft is torch's, the extra `llm`")
+PATIENCE_S = 120.0
+
+
+@dataclass
+class Shelf:
+    """Takes drafts as an engine does, and keeps what it read of each; ``refuses`` names versions that it does not take."""
+
+    refuses: set[str] = field(default_factory=set)
+    taken: list[tuple[str, bool]] = field(default_factory=list)  # version, and whether it had to be newer
+    offered: int = 0
+
+    async def swap(self, draft: DraftFile, newer: bool) -> float:
+        """Put another draft in place."""
+        self.offered += 1
+        if draft.identity.name in self.refuses:
+            raise SwapRefusedError(f"Draft {draft.identity.name} is refused: it is on the list.")
+        assert digest(draft.folder / "model.safetensors") == draft.sha256
+        assert set(load_file(draft.folder / "model.safetensors")) and (draft.folder / "config.json").is_file()
+        self.taken.append((draft.identity.name, newer))
+        return 0.0
+
+
+@pytest.fixture
+def learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Instance:
+    """A pipeline with its first version and two of what it learned; the endpoint serves the first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    instance = tiny(tmp_path)
+    for seed in range(2):
+        put(instance, tiny_values(16, seed))
+        run(instance, "main", Bounds(), take_over=False)
+    return instance
+
+
+def versions(instance: Instance) -> list[str]:
+    """Of the branch, oldest first."""
+    return [mark.version for mark in Archive(instance).marks("main") if mark.version is not None]
+
+
+def following(instance: Instance, shelf: Shelf, folder: Path, acts: list[Callable[[DraftFollower], bool]]) -> DraftFollower:
+    """A follower that begins and then goes on until each of ``acts`` has come true, in order."""
+
+    async def follow() -> DraftFollower:
+        follower = DraftFollower(instance, folder)
+        follower.begun(await follower.first())
+        task = asyncio.create_task(follower.run(shelf))
+        async with asyncio.timeout(PATIENCE_S):
+            for act in acts:
+                while not act(follower):
+                    assert not task.done(), task.exception()
+                    await asyncio.sleep(0.01)
+        task.cancel()
+        return follower
+
+    return asyncio.run(follow())
+
+
+def serve(instance: Instance, version: str) -> bool:
+    """As an operator does."""
+    decide(instance, plan(instance, target(version, None)), "test")
+    return True
+
+
+def test_a_pipeline_of_completions_begins_with_the_draft_of_its_file_and_serves_it(learned: Instance) -> None:
+    """The first version has learned nothing; later runs leave what is served alone, and no branch can be followed."""
+    first, *later = versions(learned)
+    assert len(later) == 2 and learned.ledger().serving[ENDPOINT] == Target(version=first)
+    begun = Archive(learned).parts(Archive(learned).mark(first)).serve
+    written = load_file(tiny_draft.folder() / "model.safetensors")
+    assert {name.removeprefix("weight.") for name in begun if name.startswith("weight.")} <= set(written)
+    assert all((begun[f"weight.{name}"] == value).all() for name, value in written.items() if f"weight.{name}" in begun)
+    with pytest.raises(BadInputError, match="Drafts are served by version"):
+        plan(learned, target(None, "main"))
+
+
+def test_a_decision_brings_its_draft_in_and_a_rollback_the_one_before(learned: Instance, tmp_path: Path) -> None:
+    """A newer one has to be newer, a rollback has not; only the folder of what is held stays."""
+    first, middle, newest = versions(learned)
+    shelf, folder = Shelf(), tmp_path / "drafts"
+    follower = following(
+        learned,
+        shelf,
+        folder,
+        [
+            lambda it: it.held is not None and it.held.identity.name == first and serve(learned, newest),
+            lambda it: it.held is not None and it.held.identity.name == newest and roll_back(learned),
+            lambda it: it.held is not None and it.held.identity.name == middle,
+        ],
+    )
+    assert shelf.taken == [(newest, True), (middle, False)] and follower.described_target == f"version {middle}"
+    assert (follower.swapped, follower.refused, follower.said) == (2, 0, "")
+    assert [path.name.rpartition("-")[0] for path in folder.iterdir()] == [middle]
+
+
+def roll_back(instance: Instance) -> bool:
+    """As an operator does who names no version."""
+    decide(instance, plan_rollback(instance, None), "test")
+    return True
+
+
+def test_what_an_engine_refuses_is_counted_once_said_and_not_offered_again(learned: Instance, tmp_path: Path) -> None:
+    """It goes on with what it has; once the ledger says something else, nothing is wrong any more."""
+    first, middle, newest = versions(learned)
+    shelf, looks = Shelf(refuses={newest}), [0]
+
+    def looked(it: DraftFollower) -> bool:
+        looks[0] += 1
+        return bool(it.said) and looks[0] > 50 and serve(learned, middle)
+
+    follower = following(
+        learned,
+        shelf,
+        tmp_path / "drafts",
+        [
+            lambda it: serve(learned, newest),
+            looked,
+            lambda it: it.held is not None and it.held.identity.name == middle,
+        ],
+    )
+    assert shelf.offered == 2 and shelf.taken == [(middle, True)]
+    assert (follower.swapped, follower.refused, follower.said) == (1, 1, "")
+
+
+def test_a_draft_that_cannot_be_read_is_waited_for(learned: Instance, tmp_path: Path) -> None:
+    """Its part in the store is cut; the draft before goes on, said and counted once. Whole again, it comes in."""
+    newest = versions(learned)[-1]
+    part = max((learned.folder / "store").rglob("*"), key=lambda path: path.stat().st_mtime if path.is_file() else 0.0)
+    parts = {path: path.read_bytes() for path in (learned.folder / "store").rglob("*") if path.is_file()}
+
+    def cut(_: DraftFollower) -> bool:
+        serve(learned, newest)
+        for path in parts:
+            path.write_bytes(parts[path][:10])
+        return True
+
+    def mended(it: DraftFollower) -> bool:
+        if not it.said:
+            return False
+        for path, content in parts.items():
+            path.write_bytes(content)
+        return True
+
+    follower = following(
+        learned,
+        shelf := Shelf(),
+        tmp_path / "drafts",
+        [cut, mended, lambda it: it.held is not None and it.held.identity.name == newest],
+    )
+    assert part and shelf.taken == [(newest, True)] and follower.refused >= 1 and follower.said == ""
+
+
+def test_an_endpoint_that_followed_a_branch_goes_on_with_its_newest_version(learned: Instance) -> None:
+    """As a pipeline of an earlier release says it; the next run decides, and counts."""
+    before = learned.ledger().serving[ENDPOINT]
+    append_decision(
+        learned.ledger_stream(),
+        Serve(who="millrace run", why="before", when_ms=1, endpoint=ENDPOINT, before=before, to=Target(follow="main")),
+    )
+    assert learned.ledger().serving[ENDPOINT].follow == "main"
+    run(learned, "main", Bounds(), take_over=False)
+    assert learned.ledger().serving[ENDPOINT] == Target(version=versions(learned)[-1])
+
+
+def test_a_change_of_what_is_served_starts_from_what_was(learned: Instance) -> None:
+    """The first decision of a pipeline of completions names a version, so an undo can go back to it."""
+    first, *_, newest = versions(learned)
+    assert plan(learned, target("newest", None)) == Change(Target(version=first), Target(version=newest))
