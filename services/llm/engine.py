@@ -91,12 +91,12 @@ class Engine:
     _broken: str = ""  # why its draft is none; empty: it is whole
 
     @staticmethod
-    async def start(llm: Llm, name: str, draft: DraftFile, seen: Seen) -> Engine:
+    async def start(llm: Llm, name: str, draft: DraftFile, seen: Seen, worker: str = WORKER) -> Engine:
         """An engine that answers as ``name``, and hands each completion that is captured to ``seen``, on the event loop.
 
         Raises: MillraceError where target, draft or memory do not allow it.
         """
-        arguments = arguments_of(llm, name, draft.folder)
+        arguments = arguments_of(llm, name, draft.folder, worker)
         client = await asyncio.to_thread(_client, arguments, llm)
         client.tap, client.most = Tap(llm, seen, draft.identity), most_tokens(llm, draft.folder)
         with ExitStack() as undone:
@@ -139,8 +139,8 @@ class Engine:
             began_s = time.perf_counter()
             answers = await self.client.collective_rpc("swap_draft", args=(str(draft.folder), draft.sha256))
             seconds = time.perf_counter() - began_s
-            if not all(answer["held"] for answer in answers) or len({"refused" in answer for answer in answers}) > 1:
-                self._broken = f"The engine has no whole draft since {draft.identity.name} failed to load."
+            whole = all(answer["held"] for answer in answers) and len({"refused" in answer for answer in answers}) == 1
+            self._broken = "" if whole else f"The engine has no whole draft since {draft.identity.name} failed to load."
             _refuse(answers, draft)
             await self.client.update_weight_version(draft.identity.name)
             if self.tap.llm.kv_policy == "reset":
@@ -159,6 +159,8 @@ class Engine:
 
     async def close(self) -> None:
         """End the engine's processes."""
+        if (listening := self.client.output_handler) is not None:
+            listening.cancel()  # else it takes the end for a failure, and says so
         await asyncio.to_thread(self.client.shutdown)
 
 
@@ -188,7 +190,7 @@ def most_tokens(llm: Llm, draft: Path) -> int:
     return min(contexts) - 2 * llm.k
 
 
-def arguments_of(llm: Llm, name: str, draft: Path) -> Namespace:
+def arguments_of(llm: Llm, name: str, draft: Path, worker: str) -> Namespace:
     """What vLLM's command line would make of it. Raises: ConfigError where ``llm.options`` has what it does not take."""
     speculation = {
         "method": "draft_model",
@@ -202,7 +204,7 @@ def arguments_of(llm: Llm, name: str, draft: Path) -> Namespace:
         "--speculative-config": json.dumps(speculation),
         "--max-logprobs": str(max(MOST_LOGPROBS, llm.top)),
         "--per-request-spec-decode-metrics": "detailed",
-        "--worker-extension-cls": WORKER,
+        "--worker-extension-cls": worker,
     }
     if twice := [word for word in llm.options if word.partition("=")[0].replace("_", "-") in ours]:
         raise ConfigError(f"llm.options: {twice[0]} is not to be written; millrace sets it.")

@@ -69,11 +69,12 @@ class InWorker:
         try:
             self.load_draft(tensors)
         except (RuntimeError, ValueError, AssertionError, KeyError, TypeError, AttributeError) as error:
+            self.abandon_load()
             return f"{type(error).__name__}: {error}"
         return ""
 
     def load_draft(self, tensors: dict[str, Tensor]) -> None:
-        """Load checked weights into the draft. Raises: what vLLM raises; then nobody knows what the draft holds."""
+        """Load checked weights into the draft. Raises: what vLLM raises; then some layers wait for weights and hold none."""
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -83,19 +84,28 @@ class InWorker:
             draft.load_weights(tensors.items())
             finalize_layerwise_reload(draft, settings.speculative_config.draft_model_config)
 
-    def went_back(self) -> bool:
-        """Load the last good draft again; whether that is what the engine has now.
+    def abandon_load(self) -> None:
+        """Give layers that wait for weights those back that they had.
 
-        After a load that failed the next one fails too, with the same error (seen with vLLM 0.32), and the one after it works.
+        vLLM would keep what came before the failure for the next load, which fails of it, and steps between die of it.
         """
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+        settings, draft = self.vllm_config, self.get_draft_model()  # type: ignore[attr-defined]  # of vLLM's worker
+        for waiting in filter(lambda state: state.can_load(), map(get_layerwise_info, draft.modules())):
+            waiting.load_numel, waiting.loaded_weights = 0, []
+        with set_current_vllm_config(settings), torch.no_grad():
+            finalize_layerwise_reload(draft, settings.speculative_config.draft_model_config)
+
+    def went_back(self) -> bool:
+        """Load the last good draft again, since some layers have weights of another; whether the engine has it now."""
         folder, digest = self.draft_held
-        for _ in range(2):
-            try:
-                if not self.try_draft(read_weights(Path(folder), digest)):
-                    return True
-            except RefusedError:
-                return False
-        return False
+        try:
+            return not self.try_draft(read_weights(Path(folder), digest))
+        except RefusedError:
+            return False
 
     def probe_sampling(self, mend: bool) -> str:
         """Whether tokens are drawn at the temperature that was asked for: ``right``, ``mended`` or ``wrong``.

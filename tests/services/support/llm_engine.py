@@ -6,18 +6,19 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from answered import TOP, K, pair_folder
+from answered import TOP, K, batch_of, pair_folder
 
 from millrace.learners.draft.completion import Completion, pack, unpack
 from millrace.learners.draft.config import DraftConfig, Start
 from millrace.learners.draft.folder import fingerprint
 from millrace.learners.draft.learner import Draft
+from millrace.learners.draft.simulator import Replayed
 from millrace.services.llm.capture import ASKED, ENVIRONMENT, Asked
 from millrace.services.llm.swapping import DraftFile
 from millrace.services.pipeline.bundle import Identity
@@ -27,17 +28,23 @@ ALLOWED = Asked(b"tenant", "chat", capture=True)
 # One core: threads of OpenMP spin at barriers, and two of them on a shared machine are slower than one.
 SETTINGS = {"VLLM_CPU_OMP_THREADS_BIND": str(max(os.sched_getaffinity(0))), "VLLM_CPU_KVCACHE_SPACE": "1"}
 EAGER = ("--dtype", "float32", "--enforce-eager", "--block-size", "32")
+TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 
 
-def begun_draft() -> Draft:
-    """The chat draft, for the target's completions."""
-    folder = pair_folder("draft_chat")
+def begun_draft(folder: Path | None = None) -> Draft:
+    """The draft of a folder, else the chat draft, for the target's completions."""
+    folder = folder or pair_folder("draft_chat")
     return Draft(DraftConfig(start=Start(str(folder), fingerprint(folder), fingerprint(pair_folder("target")), K, TOP)), 0, 0)
 
 
 def written(draft: Draft, folder: Path, seq: int) -> DraftFile:
     """A draft on disk, as version ``main.SEQ``."""
     draft.servable().write(folder)
+    return named(folder, seq)
+
+
+def named(folder: Path, seq: int) -> DraftFile:
+    """What lies in a folder, as version ``main.SEQ``."""
     digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     return DraftFile(folder, digest, Identity("main", 1, seq, f"main.{seq}"))
 
@@ -45,7 +52,9 @@ def written(draft: Draft, folder: Path, seq: int) -> DraftFile:
 def pair(capture: Any = "all", **keys: Any) -> Llm:
     """The table [llm] of the pair."""
     target, draft = pair_folder("target"), pair_folder("draft_chat")
-    said = Llm(str(target), str(draft), capture, K, TOP, 1, fingerprint(target), fingerprint(draft), 4096, options=EAGER)
+    said = Llm(
+        str(target), str(draft), capture, K, TOP, 1, fingerprint(target), fingerprint(draft), 4096, options=EAGER + TOOLS
+    )
     return replace(said, **keys)
 
 
@@ -59,13 +68,13 @@ class Running:
     engine: Any = None
 
     def start(self, llm: Llm) -> None:
-        """Start it with the chat draft."""
+        """Start it with the chat draft, and with a worker that can be told to fail."""
         os.environ.update(ENVIRONMENT | SETTINGS)
         from millrace.services.llm.engine import Engine
 
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         first = written(begun_draft(), self.folder / "main.1", 1)
-        self.engine = self.do(Engine.start(llm, "millrace-test", first, self._take))
+        self.engine = self.do(Engine.start(llm, "millrace-test", first, self._take, "faulty_worker.FaultyWorker"))
 
     def _take(self, completion: Completion, tenant: bytes) -> None:
         self.seen.append((unpack(pack(completion)), tenant))  # as the log has it, and refused where it would be
@@ -79,19 +88,19 @@ class Running:
         self.do(self.engine.close())
         self.loop.call_soon_threadsafe(self.loop.stop)
 
-    async def post(self, path: str, body: dict[str, Any], asked: Asked = ALLOWED) -> httpx.Response:
-        """One request of the OpenAI API, by this caller."""
-        ASKED.set(asked)
+    async def post(self, path: str, body: dict[str, Any], asked: Asked = ALLOWED) -> Any:
+        """The response to one request of the OpenAI API, by this caller."""
         import httpx  # which comes with vLLM
 
+        ASKED.set(asked)
         transport = httpx.ASGITransport(self.engine.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=None) as client:
             return await client.post(path, json={"model": "millrace-test", **body})
 
-    def ask(self, bodies: list[dict[str, Any]], path: str = "/v1/completions", asked: Asked = ALLOWED) -> list[httpx.Response]:
+    def ask(self, bodies: Sequence[dict[str, Any]], path: str = "/v1/completions", asked: Asked = ALLOWED) -> list[Any]:
         """Many requests at once, in order."""
 
-        async def all_of_them() -> list[httpx.Response]:
+        async def all_of_them() -> list[Any]:
             tasks = [asyncio.create_task(self.post(path, body, asked)) for body in bodies]
             return await asyncio.gather(*tasks)
 
@@ -101,6 +110,11 @@ class Running:
         """What was captured since this was asked last."""
         self.seen, seen = [], self.seen
         return seen
+
+
+def replayed(seen: Sequence[Completion], draft: Draft) -> list[Replayed]:
+    """What a draft would have counted of completions, by a simulator that never saw the engine."""
+    return draft.servable().replayed(batch_of([pack(completion) for completion in seen]))
 
 
 def events(text: str) -> list[dict[str, Any]]:
