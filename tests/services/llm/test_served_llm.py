@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
-from answered import TOP, K, answers, pair_folder, prompts
-from llm_engine import EAGER, SETTINGS
+from answered import answers, pair_folder, prompts
+from llm_engine import SETTINGS
+from pages import Reader, blocks, reading
 from pipelines import ANSWER_S, MILLRACE, here, json_lines
 from served_pipeline import Up, starting, until
 
@@ -24,28 +28,11 @@ from millrace.services.proof.certify import prove_version
 pytestmark = [pytest.mark.llm, pytest.mark.slow, pytest.mark.xdist_group("llm")]
 
 MOST = 40  # tokens of an answer
-BATCH = 16  # completions that are learned at once
-TEXT = f"""name = "answers"
-seed = 3
-[llm]
-target = "{{target}}"
-draft = "{{draft}}"
-capture = "all"
-k = {K}
-top = {TOP}
-show_counts = true
-options = {json.dumps(list(EAGER))}
-[learner]
-kind = "draft"
-rate = 3e-3
-[batch]
-rows = {BATCH}
-[worker]
-version_rows = {{rows}}
-[versions]
-verify_budget_s = 0
-"""
-CHAT, SQL = 48, 208  # completions that are learned
+BATCH = 16  # completions that are learned at once, as the page has it
+PAGE = "docs/how-to/distil-a-draft.md"
+OF_PAGE = 2  # completions that the page itself asks for
+CHAT, SQL = 48, 208  # further ones that are learned
+POOL = 4000  # prompts of each domain
 ASKED = 24  # prompts that are asked to see how a draft does; each is asked once
 OFF = {"millrace-capture": "off"}
 
@@ -61,7 +48,7 @@ class Caller:
         """Prompts that nobody has asked yet."""
         start = self.next[domain]
         self.next[domain] = start + count
-        return prompts(domain, count, start)
+        return shuffled(domain)[start : start + count]
 
     def ask(self, texts: list[str], headers: dict[str, str], temperature: float = 0.0) -> list[Any]:
         """The answers, in order."""
@@ -82,11 +69,19 @@ class Caller:
                 )
             )
 
-    def tau(self, domain: str) -> float:
+    def tau(self, domain: str, temperature: float = 0.0) -> float:
         """Tokens a step on unseen prompts of a domain, none of which is learned."""
-        replies = self.ask(self.fresh(domain, ASKED), OFF)
+        replies = self.ask(self.fresh(domain, ASKED), OFF, temperature)
         steps = [step for reply in replies for step in accepted(reply)]
         return 1.0 + sum(steps) / len(steps)
+
+
+@cache
+def shuffled(domain: str) -> list[str]:
+    """Prompts in an order of their own: neighbours of the data set ask about the same tables."""
+    texts = prompts(domain, POOL)
+    random.Random(1).shuffle(texts)
+    return texts
 
 
 def accepted(reply: Any) -> list[int]:
@@ -99,20 +94,38 @@ def tokens(reply: Any) -> list[int]:
     return list(reply.choices[0].model_extra["token_ids"])
 
 
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """`millrace up` with one replica, from the moment that it answers."""
-    folder, patch = tmp_path_factory.mktemp("served"), pytest.MonkeyPatch()
-    target, draft = pair_folder("target"), pair_folder("draft_chat")
-    (folder / "llm.toml").write_text(TEXT.format(target=target, draft=draft, rows=(CHAT + SQL) // 2))
-    for name, value in SETTINGS.items():
-        patch.setenv(name, value)
+@contextmanager
+def serving(folder: Path, file: str, _words: Sequence[str], found: list[Up]) -> Iterator[dict[str, str]]:
+    """`millrace up` of the page, from the moment that it answers; answers have their counts, and two versions come of it."""
+    more = ("--set", "llm.show_counts=true", "--set", f"worker.version_rows={(CHAT + SQL) // 2}")
     up_log = folder / "up.log"
-    with starting(folder, "--metrics-port", "0", millrace=MILLRACE, file="llm.toml") as running:
+    with starting(folder, *more, millrace=MILLRACE, file=file) as running:
         until(lambda: running.process.poll() is not None or b"Ctrl-C" in up_log.read_bytes())
         assert running.process.poll() is None, up_log.read_text()
-        yield running
+        found.append(running)
+        yield {"localhost:8000": f"127.0.0.1:{running.port}"}
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reader, Up]]:
+    """Somebody who has done what the page says until the first answers came, with `millrace up` still at work."""
+    folder, patch, found = tmp_path_factory.mktemp("served"), pytest.MonkeyPatch(), list[Up]()
+    for name in ("target", "draft"):
+        (folder / name).symlink_to(pair_folder({"draft": "draft_chat"}.get(name, name)))
+    for name, value in SETTINGS.items():
+        patch.setenv(name, value)
+    with reading(folder, serve=lambda *place: serving(*place, found)) as reader:
+        for block in blocks(PAGE)[:4]:
+            reader.play(block)
+        assert reader.printed[-1].count("SELECT") == OF_PAGE, reader.printed
+        yield reader, found[0]
     patch.undo()
+
+
+@pytest.fixture
+def up(read: tuple[Reader, Up]) -> Up:
+    """What serves."""
+    return read[1]
 
 
 def facts(up: Up) -> dict[str, Any]:
@@ -163,23 +176,23 @@ def test_a_draft_is_learned_while_it_serves_and_swapped_under_load_and_back(up: 
     too. What is asked with capture off is not learned. Both versions are proved.
     """
     caller = Caller(up)
-    before = {domain: caller.tau(domain) for domain in ("chat", "sql")}
+    before = {domain: caller.tau(domain) for domain in ("chat", "sql")} | {"drawn": caller.tau("sql", 1.0)}
     assert before["sql"] < 1.15 and before["chat"] > 1.5
     for domain, count in (("chat", CHAT), ("sql", SQL)):
         caller.ask(caller.fresh(domain, count), {"millrace-domain": domain})
     first = str(facts(up)["serves_default"])
-    until(lambda: learned(up)[-1][1] > CHAT + SQL - BATCH)  # those of a batch that was not full yet are in the next
+    until(lambda: learned(up)[-1][1] >= CHAT + SQL - 2 * BATCH)  # those of a batch that was not full are in the next
     newest = learned(up)[-1][0]
     texts = caller.fresh("sql", 64)
     with load(caller, texts) as replies:
-        until(lambda: len(captured(up)) > CHAT + SQL + 8)
+        until(lambda: len(captured(up)) > OF_PAGE + CHAT + SQL + 8)
         decide(up, "serve", newest)
     assert [tokens(reply) for reply in replies] == [answer for _, answer in answers(texts, most=MOST)]
     spanning = [each for each in captured(up) if "swap" in each.header.flags]
     assert spanning and {each.header.seq for each in captured(up)} >= {seq_of(first), seq_of(newest)}
-    after = {domain: caller.tau(domain) for domain in ("chat", "sql")}
-    assert after["sql"] >= 1.5 and after["chat"] >= 0.8 * before["chat"]
-    assert len(captured(up)) == CHAT + SQL + len(texts)
+    after = {domain: caller.tau(domain) for domain in ("chat", "sql")} | {"drawn": caller.tau("sql", 1.0)}
+    assert after["sql"] >= 1.5 and after["chat"] >= 0.8 * before["chat"] and after["drawn"] > before["drawn"], (before, after)
+    assert len(captured(up)) == OF_PAGE + CHAT + SQL + len(texts)
     decide(up, "rollback")
     back = caller.tau("sql")
     assert back < 1.15
@@ -197,3 +210,10 @@ def learned(up: Up) -> list[tuple[str, int]]:
 def seq_of(version: str) -> int:
     """Of a version's state."""
     return int(version.rpartition(".")[2])
+
+
+def test_the_rest_of_the_page_holds(read: tuple[Reader, Up]) -> None:
+    """Drafts by domain, the newest served and gone back from; each block in order, on what was served until now."""
+    reader, _ = read
+    for block in blocks(PAGE)[4:]:
+        reader.play(block)
