@@ -332,9 +332,7 @@ def doors_passed(tree: Iterable[Module]) -> Iterator[str]:
 def import_cycles(tree: Iterable[Module]) -> Iterator[str]:
     """No module is imported, by whatever way round, by what it imports."""
     known = {module.name: module for module in tree}
-    graph = {name: {owner for _, used in imports(known[name]) if (owner := owner_of(used, known))} for name in known}
-    for name, used in graph.items():
-        used.discard(name)
+    graph = {name: {owner for _, used in imports(known[name]) if (owner := owner_of(used, known))} - {name} for name in known}
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -361,8 +359,8 @@ def repeated_file_names(tree: Sequence[Module]) -> Iterator[str]:
 def steps_yielded(module: Module) -> list[str]:
     """The names that the method `step` yields, in the order of its lines."""
     bodies = [function for function in functions(module.tree) if function.name == "step"]
-    yields = [node for body in bodies for node in ast.walk(body) if isinstance(node, ast.Yield)]
-    yields.sort(key=lambda node: (node.lineno, node.col_offset))
+    inside = (node for body in bodies for node in ast.walk(body) if isinstance(node, ast.Yield))
+    yields = sorted(inside, key=lambda node: (node.lineno, node.col_offset))
     return [node.value.value if isinstance(node.value, ast.Constant) else "?" for node in yields]
 
 

@@ -26,4 +26,4 @@ def prepare() -> None:
             "A language model answers by vLLM, which is not installed: pip install 'millrace[serve,llm-gpu]', or "
             "'millrace[serve,llm-cpu]' for a processor."
         )
-    set_environment(ENVIRONMENT | VISIBLE)
+    set_environment({**ENVIRONMENT, **VISIBLE})

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millrace.learners.errors import MillraceError
@@ -34,6 +36,14 @@ log = logging.getLogger("millrace")
 DRAFTS = "drafts"  # the folder beside the replicas' sockets where drafts lie while engines have them
 
 
+def own_drafts(place: Path) -> Path:
+    """The folder of this process's drafts; those of processes that were killed go."""
+    for path in place.glob("*"):
+        if not Path("/proc", path.name).exists():
+            shutil.rmtree(path, ignore_errors=True)
+    return place / str(os.getpid())
+
+
 class LanguageModel(Calls):
     """One replica. Requests come to its own servers, which open once the engine has the draft that is to be served."""
 
@@ -42,7 +52,7 @@ class LanguageModel(Calls):
         self._serving, self._name = serving, replica_name()
         pipeline = serving.instance.loaded.pipeline
         self._subscriber = Subscriber(current_name(serving.instance))
-        self._follower = DraftFollower(serving.instance, serving.folder / DRAFTS / str(os.getpid()))
+        self._follower = DraftFollower(serving.instance, own_drafts(serving.folder / DRAFTS))
         self._completions = CompletionLog(serving.instance)
         self._endpoint = Endpoint(
             pipeline.name,

@@ -89,7 +89,8 @@ def families_of_engines(series: Iterable[tuple[str, str]]) -> list[Family]:
         for told in text_string_to_metric_families(text):
             if told.name.startswith(OF_ENGINES) and not told.name.endswith("_created"):
                 family = merged.setdefault(told.name, Family(told.name, told.documentation, told.type))
-                family.samples += [sample._replace(labels={**sample.labels, "replica": replica}) for sample in told.samples]
+                for sample in told.samples:
+                    family.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
     return list(merged.values())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_draft
-from draft_pipelines import put, tiny, tiny_values
+from draft_pipelines import equal, put, tiny, tiny_values
 from safetensors.numpy import load_file
 
 from millrace.learners.draft.folder import digest
@@ -19,6 +19,8 @@ from millrace.services.llm.follower import DraftFollower
 from millrace.services.llm.swapping import DraftFile, SwapRefusedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.replay.learner_rollback import plan_learner
+from millrace.services.replay.learner_rollback import roll_back as roll_back_learner
 from millrace.services.training.run import Bounds, run
 from millrace.streams.journal.ledger import Serve, Target, append_decision
 
@@ -148,7 +150,6 @@ def test_what_an_engine_refuses_is_counted_once_said_and_not_offered_again(learn
 def test_a_draft_that_cannot_be_read_is_waited_for(learned: Instance, tmp_path: Path) -> None:
     """Its part in the store is cut; the draft before goes on, said and counted once. Whole again, it comes in."""
     newest = versions(learned)[-1]
-    part = max((learned.folder / "store").rglob("*"), key=lambda path: path.stat().st_mtime if path.is_file() else 0.0)
     parts = {path: path.read_bytes() for path in (learned.folder / "store").rglob("*") if path.is_file()}
 
     def cut(_: DraftFollower) -> bool:
@@ -170,7 +171,7 @@ def test_a_draft_that_cannot_be_read_is_waited_for(learned: Instance, tmp_path: 
         tmp_path / "drafts",
         [cut, mended, lambda it: it.held is not None and it.held.identity.name == newest],
     )
-    assert part and shelf.taken == [(newest, True)] and follower.refused >= 1 and follower.said == ""
+    assert shelf.taken == [(newest, True)] and follower.refused >= 1 and follower.said == ""
 
 
 def test_an_endpoint_that_followed_a_branch_goes_on_with_its_newest_version(learned: Instance) -> None:
@@ -189,3 +190,15 @@ def test_a_change_of_what_is_served_starts_from_what_was(learned: Instance) -> N
     """The first decision of a pipeline of completions names a version, so an undo can go back to it."""
     first, *_, newest = versions(learned)
     assert plan(learned, target("newest", None)) == Change(Target(version=first), Target(version=newest))
+
+
+def test_where_learning_goes_back_the_new_branch_serves_its_first_version(learned: Instance) -> None:
+    """It begins with the draft that was gone back to, as a version of its own, and the endpoint no longer follows anything."""
+    middle = versions(learned)[1]
+    roll_back_learner(learned, plan_learner(learned, middle), "test")
+    branch = str(learned.ledger().serving[ENDPOINT].follow)
+    run(learned, branch, Bounds(), take_over=False)
+    archive, served = Archive(learned), learned.ledger().serving[ENDPOINT]
+    assert served.follow is None and served.version == archive.marks(branch)[-1].version
+    parts = [archive.parts(archive.mark(version)).serve for version in (middle, str(served.version))]
+    assert equal(*({name: value for name, value in each.items() if name.startswith("weight.")} for each in parts))
