@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from millrace.learners.draft.completion import MOST_DOMAIN, TEMPERATURES, Completion, Flag, Header
 from millrace.learners.protocol import Array
@@ -252,9 +253,15 @@ class Tap:
             top=self.llm.top,
             steps=len(choice.drafted),
         )
-        arrays = (np.array(tokens, np.uint32) for tokens in (prompt, choice.tokens))
-        counts = (np.array(steps, np.uint8) for steps in (choice.drafted, choice.accepted))
-        return Completion(header, *arrays, ids.astype(np.uint32), halved(logs), *counts)
+        return Completion(
+            header,
+            np.array(prompt, np.uint32),
+            np.array(choice.tokens, np.uint32),
+            ids.astype(np.uint32),
+            halved(logs),
+            np.array(choice.drafted, np.uint8),
+            np.array(choice.accepted, np.uint8),
+        )
 
     @contextmanager
     def turning(self) -> Iterator[None]:
@@ -291,6 +298,6 @@ def domain_of(said: str) -> str:
     return "".join(letter for letter in said if letter.isprintable())[:MOST_DOMAIN]
 
 
-def halved(logs: Array) -> Array:
+def halved(logs: Array) -> NDArray[np.float16]:
     """Log probabilities as float16: none is above 0, and what is less than it holds is its least."""
     return np.clip(logs, float(np.finfo(np.float16).min), 0.0).astype(np.float16)

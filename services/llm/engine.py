@@ -108,6 +108,8 @@ class Engine:
             app = build_app(arguments, tasks, client.model_config)
             app.state.server = SimpleNamespace()  # vLLM tells its own server when an engine is dead; here the caller asks
             await init_app_state(client, app.state, arguments, tasks)
+            for model in app.state.openai_serving_models.base_model_paths:
+                model.model_path = name  # a place on this machine is nobody's business
             undone.pop_all()
         return Engine(client, app, client.tap, draft)
 
@@ -169,9 +171,27 @@ def _client(arguments: Namespace, llm: Llm) -> Capturing:
     try:
         settings = AsyncEngineArgs.from_cli_args(arguments)
         config = settings.create_engine_config()
-        return Capturing(config, Executor.get_class(config), log_stats=True, log_requests=False)
+        client = Capturing(config, Executor.get_class(config), log_stats=True, log_requests=False)
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
         raise MillraceError(f"vLLM does not start with target {llm.target} and its draft: {error}") from error
+    if client.output_processor.tokenizer is not None:
+        client.output_processor.tokenizer = decoding_once(client.output_processor.tokenizer)
+    return client
+
+
+def decoding_once(tokenizer: Any) -> Any:
+    """The same tokenizer, which decodes each token by itself once: vLLM asks for the text of every likeliest token."""
+    faster, decode, texts = copy(tokenizer), tokenizer.decode, dict[int, str]()
+
+    def once(ids: Any, *more: Any, **others: Any) -> Any:
+        if more or others or not isinstance(ids, list) or len(ids) != 1:
+            return decode(ids, *more, **others)
+        if (text := texts.get(ids[0])) is None:
+            text = texts[ids[0]] = decode(ids)
+        return text
+
+    faster.decode = once
+    return faster
 
 
 def _refuse(answers: list[dict[str, Any]], draft: DraftFile) -> None:
@@ -186,7 +206,7 @@ def most_tokens(llm: Llm, draft: Path) -> int:
 
     Beyond it vLLM would propose token 0 to every request of the batch.
     """
-    contexts = [config_of(folder).get("max_position_embeddings", 0) for folder in (Path(llm.target), draft)]
+    contexts: list[int] = [config_of(folder).get("max_position_embeddings", 0) for folder in (Path(llm.target), draft)]
     return min(contexts) - 2 * llm.k
 
 
@@ -212,7 +232,7 @@ def arguments_of(llm: Llm, name: str, draft: Path, worker: str) -> Namespace:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([*words, *llm.options])
+            arguments: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([*words, *llm.options])
             validate_parsed_serve_args(arguments)
     except (SystemExit, TypeError, ValueError) as error:
         last = said.getvalue().strip().rpartition("\n")[2] or str(error)

@@ -10,9 +10,10 @@ def pytest_collection_modifyitems(items):
     """Without vLLM the tests that need it are skipped, and say which command runs them."""
     reason = "vLLM is not in this environment: `make test-llm` has one that it is in"
     for item in items:
-        if item.get_closest_marker("llm"):
-            item.add_marker(pytest.mark.filterwarnings("default"))  # torch and vLLM warn of what they do themselves
-        if item.get_closest_marker("llm") and find_spec("vllm") is None:
+        if item.get_closest_marker("llm") is None:
+            continue
+        item.add_marker(pytest.mark.filterwarnings("default"))  # torch and vLLM warn of what they do themselves
+        if find_spec("vllm") is None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
