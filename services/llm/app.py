@@ -45,7 +45,7 @@ class LlmApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http" or scope["path"] == "/readyz" or scope["path"].split("/")[1] == "v2":
+        if scope["type"] != "http" or scope["path"] in ("/readyz", "/v2") or scope["path"].startswith("/v2/"):
             return await self._others(scope, receive, send)
         start_ns, answer = time.perf_counter_ns(), _Answer(send, self._endpoint, self._behind_front)
         try:
