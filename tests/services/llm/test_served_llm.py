@@ -193,7 +193,7 @@ def test_a_draft_is_learned_while_it_serves_and_swapped_under_load_and_back(up: 
     after = {domain: caller.tau(domain) for domain in ("chat", "sql")} | {"drawn": caller.tau("sql", 1.0)}
     assert after["sql"] >= 1.5 and after["chat"] >= 0.8 * before["chat"] and after["drawn"] > before["drawn"], (before, after)
     assert len(captured(up)) == OF_PAGE + CHAT + SQL + len(texts)
-    decide(up, "rollback")
+    decide(up, "rollback", first)
     back = caller.tau("sql")
     assert back < 1.15
     reports = [prove_version(instance(up), version) for version in (first, newest)]
