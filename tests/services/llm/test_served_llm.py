@@ -31,9 +31,9 @@ MOST = 40  # tokens of an answer
 BATCH = 16  # completions that are learned at once, as the page has it
 PAGE = "docs/how-to/distil-a-draft.md"
 OF_PAGE = 2  # completions that the page itself asks for
-CHAT, SQL = 64, 240  # further ones that are learned
+CHAT, SQL = 80, 280  # further ones that are learned
 POOL = 4000  # prompts of each domain
-ASKED = 24  # prompts that are asked to see how a draft does; each is asked once
+ASKED = 32  # prompts that are asked to see how a draft does; each is asked once
 OFF = {"millrace-capture": "off"}
 
 
