@@ -54,11 +54,11 @@ BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("services/metrics/sources.py", "Source._asked"): "what one source raises keeps no other from being heard",
     ("streams/kafka/reader.py", "KafkaReader._failing"): "decompressors raise what they like; the reader is given up",
     ("services/serving/up.py", "_tried_ray"): "Ray raises bare Exceptions where it does not start; all end `up` in a sentence",
+    ("services/llm/engine.py", "Engine._asked"): "vLLM hands on what a worker raised as a bare Exception; it becomes a refusal",
     ("services/endpoint/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
 }
 
-# Where keywords are passed on as they came, since the method is another library's: (file, function).
-OPEN_KEYWORDS = {("services/llm/engine.py", "generate"), ("services/llm/engine.py", "once")}
+OPEN_KEYWORDS = {("services/llm/engine.py", name) for name in ("generate", "once")}  # other libraries' own methods
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -31,7 +31,9 @@ from millrace.streams.schema import Llm
 ENVIRONMENT: Mapping[str, str] = {
     "VLLM_NO_USAGE_STATS": "1",  # nothing is told to anybody about who runs which model
     "HF_HUB_OFFLINE": "1",  # models are folders
+    "VLLM_API_KEY": "",  # tokens are checked before a request comes here
 }
+MOST_ID = 128  # characters of a request's id; callers may name it
 GREEDY = 1e-5  # below this vLLM draws the likeliest token
 ENDS = ("stop", "length", "abort")  # all that a record says of them
 Seen = Callable[[Completion, bytes], None]  # a completion, and its tenant
@@ -56,6 +58,7 @@ class Counts:
     seen: int = 0  # each is captured or dropped once it has ended
     captured: int = 0
     dropped: Counter[str] = field(default_factory=Counter)  # by reason
+    shortened: int = 0  # that ended by length before the length that was asked for, since the draft takes no more
 
 
 def why_not(asked: Asked, llm: Llm) -> str:
@@ -67,6 +70,13 @@ def why_not(asked: Asked, llm: Llm) -> str:
     if llm.capture != "all" and asked.tenant.decode(errors="replace") not in llm.capture:
         return "tenant"
     return ""
+
+
+def why_not_of(params: Any) -> str:
+    """The same of vLLM's sampling parameters."""
+    if params.logprob_token_ids:
+        return "own_tokens"  # asked for in place of the likeliest
+    return "one_token" if params.max_tokens == 1 else ""  # of which nothing is drafted; a search over beams asks for many such
 
 
 def flags_of(params: Any, prompt: Any, adapter: Any) -> tuple[Flag, ...]:
@@ -133,17 +143,21 @@ class Choice:
     """One choice of an answer, as far as it has come."""
 
     tokens: list[int] = field(default_factory=list)
-    pieces: list[Any] = field(default_factory=list)  # of log probabilities, as vLLM gave them
+    so_far: Any = None  # log probabilities as vLLM gave them, where it gives all so far each time
+    pieces: list[tuple[Array, Array]] = field(default_factory=list)  # what they say, where it gives what is new
     drafted: Sequence[int] = ()  # of each step, once it has ended
     accepted: Sequence[int] = ()
     spans: int = 0  # versions of weights that it names
     ended: str = ""  # why; empty: it has not
 
-    def take(self, output: Any, whole: bool) -> None:
+    def take(self, output: Any, whole: bool, top: int) -> None:
         """What vLLM gave of it: all so far where ``whole``, else what is new."""
-        pieces = [output.logprobs] if output.logprobs else []
-        self.tokens = list(output.token_ids) if whole else [*self.tokens, *output.token_ids]
-        self.pieces = pieces if whole else [*self.pieces, *pieces]
+        if whole:
+            self.tokens, self.so_far = output.token_ids, output.logprobs
+        else:
+            self.tokens.extend(output.token_ids)
+            if output.logprobs:
+                self.pieces.append(small(*rows_of(output.logprobs, top)))
         if output.finish_reason is not None:
             self.ended, self.spans = output.finish_reason, len(output.weight_versions or ())
             if output.spec_decode_metrics is not None:
@@ -151,8 +165,11 @@ class Choice:
                 self.accepted = output.spec_decode_metrics.per_step_accepted
 
     def rows(self, top: int) -> tuple[Array, Array]:
-        """Tokens and log probabilities (L, top) of all its positions."""
-        tokens, logs = zip(*(rows_of(piece, top) for piece in self.pieces), strict=True)
+        """Tokens and log probabilities (L, top) of all its positions that have any."""
+        pieces = [small(*rows_of(self.so_far, top))] if self.so_far else self.pieces
+        if not pieces:
+            return np.empty((0, top), np.uint32), np.empty((0, top), np.float16)
+        tokens, logs = zip(*pieces, strict=True)
         return np.concatenate(tokens), np.concatenate(logs)
 
 
@@ -163,6 +180,7 @@ class Gathering:
     id: str
     asked: Asked
     params: Any  # as the caller asked, cut to what the draft can take
+    top: int  # log probabilities a token that are captured
     flags: tuple[Flag, ...]
     draft: Identity  # that proposed when it began
     turn: int  # of the tap then
@@ -177,7 +195,7 @@ class Gathering:
         self.cached = max(self.cached, output.num_cached_tokens or 0, int(len(output.outputs) > 1))
         whole = self.params.output_kind.name != "DELTA"
         for choice in output.outputs:
-            self.choices.setdefault(choice.index, Choice()).take(choice, whole)
+            self.choices.setdefault(choice.index, Choice()).take(choice, whole, self.top)
 
 
 @dataclass(slots=True)
@@ -193,12 +211,12 @@ class Tap:
     def begin(self, request_id: str, params: Any, prompt: Any, adapter: Any) -> Gathering | None:
         """Of a request that begins: what it is gathered in, or None where it is not captured."""
         asked = ASKED.get()
-        reason = why_not(asked, self.llm) or ("own_tokens" if params.logprob_token_ids else "")
+        reason = why_not(asked, self.llm) or why_not_of(params)
         self.counts.seen += params.n
         if reason or not isinstance(prompt, dict):
             self.counts.dropped[reason or "streamed_prompt"] += params.n
             return None
-        return Gathering(request_id, asked, params, flags_of(params, prompt, adapter), self.draft, self.turn)
+        return Gathering(request_id, asked, params, self.llm.top, flags_of(params, prompt, adapter), self.draft, self.turn)
 
     def raised(self, params: Any) -> Any:
         """The same sampling parameters, asking for at least as many log probabilities as are captured."""
@@ -225,19 +243,21 @@ class Tap:
             return
         for index in range(gathering.params.n):
             choice = gathering.choices.get(index, Choice())
-            if reason := why_no_record(gathering, choice):
+            rows = choice.rows(self.llm.top)
+            if reason := why_no_record(gathering, choice, rows):
                 self.counts.dropped[reason] += 1
                 continue
             self.counts.captured += 1
             swapped = gathering.turn != self.turn or self.turn % 2 == 1 or choice.spans > 1
-            self.seen(self._record(gathering, index, choice, swapped), gathering.asked.tenant)
+            flags = (*gathering.flags, *(("swap",) if swapped else ()))
+            self.seen(self._record(gathering, index, rows, flags), gathering.asked.tenant)
 
-    def _record(self, gathering: Gathering, index: int, choice: Choice, swapped: bool) -> Completion:
-        params, draft, prompt = gathering.params, gathering.draft, gathering.prompt
-        ids, logs = choice.rows(self.llm.top)
+    def _record(self, gathering: Gathering, index: int, rows: tuple[Array, Array], flags: tuple[Any, ...]) -> Completion:
+        params, draft, prompt, choice = gathering.params, gathering.draft, gathering.prompt, gathering.choices[index]
+        said = printable(gathering.id, MOST_ID)
         header = Header(
-            id=gathering.id if params.n == 1 else f"{gathering.id}-{index}",
-            domain=domain_of(gathering.asked.domain),
+            id=said if params.n == 1 and said else f"{said}-{index}",
+            domain=printable(gathering.asked.domain, MOST_DOMAIN),
             branch=draft.branch,
             epoch=draft.epoch,
             seq=draft.seq,
@@ -245,7 +265,7 @@ class Tap:
             temperature=temperature_of(params),
             top_p=params.top_p,
             top_k=max(params.top_k, 0),
-            flags=(*gathering.flags, "swap") if swapped else gathering.flags,
+            flags=flags,
             cached=min(gathering.cached, len(prompt)),
             ended=choice.ended if choice.ended in ENDS else "abort",  # type: ignore[arg-type]  # mypy does not narrow by ENDS
             prompt=len(prompt),
@@ -253,15 +273,8 @@ class Tap:
             top=self.llm.top,
             steps=len(choice.drafted),
         )
-        return Completion(
-            header,
-            np.array(prompt, np.uint32),
-            np.array(choice.tokens, np.uint32),
-            ids.astype(np.uint32),
-            halved(logs),
-            np.array(choice.drafted, np.uint8),
-            np.array(choice.accepted, np.uint8),
-        )
+        tokens = np.array(prompt, np.uint32), np.array(choice.tokens, np.uint32)
+        return Completion(header, *tokens, *rows, np.array(choice.drafted, np.uint8), np.array(choice.accepted, np.uint8))
 
     @contextmanager
     def turning(self) -> Iterator[None]:
@@ -278,7 +291,7 @@ def temperature_of(params: Any) -> float:
     return 0.0 if params.temperature < GREEDY else float(params.temperature)
 
 
-def why_no_record(gathering: Gathering, choice: Choice) -> str:
+def why_no_record(gathering: Gathering, choice: Choice, rows: tuple[Array, Array]) -> str:
     """Why a choice gives no record, in a word; empty: it gives one."""
     least, most = TEMPERATURES
     temperature = temperature_of(gathering.params)
@@ -288,16 +301,16 @@ def why_no_record(gathering: Gathering, choice: Choice) -> str:
         return "no_prompt_tokens"  # it came as embeddings
     if temperature != 0.0 and not least <= temperature <= most:
         return "temperature"
-    if sum(len(piece) for piece in choice.pieces) != len(choice.tokens):
+    if len(rows[0]) != len(choice.tokens):
         return "no_log_probabilities"
     return ""
 
 
-def domain_of(said: str) -> str:
-    """A domain as records have it: what a header says, without what cannot be printed, and cut."""
-    return "".join(letter for letter in said if letter.isprintable())[:MOST_DOMAIN]
+def printable(said: str, most: int) -> str:
+    """What a caller said, without what cannot be printed, and cut."""
+    return "".join(letter for letter in said if letter.isprintable())[:most]
 
 
-def halved(logs: Array) -> NDArray[np.float16]:
-    """Log probabilities as float16: none is above 0, and what is less than it holds is its least."""
-    return np.clip(logs, float(np.finfo(np.float16).min), 0.0).astype(np.float16)
+def small(tokens: Array, logs: Array) -> tuple[NDArray[np.uint32], NDArray[np.float16]]:
+    """Rows as records have them. No log probability is above 0, and what is less than float16 holds is its least."""
+    return tokens.astype(np.uint32), np.clip(logs, float(np.finfo(np.float16).min), 0.0).astype(np.float16)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import time
 from argparse import Namespace
 from collections.abc import AsyncGenerator
@@ -34,14 +35,25 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
-from millrace.learners.draft.folder import config_of
 from millrace.learners.errors import ConfigError, MillraceError
 from millrace.services.llm.capture import Counts, Seen, Tap, temperature_of
 from millrace.services.llm.swapping import DraftFile, SwapRefusedError, refuse_older
 from millrace.services.metrics.page import text_of
 from millrace.streams.schema import Llm
 
+log = logging.getLogger("millrace")
+
 WORKER = "millrace.services.llm.in_worker.InWorker"  # by name, as vLLM's worker imports it
+# Of vLLM's arguments those that millrace sets, or that would make records say something else, beside all that begin with spec.
+OURS = {
+    "api_key",
+    "logprobs_mode",
+    "max_logprobs",
+    "model",
+    "per_request_spec_decode_metrics",
+    "served_model_name",
+    "worker_extension_cls",
+}
 MOST_LOGPROBS = 20  # that a caller may ask for, as vLLM has it
 
 
@@ -62,6 +74,8 @@ class Capturing(AsyncLLM):  # type: ignore[misc]  # vLLM is not installed where 
         try:
             async with aclosing(super().generate(prompt, raised, request_id, **others)) as outputs:
                 async for output in outputs:
+                    if params.max_tokens != sampling_params.max_tokens:
+                        self.tap.counts.shortened += sum(choice.finish_reason == "length" for choice in output.outputs)
                     yield self.tap.told(gathering, params, output)
         finally:
             self.tap.end(gathering)
@@ -87,7 +101,9 @@ class Engine:
     app: Any  # vLLM's ASGI application
     tap: Tap
     held: DraftFile
+    drain_s: float = 60.0  # that a swap waits for running requests, where kv_policy is "drain"
     _swaps: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _swapping: asyncio.Task[float] | None = None  # the last one
     _broken: str = ""  # why its draft is none; empty: it is whole
 
     @staticmethod
@@ -98,7 +114,7 @@ class Engine:
         """
         arguments = arguments_of(llm, name, draft.folder, worker)
         client = await asyncio.to_thread(_client, arguments, llm)
-        client.tap, client.most = Tap(llm, seen, draft.identity), most_tokens(llm, draft.folder)
+        client.tap, client.most = Tap(llm, seen, draft.identity), most_tokens(client, llm.k)
         with ExitStack() as undone:
             undone.callback(client.shutdown)
             _refuse(await client.collective_rpc("hold_draft", args=(str(draft.folder), draft.sha256)), draft)
@@ -123,11 +139,15 @@ class Engine:
 
         Raises: SwapRefusedError; then the engine keeps what it has, or says that it is broken.
         """
+        self._swapping = asyncio.create_task(self._swapped(draft, newer))
+        return await asyncio.shield(self._swapping)  # who no longer waits does not stop it half way
+
+    async def _swapped(self, draft: DraftFile, newer: bool) -> float:
         async with self._swaps:
             if newer:
                 refuse_older(draft.identity, self.held.identity)
             if drains := self.tap.llm.kv_policy == "drain":
-                await self.client.pause_generation(mode="wait")
+                await self._drain()
             try:
                 return await self._loaded(draft)
             except EngineDeadError as error:
@@ -136,19 +156,37 @@ class Engine:
                 if drains and not self.client.errored:
                     await self.client.resume_generation()
 
+    async def _drain(self) -> None:
+        """Let running requests end while new ones wait; who takes too long is swapped under, as if nothing was drained."""
+        try:
+            async with asyncio.timeout(self.drain_s):
+                await self.client.pause_generation(mode="wait")
+        except TimeoutError:
+            log.warning("Requests still run after %g s; the draft is swapped under them.", self.drain_s)
+
     async def _loaded(self, draft: DraftFile) -> float:
         with self.tap.turning():
             began_s = time.perf_counter()
-            answers = await self.client.collective_rpc("swap_draft", args=(str(draft.folder), draft.sha256))
+            answers = await self._asked("swap_draft", draft)
             seconds = time.perf_counter() - began_s
             whole = all(answer["held"] for answer in answers) and len({"refused" in answer for answer in answers}) == 1
             self._broken = "" if whole else f"The engine has no whole draft since {draft.identity.name} failed to load."
             _refuse(answers, draft)
-            await self.client.update_weight_version(draft.identity.name)
-            if self.tap.llm.kv_policy == "reset":
-                await self.client.reset_prefix_cache(reset_running_requests=True)
             self.held, self.tap.draft = draft, draft.identity
+            await self.client.update_weight_version(draft.identity.name)
+            if self.tap.llm.kv_policy == "reset" and not await self.client.reset_prefix_cache(reset_running_requests=True):
+                log.warning("vLLM did not drop what it computed of prompts with the draft before %s.", draft.identity.name)
         return seconds
+
+    async def _asked(self, method: str, draft: DraftFile) -> list[dict[str, Any]]:
+        """What each worker answers. Raises: SwapRefusedError where one raised, which vLLM hands on as a bare Exception."""
+        try:
+            return list(await self.client.collective_rpc(method, args=(str(draft.folder), draft.sha256)))
+        except EngineDeadError:
+            raise
+        except Exception as error:
+            self._broken = f"Nobody knows which draft the engine has since {draft.identity.name} failed to load."
+            raise SwapRefusedError(f"Draft {draft.identity.name} is refused: {error}") from error
 
     def check(self) -> None:
         """Raises: MillraceError where the engine is dead, or has no whole draft."""
@@ -201,13 +239,14 @@ def _refuse(answers: list[dict[str, Any]], draft: DraftFile) -> None:
             raise SwapRefusedError(f"Draft {draft.identity.name} is refused: {answer['refused']}.")
 
 
-def most_tokens(llm: Llm, draft: Path) -> int:
-    """Tokens of prompt and answer for which a draft proposes: in each step it looks at those it drafts, and at the ones before.
+def most_tokens(client: AsyncLLM, k: int) -> int:
+    """Tokens of prompt and answer for which a draft proposes: a step looks at those before, those drafted, and as many again.
 
     Beyond it vLLM would propose token 0 to every request of the batch.
     """
-    contexts: list[int] = [config_of(folder).get("max_position_embeddings", 0) for folder in (Path(llm.target), draft)]
-    return min(contexts) - 2 * llm.k
+    settings = client.vllm_config
+    contexts = (settings.model_config.max_model_len, settings.speculative_config.draft_model_config.max_model_len)
+    return int(min(contexts)) - 2 * k
 
 
 def arguments_of(llm: Llm, name: str, draft: Path, worker: str) -> Namespace:
@@ -226,15 +265,17 @@ def arguments_of(llm: Llm, name: str, draft: Path, worker: str) -> Namespace:
         "--per-request-spec-decode-metrics": "detailed",
         "--worker-extension-cls": worker,
     }
-    if twice := [word for word in llm.options if word.partition("=")[0].replace("_", "-") in ours]:
-        raise ConfigError(f"llm.options: {twice[0]} is not to be written; millrace sets it.")
-    words = [text for pair in ours.items() for text in pair]
+    words, parser = [text for pair in ours.items() for text in pair], make_arg_parser(FlexibleArgumentParser())
+    plain: Namespace = parser.parse_args(words)
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            arguments: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([*words, *llm.options])
+            arguments: Namespace = parser.parse_args([*words, *llm.options])
             validate_parsed_serve_args(arguments)
     except (SystemExit, TypeError, ValueError) as error:
         last = said.getvalue().strip().rpartition("\n")[2] or str(error)
         raise ConfigError(f"llm.options = {list(llm.options)}: vLLM does not take them: {last}") from error
+    for key in sorted(key for key in vars(plain) if key in OURS or key.startswith("spec")):
+        if getattr(arguments, key) != getattr(plain, key):
+            raise ConfigError(f"llm.options = {list(llm.options)}: {key} is not to be written; millrace sets it.")
     return arguments

@@ -24,6 +24,18 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # What a config may say otherwise: by what release it was written, from where, and in which type its weights are stored.
 OTHERWISE = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path", "use_cache"}
 FEW = 3  # names in a refusal
+# What reading, checking and loading raise; the engine goes on, and the caller hears it.
+FAILURES = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class RefusedError(Exception):
@@ -34,16 +46,18 @@ class InWorker:
     """Added to vLLM's worker, which has ``get_draft_model``, ``vllm_config`` and ``device``."""
 
     def hold_draft(self, folder: str, digest: str) -> dict[str, Any]:
-        """Take what the engine loaded at its start as what later drafts are compared with. Answers as ``swap_draft``."""
+        """Load the first draft once more, from checked bytes, and compare later ones with it. Answers as ``swap_draft``."""
         began_s = time.monotonic()
         try:
             tensors = read_weights(Path(folder), digest)
             self.draft_config = read_config(Path(folder))
             self.draft_shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             refuse_unfinite(tensors)
-        except RefusedError as error:
-            return {"refused": str(error), "held": True}
+        except (RefusedError, *FAILURES) as error:
+            return {"refused": told(error), "held": True}
         self.draft_held = folder, digest
+        if problem := self.try_draft(tensors):
+            return {"refused": f"vLLM does not load it into an engine that runs: {problem}", "held": False}
         return {"seconds": time.monotonic() - began_s, "held": True}
 
     def swap_draft(self, folder: str, digest: str) -> dict[str, Any]:
@@ -57,8 +71,8 @@ class InWorker:
             refuse_other_config(read_config(Path(folder)), self.draft_config)
             refuse_other_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, self.draft_shapes)
             refuse_unfinite(tensors)
-        except RefusedError as error:
-            return {"refused": str(error), "held": True}
+        except (RefusedError, *FAILURES) as error:
+            return {"refused": told(error), "held": True}
         if problem := self.try_draft(tensors):
             return {"refused": f"vLLM does not load it: {problem}", "held": self.went_back()}
         self.draft_held = folder, digest
@@ -68,9 +82,16 @@ class InWorker:
         """Load checked weights. Returns why vLLM does not, else nothing."""
         try:
             self.load_draft(tensors)
-        except (RuntimeError, ValueError, AssertionError, KeyError, TypeError, AttributeError) as error:
+        except FAILURES as error:
+            return told(error) + self.abandoned()
+        return ""
+
+    def abandoned(self) -> str:
+        """Give up a load that failed. Returns why that failed too, else nothing."""
+        try:
             self.abandon_load()
-            return f"{type(error).__name__}: {error}"
+        except FAILURES as error:
+            return f"; and it could not be undone: {told(error)}"
         return ""
 
     def load_draft(self, tensors: dict[str, Tensor]) -> None:
@@ -104,8 +125,8 @@ class InWorker:
         folder, digest = self.draft_held
         try:
             return not self.try_draft(read_weights(Path(folder), digest))
-        except RefusedError:
-            return False
+        except (RefusedError, *FAILURES):
+            return False  # the caller hears that there is no whole draft
 
     def probe_sampling(self, mend: bool) -> str:
         """Whether tokens are drawn at the temperature that was asked for: ``right``, ``mended`` or ``wrong``.
@@ -121,6 +142,11 @@ class InWorker:
             return "wrong"
         rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
         return "mended" if expands(rejection_sampler.expand_batch_to_tokens, device) else "wrong"
+
+
+def told(error: BaseException) -> str:
+    """What went wrong, in words."""
+    return str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
 
 
 def read_weights(folder: Path, digest: str) -> dict[str, Tensor]:
@@ -188,8 +214,10 @@ def expand_batch_to_tokens(
 
 
 def expands(expand: Any, device: torch.device) -> bool:
-    """Whether such a function expands values as it is to, also where 0 stands for greedy and becomes 1."""
+    """Whether such a function expands values as it is to, where 0, which stands for greedy, becomes 1."""
     counts = torch.tensor([2, 3, 6], dtype=torch.int32, device=device)
-    values = torch.tensor([0.7, 0.0, 2.0], device=device)
-    wanted = torch.tensor([0.7, 0.7, 1.0, 2.0, 2.0, 2.0], device=device)
-    return bool(torch.equal(expand(values, counts, 6, replace_from=0, replace_to=1), wanted))
+    for first, last in ((0.75, 2.0), (0.5, 1.25)):  # memory that nobody wrote may hold what was there before, but not twice
+        given = expand(torch.tensor([first, 0.0, last], device=device), counts, 6, replace_from=0, replace_to=1)
+        if given.tolist() != [first, first, 1.0, last, last, last]:
+            return False
+    return True

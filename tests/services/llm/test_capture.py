@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from millrace.learners.draft.completion import pack, unpack
-from millrace.services.llm.capture import ASKED, Asked, Choice, Tap, cut_rows, domain_of, flags_of, halved, rows_of, why_not
+from millrace.services.llm.capture import ASKED, Asked, Choice, Tap, cut_rows, flags_of, printable, rows_of, small, why_not
 from millrace.services.llm.swapping import SwapRefusedError, refuse_older
 from millrace.services.pipeline.bundle import Identity
 from millrace.streams.schema import Llm
@@ -64,12 +64,13 @@ JOINED = [(5, -0.2, 1), (8, -1.9, 2)]  # as vLLM joins pieces: the drawn one sta
 
 def params(**asked):
     """Sampling parameters, as vLLM has them where nothing is said."""
+    nothing = ("logit_bias", "allowed_token_ids", "trace_decode_token_ids", "watermarking", "structured_outputs")
+    none = ("thinking_token_budget", "logprobs", "prompt_logprobs", "logprob_token_ids")
     said = {
         **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_p"), 0.0),
-        **dict.fromkeys(("logit_bias", "allowed_token_ids", "trace_decode_token_ids", "watermarking", "structured_outputs")),
-        **dict.fromkeys(("thinking_token_budget", "logprobs", "prompt_logprobs", "logprob_token_ids")),
-        **{"repetition_penalty": 1.0, "bad_words": [], "min_tokens": 0, "n": 1, "temperature": 0.7, "top_p": 0.9, "top_k": -1},
-        "output_kind": Kind.FINAL_ONLY,
+        **dict.fromkeys((*nothing, *none)),
+        **{"max_tokens": 9, "min_tokens": 0, "bad_words": [], "repetition_penalty": 1.0},
+        **{"n": 1, "temperature": 0.7, "top_p": 0.9, "top_k": -1, "output_kind": Kind.FINAL_ONLY},
     }
     return SimpleNamespace(**said | asked)
 
@@ -181,6 +182,7 @@ def test_a_request_that_begins_or_ends_within_a_swap_is_flagged():
     [
         ({}, {"prompt_token_ids": [1]}, [], "no_tokens"),
         ({"logprob_token_ids": [4]}, {"prompt_token_ids": [1]}, [], "own_tokens"),
+        ({"max_tokens": 1}, {"prompt_token_ids": [1]}, [], "one_token"),
         ({}, iter(()), [], "streamed_prompt"),
         ({"temperature": 200.0}, {"prompt_token_ids": [1]}, [output(Flat([DRAWN_FIRST]), [5], "stop")], "temperature"),
         ({}, {"prompt_token_ids": [1]}, [output(Flat([DRAWN_FIRST]), [5, 9], "stop")], "no_log_probabilities"),
@@ -247,13 +249,24 @@ def test_counts_of_steps_and_sums_are_taken_away():
 def test_log_probabilities_stay_in_order_as_float16():
     """None is above 0, none is infinite, and rows never rise."""
     logs = np.array([[1e-7, -0.5, -7.0001, -7.0002, -np.inf, -np.inf]])
-    small = halved(logs)
-    assert small.dtype == np.float16 and np.isfinite(small).all() and small.max() <= 0 and (np.diff(small) <= 0).all()
+    _, kept = small(np.arange(6)[None], logs)
+    assert kept.dtype == np.float16 and np.isfinite(kept).all() and kept.max() <= 0 and (np.diff(kept) <= 0).all()
 
 
 def test_a_domain_is_what_records_take():
     """Cut to 64 characters, without those that cannot be printed."""
-    assert domain_of("s\nql\x00" + "x" * 100) == "sql" + "x" * 61
+    assert printable("s\nql\x00\ud800" + "x" * 100, 64) == "sql" + "x" * 61
+
+
+@pytest.mark.parametrize(("said", "kept"), [("i" * 5000, "i" * 128), ("a\ud800\n", "a"), ("", "-0"), ("\x00", "-0")])
+def test_an_id_that_the_caller_names_fits_a_record(said, kept):
+    """However long it is, and whatever is in it: the log takes the record."""
+    made, seen = tap()
+    ASKED.set(Asked(b"acme", "", capture=True))
+    gathering = made.begin(said, params(), {"prompt_token_ids": [1, 2, 3]}, None)
+    made.told(gathering, params(), output(Flat([DRAWN_FIRST]), [5], "stop", steps=()))
+    made.end(gathering)
+    assert unpack(pack(seen[0][0])).header.id == kept
 
 
 def test_several_choices_that_come_together_count_as_cached():

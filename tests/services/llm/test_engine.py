@@ -58,6 +58,7 @@ def test_log_probabilities_are_those_of_the_target(running):
 def test_a_caller_gets_the_log_probabilities_that_were_asked_for(running, asked):
     """Of /v1/completions, captured or not: the same answer to the letter, and as many entries a token as were asked for."""
     bodies = [{"prompt": text, **GREEDY, "logprobs": asked} for text in prompts("chat", 4, start=70)]
+    bodies[0] |= {"prompt_logprobs": 2}
     captured, opted_out = (choices(running.ask(bodies, asked=who)) for who in (ALLOWED, UNSEEN))
     assert captured == opted_out and len(running.captured()) == len(bodies)
     if asked is not None:
@@ -208,12 +209,15 @@ def test_a_request_longer_than_the_draft_takes_is_refused_or_ends_before(running
     """Beyond its context the draft of every request of the batch would be token 0; so none gets there."""
     most = running.engine.client.most
     assert most == 1024 - 2 * K
-    long, short = [5] * most, [5] * (most - 3)
-    [refused] = running.ask([{"prompt": long, **GREEDY}])
+    [refused] = running.ask([{"prompt": [5] * most, **GREEDY}])
     assert refused.status_code == 400 and f"take {most}" in refused.text
-    [choice] = choices(running.ask([{"prompt": short, **GREEDY, "ignore_eos": True}]))
+    words = model("target").tokenizer("".join(prompts("chat", 60, start=900)))["input_ids"]
+    body = {"prompt": words[: most - 20], "max_tokens": 100, "temperature": 0, "ignore_eos": True}
+    [choice] = choices(running.ask([body]))
     [(completion, _)] = running.captured()
     assert choice["finish_reason"] == "length" and completion.tokens == most
+    assert [tuple(hits for _, hits, _ in completion.steps())] == [each.steps for each in replayed([completion], begun_draft())]
+    assert set(completion.drafted.tolist()[:-1]) == {K}
 
 
 def test_steps_are_counted_as_the_replay_counts_them(running):

@@ -215,6 +215,17 @@ def test_an_engine_without_a_whole_draft_says_so_until_it_has_one(running):
     assert running.engine.held.identity.seq == 3
 
 
+def test_what_nobody_foresaw_is_a_refusal_and_the_engine_says_that_it_is_not_sure(running):
+    """vLLM hands it on as a bare exception; the next good draft makes the engine whole."""
+    running.do(running.engine.client.collective_rpc("raise_at_next_swap"))
+    with pytest.raises(SwapRefusedError, match="main.2 is refused"):
+        running.do(running.engine.swap(other(running, 2)))
+    with pytest.raises(MillraceError, match="Nobody knows which draft"):
+        running.engine.check()
+    running.do(running.engine.swap(other(running, 3)))
+    running.engine.check()
+
+
 @pytest.mark.parametrize("policy", ["lazy", "reset", "drain"])
 def test_what_becomes_of_cached_prompts(running, policy):
     """Left alone they count as cached, and are kept out of served figures; after a reset or a drain counts are the replay's."""
@@ -259,3 +270,25 @@ def test_a_drain_lets_running_requests_end_first(running):
         each.steps for each in replayed(whole, begun_draft(pair_folder("draft_chat")))
     ]
     assert {completion.header.seq for completion in seen} == {1}
+
+
+def test_a_drain_does_not_wait_for_ever(running):
+    """One caller's long answer is swapped under after a while; it is right all the same, and flagged."""
+    tap, llm, patience_s = running.engine.tap, running.engine.tap.llm, running.engine.drain_s
+    tap.llm, running.engine.drain_s = replace(llm, kv_policy="drain"), 0.05
+    long = {**asked(prompts("chat", 1, start=840), most=600)[0], "ignore_eos": True}
+
+    async def swapped():
+        work = asyncio.create_task(running.post("/v1/completions", long))
+        while not running.engine.client.output_processor.has_unfinished_requests():
+            await asyncio.sleep(0.001)
+        await running.engine.swap(other(running, 2))
+        assert not work.done()
+        return await work
+
+    try:
+        reply = running.do(swapped())
+    finally:
+        tap.llm, running.engine.drain_s = llm, patience_s
+    [(completion, _)] = running.captured()
+    assert reply.status_code == 200 and "swap" in completion.header.flags and len(completion.output) == 600

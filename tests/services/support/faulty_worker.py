@@ -14,6 +14,7 @@ class FaultyWorker(InWorker):
 
     shipped: Any = None
     fails: int = 0  # loads that fail
+    raises: bool = False  # whether the next swap raises what nobody foresaw
 
     def probe_sampling(self, mend: bool) -> str:
         from vllm.v1.sample import rejection_sampler
@@ -30,6 +31,16 @@ class FaultyWorker(InWorker):
     def fail_loads(self, count: int) -> None:
         """So many loads from now on get a tensor of a wrong shape, behind the checks."""
         self.fails = count
+
+    def raise_at_next_swap(self) -> None:
+        """As a fault in vLLM itself would."""
+        self.raises = True
+
+    def swap_draft(self, folder: str, digest: str) -> dict[str, Any]:
+        if self.raises:
+            self.raises = False
+            raise EOFError("nobody foresaw this")
+        return super().swap_draft(folder, digest)
 
     def load_draft(self, tensors: dict[str, Tensor]) -> None:
         if self.fails:
