@@ -36,8 +36,9 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from millrace.learners.errors import ConfigError, MillraceError
+from millrace.services.errors import SwapRefusedError
 from millrace.services.llm.capture import Counts, Seen, Tap, temperature_of
-from millrace.services.llm.swapping import DraftFile, SwapRefusedError, refuse_older
+from millrace.services.llm.swapping import DraftFile, refuse_older
 from millrace.services.metrics.page import text_of
 from millrace.streams.schema import Llm
 

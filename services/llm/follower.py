@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from millrace.learners.draft.folder import digest
 from millrace.learners.errors import MillraceError
 from millrace.learners.table import algorithm_of
-from millrace.services.llm.swapping import DraftFile, SwapRefusedError
+from millrace.services.errors import SwapRefusedError
+from millrace.services.llm.swapping import DraftFile
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Identity
 from millrace.services.pipeline.instance import ENDPOINT, Instance

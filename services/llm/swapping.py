@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from millrace.learners.errors import MillraceError
+from millrace.services.errors import SwapRefusedError
 from millrace.services.pipeline.bundle import Identity
 
 
@@ -16,13 +16,6 @@ class DraftFile:
     folder: Path  # as Hugging Face lays it out: config.json and model.safetensors, whole
     sha256: str  # of model.safetensors
     identity: Identity  # of the state that it was made from; its name is told to vLLM as the version of the weights
-
-
-class SwapRefusedError(MillraceError):
-    """A draft that an engine did not take; it goes on with the one that it has, unless its message says otherwise.
-
-    What to do: look at what the message names, and promote another version.
-    """
 
 
 def refuse_older(new: Identity, held: Identity) -> None:

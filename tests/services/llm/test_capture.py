@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from millrace.learners.draft.completion import pack, unpack
+from millrace.services.errors import SwapRefusedError
 from millrace.services.llm.capture import ASKED, Asked, Choice, Tap, cut_rows, flags_of, printable, rows_of, small, why_not
-from millrace.services.llm.swapping import SwapRefusedError, refuse_older
+from millrace.services.llm.swapping import refuse_older
 from millrace.services.pipeline.bundle import Identity
 from millrace.streams.schema import Llm
 

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 from millrace.learners.draft.folder import digest
 from millrace.learners.errors import BadInputError
 from millrace.services.decisions.decide import Change, decide, plan, plan_rollback, target
+from millrace.services.errors import SwapRefusedError
 from millrace.services.llm.follower import DraftFollower
-from millrace.services.llm.swapping import DraftFile, SwapRefusedError
+from millrace.services.llm.swapping import DraftFile
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.replay.learner_rollback import plan_learner

@@ -12,7 +12,7 @@ from llm_engine import begun_draft, named, replayed
 from safetensors.numpy import load_file, save_file
 
 from millrace.learners.errors import MillraceError
-from millrace.services.llm.swapping import SwapRefusedError
+from millrace.services.errors import SwapRefusedError
 
 pytestmark = [pytest.mark.llm, pytest.mark.slow]
 
