@@ -56,12 +56,16 @@ class Endpoint:
     access: Access = field(default_factory=Access)
     limits: ServingConfig = field(default_factory=ServingConfig)
     pool: Pool = field(default_factory=Pool)
-    turns: Turns = field(default_factory=Turns)
+    turns: Turns = field(init=False)  # as many at once as the limits say
     statistics: InferenceStatistics = field(default_factory=InferenceStatistics)
     traffic: Traffic = field(default_factory=Traffic)
     recording: Recording | None = None  # None: the pipeline takes labels from its rows alone
     overview: Callable[[], Awaitable[dict[str, Any]]] = _nothing  # of the trainer and all replicas
     draining: Callable[[], bool] = bool  # whether whoever looks for somebody to ask is to look elsewhere
+
+    def __post_init__(self) -> None:
+        """Turns are those of the limits."""
+        object.__setattr__(self, "turns", Turns(self.limits))
 
     @property
     def inline_bytes(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import msgspec
@@ -71,7 +71,7 @@ class LlmApp:
         headers = dict(scope["headers"])
         authorization = headers.get(b"authorization", b"")
         self._endpoint.access.check(authorization, remote_caller(scope, self._behind_front), PREDICT)
-        asked = asked_by(self._endpoint.access.tenant_of(authorization), headers)
+        asked = asked_by(self._endpoint.access.tenant_of(authorization), scope["headers"])
         body = await self._bodies.read(receive, headers.get(b"content-length", b""))
         passed_on = [(name, value) for name, value in scope["headers"] if name not in WITHHELD]
         async with self._endpoint.turns:
@@ -124,14 +124,19 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
-def asked_by(tenant: str, headers: MutableMapping[bytes, bytes]) -> Asked:
-    """Whose request it is, about what, and whether it may be learned from. Raises: BadInputError naming the header."""
-    domain, capture = headers.get(DOMAIN, b"").decode("latin-1"), headers.get(CAPTURE, b"on").lower()
+def asked_by(tenant: str, headers: Sequence[tuple[bytes, bytes]]) -> Asked:
+    """Whose request it is, about what, and whether it may be learned from: not where one of several headers says off.
+
+    Raises: BadInputError naming the header.
+    """
+    domain = dict(headers).get(DOMAIN, b"").decode("latin-1")
+    said = [value.strip().lower() for name, values in headers if name == CAPTURE for value in values.split(b",")]
     if len(domain) > MOST_DOMAIN or not domain.isprintable():
         raise BadInputError(f"Millrace-Domain: must be at most {MOST_DOMAIN} characters that can be printed.")
-    if capture not in (b"on", b"off"):
-        raise BadInputError(f"Millrace-Capture: {capture[:20].decode('latin-1')!r} must be off, or left out.")
-    return Asked(tenant.encode(), domain, capture == b"on")
+    for value in said:
+        if value not in (b"on", b"off"):
+            raise BadInputError(f"Millrace-Capture: {value[:20].decode('latin-1')!r} must be off, or left out.")
+    return Asked(tenant.encode(), domain, b"off" not in said)
 
 
 def kind_of_call(path: str) -> str:

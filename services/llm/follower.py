@@ -82,6 +82,14 @@ class DraftFollower:
             await asyncio.sleep(POLL_S)
         return await asyncio.to_thread(self._written, version)
 
+    async def catch_up(self, engine: Swaps) -> None:
+        """Swap until the engine has what the ledger says now, which may have changed while the engine began.
+
+        Raises: MillraceError where it cannot have that.
+        """
+        while (version := await self._version()) not in (None, self._held_version):
+            await self._go_to(str(version), engine)
+
     def begun(self, draft: DraftFile) -> None:
         """The engine has begun with it."""
         self._hold(draft)
@@ -94,7 +102,11 @@ class DraftFollower:
                 if version not in (None, self._held_version) and self._target != self._passed_by:
                     await self._go_to(str(version), engine)
                 elif version == self._held_version:
-                    self.said = ""
+                    self.said, self._passed_by = "", None
+                wait_s = POLL_S
+            except SwapRefusedError as error:
+                self._passed_by = self._target
+                self._note(error)
                 wait_s = POLL_S
             except MillraceError as error:
                 self._note(error)
@@ -117,17 +129,13 @@ class DraftFollower:
         return self._ledger.serving.get(ENDPOINT)
 
     async def _go_to(self, version: str, engine: Swaps) -> None:
-        """Raises: MillraceError where the draft cannot be read; one that the engine refuses is passed by."""
+        """Raises: SwapRefusedError where the engine cannot have that draft; another MillraceError where it cannot now."""
         draft = await asyncio.to_thread(self._written, version)
-        held = None if self.held is None else self.held.identity
-        newer = held is not None and held.branch == draft.identity.branch and draft.identity.place > held.place
         try:
-            seconds = await engine.swap(draft, newer)
-        except MillraceError as error:
+            seconds = await engine.swap(draft, goes_on(self._held_version, version))
+        except BaseException:
             shutil.rmtree(draft.folder, ignore_errors=True)
-            self._passed_by = self._target
-            self._note(error)
-            return
+            raise
         self.swapped += 1
         self._hold(draft)
         log.info("the ledger says %s: the engine has it after %.0f ms", self.described_target, 1000 * seconds)
@@ -157,11 +165,29 @@ class DraftFollower:
                 "answers. Serve a version of a branch that was begun with this target."
             )
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{version}-", dir=self._folder))
-            draft.write(folder)
+            return self._file_of(draft, parts.identity)
         except OSError as error:
             raise StorageError(
                 f"{self._folder}: draft {version} cannot be written: {error.strerror or error}. Make room there."
             ) from error
-        return DraftFile(folder, digest(folder / WEIGHTS), parts.identity)
+
+    def _file_of(self, draft: Any, identity: Identity) -> DraftFile:
+        """Written whole, or not there."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{identity.version}-", dir=self._folder))
+        try:
+            draft.write(folder)
+            return DraftFile(folder, digest(folder / WEIGHTS), identity)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def goes_on(held: str | None, version: str) -> bool:
+    """Whether the ledger goes on on the branch of what is held, by its own words; what is read then has to be newer.
+
+    >>> goes_on("main.7", "main.12"), goes_on("main.12", "main.7"), goes_on("main.7", "back.12")
+    (True, False, False)
+    """
+    (branch, _, seq), (new_branch, _, new_seq) = str(held).rpartition("."), version.rpartition(".")
+    return branch == new_branch and int(new_seq) > int(seq)

@@ -76,7 +76,7 @@ class LanguageModel(Calls):
         return LlmApp(self._endpoint, self._ask_engine)
 
     async def _start(self) -> None:
-        """Raises: MillraceError where the draft cannot be read, or the engine does not start with it."""
+        """Raises: MillraceError where the draft cannot be read, or the engine does not take it."""
         from millrace.services.llm.engine import Engine
 
         llm, began_s = self._serving.instance.loaded.pipeline.llm, time.monotonic()
@@ -85,6 +85,7 @@ class LanguageModel(Calls):
         log.info("vLLM starts with draft %s.", draft.identity.name)
         self._engine = await Engine.start(llm, self._endpoint.name, draft, self._completions.take)
         self._follower.begun(draft)
+        await self._follower.catch_up(self._engine)
         self._following = asyncio.get_running_loop().create_task(self._follower.run(self._engine))
         log.info("vLLM has started, after %.0f s.", time.monotonic() - began_s)
 

@@ -67,8 +67,8 @@ defaults
     timeout connect 5s
     timeout http-request {body_ms}ms
     timeout http-keep-alive {idle_ms}ms
-    timeout client {answer_s:g}s
-    timeout server {answer_s:g}s
+    timeout client {answer_ms}ms
+    timeout server {answer_ms}ms
     timeout queue 5s
     timeout check 10s
     option redispatch 1
@@ -181,6 +181,7 @@ def configuration(
         late=LATE.format(limits.body_s),
         frontends=frontends,
         answer_s=answers.within_s,
+        answer_ms=int(1000 * answers.within_s),
         retried="conn-failure empty-response" if answers.again else "conn-failure",
         backends=_backends(folder, replicas, answers),
     )

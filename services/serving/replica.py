@@ -25,7 +25,6 @@ from millrace.services.endpoint.http import HttpApp
 from millrace.services.endpoint.pool import Pool
 from millrace.services.endpoint.recording import Recorded, Recorder
 from millrace.services.endpoint.servers import Place, Servers, SharedPorts
-from millrace.services.endpoint.turns import Turns
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import Access
 from millrace.services.serving.actors import TIMEOUT_S, Subscriber, current_name, make_current, make_trainers, trainer_state
@@ -85,7 +84,6 @@ class Predictor(Calls):
             serving.access,
             pipeline.serving,
             Pool(waiting_bytes=pipeline.serving.working_bytes),
-            Turns(pipeline.serving),
             recording=_recording(serving.instance),
             overview=lambda: overview(serving, self._subscriber, self._presence()),
             draining=lambda: is_draining(serving.folder),

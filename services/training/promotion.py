@@ -31,13 +31,17 @@ class Promotion:
         if not self._rows or newest == before or newest is None:
             return
         self._seen = newest
-        last = self._last()
-        if last is None or last.to.version == newest:
-            return
-        if last.who in (WHO, FIRST) or last.to.version == before:
-            serve_version(self._instance, newest, WHO, f"llm.promote_rows = {self._rows}")
-        else:
-            log.info("%s is not promoted: %s decided for %s. Serve the newest to go on.", newest, last.who, last.to.version)
+        last, tried = self._last(), None
+        while last is not None and last != tried and last.to.version != newest:
+            if last.who not in (WHO, FIRST) and last.to.version != before:
+                log.info("%s is not promoted: %s decided for %s. Serve the newest to go on.", newest, last.who, last.to.version)
+                return
+            self._promote(newest, last)
+            last, tried = self._last(), last
+
+    def _promote(self, newest: str, last: Serve) -> None:
+        """In place of what the last decision serves; it does not count where another decision has come meanwhile."""
+        serve_version(self._instance, last.to, newest, WHO, f"llm.promote_rows = {self._rows}")
 
     def _last(self) -> Serve | None:
         """The newest decision for the endpoint that counts."""

@@ -166,14 +166,13 @@ def serve_beginning(instance: Instance, worker: Worker) -> None:
         return
     version, served = worker.mark_beginning(), instance.ledger().serving.get(ENDPOINT)
     if served is None or served.follow == worker.branch:
-        serve_version(
-            instance, version, FIRST, "the pipeline's first run" if served is None else "drafts are served by version"
-        )
+        why = "the pipeline's first run" if served is None else "drafts are served by version"
+        serve_version(instance, served, version, FIRST, why)
 
 
-def serve_version(instance: Instance, version: str, who: str, why: str) -> None:
-    """Let the endpoint serve a version from now on; where another decision comes first, that one counts."""
-    before, when_ms = instance.ledger().serving.get(ENDPOINT), time.time_ns() // 1_000_000
+def serve_version(instance: Instance, before: Target | None, version: str, who: str, why: str) -> None:
+    """Let the endpoint serve a version in place of ``before``; where another decision comes first, that one counts."""
+    when_ms = time.time_ns() // 1_000_000
     decision = Serve(who=who, why=why, when_ms=when_ms, endpoint=ENDPOINT, before=before, to=Target(version=version))
     append_decision(instance.ledger_stream(), decision)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from millrace.learners.draft.folder import digest
 from millrace.learners.errors import BadInputError
 from millrace.services.decisions.decide import Change, decide, plan, plan_rollback, target
 from millrace.services.errors import SwapRefusedError
-from millrace.services.llm.follower import DraftFollower
+from millrace.services.llm.follower import RETRY_S, DraftFollower
 from millrace.services.llm.swapping import DraftFile
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
@@ -146,6 +148,110 @@ def test_what_an_engine_refuses_is_counted_once_said_and_not_offered_again(learn
     )
     assert shelf.offered == 2 and shelf.taken == [(middle, True)]
     assert (follower.swapped, follower.refused, follower.said) == (1, 1, "")
+
+
+def test_what_was_refused_once_is_offered_again_when_it_is_decided_for_again(learned: Instance, tmp_path: Path) -> None:
+    """Between the two times the ledger said what is held; now the engine takes it."""
+    first, _, newest = versions(learned)
+    shelf, folder, again = Shelf(refuses={newest}), tmp_path / "drafts", list[bool]()
+
+    def decided_again(it: DraftFollower) -> bool:
+        if it.described_target != f"version {first}" or it.said:
+            return False
+        shelf.refuses.clear()
+        return serve(learned, newest)
+
+    following(
+        learned,
+        shelf,
+        folder,
+        [
+            lambda it: serve(learned, newest),
+            lambda it: bool(it.said) and serve(learned, first),
+            decided_again,
+            lambda it: again.append(True) or it.held is not None and it.held.identity.name == newest,
+        ],
+    )
+    assert shelf.offered == 2 and shelf.taken == [(newest, True)]
+
+
+def test_a_full_disk_leaves_nothing_behind_and_is_waited_for(learned: Instance, tmp_path: Path) -> None:
+    """Files may have no more than a kilobyte, as a full disk: no folder stays, and once there is room the draft comes in."""
+    newest, folder = versions(learned)[-1], tmp_path / "drafts"
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    left: list[list[Path]] = []
+
+    def fill(_: DraftFollower) -> bool:
+        serve(learned, newest)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+        return True
+
+    def empty(it: DraftFollower) -> bool:
+        if it.said:
+            left.append([path for path in folder.iterdir() if it._file is None or path != it._file.folder])
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        return bool(it.said)
+
+    try:
+        following(
+            learned,
+            shelf := Shelf(),
+            folder,
+            [fill, empty, lambda it: it.held is not None and it.held.identity.name == newest],
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert left == [[]] and shelf.taken == [(newest, True)] and len(list(folder.iterdir())) == 1
+
+
+def test_a_draft_of_another_target_is_read_once(learned: Instance, tmp_path: Path) -> None:
+    """It will never do, so it is passed by: said and counted once, and the store is left alone until somebody decides."""
+    newest, reads = versions(learned)[-1], list[str]()
+    llm = learned.loaded.pipeline.llm
+    assert llm is not None
+    pipeline = replace(learned.loaded.pipeline, llm=replace(llm, target_sha256="0" * 64))
+    other = replace(learned, loaded=replace(learned.loaded, pipeline=pipeline))
+
+    class Reading(DraftFollower):
+        def _written(self, version: str) -> DraftFile:
+            reads.append(version)
+            return super()._written(version)
+
+    async def follow() -> DraftFollower:
+        follower = Reading(learned, tmp_path / "drafts")
+        follower.begun(await follower.first())
+        follower._instance = other
+        serve(learned, newest)
+        task, looks = asyncio.create_task(follower.run(Shelf())), 0
+        async with asyncio.timeout(PATIENCE_S):
+            while looks < 3:
+                offset = follower._ledger.offset
+                await asyncio.sleep(RETRY_S)
+                looks += bool(follower.said) and follower._ledger.offset == offset
+        task.cancel()
+        return follower
+
+    follower = asyncio.run(follow())
+    assert reads[1:] == [newest] and follower.refused == 1 and "distilled for a target" in follower.said
+
+
+def test_what_is_decided_while_an_engine_begins_comes_before_it_is_ready(learned: Instance, tmp_path: Path) -> None:
+    """The engine has begun with the first, and catches up before anybody is answered; a refusal then is no silence."""
+    first, middle, newest = versions(learned)
+
+    async def begin(shelf: Shelf, version: str) -> DraftFollower:
+        follower = DraftFollower(learned, tmp_path / "drafts")
+        draft = await follower.first()
+        serve(learned, version)
+        follower.begun(draft)
+        await follower.catch_up(shelf)
+        return follower
+
+    follower = asyncio.run(begin(shelf := Shelf(), newest))
+    assert follower.held is not None and follower.held.identity.name == newest and shelf.taken == [(newest, True)]
+    with pytest.raises(SwapRefusedError, match="on the list"):
+        asyncio.run(begin(Shelf(refuses={middle}), middle))
 
 
 def test_a_draft_that_cannot_be_read_is_waited_for(learned: Instance, tmp_path: Path) -> None:

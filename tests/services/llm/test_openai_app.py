@@ -17,7 +17,7 @@ from starlette.routing import Route
 from millrace.learners.errors import MillraceError
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import Endpoint
-from millrace.services.llm.app import PATHS, LlmApp
+from millrace.services.llm.app import CAPTURE, PATHS, LlmApp, asked_by
 from millrace.services.llm.capture import ASKED
 from millrace.services.llm.follower import HeldDraft
 from millrace.services.pipeline.bundle import Identity
@@ -94,6 +94,14 @@ App = Callable[..., Awaitable[None]]
 def ask(app: App, method: str, path: str, body: bytes = b"", client: str = "127.0.0.1", **headers: str) -> Heard:
     """One request."""
     heard = Heard()
+    asyncio.run(asked(app, heard, method, path, body, client, **headers))
+    return heard
+
+
+async def asked(
+    app: App, heard: Heard, method: str, path: str, body: bytes = b"", client: str = "127.0.0.1", **headers: str
+) -> None:
+    """The same, on a loop that runs."""
     sent = [{"type": "http.request", "body": body, "more_body": False}]
     scope = {
         "type": "http",
@@ -119,8 +127,7 @@ def ask(app: App, method: str, path: str, body: bytes = b"", client: str = "127.
         elif message.get("body"):
             heard.pieces.append(message["body"])
 
-    asyncio.run(app(scope, receive, send))
-    return heard
+    await app(scope, receive, send)
 
 
 def test_only_paths_of_the_list_reach_the_engine() -> None:
@@ -171,12 +178,41 @@ def test_a_header_that_cannot_be_is_named(header: str, value: str) -> None:
     assert not engine.seen
 
 
-def test_a_body_over_the_limit_and_one_request_too_many_are_refused() -> None:
+def test_a_body_over_the_limit_is_refused() -> None:
     """In the form of the OpenAI API, with its status beside the sentence."""
     engine = Answering()
     heard = ask(LlmApp(endpoint(max_bytes=10), engine.app()), "POST", CHAT, b"x" * 11)
     assert heard.status == 413 and heard.json["error"]["code"] == 413 and "serving.max_bytes" in heard.json["error"]["message"]
     assert not engine.seen
+
+
+def test_one_request_too_many_is_refused_by_the_limits_of_the_file() -> None:
+    """One is at work and one waits: the third hears which key says so, and once the first is answered the second is, too."""
+    engine, waiting = Answering(), asyncio.Event()
+
+    async def slow(*request: Any) -> None:
+        await waiting.wait()
+        await engine.app()(*request)
+
+    app, heard = LlmApp(endpoint(in_flight=1, queued=1), slow), [Heard() for _ in range(3)]
+
+    async def all_asked() -> None:
+        both = [asyncio.create_task(asked(app, each, "POST", CHAT, b"{}")) for each in heard[:2]]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        await asked(app, heard[2], "POST", CHAT, b"{}")
+        waiting.set()
+        await asyncio.gather(*both)
+
+    asyncio.run(all_asked())
+    assert [each.status for each in heard] == [200, 200, 503] and "serving.in_flight" in heard[2].json["error"]["message"]
+
+
+def test_where_one_header_of_several_says_off_nothing_is_captured() -> None:
+    """A proxy on the way may add a header of its own, before or behind the caller's, or in the same line."""
+    for values in ((b"off", b"on"), (b"on", b"off"), (b"on, off",), (b"OFF",)):
+        assert not asked_by("acme", [(CAPTURE, value) for value in values]).capture, values
+    assert asked_by("acme", [(CAPTURE, b"on"), (CAPTURE, b"on")]).capture
 
 
 def test_a_stream_comes_piece_by_piece_and_knows_whose_it_is() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from draft_pipelines import put, tiny, tiny_values
@@ -15,8 +18,10 @@ from millrace.services.decisions.decide import decide, plan, target
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.training.current import Blob, Publication
-from millrace.services.training.promotion import WHO
+from millrace.services.training.promotion import WHO, Promotion
+from millrace.services.training.run import Bounds, run
 from millrace.services.training.trainer import Trainer
+from millrace.streams.journal.ledger import Serve
 
 pytest.importorskip("torch", reason="a draft is torch's, the extra `llm`")
 ROWS = 16
@@ -85,6 +90,41 @@ def test_what_is_newest_is_served_until_an_operator_decides(instance: Instance) 
     versions = [mark.version for mark in Archive(instance).marks("main") if mark.version is not None]
     promoted = [decision.to.version for decision in instance.ledger().counted if decision.who == WHO]
     assert promoted == [versions[1], versions[4]]
+
+
+@dataclass
+class Interrupted(Promotion):
+    """Promotes, and somebody decides right after each look at the ledger."""
+
+    instance: Instance
+    acts: list[Callable[[], Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.instance)
+
+    def _last(self) -> Serve | None:
+        last = super()._last()
+        if self.acts:
+            self.acts.pop()()
+        return last
+
+
+def test_an_operator_who_decides_meanwhile_is_not_passed_over(instance: Instance) -> None:
+    """A rollback between the look at the ledger and the decision: the promotion does not count, and is not made again."""
+    promotion = Interrupted(instance)
+
+    def learn_and_look(seed: int) -> None:
+        put(instance, tiny_values(ROWS, seed))
+        run(instance, "main", Bounds(), take_over=False)
+        promotion.look(SimpleNamespace(newest_version=newest(instance)))
+
+    learn_and_look(0)
+    first = Archive(instance).marks("main")[0].version
+    assert served(instance) == newest(instance) != first
+    promotion.acts.append(lambda: decide(instance, plan(instance, target(first, None)), "worse"))
+    learn_and_look(1)
+    assert served(instance) == first
+    assert [each.who for each in instance.ledger().counted].count(WHO) == 1
 
 
 def test_a_trainer_that_is_started_again_goes_on_promoting(instance: Instance) -> None:
