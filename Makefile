@@ -64,7 +64,7 @@ test: lint  ## test the installed package: lint, types, doctests, all tests
 	$(MAKE) test-llm
 
 test-llm: .venv-llm/.installed  ## the tests on a real vLLM, in an environment of its own (6 GB), one engine at a time
-	MILLRACE_INSTALLED=1 .venv-llm/bin/pytest -m llm tests/services/llm
+	MILLRACE_INSTALLED=1 MILLRACE_LLM=1 .venv-llm/bin/pytest -m llm tests/services/llm
 
 test-fast: .venv-test/.installed  ## the unit tests alone
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup -m "not slow" tests

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from answered import TOP, K, answers, model, prompts
+from answered import TOP, K, answers, model, pair_folder, prompts
 from llm_engine import ALLOWED, begun_draft, events, replayed
 
 from millrace.learners.draft.completion import pack
@@ -213,11 +213,50 @@ def test_a_request_longer_than_the_draft_takes_is_refused_or_ends_before(running
     assert refused.status_code == 400 and f"take {most}" in refused.text
     words = model("target").tokenizer("".join(prompts("chat", 60, start=900)))["input_ids"]
     body = {"prompt": words[: most - 20], "max_tokens": 100, "temperature": 0, "ignore_eos": True}
+    shortened = running.engine.counts.shortened
     [choice] = choices(running.ask([body]))
     [(completion, _)] = running.captured()
     assert choice["finish_reason"] == "length" and completion.tokens == most
+    assert running.engine.counts.shortened == shortened + 1
     assert [tuple(hits for _, hits, _ in completion.steps())] == [each.steps for each in replayed([completion], begun_draft())]
     assert set(completion.drafted.tolist()[:-1]) == {K}
+
+
+@pytest.mark.parametrize("named", [{"request_id": "j" * 6000}, {"request_id": "\ud800\n"}])
+def test_an_id_that_the_caller_names_fits_a_record(running, named):
+    """However long, and whatever is in it: the log takes the record, or vLLM refuses the request."""
+    [reply] = running.ask([{"prompt": "a word", **GREEDY, **named}])
+    seen = running.captured()  # each was packed, and unpacked as the log would
+    assert len(seen) == (reply.status_code == 200) and all(len(completion.header.id) <= 128 for completion, _ in seen)
+
+
+def test_a_search_over_beams_gives_no_records(running):
+    """It asks for one token again and again: nothing is drafted of such, and each is counted."""
+    before = running.engine.counts.dropped["one_token"]
+    body = {"prompt": "a word", "max_tokens": 4, "temperature": 0, "use_beam_search": True, "n": 2}
+    [reply] = running.ask([body])
+    assert reply.status_code == 200 and running.captured() == []
+    assert running.engine.counts.dropped["one_token"] > before
+
+
+def test_vllms_own_series_are_told(running):
+    """As Prometheus reads them: those of speculation, too."""
+    choices(running.ask([{"prompt": "a word", **GREEDY}]))
+    series = running.engine.series()
+    assert "vllm:spec_decode_num_accepted_tokens_total" in series and 'model_name="millrace-test"' in series
+
+
+def test_the_models_place_on_this_machine_is_not_told(running):
+    """The list of models names what callers write, and no folder."""
+
+    async def models() -> str:
+        import httpx
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(running.engine.app), base_url="http://engine") as client:
+            return (await client.get("/v1/models")).text
+
+    told = running.do(models())
+    assert "millrace-test" in told and str(pair_folder("target")) not in told
 
 
 def test_steps_are_counted_as_the_replay_counts_them(running):
