@@ -14,7 +14,7 @@ JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run up test test-fast test-pythons lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
+.PHONY: help setup run up test test-fast test-llm test-pythons lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
 .PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults charts
 .PHONY: image cluster test-cluster cluster-faults
 
@@ -38,7 +38,8 @@ MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.6.0:copy-depend
 CHART_TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/tools
 CHART_PROGRAMS := helm-3.22.0/helm helm-4.3.2/helm helm-unittest-1.1.2/helm-unittest
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
-SHIPPED := avro backbone kafka mlflow onnx parquet serve torch # every extra but the demo's and llm, which `millrace up` does not serve: what an image may hold
+SHIPPED := avro backbone kafka mlflow onnx parquet serve torch # every extra but the demo's and those of language models: what an image may hold
+TESTED := $(SHIPPED) demo llm # every extra but llm-cpu and llm-gpu, which both own the module vllm and pin older releases
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
 SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) 2>/dev/null)
@@ -58,8 +59,12 @@ test: lint  ## test the installed package: lint, types, doctests, all tests
 	-@$(MAKE) clients
 	-@$(if $(shell command -v go),$(MAKE) charts,echo "no Go here: the tests that run helm are skipped")
 	-@$(if $(shell command -v mvn),$(MAKE) .kafka/.ready,echo "no mvn here: the tests on a Kafka broker are skipped")
-	$(TEST)/pytest --doctest-modules --pyargs $(addprefix millrace.,$(ROOMS))
+	$(TEST)/pytest --doctest-modules --pyargs $(addprefix millrace.,$(ROOMS)) --ignore-glob '*/llm/engine.py'
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup tests
+	$(MAKE) test-llm
+
+test-llm: .venv-llm/.installed  ## the tests on a real vLLM, in an environment of its own (6 GB), one engine at a time
+	MILLRACE_INSTALLED=1 MILLRACE_LLM=1 .venv-llm/bin/pytest -m llm tests/services/llm
 
 test-fast: .venv-test/.installed  ## the unit tests alone
 	MILLRACE_INSTALLED=1 $(TEST)/pytest -n $(JOBS) --dist loadgroup -m "not slow" tests
@@ -154,16 +159,17 @@ calibrate: .venv-test/.installed  ## measure the table of learners/drift/calibra
 
 lock: $(UV)  ## resolve the requirements anew
 	$(RESOLVE) -o $(LOCKS)/uv.txt $(LOCKS)/uv.in
-	$(RESOLVE) --all-extras --group test -o $(LOCKS)/test.txt pyproject.toml
+	$(RESOLVE) $(addprefix --extra ,$(TESTED)) --group test -o $(LOCKS)/test.txt pyproject.toml
 	$(RESOLVE) --extra demo -c $(LOCKS)/test.txt -o $(LOCKS)/run.txt pyproject.toml
 	$(RESOLVE) --extra demo --extra serve -c $(LOCKS)/test.txt -o $(LOCKS)/serve.txt pyproject.toml
 	$(RESOLVE) $(addprefix --extra ,$(SHIPPED)) -c $(LOCKS)/test.txt -o $(LOCKS)/image.txt pyproject.toml
+	$(RESOLVE) --extra serve --extra kafka --extra parquet --extra llm-cpu --group test --override $(LOCKS)/llm-override.in -o $(LOCKS)/llm.txt pyproject.toml
 	$(RESOLVE) -o $(LOCKS)/clients.txt $(LOCKS)/clients.in
 	$(RESOLVE) -o $(LOCKS)/peers.txt $(LOCKS)/peers.in
 	$(RESOLVE) --override $(LOCKS)/continual-override.in -o $(LOCKS)/continual.txt $(LOCKS)/continual.in
 
 clean:  ## remove the environments and everything built
-	rm -rf .tools .venv .venv-test .venv-test-3.* .venv-clients .venv-peers .venv-continual .kafka build dist *.egg-info
+	rm -rf .tools .venv .venv-test .venv-test-3.* .venv-clients .venv-llm .venv-peers .venv-continual .kafka build dist *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(ROOMS) tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -210,8 +216,12 @@ $(UV): $(LOCKS)/uv.txt
 	$(INSTALL) $(@D) --reinstall dist/millrace-*.whl
 	@touch $@
 
-# These ask for an older protobuf than Ray does, and none of them is ever in a process of ours.
-.venv-clients/.ready .venv-peers/.ready .venv-continual/.ready: .venv-%/.ready: $(UV) $(LOCKS)/%.txt
+.venv-llm/.installed: .venv-llm/.ready .venv-test/.installed
+	$(INSTALL) .venv-llm --reinstall dist/millrace-*.whl
+	@touch $@
+
+# These ask for an older protobuf than Ray does, and none of them is ever in a process of ours. vLLM asks for an older NumPy.
+.venv-clients/.ready .venv-peers/.ready .venv-continual/.ready .venv-llm/.ready: .venv-%/.ready: $(UV) $(LOCKS)/%.txt
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv-$*
 	$(SYNC) .venv-$* $(LOCKS)/$*.txt
 	@touch $@

@@ -138,6 +138,13 @@ class NotCountedError(MillraceError):
     """
 
 
+class SwapRefusedError(MillraceError):
+    """A draft that an engine did not take; it goes on with the one that it has, unless its message says otherwise.
+
+    What to do: look at what the message names, and serve another version.
+    """
+
+
 FAILED = 1  # the command was understood and could not be done
 MISUSED = 2  # the command, the pipeline file or the data handed over was wrong
 
@@ -180,6 +187,7 @@ MEANINGS: dict[type[MillraceError], Meaning] = {
     NotCountedError: UNEXPECTED,
     OutdatedError: UNEXPECTED,
     MirrorError: Meaning(FAILED, 503, "UNAVAILABLE"),
+    SwapRefusedError: UNEXPECTED,
 }
 
 

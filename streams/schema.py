@@ -146,6 +146,9 @@ class Label:
         return "regress" if self.type == "number" else "classify"
 
 
+MOST_S = 2_147_483  # seconds of which a proxy counts the milliseconds in 31 bits
+
+
 @dataclass(frozen=True, slots=True)
 class Llm:
     """A language model whose completions are learned from, in place of fields and label.
@@ -165,14 +168,27 @@ class Llm:
     target_sha256: str = ""  # of the target's folder; empty: that of the folder when the pipeline is read
     draft_sha256: str = ""  # the same of the draft's
     vocabulary: int = 0  # >= 0, tokens that both know; 0: as their configs say, of which one is to be there then
+    # how tokens are drafted for requests above temperature 0: "probabilistic" accepts more, "greedy" drafts the likeliest
+    draft_sampling: Literal["probabilistic", "greedy"] = "probabilistic"
+    # what becomes of the state that a draft keeps of prompts, once another draft is there: "lazy" leaves it, "reset" drops it
+    # and computes running requests anew, "drain" ends running requests first, and lets new ones wait
+    kv_policy: Literal["lazy", "reset", "drain"] = "lazy"
+    show_counts: bool = False  # whether answers have their own accepted and drafted counts; they tell of the text of others
+    options: tuple[str, ...] = ()  # further words of vLLM's own command line, such as "--dtype", "float32"
+    # >= 0, completions after which the newest draft is served, again and again; 0: an operator serves one (`millrace serve`)
+    promote_rows: int = 0
+    answer_s: float = 600.0  # in [0.001, 2147483], seconds that a caller waits for the next byte of an answer at most
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
+        if not 0.001 <= self.answer_s <= MOST_S:
+            raise ValueError(f"answer_s = {self.answer_s}: must be from 0.001 to {MOST_S}")
         for name, high in (("k", 255), ("top", 4096), ("keep_ms", 1 << 53)):
             if not 1 <= getattr(self, name) <= high:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be from 1 to {high}")
-        if self.vocabulary < 0:
-            raise ValueError(f"vocabulary = {self.vocabulary}: must be at least 0")
+        for name in ("vocabulary", "promote_rows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 0")
 
 
 LLM_DECLARED = ("k", "top", "target_sha256", "draft_sha256", "vocabulary")  # what changes what is learned

@@ -84,14 +84,18 @@ ARROWS: Mapping[str, str] = {
         "learners services services/config services/data services/decisions services/pipeline services/proof services/python "
         "services/registry services/serving services/training streams streams/labels"
     ),
-    "services/cli": (
-        "learners services services/config services/data services/decisions services/pipeline services/proof "
-        "services/registry services/replay services/serving services/training streams streams/branch streams/journal"
-    ),
     "services/demo": (
         "learners learners/analytic learners/drift learners/table services services/config services/data services/endpoint "
         "services/pipeline services/protocol services/serving streams streams/branch streams/features streams/formats "
         "streams/journal streams/labels streams/state"
+    ),
+    "services/llm": (
+        "learners learners/draft learners/table services services/config services/endpoint services/metrics services/pipeline "
+        "services/protocol services/serving services/training streams streams/journal"
+    ),
+    "services/cli": (
+        "learners services services/config services/data services/decisions services/llm services/pipeline services/proof "
+        "services/registry services/replay services/serving services/training streams streams/branch streams/journal"
     ),
 }
 

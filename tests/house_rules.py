@@ -19,8 +19,8 @@ MAX_PARAMETERS = 6
 BANNED_WORDS = {"manager", "helper", "util", "common", "misc", "processor", "wrapper", "base"}
 STEP = ["read", "checked", "appended", "learned", "acknowledged", "emitted", "acted"]  # docs/design/journal.md, rules 5 and 8
 
-# Which file may import an outside system, or two that are told why; None where the first that needs it becomes its only door.
-DOORS: Mapping[str, str | tuple[str, ...] | None] = {
+# Which file may import an outside system, or two that are told why.
+DOORS: Mapping[str, str | tuple[str, ...]] = {
     "apsw": "streams/sqlite/database.py",
     "sqlite3": "streams/sqlite/database.py",
     "fastavro": "streams/formats/avro.py",
@@ -35,7 +35,7 @@ DOORS: Mapping[str, str | tuple[str, ...] | None] = {
     "river": ("learners/drift/detectors.py", "learners/river_adapter.py"),  # its detectors, and its models
     "scipy": ("learners/analytic/linalg.py", "streams/branch/host.py"),  # its routines, and its threads
     "transformers": "learners/draft/hugging_face.py",
-    "vllm": None,
+    "vllm": ("services/llm/engine.py", "services/llm/in_worker.py"),  # a replica's process, and the worker's inside it
 }
 UNPICKLERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 CLOCKS_AND_CHANCE = {"time", "datetime", "random", "secrets", "uuid"}
@@ -50,11 +50,15 @@ BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("services/endpoint/http.py", "HttpApp.__call__"): "a request that fails unforeseen gets its 500 and harms no other",
     ("services/endpoint/http.py", "HttpApp._infer"): "every failed request is counted, and its error raised again",
     ("services/endpoint/grpc.py", "GrpcApp.answer"): "a call that fails unforeseen gets its INTERNAL and harms no other",
+    ("services/llm/app.py", "LlmApp.__call__"): "a request that fails unforeseen gets its 500 and harms no other",
     ("services/metrics/sources.py", "Source._asked"): "what one source raises keeps no other from being heard",
     ("streams/kafka/reader.py", "KafkaReader._failing"): "decompressors raise what they like; the reader is given up",
     ("services/serving/up.py", "_tried_ray"): "Ray raises bare Exceptions where it does not start; all end `up` in a sentence",
+    ("services/llm/engine.py", "Engine._asked"): "vLLM hands on what a worker raised as a bare Exception; it becomes a refusal",
     ("services/endpoint/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
 }
+
+OPEN_KEYWORDS = {("services/llm/engine.py", name) for name in ("generate", "once")}  # other libraries' own methods
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -212,9 +216,9 @@ def environment_read(module: Module) -> Iterator[str]:
 
 
 def open_keywords(module: Module) -> Iterator[str]:
-    """No function takes `**kwargs`, so none passes them through."""
+    """No function takes `**kwargs`, so none passes them through, but in OPEN_KEYWORDS."""
     for function in functions(module.tree):
-        if function.args.kwarg:
+        if function.args.kwarg and (module.path, function.name) not in OPEN_KEYWORDS:
             yield module.at(function, f"{function.name} takes **{function.args.kwarg.arg}")
 
 
@@ -281,8 +285,8 @@ def inherited_learners(module: Module) -> Iterator[str]:
 
 
 def torch_outside_learners(module: Module) -> Iterator[str]:
-    """Only learners import torch: it takes seconds, and everything else must work where it is not installed."""
-    if module.room != "learners":
+    """Only learners import torch, and what vLLM runs in its worker: it takes seconds, and all else works without it."""
+    if module.room != "learners" and module.path != "services/llm/in_worker.py":
         yield from (module.at(node, f"imports {name}") for node, name in imports(module) if within(name, "torch"))
 
 
@@ -320,20 +324,15 @@ def doors_passed(tree: Iterable[Module]) -> Iterator[str]:
     imported = [(module, node, name) for module in tree for node, name in imports(module)]
     for system, door in DOORS.items():
         users = [(module, node) for module, node, name in imported if within(name, system)]
-        only = door or next((module.path for module, _ in users), "")
-        open_to = (only,) if isinstance(only, str) else only
-        beside = " and ".join(open_to)
-        yield from (
-            module.at(node, f"imports {system} beside {beside}") for module, node in users if module.path not in open_to
-        )
+        open_to = (door,) if isinstance(door, str) else door
+        beside = f"imports {system} beside {' and '.join(open_to)}"
+        yield from (module.at(node, beside) for module, node in users if module.path not in open_to)
 
 
 def import_cycles(tree: Iterable[Module]) -> Iterator[str]:
     """No module is imported, by whatever way round, by what it imports."""
     known = {module.name: module for module in tree}
-    graph = {name: {owner for _, used in imports(known[name]) if (owner := owner_of(used, known))} for name in known}
-    for name, used in graph.items():
-        used.discard(name)
+    graph = {name: {owner for _, used in imports(known[name]) if (owner := owner_of(used, known))} - {name} for name in known}
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -360,8 +359,8 @@ def repeated_file_names(tree: Sequence[Module]) -> Iterator[str]:
 def steps_yielded(module: Module) -> list[str]:
     """The names that the method `step` yields, in the order of its lines."""
     bodies = [function for function in functions(module.tree) if function.name == "step"]
-    yields = [node for body in bodies for node in ast.walk(body) if isinstance(node, ast.Yield)]
-    yields.sort(key=lambda node: (node.lineno, node.col_offset))
+    inside = (node for body in bodies for node in ast.walk(body) if isinstance(node, ast.Yield))
+    yields = sorted(inside, key=lambda node: (node.lineno, node.col_offset))
     return [node.value.value if isinstance(node.value, ast.Constant) else "?" for node in yields]
 
 

@@ -129,6 +129,12 @@ def test_every_excuse_for_catching_everything_is_needed() -> None:
     assert all(len(why.split()) > 3 for why in house.BROAD_EXCEPTS.values())
 
 
+def test_every_excuse_for_open_keywords_is_needed() -> None:
+    """OPEN_KEYWORDS names the functions that have them, and no others."""
+    functions = [(module.path, function) for module in modules(*ROOMS) for function in house.functions(module.tree)]
+    assert {(path, function.name) for path, function in functions if function.args.kwarg} == house.OPEN_KEYWORDS
+
+
 def test_each_outside_system_has_one_door() -> None:
     """Each outside system is imported by one file, so that everything else runs without it."""
     assert list(house.doors_passed(modules(*ROOMS))) == []

@@ -21,10 +21,10 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def test_the_lock_of_the_image_has_every_extra_that_a_served_pipeline_uses() -> None:
-    """EXTRAS may name any of them; what only the demo draws is left out, and what `millrace up` does not serve (llm)."""
+    """EXTRAS may name any of them; what only the demo draws is left out, and what language models need."""
     locked = names(re.findall(r"^[\w.-]+==", LOCK, re.MULTILINE))
     for extra, requirements in EXTRAS.items():
-        assert extra in ("demo", "llm") or names(requirements) <= locked, extra
+        assert extra == "demo" or extra.startswith("llm") or names(requirements) <= locked, extra
     assert not {"matplotlib", "plotext"} & locked
 
 

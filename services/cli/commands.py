@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from io import TextIOWrapper
 from pathlib import Path
@@ -126,7 +127,7 @@ class UpOptions:
     grpc_port: int
     tokens: Path | None
     warm_start: Path | None
-    replicas: int
+    replicas: int | None  # None: as many as are usual
     start_s: int
     drain_s: float
     metrics_port: int
@@ -205,10 +206,10 @@ def run(call: Call, branch: str, options: RunOptions) -> None:
     help="Seconds that answers go on once it is asked to end, while readiness says no.",
 )
 @metrics_options
-@click.option("--replicas", default=2, show_default=True, type=click.IntRange(2), help="Processes that answer; one may die.")
+@click.option("--replicas", type=click.IntRange(1), help="Processes that answer; default 2, so that one may die; of an LLM 1.")
 @log_format_option(hidden=False)
 def up(call: Call, branch: str, options: UpOptions) -> None:
-    """Learn from the log and answer over HTTP and gRPC, until Ctrl-C.
+    """Learn from the log and answer over HTTP and gRPC, until Ctrl-C. A pipeline with [llm] answers by vLLM's OpenAI API.
 
     Callers show a token: $MILLRACE_TOKEN, one of --tokens, else one that is made and kept in the pipeline's folder. With the
     latter, and where --host is loopback, callers on this machine need none.
@@ -221,11 +222,24 @@ def up(call: Call, branch: str, options: UpOptions) -> None:
 
     deciding.refuse_part(branch)
     warmed(call, branch, options.warm_start)
-    names = [field.name for field in fields(options) if field.name not in ("warm_start", "log_format")]
+    names = [field.name for field in fields(options) if field.name not in ("warm_start", "log_format", "replicas")]
     where = {name: getattr(options, name) for name in names}
-    listening = serving.Listening(token=taken_endpoint_token(), **where)
+    least = 2 if call.instance.loaded.pipeline.llm is None else 1
+    if (replicas := options.replicas or least) < least:
+        raise click.UsageError(f"--replicas {replicas}: at least {least}, so that one may die.")
+    listening = serving.Listening(token=taken_endpoint_token(), replicas=replicas, **where)
     options.log_format.branch = branch
-    serving.up(call.instance, branch, listening, options.log_format)
+    serving.up(call.instance, branch, listening, options.log_format, *_language_model(call))
+
+
+def _language_model(call: Call) -> list[Callable[[], type[Any]]]:
+    """What gives the class of its replicas, where a language model answers. Raises: MillraceError without vLLM."""
+    if call.instance.loaded.pipeline.llm is None:
+        return []
+    from millrace.services.llm import kind
+
+    kind.prepare()
+    return [kind.language_model]
 
 
 @main.command(cls=gathering("options", SendOptions))

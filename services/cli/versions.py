@@ -82,6 +82,21 @@ def versions(call: Call) -> None:
 
 @click.command()
 @on_pipeline
+def drafts(call: Call) -> None:
+    """How each draft did where it served, by domain: tokens a step, what was accepted, and how many replicas have it now.
+
+    alpha is of tested positions, accepted_of_drafted of all drafted tokens, as vLLM counts. It reads the completions that the
+    log still has.
+
+    Example: millrace drafts llm.toml
+    """
+    from millrace.services.llm.drafts import drafts
+
+    call.show(drafts(call.instance))
+
+
+@click.command()
+@on_pipeline
 @click.argument("version")
 @click.argument("folder", type=click.Path(path_type=Path))
 def export(call: Call, version: str, folder: Path) -> None:
@@ -112,4 +127,4 @@ def mirror(call: Call, once: bool, parent: int) -> None:
     call.show([mirror(call.instance, once, parent)])
 
 
-VERSION_COMMANDS = (promote, versions, export, mirror)
+VERSION_COMMANDS = (promote, versions, drafts, export, mirror)

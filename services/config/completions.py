@@ -20,6 +20,7 @@ NEEDED = {
     "capture": 'say whose completions go into the log: "all", "none", or a list of tenants',
 }
 HOUR_MS = 3_600_000
+VERSION_ROWS, CHECKPOINT_ROWS = 256, 1024  # completions between two of them, unless [worker] says otherwise
 
 # What is made for rows of fields and labels, and what a pipeline of completions has in its place.
 FOR_ROWS: Mapping[str, str] = {
@@ -62,7 +63,25 @@ def stand_in(raw: dict[str, Any], path: Path) -> None:
             )
         keep_ms = llm.get("keep_ms", Llm.__dataclass_fields__["keep_ms"].default)
         log["retention_hours"] = keep_ms / HOUR_MS if isinstance(keep_ms, int) and keep_ms > 0 else 0.0
+    _stand_in_for_versions(raw, llm, path)
     raw |= {"fields": [], "label": {"name": ACCEPTED.name, "type": ACCEPTED.type}}
+
+
+def _stand_in_for_versions(raw: dict[str, Any], llm: dict[str, Any], path: Path) -> None:
+    """Versions and checkpoints come more often than of rows: a completion is much work, and drafts are served by version.
+
+    Raises: ConfigError where versions are to be made in another step than they are to be served in.
+    """
+    worker, promote = raw.setdefault("worker", {}), llm.get("promote_rows", 0)
+    if not isinstance(worker, dict) or not isinstance(promote, int):
+        return  # whoever converts them says what is wrong
+    if promote and worker.get("version_rows", promote) != promote:
+        raise ConfigError(
+            f"{path}: llm.promote_rows = {promote} and worker.version_rows = {worker['version_rows']}: each version is served, "
+            "so both have to be the same. Leave the latter out."
+        )
+    for key, rows in (("version_rows", promote or VERSION_ROWS), ("checkpoint_rows", CHECKPOINT_ROWS)):
+        worker.setdefault(key, rows)
 
 
 def located(llm: Llm, folder: Path, digests: Digests) -> Llm:

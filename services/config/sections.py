@@ -83,6 +83,8 @@ class ServingConfig:
     max_labels: int = 4096  # >= 1, labels of one request; one of more gets 413
     # >= 1, answered rows that may wait for the log beside those of one request; further ones are not recorded, and counted
     waiting_rows: int = 32_768
+    # >= 1, bytes of completions that may wait for the log; further ones are not recorded, and counted
+    waiting_bytes: int = 64 << 20
     body_s: float = 10.0  # > 0, seconds by which a request's body has to be whole; a later one gets 408
     idle_s: float = 30.0  # > 0, seconds that a connection may stay without a request before it is closed
     log_s: float = 5.0  # > 0, seconds by which the log must have what a caller waits for; else 503

@@ -63,6 +63,8 @@ def plan(instance: Instance, target: Target) -> Change:
         target = Target(version=_servable(archive, ledger, target.version))
     else:
         refuse_part(str(target.follow))
+        if instance.loaded.pipeline.llm is not None:
+            raise BadInputError(f"Drafts are served by version. Name one, such as `millrace serve ... {NEWEST}`, not --follow.")
         _refuse_given_up(archive, str(target.follow))
     return Change(ledger.serving.get(ENDPOINT), target)
 

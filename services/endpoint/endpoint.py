@@ -17,7 +17,7 @@ from millrace.services.endpoint.pool import Pool
 from millrace.services.endpoint.recording import Recorder
 from millrace.services.endpoint.turns import Turns
 from millrace.services.errors import NotOfferedError, NotReadyError
-from millrace.services.pipeline.bundle import Bundle
+from millrace.services.pipeline.bundle import Bundle, Held
 from millrace.services.protocol.access import Access
 from millrace.services.protocol.inference import Predicted
 from millrace.services.protocol.labels import checked_labels, label_records, places, prediction_records
@@ -28,6 +28,7 @@ from millrace.streams.records import Record
 from millrace.streams.schema import Schema
 
 TOO_MANY_BYTES = "The request is over {} bytes (serving.max_bytes); send fewer rows at a time."
+ASK_OPENAI = "Ask POST /v1/chat/completions, /v1/completions or /v1/responses over HTTP."
 INLINE_BYTES = 1 << 16  # of a request that is answered at once; a larger one waits for a thread
 
 
@@ -51,16 +52,20 @@ class Endpoint:
 
     name: str  # of the model: the pipeline's
     schema: Schema
-    held: Callable[[], Bundle | None]  # what answers now
+    held: Callable[[], Held | None]  # what answers now
     access: Access = field(default_factory=Access)
     limits: ServingConfig = field(default_factory=ServingConfig)
     pool: Pool = field(default_factory=Pool)
-    turns: Turns = field(default_factory=Turns)
+    turns: Turns = field(init=False)  # as many at once as the limits say
     statistics: InferenceStatistics = field(default_factory=InferenceStatistics)
     traffic: Traffic = field(default_factory=Traffic)
     recording: Recording | None = None  # None: the pipeline takes labels from its rows alone
     overview: Callable[[], Awaitable[dict[str, Any]]] = _nothing  # of the trainer and all replicas
     draining: Callable[[], bool] = bool  # whether whoever looks for somebody to ask is to look elsewhere
+
+    def __post_init__(self) -> None:
+        """Turns are those of the limits."""
+        object.__setattr__(self, "turns", Turns(self.limits))
 
     @property
     def inline_bytes(self) -> int:
@@ -81,7 +86,7 @@ class Endpoint:
     def ready(self) -> None:
         """Raises: NotReadyError where there is nothing to answer from, or where it is about to end."""
         self.taking()
-        ready(self.held())
+        refuse_unready(self.held())
 
     @property
     def newest(self) -> str | None:
@@ -117,6 +122,8 @@ class Endpoint:
         Raises: BadInputError, NotOfferedError, StorageError where the log does not take them.
         """
         if self.recording is None:
+            if self.schema.llm is not None:
+                raise NotOfferedError(f"{self.name} is a language model, and a completion is its own label. {ASK_OPENAI}")
             raise NotOfferedError("This pipeline takes labels from its rows; give it a table [labels] for late ones.")
         recorder, records = self.recording.recorder, self._label_records(labels, headers)
         for at, record in enumerate(records):
@@ -135,8 +142,15 @@ def features_name(schema: Schema) -> str:
     return sha256(schema.declared)
 
 
-def ready(bundle: Bundle | None) -> Bundle:
-    """The same, where there is one that can answer. Raises: NotReadyError."""
-    if bundle is None or not bundle.outputs:
+def ready(held: Held | None) -> Bundle:
+    """The bundle that can answer rows. Raises: NotReadyError where there is nothing; NotOfferedError for a language model."""
+    refuse_unready(held)
+    if not isinstance(held, Bundle):
+        raise NotOfferedError(f"A language model answers here, and no rows. {ASK_OPENAI}")
+    return held
+
+
+def refuse_unready(held: Held | None) -> None:
+    """Raises: NotReadyError where there is nothing to answer from."""
+    if held is None or not held.outputs:
         raise NotReadyError("There is nothing to answer from yet: no version is served and no label was learned.")
-    return bundle

@@ -31,6 +31,7 @@ Scope = MutableMapping[str, Any]
 Address = tuple[str, int]  # of one end of a connection
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]  # an ASGI application
 
 
 class HttpApp:
@@ -59,13 +60,7 @@ class HttpApp:
             reply, status = HttpReply(b'{"error":"This request failed; the server\'s log says why."}'), UNEXPECTED.http
         took_ns = time.perf_counter_ns() - start_ns
         self._endpoint.traffic.count("http", kind_of_call(scope["path"]), str(status), took_ns, status < 400)
-        return await _send(send, reply, status, self._ending())
-
-    def _ending(self) -> list[tuple[bytes, bytes]]:
-        """What tells a caller to ask on another connection next time, where this endpoint is about to end."""
-        if not self._endpoint.draining():
-            return []
-        return [(b"connection", b"close"), *([(ENDING, b"1")] if self._behind_front else [])]
+        return await _send(send, reply, status, ending_headers(self._endpoint, self._behind_front))
 
     async def _answered(self, scope: Scope, receive: Receive) -> HttpReply:
         parts = [part for part in scope["path"].split("/") if part]
@@ -77,8 +72,7 @@ class HttpApp:
             raise NotServedError(f"There is nothing at {scope['path']}. Everything but /readyz is under /v2.")
         if parts[1:2] == ["health"]:
             return self._health(parts)
-        connected_here = None if self._behind_front else same_machine(scope.get("client"), scope.get("server"))
-        remote = remote_because(scope["headers"], connected_here)
+        remote = remote_caller(scope, self._behind_front)
         telling = scope["method"] == "POST" and parts[-1] == "labels"
         self._endpoint.access.check(headers.get(b"authorization", b""), remote, LABEL if telling else PREDICT)
         if scope["method"] == "POST":
@@ -147,6 +141,19 @@ class HttpApp:
         if len(body) <= self._endpoint.inline_bytes:
             return infer(self._endpoint.name, bundle, request, now_ms, limits)
         return await self._endpoint.pool.run(len(body), infer, self._endpoint.name, bundle, request, now_ms, limits)
+
+
+def ending_headers(endpoint: Endpoint, behind_front: bool) -> list[tuple[bytes, bytes]]:
+    """What tells a caller to ask on another connection next time, where this endpoint is about to end."""
+    if not endpoint.draining():
+        return []
+    return [(b"connection", b"close"), *([(ENDING, b"1")] if behind_front else [])]
+
+
+def remote_caller(scope: Scope, behind_front: bool) -> str:
+    """Why the caller of a request is not taken for one on this machine; empty where it is."""
+    connected_here = None if behind_front else same_machine(scope.get("client"), scope.get("server"))
+    return remote_because(scope["headers"], connected_here)
 
 
 def kind_of_call(path: str) -> str:

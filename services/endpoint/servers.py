@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from millrace.learners.errors import MillraceError
 from millrace.services.endpoint.endpoint import Endpoint
 from millrace.services.endpoint.grpc import GrpcApp, calls_server
-from millrace.services.endpoint.http import HttpApp
+from millrace.services.endpoint.http import App, HttpApp
 
 BACKLOG = 4096  # connections that wait to be accepted
 KEEP_ALIVE_S = 75  # of a connection without a request; longer than the front's, so that the front closes it first
@@ -123,10 +124,13 @@ class NoTrailers(HttpToolsProtocol):
 class Servers:
     """Both servers of one endpoint at one place."""
 
-    def __init__(self, endpoint: Endpoint, place: Place, grace_s: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, place: Place, grace_s: float, make_app: Callable[[Endpoint, bool], App] = HttpApp
+    ) -> None:
+        """``make_app``: of an endpoint, and of whether only our own front connects."""
         self._place = place
         self._grace_s = grace_s  # for requests at work when it closes
-        app = HttpApp(endpoint, behind_front=place.behind_front)
+        app = make_app(endpoint, place.behind_front)
         self._http = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -28,6 +28,10 @@ def _of_replica(presence: Presence) -> Samples:
         Distribution("millrace_answer_seconds", (replica, protocol), BOUNDS_S, counts, ns / 1e9)
         for protocol, counts, ns in presence.latencies
     ]
+    samples += [Sample("millrace_completions_total", (replica, outcome), count) for outcome, count in presence.completions]
+    samples += [Sample("millrace_draft_swaps_total", (replica, outcome), count) for outcome, count in presence.swaps]
+    if presence.swaps and presence.answers:
+        samples.append(Sample("millrace_replica_draft", (replica, presence.answers), 1))
     if presence.staleness_ms is not None:
         samples.append(Sample("millrace_replica_staleness_seconds", (replica,), presence.staleness_ms / 1000))
     return samples

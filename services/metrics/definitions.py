@@ -56,6 +56,7 @@ class Answer:
 
     samples: Samples
     is_whole: bool
+    series: tuple[tuple[str, str], ...] = ()  # of engines that tell of themselves: replica, text for Prometheus
 
 
 METRICS: tuple[Metric, ...] = (
@@ -193,7 +194,8 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         REPLICAS,
         ("replica", "protocol", "call", "code"),
-        "Requests by protocol (http, grpc), call (infer, labels, health, other) and status; 200, 202 and OK are no failures.",
+        "Requests by protocol (http, grpc), call (infer, labels, completions, health, other) and status, or left where "
+        "a caller did not wait for one; 200, 202 and OK are no failures.",
     ),
     Metric("millrace_answered_rows_total", "counter", REPLICAS, ("replica",), "Rows that were answered."),
     Metric(
@@ -211,6 +213,27 @@ METRICS: tuple[Metric, ...] = (
         "Records of answers and labels: in the log (stored), or answers that had no room (dropped).",
     ),
     Metric("millrace_recording_waiting", "gauge", REPLICAS, ("replica",), "Answered rows that wait for the log."),
+    Metric(
+        "millrace_replica_draft",
+        "gauge",
+        REPLICAS,
+        ("replica", "version"),
+        "1, of a language model's replica, with the version whose draft its engine has.",
+    ),
+    Metric(
+        "millrace_draft_swaps_total",
+        "counter",
+        REPLICAS,
+        ("replica", "outcome"),
+        "Drafts that took another one's place in an engine (done), and those that could not be read or were refused (refused).",
+    ),
+    Metric(
+        "millrace_completions_total",
+        "counter",
+        REPLICAS,
+        ("replica", "outcome"),
+        "Completions that were captured for the log, and others by why they were not, such as opted_out or tenant.",
+    ),
     Metric("millrace_front_connections", "gauge", FRONT, ("protocol",), "Callers' connections, by protocol (http, grpc)."),
     Metric("millrace_front_waiting", "gauge", FRONT, ("protocol",), "Requests that wait for a replica, while none answers."),
     Metric(

@@ -17,10 +17,11 @@ from itertools import accumulate
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -29,6 +30,7 @@ from millrace.services.metrics.sources import Source
 
 log = logging.getLogger("millrace")
 
+OF_ENGINES = "vllm:"  # begins the names of vLLM's own series
 METRICS_PATH = "/metrics"
 LIVE_PATH = "/livez"
 PATIENCE_S = 5.0  # for the sources to answer; Prometheus waits 10 s unless told otherwise
@@ -59,11 +61,12 @@ class Gathered(Collector):
         until_s = time.monotonic() + PATIENCE_S
         for source in self._sources:
             source.want()
-        samples = self._own()
+        samples, series = self._own(), list[tuple[str, str]]()
         for source in self._sources:
             answer = source.answer(until_s)
             samples += [*answer.samples, Sample("millrace_source_up", (source.name,), answer.is_whole)]
-        return families(samples)
+            series += answer.series
+        return [*families(samples), *families_of_engines(series)]
 
 
 def families(samples: Samples) -> list[Family]:
@@ -72,6 +75,23 @@ def families(samples: Samples) -> list[Family]:
     for sample in samples:
         by_name.setdefault(sample.name, []).append(sample)
     return [_family(metric, by_name.pop(metric.name)) for metric in METRICS if metric.name in by_name]
+
+
+def families_of_engines(series: Iterable[tuple[str, str]]) -> list[Family]:
+    r"""What engines tell of themselves, each sample under its replica's name; what their process tells beside it is left out.
+
+    >>> [made] = families_of_engines([("r1", "# TYPE vllm:waiting gauge\nvllm:waiting{engine=\"0\"} 2\npython_info 1\n")])
+    >>> made.samples[0].labels, made.samples[0].value
+    ({'engine': '0', 'replica': 'r1'}, 2)
+    """
+    merged: dict[str, Family] = {}
+    for replica, text in series:
+        for told in text_string_to_metric_families(text):
+            if told.name.startswith(OF_ENGINES) and not told.name.endswith("_created"):
+                family = merged.setdefault(told.name, Family(told.name, told.documentation, told.type))
+                for sample in told.samples:
+                    family.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
+    return list(merged.values())
 
 
 def _family(metric: Metric, samples: Samples) -> Family:
@@ -222,3 +242,8 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A caller who leaves is no error of ours."""
         log.debug("A scrape from %s was cut off.", client_address, exc_info=True)
+
+
+def text_of(registry: CollectorRegistry) -> str:
+    """What Prometheus would read of a registry that another library fills."""
+    return generate_latest(registry).decode()

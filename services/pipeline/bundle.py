@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -71,6 +72,22 @@ class Answer:
     labels: tuple[str, ...]  # (n,) the class with the highest score; empty for regression
     made_of: Callable[[], Corrected] | None = None  # what the scores are made of, where a memory corrects them
     far_out: Mapping[str, Array] = field(default_factory=dict)  # by field, rows (n,) with a value far outside what was learned
+
+
+class Held(Protocol):
+    """What answers now, whatever it answers."""
+
+    @property
+    def identity(self) -> Identity:
+        """Which state it is."""
+
+    @property
+    def schema(self) -> Schema:
+        """What it was learned with."""
+
+    @property
+    def outputs(self) -> int:
+        """What it gives for each row; 0: nothing has been learned yet."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,6 +7,7 @@ everybody needs one. Who is taken for a caller on this machine stands in callers
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ SCOPES = frozenset({PREDICT, LABEL})
 BEARER = b"Bearer "
 SHOW = "Show this endpoint's token: `Authorization: Bearer TOKEN`, on gRPC as metadata `authorization`."
 NOT_LOCAL = " Only a call from this machine needs none, and this one {}."
+TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")  # a tenant's name
 LONGEST = 4096  # characters of an ``Authorization`` header that is looked at
 
 
@@ -33,6 +35,7 @@ class Access:
 
     scopes: Mapping[bytes, frozenset[str]] = field(default_factory=dict)  # sha256 of a token -> what it is for
     local_is_open: bool = True  # whether callers on this machine need none
+    tenants: Mapping[bytes, str] = field(default_factory=dict)  # sha256 of a token -> whose it is, where its line says so
 
     def check(self, authorization: bytes, remote: str, *scopes: str) -> None:
         """Let a caller pass who showed a header ``Authorization``, or none, and who wants to do one of ``scopes``.
@@ -44,7 +47,7 @@ class Access:
             return
         if not authorization[: len(BEARER)].lower() == BEARER.lower() or len(authorization) > LONGEST:
             raise AccessError(SHOW + (NOT_LOCAL.format(remote) if self.local_is_open else ""))
-        allowed = self.scopes.get(sha256(authorization[len(BEARER) :].strip()).digest())
+        allowed = self.scopes.get(_named(authorization))
         if allowed is None:
             raise AccessError("This token is not one of this endpoint's. Its file is printed where the endpoint starts.")
         if allowed.isdisjoint(scopes):
@@ -52,12 +55,27 @@ class Access:
                 f"This token is for {', '.join(sorted(allowed))} and not for {' or '.join(scopes)}; show one that is."
             )
 
+    def tenant_of(self, authorization: bytes) -> str:
+        """Whose token a caller shows; empty: nobody's, or it shows none.
 
-def access(tokens: Mapping[str, frozenset[str]], local_is_open: bool) -> Access:
-    """Of tokens and what each is for. Raises: ConfigError for one that is empty."""
+        >>> access({"secret": SCOPES}, local_is_open=True, tenants={"secret": "acme"}).tenant_of(b"Bearer secret")
+        'acme'
+        """
+        return self.tenants.get(_named(authorization), "")
+
+
+def _named(authorization: bytes) -> bytes:
+    """By what a header's token is known here."""
+    return sha256(authorization[len(BEARER) :].strip()).digest()
+
+
+def access(tokens: Mapping[str, frozenset[str]], local_is_open: bool, tenants: Mapping[str, str] | None = None) -> Access:
+    """Of tokens, what each is for, and whose some are. Raises: ConfigError for one that is empty."""
     if not all(token.strip() for token in tokens):
         raise ConfigError("A token is empty, which everybody could show. Give another, or remove its file to have one made.")
-    return Access({sha256(token.strip().encode()).digest(): scopes for token, scopes in tokens.items()}, local_is_open)
+    named = {token: sha256(token.strip().encode()).digest() for token in (*tokens, *(tenants or {}))}
+    of_tenants = {named[token]: tenant for token, tenant in (tenants or {}).items()}
+    return Access({named[token]: scopes for token, scopes in tokens.items()}, local_is_open, of_tenants)
 
 
 def own_token(path: Path) -> str:
@@ -81,8 +99,28 @@ def own_token(path: Path) -> str:
 def read_tokens(path: Path) -> dict[str, frozenset[str]]:
     """A file of tokens: a line each, scopes (``predict``, ``label``, ``predict,label``), space, token; ``#`` for comments.
 
+    After another space a line may name the tenant whose token it is (``read_tenants``).
     Raises: ConfigError naming the line, never the token.
     """
+    tokens: dict[str, frozenset[str]] = {}
+    for token, scopes, _ in _token_lines(path):  # one may stand on several lines
+        tokens[token] = tokens.get(token, frozenset()) | scopes
+    if not tokens:
+        raise ConfigError(f"{path}: has no token. Write lines such as `predict,label TOKEN`.")
+    return tokens
+
+
+def read_tenants(path: Path) -> dict[str, str]:
+    """Of the same file, whose each token is that names a tenant. Raises: as ``read_tokens``; where one token names two."""
+    tenants: dict[str, str] = {}
+    for token, _, tenant in _token_lines(path):
+        if tenant and tenants.setdefault(token, tenant) != tenant:
+            raise ConfigError(f"{path}: one token is that of {tenants[token]} and of {tenant}. Give each tenant its own.")
+    return tenants
+
+
+def _lines(path: Path) -> list[str]:
+    """Raises: ConfigError where it cannot be read, or others may."""
     try:
         with path.open(encoding="utf-8") as file:
             lines, status = file.read().splitlines(), os.fstat(file.fileno())
@@ -92,12 +130,7 @@ def read_tokens(path: Path) -> dict[str, frozenset[str]]:
             f"The tokens' file {path} cannot be read: {why}. Name another (--tokens), or let this user read it."
         ) from error
     _refuse_readable(path, status)
-    tokens: dict[str, frozenset[str]] = {}
-    for token, scopes in _token_lines(path, lines):  # one may stand on several lines
-        tokens[token] = tokens.get(token, frozenset()) | scopes
-    if not tokens:
-        raise ConfigError(f"{path}: has no token. Write lines such as `predict,label TOKEN`.")
-    return tokens
+    return lines
 
 
 def _refuse_readable(path: Path, status: os.stat_result) -> None:
@@ -116,12 +149,16 @@ def _refuse_readable(path: Path, status: os.stat_result) -> None:
         raise ConfigError(f"{path}: user {status.st_uid} owns it and lets a group read it. Run chown on it, or chmod 600.")
 
 
-def _token_lines(path: Path, lines: Iterable[str]) -> Iterable[tuple[str, frozenset[str]]]:
-    for number, line in enumerate(lines, 1):
+def _token_lines(path: Path) -> Iterable[tuple[str, frozenset[str], str]]:
+    """Token, scopes, and tenant or nothing."""
+    for number, line in enumerate(_lines(path), 1):
         fields = line.split()
         if not fields or fields[0].startswith("#"):
             continue
         scopes = frozenset(fields[0].split(","))
-        if len(fields) != 2 or not scopes <= SCOPES:
+        if len(fields) not in (2, 3) or not scopes <= SCOPES:
             raise ConfigError(f"{path}: line {number} must be scopes ({', '.join(sorted(SCOPES))}), a space, and a token.")
-        yield fields[1], scopes
+        tenant = "".join(fields[2:])
+        if tenant and not TENANT.fullmatch(tenant):
+            raise ConfigError(f"{path}: line {number}: a tenant's name must be 1 to 64 of the characters A-Z a-z 0-9 . _ -.")
+        yield fields[1], scopes, tenant

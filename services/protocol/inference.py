@@ -14,7 +14,7 @@ from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Floats
 from millrace.services.config.sections import ServingConfig
 from millrace.services.errors import NotServedError
-from millrace.services.pipeline.bundle import Answer, Bundle
+from millrace.services.pipeline.bundle import Answer, Bundle, Held
 from millrace.services.protocol.statistics import Cost
 from millrace.services.protocol.tensors import (
     IDS,
@@ -151,14 +151,14 @@ def model_metadata(name: str, schema: Schema, version: str | None) -> dict[str, 
         else {"name": field.name, "datatype": "BYTES", "shape": [-1]}
         for field in schema.fields
     ]
-    outputs: list[dict[str, Any]] = [{"name": "scores", "datatype": "FP64", "shape": [-1, -1]}]
+    outputs: list[dict[str, Any]] = [] if schema.llm else [{"name": "scores", "datatype": "FP64", "shape": [-1, -1]}]
     if schema.label.task == "classify":
         outputs.append({"name": "label", "datatype": "BYTES", "shape": [-1]})
     versions = [] if version is None else [version]
     return {"name": name, "versions": versions, "platform": "millrace", "inputs": inputs, "outputs": outputs}
 
 
-def check_model(name: str, version: str | None, served: str, bundle: Bundle | None) -> None:
+def check_model(name: str, version: str | None, served: str, bundle: Held | None) -> None:
     """Raises: NotServedError where another model or version is asked for than the one that answers now."""
     if name != served:
         raise NotServedError(f"There is no model {name} here. There is: {served}.")

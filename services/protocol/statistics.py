@@ -10,7 +10,7 @@ from typing import Any
 # Upper bounds of the buckets of a latency, seconds: a ridge answers within the first, and who waits 10 s has given up.
 BOUNDS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BOUNDS_NS = tuple(round(1e9 * bound_s) for bound_s in BOUNDS_S)
-INFER, LABELS, HEALTH, OTHER = "infer", "labels", "health", "other"  # kinds of calls
+INFER, LABELS, COMPLETIONS, HEALTH, OTHER = "infer", "labels", "completions", "health", "other"  # kinds of calls
 
 
 @dataclass(slots=True)

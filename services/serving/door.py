@@ -18,7 +18,7 @@ from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.servers import BACKLOG, bound
 from millrace.services.errors import BusyError
 from millrace.services.serving import front
-from millrace.services.serving.front import Front, configuration
+from millrace.services.serving.front import ROWS, Answers, Front, configuration
 from millrace.services.serving.lock import has_lock
 from millrace.services.serving.ports import refused
 from millrace.services.serving.seats import admin_socket, waiting_socket
@@ -116,7 +116,7 @@ class Door:
         except OSError as error:
             raise refused(error, host, port, ("--host", option)) from error
 
-    def open(self, folder: Path, replicas: int, limits: ServingConfig) -> Path:
+    def open(self, folder: Path, replicas: int, limits: ServingConfig, answers: Answers = ROWS) -> Path:
         """Start the front, where there is one; the folder in ``folder`` for the replicas' sockets.
 
         Raises: MillraceError where it does not start.
@@ -127,7 +127,7 @@ class Door:
             if self.has_front:
                 http, grpc = self._taken
                 self._waiting = Waiting(waiting_socket(place), admin_socket(place))
-                text = configuration(place, replicas, limits, (http.fileno(), grpc.fileno()))
+                text = configuration(place, replicas, limits, (http.fileno(), grpc.fileno()), answers)
                 self._front = Front(place, text, (http, grpc))
         except OSError as error:
             raise MillraceError(f"{place} cannot be used: {error.strerror}. Make room there, or set TMPDIR.") from error

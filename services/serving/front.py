@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -66,20 +67,20 @@ defaults
     timeout connect 5s
     timeout http-request {body_ms}ms
     timeout http-keep-alive {idle_ms}ms
-    timeout client 60s
-    timeout server 60s
+    timeout client {answer_ms}ms
+    timeout server {answer_ms}ms
     timeout queue 5s
     timeout check 10s
     option redispatch 1
     option disable-h2-upgrade
     retries {retries}
-    retry-on conn-failure empty-response
+    retry-on {retried}
     option abortonclose
     unique-id-format %[uuid()]
     http-error status 408 content-type application/json string '{late}'
     http-error status 502 content-type application/json string '{{"error":"A replica ended before its answer was whole."}}'
     http-error status 503 content-type application/json hdr retry-after 1 string '{nobody}'
-    http-error status 504 content-type application/json string '{{"error":"No answer within 60 s."}}'
+    http-error status 504 content-type application/json string '{{"error":"No answer within {answer_s:g} s."}}'
 
 {frontends}
 {backends}"""
@@ -105,6 +106,17 @@ OPEN_CALLS = """    acl is_open path /inference.GRPCInferenceService/ServerLive 
     http-request return status 200 content-type application/grpc hdr grpc-status 8 hdr grpc-message \
 "This call takes no more than 1024 bytes." if is_open { req.body_size gt 1024 }
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What comes back to requests, as far as a front has to know."""
+
+    within_s: float  # a byte of an answer after the one before, and its first after the request
+    again: bool  # whether a replica that ended before it said anything may leave its request to another one
+
+
+ROWS = Answers(60.0, again=True)
 
 
 def is_installed() -> bool:
@@ -133,14 +145,17 @@ def connections() -> int:
     return CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, (files - 256) // 4)
 
 
-def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners: tuple[int, int]) -> str:
+def configuration(
+    folder: Path, replicas: int, limits: ServingConfig, listeners: tuple[int, int], answers: Answers = ROWS
+) -> str:
     """HAProxy's configuration file; ``listeners``: the inherited sockets of HTTP and gRPC, by number."""
     most, body_ms, idle_ms = connections(), int(1000 * limits.body_s), int(1000 * limits.idle_s)
     too_large = f'{{"error":"{TOO_MANY_BYTES.format(limits.max_bytes)}"}}'
     length = "req.hdr_val(content-length)"
     http, grpc = listeners
     share = SHARE.format(most // 2)
-    again = f"{{ req.body_size le {ASKED_AGAIN} }} {{ req.hdrs,length le {ASKED_AGAIN_HEAD} }}"
+    may_wait = f"{{ req.body_size le {ASKED_AGAIN} }} {{ req.hdrs,length le {ASKED_AGAIN_HEAD} }}"
+    again = may_wait if answers.again else "{ always_false }"
     frontends = (
         f"frontend http\n    bind fd@{http}\n{share}{CALLER}"
         f"    http-request return status 413 content-type application/json string '{too_large}' "
@@ -165,19 +180,23 @@ def configuration(folder: Path, replicas: int, limits: ServingConfig, listeners:
         nobody=NOBODY,
         late=LATE.format(limits.body_s),
         frontends=frontends,
-        backends=_backends(folder, replicas),
+        answer_s=answers.within_s,
+        answer_ms=int(1000 * answers.within_s),
+        retried="conn-failure empty-response" if answers.again else "conn-failure",
+        backends=_backends(folder, replicas, answers),
     )
 
 
-def _backends(folder: Path, replicas: int) -> str:
+def _backends(folder: Path, replicas: int, answers: Answers) -> str:
     """Of each protocol one whose requests wait where no replica answers, and one whose requests are then told so.
 
-    The first looks whether replicas answer, over HTTP for both, and takes one that fails a request for dead at once.
+    The first looks whether replicas answer, over HTTP for both, and takes one that fails a request for dead at once. A request
+    that is not asked again goes on a connection of its own: on a kept one nobody knows whether it reached the replica.
     """
-    text = ""
+    text, kept = "", "http-reuse always" if answers.again else "http-reuse never"
     for protocol, speaks in zip(PROTOCOLS, ("", " proto h2"), strict=True):
         for name in (f"{protocol}_waiting", protocol):
-            lines = [f"backend {name}", "balance roundrobin", "http-reuse never" if speaks else "http-reuse always"]
+            lines = [f"backend {name}", "balance roundrobin", "http-reuse never" if speaks else kept]
             lines += ["option httpchk GET /v2/health/live"] if name != protocol else []
             for seat in range(1, seats(replicas) + 1):
                 place = sockets(folder, seat)

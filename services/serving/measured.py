@@ -87,4 +87,5 @@ async def _of_replicas(serving: Serving) -> Answer:
     from millrace.services.serving.actors import Subscriber, current_name
 
     presences = await Subscriber(current_name(serving.instance)).replicas()
-    return Answer(of_replicas(presences), is_whole=bool(presences))
+    series = tuple((presence.replica, presence.series) for presence in presences if presence.series)
+    return Answer(of_replicas(presences), is_whole=bool(presences), series=series)

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from millrace.services.endpoint.http import HttpApp
 from millrace.services.endpoint.pool import Pool
 from millrace.services.endpoint.recording import Recorded, Recorder
 from millrace.services.endpoint.servers import Place, Servers, SharedPorts
-from millrace.services.endpoint.turns import Turns
 from millrace.services.pipeline.instance import Instance
 from millrace.services.protocol.access import Access
 from millrace.services.serving.actors import TIMEOUT_S, Subscriber, current_name, make_current, make_trainers, trainer_state
@@ -58,7 +57,7 @@ class Serving:
     host: str
     port: int  # of HTTP
     grpc_port: int
-    replicas: int  # >= 2, so that one can die
+    replicas: int  # >= 2, so that one can die; of a language model >= 1
     access: Access
     folder: Path  # of the replicas' sockets, and where `up` says that it is about to end
     front: bool = True  # whether one stands before those sockets; else replicas share the ports
@@ -73,7 +72,7 @@ class Predictor(Calls):
         use_threads(1)
         self._serving = serving
         self._first_look_until_s = time.monotonic() + FIRST_S
-        self._name = serve.get_replica_context().replica_tag
+        self._name = replica_name()
         self._subscriber = Subscriber(current_name(serving.instance))
         self._follower = Follower(serving.instance, self._subscriber)
         self._following = asyncio.get_running_loop().create_task(self._follower.run())  # Serve makes us on its loop
@@ -85,12 +84,11 @@ class Predictor(Calls):
             serving.access,
             pipeline.serving,
             Pool(waiting_bytes=pipeline.serving.working_bytes),
-            Turns(pipeline.serving),
             recording=_recording(serving.instance),
-            overview=self._overview,
+            overview=lambda: overview(serving, self._subscriber, self._presence()),
             draining=lambda: is_draining(serving.folder),
         )
-        self._telling = asyncio.get_running_loop().create_task(self._announce())
+        self._telling = asyncio.get_running_loop().create_task(announce(self._subscriber, self._presence))
         self.grpc_app = GrpcApp(self._endpoint)
         self._servers: Servers | None = None
 
@@ -104,12 +102,6 @@ class Predictor(Calls):
             await self._servers.close()
         if self._endpoint.recording is not None:
             await asyncio.to_thread(self._endpoint.recording.recorder.close, RECORD_S)
-
-    async def _announce(self) -> None:
-        """Say every other second what this replica does, for whoever asks any of them."""
-        while True:
-            await self._subscriber.tell(self._presence())
-            await asyncio.sleep(TELL_S)
 
     def _presence(self) -> Presence:
         follower, recording = self._follower, self._endpoint.recording
@@ -130,19 +122,6 @@ class Predictor(Calls):
             latencies=tuple((protocol, tuple(took.counts), took.ns) for protocol, took in traffic.latencies.items()),
         )
 
-    async def _overview(self) -> dict[str, Any]:
-        """All replicas that were heard of lately, this one at least, and the trainer."""
-        pending = (self._subscriber.replicas(), trainer_state(self._serving.instance, self._serving.branch))
-        replicas, trainer = await asyncio.gather(*pending)
-        shards = [shard for shard in self._serving.instance.shards(self._serving.branch) if shard != self._serving.branch]
-        learning = await asyncio.gather(*(trainer_state(self._serving.instance, shard) for shard in shards))
-        presences = {presence.replica: presence for presence in [self._presence(), *replicas]}
-        return {
-            "replicas": [asdict(presence) for _, presence in sorted(presences.items())],
-            "trainer": {"branch": self._serving.branch} | _describe_trainer(trainer),
-            "shards": [{"branch": shard} | _describe_trainer(state) for shard, state in zip(shards, learning, strict=True)],
-        }
-
     async def check_health(self) -> None:
         """The first look waits, for a while, until there is something to answer from; only then does the replica listen.
 
@@ -156,12 +135,37 @@ class Predictor(Calls):
         if self._servers is not None:
             self._servers.check()
         elif not self._serving.proxies:
-            self._servers = Servers(self._endpoint, _place(self._serving), WORK_S)
+            self._servers = Servers(self._endpoint, place_of(self._serving), WORK_S)
             await self._servers.open()
             log.info("It takes requests in.")
 
 
-def _place(serving: Serving) -> Place:
+def replica_name() -> str:
+    """Of the replica whose process this is; one that is started anew has another."""
+    return str(serve.get_replica_context().replica_tag)
+
+
+async def announce(subscriber: Subscriber, presence: Callable[[], Presence]) -> None:
+    """Say every other second what a replica does, for whoever asks any of them."""
+    while True:
+        await subscriber.tell(presence())
+        await asyncio.sleep(TELL_S)
+
+
+async def overview(serving: Serving, subscriber: Subscriber, own: Presence) -> dict[str, Any]:
+    """All replicas that were heard of lately, this one at least, and the trainer."""
+    replicas, trainer = await asyncio.gather(subscriber.replicas(), trainer_state(serving.instance, serving.branch))
+    shards = [shard for shard in serving.instance.shards(serving.branch) if shard != serving.branch]
+    learning = await asyncio.gather(*(trainer_state(serving.instance, shard) for shard in shards))
+    presences = {presence.replica: presence for presence in [own, *replicas]}
+    return {
+        "replicas": [asdict(replace(presence, series="")) for _, presence in sorted(presences.items())],
+        "trainer": {"branch": serving.branch} | _describe_trainer(trainer),
+        "shards": [{"branch": shard} | _describe_trainer(state) for shard, state in zip(shards, learning, strict=True)],
+    }
+
+
+def place_of(serving: Serving) -> Place:
     """Where one more replica listens. Raises: MillraceError where there is no room for it."""
     if not serving.front:
         return SharedPorts(serving.host, serving.port, serving.grpc_port)
@@ -221,8 +225,8 @@ class Keeper:
             raise MillraceError(f"The keeper no longer watches: {self._keeping.exception()!r}.")
 
 
-def start(serving: Serving) -> None:
-    """Deploy on the Ray that this process is connected to; returns when every replica is up."""
+def start(serving: Serving, kind: type[Any] | None = None) -> None:
+    """Deploy replicas, predictors or of another ``kind``, on the Ray that this process has; returns when every one is up."""
     limits = serving.instance.loaded.pipeline.serving  # what a replica works on is bounded in bytes too
     deployment_options: dict[str, Any] = {"max_ongoing_requests": limits.in_flight, "health_check_period_s": 2}
     replica_options = deployment_options | {
@@ -232,7 +236,7 @@ def start(serving: Serving) -> None:
         "graceful_shutdown_timeout_s": WORK_S + RECORD_S + SLACK_S,
     }
     predictor: Any = serve.deployment(ray_actor_options={"num_cpus": REPLICA_CPUS}, **replica_options)(
-        serve.ingress()(Predictor)
+        serve.ingress()(kind or Predictor)
     )
     keeper: Any = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, **deployment_options)(Keeper)
     application = predictor.bind(serving, keeper.bind(serving))

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,6 +19,9 @@ from millrace.services.config.config import endpoint_token
 from millrace.services.pipeline.instance import Instance
 from millrace.services.serving.lock import held_alone, is_held
 from millrace.streams.errors import StorageError
+
+if TYPE_CHECKING:
+    from millrace.services.serving.replica import Serving
 
 TIMEOUT_S = 15.0  # for an answer; a replica waits for the trainer's meanwhile
 
@@ -105,6 +108,34 @@ def served(instance: Instance) -> dict[str, Any]:
     return facts | {f"replica_{at}": _replica_line(replica) for at, replica in enumerate(facts_served["replicas"], 1)}
 
 
+def ways_to_ask(serving: Serving, at: EndpointAddress) -> list[str]:
+    """Where callers ask, and where they say what was right, a line each."""
+    pipeline = serving.instance.loaded.pipeline
+    if pipeline.llm is not None:
+        return [
+            f"openai    POST {at.url}/v1/chat/completions   (model {pipeline.name}; and /v1/completions, /v1/responses)",
+            f"          gRPC {at.grpc} grpc.health.v1   (health alone)",
+        ]
+    labels = [
+        f"labels    POST {at.url}/v2/models/{pipeline.name}/labels   (by row id, into topic {pipeline.served_topic})",
+        f"          gRPC {at.grpc} millrace.v1.Labels",
+    ]
+    return [
+        f"predict   POST {at.url}/v2/models/{pipeline.name}/infer   (Open Inference Protocol v2, JSON or binary tensors)",
+        f"          gRPC {at.grpc} inference.GRPCInferenceService   (the same, and grpc.health.v1)",
+        *(labels if pipeline.labels is not None else []),
+    ]
+
+
+def what_fills(serving: Serving) -> str:
+    """Who appends to the topic that is learned from."""
+    llm = serving.instance.loaded.pipeline.llm
+    if llm is None:
+        return "`millrace send` appends rows"
+    whose = llm.capture if isinstance(llm.capture, str) else ", ".join(llm.capture)
+    return f"completions of {whose} go there (llm.capture)"
+
+
 def _path(instance: Instance) -> Path:
     return instance.folder / "endpoint.json"
 
@@ -126,7 +157,9 @@ def _trainer_line(state: dict[str, Any]) -> str:
 
 def _replica_line(state: dict[str, Any]) -> str:
     behind = "" if state["staleness_ms"] is None else f", stale by at most {state['staleness_ms']} ms"
+    completions = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in state["completions"] if count)
     return (
         f"{state['answers'] or 'nothing yet'}{behind}; told to serve {state['serves']}; process {state['pid']}; "
         f"records of answers: {state['stored']} in the log, {state['waiting']} waiting, {state['dropped']} dropped"
+        f"{completions and f'; completions: {completions}'}{state['said'] and '; ' + state['said']}"
     )

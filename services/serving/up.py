@@ -10,30 +10,31 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from millrace.learners.errors import ConfigError, MillraceError
 from millrace.services.config.config import set_environment
 from millrace.services.pipeline.instance import Instance
-from millrace.services.protocol.access import SCOPES, Access, access, own_token, read_tokens
+from millrace.services.protocol.access import SCOPES, Access, access, own_token, read_tenants, read_tokens
 from millrace.services.protocol.callers import is_loopback
 from millrace.services.serving.companion import companion
 from millrace.services.serving.door import Door, own_folder, words
 from millrace.services.serving.ending import END_S, MARK_S, SLACK_S
 from millrace.services.serving.event_socket import received
 from millrace.services.serving.events import EventLines, Form
+from millrace.services.serving.front import ROWS, Answers
 from millrace.services.serving.guard import guarded_start
 from millrace.services.serving.listeners import family, listeners, title
 from millrace.services.serving.measured import measured, metrics_port
 from millrace.services.serving.seats import drain
 from millrace.services.serving.shared_memory import object_store_bytes
-from millrace.services.serving.status import EndpointAddress, place, placed, serving_alone
+from millrace.services.serving.status import EndpointAddress, place, placed, serving_alone, ways_to_ask, what_fills
 from millrace.services.training.begun_later import refuse_begun_later
 
 if TYPE_CHECKING:
@@ -49,6 +50,13 @@ TRIES = 3  # to start Ray
 CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
 
 
+Kind = Callable[[], type[Any] | None]  # of replicas
+
+
+def _predictors() -> None:
+    """Those that answer rows, which are there anyway."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listening:
     """Where the endpoint listens."""
@@ -56,7 +64,7 @@ class Listening:
     host: str = "127.0.0.1"
     port: int = 8000  # of HTTP
     grpc_port: int = 8001
-    replicas: int = 2
+    replicas: int = 2  # of a language model 1 is usual: each has the whole model in memory
     token: str | None = None  # for everything
     tokens: Path | None = None  # a file of tokens with scopes
     start_s: int = START_S  # that each part of Ray or Serve may take to start or answer
@@ -91,20 +99,21 @@ class Listening:
         """
         token_scopes = {} if self.tokens is None else read_tokens(self.tokens)
         token_scopes |= {self.token: SCOPES} if self.token else {}
-        return access(token_scopes or {own_token(own_token_path): SCOPES}, local_is_open=self.loopback and not token_scopes)
+        shown = token_scopes or {own_token(own_token_path): SCOPES}
+        tenants = {} if self.tokens is None else read_tenants(self.tokens)
+        return access(shown, local_is_open=self.loopback and not token_scopes, tenants=tenants)
 
 
-def up(instance: Instance, branch: str, listening: Listening, lines: EventLines) -> None:
+def up(instance: Instance, branch: str, listening: Listening, lines: EventLines, kind: Kind = _predictors) -> None:
     """Serve and learn until SIGINT or SIGTERM; then the trainer marks a version and everything ends.
 
-    ``lines`` prints what every process of it says.
+    ``lines`` prints what every process of it says; ``kind`` gives the class of its replicas once Ray's settings are made.
 
     Raises: MillraceError where Ray is not installed or does not start, LearnerError where a newer release began the branch.
     """
-    if instance.loaded.pipeline.llm is not None:
+    if instance.loaded.pipeline.llm is not None and kind is _predictors:
         raise MillraceError(
-            f"{instance.loaded.pipeline.name} learns a draft, and `millrace up` does not serve language models yet. "
-            "`millrace run --follow` learns what is in the log, and `millrace export` writes a draft that transformers loads."
+            f"{instance.loaded.pipeline.name} has a language model to answer, and no predictor. Run `millrace up`."
         )
     if find_spec("ray") is None:
         raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")
@@ -112,21 +121,21 @@ def up(instance: Instance, branch: str, listening: Listening, lines: EventLines)
     stop.on_signals()
     with serving_alone(instance):
         refuse_begun_later(instance, branch)
-        _serve(instance, branch, listening, lines, stop)
+        _serve(instance, branch, listening, lines, stop, kind)
 
 
-def _serve(instance: Instance, branch: str, listening: Listening, lines: EventLines, stop: Stop) -> None:
+def _serve(instance: Instance, branch: str, listening: Listening, lines: EventLines, stop: Stop, kind: Kind) -> None:
     limits, store_bytes = instance.loaded.pipeline.serving, object_store_bytes()
     prepare_environment(limits.max_bytes, listening.start_s)
     endpoint_place = place(listening.host, listening.port, listening.grpc_port, words(listening.proxies))
     ports = listening.port, listening.grpc_port
     scraped = metrics_port(listening.metrics_host, listening.metrics_port)
     with closing(Door(listening.host, ports, listening.proxies)) as door, scraped as page, own_folder() as folder:
-        sockets = door.open(folder, listening.replicas, limits)
+        sockets = door.open(folder, listening.replicas, limits, _answers(instance))
         serving = _serving(instance.absolute, branch, listening, (sockets, door.has_front))
         with received(sockets, lines.show):
             log.info("Ray starts; each part of it may take up to %d s (--start-s).", listening.start_s)
-            _start(serving, folder, store_bytes, stop, lines.form)
+            _start(serving, folder, store_bytes, stop, lines.form, kind)
             with _ended(serving, door):
                 if stop.asked.is_set():
                     return
@@ -141,6 +150,12 @@ def _serve(instance: Instance, branch: str, listening: Listening, lines: EventLi
                     pulse.beat(listening.drain_s + END_S)
                     drain(sockets)
                     stop.again.wait(listening.drain_s)
+
+
+def _answers(instance: Instance) -> Answers:
+    """A completion takes as long as it takes, and is not generated twice."""
+    llm = instance.loaded.pipeline.llm
+    return ROWS if llm is None else Answers(llm.answer_s, again=False)
 
 
 @contextmanager
@@ -244,7 +259,7 @@ def _serving(instance: Instance, branch: str, listening: Listening, way: tuple[P
     return predictor.Serving(instance, branch, *addresses, listening.replicas, allowed, *way, listening.proxies)
 
 
-def _start(serving: Serving, folder: Path, store_bytes: int, stop: Stop, form: Form) -> None:
+def _start(serving: Serving, folder: Path, store_bytes: int, stop: Stop, form: Form, kind: Kind) -> None:
     """Ray and the application on it, unless it is to end before. ``folder``: for Ray's files. Raises: MillraceError."""
     import ray
 
@@ -255,7 +270,7 @@ def _start(serving: Serving, folder: Path, store_bytes: int, stop: Stop, form: F
         if not stop.asked.is_set():
             log.info("Ray runs; %d replicas start, each says when it takes requests in.", serving.replicas)
             with guarded_start(_rays_logs(folder), form):
-                predictor.start(serving)
+                predictor.start(serving, kind())
         stop.on_signals()
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         ray.shutdown()
@@ -317,21 +332,18 @@ def token_path(instance: Instance) -> Path:
 
 
 def _say_where(serving: Serving, listening: Listening, at: EndpointAddress, lines: EventLines) -> None:
-    name = serving.instance.loaded.pipeline.name
     path = token_path(serving.instance)
     token_sources = " and ".join(
         [*(["MILLRACE_TOKEN"] if listening.token else []), *map(str, filter(None, [listening.tokens]))]
     )
     token_holders = "everybody" if not serving.access.local_is_open else "callers from other machines"
     for line in (
-        f"predict   POST {at.url}/v2/models/{name}/infer   (Open Inference Protocol v2, JSON or binary tensors)",
-        f"          gRPC {at.grpc} inference.GRPCInferenceService   (the same, and grpc.health.v1)",
-        *(_labels_lines(serving, at)),
+        *ways_to_ask(serving, at),
         f"ready     GET  {at.url}/v2/health/ready",
         *(_metrics_lines(listening)),
         f"token     {token_sources or path}; {token_holders} must show it",
         f"replicas  {serving.replicas} behind {at.proxy}",
-        f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; `millrace send` appends rows",
+        f"learns    branch {serving.branch} from topic {serving.instance.loaded.pipeline.topic}; {what_fills(serving)}",
         *([f"mirrors   versions to {uri}"] if (uri := serving.instance.loaded.pipeline.mlflow.uri) else []),
         *(f"listens   {listener}" for listener in listeners(os.getpid())),
         "stop      Ctrl-C",
@@ -344,16 +356,6 @@ def _metrics_lines(listening: Listening) -> list[str]:
         return []
     host = f"[{listening.metrics_host}]" if ":" in listening.metrics_host else listening.metrics_host
     return [f"metrics   GET  http://{host}:{listening.metrics_port}/metrics   (Prometheus; no token; /livez beside it)"]
-
-
-def _labels_lines(serving: Serving, at: EndpointAddress) -> list[str]:
-    pipeline = serving.instance.loaded.pipeline
-    if pipeline.labels is None:
-        return []
-    return [
-        f"labels    POST {at.url}/v2/models/{pipeline.name}/labels   (by row id, into topic {pipeline.served_topic})",
-        f"          gRPC {at.grpc} millrace.v1.Labels",
-    ]
 
 
 def _end(serving: Serving) -> None:

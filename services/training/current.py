@@ -53,6 +53,10 @@ class Presence:
     rows: int = 0  # that it answered
     requests: tuple[tuple[str, str, str, int], ...] = ()  # protocol, kind of call, status, how many
     latencies: tuple[tuple[str, tuple[int, ...], int], ...] = ()  # protocol, answers by bucket, nanoseconds of all
+    completions: tuple[tuple[str, int], ...] = ()  # of a language model: what became of them, how many
+    swaps: tuple[tuple[str, int], ...] = ()  # of its draft: done or refused, how many
+    said: str = ""  # why it does not answer from what it is told to; nothing where it does
+    series: str = ""  # of its engine, as text for Prometheus
 
 
 class NewestWeights:

@@ -27,6 +27,7 @@ from millrace.streams.worker.worker import Worker, WorkerIdentity
 log = logging.getLogger("millrace")
 
 PROGRESS_S = 2.0
+FIRST = "millrace run"  # who decides what a pipeline's endpoint serves at first
 EXPIRY_S = 60.0  # between two looks for old records while a run follows the log
 
 
@@ -115,6 +116,7 @@ def run(instance: Instance, branch: str, bounds: Bounds, take_over: bool) -> Don
         serve_first(instance, branch)
         backends = instance.backends(branch)
         worker = Worker(instance.fold_spec, backends, pipeline.worker, identity_of_worker(instance, branch))
+        serve_beginning(instance, worker)
         log.info("%s: epoch %d goes on at seq %d, %d records", branch, worker.epoch, worker.seq, worker.fold.records)
         before, fates = worker.fold.records, worker.fold.fates
         with _Until(instance, bounds, before).stopping_on_signals() as stop_condition:
@@ -155,14 +157,39 @@ def _followed(instance: Instance, branch: str) -> bool:
     return any(isinstance(decision, Serve) and decision.to.follow == branch for decision in decisions)
 
 
+def serve_beginning(instance: Instance, worker: Worker) -> None:
+    """Of a pipeline of completions: the draft that the first run begins with is its first version, and the endpoint serves it.
+
+    An endpoint that follows a branch, as an earlier release let it, goes on with that one's newest version.
+    """
+    if instance.loaded.pipeline.llm is None:
+        return
+    version, served = worker.mark_beginning(), instance.ledger().serving.get(ENDPOINT)
+    if served is None or served.follow == worker.branch:
+        why = "the pipeline's first run" if served is None else "drafts are served by version"
+        serve_version(instance, served, version, FIRST, why)
+
+
+def serve_version(instance: Instance, before: Target | None, version: str, who: str, why: str) -> None:
+    """Let the endpoint serve a version in place of ``before``; where another decision comes first, that one counts."""
+    when_ms = time.time_ns() // 1_000_000
+    decision = Serve(who=who, why=why, when_ms=when_ms, endpoint=ENDPOINT, before=before, to=Target(version=version))
+    append_decision(instance.ledger_stream(), decision)
+
+
 def serve_first(instance: Instance, branch: str) -> None:
-    """The first run of a pipeline lets its endpoint follow the branch; afterwards only operators and gates decide."""
+    """The first run of a pipeline lets its endpoint follow the branch; afterwards only operators and gates decide.
+
+    Drafts are served by version alone (``serve_beginning``).
+    """
+    if instance.loaded.pipeline.llm is not None:
+        return
     served = instance.ledger().serving.get(ENDPOINT)
     if served is not None and served.follow != merging_branch(branch):
         log.info("%s: the endpoint serves %s; to change that: `millrace serve --follow`", branch, describe_target(served))
     if served is None:
         decision = Serve(
-            who="millrace run",
+            who=FIRST,
             why="the pipeline's first run",
             when_ms=time.time_ns() // 1_000_000,
             endpoint=ENDPOINT,

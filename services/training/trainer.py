@@ -27,7 +27,8 @@ from millrace.services.pipeline.instance import Instance
 from millrace.services.pipeline.succession import heir_of
 from millrace.services.training.current import Blob, Publication
 from millrace.services.training.pace import Pace
-from millrace.services.training.run import identity_of_worker, serve_first
+from millrace.services.training.promotion import Promotion
+from millrace.services.training.run import identity_of_worker, serve_beginning, serve_first
 from millrace.streams.branch.branch import Backends
 from millrace.streams.branch.host import use_threads
 from millrace.streams.branch.merge import MergeInput, piece_bytes
@@ -78,6 +79,8 @@ class Trainer:
         self._branch = branch
         self._publish = publish
         self._is_shard = shard_of(branch) != WHOLE
+        self._publishes = instance.loaded.pipeline.llm is None  # a draft is read from its version
+        self._promotion = Promotion(instance)
         self._stop = threading.Event()
         self._mail = threading.Condition()
         self._offer: Parts | ShardState | None = None
@@ -158,6 +161,7 @@ class Trainer:
         serve_first(self._instance, self._branch)
         backends = self._instance.backends(self._branch)
         worker = Worker(self._instance.fold_spec, backends, pipeline.worker, identity_of_worker(self._instance, self._branch))
+        serve_beginning(self._instance, worker)
         log.info("%s: epoch %d goes on at seq %d, %d records", worker.branch, worker.epoch, worker.seq, worker.fold.records)
         try:
             worker.run(_Between(self, backends))
@@ -170,6 +174,7 @@ class Trainer:
         if drift is not None and drift.newest != self._alarm and version != self._version and not self._is_shard:
             self._alarm, self._version = drift.newest, version  # the version after the alarm is there
             name_last_good(self._instance, worker.branch)
+        self._promotion.look(worker)
         self._warn(worker)
         place = (worker.epoch, worker.seq, worker.fold.records)
         self._state = TrainerStatus(True, *place, "", os.getpid(), worker.branch, _rejected(worker))
@@ -185,7 +190,7 @@ class Trainer:
 
         ``only_news``: not where it answers as the one before.
         """
-        if self._on_its_way or not self._pace.allows:
+        if not self._publishes or self._on_its_way or not self._pace.allows:
             return
         began_s, answers = time.monotonic(), answers_of(worker)
         if only_news and answers is self._answers:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from millrace.streams.errors import TooManyRejectedError
-from millrace.streams.formats.json_rows import Refused
+from millrace.streams.formats.json_rows import Refused, Rows
 from millrace.streams.journal.entries import Rejected
+from millrace.streams.labels.served import Served
+from millrace.streams.records import Read
 from millrace.streams.source import Position
 from millrace.streams.worker.config import WorkerConfig
 
@@ -74,3 +77,17 @@ def describe_reasons(by_reason: Mapping[str, int]) -> str:
     'wrong-type 20, oversized 1'
     """
     return ", ".join(f"{reason} {count}" for reason, count in sorted(by_reason.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Reads, decoded: the rows of each, and what was refused."""
+
+    reads: list[Read]
+    rows: list[Rows | Served]
+    refused: list[tuple[str, Refused]]  # partition, and what was wrong
+
+    @property
+    def rows_read(self) -> int:
+        """Rows, those left out and those refused included."""
+        return sum(len(piece) + piece.left_out for piece in self.rows) + rows_of(self.refused)

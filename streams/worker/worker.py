@@ -27,7 +27,7 @@ from millrace.streams.sharding import WHOLE, shard_of
 from millrace.streams.source import Position, Waits
 from millrace.streams.worker.clock import Clock
 from millrace.streams.worker.config import WorkerConfig
-from millrace.streams.worker.rejects import Rejects, entries_of, rows_of
+from millrace.streams.worker.rejects import Checked, Rejects, entries_of, rows_of
 from millrace.streams.worker.snapshots import Snapshot, Snapshots
 from millrace.streams.worker.versions import VersionLog
 
@@ -37,20 +37,6 @@ QUIET_SHARE = 0.1  # in (0, 1), of the time for which nothing came, that passes 
 NEVER = 1 << 62  # a seq that no entry has
 LARGE_BYTES = 1 << 19  # of values, at which a step closes too
 CHECK_MS = 1000  # between two looks at the journal of an idle branch, at least
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """Reads, decoded: the rows of each, and what was refused."""
-
-    reads: list[Read]
-    rows: list[Rows | Served]
-    refused: list[tuple[str, Refused]]  # partition, and what was wrong
-
-    @property
-    def rows_read(self) -> int:
-        """Rows, those left out and those refused included."""
-        return sum(len(piece) + piece.left_out for piece in self.rows) + rows_of(self.refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +138,11 @@ class Worker:
     def taught(self) -> bool:
         """Whether there is something to mark a version of: a row was learned, or the branch goes on from another's version.
 
-        A shard may never get a row; what counts for it is whether the merge of all has one.
+        A draft answers before it has learned. A shard may never get a row; what counts for it is whether the merge of all has
+        one.
         """
-        return self._begun_with_version or self.fold.counts.learned > 0 or shard_of(self.branch) != WHOLE
+        begun_with = self._begun_with_version or self._fold_spec.schema.llm is not None
+        return begun_with or self.fold.counts.learned > 0 or shard_of(self.branch) != WHOLE
 
     @property
     def newest_version(self) -> str | None:
@@ -375,6 +363,13 @@ class Worker:
         if self._backends.marked is not None:
             self._backends.marked(self.fold.position)
         self._version_log.marked(mark, snapshot.manifest.segment, asked_s)
+
+    def mark_beginning(self) -> str:
+        """The branch's newest version; where it has none, its present state becomes the first."""
+        if self.newest_version is None:
+            self._begin_snapshot(version=True)
+            self._mark(self._snapshots.finished(wait=True))
+        return str(self.newest_version)
 
     def close(self) -> None:
         """Mark the present state as a version, unless the newest mark already does.

@@ -38,14 +38,14 @@ def wrong(pipeline: Any) -> list[str]:
 
 
 def pipelines() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every pipeline file of the examples and of the pages, but for one whose learner the reader adds."""
+    """Every pipeline file of the examples and of the pages, but for a learner that the reader adds and a language model."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "examples").glob("*.toml"))}
     for page in PAGES:
         for block in re.findall(r"^```toml\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
             name = f"{page}-{block.partition(chr(10))[0].rpartition(' ')[2]}"  # the file that its first line names
             texts[name] = texts.get(name, "") + block if block.startswith("# at the end of") else block
     for name, whole in texts.items():
-        if (raw := tomllib.loads(whole)).get("learner", {}).get("kind") in LEARNERS:
+        if (raw := tomllib.loads(whole)).get("learner", {}).get("kind") in LEARNERS and "llm" not in raw:
             yield name, raw
 
 

@@ -19,6 +19,8 @@ SHOWN = {  # example -> the pages that show it as it stands, and are played by t
     "spam.toml": ["docs/how-to/late-labels.md"],
     "images.toml": ["docs/how-to/arrow-avro-cloudevents-images.md"],
     "kafka.toml": ["docs/how-to/kafka.md"],
+    "llm/llm.toml": ["docs/how-to/distil-a-draft.md"],  # which tests/services/llm plays on a real vLLM
+    "llm/ask.py": ["docs/how-to/distil-a-draft.md"],
 }
 
 
@@ -26,8 +28,8 @@ def test_every_example_is_run() -> None:
     """Each is shown by a page that is played, or a test names its path, without which it could not run it."""
     tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     paths = "\n".join(re.sub(r"[\"' ]", "", text) for text in tests)
-    for path in EXAMPLES.glob("*.*"):
-        assert path.name in SHOWN or re.search(rf"examples/{re.escape(path.name)}", paths, re.IGNORECASE), path.name
+    for name in (path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.*")):
+        assert name in SHOWN or re.search(rf"examples/{re.escape(name)}", paths, re.IGNORECASE), name
     assert all((EXAMPLES / name).is_file() for name in SHOWN)
 
 

@@ -32,6 +32,7 @@ ALONE = [  # pages that need neither an endpoint nor another server
 ]
 LEARNER = "docs/how-to/add-a-learner.md"  # which changes the package: test_own_learner.py follows it
 WORDS = ["add-a-format", "metrics", "values-and-types", "refused-records", "what-status-warns-of"]  # pages without a block
+DRAFT = "docs/how-to/distil-a-draft.md"  # tests/services/llm plays it, on a real vLLM
 UPDATE, KUBERNETES = "docs/how-to/update.md", "docs/how-to/kubernetes.md"
 NOT_RUN = {
     README: 1,
@@ -53,6 +54,7 @@ PAGES = [
     LEARNER,
     UPDATE,
     KUBERNETES,
+    DRAFT,
     *(f"docs/how-to/{name}.md" for name in WORDS),
     *ALONE,
 ]

@@ -42,7 +42,7 @@ def pipeline_schema() -> dict[str, Schema]:
     pipeline = table(PipelineConfig)
     pipeline["properties"]["name"] |= {"pattern": DNS_LABEL, "maxLength": 52}  # objects of the cluster are named by it
     pipeline["properties"]["learner"] = learner()
-    del pipeline["properties"]["llm"]  # which `millrace up` does not serve
+    del pipeline["properties"]["llm"]  # the image has no vLLM, which would answer
     pipeline["properties"]["fields"] |= {"minItems": 1}
     pipeline["allOf"] = [*CONDITIONS]
     fields = pipeline["properties"]["fields"]["items"]

@@ -18,7 +18,7 @@ from millrace.learners.errors import ConfigError
 from millrace.services.endpoint.endpoint import Endpoint
 from millrace.services.endpoint.http import HttpApp
 from millrace.services.errors import AccessError, ScopeError
-from millrace.services.protocol.access import LABEL, PREDICT, SCOPES, Access, access, own_token, read_tokens
+from millrace.services.protocol.access import LABEL, PREDICT, SCOPES, Access, access, own_token, read_tenants, read_tokens
 from millrace.services.serving.up import Listening
 from millrace.streams.errors import StorageError
 
@@ -114,12 +114,29 @@ def test_a_file_of_tokens_says_what_each_is_for(tmp_path: Path) -> None:
         ("", "has no token"),
         ("predict\n", "line 1"),
         ("\nadmin s3cret\n", "line 2"),
-        ("label a b\n", "line 1"),
+        ("label a b c\n", "line 1"),
+        ("label a b/c\n", "line 1: a tenant's name"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=words) as caught:
             read_tokens(path)
         assert "s3cret" not in str(caught.value)
+
+
+def test_a_line_may_name_the_tenant_whose_token_it_is(tmp_path: Path) -> None:
+    """Whoever shows it is that tenant's; a token without a name, one that is not known and none at all are nobody's."""
+    path = tmp_path / "tokens"
+    path.touch(mode=0o600)
+    path.write_text("predict first acme\npredict second b.c-d_9\nlabel second\npredict third\n")
+    allowed = access(read_tokens(path), local_is_open=False, tenants=read_tenants(path))
+    shown = {"first": "acme", "second": "b.c-d_9", "third": "", "none of ours": ""}
+    assert {token: allowed.tenant_of(b"Bearer " + token.encode()) for token in shown} == shown
+    assert allowed.tenant_of(b"") == "" and allowed.tenant_of(b"bearer first ") == "acme"
+    allowed.check(b"Bearer second", "x", LABEL)
+    path.write_text("predict first acme\nlabel first other\n")
+    with pytest.raises(ConfigError, match="one token is that of acme and of other") as caught:
+        read_tenants(path)
+    assert "first" not in str(caught.value)
 
 
 GROUP, OTHER = 20002, 30003  # a group that the reader is in beside its own, and one that it is not in

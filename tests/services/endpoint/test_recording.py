@@ -10,11 +10,12 @@ import apsw
 import pytest
 from pipelines import TIMEOUT_S
 
+from millrace.learners.errors import BadInputError
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.recording import Recorder
 from millrace.streams.errors import StorageError
 from millrace.streams.records import Record
-from millrace.streams.sqlite.log import SqliteLog
+from millrace.streams.sqlite.log import MAX_VALUE_BYTES, SqliteLog
 
 TOPIC = "flowers.served"
 PATIENT = ServingConfig(log_s=float(TIMEOUT_S))  # a log on a busy machine is slow, which is no fault
@@ -108,3 +109,26 @@ def test_a_caller_who_leaves_harms_nobody(tmp_path: Path) -> None:
     asyncio.run(calls())
     recorder.close(TIMEOUT_S)
     assert values(log) == [1, 2]
+
+
+def test_what_the_log_will_never_take_is_dropped_and_the_others_are_stored(tmp_path: Path) -> None:
+    """One record of three is larger than any log holds, and one job cannot make its records; a label's caller hears why."""
+    log = opened(tmp_path / "log.sqlite")
+    holder = apsw.Connection(str(tmp_path / "log.sqlite"))
+    holder.execute("begin immediate")
+    recorder = Recorder(lambda: log, TOPIC, PATIENT)
+    large = [Record(bytes(MAX_VALUE_BYTES + 1))]
+
+    def unmade() -> Sequence[Record]:
+        raise ZeroDivisionError("a record that cannot be made")
+
+    jobs = [lambda: records(1), lambda: large, unmade, lambda: records(2)]
+    assert all(recorder.later(1, make, 10) for make in jobs)
+    holder.execute("rollback")
+    with pytest.raises(BadInputError, match="is over the log's"):
+        asyncio.run(recorder.now(large))
+    asyncio.run(recorder.now(records(3)))
+    recorder.close(TIMEOUT_S)
+    assert values(log) == [1, 2, 3]
+    counts = recorder.counts
+    assert (counts.stored, counts.dropped, counts.waiting, counts.waiting_bytes) == (3, 2, 0, 0)

@@ -172,15 +172,21 @@ PRESENCE = Presence(
     14,
     (("http", "infer", "200", 15),),
     (("http", (16, 17), 18_000_000_000),),
+    (("captured", 19), ("opted_out", 20)),
+    (("done", 21), ("refused", 22)),
+    "why it has another draft than the ledger says",
+    "# TYPE vllm:waiting gauge\nvllm:waiting 23.0\n",
 )
 
 
 def test_every_number_of_a_replica_is_a_metric() -> None:
-    """But its process."""
-    assert numbers(of_replicas([PRESENCE])) == {4.5, 11, 12, 13, 14, 15, 16, 17, 18.0}
+    """But its process; its engine's own series come as they are, and status alone has a sentence."""
+    assert numbers(of_replicas([PRESENCE])) == {4.5, 11, 12, 13, 14, 15, 16, 17, 18.0, 19, 20, 21, 22, 1}
+    held = [sample for sample in of_replicas([PRESENCE]) if sample.name == "millrace_replica_draft"]
+    assert [sample.labels for sample in held] == [("r1", "main.1.3")]
     silent = Presence("r2", 8, "nothing", "", None, 0, 0, 0)
     assert "millrace_replica_staleness_seconds" not in {sample.name for sample in of_replicas([silent])}
-    assert len(fields(Presence)) == 11, "a new field is a metric, too, or stands here"
+    assert len(fields(Presence)) == 15, "a new field is a metric, too, or stands here"
 
 
 def test_a_trainer_that_is_silent_does_not_run() -> None:

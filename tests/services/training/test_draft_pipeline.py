@@ -271,7 +271,7 @@ def test_what_answers_rows_says_that_this_is_none(tmp_path: Path) -> None:
     run(instance, "main", Bounds(), take_over=False)
     (tmp_path / "rows.jsonl").write_text('{"x": 1}\n')
     pipeline = Pipeline.load(tmp_path / "answers.toml", home=tmp_path / "home")
-    with pytest.raises(MillraceError, match="does not serve language models yet"):
+    with pytest.raises(MillraceError, match="has a language model to answer"):
         up(instance, "main", Listening(), EventLines("text", "up"))
     for call in (
         lambda: send(instance, [b"{}"], 0.0),

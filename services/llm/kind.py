@@ -1,0 +1,29 @@
+"""That `millrace up` answers as a language model: what has to be there, and what its processes' environment has."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from millrace.learners.errors import MillraceError
+from millrace.services.config.config import set_environment
+from millrace.services.llm.capture import ENVIRONMENT
+
+VISIBLE = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # else Ray hides every GPU from replicas
+
+
+def language_model() -> type[Any]:
+    """The class of its replicas, once Ray's settings are made."""
+    from millrace.services.llm.replica import LanguageModel
+
+    return LanguageModel
+
+
+def prepare() -> None:
+    """Raises: MillraceError where vLLM is not installed."""
+    if find_spec("vllm") is None:
+        raise MillraceError(
+            "A language model answers by vLLM, which is not installed: pip install 'millrace[serve,llm-gpu]', or "
+            "'millrace[serve,llm-cpu]' for a processor."
+        )
+    set_environment({**ENVIRONMENT, **VISIBLE})
