@@ -10,6 +10,8 @@ import asyncio
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -131,11 +133,9 @@ class DraftFollower:
     async def _go_to(self, version: str, engine: Swaps) -> None:
         """Raises: SwapRefusedError where the engine cannot have that draft; another MillraceError where it cannot now."""
         draft = await asyncio.to_thread(self._written, version)
-        try:
+        with gone_unless_kept(draft.folder) as keep:
             seconds = await engine.swap(draft, goes_on(self._held_version, version))
-        except BaseException:
-            shutil.rmtree(draft.folder, ignore_errors=True)
-            raise
+            keep()
         self.swapped += 1
         self._hold(draft)
         log.info("the ledger says %s: the engine has it after %.0f ms", self.described_target, 1000 * seconds)
@@ -175,12 +175,19 @@ class DraftFollower:
         """Written whole, or not there."""
         self._folder.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{identity.version}-", dir=self._folder))
-        try:
+        with gone_unless_kept(folder) as keep:
             draft.write(folder)
-            return DraftFile(folder, digest(folder / WEIGHTS), identity)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+            file = DraftFile(folder, digest(folder / WEIGHTS), identity)
+            keep()
+        return file
+
+
+@contextmanager
+def gone_unless_kept(folder: Path) -> Iterator[Callable[[], object]]:
+    """A folder that goes with the block, unless what the block is given was called."""
+    with ExitStack() as left:
+        left.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield left.pop_all
 
 
 def goes_on(held: str | None, version: str) -> bool:
