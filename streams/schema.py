@@ -146,7 +146,7 @@ class Label:
         return "regress" if self.type == "number" else "classify"
 
 
-MOST_S = 2_147_483  # seconds of which a proxy counts the milliseconds in 31 bits
+MOST_S = 1_000_000  # a proxy counts milliseconds in 31 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class Llm:
     options: tuple[str, ...] = ()  # further words of vLLM's own command line, such as "--dtype", "float32"
     # >= 0, completions after which the newest draft is served, again and again; 0: an operator serves one (`millrace serve`)
     promote_rows: int = 0
-    answer_s: float = 600.0  # in [0.001, 2147483], seconds that a caller waits for the next byte of an answer at most
+    answer_s: float = 600.0  # in [0.001, 1000000], seconds that a caller waits for the next byte of an answer at most
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""

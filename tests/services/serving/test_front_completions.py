@@ -132,13 +132,13 @@ def test_a_stream_with_pauses_passes_though_it_takes_longer_than_is_said() -> No
         assert heard == b"".join(b"data: %d\n\n" % piece for piece in range(7)) and front.asked.posts == [PATH]
 
 
-@pytest.mark.parametrize("within_s", [0.001, 2.5, 1e6, 2_147_483.0])
+@pytest.mark.parametrize("within_s", [0.001, 2.5, 123_456.5, 1e6])
 def test_any_time_that_a_file_may_say_is_one_that_the_front_takes(within_s: float) -> None:
     """Fractions, and numbers that are written with an exponent: it starts, and looks at the replicas."""
     assert Llm("target", "draft", "all", answer_s=within_s).answer_s == within_s
     with before(Answers(within_s, again=False)) as front:
         assert front.asked.looks
-    for never in (0.0, 2_147_484.0, float("inf"), float("nan")):
+    for never in (0.0, 1_000_001.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="answer_s"):
             Llm("target", "draft", "all", answer_s=never)
 
