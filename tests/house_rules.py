@@ -44,7 +44,7 @@ BROAD = {"Exception", "BaseException"}
 LABELS = {"y", "label", "labels"}
 
 # Where catching everything is right: (file, function) -> why. The only way to catch everything anywhere else is here.
-RECORDING = "services/endpoint/recording.py"
+RECORDING, RECORDS = "services/endpoint/recording.py", ("_append_all", "_made", "_commit_apart")
 BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("streams/sqlite/database.py", "transaction"): "whatever happened is rolled back and raised again",
     ("learners/drift/detectors.py", "_set"): "a Rust panic has no class that can be imported; all else goes on",
@@ -55,14 +55,10 @@ BROAD_EXCEPTS: Mapping[tuple[str, str], str] = {
     ("services/metrics/sources.py", "Source._asked"): "what one source raises keeps no other from being heard",
     ("streams/kafka/reader.py", "KafkaReader._failing"): "decompressors raise what they like; the reader is given up",
     ("services/serving/up.py", "_tried_ray"): "Ray raises bare Exceptions where it does not start; all end `up` in a sentence",
-    **{
-        (RECORDING, f"Recorder.{name}"): "its thread goes on: that is lost, counted"
-        for name in ("_append_all", "_made", "_commit_apart")
-    },
+    **{(RECORDING, f"Recorder.{name}"): "its thread goes on: what is lost is counted" for name in RECORDS},
     ("services/llm/engine.py", "Engine._asked"): "vLLM hands on what a worker raised as a bare Exception; it becomes a refusal",
     ("services/endpoint/grpc.py", "GrpcApp.infer"): "every failed call is counted, and its error raised again",
 }
-
 OPEN_KEYWORDS = {("services/llm/engine.py", name) for name in ("generate", "once")}  # other libraries' own methods
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
