@@ -133,7 +133,7 @@ class DraftFollower:
         draft = await asyncio.to_thread(self._written, version)
         try:
             seconds = await engine.swap(draft, goes_on(self._held_version, version))
-        except BaseException:
+        except MillraceError:
             shutil.rmtree(draft.folder, ignore_errors=True)
             raise
         self.swapped += 1
@@ -178,7 +178,7 @@ class DraftFollower:
         try:
             draft.write(folder)
             return DraftFile(folder, digest(folder / WEIGHTS), identity)
-        except BaseException:
+        except OSError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
