@@ -31,6 +31,8 @@ from millrace.services.training.run import Bounds, run
 from millrace.streams.records import Record
 from millrace.streams.sqlite.log import SqliteLog
 
+FOLLOWING = [*MILLRACE, "run", "answers.toml", "--home", "home", "--follow"]
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,8 +179,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_draft(tmp_path: Path) -> No
     put(tiny(tmp_path / "whole"), values[125:])
     run(tiny(tmp_path / "whole"), "main", Bounds(), take_over=False)
     killed = tiny(tmp_path / "killed")
-    words = [*MILLRACE, "run", "answers.toml", "--home", "home", "--follow"]
-    process = subprocess.Popen(words, cwd=tmp_path / "killed", env=clean_environment(), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(FOLLOWING, cwd=tmp_path / "killed", env=clean_environment(), stderr=subprocess.DEVNULL)
     learned_behind_marks(killed, process, 1)
     marks = marks_of(killed)
     put(killed, values[125:])
@@ -188,6 +189,35 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_draft(tmp_path: Path) -> No
     run(killed, "main", Bounds(), take_over=False)
     assert equal(weights(killed), weights(tiny(tmp_path / "whole")))
     assert all(report.proved and not report.findings for report in prove_branch(killed, "main"))
+
+
+@pytest.mark.slow
+def test_killed_at_points_of_a_seed_it_goes_on_to_the_same_draft(tmp_path: Path) -> None:
+    """kill -9 as soon as it has read to each of three offsets, with more to read behind each; then the same draft, proved."""
+    values, points = tiny_values(250), sorted(np.random.default_rng(17).integers(20, 200, 3).tolist())
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    put(tiny(tmp_path / "whole"), values)
+    run(tiny(tmp_path / "whole"), "main", Bounds(), take_over=False)
+    killed, start = tiny(tmp_path / "killed"), 0
+    for point in points:
+        put(killed, values[start : point + 50])
+        start = max(start, point + 50)
+        process = subprocess.Popen(FOLLOWING, cwd=tmp_path / "killed", env=clean_environment(), stderr=subprocess.DEVNULL)
+        until(lambda point=point, process=process: read_to(killed) >= point or process.poll() is not None)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(TIMEOUT_S) == -signal.SIGKILL
+    put(killed, values[start:])
+    run(killed, "main", Bounds(), take_over=False)
+    assert equal(weights(killed), weights(tiny(tmp_path / "whole")))
+    assert all(report.proved and not report.findings for report in prove_branch(killed, "main"))
+
+
+def read_to(instance: Instance) -> int:
+    """The offset to which the branch has read by now."""
+    if not instance.has_branch("main"):
+        return 0
+    return max(Archive(instance).so_far("main").position.values(), default=0)
 
 
 def learned_behind_marks(instance: Instance, process: subprocess.Popen[bytes], marks: int) -> None:
