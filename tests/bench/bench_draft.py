@@ -6,7 +6,7 @@ and the replay of the draft that served is compared with the engine's own counts
 engines of their own. Lines tell alpha (accepted of tested positions) and tau (tokens a step). None of them is a speed: on a
 CPU, with models this small, a speed-up would say nothing.
 
-python tests/bench/bench_draft.py [--quick] [--seeds 1] [--out build/bench-draft]
+python tests/bench/bench_draft.py [--quick] [--size 1000] [--seeds 1] [--out build/bench-draft]
 """
 
 from __future__ import annotations
@@ -99,16 +99,18 @@ def lines_of(chosen: Sequence[Stream], pool: Pool, seeds: int) -> Iterator[dict[
 def main() -> None:
     """Print one JSON line an arm; all lines and their table go into a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"segments of {QUICK} completions, not {WHOLE}")
+    parser.add_argument("--quick", action="store_true", help=f"segments of {QUICK} completions, not {WHOLE}; fewer streams")
+    parser.add_argument("--size", type=int, help="completions of a segment")
     parser.add_argument("--seeds", type=int, default=1, help="of what is drawn from what a draft keeps")
     parser.add_argument("--out", type=Path, default=Path("build/bench-draft"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     use_threads(1)
-    place = arguments.out / ("quick" if arguments.quick else "whole")
+    size = arguments.size or (QUICK if arguments.quick else WHOLE)
+    place = arguments.out / str(size)
     place.mkdir(parents=True, exist_ok=True)
-    chosen = streams(QUICK if arguments.quick else WHOLE, arguments.quick)
-    say(machine("draft") | {"quick": arguments.quick, "ngram": NGRAM})
+    chosen = streams(size, arguments.quick)
+    say(machine("draft") | {"quick": arguments.quick, "segment": size, "ngram": NGRAM})
     if find_spec(SUFFIX) is None:
         say({"bench": "draft", "arm": "vLLM suffix", "not_run": f"{SUFFIX} is not in deploy/requirements/llm.txt"})
     pool = pool_of(chosen, place)

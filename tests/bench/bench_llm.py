@@ -44,11 +44,10 @@ MIB = 1 << 20
 
 def completions(folder: Path) -> list[bytes]:
     """Packed, of four domains: those that bench-draft stored, else a few that transformers answers."""
-    for place in (folder / "whole" / "draft.msgpack", folder / "quick" / "draft.msgpack"):
-        if place.exists():
-            found = [answer.packed for answer in msgspec.msgpack.decode(place.read_bytes(), type=Answers).each]
-            np.random.default_rng(0).shuffle(found)  # type: ignore[arg-type]
-            return found
+    if stored := sorted(folder.glob("*/draft.msgpack"), key=lambda place: place.stat().st_size):
+        found = [answer.packed for answer in msgspec.msgpack.decode(stored[-1].read_bytes(), type=Answers).each]
+        np.random.default_rng(0).shuffle(found)  # type: ignore[arg-type]
+        return found
     return [value for pair in zip(answered("chat", 96), answered("sql", 96), strict=True) for value in pair]
 
 

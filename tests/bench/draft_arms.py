@@ -135,22 +135,18 @@ def figures(run: Run, stream: Stream, serve_s: float) -> dict[str, Any]:
     """What is printed of a run; ``serve_s``: processor time of a served token."""
     tokens = sum(run.tokens)
     told: dict[str, Any] = {"tokens": tokens, "alpha": round(run.alpha(), 3), "tau": round(run.tau(), 3)}
-    told["segments"] = [_segment(run, part, stream.domains[part.start]) for part in stream.segments]
+    told["segments"] = [_segment(run, part, stream.domains[part]) for part in stream.segments]
     told["learn_s"] = round(run.learn_s, 1)
     told["training_share"] = round(run.learn_s / (run.learn_s + serve_s * tokens), 3)
     return told | ({"chat_probes": [round(tau, 3) for tau in run.probes]} if run.probes else {})
 
 
-def _segment(run: Run, part: slice, domain: str) -> dict[str, Any]:
-    """tau of the first and the last of a segment, and tokens until it is near its plateau."""
+def _segment(run: Run, part: slice, domains: Sequence[str]) -> dict[str, Any]:
+    """tau of the first and the last of a segment; of one that stays with its domain, tokens until it is near its plateau."""
     last = slice(part.stop - max(1, int(PLATEAU * (part.stop - part.start))), part.stop)
     first, plateau = slice(part.start, min(part.start + WINDOW, part.stop)), run.tau(last)
-    return {
-        "domain": domain,
-        "first": round(run.tau(first), 3),
-        "plateau": round(plateau, 3),
-        "tokens_to_95": _near(run, part, plateau),
-    }
+    told = {"domain": " to ".join(dict.fromkeys(domains)), "first": round(run.tau(first), 3), "plateau": round(plateau, 3)}
+    return told | {"tokens_to_95": _near(run, part, plateau) if len(set(domains)) == 1 else None}
 
 
 def _near(run: Run, part: slice, plateau: float) -> int:

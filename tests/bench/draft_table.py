@@ -18,9 +18,13 @@ def markdown(lines: list[dict[str, Any]]) -> str:
 
 def cells(line: dict[str, Any]) -> list[str]:
     """What a row has."""
-    parts = [
-        f"{part['domain']} {part['first']:.2f}, {part['plateau']:.2f}, {part['tokens_to_95']}" for part in line["segments"]
-    ]
+    parts = "; ".join(map(segment, line["segments"]))
     probes = ", ".join(f"{tau:.2f}" for tau in line.get("chat_probes", ()))
     share = f"{100 * line['training_share']:.0f} %" if line["learn_s"] else ""
-    return [line["stream"], line["arm"], f"{line['alpha']:.3f}", f"{line['tau']:.2f}", "; ".join(parts), share, probes]
+    return [line["stream"], line["arm"], f"{line['alpha']:.3f}", f"{line['tau']:.2f}", parts, share, probes]
+
+
+def segment(part: dict[str, Any]) -> str:
+    """Of one segment; where domains are mixed nobody asks when its plateau was reached."""
+    near = "" if part["tokens_to_95"] is None else f", {part['tokens_to_95']}"
+    return f"{part['domain']} {part['first']:.2f}, {part['plateau']:.2f}{near}"
