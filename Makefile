@@ -15,7 +15,7 @@ JARS = $(if $(KAFKA_HOME),$(KAFKA_HOME)/libs,.kafka/jars)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run up test test-fast test-llm test-pythons lint format clients bench-ridge bench-loop bench-serve bench-fresh bench-rollback
-.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory calibrate lock proto reference clean kafka faults charts
+.PHONY: bench-pipeline bench-labels bench-drift bench-analytic bench-continual bench-memory bench-draft bench-llm calibrate lock proto reference clean kafka faults charts
 .PHONY: image cluster test-cluster cluster-faults
 
 # The interpreter that is there is used; none is downloaded.
@@ -153,6 +153,12 @@ bench-continual: .venv-test/.installed $(if $(MAMMOTH),.venv-continual/.ready)  
 
 bench-memory: .venv-test/.installed  ## answers with an error memory and without, on five streams whose labels come late (QUICK=1; an hour)
 	$(SHARED) $(TEST)/python tests/bench/bench_memory.py $(if $(QUICK),--quick)
+
+bench-draft: .venv-llm/.installed  ## what a draft gains by learning from what it serves, beside vLLM's ngram, OSD and a draft that stays (QUICK=1: 20 minutes; then hours)
+	$(strip $(SHARED)):tests/learners/support .venv-llm/bin/python tests/bench/bench_draft.py $(if $(QUICK),--quick)
+
+bench-llm: .venv-llm/.installed  ## distilling and serving beside bare torch and bare vLLM, on what bench-draft stored (QUICK=1: minutes; PARTS="learning swap")
+	$(strip $(SHARED)):tests/learners/support .venv-llm/bin/python tests/bench/bench_llm.py $(PARTS) $(if $(QUICK),--quick)
 
 calibrate: .venv-test/.installed  ## measure the table of learners/drift/calibration.py anew (half an hour)
 	$(TEST)/python tests/bench/calibrate_drift.py
