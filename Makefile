@@ -154,7 +154,7 @@ bench-continual: .venv-test/.installed $(if $(MAMMOTH),.venv-continual/.ready)  
 bench-memory: .venv-test/.installed  ## answers with an error memory and without, on five streams whose labels come late (QUICK=1; an hour)
 	$(SHARED) $(TEST)/python tests/bench/bench_memory.py $(if $(QUICK),--quick)
 
-bench-draft: .venv-llm/.installed  ## what a draft gains by learning from what it serves, beside vLLM's ngram, OSD and a draft that stays (QUICK=1: 20 minutes; then hours)
+bench-draft: .venv-llm/.installed  ## what a draft gains by learning from what it serves, beside ngram, OSD and a draft that stays (QUICK=1: 25 minutes)
 	$(strip $(SHARED)):tests/learners/support .venv-llm/bin/python tests/bench/bench_draft.py $(if $(QUICK),--quick)
 
 bench-llm: .venv-llm/.installed  ## distilling and serving beside bare torch and bare vLLM, on what bench-draft stored (QUICK=1: minutes; PARTS="learning swap")

@@ -23,11 +23,13 @@ from millrace.learners.draft.learner import Draft
 
 OURS = {"rate": 2e-3, "recent_share": 0.5}  # as in examples/llm/llm.toml
 OSD = {"draws": 0, "updates": 1, "step_completions": 8, "clip": 1e9}  # one step for eight completions, which then go
+EIGHT = 8  # steps, for which as many completions go through the draft as with our settings
 PAPER = 1e-4  # the rate that OSD had with these eight, for a draft of 160 M
 ARMS: Mapping[str, dict[str, Any]] = {
     "static draft": {},
     "OSD as published": {**OSD, "positions": "osd-published", "rate": PAPER},
     "OSD as published, our rate": {**OSD, "positions": "osd-published", "rate": OURS["rate"]},
+    "OSD as published, our rate, eight steps": {**OSD, "positions": "osd-published", "rate": OURS["rate"], "updates": EIGHT},
     "OSD as coded": {**OSD, "positions": "osd-coded", "rate": PAPER},
     "OSD as coded, our rate": {**OSD, "positions": "osd-coded", "rate": OURS["rate"]},
     "ours": OURS,
