@@ -16,13 +16,14 @@ from served_pipeline import own_port
 
 from millrace.services.cli import main
 
-DONE, FAILED = 0, 1
+DONE, FAILED, REFUSED = 0, 1, 2
 UNREADABLE = json.dumps({"links": "many", "spam": True}) + "\n"
 # What an operator types, in an order in which each can be done; then the exit code, and what stands in the answer.
 COMMANDS: list[tuple[tuple[str, ...], int, str]] = [
     (("config", "show"), DONE, "learner.gamma"),
     (("status",), DONE, "labels_joined"),
     (("versions",), DONE, "main."),
+    (("drafts",), REFUSED, "learns rows and has no drafts"),
     (("log",), DONE, "fork"),
     (("verify",), DONE, "PROVED"),
     (("dead-letters", "list"), DONE, "wrong-type"),

@@ -29,6 +29,7 @@ WORDS = {
     "log": ["log"],
     "verify": ["verify"],
     "versions": ["versions"],
+    "drafts": ["drafts"],
     "promote": ["promote"],
     "export": ["export"],
     "mirror": ["mirror"],
@@ -40,7 +41,7 @@ WORDS = {
     **{f"replay {verb}": ["replay", verb] for verb in ("plan", "run", "resume", "diff", "take-over", "include", "abort")},
 }
 # In which the examples make sense; `up` and `mirror` go on until Ctrl-C, `replay resume` goes on with what was killed: all of
-# them have tests of their own.
+# them have tests of their own, and so has `drafts`, which is for a pipeline of completions.
 ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "export", "rollback", "serve"]
 ORDER += ["replay plan", "replay run", "replay diff", "replay take-over", "replay include", "replay abort"]
 ORDER += ["dead-letters list", "dead-letters show", "dead-letters redrive"]
@@ -95,7 +96,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_every_command_is_listed_here() -> None:
     """A new one must be tried as these are."""
-    assert {name for name, _ in commands()} == set(WORDS) == {*ORDER, "up", "mirror", "replay resume"}
+    assert {name for name, _ in commands()} == set(WORDS) == {*ORDER, "up", "mirror", "replay resume", "drafts"}
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -103,7 +104,7 @@ def test_every_command_has_help_with_an_example_of_itself(name: str) -> None:
     """Under -h and --help, exit 0, every option with a word of help."""
     done = here(*WORDS[name], "--help")
     assert done.exit_code == 0 and done.stdout == here(*WORDS[name], "-h").stdout and not done.stderr
-    assert f"Example: millrace {name} digits.toml" in done.stdout
+    assert f"Example: millrace {name} {'llm' if name == 'drafts' else 'digits'}.toml" in done.stdout
     command = dict(commands())[name]
     assert all(option.help for option in command.params if isinstance(option, click.Option))
 
