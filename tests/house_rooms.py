@@ -61,8 +61,8 @@ ARROWS: Mapping[str, str] = {
         "learners learners/table services services/decisions services/pipeline streams streams/branch streams/journal"
     ),
     "services/registry": (
-        "learners learners/table services services/config services/decisions services/pipeline services/proof streams "
-        "streams/branch streams/features streams/journal"
+        "learners learners/draft learners/table services services/config services/decisions services/pipeline services/proof "
+        "streams streams/branch streams/features streams/journal"
     ),
     "services/training": (
         "learners learners/drift services services/decisions services/pipeline services/proof streams streams/branch "

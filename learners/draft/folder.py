@@ -16,6 +16,7 @@ import msgspec
 
 from millrace.learners.errors import ConfigError
 
+WEIGHTS = "model.safetensors"  # of a draft that we write, all in one file
 NAMED_BY = ("config.json", "tokenizer.json")  # beside the weights, which are all files that end in .safetensors
 
 

@@ -96,7 +96,7 @@ class SendOptions:
         return self.rows_per_message if self.format == "arrow" else 1
 
 
-tokens_help = "A file of tokens: a line each, scopes (predict, label, or predict,label), a space, the token."
+tokens_help = "A file of tokens, a line each: scopes (predict, label, or predict,label), the token, and for an LLM its tenant."
 tokens_option = click.option("--tokens", type=click.Path(path_type=Path, readable=False), metavar="FILE", help=tokens_help)
 
 
@@ -229,17 +229,17 @@ def up(call: Call, branch: str, options: UpOptions) -> None:
         raise click.UsageError(f"--replicas {replicas}: at least {least}, so that one may die.")
     listening = serving.Listening(token=taken_endpoint_token(), replicas=replicas, **where)
     options.log_format.branch = branch
-    serving.up(call.instance, branch, listening, options.log_format, *_language_model(call))
+    serving.up(call.instance, branch, listening, options.log_format, _language_model(call))
 
 
-def _language_model(call: Call) -> list[Callable[[], type[Any]]]:
+def _language_model(call: Call) -> Callable[[], type[Any]] | None:
     """What gives the class of its replicas, where a language model answers. Raises: MillraceError without vLLM."""
     if call.instance.loaded.pipeline.llm is None:
-        return []
+        return None
     from millrace.services.llm import kind
 
     kind.prepare()
-    return [kind.language_model]
+    return kind.language_model
 
 
 @main.command(cls=gathering("options", SendOptions))

@@ -2,8 +2,7 @@
 
 One thread and one queue, so that whatever gathers while a commit runs is the next commit. An answer is appended after it was
 given; while the log takes nothing such records wait, bounded. What is over the bound, or what the log will never take, is
-dropped and counted. A label's
-caller waits until the log has it, and hears at once where the log refuses.
+dropped and counted. A label's caller waits until the log has it, and hears at once where the log refuses.
 
 Source: docs/design/overview.md#served-predictions and docs/design/overview.md#late-labels.
 """

@@ -16,24 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from millrace.learners.draft.folder import digest
+from millrace.learners.draft.folder import WEIGHTS, digest
 from millrace.learners.errors import MillraceError
 from millrace.learners.table import algorithm_of
 from millrace.services.errors import SwapRefusedError
 from millrace.services.llm.swapping import DraftFile
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Identity
-from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.pipeline.instance import Instance
+from millrace.services.serving.follower import Decisions
 from millrace.streams.errors import StorageError
-from millrace.streams.journal.ledger import Ledger, Target, describe_target
+from millrace.streams.journal.ledger import Target, describe_target
 from millrace.streams.schema import Schema
-from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
 
 POLL_S = 0.1  # between two polls of the ledger
 RETRY_S = 1.0  # after something could not be read
-WEIGHTS = "model.safetensors"
 
 
 class Swaps(Protocol):
@@ -64,8 +63,7 @@ class DraftFollower:
         self._instance = instance
         self._folder = folder
         self._archive = Archive(instance)
-        self._ledger = Ledger(instance.ledger_name)
-        self._stream: Stream | None = None
+        self._decisions = Decisions(instance)
         self._target: Target | None = None  # what the ledger said last
         self._passed_by: Target | None = None  # what the engine has refused
         self._file: DraftFile | None = None  # of what is held
@@ -121,14 +119,8 @@ class DraftFollower:
 
     async def _version(self) -> str | None:
         """That the ledger says to serve; None where it says none, or a branch. Raises: MillraceError."""
-        self._target = await asyncio.to_thread(self._decided)
+        self._target = await asyncio.to_thread(self._decisions.target)
         return None if self._target is None else self._target.version
-
-    def _decided(self) -> Target | None:
-        if self._stream is None:
-            self._stream = self._instance.ledger_stream()
-        self._ledger.follow(self._stream)
-        return self._ledger.serving.get(ENDPOINT)
 
     async def _go_to(self, version: str, engine: Swaps) -> None:
         """Raises: SwapRefusedError where the engine cannot have that draft; another MillraceError where it cannot now."""

@@ -20,7 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+from millrace.learners.draft.folder import WEIGHTS
+
+CONFIG = "config.json"
 # What a config may say otherwise: by what release it was written, from where, and in which type its weights are stored.
 OTHERWISE = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path", "use_cache"}
 FEW = 3  # names in a refusal

@@ -24,6 +24,6 @@ def prepare() -> None:
     if find_spec("vllm") is None:
         raise MillraceError(
             "A language model answers by vLLM, which is not installed: pip install 'millrace[serve,llm-gpu]', or "
-            "'millrace[serve,llm-cpu]' for a processor."
+            "'millrace[serve,llm-cpu]' for a processor, with torch's own index of such builds beside the public one."
         )
     set_environment({**ENVIRONMENT, **VISIBLE})

@@ -27,17 +27,18 @@ class CompletionLog:
 
     def take(self, completion: Completion, tenant: bytes) -> None:
         """Append soon, or count what is dropped."""
-        header, size = header_bytes(completion), most_bytes(completion)
+        header = header_bytes(completion)
+        size = most_bytes(completion, header)
         if header > MOST_HEADER or size > self._max_bytes:
             self.too_large += 1
         else:
             self.recorder.later(1, partial(_record, completion, tenant), size)
 
 
-def most_bytes(completion: Completion) -> int:
-    """Of its packed form, at most."""
+def most_bytes(completion: Completion, header: int) -> int:
+    """Of its packed form, at most; ``header``: as ``header_bytes`` says."""
     arrays = (completion.ids, completion.log_probabilities, completion.drafted, completion.accepted)
-    return FRAME.size + header_bytes(completion) + 4 * completion.tokens + sum(array.nbytes for array in arrays)
+    return FRAME.size + header + 4 * completion.tokens + sum(array.nbytes for array in arrays)
 
 
 def header_bytes(completion: Completion) -> int:

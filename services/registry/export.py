@@ -27,6 +27,7 @@ from typing import Any
 
 import msgspec
 
+from millrace.learners.draft.folder import WEIGHTS as DRAFT_WEIGHTS
 from millrace.learners.errors import BadInputError, ConfigError, LearnerError
 from millrace.learners.table import algorithm_of
 from millrace.services.decisions.versions import resolved
@@ -47,7 +48,6 @@ FORMAT = 1
 LOADER = "millrace.services.pyfunc"  # frozen: every folder that was ever exported names it
 WEIGHTS, SCHEMA, MANIFEST, ONNX = "weights.safetensors", "schema.json", "manifest.json", "model.onnx"
 JOURNAL = "journal.jsonl"
-DRAFT_WEIGHTS = "model.safetensors"  # of a draft, as transformers writes it
 TOKENIZER_ENDINGS = (".json", ".jinja", ".model", ".txt")  # of files that are taken over beside a draft's config and weights
 OF_WEIGHTS = (".index.json", "adapter_config.json")  # ends of names that say where the weights are which are not taken over
 

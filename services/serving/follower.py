@@ -28,6 +28,22 @@ Fetched = tuple[Publication, bytes]
 Next = Callable[[str, Publication | None, float], Awaitable[Fetched | None]]
 
 
+class Decisions:
+    """What the ledger says that the endpoint is to serve, as it grows."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._ledger = Ledger(instance.ledger_name)
+        self._stream: Stream | None = None
+
+    def target(self) -> Target | None:
+        """By now. Raises: MillraceError."""
+        if self._stream is None:
+            self._stream = self._instance.ledger_stream()
+        self._ledger.follow(self._stream)
+        return self._ledger.serving.get(ENDPOINT)
+
+
 class Follower:
     """One replica's bundle. ``held`` is read by requests and assigned here only."""
 
@@ -37,8 +53,7 @@ class Follower:
         self._archive = Archive(instance)
         self._next = following
         self._target: Target | None = None
-        self._ledger = Ledger(instance.ledger_name)
-        self._stream: Stream | None = None
+        self._decisions = Decisions(instance)
 
     @property
     def described_target(self) -> str:
@@ -54,7 +69,7 @@ class Follower:
     async def _follow_ledger(self) -> None:
         while True:
             try:
-                target = await asyncio.to_thread(self._decided)
+                target = await asyncio.to_thread(self._decisions.target)
                 if target != self._target and target is not None:
                     await self._go_to(target)
                 wait_s = POLL_S
@@ -62,13 +77,6 @@ class Follower:
                 log.warning("%s What was served before goes on.", error)
                 wait_s = RETRY_S
             await asyncio.sleep(wait_s)
-
-    def _decided(self) -> Target | None:
-        """What the endpoint is to serve."""
-        if self._stream is None:
-            self._stream = self._instance.ledger_stream()
-        self._ledger.follow(self._stream)
-        return self._ledger.serving.get(ENDPOINT)
 
     async def _go_to(self, target: Target) -> None:
         """Answer from another target; the one before goes on until there is something to answer from."""

@@ -50,11 +50,7 @@ TRIES = 3  # to start Ray
 CPUS = 4  # logical ones: what runs here is placed by fractions of them, whatever the machine has
 
 
-Kind = Callable[[], type[Any] | None]  # of replicas
-
-
-def _predictors() -> None:
-    """Those that answer rows, which are there anyway."""
+Kind = Callable[[], type[Any]] | None  # of replicas; None: predictors, which answer rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +100,14 @@ class Listening:
         return access(shown, local_is_open=self.loopback and not token_scopes, tenants=tenants)
 
 
-def up(instance: Instance, branch: str, listening: Listening, lines: EventLines, kind: Kind = _predictors) -> None:
+def up(instance: Instance, branch: str, listening: Listening, lines: EventLines, kind: Kind = None) -> None:
     """Serve and learn until SIGINT or SIGTERM; then the trainer marks a version and everything ends.
 
     ``lines`` prints what every process of it says; ``kind`` gives the class of its replicas once Ray's settings are made.
 
     Raises: MillraceError where Ray is not installed or does not start, LearnerError where a newer release began the branch.
     """
-    if instance.loaded.pipeline.llm is not None and kind is _predictors:
+    if instance.loaded.pipeline.llm is not None and kind is None:
         raise MillraceError(
             f"{instance.loaded.pipeline.name} has a language model to answer, and no predictor. Run `millrace up`."
         )
@@ -270,7 +266,7 @@ def _start(serving: Serving, folder: Path, store_bytes: int, stop: Stop, form: F
         if not stop.asked.is_set():
             log.info("Ray runs; %d replicas start, each says when it takes requests in.", serving.replicas)
             with guarded_start(_rays_logs(folder), form):
-                predictor.start(serving, kind())
+                predictor.start(serving, None if kind is None else kind())
         stop.on_signals()
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         ray.shutdown()

@@ -58,30 +58,25 @@ def timed(call: Callable[..., object], *arguments: object) -> float:
     return time.process_time() - began_s
 
 
-class Drawing(Ring):
-    """A ring that remembers what was drawn from it."""
+class Remembering:
+    """Mixed into what is drawn from: it remembers what was drawn."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__(tokens)
         self.drawn: list[list[Kept]] = []
 
     def draw(self, count: int, draws: np.random.Generator) -> list[Kept]:
-        """As the ring does."""
+        """As without it."""
         self.drawn.append(super().draw(count, draws))
         return self.drawn[-1]
 
 
-class DrawingReservoir(Reservoir):
-    """A reservoir that remembers the same."""
+class Drawing(Remembering, Ring):
+    """A ring that remembers."""
 
-    def __init__(self, tokens: int) -> None:
-        super().__init__(tokens)
-        self.drawn: list[list[Kept]] = []
 
-    def draw(self, count: int, draws: np.random.Generator) -> list[Kept]:
-        """As the reservoir does."""
-        self.drawn.append(super().draw(count, draws))
-        return self.drawn[-1]
+class DrawingReservoir(Remembering, Reservoir):
+    """A reservoir that remembers."""
 
 
 class Bare:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow_server import SAFE, Server, asked, environment, listening, until
+from mlflow_server import SAFE, Server, asked, environment, listening
 from pages import blocks, reading
 from pipelines import (
     MILLRACE,
@@ -23,7 +23,7 @@ from pipelines import (
     millrace,
     pipeline_in,
 )
-from served_pipeline import Up, command_of, descendants, own_port, served
+from served_pipeline import Up, command_of, descendants, own_port, served, until
 
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.archive import Archive

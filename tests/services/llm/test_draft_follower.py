@@ -226,9 +226,9 @@ def test_a_draft_of_another_target_is_read_once(learned: Instance, tmp_path: Pat
         task, looks = asyncio.create_task(follower.run(Shelf())), 0
         async with asyncio.timeout(PATIENCE_S):
             while looks < 3:
-                offset = follower._ledger.offset
+                offset = follower._decisions._ledger.offset
                 await asyncio.sleep(RETRY_S)
-                looks += bool(follower.said) and follower._ledger.offset == offset
+                looks += bool(follower.said) and follower._decisions._ledger.offset == offset
         task.cancel()
         return follower
 

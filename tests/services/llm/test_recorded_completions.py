@@ -13,7 +13,7 @@ from pipelines import TIMEOUT_S
 from served_pipeline import until
 
 from millrace.learners.draft.completion import Completion, pack, unpack
-from millrace.services.llm.recorded import CompletionLog, most_bytes
+from millrace.services.llm.recorded import CompletionLog, header_bytes, most_bytes
 
 pytest.importorskip("torch", reason="a draft is torch's, the extra `llm`")
 
@@ -28,7 +28,7 @@ def test_a_record_is_never_larger_than_was_counted(tmp_path: Path) -> None:
     """Whatever its id; and not much smaller, so that what may wait is used."""
     for length in (0, 12, 128, 2000):
         completion = called("x" * length)
-        assert 0 <= most_bytes(completion) - len(pack(completion)) <= 64
+        assert 0 <= most_bytes(completion, header_bytes(completion)) - len(pack(completion)) <= 64
 
 
 @pytest.mark.parametrize("name", ["x" * 5_000, "\u6c34" * 2_000, "y" * 15_000_000])

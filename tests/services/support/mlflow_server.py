@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import ANSWER_S, TIMEOUT_S, clean_environment
+from served_pipeline import until
 
 LOOPBACK = "127.0.0.1"
 SAFE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
@@ -40,14 +40,6 @@ def listening(arguments: Sequence[str], port: int, path: str, host: str = LOOPBA
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # it would take seconds to end by itself, and its workers are in its group
         process.wait(timeout=TIMEOUT_S)
-
-
-def until(condition) -> None:
-    """Look again and again."""
-    end_s = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < end_s, "nothing moved on"
-        time.sleep(0.1)
 
 
 def asked(url: str, body: object = None) -> Any:
