@@ -33,7 +33,7 @@ class Promotion:
         self._seen = newest
         last, tried = self._last(), None
         while last is not None and last != tried and last.to.version != newest:
-            if last.who not in (WHO, FIRST) and last.to.version != before:
+            if last.who not in (WHO, FIRST) and not _as_new(last.to.version, before):
                 log.info("%s is not promoted: %s decided for %s. Serve the newest to go on.", newest, last.who, last.to.version)
                 return
             self._promote(newest, last)
@@ -47,3 +47,15 @@ class Promotion:
         """The newest decision for the endpoint that counts."""
         decisions = self._instance.ledger().counted
         return next((each for each in reversed(decisions) if isinstance(each, Serve) and each.endpoint == ENDPOINT), None)
+
+
+def _as_new(version: str | None, known: str | None) -> bool:
+    """Whether a version is the newest that was known at some time, or was made since: who serves it serves the newest.
+
+    >>> _as_new("main.8", "main.6"), _as_new("main.6", "main.6"), _as_new("main.2", "main.6"), _as_new("main.2", None)
+    (True, True, False, False)
+    """
+    if version is None or known is None:
+        return False
+    (branch, _, seq), (known_branch, _, known_seq) = version.rpartition("."), known.rpartition(".")
+    return branch == known_branch and int(seq) >= int(known_seq)

@@ -127,6 +127,31 @@ def test_an_operator_who_decides_meanwhile_is_not_passed_over(instance: Instance
     assert [each.who for each in instance.ledger().counted].count(WHO) == 1
 
 
+@pytest.mark.parametrize(("of_the_new", "goes_on"), [(0, True), (1, True), (None, False)])
+def test_what_was_newest_between_two_looks_was_the_newest(instance: Instance, of_the_new: int | None, goes_on: bool) -> None:
+    """A trainer looks four times a second, and may make two versions meanwhile: who served either had no newer one to serve."""
+    promotion = Promotion(instance)
+
+    def learn(seed: int) -> str:
+        put(instance, tiny_values(ROWS, seed))
+        run(instance, "main", Bounds(), take_over=False)
+        return newest(instance)
+
+    old = learn(0)
+    promotion.look(SimpleNamespace(newest_version=learn(1)))
+    made = []
+    for seed in (2, 3):
+        made.append(learn(seed))
+        if of_the_new is None and seed == 2:
+            decide(instance, plan(instance, target(old, None)), "worse")
+        if of_the_new == seed - 2:
+            decide(instance, plan(instance, target("newest", None)), "better")
+    promotion.look(SimpleNamespace(newest_version=made[-1]))
+    assert served(instance) == (made[-1] if goes_on else old)
+    promotion.look(SimpleNamespace(newest_version=learn(4)))
+    assert (served(instance) == newest(instance)) == goes_on
+
+
 def test_a_trainer_that_is_started_again_goes_on_promoting(instance: Instance) -> None:
     """The last decision was its own, so no operator is passed over."""
     with training(instance):
