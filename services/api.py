@@ -304,7 +304,7 @@ class Pipeline:
     def roll_back(self, reason: str, version: str | None = None) -> Decided:
         """Serve ``version``, else the version before what is served. Learning goes on; ``serve`` goes forward again.
 
-        Where a branch is followed, the version before is ``last-good`` after an alarm, else the branch's newest.
+        While an alarm is open, the version before is the newest verified one from before the onsets of all that are open.
 
         >>> even = example_pipeline()
         >>> even.roll_back("garbage since 02:10", "main.3")
@@ -313,10 +313,10 @@ class Pipeline:
         Raises: BadInputError without a reason; MillraceError where there is no such version, or none before; DamageError where
         its parts are not whole; NotCountedError where somebody has decided otherwise meanwhile.
         """
-        from millrace.services.decisions import decide as deciding
+        from millrace.services.decisions import rollback
 
         _refuse_unsaid(reason)
-        return self._decide(deciding.plan_rollback(self._instance, version), reason)
+        return self._decide(rollback.plan_rollback(self._instance, version), reason)
 
     def serve(self, reason: str, version: str | None = None, *, follow: str | None = None) -> Decided:
         """Serve ``version``, or the newest state of the branch ``follow``.

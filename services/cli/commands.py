@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from millrace.services.cli.alarms import alarms
 from millrace.services.cli.dead_letters import dead_letters
 from millrace.services.cli.group import Commands
 from millrace.services.cli.init_process import stay_as_init
@@ -27,7 +28,7 @@ from millrace.services.cli.options import (
     yes_option,
 )
 from millrace.services.cli.replay import replay
-from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner
+from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner, confirm_rollback
 from millrace.services.errors import FAILED
 
 if TYPE_CHECKING:
@@ -279,19 +280,15 @@ def send(call: Call, file: Path | None, data: str | None, options: SendOptions) 
 @reason_option
 @yes_option
 def rollback(call: Call, version: str | None, learner: bool, reason: str, yes: bool) -> None:
-    """Serve VERSION, else the version before what is served. Learning goes on.
+    """Serve VERSION. Without one: after an alarm the newest verified version before the onset of all that are open (`millrace
+    alarms list`), else the version before what is served. Learning goes on. The plan says why it takes which.
 
     With --learner it goes on from VERSION, else from the version that is served or the one before; rows between are not learned
     again, and late labels that are still to come are joined. Killed, the same command goes on.
 
     Example: millrace rollback digits.toml --reason "garbage since 02:10"
     """
-    from millrace.services.decisions import decide as deciding
-
-    if learner:
-        confirm_learner(call, version, reason, yes)
-    else:
-        confirm(call, deciding.plan_rollback(call.instance, version), reason, yes)
+    (confirm_learner if learner else confirm_rollback)(call, version, reason, yes)
 
 
 @main.command()
@@ -373,6 +370,7 @@ def _proved(report: Report) -> dict[str, Any]:
 
 main.add_command(replay)
 main.add_command(dead_letters)
+main.add_command(alarms)
 
 
 @main.group()

@@ -105,14 +105,17 @@ def _opened(path: Path, home: str | None, flags: tuple[str, ...]) -> Instance:
     return Instance(loaded, home_folder(home) / loaded.pipeline.name)
 
 
-def _branch_name(_ctx: click.Context, _param: click.Parameter, name: str) -> str:
+def branch_name(_ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
+    """The name of a branch, or none. Raises: BadParameter where it cannot be one."""
+    if name is None:
+        return None
     if not name or not set(name) <= NAME_CHARACTERS:  # it names files
         raise click.BadParameter(f"{name!r}: must be letters, digits, - and _")
     return name
 
 
 branch_help = "Which branch of the pipeline."
-branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=_branch_name, help=branch_help)
+branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=branch_name, help=branch_help)
 
 
 def _reason(_ctx: click.Context, _param: click.Parameter, reason: str) -> str:

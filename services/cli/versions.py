@@ -35,6 +35,18 @@ def settle_words(call: Call, change: Change | Naming, yes: bool, more: dict[str,
         click.echo(f"undo: {back}", err=True)
 
 
+def confirm_rollback(call: Call, version: str | None, reason: str, yes: bool) -> None:
+    """Show a rollback, do it where ``yes``, and say why it goes there; its plan lists open alarms and candidates."""
+    from millrace.services.decisions import rollback
+
+    chosen = rollback.choose_rollback(call.instance, version)
+    if version is None:
+        click.echo(f"Why {chosen.change.to.version}: {chosen.why}.", err=True)
+    confirm(call, chosen.change, reason, yes)
+    for rows in [] if yes else [chosen.alarms, chosen.candidates]:
+        call.show(rows)
+
+
 def confirm_learner(call: Call, version: str | None, reason: str, yes: bool) -> None:
     """Show a rollback of the learner, do it where ``yes``, and say last how to undo it."""
     from millrace.services.replay import learner_rollback

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from millrace.learners.drift.alarms import Alarm, DriftConfig
+from millrace.services.decisions.alarms import alarms
 from millrace.services.errors import NotReadyError
 from millrace.services.pipeline.expiry import expiry_facts
 from millrace.services.pipeline.instance import Instance, require_branch
@@ -48,7 +49,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
         facts |= {f"memory_{name}": value for name, value in output.memory.items()}
     elif "records" not in facts and summary.marks:  # followed by nobody, it lets nothing out but its marks
         facts |= fates_of(instance.store(), summary.marks[-1])
-    facts |= _acted(summary)
+    facts |= _acted(summary) | _open_alarms(instance, branch)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
     ledger = instance.ledger()
     facts |= {f"alias_{name}": version for name, version in sorted(ledger.aliases.items())}
@@ -149,6 +150,19 @@ def _alarm(alarm: Alarm | None) -> dict[str, Any]:
     new = f"; classes first seen then: {', '.join(alarm.new_classes)}" if alarm.new_classes else ""
     onset = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
     return {"alarm": f"{alarm.detector}: {onset}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
+
+
+def _open_alarms(instance: Instance, branch: str) -> dict[str, str]:
+    """Those that stand, by their ids; where one is being written down just now, that."""
+    if instance.loaded.pipeline.drift is None:
+        return {}
+    try:
+        standing = alarms(instance, branch)
+    except NotReadyError as error:
+        return {"open_alarms": str(error)}
+    return (
+        {"open_alarms": ", ".join(entry.raised.id for entry in standing if entry.closing is None) or "none"} if standing else {}
+    )
 
 
 def _window(instance: Instance, marks: Sequence[Mark]) -> dict[str, int]:

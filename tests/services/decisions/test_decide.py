@@ -11,7 +11,8 @@ import pytest
 from pipelines import PIPELINE, clean_environment, here, json_lines, millrace, pipeline_in
 
 from millrace.services.config.config import load_pipeline
-from millrace.services.decisions.decide import decide, plan, plan_rollback
+from millrace.services.decisions.decide import decide, plan
+from millrace.services.decisions.rollback import plan_rollback
 from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.errors import DamageError
