@@ -10,6 +10,7 @@ import msgspec
 
 from millrace.learners.drift.alarms import Alarm, DriftConfig
 from millrace.services.decisions.alarms import alarms
+from millrace.services.decisions.exclusions import exclusion_words
 from millrace.services.errors import NotReadyError
 from millrace.services.pipeline.expiry import expiry_facts
 from millrace.services.pipeline.instance import Instance, require_branch
@@ -18,7 +19,6 @@ from millrace.streams.branch.forks import excluded, learner_of
 from millrace.streams.branch.outputs import Output, last_output
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark, decode_entry
-from millrace.streams.journal.exclusions import describe
 from millrace.streams.journal.journal import Cursor, Summary, summarise
 from millrace.streams.journal.store import read_checkpoint
 from millrace.streams.state.notices import flat
@@ -91,8 +91,8 @@ def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
             facts["learner_of"] = str(learner_of(instance.store(), fork))
     if fork is not None and (fork.parent is not None or fork.exclude):
         left_out = excluded(instance.store(), summary)
-        facts["excludes"] = "; ".join(map(describe, left_out)) or "nothing"
-        if included_again := [describe(exclusion) for exclusion in fork.exclude if exclusion not in left_out]:
+        facts["excludes"] = "; ".join(map(exclusion_words, left_out)) or "nothing"
+        if included_again := [exclusion_words(exclusion) for exclusion in fork.exclude if exclusion not in left_out]:
             facts["included_again"] = "; ".join(included_again)
     return facts | ({} if ended_by is None else {"ended": ended_by.cause, "successor": ended_by.successor})
 
