@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from millrace.services.cli.options import UNCHANGED, Call, branch_name, on_pipeline, reason_option, yes_option
+from millrace.services.cli.options import UNCHANGED, Call, live_branch_option, on_pipeline, reason_option, yes_option
 
 
 @click.group()
@@ -12,15 +12,13 @@ def alarms() -> None:
     """What the detectors of [drift] have raised, which of it is open, and how an alarm is closed."""
 
 
-branch_help = "Which branch, if not the live one; alarms of branches that it comes from are listed too."
-branch_option = click.option("--branch", default=None, callback=branch_name, help=branch_help)
-
-
 @alarms.command(name="list")
 @on_pipeline
-@branch_option
+@live_branch_option
 def alarms_list(call: Call, branch: str | None) -> None:
     """Alarms that something got worse, oldest first: since which row, noticed where, by what, open or closed by whom.
+
+    Those of branches that it comes from are among them.
 
     Example: millrace alarms list digits.toml
     """

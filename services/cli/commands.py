@@ -17,6 +17,7 @@ from millrace.services.cli.alarms import alarms
 from millrace.services.cli.dead_letters import dead_letters
 from millrace.services.cli.group import Commands
 from millrace.services.cli.init_process import stay_as_init
+from millrace.services.cli.looking import log, status
 from millrace.services.cli.options import (
     Call,
     branch_option,
@@ -25,6 +26,7 @@ from millrace.services.cli.options import (
     metrics_options,
     on_pipeline,
     reason_option,
+    while_option,
     yes_option,
 )
 from millrace.services.cli.replay import replay
@@ -277,18 +279,21 @@ def send(call: Call, file: Path | None, data: str | None, options: SendOptions) 
 @on_pipeline
 @click.argument("version", required=False)
 @click.option("--learner", is_flag=True, help="Let learning go on from VERSION too: another branch takes the live one's place.")
+@while_option
 @reason_option
 @yes_option
-def rollback(call: Call, version: str | None, learner: bool, reason: str, yes: bool) -> None:
+def rollback(call: Call, version: str | None, learner: bool, seen: str | None, reason: str, yes: bool) -> None:
     """Serve VERSION. Without one: after an alarm the newest verified version before the onset of all that are open (`millrace
     alarms list`), else the version before what is served. Learning goes on. The plan says why it takes which.
 
     With --learner it goes on from VERSION, else from the version that is served or the one before; rows between are not learned
     again, and late labels that are still to come are joined. Killed, the same command goes on.
 
+    Without VERSION it is refused for a minute after another decision, unless --while says that you have seen that one.
+
     Example: millrace rollback digits.toml --reason "garbage since 02:10"
     """
-    (confirm_learner if learner else confirm_rollback)(call, version, reason, yes)
+    (confirm_learner if learner else confirm_rollback)(call, version, seen, reason, yes)
 
 
 @main.command()
@@ -305,36 +310,6 @@ def serve(call: Call, version: str | None, follow: str | None, reason: str, yes:
     from millrace.services.decisions import decide as deciding
 
     confirm(call, deciding.plan(call.instance, deciding.target(version, follow)), reason, yes)
-
-
-@main.command()
-@on_pipeline
-@branch_option
-def status(call: Call, branch: str) -> None:
-    """Where a branch is, how far behind, where every record went, what it scores, what trainer and replicas do.
-
-    Example: millrace status digits.toml
-    """
-    from millrace.services.decisions import status as looking
-    from millrace.services.registry import mirror
-    from millrace.services.serving import status as endpoint_status
-
-    facts = looking.status(call.instance, branch) | mirror.describe(call.instance) | endpoint_status.served(call.instance)
-    call.show([{"what": name, "value": value} for name, value in facts.items()])
-
-
-@main.command()
-@on_pipeline
-@branch_option
-@click.option("--ledger", is_flag=True, help="Print the pipeline's decisions instead of a branch's journal.")
-def log(call: Call, branch: str, ledger: bool) -> None:
-    """The journal of a branch, entry by entry, or the ledger.
-
-    Example: millrace log digits.toml --output json
-    """
-    from millrace.services.decisions import status as looking
-
-    call.show(looking.ledger_lines(call.instance) if ledger else looking.journal_lines(call.instance, branch))
 
 
 @main.command()
@@ -371,6 +346,8 @@ def _proved(report: Report) -> dict[str, Any]:
 main.add_command(replay)
 main.add_command(dead_letters)
 main.add_command(alarms)
+main.add_command(status)
+main.add_command(log)
 
 
 @main.group()

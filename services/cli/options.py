@@ -117,6 +117,9 @@ def branch_name(_ctx: click.Context, _param: click.Parameter, name: str | None) 
 branch_help = "Which branch of the pipeline."
 branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=branch_name, help=branch_help)
 
+live_help = "Which branch, if not the live one."
+live_branch_option = click.option("--branch", default=None, callback=branch_name, help=live_help)
+
 
 def _reason(_ctx: click.Context, _param: click.Parameter, reason: str) -> str:
     if not reason.strip():  # whoever reads the ledger would be told nothing
@@ -126,6 +129,10 @@ def _reason(_ctx: click.Context, _param: click.Parameter, reason: str) -> str:
 
 reason_option = click.option("--reason", required=True, callback=_reason, help="Why; kept in the ledger.")
 yes_option = click.option("--yes", is_flag=True, help="Do it; without this the plan is shown and nothing changes.")
+
+
+while_help = "Do it only while this VERSION is in force (of a branch that is followed: its name)."
+while_option = click.option("--while", "seen", default=None, metavar="VERSION", help=while_help)
 
 
 def metrics_options(command: C) -> C:

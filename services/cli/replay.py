@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millrace.services.cli.options import UNCHANGED, Call, gathering, on_pipeline, reason_option, yes_option
-from millrace.services.cli.versions import settle_words
+from millrace.services.cli.options import UNCHANGED, Call, gathering, on_pipeline, reason_option, while_option, yes_option
+from millrace.services.cli.versions import hold_to, settle_words
 
 if TYPE_CHECKING:
     from millrace.services.replay.plan import Origin
@@ -234,16 +234,21 @@ def diff(call: Call, rows: int) -> None:
 
 @replay.command(name="take-over")
 @on_pipeline
+@while_option
 @reason_option
 @yes_option
-def take_over(call: Call, reason: str, yes: bool) -> None:
+def take_over(call: Call, seen: str | None, reason: str, yes: bool) -> None:
     """Serve the replayed branch and learn on with it; the branch it was made from ends.
+
+    Where another decision was made since the replay was planned, it is refused for a minute after that, unless --while says
+    that you have seen it.
 
     Example: millrace replay take-over digits.toml --reason "mended"
     """
     from millrace.services.replay import run as replaying
 
     succession = replaying.plan_take_over(call.instance)
+    hold_to(call, seen, succession.change.before not in (succession.planned_from, succession.change.to), yes)
     if yes:
         replaying.take_over(call.instance, succession, reason)
     settle_words(call, succession.change, yes, succession.rows)

@@ -9,11 +9,14 @@ from typing import Any
 import msgspec
 
 from millrace.learners.drift.alarms import Alarm, DriftConfig
-from millrace.services.decisions.alarms import alarms
+from millrace.services.config.names import BRANCH
+from millrace.services.decisions.alarms import alarms, live
 from millrace.services.decisions.exclusions import exclusion_words
 from millrace.services.errors import NotReadyError
+from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.expiry import expiry_facts
 from millrace.services.pipeline.instance import Instance, require_branch
+from millrace.services.pipeline.succession import heir_of
 from millrace.streams.branch.branch import fates_of, load_part
 from millrace.streams.branch.forks import excluded, learner_of
 from millrace.streams.branch.outputs import Output, last_output
@@ -61,6 +64,12 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= {"store_bytes": instance.store().bytes_of(branch)} | _window(instance, summary.marks)
     serves = ledger.serving.items()
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
+
+
+def live_branch(instance: Instance) -> str:
+    """The branch that is served, or the one that goes on in its place; before anything is served the first one."""
+    archive, branch = Archive(instance), live(instance.ledger())
+    return heir_of(archive, branch) if branch is not None and instance.has_branch(branch) else BRANCH
 
 
 def _merged(instance: Instance, branch: str) -> dict[str, Any]:

@@ -254,6 +254,7 @@ class Succession:
     change: Change  # of the endpoint
     ends: str  # the branch that goes no further; the new one itself where that has been done
     version: str | None  # that the new one began with
+    planned_from: Target | None  # what was in force when it was planned
 
     @property
     def rows(self) -> dict[str, Any]:
@@ -268,7 +269,7 @@ def plan_take_over(instance: Instance) -> Succession:
     _, plan = load_plan(instance, operation.plan_sha256)
     change = Change(ledger.serving.get(ENDPOINT), Target(follow=operation.branch))
     ends = plan.branch if plan.ends is None else heir_of(Archive(instance), plan.ends)
-    return Succession(operation, change, ends, plan.version)
+    return Succession(operation, change, ends, plan.version, plan.serves)
 
 
 def take_over(instance: Instance, succession: Succession, reason: str) -> None:

@@ -52,7 +52,7 @@ TAKEN_OVER: list[tuple[tuple[str, ...], int, str]] = [
     (("replay", "run", "THE PLAN"), DONE, "proved in another process"),
     (("replay", "take-over", "--reason", "mended", "--yes"), DONE, "undo: millrace serve"),
     (("replay", "include", "header producer=till-7", "--reason", "mended", "--yes"), DONE, "header producer=till-7"),
-    (("rollback", "--reason", "garbage", "--yes"), DONE, "replay-"),
+    (("rollback", "newest", "--reason", "garbage", "--yes"), DONE, "replay-"),
 ]
 # These have more to them than a row of a table: `begin`, `planned` and a test of its own type them.
 ELSEWHERE = {("send",), command_of(PLAN), ("mirror",)}
