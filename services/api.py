@@ -30,6 +30,7 @@ from millrace.services.config.names import BRANCH, NAME_CHARACTERS
 from millrace.services.data.templates import flags_of, loaded_toml
 from millrace.services.errors import BusyError, NotCountedError, NotProvedError, NotReadyError
 from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.printable import MOST_WRITTEN
 from millrace.services.python import frames
 from millrace.services.python.results import Answers, Decided, Proof, Scores, Status, Version
 from millrace.services.training.run import Bounds, Done
@@ -393,3 +394,5 @@ def _headers(headers: Mapping[str, str]) -> tuple[tuple[str, bytes], ...]:
 def _refuse_unsaid(reason: str) -> None:
     if not reason.strip():  # whoever reads the ledger would be told nothing
         raise BadInputError("reason: say why in a few words; the ledger keeps it.")
+    if len(reason) > MOST_WRITTEN:
+        raise BadInputError(f"reason: it has {len(reason):,} characters; say why in at most {MOST_WRITTEN:,}.")

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import click
 
 from millrace.services.cli.alarms import alarms
 from millrace.services.cli.dead_letters import dead_letters
-from millrace.services.cli.group import Commands
+from millrace.services.cli.group import Commands, Printable
 from millrace.services.cli.init_process import stay_as_init
 from millrace.services.cli.looking import log, status
 from millrace.services.cli.options import (
@@ -25,6 +24,7 @@ from millrace.services.cli.options import (
     log_format_option,
     metrics_options,
     on_pipeline,
+    reason_of,
     reason_option,
     while_option,
     yes_option,
@@ -146,10 +146,9 @@ def main(ctx: click.Context) -> None:
     if ctx.invoked_subcommand == "up" and os.getpid() == 1:
         stay_as_init()
     os.umask(os.umask(0o077) | 0o077)  # what is made here is its owner's alone
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # what a terminal's encoding does not have is shown by its number
-            stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(Printable("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
 
 
 @main.command(cls=gathering("options", RunOptions))
@@ -161,7 +160,7 @@ def main(ctx: click.Context) -> None:
 @warm_option
 @click.option("--verify", is_flag=True, help="Let another process fold the new version again before this one ends.")
 @click.option("--past-rejects", is_flag=True, help="Go past all records that are in the log by now, however many are refused.")
-@click.option("--reason", metavar="WHY", help="Why it goes past them; kept in the ledger.")
+@click.option("--reason", metavar="WHY", callback=reason_of, help="Why it goes past them; kept in the ledger.")
 def run(call: Call, branch: str, options: RunOptions) -> None:
     """Learn from the log, to its end or as told, then mark a version.
 

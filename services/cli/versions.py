@@ -43,7 +43,7 @@ def hold_to(call: Call, seen: str | None, relative: bool, yes: bool) -> None:
     if yes and (relative or seen is not None):
         in_force.refuse_other(ledger, seen)
     if not yes and (words := in_force.in_force_words(ledger)) is not None:
-        click.echo(f"In force: {words}.", err=True)
+        call.note(f"In force: {words}.")
 
 
 def confirm_rollback(call: Call, version: str | None, seen: str | None, reason: str, yes: bool) -> None:
@@ -53,7 +53,7 @@ def confirm_rollback(call: Call, version: str | None, seen: str | None, reason: 
     hold_to(call, seen, version is None, yes)
     chosen = rollback.choose_rollback(call.instance, version)
     if version is None:
-        click.echo(f"Why {chosen.change.to.version}: {chosen.why}.", err=True)
+        call.note(f"Why {chosen.change.to.version}: {chosen.why}.")
     confirm(call, chosen.change, reason, yes)
     for rows in [] if yes else [chosen.alarms, chosen.candidates]:
         call.show(rows)

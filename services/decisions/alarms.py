@@ -148,6 +148,8 @@ def live(ledger: Ledger) -> str | None:
 
 def alarms(instance: Instance, branch: str | None) -> list[Standing]:
     """Of ``branch``, else of the live one, and of the branches that it comes from. Raises: as ``raised_in``."""
+    if not instance.branches():
+        return []
     archive, ledger = Archive(instance), instance.ledger()
     branch = branch or live(ledger)
     return [] if branch is None else standing_in(archive, ledger, descent(archive, branch))

@@ -68,8 +68,8 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
 
 def live_branch(instance: Instance) -> str:
     """The branch that is served, or the one that goes on in its place; before anything is served the first one."""
-    archive, branch = Archive(instance), live(instance.ledger())
-    return heir_of(archive, branch) if branch is not None and instance.has_branch(branch) else BRANCH
+    branch = live(instance.ledger()) if instance.branches() else None
+    return heir_of(Archive(instance), branch) if branch is not None and instance.has_branch(branch) else BRANCH
 
 
 def _merged(instance: Instance, branch: str) -> dict[str, Any]:
