@@ -30,6 +30,7 @@ from millrace.services.config.names import BRANCH, NAME_CHARACTERS
 from millrace.services.data.templates import flags_of, loaded_toml
 from millrace.services.errors import BusyError, NotCountedError, NotProvedError, NotReadyError
 from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.printable import MOST_WRITTEN
 from millrace.services.python import frames
 from millrace.services.python.results import Answers, Decided, Proof, Scores, Status, Version
 from millrace.services.training.run import Bounds, Done
@@ -304,7 +305,7 @@ class Pipeline:
     def roll_back(self, reason: str, version: str | None = None) -> Decided:
         """Serve ``version``, else the version before what is served. Learning goes on; ``serve`` goes forward again.
 
-        Where a branch is followed, the version before is ``last-good`` after an alarm, else the branch's newest.
+        While an alarm is open, the version before is the newest verified one from before the onsets of all that are open.
 
         >>> even = example_pipeline()
         >>> even.roll_back("garbage since 02:10", "main.3")
@@ -313,10 +314,10 @@ class Pipeline:
         Raises: BadInputError without a reason; MillraceError where there is no such version, or none before; DamageError where
         its parts are not whole; NotCountedError where somebody has decided otherwise meanwhile.
         """
-        from millrace.services.decisions import decide as deciding
+        from millrace.services.decisions import rollback
 
         _refuse_unsaid(reason)
-        return self._decide(deciding.plan_rollback(self._instance, version), reason)
+        return self._decide(rollback.plan_rollback(self._instance, version), reason)
 
     def serve(self, reason: str, version: str | None = None, *, follow: str | None = None) -> Decided:
         """Serve ``version``, or the newest state of the branch ``follow``.
@@ -393,3 +394,5 @@ def _headers(headers: Mapping[str, str]) -> tuple[tuple[str, bytes], ...]:
 def _refuse_unsaid(reason: str) -> None:
     if not reason.strip():  # whoever reads the ledger would be told nothing
         raise BadInputError("reason: say why in a few words; the ledger keeps it.")
+    if len(reason) > MOST_WRITTEN:
+        raise BadInputError(f"reason: it has {len(reason):,} characters; say why in at most {MOST_WRITTEN:,}.")

@@ -111,7 +111,7 @@ EXCEPTIONS: Mapping[str, str] = {
 ROOTS: Mapping[str, frozenset[str]] = {
     "learners": frozenset({"__init__", "declaration", "errors", "protocol"}),
     "streams": frozenset({"__init__", "checksummed", "errors", "parts", "records", "schema", "sharding", "source", "stream"}),
-    "services": frozenset({"__init__", "errors", "processes", "user"}),
+    "services": frozenset({"__init__", "errors", "moments", "printable", "processes", "user"}),
 }
 
 # What no line of the table may ever say: from, to, and what would be lost.

@@ -7,15 +7,16 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from millrace.services.cli.alarms import alarms
 from millrace.services.cli.dead_letters import dead_letters
-from millrace.services.cli.group import Commands
+from millrace.services.cli.group import Commands, Printable
 from millrace.services.cli.init_process import stay_as_init
+from millrace.services.cli.looking import log, status
 from millrace.services.cli.options import (
     Call,
     branch_option,
@@ -23,11 +24,13 @@ from millrace.services.cli.options import (
     log_format_option,
     metrics_options,
     on_pipeline,
+    reason_of,
     reason_option,
+    while_option,
     yes_option,
 )
 from millrace.services.cli.replay import replay
-from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner
+from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner, confirm_rollback
 from millrace.services.errors import FAILED
 
 if TYPE_CHECKING:
@@ -143,10 +146,9 @@ def main(ctx: click.Context) -> None:
     if ctx.invoked_subcommand == "up" and os.getpid() == 1:
         stay_as_init()
     os.umask(os.umask(0o077) | 0o077)  # what is made here is its owner's alone
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # what a terminal's encoding does not have is shown by its number
-            stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(Printable("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
 
 
 @main.command(cls=gathering("options", RunOptions))
@@ -158,7 +160,7 @@ def main(ctx: click.Context) -> None:
 @warm_option
 @click.option("--verify", is_flag=True, help="Let another process fold the new version again before this one ends.")
 @click.option("--past-rejects", is_flag=True, help="Go past all records that are in the log by now, however many are refused.")
-@click.option("--reason", metavar="WHY", help="Why it goes past them; kept in the ledger.")
+@click.option("--reason", metavar="WHY", callback=reason_of, help="Why it goes past them; kept in the ledger.")
 def run(call: Call, branch: str, options: RunOptions) -> None:
     """Learn from the log, to its end or as told, then mark a version.
 
@@ -276,22 +278,21 @@ def send(call: Call, file: Path | None, data: str | None, options: SendOptions) 
 @on_pipeline
 @click.argument("version", required=False)
 @click.option("--learner", is_flag=True, help="Let learning go on from VERSION too: another branch takes the live one's place.")
+@while_option
 @reason_option
 @yes_option
-def rollback(call: Call, version: str | None, learner: bool, reason: str, yes: bool) -> None:
-    """Serve VERSION, else the version before what is served. Learning goes on.
+def rollback(call: Call, version: str | None, learner: bool, seen: str | None, reason: str, yes: bool) -> None:
+    """Serve VERSION. Without one: after an alarm the newest verified version before the onset of all that are open (`millrace
+    alarms list`), else the version before what is served. Learning goes on. The plan says why it takes which.
 
     With --learner it goes on from VERSION, else from the version that is served or the one before; rows between are not learned
     again, and late labels that are still to come are joined. Killed, the same command goes on.
 
+    Without VERSION it is refused for a minute after another decision, unless --while says that you have seen that one.
+
     Example: millrace rollback digits.toml --reason "garbage since 02:10"
     """
-    from millrace.services.decisions import decide as deciding
-
-    if learner:
-        confirm_learner(call, version, reason, yes)
-    else:
-        confirm(call, deciding.plan_rollback(call.instance, version), reason, yes)
+    (confirm_learner if learner else confirm_rollback)(call, version, seen, reason, yes)
 
 
 @main.command()
@@ -308,36 +309,6 @@ def serve(call: Call, version: str | None, follow: str | None, reason: str, yes:
     from millrace.services.decisions import decide as deciding
 
     confirm(call, deciding.plan(call.instance, deciding.target(version, follow)), reason, yes)
-
-
-@main.command()
-@on_pipeline
-@branch_option
-def status(call: Call, branch: str) -> None:
-    """Where a branch is, how far behind, where every record went, what it scores, what trainer and replicas do.
-
-    Example: millrace status digits.toml
-    """
-    from millrace.services.decisions import status as looking
-    from millrace.services.registry import mirror
-    from millrace.services.serving import status as endpoint_status
-
-    facts = looking.status(call.instance, branch) | mirror.describe(call.instance) | endpoint_status.served(call.instance)
-    call.show([{"what": name, "value": value} for name, value in facts.items()])
-
-
-@main.command()
-@on_pipeline
-@branch_option
-@click.option("--ledger", is_flag=True, help="Print the pipeline's decisions instead of a branch's journal.")
-def log(call: Call, branch: str, ledger: bool) -> None:
-    """The journal of a branch, entry by entry, or the ledger.
-
-    Example: millrace log digits.toml --output json
-    """
-    from millrace.services.decisions import status as looking
-
-    call.show(looking.ledger_lines(call.instance) if ledger else looking.journal_lines(call.instance, branch))
 
 
 @main.command()
@@ -373,6 +344,9 @@ def _proved(report: Report) -> dict[str, Any]:
 
 main.add_command(replay)
 main.add_command(dead_letters)
+main.add_command(alarms)
+main.add_command(status)
+main.add_command(log)
 
 
 @main.group()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -10,6 +12,7 @@ import click
 from millrace.learners.errors import MillraceError
 from millrace.services.cli.options import say_error
 from millrace.services.errors import FAILED, exit_code
+from millrace.services.printable import printable_lines
 
 
 class Commands(click.Group):
@@ -17,6 +20,9 @@ class Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse words that are not UTF-8: nothing that is stored could hold them."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # what a terminal's encoding does not have is shown by its number
+                stream.reconfigure(errors="backslashreplace")
         if bad := [word for word in args if not _is_unicode(word)]:
             raise click.UsageError(f"{ascii(bad[0])} is not UTF-8. Write it in this terminal's encoding, UTF-8.", ctx)
         return super().parse_args(ctx, args)
@@ -28,9 +34,20 @@ class Commands(click.Group):
         except MillraceError as error:
             say_error(str(error))
             sys.exit(exit_code(error))
+        except UnicodeEncodeError as error:
+            say_error(f"{ascii(error.object)[:200]} is not UTF-8. Name folder and files, and set $MILLRACE_HOME, in UTF-8.")
+            sys.exit(FAILED)
         except MemoryError as error:
             say_error(f"not enough memory ({error}). Declare fewer columns, or use a larger machine.")
             sys.exit(FAILED)
+
+
+class Printable(logging.Formatter):
+    """A message as a terminal may be given it, whatever was in the data it speaks of."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Escaped, with its traceback set in."""
+        return printable_lines(super().format(record))
 
 
 def _is_unicode(word: str) -> bool:

@@ -17,6 +17,7 @@ import click
 
 from millrace.services.cli.init_process import leave_last_words
 from millrace.services.config.names import BRANCH, NAME_CHARACTERS
+from millrace.services.printable import MOST_WRITTEN, printable, printable_lines
 
 if TYPE_CHECKING:
     from millrace.services.pipeline.instance import Instance
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=Callable[..., None])
 
+WIDEST = 120  # characters of a cell that a column is made wide for
+MOST_NAME = 100  # of a branch
 UNCHANGED = "Nothing was changed. Give --yes to do it."
 
 
@@ -62,6 +65,10 @@ class Call:
         else:
             for line in table(list(rows)):
                 click.echo(line)
+
+    def note(self, text: str) -> None:
+        """A line on stderr, beside the rows."""
+        click.echo(printable(text), err=True)
 
 
 def _call(ctx: click.Context, _param: click.Parameter, path: Path) -> Call:
@@ -105,24 +112,39 @@ def _opened(path: Path, home: str | None, flags: tuple[str, ...]) -> Instance:
     return Instance(loaded, home_folder(home) / loaded.pipeline.name)
 
 
-def _branch_name(_ctx: click.Context, _param: click.Parameter, name: str) -> str:
+def branch_name(_ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
+    """The name of a branch, or none. Raises: BadParameter where it cannot be one."""
+    if name is None:
+        return None
     if not name or not set(name) <= NAME_CHARACTERS:  # it names files
-        raise click.BadParameter(f"{name!r}: must be letters, digits, - and _")
+        raise click.BadParameter(f"{name[:MOST_NAME]!r}: must be letters, digits, - and _")
+    if len(name) > MOST_NAME:
+        raise click.BadParameter(f"it has {len(name):,} characters; at most {MOST_NAME} are the name of a branch")
     return name
 
 
 branch_help = "Which branch of the pipeline."
-branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=_branch_name, help=branch_help)
+branch_option = click.option("--branch", default=BRANCH, show_default=True, callback=branch_name, help=branch_help)
+
+live_help = "Which branch, if not the live one."
+live_branch_option = click.option("--branch", default=None, callback=branch_name, help=live_help)
 
 
-def _reason(_ctx: click.Context, _param: click.Parameter, reason: str) -> str:
-    if not reason.strip():  # whoever reads the ledger would be told nothing
+def reason_of(_ctx: click.Context, _param: click.Parameter, reason: str | None) -> str | None:
+    """Why, or nothing. Raises: BadParameter where it says nothing, or more than anybody reads."""
+    if reason is not None and not reason.strip():  # whoever reads the ledger would be told nothing
         raise click.BadParameter("say why in a few words")
+    if reason is not None and len(reason) > MOST_WRITTEN:
+        raise click.BadParameter(f"it has {len(reason):,} characters; say why in at most {MOST_WRITTEN:,}")
     return reason
 
 
-reason_option = click.option("--reason", required=True, callback=_reason, help="Why; kept in the ledger.")
+reason_option = click.option("--reason", required=True, callback=reason_of, help="Why; kept in the ledger.")
 yes_option = click.option("--yes", is_flag=True, help="Do it; without this the plan is shown and nothing changes.")
+
+
+while_help = "Do it only while this VERSION is in force (of a branch that is followed: its name)."
+while_option = click.option("--while", "seen", default=None, metavar="VERSION", help=while_help)
 
 
 def metrics_options(command: C) -> C:
@@ -148,6 +170,7 @@ def say_error(sentence: str) -> None:
     """Why a command fails: a line on stderr, or an event where that is all JSON; and a container's last words."""
     from millrace.services.serving.events import EventLines
 
+    sentence = printable_lines(sentence)
     leave_last_words(sentence)
     if any(isinstance(handler, EventLines) and handler.form == "json" for handler in logging.getLogger().handlers):
         logging.getLogger("millrace").error("millrace: %s", sentence)
@@ -173,18 +196,22 @@ def log_format_option(hidden: bool) -> Callable[[C], C]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Rows under their column names, each column as wide as its widest cell.
+    """Rows under their column names, each column as wide as its widest cell, but for cells that are very long.
 
     >>> table([{"key": "seed", "value": 0}, {"key": "threads", "value": 1}])
     ['KEY      VALUE', 'seed     0', 'threads  1']
     """
+    if not rows:
+        return []
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[name.upper() for name in names], *([_cell(row.get(name, "")) for name in names] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells = [[printable(name.upper()) for name in names], *([_cell(row.get(name, "")) for name in names] for row in rows)]
+    widths = [
+        max(len(cell) for cell in column if cell is column[0] or len(cell) <= WIDEST) for column in zip(*cells, strict=True)
+    ]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return printable(value) if isinstance(value, str) else json.dumps(value, default=str)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from millrace.services.cli.options import UNCHANGED, Call, gathering, on_pipeline, reason_option, yes_option
-from millrace.services.cli.versions import settle_words
+from millrace.services.cli.options import UNCHANGED, Call, gathering, on_pipeline, reason_option, while_option, yes_option
+from millrace.services.cli.versions import hold_to, settle_words
 
 if TYPE_CHECKING:
     from millrace.services.replay.plan import Origin
     from millrace.streams.journal.exclusions import Exclusion
 
-SHORTEST_MS = 10**11  # below it a number is rather a date without dashes, or seconds
+MS_DIGITS = 13  # of milliseconds since 1970, from 2001 to 2286
+DATES = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # without dashes, by their digits
 
 
 @click.group()
@@ -50,19 +53,31 @@ def _time(text: str) -> Exclusion:
 def _milliseconds(text: str) -> int:
     """Since 1970, or a date and time, which are this machine's where they name no zone. Raises: BadParameter, ValueError."""
     if text.isdecimal():
-        if 0 < int(text) < SHORTEST_MS:
+        if len(text) != MS_DIGITS and text != "0":
+            readings = "; ".join(f"{kind} it is {reading}" for kind, reading in _readings(text))
             raise click.BadParameter(
-                f"{text!r}: a number is milliseconds since 1970, and this one would be in 1970 to 1973; write 13 digits, "
-                "or a date and time such as 2026-11-21T02:10"
+                f"{text!r}: a number is milliseconds since 1970, of 13 digits. {readings}. Write the one you mean, "
+                "such as 2026-11-21T02:10"
             )
         return int(text)
     moment = datetime.fromisoformat(text)
-    first, second = (moment.replace(fold=fold).timestamp() for fold in (0, 1))
-    if first != second:  # where clocks are put forward or back; an offset has no such hour
-        raise click.BadParameter(
-            f"{text!r}: this machine's clock passes that hour twice or not at all; write the offset too, such as {text}+01:00"
-        )
-    return round(first * 1000)
+    passes = [moment.replace(fold=fold).astimezone() for fold in (0, 1)]
+    first, second = (one.isoformat() for one in passes)
+    if passes[0].timestamp() == passes[1].timestamp():
+        return round(passes[0].timestamp() * 1000)
+    if passes[0].replace(tzinfo=None) == moment:  # clocks are put back; an offset has no such hour
+        raise click.BadParameter(f"{text!r}: this machine's clock shows it twice: {first} and {second}; write the one you mean")
+    raise click.BadParameter(f"{text!r}: this machine's clock, put forward, never shows it; write {first} or {second}")
+
+
+def _readings(text: str) -> Iterator[tuple[str, str]]:
+    """What digits alone could mean: milliseconds or seconds since 1970, or a date without dashes."""
+    for kind, divisor in (("As milliseconds", 1000), ("as seconds", 1)):
+        with suppress(ValueError, OverflowError, OSError):
+            yield kind, datetime.fromtimestamp(int(text) / divisor, UTC).astimezone().isoformat(timespec="seconds")
+    if len(text) in DATES:
+        with suppress(ValueError):
+            yield "as a date", datetime.strptime(text, DATES[len(text)]).isoformat()
 
 
 def _header(text: str) -> Exclusion:
@@ -164,7 +179,7 @@ def plan(call: Call, options: PlanOptions, reason: str) -> None:
     """Say what a replay would do, and keep that under its sha256 for `millrace replay run`.
 
     \b
-    Example: millrace replay plan digits.toml --from VERSION --exclude-header from=till-7 --reason garbage
+    Example: millrace replay plan digits.toml --from VERSION --exclude-header producer=till-7 --reason garbage
 
     It begins at a version, or with nothing: another learner over the same log, a warm start. What is left out is said by
     --exclude-..., each as often as needed; what the live branch leaves out stays so but for --include, which takes the words
@@ -172,10 +187,11 @@ def plan(call: Call, options: PlanOptions, reason: str) -> None:
     """
     from millrace.services.replay import plan as replay_plan
     from millrace.services.replay import run as replaying
+    from millrace.services.replay.plan_rows import plan_rows
 
     name, planned, extent, differs = replay_plan.make_plan(call.instance, options.origin, options.exclude)
     replaying.record_plan(call.instance, name, planned, reason)
-    call.show(replay_plan.plan_rows(name, planned, extent, differs))
+    call.show(plan_rows(name, planned, extent, differs))
 
 
 @replay.command()
@@ -218,16 +234,21 @@ def diff(call: Call, rows: int) -> None:
 
 @replay.command(name="take-over")
 @on_pipeline
+@while_option
 @reason_option
 @yes_option
-def take_over(call: Call, reason: str, yes: bool) -> None:
+def take_over(call: Call, seen: str | None, reason: str, yes: bool) -> None:
     """Serve the replayed branch and learn on with it; the branch it was made from ends.
+
+    Where another decision was made since the replay was planned, it is refused for a minute after that, unless --while says
+    that you have seen it.
 
     Example: millrace replay take-over digits.toml --reason "mended"
     """
     from millrace.services.replay import run as replaying
 
     succession = replaying.plan_take_over(call.instance)
+    hold_to(call, seen, succession.change.before not in (succession.planned_from, succession.change.to), yes)
     if yes:
         replaying.take_over(call.instance, succession, reason)
     settle_words(call, succession.change, yes, succession.rows)
@@ -263,7 +284,7 @@ def include(call: Call, exclusion: str, branch: str | None, reason: str, yes: bo
     """Read again what a branch leaves out, from its next step on; EXCLUSION as `millrace status` shows it.
 
     \b
-    Example: millrace replay include digits.toml "header from=till-7" --branch replay-1 --reason mended
+    Example: millrace replay include digits.toml "header producer=till-7" --branch replay-1 --reason mended
     """
     from millrace.services.replay import include as including
 

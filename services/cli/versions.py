@@ -35,11 +35,36 @@ def settle_words(call: Call, change: Change | Naming, yes: bool, more: dict[str,
         click.echo(f"undo: {back}", err=True)
 
 
-def confirm_learner(call: Call, version: str | None, reason: str, yes: bool) -> None:
+def hold_to(call: Call, seen: str | None, relative: bool, yes: bool) -> None:
+    """Say what is in force; refuse a command that is relative to it where that is another's, or not what was ``seen``."""
+    from millrace.services.decisions import in_force
+
+    ledger = call.instance.ledger()
+    if yes and (relative or seen is not None):
+        in_force.refuse_other(ledger, seen)
+    if not yes and (words := in_force.in_force_words(ledger)) is not None:
+        call.note(f"In force: {words}.")
+
+
+def confirm_rollback(call: Call, version: str | None, seen: str | None, reason: str, yes: bool) -> None:
+    """Show a rollback, do it where ``yes``, and say why it goes there; its plan lists open alarms and candidates."""
+    from millrace.services.decisions import rollback
+
+    hold_to(call, seen, version is None, yes)
+    chosen = rollback.choose_rollback(call.instance, version)
+    if version is None:
+        call.note(f"Why {chosen.change.to.version}: {chosen.why}.")
+    confirm(call, chosen.change, reason, yes)
+    for rows in [] if yes else [chosen.alarms, chosen.candidates]:
+        call.show(rows)
+
+
+def confirm_learner(call: Call, version: str | None, seen: str | None, reason: str, yes: bool) -> None:
     """Show a rollback of the learner, do it where ``yes``, and say last how to undo it."""
     from millrace.services.replay import learner_rollback
 
     rewinding = learner_rollback.plan_learner(call.instance, version)
+    hold_to(call, seen, version is None and rewinding.operation is None, yes)
     newest = learner_rollback.roll_back(call.instance, rewinding, reason) if yes else None
     call.show([rewinding.rows | learner_rollback.endpoint_words(rewinding) | {"done": yes}])
     if newest is None:

@@ -5,7 +5,6 @@ Ray, the trainer and MLflow may all be down. A decision counts only if what it c
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 import time
@@ -13,17 +12,13 @@ from dataclasses import dataclass
 
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.config.names import NAME_CHARACTERS
-from millrace.services.decisions.last_good import LAST_GOOD, last_good_of
 from millrace.services.decisions.versions import NEWEST, meant
 from millrace.services.errors import NotCountedError, NotProvedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.user import user_name
-from millrace.streams.branch.forks import learner_of
 from millrace.streams.journal.ledger import Alias, Ledger, Serve, Target, append_decision, describe_target
 from millrace.streams.sharding import WHOLE, merging_branch, shard_of
-
-log = logging.getLogger("millrace")
 
 NOTHING = "none"  # in place of a version: the alias is taken away
 TAKEN = f"{NEWEST}|{NOTHING}|latest|v[0-9]+"  # names that mean something else, the last two in MLflow
@@ -60,7 +55,7 @@ def plan(instance: Instance, target: Target) -> Change:
     """
     archive, ledger = Archive(instance), instance.ledger()
     if target.version is not None:
-        target = Target(version=_servable(archive, ledger, target.version))
+        target = Target(version=servable(archive, ledger, target.version))
     else:
         refuse_part(str(target.follow))
         if instance.loaded.pipeline.llm is not None:
@@ -69,35 +64,13 @@ def plan(instance: Instance, target: Target) -> Change:
     return Change(ledger.serving.get(ENDPOINT), target)
 
 
-def _servable(archive: Archive, ledger: Ledger, name: str) -> str:
+def servable(archive: Archive, ledger: Ledger, name: str) -> str:
     """The version that a caller means, once it has been read. Raises: as ``plan``."""
     version = meant(archive, ledger, name)
     refuse_part(version.rpartition(".")[0])
-    _refuse_released(ledger, version)
+    refuse_released(ledger, version)
     archive.check(version)
     return version
-
-
-def plan_rollback(instance: Instance, version: str | None) -> Change:
-    """To ``version``, else to the last good one before an alarm, else to the one before what is served or followed.
-
-    Versions that are not what their log says are passed by.
-    Raises: as ``plan``; MillraceError where there is none before.
-    """
-    archive, ledger = Archive(instance), instance.ledger()
-    target_version = _servable(archive, ledger, version or _version_before(archive, ledger))
-    return Change(ledger.serving.get(ENDPOINT), Target(version=target_version))
-
-
-def learner_version(archive: Archive, ledger: Ledger, version: str | None) -> str:
-    """Whose learner is to go on: ``version``, else the one that is served, else as ``plan_rollback``.
-
-    Raises: MillraceError where there is none, or it is no longer kept.
-    """
-    serving = ledger.serving.get(ENDPOINT)
-    chosen = meant(archive, ledger, version) if version else (serving and serving.version) or _version_before(archive, ledger)
-    _refuse_released(ledger, chosen)
-    return chosen
 
 
 def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
@@ -110,7 +83,7 @@ def plan_promotion(instance: Instance, name: str, version: str) -> Naming:
     ledger = instance.ledger()
     if version == NOTHING:
         return Naming(name, ledger.aliases.get(name), None)
-    version = _servable(Archive(instance), ledger, version)
+    version = servable(Archive(instance), ledger, version)
     certificate = ledger.certificates.get(version)
     if certificate is not None and not certificate.holds:
         raise NotProvedError(f"Version {version} {certificate.verdict}, says its certificate. It is not promoted.")
@@ -125,7 +98,8 @@ def refuse_part(branch: str) -> None:
         )
 
 
-def _refuse_released(ledger: Ledger, version: str) -> None:
+def refuse_released(ledger: Ledger, version: str) -> None:
+    """Raises: MillraceError where a version is no longer kept."""
     if version in ledger.released:
         raise MillraceError(
             f"Version {version} is no longer kept: it was older than the newest that versions.keep says, and nothing named it. "
@@ -139,42 +113,6 @@ def _refuse_given_up(archive: Archive, branch: str) -> None:
         raise MillraceError(
             f"Branch {branch} has ended ({end.cause}), and nothing goes on from it. Follow another, or serve a version of it."
         )
-
-
-def _version_before(archive: Archive, ledger: Ledger) -> str:
-    serving = ledger.serving.get(ENDPOINT)
-    if serving is None:
-        raise MillraceError(f"Endpoint {ENDPOINT} has never served anything, so there is nothing to go back from.")
-    branch = serving.follow or str(serving.version).rpartition(".")[0]
-    summary = archive.summary(branch)
-    versions = [mark.version for mark in summary.marks if mark.version is not None]
-    last_good = last_good_of(archive, branch, ledger)
-    if last_good is not None and (
-        serving.version not in versions or versions.index(last_good) < versions.index(serving.version)
-    ):
-        return last_good
-    earlier = versions[: versions.index(serving.version)] if serving.version in versions else versions
-    belied = {version for version, certificate in ledger.certificates.items() if not certificate.holds}
-    fork = summary.fork
-    begun_with = None if fork is None or versions else learner_of(archive.instance.store(), fork)
-    earlier = earlier or ([] if begun_with is None else [begun_with])
-    sound = [version for version in earlier if version not in ledger.released | belied]
-    if not sound:
-        raise MillraceError(
-            f"Branch {branch} has no version before {describe_target(serving)}. Name one with `millrace rollback ... VERSION`."
-        )
-    return sound[-1]
-
-
-def name_last_good(instance: Instance, branch: str) -> None:
-    """Let the alias last-good name it, where an alarm has been raised; another hand that was faster is left alone."""
-    try:
-        ledger = instance.ledger()
-        version, current = last_good_of(Archive(instance), branch, ledger), ledger.aliases.get(LAST_GOOD)
-        if version is not None and version != current:
-            decide(instance, Naming(LAST_GOOD, current, version), "drift alarm")
-    except MillraceError as error:
-        log.warning("The alias %s was not set: %s", LAST_GOOD, error)
 
 
 def decide(instance: Instance, change: Change | Naming, reason: str) -> None:

@@ -1,79 +1,142 @@
-"""The last good version of a branch: the newest that was learned before its newest alarm began, where `rollback` goes.
+"""The last good version: the newest verified one that has learned no row since the onset of any open alarm.
 
-A verified one where there is one. It follows from the journal and the store alone, so it is known with everything else down;
-the ledger's alias of that name says the same to whoever reads aliases.
+`rollback` goes there. It follows from journal, store and ledger, so it is known with everything else down. The ledger's alias
+of that name says the same to whoever reads aliases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from millrace.services.decisions.alarms import Standing, standing_in
+from millrace.services.decisions.descent import Stretch, descent, learned_of, older
+from millrace.services.decisions.status import shares
+from millrace.services.decisions.versions import verified
+from millrace.services.moments import moment
 from millrace.services.pipeline.archive import Archive
 from millrace.streams.branch.branch import load_part
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark, Merge
 from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.journal.ledger import Ledger
-from millrace.streams.journal.store import Store
 
 LAST_GOOD = "last-good"  # the alias
-NO_ALARM = 1 << 62  # a seq that every other is before
+BASELINES = ("last", "majority", "mean")  # begin the names of what every score is compared with
 
 
-def last_good(marks: Sequence[Mark], store: Store, ledger: Ledger) -> str | None:
-    """Among a branch's marks, oldest first; None without an alarm, or where every version is younger than its onset."""
-    onset = onset_rows(marks, store)
-    if onset is None:
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version to which a rollback could go."""
+
+    mark: Mark
+    against: str  # why not; empty: it is verified, and older than the onset of every open alarm
+
+    @property
+    def version(self) -> str:
+        """Its id."""
+        return str(self.mark.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What a rollback from a branch is chosen by."""
+
+    archive: Archive
+    ledger: Ledger
+    alarms: list[Standing]  # that are open, oldest first
+    versions: list[Mark]  # of the branch and of those that it comes from, oldest first
+    _has_rows_of: Callable[[Mark], str | None]  # the open alarm since whose onset a marked state has learned rows
+
+    def candidates(self, before: str | None) -> Iterator[Candidate]:
+        """Newest first, those that are older than the version ``before``; what was let go is not among them."""
+        names = [mark.version for mark in self.versions]
+        until = names.index(before) if before in names else len(names)
+        for mark in reversed(self.versions[:until]):
+            if mark.version not in self.ledger.released:
+                yield Candidate(mark, self._against(mark))
+
+    def _against(self, mark: Mark) -> str:
+        certificate = self.ledger.certificates.get(str(mark.version))
+        if certificate is not None and not certificate.holds:
+            return "differs from its log"
+        if (alarm := self._has_rows_of(mark)) is not None:
+            return f"has rows since the onset of {alarm}"
+        return "not verified" if certificate is None else ""
+
+    def row(self, candidate: Candidate, taken: str | None) -> dict[str, Any]:
+        """A candidate to show: as of when, after how many rows, how good its answers were, and what its certificate says."""
+        mark, scored = candidate.mark, "unknown"
+        try:
+            counts = load_part(self.archive.instance.store(), mark, "counts")
+            as_of, learned = moment(counts["clock_ms"]), counts["counts"]["learned"]
+            totals = load_part(self.archive.instance.store(), mark, "scores")
+            named = {name: value for name, value in totals.get("totals", totals).items() if name not in ("last", "sum")}
+            means = {name: value for name, value in shares(named).items() if value is not None}
+            own = [(name, value) for name, value in means.items() if not name.startswith(BASELINES)]
+            scored = f"{own[0][0]} {own[0][1]:.4g}" if own else "none yet"
+        except (DamageError, KeyError):  # KeyError: a merge, whose shards have the scores
+            as_of, learned = "unknown", learned_of(self.archive.instance.store(), mark)
+        against = "taken" if candidate.version == taken else candidate.against or "could be taken"
+        certificate = verified(self.ledger, candidate.version)
+        facts = {"candidate": candidate.version, "as_of": as_of, "rows": learned, "scored": scored}
+        return facts | {"certificate": certificate, "verdict": against}
+
+
+def prospect(archive: Archive, ledger: Ledger, branch: str) -> Prospect:
+    """Raises: NotReadyError where an alarm is being written down just now; DamageError where a journal is damaged."""
+    stretches = list(descent(archive, branch))
+    standing = [entry for entry in standing_in(archive, ledger, stretches) if entry.closing is None]
+    versions = [mark for stretch in reversed(stretches) for mark in stretch.versions]
+    merged = archive.instance.shards(branch) != [branch]
+    has_rows_of = _in_merge(archive, branch, standing) if merged else _in_state(archive, stretches, standing)
+    return Prospect(archive, ledger, standing, versions, has_rows_of)
+
+
+def _in_state(archive: Archive, stretches: Sequence[Stretch], standing: Sequence[Standing]) -> Callable[[Mark], str | None]:
+    def has_rows_of(mark: Mark) -> str | None:
+        return next((entry.raised.id for entry in standing if not older(archive, stretches, mark, entry.raised)), None)
+
+    return has_rows_of
+
+
+def _in_merge(archive: Archive, branch: str, standing: Sequence[Standing]) -> Callable[[Mark], str | None]:
+    """Of a branch that merges shards: a merge has rows of an alarm where what it merges of that shard has."""
+    store = archive.instance.store()
+    merges = {
+        f"{branch}.{entry.seq}": {shard: seq for shard, seq, _ in entry.of}
+        for entry in (counted(archive.instance.journal(branch), branch, Cursor()) if standing else ())
+        if isinstance(entry, Merge)
+    }
+    good_seqs = {
+        entry.raised.id: max(
+            (
+                mark.state_seq
+                for mark in archive.marks(entry.raised.branch)
+                if learned_of(store, mark) <= entry.raised.alarm.onset_rows
+            ),
+            default=0,
+        )
+        for entry in standing
+    }
+
+    def has_rows_of(mark: Mark) -> str | None:
+        merged = merges.get(str(mark.version), {})
+        for entry in standing:
+            if merged.get(entry.raised.branch, 1 << 62) > good_seqs[entry.raised.id]:
+                return entry.raised.id
         return None
-    versions = [mark for mark in marks if mark.version is not None and mark.version not in ledger.released]
-    belied = {version for version, certificate in ledger.certificates.items() if not certificate.holds}
-    before = [mark for mark in versions if mark.version not in belied and _learned(store, mark) <= onset]
-    proved = [mark for mark in before if mark.version in ledger.certificates]
-    return next((mark.version for mark in reversed(proved or before)), None)
+
+    return has_rows_of
 
 
 def last_good_of(archive: Archive, branch: str, ledger: Ledger) -> str | None:
-    """Of a branch. Of one that merges shards: the newest version of what each shard was before its own newest alarm began.
+    """Of a branch; None where no alarm is open, or no verified version is older than every onset.
 
-    Raises: DamageError where a journal is damaged.
+    Raises: as ``prospect``.
     """
-    instance, store = archive.instance, archive.instance.store()
-    if instance.shards(branch) == [branch]:
-        return last_good(archive.marks(branch), store, ledger)
-    good_seqs = {shard: _good_seq(archive.marks(shard), store) for shard in instance.shards(branch)}
-    if all(seq == NO_ALARM for seq in good_seqs.values()):
+    known = prospect(archive, ledger, branch)
+    if not known.alarms:
         return None
-    entries = counted(instance.journal(branch), branch, Cursor())
-    before = {
-        f"{branch}.{entry.seq}"
-        for entry in entries
-        if isinstance(entry, Merge) and all(seq <= good_seqs[shard] for shard, seq, _ in entry.of)
-    }
-    candidates = [mark.version for mark in archive.marks(branch) if mark.version in before - ledger.released]
-    sound = [version for version in candidates if version not in ledger.certificates or ledger.certificates[version].holds]
-    proved = [version for version in sound if version in ledger.certificates]
-    return next(reversed(proved or sound), None)
-
-
-def _good_seq(marks: Sequence[Mark], store: Store) -> int:
-    """Of the newest mark of a shard that had learned nothing since its newest alarm began."""
-    onset = onset_rows(marks, store)
-    return NO_ALARM if onset is None else max((mark.state_seq for mark in marks if _learned(store, mark) <= onset), default=0)
-
-
-def onset_rows(marks: Sequence[Mark], store: Store) -> int | None:
-    """Learned rows at which what the newest alarm noticed seems to have begun; the newest checkpoint that can be read says."""
-    for mark in reversed(marks):
-        try:
-            newest = load_part(store, mark, "detectors")["newest"]
-        except (DamageError, KeyError):  # KeyError: nothing was watched then
-            continue
-        return None if newest is None else int(newest["onset_rows"])
-    return None
-
-
-def _learned(store: Store, mark: Mark) -> int:
-    try:
-        return int(load_part(store, mark, "counts")["counts"]["learned"])
-    except DamageError:
-        return 1 << 62  # it could not be served either
+    return next((candidate.version for candidate in known.candidates(None) if not candidate.against), None)

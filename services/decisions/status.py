@@ -9,15 +9,19 @@ from typing import Any
 import msgspec
 
 from millrace.learners.drift.alarms import Alarm, DriftConfig
+from millrace.services.config.names import BRANCH
+from millrace.services.decisions.alarms import alarms, live
+from millrace.services.decisions.exclusions import exclusion_words
 from millrace.services.errors import NotReadyError
+from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.expiry import expiry_facts
 from millrace.services.pipeline.instance import Instance, require_branch
+from millrace.services.pipeline.succession import heir_of
 from millrace.streams.branch.branch import fates_of, load_part
 from millrace.streams.branch.forks import excluded, learner_of
 from millrace.streams.branch.outputs import Output, last_output
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark, decode_entry
-from millrace.streams.journal.exclusions import describe
 from millrace.streams.journal.journal import Cursor, Summary, summarise
 from millrace.streams.journal.store import read_checkpoint
 from millrace.streams.state.notices import flat
@@ -48,7 +52,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
         facts |= {f"memory_{name}": value for name, value in output.memory.items()}
     elif "records" not in facts and summary.marks:  # followed by nobody, it lets nothing out but its marks
         facts |= fates_of(instance.store(), summary.marks[-1])
-    facts |= _acted(summary)
+    facts |= _acted(summary) | _open_alarms(instance, branch)
     facts |= {f"recall_{label}": share for label, share in recall(instance, summary.marks).items()}
     ledger = instance.ledger()
     facts |= {f"alias_{name}": version for name, version in sorted(ledger.aliases.items())}
@@ -60,6 +64,12 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     facts |= {"store_bytes": instance.store().bytes_of(branch)} | _window(instance, summary.marks)
     serves = ledger.serving.items()
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
+
+
+def live_branch(instance: Instance) -> str:
+    """The branch that is served, or the one that goes on in its place; before anything is served the first one."""
+    branch = live(instance.ledger()) if instance.branches() else None
+    return heir_of(Archive(instance), branch) if branch is not None and instance.has_branch(branch) else BRANCH
 
 
 def _merged(instance: Instance, branch: str) -> dict[str, Any]:
@@ -90,8 +100,8 @@ def _origin(instance: Instance, summary: Summary) -> dict[str, Any]:
             facts["learner_of"] = str(learner_of(instance.store(), fork))
     if fork is not None and (fork.parent is not None or fork.exclude):
         left_out = excluded(instance.store(), summary)
-        facts["excludes"] = "; ".join(map(describe, left_out)) or "nothing"
-        if included_again := [describe(exclusion) for exclusion in fork.exclude if exclusion not in left_out]:
+        facts["excludes"] = "; ".join(map(exclusion_words, left_out)) or "nothing"
+        if included_again := [exclusion_words(exclusion) for exclusion in fork.exclude if exclusion not in left_out]:
             facts["included_again"] = "; ".join(included_again)
     return facts | ({} if ended_by is None else {"ended": ended_by.cause, "successor": ended_by.successor})
 
@@ -149,6 +159,19 @@ def _alarm(alarm: Alarm | None) -> dict[str, Any]:
     new = f"; classes first seen then: {', '.join(alarm.new_classes)}" if alarm.new_classes else ""
     onset = f"worse since about row {alarm.onset_rows:,}, noticed at row {alarm.rows:,}"
     return {"alarm": f"{alarm.detector}: {onset}, loss {alarm.before:.3f} before and {alarm.after:.3f} since{new}"}
+
+
+def _open_alarms(instance: Instance, branch: str) -> dict[str, str]:
+    """Those that stand, by their ids; where one is being written down just now, that."""
+    if instance.loaded.pipeline.drift is None:
+        return {}
+    try:
+        standing = alarms(instance, branch)
+    except NotReadyError as error:
+        return {"open_alarms": str(error)}
+    return (
+        {"open_alarms": ", ".join(entry.raised.id for entry in standing if entry.closing is None) or "none"} if standing else {}
+    )
 
 
 def _window(instance: Instance, marks: Sequence[Mark]) -> dict[str, int]:

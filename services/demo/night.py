@@ -135,6 +135,7 @@ class _Call:
         """From the first wrong label to the repaired model's answers."""
         stage = self.stage
         self._settled(f"{BRANCH}.")
+        self._close_alarms_of_the_day()
         start_s = time.monotonic()
         alarm, alarm_s = self._poisoned()
         output = newest_output(stage)
@@ -162,6 +163,12 @@ class _Call:
         self.processes.wait_until(lambda: self.asked.labelled >= labelled + AFTERWARDS_ROWS)
         done = (rows[0], rows[1], rows[2])
         return _Called(start_s, alarm, alarm_s, version, rollback, plan, replayed, replay, take_over, done, miscalled)
+
+    def _close_alarms_of_the_day(self) -> None:
+        """By day classes joined, which is no fault: an alarm that stands would hold a rollback back before them."""
+        raised = [str(line["alarm"]) for line in lines_of(self.stage, "alarms list", []) if line["state"] == "open"]
+        if raised:
+            lines_of(self.stage, "alarms close", [*raised, "--reason", "classes joined, no fault", "--yes"])
 
     def _poisoned(self) -> tuple[Alarm, float]:
         """Let the other producer label, until the model has learned all of it; the alarm, and when it was raised."""

@@ -7,9 +7,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from millrace.learners.errors import MillraceError
+from millrace.services.decisions.rollback import name_last_good
 from millrace.services.decisions.sweep import sweep_ended
 from millrace.services.decisions.versions import verified
 from millrace.services.errors import NotProvedError
@@ -36,6 +38,11 @@ def prove_version(instance: Instance, version: str, nearest: bool = True, budget
     Raises: NotProvedError where it comes out another, which its certificate then says; MillraceError where it cannot be folded,
     FoldTimeoutError past ``budget_s``; neither writes one.
     """
+    with _renaming(instance):
+        return _prove_version(instance, version, nearest, budget_s)
+
+
+def _prove_version(instance: Instance, version: str, nearest: bool, budget_s: float) -> Report:
     branch = version.rpartition(".")[0]
     require_branch(instance, branch)
     if is_merged(instance, branch):
@@ -62,6 +69,22 @@ def prove_branch(instance: Instance, branch: str) -> list[Report]:
 
     Raises: NotProvedError naming each thing that does not hold and the first bad mark.
     """
+    with _renaming(instance):
+        return _prove_branch(instance, branch)
+
+
+@contextmanager
+def _renaming(instance: Instance) -> Iterator[None]:
+    """Name last-good anew: a version that was pending may be what an open alarm asks for, and one that differs never is."""
+    try:
+        yield
+    except NotProvedError:
+        name_last_good(instance)
+        raise
+    name_last_good(instance)
+
+
+def _prove_branch(instance: Instance, branch: str) -> list[Report]:
     if not is_merged(instance, branch):
         return [prove(instance, branch)]
     require_branch(instance, branch)

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from millrace.learners.errors import BadInputError, MillraceError
+from millrace.services.decisions.exclusions import without_times
 from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
@@ -46,6 +47,7 @@ def plan_include(instance: Instance, exclusion_text: str, branch: str | None) ->
         for place, exclusion in enumerate(summary.fork.exclude if summary.fork else [])
         if place not in decided
     }
+    exclusion_text = without_times(exclusion_text)
     if exclusion_text not in not_included:
         listed = "; ".join(repr(text) for text in not_included) or "nothing"
         raise BadInputError(f"Branch {name} does not leave out {exclusion_text!r}. It leaves out: {listed}.")

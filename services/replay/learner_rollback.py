@@ -21,7 +21,9 @@ from typing import Any
 import msgspec
 
 from millrace.learners.errors import MillraceError
-from millrace.services.decisions.decide import Change, decide, describe, learner_version
+from millrace.services.decisions.alarms import close_left_behind
+from millrace.services.decisions.decide import Change, decide, describe
+from millrace.services.decisions.rollback import learner_version, name_last_good
 from millrace.services.errors import BusyError, NotCountedError, NotProvedError, OutdatedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
@@ -144,6 +146,8 @@ def roll_back(instance: Instance, rewinding: Rewinding, reason: str) -> str:
             raise ReplacedError(message) from error
         begin_fork(instance.fold_spec, instance.backends(plan.branch), _fork(archive, plan, newest, mark), mark.branch)
     decide(instance, Change(instance.ledger().serving.get(ENDPOINT), Target(follow=plan.branch)), reason)
+    close_left_behind(instance, plan.ends, plan.version, "rollback", reason)
+    name_last_good(instance)
     while (state := NEXT.get(operation.state)) is not None:
         operation = advance(instance, operation, state, reason)
     return str(newest.version)

@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from millrace.learners.errors import BadInputError, ConfigError, LearnerError, MillraceError
+from millrace.services.decisions.exclusions import without_times
 from millrace.services.decisions.versions import meant
 from millrace.services.errors import OutdatedError
 from millrace.services.pipeline.archive import Archive
@@ -21,7 +21,7 @@ from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.pipeline.succession import heir_of
 from millrace.services.replay.backfill import Backfill, backfill_of
 from millrace.services.replay.operations import new_branch
-from millrace.services.replay.read_before import read_before
+from millrace.services.replay.read_before import Named, read_before, refuse_idle
 from millrace.streams.branch.branch import Backends, changed, load_part, start
 from millrace.streams.branch.forks import empty_fork, excluded, replay_fork
 from millrace.streams.branch.host import use_threads
@@ -134,7 +134,9 @@ def make_plan(instance: Instance, origin: Origin, exclude: Sequence[Exclusion]) 
     plan = _planned(fork, _kept_positions(source, fork), ledger, backfill, live)
     own = [] if mark is None else _left_out(archive, mark.branch, mark)
     before = read_before(source, fork, [exclusion for exclusion in exclude if exclusion not in own])
-    extent = replace(_extent(instance, source, fork, backfill), read_before=before)
+    asked = Named([exclusion for exclusion in exclude if exclusion not in inherited])
+    extent = replace(_extent(instance, source, fork, backfill, asked), read_before=before)
+    refuse_idle(source, fork, asked)
     return plans(instance).put(PLANS, msgspec.json.encode(plan)), plan, extent, differs
 
 
@@ -153,10 +155,11 @@ def _inherited(archive: Archive, live: str | None, mark: Mark | None, origin: Or
     left_out = [] if mark is None else _left_out(archive, mark.branch, mark)
     if live is not None and (mark is None or live != mark.branch):
         left_out += [exclusion for exclusion in _left_out(archive, live) if exclusion not in left_out]
-    if not_left_out := set(origin.include) - set(map(describe, left_out)):
+    included = set(map(without_times, origin.include))
+    if not_left_out := included - set(map(describe, left_out)):
         listed = "; ".join(describe(exclusion) for exclusion in left_out) or "nothing"
         raise BadInputError(f"{', '.join(sorted(not_left_out))} is not left out by branch {live}. It leaves out: {listed}.")
-    return [exclusion for exclusion in left_out if describe(exclusion) not in origin.include]
+    return [exclusion for exclusion in left_out if describe(exclusion) not in included]
 
 
 def _left_out(archive: Archive, branch: str, at: Mark | None = None) -> list[Exclusion]:
@@ -344,8 +347,8 @@ def _refuse_gone(archive: Archive, ledger: Ledger, backends: Backends, fork: For
     )
 
 
-def _extent(instance: Instance, source: Source, fork: Fork, backfill: Backfill | None) -> Extent:
-    """Read all there is once, and learn a little of it."""
+def _extent(instance: Instance, source: Source, fork: Fork, backfill: Backfill | None, asked: Named) -> Extent:
+    """Read all there is once, and learn a little of it; ``asked`` notes which of its exclusions name a record."""
     records = size = excluded = 0
     for tp, at in fork.positions.items():
         end = source.bounds()[tp][1]
@@ -353,6 +356,7 @@ def _extent(instance: Instance, source: Source, fork: Fork, backfill: Backfill |
             read = source.read(tp, begin, min(begin + READ_ROWS, end))
             records += len(read.events)
             size += sum(len(event.value or b"") + len(event.key or b"") + len(event.headers) for event in read.events)
+            asked.look(read.events, tp)
             excluded += sum(left_out(fork.exclude, event, tp) for event in read.events) if fork.exclude else 0
     return Extent(records, size, excluded, 0 if backfill is None else backfill.rows, _rate(instance, source, fork))
 
@@ -373,27 +377,3 @@ def _rate(instance: Instance, source: Source, fork: Fork) -> float:
             fold.step(Step(branch="", seq=0, epoch=0, reads=reads, clock_ms=clock_ms, rejected=rejected), [rows])
             tried += len(read.events)
     return tried / (time.perf_counter() - begin_s) if tried else 0.0
-
-
-def plan_rows(name: str, plan: ReplayPlan, extent: Extent, differs: Sequence[str]) -> list[dict[str, Any]]:
-    """A plan as lines to show."""
-    facts = {
-        "plan": name,
-        "branch": plan.branch,
-        "from": plan.version or f"nothing, at {', '.join(f'{tp} {at}' for tp, at in plan.kept.items())}",
-        "backfill": "none" if plan.backfill is None else f"{plan.backfill.rows} rows of {plan.backfill.path}",
-        "excludes": "; ".join(describe(exclusion) for exclusion in plan.exclude) or "nothing",
-        "records": extent.records,
-        "bytes": extent.bytes,
-        "excluded": extent.excluded,
-        "rows_per_s": round(extent.rows_per_s),
-        "seconds": round(extent.seconds, 3),
-        "taken_by_retention": 0,
-        "configuration": "; ".join(differs) or "as the version's",
-        "endpoint": target_words(plan.serves),
-    }
-    if extent.read_before:
-        facts["not_left_out"] = (
-            f"{extent.read_before} of these records are in {plan.version} already; plan from an earlier version"
-        )
-    return [{"what": name, "value": value} for name, value in facts.items()]

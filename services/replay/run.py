@@ -16,7 +16,9 @@ from types import FrameType
 from typing import Any
 
 from millrace.learners.errors import BadInputError, MillraceError
+from millrace.services.decisions.alarms import close_left_behind
 from millrace.services.decisions.decide import Change, decide
+from millrace.services.decisions.rollback import name_last_good
 from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
@@ -251,6 +253,8 @@ class Succession:
     operation: Operation
     change: Change  # of the endpoint
     ends: str  # the branch that goes no further; the new one itself where that has been done
+    version: str | None  # that the new one began with
+    planned_from: Target | None  # what was in force when it was planned
 
     @property
     def rows(self) -> dict[str, Any]:
@@ -264,7 +268,8 @@ def plan_take_over(instance: Instance) -> Succession:
     operation = under_way(instance, ledger, "done")
     _, plan = load_plan(instance, operation.plan_sha256)
     change = Change(ledger.serving.get(ENDPOINT), Target(follow=operation.branch))
-    return Succession(operation, change, plan.branch if plan.ends is None else heir_of(Archive(instance), plan.ends))
+    ends = plan.branch if plan.ends is None else heir_of(Archive(instance), plan.ends)
+    return Succession(operation, change, ends, plan.version, plan.serves)
 
 
 def take_over(instance: Instance, succession: Succession, reason: str) -> None:
@@ -275,7 +280,9 @@ def take_over(instance: Instance, succession: Succession, reason: str) -> None:
     branch = succession.operation.branch
     decide(instance, succession.change, reason)
     if succession.ends != branch:
+        close_left_behind(instance, succession.ends, succession.version, "take-over", reason)
         end_branch(instance.journal(succession.ends), succession.ends, instance.host, "replay", branch)
+        name_last_good(instance)
     advance(instance, succession.operation, "taken-over", reason)
 
 

@@ -14,6 +14,8 @@ from typing import Literal
 import click
 import msgspec
 
+from millrace.services.printable import printable_lines
+
 Form = Literal["text", "json"]
 LONGEST = 1 << 15  # characters of a message
 
@@ -57,7 +59,7 @@ def line(event: Event, form: Form) -> str:
     """
     if form == "json":
         return msgspec.json.encode(event).decode()
-    return f"{event.level} {'' if event.process == 'up' else event.process + ': '}{event.message}"
+    return f"{event.level} {'' if event.process == 'up' else event.process + ': '}{printable_lines(event.message)}"
 
 
 class EventLines(logging.Handler):

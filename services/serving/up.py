@@ -35,7 +35,7 @@ from millrace.services.serving.measured import measured, metrics_port
 from millrace.services.serving.seats import drain
 from millrace.services.serving.shared_memory import object_store_bytes
 from millrace.services.serving.status import EndpointAddress, place, placed, serving_alone, ways_to_ask, what_fills
-from millrace.services.training.begun_later import refuse_begun_later
+from millrace.services.training.learnable import going_on, refuse_unlearnable
 
 if TYPE_CHECKING:
     from millrace.services.metrics.pulse import Pulse
@@ -105,7 +105,8 @@ def up(instance: Instance, branch: str, listening: Listening, lines: EventLines,
 
     ``lines`` prints what every process of it says; ``kind`` gives the class of its replicas once Ray's settings are made.
 
-    Raises: MillraceError where Ray is not installed or does not start, LearnerError where a newer release began the branch.
+    Raises: MillraceError where Ray is not installed or does not start, LearnerError,
+    ConfigError or DamageError where no trainer could take the branch.
     """
     if instance.loaded.pipeline.llm is not None and kind is None:
         raise MillraceError(
@@ -116,7 +117,8 @@ def up(instance: Instance, branch: str, listening: Listening, lines: EventLines,
     stop = Stop()
     stop.on_signals()
     with serving_alone(instance):
-        refuse_begun_later(instance, branch)
+        branch = going_on(instance, branch)
+        refuse_unlearnable(instance, branch)
         _serve(instance, branch, listening, lines, stop, kind)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from millrace.learners.errors import MillraceError
-from millrace.services.decisions.decide import name_last_good
+from millrace.services.decisions.rollback import name_last_good
 from millrace.services.errors import BusyError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Identity, Parts, identity_of

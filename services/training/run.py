@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from millrace.learners.errors import MillraceError
-from millrace.services.decisions.decide import name_last_good
+from millrace.services.decisions.rollback import name_last_good
 from millrace.services.pipeline.expiry import expire
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.training.refused import COMPLETIONS, warnings_of

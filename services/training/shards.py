@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from millrace.learners.errors import BadInputError
-from millrace.services.decisions.decide import name_last_good
+from millrace.services.decisions.rollback import name_last_good
 from millrace.services.decisions.sweep import sweep_ended
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.expiry import expire

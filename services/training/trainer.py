@@ -19,7 +19,7 @@ import numpy as np
 
 from millrace.learners.drift.alarms import Alarm
 from millrace.learners.errors import MillraceError
-from millrace.services.decisions.decide import name_last_good
+from millrace.services.decisions.rollback import name_last_good
 from millrace.services.errors import BusyError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Identity, Parts, bundle_bytes

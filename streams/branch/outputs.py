@@ -93,16 +93,26 @@ def last_output(producer: Producer, pipeline: str, branch: str) -> Output | None
 
     A writer that was frozen may let its last one out after its heir's newer ones, so the newest is looked for among a few.
     """
-    topic = scores_topic(pipeline, branch)
+    outputs = _tail(producer, scores_topic(pipeline, branch), OVERTAKEN)
+    if not outputs or outputs[-1].branch != branch:
+        return None
+    return max((output for output in outputs if output.branch == branch), key=lambda output: output.seq)
+
+
+def outputs_of(producer: Producer, pipeline: str, branch: str, count: int) -> list[Output]:
+    """Those of a branch among the last ``count``, each once, in its order. Raises: DamageError where one is not ours."""
+    outputs = _tail(producer, scores_topic(pipeline, branch), count)
+    by_seq = {output.seq: output for output in outputs if output.branch == branch}
+    return [by_seq[seq] for seq in sorted(by_seq)]
+
+
+def _tail(producer: Producer, topic: str, count: int) -> list[Output]:
     try:
-        outputs = [msgspec.json.decode(raw, type=Output) for raw in producer.tail(topic, OVERTAKEN)]
+        return [msgspec.json.decode(raw, type=Output) for raw in producer.tail(topic, count)]
     except msgspec.DecodeError as error:
         raise DamageError(
             f"The last record of topic {topic} is no output of ours ({error}). Use the release that wrote it."
         ) from error
-    if not outputs or outputs[-1].branch != branch:
-        return None
-    return max((output for output in outputs if output.branch == branch), key=lambda output: output.seq)
 
 
 def check_end(output: Output | None, branch: str, seq: int) -> None:

@@ -124,7 +124,15 @@ class PastRejects(_Decision, frozen=True, kw_only=True):
     until: dict[str, int]  # by partition, an offset
 
 
-Decision = Serve | Alias | Release | Certificate | Operation | Redrive | Include | PastRejects
+class Closing(_Decision, frozen=True, kw_only=True):
+    """An alarm no longer stands. Of two hands that close one the second does not count."""
+
+    alarm: str  # its id: BRANCH.SEQ.NUMBER
+    # operator: somebody has looked; the others: a branch that has learned none of its rows since its onset is live in its place
+    cause: Literal["operator", "take-over", "rollback"]
+
+
+Decision = Serve | Alias | Release | Certificate | Operation | Redrive | Include | PastRejects | Closing
 _DECODER: msgspec.json.Decoder[Decision] = msgspec.json.Decoder(Decision)
 
 
@@ -141,6 +149,7 @@ class Ledger:
     included: set[tuple[str, int]] = field(default_factory=set)  # branches, and exclusions of theirs that have ended
     redriven: set[int] = field(default_factory=set)  # dead letters, by their offsets
     passed_by: dict[str, dict[str, int]] = field(default_factory=dict)  # by branch and partition, as ``PastRejects`` says
+    closed: dict[str, Closing] = field(default_factory=dict)  # alarms, by their id
     counted: list[Decision] = field(default_factory=list)
     offset: int = 0
     _left: dict[tuple[str, str], str | None] = field(default_factory=dict)  # what an endpoint or alias named before
@@ -182,6 +191,8 @@ class Ledger:
             return decision.again or self.redriven.isdisjoint(decision.offsets)
         if isinstance(decision, Include):
             return (decision.branch, decision.exclusion) not in self.included
+        if isinstance(decision, Closing):
+            return decision.alarm not in self.closed
         return isinstance(decision, Certificate | PastRejects) or not self.named.issuperset(decision.versions)
 
     def _apply(self, decision: Decision) -> None:
@@ -202,6 +213,8 @@ class Ledger:
             self.passed_by[decision.branch] = self.passed_by.get(decision.branch, {}) | decision.until
         elif isinstance(decision, Redrive):
             self.redriven |= set(decision.offsets)
+        elif isinstance(decision, Closing):
+            self.closed[decision.alarm] = decision
         else:
             self.certificates[decision.version] = decision
 

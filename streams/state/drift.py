@@ -5,7 +5,7 @@ Folding only takes alarms down. A live worker decides what follows and journals 
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -15,6 +15,32 @@ from millrace.learners.protocol import Array, Floats, Value
 from millrace.streams.errors import DamageError
 
 DISCOUNT = 0.1  # the weight that past rows keep when an alarm leads to ``discount``
+MOST_KEPT = 64  # alarms that something got worse; the oldest of more than that lapse
+
+
+@dataclass(frozen=True, slots=True)
+class RaisedAlarm:
+    """An alarm that something got worse, with its id: where it was raised."""
+
+    branch: str
+    seq: int  # of the step that raised it; 0: raised by a release that gave no ids
+    number: int  # among those of the step, from 1; with seq 0 the row that raised it
+    alarm: Alarm
+
+    @property
+    def id(self) -> str:
+        """Such as ``main.27.1``."""
+        return f"{self.branch}.{self.seq}.{self.number}"
+
+
+def alarm_of(plain: dict[str, Value]) -> Alarm:
+    """An alarm as a state has it."""
+    return Alarm(**plain | {"new_classes": tuple(plain["new_classes"])})
+
+
+def raised_alarms(state: dict[str, Value]) -> list[RaisedAlarm]:
+    """Those that the part "detectors" of a state has, oldest first; none where an earlier release wrote it."""
+    return [RaisedAlarm(branch, seq, number, alarm_of(alarm)) for branch, seq, number, alarm in state.get("alarms", [])]
 
 
 class Drift:
@@ -24,6 +50,8 @@ class Drift:
         self.config = config
         self.alarms: list[Alarm] = []  # of the newest step
         self.newest: Alarm | None = None  # that something got worse
+        self.raised: list[RaisedAlarm] = []  # that something got worse, oldest first, at most ``MOST_KEPT``
+        self._step = ("", 0)  # branch and seq of the newest step
         self._detectors = Detectors(config, seed)
 
     @property
@@ -31,15 +59,19 @@ class Drift:
         """Alarms of the newest step that something got worse; improvements are no reason to act."""
         return [alarm for alarm in self.alarms if alarm.direction == "worse"]
 
-    def begin_step(self) -> None:
-        """What was raised before has been said."""
-        self.alarms = []
+    def begin_step(self, branch: str, seq: int) -> None:
+        """What was raised before has been said; what is raised from now on is of this step."""
+        self.alarms, self._step = [], (branch, seq)
 
     def feed(self, losses: Floats, labels: Array | None, learned: int) -> None:
         """Losses (n,) in [0, 1] of the rows after ``learned`` others, with their labels (n,), or None for numbers."""
         places = np.arange(learned, learned + len(losses), dtype=np.int64)
+        before = len(self.worse)
         self.alarms += self._detectors.update(losses, labels, places)
-        self.newest = self.worse[-1] if self.worse else self.newest
+        for number, alarm in enumerate(self.worse[before:], before + 1):
+            self.raised.append(RaisedAlarm(*self._step, number, alarm))
+            self.newest = alarm
+        del self.raised[:-MOST_KEPT]
 
     def follow_up(self, learned: int, held: int) -> dict[str, int | float]:
         """What folding the act that follows the newest alarm needs: its arguments.
@@ -56,13 +88,14 @@ class Drift:
     def state(self) -> dict[str, Value]:
         """Everything but what the newest step raised."""
         newest = None if self.newest is None else asdict(self.newest)
-        return self._detectors.state() | {"newest": newest}
+        raised = [[entry.branch, entry.seq, entry.number, asdict(entry.alarm)] for entry in self.raised]
+        return self._detectors.state() | {"newest": newest} | ({"alarms": raised} if raised else {})
 
     def load(self, state: dict[str, Value]) -> None:
         """Go on where ``state`` was taken. Raises: DamageError, LearnerError."""
         newest = state["newest"]
-        self.newest = None if newest is None else Alarm(**newest | {"new_classes": tuple(newest["new_classes"])})
+        self.newest, self.raised = None if newest is None else alarm_of(newest), raised_alarms(state)
         try:
-            self._detectors.load({name: value for name, value in state.items() if name != "newest"})
+            self._detectors.load({name: value for name, value in state.items() if name not in ("newest", "alarms")})
         except StateDamageError as error:
             raise DamageError(f"The detectors of this state cannot go on. {error}") from error

@@ -145,7 +145,7 @@ class Fold:
         """Apply one step whose reads decoded to ``rows``, in segments that end where a training batch fills."""
         self.conflicts, self._noticed = [], None
         if self.drift is not None:
-            self.drift.begin_step()
+            self.drift.begin_step(step.branch, step.seq)
         for piece in rows:
             self.counts.passed += piece.left_out
             if isinstance(piece, Served):

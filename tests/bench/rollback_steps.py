@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from millrace.services.cli import main
-from millrace.services.decisions import decide
+from millrace.services.decisions import decide, rollback
 
 over = {"import": time.monotonic()}
 
@@ -28,7 +28,7 @@ def begins(step: str, before: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
-    decide.plan_rollback = begins("pipeline file", decide.plan_rollback)
+    rollback.choose_rollback = begins("pipeline file", rollback.choose_rollback)
     decide.decide = begins("plan", decide.decide)
     main(["rollback", *sys.argv[1:]], prog_name="millrace", standalone_mode=False)
     print(json.dumps(over | {"ledger entry": time.monotonic()}))

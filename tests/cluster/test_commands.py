@@ -24,6 +24,9 @@ COMMANDS: list[tuple[tuple[str, ...], int, str]] = [
     (("status",), DONE, "labels_joined"),
     (("versions",), DONE, "main."),
     (("drafts",), REFUSED, "learns rows and has no drafts"),
+    (("alarms", "list"), DONE, "in all."),
+    (("alarms", "show", "main.1.1"), REFUSED, "There is no alarm"),
+    (("alarms", "close", "main.1.1", "--reason", "seen", "--yes"), REFUSED, "There is no alarm"),
     (("log",), DONE, "fork"),
     (("verify",), DONE, "PROVED"),
     (("dead-letters", "list"), DONE, "wrong-type"),
@@ -49,7 +52,7 @@ TAKEN_OVER: list[tuple[tuple[str, ...], int, str]] = [
     (("replay", "run", "THE PLAN"), DONE, "proved in another process"),
     (("replay", "take-over", "--reason", "mended", "--yes"), DONE, "undo: millrace serve"),
     (("replay", "include", "header producer=till-7", "--reason", "mended", "--yes"), DONE, "header producer=till-7"),
-    (("rollback", "--reason", "garbage", "--yes"), DONE, "replay-"),
+    (("rollback", "newest", "--reason", "garbage", "--yes"), DONE, "replay-"),
 ]
 # These have more to them than a row of a table: `begin`, `planned` and a test of its own type them.
 ELSEWHERE = {("send",), command_of(PLAN), ("mirror",)}

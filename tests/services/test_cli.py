@@ -38,13 +38,15 @@ WORDS = {
     "serve": ["serve"],
     "up": ["up"],
     **{f"dead-letters {verb}": ["dead-letters", verb] for verb in ("list", "show", "redrive")},
+    **{f"alarms {verb}": ["alarms", verb] for verb in ("list", "show", "close")},
     **{f"replay {verb}": ["replay", verb] for verb in ("plan", "run", "resume", "diff", "take-over", "include", "abort")},
 }
 # In which the examples make sense; `up` and `mirror` go on until Ctrl-C, `replay resume` goes on with what was killed: all of
-# them have tests of their own, and so has `drafts`, which is for a pipeline of completions.
+# them have tests of their own, and so have `drafts`, which is for a pipeline of completions, and `alarms`, for one with drift.
 ORDER = ["config show", "send", "run", "status", "log", "verify", "versions", "promote", "export", "rollback", "serve"]
 ORDER += ["replay plan", "replay run", "replay diff", "replay take-over", "replay include", "replay abort"]
 ORDER += ["dead-letters list", "dead-letters show", "dead-letters redrive"]
+ELSEWHERE = {"up", "mirror", "replay resume", "drafts", "alarms list", "alarms show", "alarms close"}
 MORE = {
     "dead-letters show": ["0"],
     "dead-letters redrive": ["--reason", "mended"],
@@ -96,7 +98,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_every_command_is_listed_here() -> None:
     """A new one must be tried as these are."""
-    assert {name for name, _ in commands()} == set(WORDS) == {*ORDER, "up", "mirror", "replay resume", "drafts"}
+    assert {name for name, _ in commands()} == set(WORDS) == {*ORDER, *ELSEWHERE}
 
 
 @pytest.mark.parametrize("name", WORDS)

@@ -17,6 +17,7 @@ from millrace.learners.protocol import Batch
 from millrace.learners.table import LEARNERS
 from millrace.services.config.config import load_pipeline
 from millrace.services.decisions import decide as deciding
+from millrace.services.decisions import rollback
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import bundle_bytes, open_bundle
 from millrace.services.pipeline.instance import ENDPOINT, Instance
@@ -84,7 +85,7 @@ def test_a_network_learns_is_served_is_a_version_is_rolled_back_and_is_verified(
     answer = bundle.predict(rows.columns)
     assert not refused and set(bundle.classes) == {"rose", "tulip", "daisy"} and len(answer.labels) == 12
     assert np.isfinite(answer.scores).all()
-    change = deciding.plan_rollback(pipeline, None)
+    change = rollback.plan_rollback(pipeline, None)
     deciding.decide(pipeline, change, "it looks wrong")
     assert pipeline.ledger().serving[ENDPOINT] == Target(version=versions[-1]) != change.before
     report = proving.prove(pipeline, "main")

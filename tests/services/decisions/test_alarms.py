@@ -54,11 +54,14 @@ def versions(folder: Path) -> list[dict]:
 
 
 def test_poison_raises_an_alarm_and_rollback_goes_to_the_newest_version_from_before_it(tmp_path: Path) -> None:
-    """Also once that version is verified; the alias says the same, and the undo goes back."""
+    """Once that version is verified, and not before; the alias says the same, and the undo goes back."""
     pipeline_in(tmp_path, text=WATCHED)
     sent(tmp_path, rows(800, 1, poison=False), rows(300, 2, poison=True))
     alarm = facts(tmp_path)["alarm"]
     assert "worse since about row 8" in alarm or "worse since about row 7" in alarm, alarm
+    unverified = here("rollback", "digits.toml", "--reason", "garbage", cwd=tmp_path)
+    assert unverified.exit_code == 1 and " not verified" in unverified.stderr and not facts(tmp_path).get("alias_last-good")
+    assert here("verify", "digits.toml", cwd=tmp_path).exit_code == 0
     good = [line for line in versions(tmp_path) if line["aliases"] == "last-good"]
     assert len(good) == 1 and 600 <= good[0]["learned"] <= 808
     planned = here("rollback", "digits.toml", "--reason", "garbage", "--output", "json", cwd=tmp_path)
@@ -69,7 +72,6 @@ def test_poison_raises_an_alarm_and_rollback_goes_to_the_newest_version_from_bef
         if line["kind"] == "act"
     ]
     assert [act["said"]["op"] for act in acts] == ["version"] and acts[0]["said"]["cause"] == "detector"
-    assert here("verify", "digits.toml", cwd=tmp_path).exit_code == 0
     done = here("rollback", "digits.toml", "--reason", "garbage", "--yes", cwd=tmp_path)
     assert done.exit_code == 0 and facts(tmp_path)["serves_default"] == good[0]["version"]
 

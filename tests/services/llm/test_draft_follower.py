@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 
 from millrace.learners.draft.folder import digest
 from millrace.learners.errors import BadInputError
-from millrace.services.decisions.decide import Change, decide, plan, plan_rollback, target
+from millrace.services.decisions.decide import Change, decide, plan, target
+from millrace.services.decisions.rollback import plan_rollback
 from millrace.services.errors import SwapRefusedError
 from millrace.services.llm.follower import RETRY_S, DraftFollower
 from millrace.services.llm.swapping import DraftFile

@@ -86,8 +86,8 @@ def test_a_version_that_differs_is_certified_so_never_promoted_and_passed_by_in_
     assert str(facts(tmp_path)[f"differs_{bad.version}"]).startswith("differs")
     refused = here("promote", "digits.toml", bad.version, "--reason", "r", "--yes", cwd=tmp_path)
     assert refused.exit_code == 1 and "It is not promoted." in refused.stderr
-    for expected in (last, sound):
-        assert here("rollback", "digits.toml", "--reason", "r", "--yes", cwd=tmp_path).exit_code == 0
+    for seen, expected in (("main", last), (last.version, sound)):
+        assert here("rollback", "digits.toml", "--while", seen, "--reason", "r", "--yes", cwd=tmp_path).exit_code == 0
         assert learned.ledger().serving["default"].version == expected.version
     offset = next(at for at, raw in learned.journal("main").read(0) if f'"version":"{bad.version}"'.encode() in raw)
     change(

@@ -70,7 +70,9 @@ def test_the_next_writer_reads_again_what_was_left_out(folder: Path) -> None:
     after = facts(folder, "replay-1")
     assert (after["excludes"], after["included_again"]) == ("nothing", TILL_7)
     assert (after["passed"], after["learned"]) == (BAD + 40, 2 * GOOD + 40)
-    assert here("rollback", "digits.toml", "--learner", "--reason", "r", "--yes", cwd=folder).exit_code == 0
+    assert (
+        here("rollback", "digits.toml", "--learner", "--while", "replay-1", "--reason", "r", "--yes", cwd=folder).exit_code == 0
+    )
     assert facts(folder, "rollback-1")["excludes"] == "nothing"
     for branch in ("replay-1", "rollback-1"):
         proof = millrace("verify", "digits.toml", "--branch", branch, cwd=folder)
@@ -84,11 +86,11 @@ def test_a_replay_leaves_out_what_the_branch_before_does_unless_it_is_told_other
     for begins in (["--from", version], ["--from-start"]):
         plan = ["replay", "plan", "digits.toml", *begins, "--reason", "r", "--output", "json"]
         plans = []
-        for more in ([], ["--exclude-header", "producer=till-9"], ["--include", TILL_7]):
+        for more in ([], ["--exclude-header", "producer=till-1"], ["--include", TILL_7]):
             done = here(*plan, *more, cwd=folder)
             assert done.exit_code == 0, done.stderr
             plans.append({line["what"]: line["value"] for line in json_lines(done.stdout)}["excludes"])
-        assert plans == [TILL_7, f"{TILL_7}; header producer=till-9", "nothing"]
+        assert plans == [TILL_7, f"{TILL_7}; header producer=till-1", "nothing"]
         wrong = here(*plan, "--include", "till-7", cwd=folder)
         assert wrong.exit_code == 2 and f"It leaves out: {TILL_7}" in wrong.stderr
 
@@ -117,7 +119,7 @@ def test_what_was_included_and_not_yet_heeded_holds_for_the_branch_of_a_rollback
     send(folder, good_rows(3, 40), "till-7")
     learn(folder, "replay-1")
     assert include(folder, "--yes")[0] == 0
-    done = here("rollback", "digits.toml", "--learner", "--reason", "r", "--yes", cwd=folder)
+    done = here("rollback", "digits.toml", "--learner", "--while", "replay-1", "--reason", "r", "--yes", cwd=folder)
     assert done.exit_code == 0, done.stderr
     assert facts(folder, "rollback-1")["excludes"] == "nothing"
     send(folder, good_rows(4, 40), "till-7")

@@ -59,7 +59,7 @@ def test_the_learner_goes_back_to_the_version_that_is_served_and_learning_goes_o
     (reported,) = json_lines(shown.stdout)
     assert (reported["learner"], reported["branch"], reported["ends"], reported["done"]) == (good, "rollback-1", "main", False)
     assert reported["not_relearned"] == BAD + GOOD
-    done = here(*BACK, cwd=folder)
+    done = here(*BACK, "--while", good, cwd=folder)
     assert done.exit_code == 0, done.stderr
     assert same_learner(folder, "rollback-1", good) and operation(folder, "rollback-1") == "taken-over"
     assert instance(folder).ledger().serving["default"] == Target(follow="rollback-1")
@@ -255,8 +255,8 @@ def test_rollback_goes_to_the_learners_version_while_the_new_branch_has_none(fol
     """It is what answers there, so a plain `rollback` finds it at night without being told a name."""
     version = versions(folder)[0]
     assert here("rollback", "digits.toml", version, *BACK[2:], cwd=folder).exit_code == 0
-    (row,) = lines(folder, "rollback", "--reason", "x")
+    row, *_ = lines(folder, "rollback", "--reason", "x")
     assert (row["from"], row["to"]) == ("the newest of rollback-1", f"version {version}")
     assert millrace("run", "digits.toml", "--branch", "rollback-1", cwd=folder).returncode == 0
-    (row,) = lines(folder, "rollback", "--reason", "x")
+    row, *_ = lines(folder, "rollback", "--reason", "x")
     assert row["to"] == f"version {versions(folder)[-1]}" != f"version {version}"

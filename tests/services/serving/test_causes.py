@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import pytest
 from msgspec.structs import replace
-from pipelines import MILLRACE, clean_environment, fill, lacks, millrace, pipeline_in, small_disk
+from pipelines import MILLRACE, clean_environment, facts, fill, here, lacks, millrace, pipeline_in, small_disk
 from served_pipeline import Up, starting, until, with_replicas
 from strangers import STRANGER
 
@@ -33,7 +33,7 @@ from millrace.services.serving import door as doors
 from millrace.services.serving import front
 from millrace.services.serving.door import LONGEST_FOLDER, PREFIX, Door, own_folder
 from millrace.services.serving.shared_memory import object_store_bytes
-from millrace.services.training.begun_later import refuse_begun_later
+from millrace.services.training.learnable import going_on, refuse_unlearnable
 from millrace.streams.checksummed import seal
 from millrace.streams.state.fold import REVISION
 
@@ -115,12 +115,43 @@ def test_a_branch_that_a_newer_release_began(tmp_path: Path) -> None:
     instance = Instance(load_pipeline(tmp_path / "digits.toml"), tmp_path / ".millrace" / "digits")
     spec = instance.fold_spec
     fork = spec.new_fork("main", instance.source([spec.name]))
-    refuse_begun_later(instance, "main")
+    refuse_unlearnable(instance, "main")
     instance.journal("main").send(seal(replace(fork, fold_revision=REVISION + 1))).offset()
     done = millrace("up", "digits.toml", cwd=tmp_path)
     assert done.returncode == 1 and "Ray starts" not in done.stderr
     asked = f"A branch of fold revision {REVISION + 1} was begun by a newer release; this one folds up to {REVISION}. Use the"
     assert asked in done.stderr
+
+
+def test_a_branch_that_was_begun_with_another_configuration(tmp_path: Path) -> None:
+    """A table [drift] since: no trainer would take it. As it was begun it may be served, and so may a new branch."""
+    pipeline_in(tmp_path, rows=5)
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        assert here(*words, cwd=tmp_path).exit_code == 0
+    begun = Instance(load_pipeline(tmp_path / "digits.toml"), tmp_path / ".millrace" / "digits")
+    refuse_unlearnable(begun, "main")
+    with (tmp_path / "digits.toml").open("a") as file:
+        file.write("\n[drift]\nfalse_alarm_rows = 2000\n")
+    done = millrace("up", "digits.toml", cwd=tmp_path)
+    assert done.returncode == 2 and "Ray starts" not in done.stderr, done.stderr
+    assert "Branch main has one configuration, and the pipeline file says another: drift." in done.stderr
+    refuse_unlearnable(Instance(load_pipeline(tmp_path / "digits.toml"), tmp_path / ".millrace" / "digits"), "other")
+    blind = Instance(load_pipeline(tmp_path / "digits.toml", ["drift.detector=hddm-w"]), tmp_path / ".millrace" / "digits")
+    with pytest.raises(ConfigError, match="misses 60%"):
+        refuse_unlearnable(blind, "other")
+
+
+def test_after_a_branch_has_ended_its_heir_is_spoken_of(tmp_path: Path) -> None:
+    """By `status` without --branch, and by `up`; who names the old one is told of that."""
+    pipeline_in(tmp_path, rows=30)
+    for words in (["send", "digits.toml", "rows.jsonl"], ["run", "digits.toml"]):
+        assert here(*words, cwd=tmp_path).exit_code == 0
+    assert here("rollback", "digits.toml", "newest", "--learner", "--reason", "test", "--yes", cwd=tmp_path).exit_code == 0
+    instance = Instance(load_pipeline(tmp_path / "digits.toml"), tmp_path / ".millrace" / "digits")
+    assert going_on(instance, "main") == "rollback-1" == going_on(instance, "rollback-1")
+    assert facts(tmp_path)["branch"] == "rollback-1" and "ended" not in facts(tmp_path)
+    named = facts(tmp_path, "--branch", "main")
+    assert (named["branch"], named["ended"], named["successor"]) == ("main", "rollback", "rollback-1")
 
 
 def test_what_was_left_by_a_kill_is_swept_but_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,13 @@ def test_a_flip_raises_one_alarm_with_its_onset_and_becomes_an_act_and_a_version
     assert [mark.state_seq for mark in entries(storage, Mark) if mark.version][:1] == [act.seq]
 
 
+def without_seqs(worker: Worker) -> dict[str, bytes]:
+    """The whole state, but for the steps that alarms are named after: a crash adds an `open`, so what follows stands later."""
+    parts = worker.fold.parts()
+    raised = [(branch, number, alarm) for branch, _, number, alarm in parts["detectors"].pop("alarms", [])]
+    return {name: pack(part) for name, part in (parts | {"raised": {"alarms": raised}}).items()}
+
+
 def test_without_drift_there_is_no_alarm_and_no_act() -> None:
     """The same rows without the flip."""
     storage = rooms(flipped(flip=ROWS))
@@ -61,7 +68,7 @@ def test_a_crash_between_any_two_phases_changes_no_byte_and_no_act(act: str, eve
     worker, phases = worker_in(whole, act), itertools.count(1)
     while sum(worker.fold.position.values()) < ROWS:
         dies(worker, phases, 0)
-    expected, total = everything(worker), next(phases)
+    expected, total = without_seqs(worker), next(phases)
     (undisturbed,) = entries(whole, Act)
     for count in range(1, total, every):
         storage = rooms()
@@ -70,7 +77,7 @@ def test_a_crash_between_any_two_phases_changes_no_byte_and_no_act(act: str, eve
             pass
         worker = worker_in(storage, act)
         run_to_end(worker, ROWS)
-        assert everything(worker) == expected, f"after phase {count}"
+        assert without_seqs(worker) == expected, f"after phase {count}"
         (again,) = entries(storage, Act)
         assert (again.op, again.args) == (undisturbed.op, undisturbed.args) and alarms(storage) == alarms(whole)
         assert [mark.version for mark in entries(storage, Mark) if mark.state_seq >= again.seq and mark.version], "its version"

@@ -1,0 +1,223 @@
+"""`millrace alarms`: what the detectors of a pipeline have raised, which of it is open, and how one is closed.
+
+An alarm stands in the detectors' part of every state after it, under its id BRANCH.SEQ.NUMBER. It is open until the ledger
+closes it, or until it lapses: once 64 younger ones of its branch were raised. Closed is not deleted.
+
+What closes an alarm: an operator who has looked; a replay that takes over, or a rollback of the learner, where that goes on
+from a version that has learned no row since the onset. Nothing else does. That answers are good again closes nothing: a model
+that has learned poison among good rows answers well, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from millrace.learners.drift.alarms import Alarm
+from millrace.learners.errors import BadInputError
+from millrace.services.decisions.descent import Stretch, descent, older
+from millrace.services.errors import NotCountedError, NotReadyError
+from millrace.services.moments import moment
+from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.user import user_name
+from millrace.streams.branch.branch import load_part
+from millrace.streams.branch.outputs import OVERTAKEN, Output, outputs_of
+from millrace.streams.errors import DamageError
+from millrace.streams.journal.entries import Mark
+from millrace.streams.journal.ledger import Closing, Ledger, append_decision
+from millrace.streams.state.drift import RaisedAlarm, alarm_of, raised_alarms
+
+TAIL = 16 * OVERTAKEN  # outputs among which an alarm is looked for that no checkpoint has yet
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An alarm, and whether it is closed."""
+
+    raised: RaisedAlarm
+    detector: str  # which kind, such as adwin
+    closing: Closing | None
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """To show."""
+        alarm, closing = self.raised.alarm, self.closing
+        facts = {
+            "alarm": self.raised.id,
+            "state": "open" if closing is None else "closed",
+            "watches": alarm.detector,
+            "detector": self.detector,
+            "onset_row": alarm.onset_rows,
+            "noticed_row": alarm.rows,
+            "loss_before": alarm.before,
+            "loss_since": alarm.after,
+            "new_classes": ", ".join(alarm.new_classes),
+        }
+        if closing is None:
+            return facts | {"closed_by": "", "why": "", "closed_at": ""}
+        by = closing.who if closing.cause == "operator" else f"{closing.who}, by a {closing.cause}"
+        return facts | {"closed_by": by, "why": closing.why, "closed_at": moment(closing.when_ms)}
+
+
+def raised_in(archive: Archive, branch: str) -> list[tuple[RaisedAlarm, str]]:
+    """All that a branch's detectors have raised that something got worse, oldest first, each with the kind of detector.
+
+    Raises: NotReadyError where one is being written down just now; DamageError where a journal is damaged.
+    """
+    if archive.instance.loaded.pipeline.drift is None:
+        return []
+    output_tail = _outputs(archive, branch)  # before the journal, which is ahead of it
+    summary = archive.summary(branch)
+    mark, part = _newest(archive, summary.marks)
+    kind = str(part["detector"]) if part else archive.instance.loaded.pipeline.drift.detector
+    known = raised_alarms(part)
+    known = [*_without_ids(archive, branch, summary.marks, part, known), *known]
+    marked = 0 if mark is None else mark.state_seq
+    for output in output_tail:
+        if marked < output.seq <= summary.end.seq:
+            worse = [alarm for alarm in output.alarms if alarm.direction == "worse"]
+            known += [RaisedAlarm(branch, output.seq, number, alarm) for number, alarm in enumerate(worse, 1)]
+    act = summary.act
+    if act is not None and act.cause == "detector" and act.seq > marked:
+        step = int(act.evidence.rpartition(".")[2])
+        if not any((alarm.branch, alarm.seq) == (branch, step) for alarm in known):
+            raise NotReadyError(
+                f"An alarm of {act.evidence} is being written down just now. Try again in a second, or name a VERSION; "
+                "`millrace versions` lists them."
+            )
+    return [(alarm, kind) for alarm in known]
+
+
+def _outputs(archive: Archive, branch: str) -> list[Output]:
+    instance = archive.instance
+    return outputs_of(instance.backends(branch).producer, instance.loaded.pipeline.name, branch, TAIL)
+
+
+def _newest(archive: Archive, marks: Sequence[Mark]) -> tuple[Mark | None, dict[str, Any]]:
+    """The newest mark whose detectors can be read, and their state; empty where nothing was watched."""
+    for mark in reversed(marks):
+        try:
+            return mark, load_part(archive.instance.store(), mark, "detectors")
+        except (DamageError, KeyError):  # KeyError: nothing was watched then
+            continue
+    return None, {}
+
+
+def _without_ids(
+    archive: Archive, branch: str, marks: Sequence[Mark], newest: dict[str, Any], listed: Sequence[RaisedAlarm]
+) -> list[RaisedAlarm]:
+    """Alarms that a release raised which gave no ids: each of its states has the newest one alone."""
+    if not newest or newest["newest"] is None:
+        return []
+    own = [alarm.seq for alarm in listed if alarm.branch == branch]
+    unlisted: dict[int, Alarm] = {}
+    for mark in reversed(marks):
+        if own and mark.state_seq >= own[0]:
+            continue
+        try:
+            part = load_part(archive.instance.store(), mark, "detectors")
+        except (DamageError, KeyError):
+            continue
+        if part["newest"] is None or "alarms" in part:
+            break
+        alarm = alarm_of(part["newest"])
+        unlisted[alarm.rows] = alarm
+    return [RaisedAlarm(branch, 0, rows, alarm) for rows, alarm in sorted(unlisted.items())]
+
+
+def standing_in(archive: Archive, ledger: Ledger, stretches: Iterable[Stretch]) -> list[Standing]:
+    """The alarms of a line of descent, oldest branch first. Raises: as ``raised_in``."""
+    found: dict[str, Standing] = {}
+    for stretch in reversed(list(stretches)):
+        for branch in archive.instance.shards(stretch.branch):
+            if archive.instance.has_branch(branch):
+                for raised, kind in raised_in(archive, branch):
+                    found.setdefault(raised.id, Standing(raised, kind, ledger.closed.get(raised.id)))
+    return list(found.values())
+
+
+def live(ledger: Ledger) -> str | None:
+    """The branch that the endpoint follows, or whose version it serves."""
+    target = ledger.serving.get(ENDPOINT)
+    return None if target is None else target.follow or str(target.version).rpartition(".")[0]
+
+
+def alarms(instance: Instance, branch: str | None) -> list[Standing]:
+    """Of ``branch``, else of the live one, and of the branches that it comes from. Raises: as ``raised_in``."""
+    if not instance.branches():
+        return []
+    archive, ledger = Archive(instance), instance.ledger()
+    branch = branch or live(ledger)
+    return [] if branch is None else standing_in(archive, ledger, descent(archive, branch))
+
+
+def alarm(instance: Instance, name: str) -> Standing:
+    """One, by its id. Raises: BadInputError naming those that there are."""
+    branch = name.split(".")[0]
+    archive, ledger = Archive(instance), instance.ledger()
+    branches = [live(ledger), branch if instance.has_branch(branch) else None]
+    known = {
+        entry.raised.id: entry
+        for begin in branches
+        if begin is not None
+        for entry in standing_in(archive, ledger, descent(archive, begin))
+    }
+    if name not in known:
+        listed = ", ".join(known) or "none"
+        raise BadInputError(f"There is no alarm {name!r}. There are: {listed}. It lapses after 64 younger ones.")
+    return known[name]
+
+
+def plan_close(instance: Instance, names: Sequence[str]) -> list[Standing]:
+    """What would be closed. Raises: BadInputError for an alarm that is not there, or is closed already."""
+    chosen = [alarm(instance, name) for name in dict.fromkeys(names)]
+    for entry in chosen:
+        if entry.closing is not None:
+            raise BadInputError(_closed(entry.closing))
+    return chosen
+
+
+def _closed(closing: Closing) -> str:
+    return (
+        f"Alarm {closing.alarm} was closed by {closing.who} at {moment(closing.when_ms)} ({closing.why}). "
+        "`millrace alarms list` shows which are open."
+    )
+
+
+def close(
+    instance: Instance, names: Iterable[str], reason: str, cause: Literal["operator", "take-over", "rollback"] = "operator"
+) -> None:
+    """Say in the ledger that alarms no longer stand. Raises: NotCountedError where another hand was faster."""
+    closings = [
+        Closing(who=user_name(), why=reason, when_ms=time.time_ns() // 1_000_000, alarm=name, cause=cause) for name in names
+    ]
+    for closing in closings:
+        append_decision(instance.ledger_stream(), closing)
+    ledger = instance.ledger()
+    if uncounted := [closing for closing in closings if closing not in ledger.counted]:
+        raise NotCountedError("This was written and does not count. " + _closed(ledger.closed[uncounted[0].alarm]))
+
+
+def close_left_behind(
+    instance: Instance, ended: str, version: str | None, cause: Literal["take-over", "rollback"], reason: str
+) -> list[str]:
+    """Close what stands of a branch that ended, where that which goes on began with ``version`` and so without its rows.
+
+    A version that has learned no row since the onset of an alarm has nothing of what it was raised for; None: it began with
+    nothing. What goes on is watched anew, by its own detectors. Raises: DamageError where a journal is damaged.
+    """
+    archive, ledger = Archive(instance), instance.ledger()
+    stretches = list(descent(archive, ended))
+    mark = None if version is None else archive.mark(version)
+    left = [
+        entry.raised.id
+        for entry in standing_in(archive, ledger, stretches)
+        if entry.closing is None and (mark is None or older(archive, stretches, mark, entry.raised))
+    ]
+    with suppress(NotCountedError):  # somebody closed one meanwhile, which is as well
+        close(instance, left, reason, cause)
+    return left
