@@ -17,6 +17,10 @@ TALLEST = 4096  # pixels of a side of a network's input
 IMAGE_KEYS = ("backbone", "shape", "features", "sha256")
 UNITS_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "min": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
 ZONE = re.compile(r"UTC|[+-](0[0-9]|1[0-4]):[0-5][0-9]")
+PAST = ("lag", "mean", "sum", "count", "min", "max", "deviation", "change", "since")  # what a field of an entity's past may be
+ALWAYS = ("count", "sum")  # those that there are without any event too
+SPAN = re.compile(r"[0-9.]+ ?(ms|s|min|m|h|d|w)")
+LATEST_MS = 1 << 53  # of an event's time, either side of 1970: float64 has each millisecond until then
 LARGEST = 1e100  # keeps squares and their sums finite in float64
 
 
@@ -52,9 +56,15 @@ class Field:
     outside: Literal["reject", "clip", "missing"] = later("reject")
     # center and scale are declared, though one of them is its default; true by itself where a file with shards writes both
     scaled: bool = later(False)
+    of: str = later("")  # the field of whose past values this one is made, with [entity]; empty: the record brings it itself
+    # with of: the value `over` events ago, or of the last `over` events their mean, sum, how many there are, least, largest,
+    # standard deviation; the newest less that `over` events before it; the seconds since the event `over` ago
+    as_: Literal["", "lag", "mean", "sum", "count", "min", "max", "deviation", "change", "since"] = later("")
+    over: str = later("")  # with of: how many of the entity's events, at most its window
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
+        self._check_past()
         numeric = self._check_numeric
         checks = {"numeric": numeric, "time": numeric, "categorical": self._check_categorical, "image": self._check_image}
         checks[self.type]()
@@ -62,6 +72,24 @@ class Field:
             raise ValueError('backbone, shape, features and sha256 are for type = "image"')
         self._check_time()
         self._check_range()
+
+    def _check_past(self) -> None:
+        if not self.of:
+            if self.as_ or self.over:
+                raise ValueError("as and over say what is made of another field's past; name that field with of")
+            return
+        if not self.as_:
+            raise ValueError(f"of = {self.of!r}: say as what, with as = one of {', '.join(PAST)}")
+        if SPAN.fullmatch(self.over):
+            raise ValueError(f"over = {self.over!r}: a span of time is not there yet; say how many events, such as over = 5")
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", self.over):
+            raise ValueError(f"over = {self.over!r}: must be how many events, a whole number from 1")
+        if (self.type, self.size, self.low, self.high) != ("numeric", 1, -LARGEST, LARGEST):
+            raise ValueError("a field with of is one number of an entity's past; leave type, size, low and high out")
+        if (self.as_ in ALWAYS) != (self.missing == "reject"):
+            always = f'as = "{self.as_}" is never missing; leave missing out'
+            never = f'as = "{self.as_}" is missing where there is no such event: missing must be "mean" or "indicator"'
+            raise ValueError(always if self.as_ in ALWAYS else never)
 
     def _check_range(self) -> None:
         if not self.is_number and self.scaled:
@@ -197,22 +225,69 @@ ACCEPTED = Label("accepted", "number")  # stands where a pipeline of completions
 
 
 @dataclass(frozen=True, slots=True)
-class Schema:
-    """A record's fields in the order of their columns."""
+class Entity:
+    """Whose row it is, and what is kept of each one's past: a window of its last events, of which fields are made.
 
-    fields: tuple[Field, ...]
+    Every key changes what is learned. Raises: ValueError naming the key and what it must be.
+    """
+
+    key: str  # the row's key that names the entity: a text, an integer or a boolean; it need be none of the fields
+    # the row's key that holds the event's time: milliseconds since 1970, or ISO 8601; it need be none of the fields. Empty, or
+    # absent in a row: the record's timestamp, and for a request now
+    time: str = ""
+    window: int = 16  # in [1, 256], events of each entity that are kept; more looks further back and costs as much more memory
+    # in [1, 2^50), milliseconds of the journal's clock without an event after which an entity is let go; 30 days
+    idle_ms: int = 2_592_000_000
+    max: int = 10_000  # >= 1, entities that are kept; past it the longest idle is let go. What is published grows with it
+    ahead_ms: int = 60_000  # in [0, 2^50), milliseconds; an event whose time is further past its record's timestamp is left out
+    # which rows are events: those of the "stream", answered "requests", or "both"; must be said where there is a table [labels]
+    events: Literal["stream", "requests", "both"] = "stream"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a setting out of range."""
+        if not self.key or self.key == self.time:
+            raise ValueError(f"key = {self.key!r}, time = {self.time!r}: key must be named, and time be another key")
+        for name, low, high in (("window", 1, 256), ("idle_ms", 1, (1 << 50) - 1), ("ahead_ms", 0, (1 << 50) - 1)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be from {low} to {high}")
+        if self.max < 1:
+            raise ValueError(f"max = {self.max}: must be at least 1")
+
+    def published_bytes(self, numbers: int) -> int:
+        """Of all windows as replicas get them, at most, where so many numbers of an event are kept."""
+        return self.max * 8 * (2 + self.window * (1 + numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """A record's fields in the order of their columns, and behind them those that are made of an entity's past."""
+
+    fields: tuple[Field, ...]  # that a record brings
     label: Label
     weight: str | None = None  # the key of a row's weight, a number >= 0; more counts more
     llm: Llm | None = later(None)  # records are completions; there are no fields then
+    entity: Entity | None = later(None)  # whose row it is; None: rows are nobody's
+    past: tuple[Field, ...] = later(())  # made of an entity's window
+    aside: tuple[str, ...] = later(())  # names of ``fields`` that say whose row it is and when, and are in no column of x
 
     def __post_init__(self) -> None:
         """Refuse names that stand twice."""
-        names = [field.name for field in self.fields] + [self.label.name] + ([self.weight] if self.weight else [])
+        names = [field.name for field in (*self.fields, *self.past)] + [
+            self.label.name,
+            *([self.weight] if self.weight else []),
+        ]
         twice = sorted({name for name in names if names.count(name) > 1})
         if self.width > WIDEST:
             raise ValueError(f"the fields make {self.width} columns; more than {WIDEST} are refused")
         if twice or bool(self.fields) == (self.llm is not None):
             raise ValueError(f"field names stand twice: {', '.join(twice)}" if twice else "there must be at least one field")
+
+    @property
+    def features(self) -> tuple[Field, ...]:
+        """The fields that columns of x are made of, in their order."""
+        if self.entity is None:
+            return self.fields
+        return tuple(field for field in self.fields if field.name not in self.aside) + self.past
 
     @property
     def task(self) -> str:
@@ -232,13 +307,13 @@ class Schema:
     @property
     def width(self) -> int:
         """d, the columns of x."""
-        return sum(field.width for field in self.fields)
+        return sum(field.width for field in self.features)
 
     @property
     def declared(self) -> bytes:
         """The declaration as JSON; its hash stands in every fork. A network is named by its sha256, wherever it lies."""
         written = declared(self)
-        for field in written["fields"]:
+        for field in [*written["fields"], *written.get("past", ())]:
             for key in ("backbone",) if field["type"] == "image" else IMAGE_KEYS:
                 del field[key]
         if self.llm is not None:

@@ -20,16 +20,17 @@ from millrace.learners.drift.alarms import ACTS, DriftConfig
 from millrace.learners.errors import ConfigError
 from millrace.learners.memory.config import MemoryConfig, Remembering
 from millrace.learners.table import LEARNERS, WITH_MEMORY
-from millrace.services.config import completions
+from millrace.services.config import completions, entities
 from millrace.services.config.digests import Digests
 from millrace.services.config.hints import ABSENT, nearest, options_of, record_of, value_at
 from millrace.services.config.names import NAME_CHARACTERS
 from millrace.services.config.pipeline_file import read_toml, refuse_large
 from millrace.services.config.sections import BatchConfig, LogConfig, MlflowConfig, ServingConfig, VersionsConfig
+from millrace.streams.entity.declared import schema_of
 from millrace.streams.features.backbone import located
 from millrace.streams.kafka.cluster import Secrets
 from millrace.streams.labels.join import LabelRules
-from millrace.streams.schema import Field, Label, Llm, Schema, Unknown, leaves
+from millrace.streams.schema import Entity, Field, Label, Llm, Schema, Unknown, leaves
 from millrace.streams.sharding import refuse_unmergeable
 from millrace.streams.state.held_out import HeldOutConfig
 from millrace.streams.worker.config import WorkerConfig
@@ -68,6 +69,7 @@ class PipelineConfig:
     versions: VersionsConfig = field(default_factory=VersionsConfig)  # which versions are kept
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)  # where versions are mirrored to
     labels: LabelRules | None = None  # labels that come after their prediction; without it they stand in the rows
+    entity: Entity | None = None  # whose row it is, for fields of its past; without it rows are nobody's
     llm: Llm | None = None  # a language model whose completions are learned from; it stands in place of fields and label
 
     def __post_init__(self) -> None:
@@ -107,8 +109,8 @@ class PipelineConfig:
 
     @property
     def schema(self) -> Schema:
-        """Fields, label, weight."""
-        return Schema(self.fields, self.label, self.weight, self.llm)
+        """Fields, label, weight, entity."""
+        return schema_of(self.fields, self.label, self.weight, self.llm, self.entity)
 
     @property
     def topic(self) -> str:
@@ -179,6 +181,7 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
     refuse_large(raw, path)
     _respell(raw, origin, path)
     completions.stand_in(raw, path)
+    entities.stand_in(raw, path)
     pipeline: PipelineConfig = _convert(raw, PipelineConfig, "", path)
     _refuse_unrecorded(raw, pipeline, path)
     kind = pipeline.learner.get("kind")
@@ -194,6 +197,7 @@ def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
     start = completions.start_keys(pipeline.llm, learner_keys, path)
     learner = _convert(learner_keys | {"task": task} | start, LEARNERS[kind].config, "learner", path)
     _refuse_unable(pipeline.drift, kind, path)
+    entities.refuse_beside(pipeline, path)
     _refuse_memory(pipeline, learner, path)
     if pipeline.shards > 1:
         _refuse_unmergeable(kind, learner, f"{path}: shards = {pipeline.shards}")
@@ -304,7 +308,8 @@ def set_environment(values: Mapping[str, str]) -> None:
 def settings(loaded: Loaded) -> list[tuple[str, Any, str]]:
     """Every key, its value and where it came from."""
     values = leaves(msgspec.to_builtins(loaded.pipeline))
-    return [(key, value, loaded.origin.get(key, "default")) for key, value in values.items()]
+    written = {key.rstrip("_"): value for key, value in values.items()}  # ``as`` is a word of Python's
+    return [(key, value, loaded.origin.get(key, "default")) for key, value in written.items()]
 
 
 def _from_environment() -> Iterable[tuple[str, str, str]]:

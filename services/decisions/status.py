@@ -50,6 +50,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
         facts |= _late(output) | _alarm(output.newest_alarm) | _held_out(output) | flat(output.noticed)
         facts |= {f"memory_{name}": value for name, value in output.memory.items()}
+        facts |= {f"entities_{name}": count for name, count in output.entities.items()}
     elif "records" not in facts and summary.marks:  # followed by nobody, it lets nothing out but its marks
         facts |= fates_of(instance.store(), summary.marks[-1])
     facts |= _acted(summary) | _open_alarms(instance, branch)

@@ -149,6 +149,15 @@ METRICS: tuple[Metric, ...] = (
         "millrace_served_score", "gauge", LOG, ("branch", "score"), "The same of answers as they were served.", "served_{score}"
     ),
     Metric("millrace_memory", "gauge", LOG, ("branch", "figure"), "What an error memory says of itself.", "memory_{figure}"),
+    Metric("millrace_entities", "gauge", LOG, ("branch",), "Entities whose window is kept.", "entities_kept"),
+    Metric(
+        "millrace_entity_events_total",
+        "counter",
+        LOG,
+        ("branch", "outcome"),
+        "Events of entities by what became of them, and entities that were let go, idle or crowded out.",
+        "entities_{outcome}",
+    ),
     Metric("millrace_held_out", "gauge", LOG, ("branch", "figure"), "What the held-out rows say.", "held_out_{figure}"),
     Metric(
         "millrace_drift_alarm_row",

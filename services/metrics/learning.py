@@ -127,6 +127,10 @@ def of_output(output: Output) -> Samples:
             for name, count in output.labels.items()
         ]
     samples += _numbers("memory", branch, output.memory) + _numbers("held_out", branch, output.held_out or {})
+    samples += [
+        _of("entities" if name == "kept" else "entity_events_total", branch, count, *([] if name == "kept" else [name]))
+        for name, count in output.entities.items()
+    ]
     return [*samples, *_of_noticed(branch, output.noticed)]
 
 

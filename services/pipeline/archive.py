@@ -13,6 +13,7 @@ from millrace.learners.table import algorithm_of
 from millrace.services.pipeline.bundle import Bundle, Parts, identity_of, open_parts
 from millrace.services.pipeline.instance import Instance, require_branch
 from millrace.streams.branch.branch import load_part
+from millrace.streams.entity.entities import WINDOWS, answering_of
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Fork, Mark
 from millrace.streams.journal.journal import Summary, empty_summary, extend
@@ -147,6 +148,6 @@ class Archive:
         """What answering needs of the state that a mark names. Raises: DamageError."""
         state_parts = {name: load_part(self.instance.store(), mark, name) for name in NEEDED}
         as_of_ms = min(int(state_parts["counts"]["clock_ms"]), time.time_ns() // 1_000_000)
-        return Parts(
-            identity_of(mark), as_of_ms, self._fork(mark.branch).learner, state_parts["features"], state_parts["serve"]
-        )
+        windows = None if self.schema(mark.branch).entity is None else load_part(self.instance.store(), mark, WINDOWS)
+        kind, needed = self._fork(mark.branch).learner, (state_parts["features"], state_parts["serve"])
+        return Parts(identity_of(mark), as_of_ms, kind, *needed, None if windows is None else answering_of(windows))

@@ -6,6 +6,7 @@ unpickled. A bundle whose bytes, numbers or golden rows are wrong is refused, an
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +19,7 @@ from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Batch, Corrected, Corrects, Floats, Servable, Value
 from millrace.learners.table import algorithm_of
 from millrace.services.errors import NotReadyError
+from millrace.streams.entity.entities import Entities
 from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
 from millrace.streams.journal.entries import Mark
@@ -62,6 +64,7 @@ class Parts:
     kind: str  # of the learner
     features: dict[str, Value]  # the tables of the feature stage
     serve: dict[str, Value]  # the arrays of the learner's servable
+    windows: dict[str, Value] | None = None  # of entities, as much as looking needs; None: rows are nobody's
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Answer:
     scores: Floats  # (n, C), or values (n, k) for regression
     labels: tuple[str, ...]  # (n,) the class with the highest score; empty for regression
     made_of: Callable[[], Corrected] | None = None  # what the scores are made of, where a memory corrects them
+    past: Floats | None = None  # (n, p) fields that windows gave, NaN where there was no event; None: rows are nobody's
     far_out: Mapping[str, Array] = field(default_factory=dict)  # by field, rows (n,) with a value far outside what was learned
 
 
@@ -102,24 +106,30 @@ class Bundle:
     _features: Features
     _servable: Servable
     _memory: Corrects | None  # the servable, where a memory corrects it
+    _entities: Entities | None = None  # whose windows are those of the state
 
     @property
     def classes(self) -> tuple[str, ...]:
         """In the order of the score columns; empty for regression."""
         return self._servable.classes
 
-    def predict(self, columns: Sequence[Array]) -> Answer:
-        """The answers to rows, one column a field, as the codec gives them. Pure.
+    def predict(self, columns: Sequence[Array], now_ms: int | None = None) -> Answer:
+        """The answers to rows, one column a field, as the codec gives them. Pure but for the clock, where rows are someone's.
+
+        ``now_ms``: when a row was that does not say so itself; None: by the wall clock.
 
         Raises: NotReadyError while no row has been learned.
         """
         if not self.outputs:
             raise NotReadyError(f"State {self.identity.name} has not learned a label yet. Ask again when it has.")
-        x, names = self._features.encoded(columns)
+        past = None
+        if self._entities is not None:
+            past = self._entities.look(columns, time.time_ns() // 1_000_000 if now_ms is None else now_ms)
+        x, names = self._features.encoded(columns, past=past)
         scores, made_of = self._scored(self._features.answer(Batch(x, names=names)))
         best = scores.argmax(axis=1).tolist() if self.schema.label.task == "classify" else []
         labels = tuple(self.classes[at] for at in best)
-        return Answer(scores, labels, made_of, self._features.far_out(x))
+        return Answer(scores, labels, made_of, past, self._features.far_out(x))
 
     def _scored(self, batch: Batch) -> tuple[Floats, Callable[[], Corrected] | None]:
         """Scores, and what they are made of; a memory that corrects nothing is looked at only by who wants to know."""
@@ -158,7 +168,7 @@ def bundle_bytes(parts: Parts, schema: Schema) -> bytes:
         "golden.rows": rows,
         "golden.scores": servable.predict_many(Batch(rows)),
     }
-    tables = {"features": parts.features, "serve": parts.serve}
+    tables = {"features": parts.features, "serve": parts.serve, "windows": parts.windows or {}}
     return pack(state | {f"{table}.{name}": value for table, part in tables.items() for name, value in part.items()})
 
 
@@ -183,8 +193,11 @@ def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
         algorithm = algorithm_of(state["kind"])
         servable = algorithm.servable(serve)
         _try_golden(servable, state["golden.rows"], state["golden.scores"], identity, algorithm.agreement)
+        entities = None if schema.entity is None else Entities(schema)
+        if entities is not None:
+            entities.load_answering(_table(state, "windows."))
         outputs, memory = state["golden.scores"].shape[1], servable if isinstance(servable, Corrects) else None
-        return Bundle(identity, int(state["as_of_ms"]), expected, schema, outputs, features, servable, memory)
+        return Bundle(identity, int(state["as_of_ms"]), expected, schema, outputs, features, servable, memory, entities)
     except (BadInputError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise DamageError(
             f"Published weights cannot be read by this release ({error!r}). Use the one that wrote them."

@@ -117,6 +117,14 @@ class Instance:
                 f"{self.loaded.pipeline.topic}. `millrace run` learns them, and `millrace export` writes one for transformers."
             )
 
+    def refuse_entities(self, operation: str) -> None:
+        """Raises: BadInputError where rows are entities', for which ``operation`` is not there yet."""
+        if (entity := self.loaded.pipeline.entity) is not None:
+            raise BadInputError(
+                f"{operation} is not there yet for a pipeline with [entity] (key = {entity.key!r}): its answers are made of "
+                "windows, which live with the branch. Use a pipeline without that table."
+            )
+
     @property
     def _logs(self) -> Logs:
         return logs_of(self.loaded.pipeline, self.folder)

@@ -53,6 +53,7 @@ class Predicted:
     ids: tuple[str, ...]  # (n,)
     answer: Answer
     at_ms: int  # since 1970
+    observe: bool = True  # False: the caller asked what if, and the rows are nobody's history
 
     @property
     def outputs(self) -> dict[str, Output]:
@@ -84,7 +85,8 @@ def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int, lim
     rows = question(request.inputs, binary_payloads(request.inputs, binary), bundle.schema, limits)
     read_ns = time.perf_counter_ns()
     request_id = request.id or http_request.front_id or uuid.uuid4().hex
-    predicted = answer_to(bundle, rows, request_id, now_ms)
+    observe = observed(request.parameters.get("observe", True))
+    predicted = answer_to(bundle, rows, request_id, now_ms, observe)
     values = predicted.outputs
     inferred_ns = time.perf_counter_ns()
     tensors, payloads = [], []
@@ -108,10 +110,17 @@ def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int, lim
     )
 
 
-def answer_to(bundle: Bundle, rows: Question, request_id: str, now_ms: int) -> Predicted:
+def observed(value: object) -> bool:
+    """What a request's parameter ``observe`` says: whether its rows may be events of their entity. Raises: BadInputError."""
+    if not isinstance(value, bool):
+        raise BadInputError(f"parameters: observe = {value!r}: must be true or false.")
+    return value
+
+
+def answer_to(bundle: Bundle, rows: Question, request_id: str, now_ms: int, observe: bool = True) -> Predicted:
     """What a state answers to rows; those without an id of their own are named after the request. Raises: NotReadyError."""
     ids = rows.ids or tuple(f"{request_id}/{row}" for row in range(rows.rows))
-    return Predicted(bundle, rows.columns, ids, bundle.predict(rows.columns), now_ms)
+    return Predicted(bundle, rows.columns, ids, bundle.predict(rows.columns, now_ms), now_ms, observe)
 
 
 def parameters(answered: Predicted) -> dict[str, str | int]:

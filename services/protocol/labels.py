@@ -117,16 +117,27 @@ def prediction_records(predicted: Predicted, features: str, headers: bytes = b""
     names = [field.name for field in fields]
     scores, made_of = predicted.answer.scores.tolist(), predicted.answer.made_of
     corrections = corrections_of(None if made_of is None else made_of(), len(predicted.ids))
+    past = _past(predicted)
+    observe: bool | msgspec.UnsetType = msgspec.UNSET if predicted.observe or predicted.answer.past is None else False
     records = []
-    for row_id, cells, row_scores, correction in zip(
-        predicted.ids, zip(*columns, strict=True), scores, corrections, strict=True
+    for row_id, cells, row_scores, correction, row_past in zip(
+        predicted.ids, zip(*columns, strict=True), scores, corrections, past, strict=True
     ):
         row = msgspec.Raw(msgspec.json.encode(dict(zip(names, cells, strict=True))))
         place = (identity.branch, identity.epoch, identity.seq)
         base, error = correction
-        prediction = Prediction(row_id, row, *place, classes, tuple(row_scores), features, base=base, error=error)
+        scored = (classes, tuple(row_scores), features)
+        prediction = Prediction(row_id, row, *place, *scored, base=base, error=error, past=row_past, observe=observe)
         records.append(Record(encode(prediction), row_id.encode(), headers, predicted.at_ms))
     return records
+
+
+def _past(predicted: Predicted) -> list[tuple[float | None, ...] | msgspec.UnsetType]:
+    """Of each row, what its entity's window gave; unset where rows are nobody's."""
+    past = predicted.answer.past
+    if past is None:
+        return [msgspec.UNSET] * len(predicted.ids)
+    return [tuple(None if number != number else number for number in row) for row in past.tolist()]
 
 
 def _cells(field: Field, column: Array) -> list[object]:

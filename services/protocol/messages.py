@@ -17,7 +17,7 @@ from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
 from millrace.services.protocol.cells import DTYPES, Tensor, binary_texts
-from millrace.services.protocol.inference import Output, Predicted, answer_to, check_wanted, parameters
+from millrace.services.protocol.inference import Output, Predicted, answer_to, check_wanted, observed, parameters
 from millrace.services.protocol.statistics import Cost
 from millrace.services.protocol.tensors import IDS, question, refuse_too_many
 from millrace.streams.labels.served import LateLabel
@@ -72,7 +72,7 @@ def infer_message(
     rows = question(inputs, _payloads(request), bundle.schema, limits)
     read_ns = time.perf_counter_ns()
     request_id = request.id or front_id or uuid.uuid4().hex
-    predicted = answer_to(bundle, rows, request_id, now_ms)
+    predicted = answer_to(bundle, rows, request_id, now_ms, _observe(request))
     values = predicted.outputs
     inferred_ns = time.perf_counter_ns()
     response = pb.ModelInferResponse(model_name=name, model_version=bundle.identity.name, id=request_id)
@@ -92,6 +92,14 @@ def infer_message(
     done_ns = time.perf_counter_ns()
     cost = Cost(rows.rows, read_ns - start_ns, inferred_ns - read_ns, done_ns - inferred_ns)
     return Inferred(response, cost, predicted)
+
+
+def _observe(request: pb.ModelInferRequest) -> bool:
+    if "observe" not in request.parameters:
+        return True
+    parameter = request.parameters["observe"]
+    kind = parameter.WhichOneof("parameter_choice")
+    return observed(None if kind is None else getattr(parameter, kind))
 
 
 def _payloads(request: pb.ModelInferRequest) -> dict[str, bytes]:

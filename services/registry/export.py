@@ -74,6 +74,7 @@ def export(instance: Instance, version: str, folder: Path) -> ExportManifest:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInputError(f"{folder} is not an empty folder; name another.")
+    instance.refuse_entities("An export")
     archive = Archive(instance)
     return write(instance, archive, archive.mark(resolved(instance, version)), folder)
 

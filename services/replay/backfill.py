@@ -46,6 +46,7 @@ def topic_of(instance: Instance, branch: str) -> str:
 def backfill_of(instance: Instance, path: Path, position: Position) -> Backfill:
     """What a file has, for a branch that goes on at ``position``. Raises: BadInputError where it cannot be read or is empty."""
     instance.refuse_completions("A back-fill from a file")
+    instance.refuse_entities("A back-fill from a file")
     rows = sum(1 for _ in values_of(path, instance.loaded.pipeline.schema))
     if not rows:
         raise BadInputError(f"{path} has no rows to begin with.")

@@ -37,6 +37,7 @@ def compare(instance: Instance, rows: int) -> list[dict[str, Any]]:
     Raises: MillraceError where no replay is under way, or one of the two cannot answer yet.
     """
     instance.refuse_completions("Comparing answers")
+    instance.refuse_entities("Comparing answers")
     ledger = instance.ledger()
     operation = ledger.operation
     if operation is None:

@@ -86,7 +86,7 @@ class Trainer:
         self._offer: Parts | ShardState | None = None
         self._offered: Identity | None = None  # the newest state that was offered
         self._confirmed_ms: int | None = None  # a later time by which that one had taken in everything
-        self._answers: object = None  # what that one answers by
+        self._answers: tuple[object, int] = (None, 0)  # what that one answers by
         self._cost_s = 0.0  # of making that offer
         self._on_its_way = False  # whether it has not arrived yet
         self._pace = Pace()
@@ -193,7 +193,7 @@ class Trainer:
         if not self._publishes or self._on_its_way or not self._pace.allows:
             return
         began_s, answers = time.monotonic(), answers_of(worker)
-        if only_news and answers is self._answers:
+        if only_news and answers[0] is self._answers[0] and answers[1] == self._answers[1]:
             return
         offer = self._offer_of(worker, as_of_ms)
         with self._mail:
@@ -207,7 +207,8 @@ class Trainer:
         if self._is_shard:
             return ShardState(identity, as_of_ms, piece_now(worker))
         kind = self._instance.loaded.pipeline.kind
-        return Parts(identity, as_of_ms, kind, fold.features.state(), fold.learner.servable().arrays())
+        windows = None if fold.entities is None else fold.entities.answering()
+        return Parts(identity, as_of_ms, kind, fold.features.state(), fold.learner.servable().arrays(), windows)
 
     def _warn(self, worker: Worker) -> None:
         """Say each thing that is wrong with what is learned, once."""
@@ -278,9 +279,10 @@ def state_of(worker: Worker) -> Identity:
     return Identity(worker.branch, worker.epoch, worker.seq)
 
 
-def answers_of(worker: Worker) -> object:
-    """What its state answers by: another object once that has changed."""
-    return worker.fold.learner.servable()
+def answers_of(worker: Worker) -> tuple[object, int]:
+    """What its state answers by: another object, or another number, once that has changed."""
+    entities = worker.fold.entities
+    return worker.fold.learner.servable(), 0 if entities is None else entities.moved
 
 
 def piece_now(worker: Worker) -> MergeInput:

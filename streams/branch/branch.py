@@ -14,6 +14,7 @@ from millrace.learners.errors import ConfigError
 from millrace.learners.protocol import Learner, Scaling, Value
 from millrace.streams.branch.learner_rollback import is_learned, rewound
 from millrace.streams.branch.revisions import features_of, learner_maker
+from millrace.streams.entity.entities import Entities
 from millrace.streams.errors import DamageError
 from millrace.streams.features.columns import Features
 from millrace.streams.formats.completions import CompletionCodec
@@ -31,7 +32,8 @@ from millrace.streams.sharding import Partitioner, merging_branch
 from millrace.streams.source import Position, Producer, Source
 from millrace.streams.state.drift import Drift
 from millrace.streams.state.exclusion_reader import Decoder, Excluding
-from millrace.streams.state.fold import OUTSIDE, REVISION, Fold, fates, is_truth
+from millrace.streams.state.fates import OUTSIDE, fates
+from millrace.streams.state.fold import REVISION, Fold, is_truth
 from millrace.streams.state.held_out import HeldOut, HeldOutConfig
 from millrace.streams.state.microbatch import MicroBatches
 from millrace.streams.state.stages import Owner, Stages
@@ -39,7 +41,6 @@ from millrace.streams.state.window import Window
 from millrace.streams.stream import Stream
 
 log = logging.getLogger("millrace")
-
 Carried = TypeVar("Carried")
 RESTORE = "Restore journal and store from one copy."
 
@@ -93,9 +94,9 @@ class FoldSpec:
 
         Raises: LearnerError where this release cannot fold such a fork.
         """
-        features = self.features(fork.fold_revision)
+        stages = self.stages(self.features(fork.fold_revision), bool(fork.exclude))
         owner = Owner(fork.branch, merging_branch(fork.branch))
-        return Fold(self.schema, self.make_as_of(fork), self.stages(features), fork.positions, owner)
+        return Fold(self.schema, self.make_as_of(fork), stages, fork.positions, owner)
 
     def make_as_of(self, fork: Fork) -> Callable[[], Learner]:
         """What makes learners of the revision that a branch was begun under. Raises: LearnerError where this release cannot."""
@@ -105,16 +106,16 @@ class FoldSpec:
         """A feature stage that has learned nothing, as folding of that revision has it. Raises: LearnerError."""
         return features_of(self.schema, self.scaling, fold_revision)
 
-    def stages(self, features: Features) -> Stages:
-        """New ones, that no row has passed."""
-        drift, label = self.drift, self.schema.label
+    def stages(self, features: Features, excludes: bool = False) -> Stages:
+        """New ones, that no row has passed; ``excludes``: of a branch that leaves records out."""
         return Stages(
             features,
             MicroBatches(self.batch_rows, self.batch_wait_ms),
-            None if self.labels is None else LabelJoin(self.labels, label, sha256(self.schema.declared)),
-            None if drift is None else Drift(drift, self.seed),
-            Window(drift.relearn_rows) if drift is not None and drift.act == "relearn" else None,
+            None if self.labels is None else LabelJoin(self.labels, self.schema.label, sha256(self.schema.declared)),
+            None if self.drift is None else Drift(self.drift, self.seed),
+            Window(self.drift.relearn_rows) if self.drift is not None and self.drift.act == "relearn" else None,
             None if self.held_out is None else HeldOut(self.held_out, self.seed),
+            None if self.schema.entity is None else Entities(self.schema, excludes),
         )
 
     def new_fork(self, branch: str, source: Source) -> Fork:

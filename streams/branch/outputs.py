@@ -37,6 +37,7 @@ class Output(msgspec.Struct, frozen=True):
     held_out: dict[str, Value] | None = None  # of rows that are never learned; None: none is held out
     labels: dict[str, int] | None = None  # what came of served predictions and labels, and what waits
     memory: dict[str, Value] = {}  # of a learner with an error memory: how much it corrects, and errors with it and without
+    entities: dict[str, int] = {}  # how many there are, and what became of their events; empty: rows are nobody's
     noticed: dict[str, Value] = {}  # what was learned otherwise than its records say, or not at all; see state/notices.py
 
 
@@ -72,6 +73,7 @@ def output_record(step: Step, fold: Fold) -> Record:
         held_out=None if fold.held_out is None else fold.held_out.figures(),
         labels=None if join is None else _late(join),
         memory=fold.figures(),
+        entities={} if fold.entities is None else fold.entities.figures,
         noticed=fold.noticed(),
     )
     return Record(msgspec.json.encode(output), step.branch.encode())

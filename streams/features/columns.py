@@ -52,6 +52,7 @@ class Features:
 
     def __init__(self, schema: Schema, scaling: Scaling = "none") -> None:
         self.places = _places(schema)
+        self._own = [at for at, field in enumerate(schema.fields) if field.name not in schema.aside]  # columns that are in x
         self._numeric = np.array([column for place in self.places for column in _numeric_columns(place)], dtype=np.int64)
         self._growing = [place for place in self.places if place.field.categories == "grow"]
         self._filled = [place for place in self.places if place.field.missing in ("mean", "indicator")]
@@ -72,16 +73,23 @@ class Features:
         self._near_ends = self._low, self._high  # between which, by an earlier range, values are surely not
         self._ends: Final = NewestEnds()
 
-    def encode(self, rows: Rows) -> Batch:
-        """The rows as they wait: what stands in for a missing number is known later, and so is the column of a new category."""
-        x, names = self.encoded(rows.columns, rows.plain)
+    def encode(self, rows: Rows, past: Floats | None = None) -> Batch:
+        """The rows as they wait: what stands in for a missing number is known later, and so is the column of a new category.
+
+        ``past`` (n, p): what their entities' windows give, where there are any.
+        """
+        x, names = self.encoded(rows.columns, rows.plain, past)
         x.flags.writeable = False  # from here on, so that what is found out about it stays true
         return rows.batch(x, names)
 
-    def encoded(self, columns: Sequence[Array], plain: Floats | None = None) -> tuple[Floats, Array | None]:
+    def encoded(
+        self, columns: Sequence[Array], plain: Floats | None = None, past: Floats | None = None
+    ) -> tuple[Floats, Array | None]:
         """x (n, d) of decoded columns, NaN for a missing number, and the names (n, g) of categories that grow, if any."""
         if plain is not None:
             return plain, None
+        if past is not None:
+            columns = [*(columns[at] for at in self._own), *np.hsplit(past, past.shape[1])]
         blocks = [self._block(place.field, column) for place, column in zip(self.places, columns, strict=True)]
         x = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
         if not self._growing:
@@ -317,7 +325,7 @@ def _runs(weight: Floats | None, rows: int) -> list[tuple[int, int]]:
 
 def _places(schema: Schema) -> list[Place]:
     places, start, names = list[Place](), 0, 0
-    for field in schema.fields:
+    for field in schema.features:
         places.append(Place(field, start, names))
         start, names = start + field.width, names + (field.categories == "grow")
     return places

@@ -26,7 +26,7 @@ class FeaturesOfRevision1(Features):
     def __init__(self, schema: Schema, _scaling: Scaling = "none") -> None:
         super().__init__(schema, "none")
 
-    def encode(self, rows: Rows) -> Batch:
+    def encode(self, rows: Rows, _past: Floats | None = None) -> Batch:
         """The rows as they are learned and answered."""
         if rows.plain is not None:
             return rows.batch(rows.plain)

@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from millrace.learners.protocol import Array, Batch, Floats, Value
 from millrace.streams.formats.meaning import RecordError, label_value
+from millrace.streams.hashing import hash64
 from millrace.streams.labels.identities import NO_LABEL, Identities
 from millrace.streams.labels.pending import TrainingRows, Waiting
-from millrace.streams.labels.served import LabelValue, LateLabel, Prediction, Served, Withheld, hash64
+from millrace.streams.labels.served import LabelValue, LateLabel, Prediction, Served, Withheld
 from millrace.streams.schema import Label
 
 NEVER_MS = 1 << 62

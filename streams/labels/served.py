@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Annotated, Any
 
 import msgspec
@@ -23,6 +22,7 @@ from millrace.learners.errors import BadInputError
 from millrace.streams.formats.contents import Contents
 from millrace.streams.formats.json_rows import Codec, Refused, Rows, has_label, refusal, unique
 from millrace.streams.formats.meaning import RecordError, label_value
+from millrace.streams.hashing import hashes64
 from millrace.streams.records import Event, split_tp
 from millrace.streams.schema import LARGEST, Schema, Unknown
 from millrace.streams.sharding import Placing
@@ -67,6 +67,9 @@ class Prediction(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="p
     propensity: Share = 1.0  # with which that variant was chosen
     base: Numbers = msgspec.UNSET  # of a pipeline with a memory: scores before their correction
     error: Numbers = msgspec.UNSET  # by which those were held to be wrong, before any clamp
+    # of a pipeline with an entity: the fields that its window gave, as they were answered from; null where there was nothing
+    past: tuple[float | None, ...] | msgspec.UnsetType = msgspec.UNSET
+    observe: bool | msgspec.UnsetType = msgspec.UNSET  # False: the caller asked what if, and this is nobody's history
 
 
 class LateLabel(msgspec.Struct, frozen=True, gc=False, tag_field="kind", tag="label", forbid_unknown_fields=True):
@@ -111,20 +114,6 @@ class Served:
         rows, left_out = self.rows.only(np.arange(before, before + within)), 0 if start else self.left_out
         cut = slice(start, stop)
         return Served(self.tp, self.events[cut], self.records[cut], self.ids[cut], rows, self.t[cut], left_out)
-
-
-def hash64(text: str) -> int:
-    """The identity of an id or a label in the state, where none stands in clear.
-
-    >>> hash64("request 7/0") == hash64("request 7/0") != hash64("request 7/1")
-    True
-    """
-    return int(hashes64([text])[0])
-
-
-def hashes64(texts: Sequence[str]) -> NDArray[np.int64]:
-    """``hash64`` of each (n,)."""
-    return np.frombuffer(b"".join([blake2b(text.encode(), digest_size=8).digest() for text in texts]), dtype="<i8")
 
 
 class ServedCodec:
@@ -278,6 +267,7 @@ def _refuse_twice(value: bytes, record: Prediction | LateLabel) -> None:
     if isinstance(record, Prediction):
         needed = PREDICTION_MARKS + 2 * len(record.classes) + bytes(record.row).count(b'"')
         needed += 2 * (record.base is not msgspec.UNSET) + 2 * (record.error is not msgspec.UNSET)
+        needed += 2 * (record.past is not msgspec.UNSET) + 2 * (record.observe is not msgspec.UNSET)
         needed += 4 * (record.features != "") + 4 * (record.variant != "") + 2 * (record.propensity != 1.0)
     else:
         needed = LABEL_MARKS + 2 * isinstance(record.label, str) + 2 * (record.revision != 0)

@@ -37,11 +37,12 @@ from millrace.streams.labels.served import Prediction, Served
 from millrace.streams.records import Event
 from millrace.streams.schema import Schema
 from millrace.streams.source import Position
+from millrace.streams.state.fates import OUTSIDE, Counts, fates
 from millrace.streams.state.notices import noticed, outside_classes
 from millrace.streams.state.scores import scores_of
 from millrace.streams.state.stages import Owner, Stages
 
-TRUTH = ("batches", "counts", "features", "learner", "join", "window")  # the parts hashed into the state's hash
+TRUTH = ("batches", "counts", "entities", "features", "learner", "join", "window")  # the parts hashed into the state's hash
 
 REVISION = 3  # of how rows become what a learner gets; raised when the same rows would lead to another state; see CHANGELOG
 
@@ -49,30 +50,9 @@ COUNT_ROWS = 4096  # scored in a step before they are counted, at most about
 GATHER_MS = 250  # by which a step for horizons alone comes late, so that one lets many end; records go by their own time
 
 
-OUTSIDE = {"outside_classes": "classes", "passed": "passed"}  # fate of what a learner left out -> its key in part "outside"
-
-
-def fates(counts: dict[str, int], left_out: dict[str, int]) -> dict[str, int]:
-    """Counts as they are shown: what the learner left out is not learned, but of the fate that ``left_out`` names.
-
-    >>> fates({"learned": 9, "passed": 1}, {"passed": 2})
-    {'learned': 7, 'passed': 3}
-    """
-    moved = {fate: counts.get(fate, 0) + rows for fate, rows in left_out.items() if rows}
-    return {**counts, "learned": counts["learned"] - sum(left_out.values())} | moved
-
-
 def is_truth(part: str) -> bool:
     """Whether a part is hashed into the state's hash."""
     return part.partition(".")[0] in TRUTH
-
-
-class Counts(msgspec.Struct):
-    """Where every record went; with the rows that wait they add up to the records read."""
-
-    learned: int = 0
-    passed: int = 0
-    rejected: int = 0
 
 
 class Fold:
@@ -88,6 +68,7 @@ class Fold:
         self.drift: Final = stages.drift
         self.window: Final = stages.window
         self.held_out: Final = stages.held_out
+        self.entities: Final = stages.entities
         self.branch: Final = owner.branch
         self.answers_of: Final = owner.answers_of
         self.learner = make_learner()
@@ -159,6 +140,8 @@ class Fold:
         for batch in self.batches.release(self.clock_ms):
             self._learn(batch)
         self._count_scored()
+        if self.entities is not None:
+            self.entities.let_go(self.clock_ms)
         self.position.update({tp: stop for tp, _, stop, _, _ in step.reads})
         self.counts.rejected += len(step.rejected) + (step.refused_with or 0)
 
@@ -180,7 +163,8 @@ class Fold:
     def _take(self, step: Step, rows: Rows) -> None:
         """Rows in log order through features and training batches."""
         clock_ms = np.maximum.accumulate(np.maximum(rows.t, self.clock_ms))
-        batch = self.features.encode(rows)
+        past = None if self.entities is None else self.entities.of_stream(rows, clock_ms)
+        batch = self.features.encode(rows, past)
         labelled = has_label(rows) if step.use == "learn" else np.zeros(len(rows), dtype=bool)
         self.counts.passed += int((~labelled).sum())
         self.clock_ms = int(clock_ms[-1]) if len(rows) else self.clock_ms
@@ -195,7 +179,8 @@ class Fold:
         taken = self.labels.take(served, clock_ms)
         self.clock_ms = int(clock_ms[-1]) if len(served) else self.clock_ms
         rows = served.rows.only(np.array(taken.fresh, dtype=np.int64))
-        fresh = self.features.encode(rows)
+        past = None if self.entities is None else self.entities.of_served(served, taken.fresh, clock_ms, self.answers_of)
+        fresh = self.features.encode(rows, past)
         if self._corrects:
             predictions = [record for record in served.records if isinstance(record, Prediction)]
             fresh = replace(fresh, asked=as_served([predictions[row] for row in taken.fresh]))
@@ -366,6 +351,7 @@ class Fold:
             | ({} if self.drift is None else {"detectors": self.drift.state()})
             | ({} if self.window is None else self.window.parts())
             | ({} if self.held_out is None else {"held_out": self.held_out.state()})
+            | ({} if self.entities is None else self.entities.parts())
         )
 
     def _join_parts(self) -> dict[str, dict[str, Value]]:
@@ -397,3 +383,5 @@ class Fold:
             self.window.load(parts)
         if self.held_out is not None and "held_out" in parts:
             self.held_out.load(parts["held_out"])
+        if self.entities is not None:
+            self.entities.load(parts)

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from millrace.learners.evaluation.continual import ContinualScores
 from millrace.learners.protocol import Array, Batch, Floats, Value
+from millrace.streams.hashing import Hashes, mixed, mixed_bits
 
-Hashes = NDArray[np.uint64]
 Answers = Callable[[Batch], tuple[tuple[str, ...], Floats]]  # encoded rows -> names of the scores, and the scores (n, C)
 LOWEST = 20  # classes whose recall goes into every output, at most
-GOLDEN, FIRST, SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # SplitMix64
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,18 +175,9 @@ def hashes(batch: Batch) -> Hashes:
     x = np.where(np.isnan(batch.x), np.nan, batch.x).astype(np.float64, order="C").view(np.uint64)  # (n, d) the bits, one NaN
     if batch.names is not None:
         x = np.concatenate([x, [_text_hashes(row) for row in batch.names.tolist()]], axis=1)
-    places = np.arange(1, x.shape[1] + 1, dtype=np.uint64) * GOLDEN
-    total = mixed(x ^ mixed(places)).sum(axis=1, dtype=np.uint64)
+    total = mixed_bits(x).sum(axis=1, dtype=np.uint64)
     t = np.zeros(len(batch), dtype=np.uint64) if batch.t is None else batch.t.astype(np.uint64)
     return mixed(total + mixed(t))
-
-
-def mixed(values: Hashes) -> Hashes:
-    """SplitMix64's output of each number, modulo 2^64. Source: Steele, Lea and Flood, OOPSLA 2014."""
-    z = values + GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * FIRST
-    z = (z ^ (z >> np.uint64(27))) * SECOND
-    return np.asarray(z ^ (z >> np.uint64(31)), dtype=np.uint64)
 
 
 def _text_hashes(names: Sequence[str | None]) -> Hashes:

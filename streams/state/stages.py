@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from millrace.streams.entity.entities import Entities
 from millrace.streams.features.columns import Features
 from millrace.streams.labels.join import LabelJoin
 from millrace.streams.state.drift import Drift
@@ -22,6 +23,7 @@ class Stages:
     drift: Drift | None = None  # None: nothing is watched
     window: Window | None = None  # None: no alarm leads to ``relearn``
     held_out: HeldOut | None = None  # None: every labelled row is learned
+    entities: Entities | None = None  # None: rows are nobody's
 
 
 @dataclass(frozen=True, slots=True)

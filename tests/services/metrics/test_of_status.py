@@ -24,7 +24,7 @@ from millrace.services.training.current import Presence
 from millrace.services.training.trainer import TrainerStatus
 from millrace.streams.labels.join import JoinCounts
 from millrace.streams.records import Record
-from millrace.streams.state.fold import Counts
+from millrace.streams.state.fates import Counts
 
 SEEN = """
 [labels]

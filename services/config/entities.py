@@ -1,0 +1,69 @@
+"""The table [entity]: how fields of its past are written, and what cannot stand beside it yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from millrace.learners.errors import ConfigError
+from millrace.streams.entity.entities import sources_of
+from millrace.streams.schema import ALWAYS
+
+MOST_BYTES = 32 << 20  # of all windows as they are published: half of the least that Ray's object store has room for
+
+
+def stand_in(raw: dict[str, Any], path: Path) -> None:
+    """Put what a file leaves out into its values: name and missing of fields of the past, and which rows are events.
+
+    Raises: ConfigError where that must be said.
+    """
+    fields = raw.get("fields")
+    for field in fields if isinstance(fields, list) else ():
+        if isinstance(field, dict) and ("of" in field or "as" in field):
+            _stand_in_field(field)
+    entity = raw.get("entity")
+    if isinstance(entity, dict) and "events" not in entity and "labels" in raw:
+        raise ConfigError(
+            f'{path}: entity.events is missing: with a table [labels] say which rows are events, "stream" (those of the '
+            'log\'s topic), "requests" (those that are answered) or "both".'
+        )
+
+
+def _stand_in_field(field: dict[str, Any]) -> None:
+    if "as" in field:
+        field["as_"] = field.pop("as")
+    if isinstance(field.get("over"), int) and not isinstance(field["over"], bool):
+        field["over"] = str(field["over"])
+    if isinstance(field.get("of"), str):
+        field.setdefault("name", f"{field['of']}_{field.get('as_', '')}_{field.get('over', '')}")
+        if field.get("as_") not in ALWAYS:
+            field.setdefault("missing", "indicator")
+
+
+def refuse_beside(pipeline: Any, path: Path) -> None:
+    """Raise ConfigError for what entities do not go with yet: this is the one place that says so of a file.
+
+    ``pipeline``: a ``PipelineConfig``, whose file imports this one.
+    """
+    if pipeline.entity is None:
+        return
+    events, recorded = pipeline.entity.events, pipeline.labels is not None and pipeline.serving.record != "off"
+    refused = {
+        "llm": (pipeline.llm is not None, "a completion is nobody's"),
+        "memory": (pipeline.memory is not None, "what an error memory holds near by is not made of windows yet"),
+        "shards": (pipeline.shards > 1, "an entity's events may lie in several shards"),
+        "mlflow.uri": (pipeline.mlflow.uri != "", "a version in MLflow would answer without windows"),
+        f'events = "{events}"': (
+            events != "stream" and not recorded,
+            "requests come into the log only with a table [labels] and serving.record other than off",
+        ),
+    }
+    for key, (is_there, sentence) in refused.items():
+        if is_there:
+            raise ConfigError(f"{path}: {key} does not stand beside [entity]: {sentence}. Leave one of the two out.")
+    numbers = len(sources_of(pipeline.schema.past))
+    if (size := pipeline.entity.published_bytes(numbers)) > MOST_BYTES:
+        raise ConfigError(
+            f"{path}: entity.max = {pipeline.entity.max} with window = {pipeline.entity.window} and {numbers} number(s) of an "
+            f"event makes windows of {size >> 20} MiB, and at most {MOST_BYTES >> 20} MiB are published. Lower max or window."
+        )

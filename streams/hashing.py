@@ -1,0 +1,39 @@
+"""Numbers that stand for texts and for rows in a state, where none stands in clear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+GOLDEN, _FIRST, _SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # SplitMix64
+
+
+def hash64(text: str) -> int:
+    """The identity of an id, a label or an entity.
+
+    >>> hash64("request 7/0") == hash64("request 7/0") != hash64("request 7/1")
+    True
+    """
+    return int(hashes64([text])[0])
+
+
+def hashes64(texts: Sequence[str]) -> NDArray[np.int64]:
+    """``hash64`` of each (n,)."""
+    return np.frombuffer(b"".join([blake2b(text.encode(), digest_size=8).digest() for text in texts]), dtype="<i8")
+
+
+def mixed(values: Hashes) -> Hashes:
+    """SplitMix64's output of each number, modulo 2^64. Source: Steele, Lea and Flood, OOPSLA 2014."""
+    z = values + GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * _FIRST
+    z = (z ^ (z >> np.uint64(27))) * _SECOND
+    return np.asarray(z ^ (z >> np.uint64(31)), dtype=np.uint64)
+
+
+def mixed_bits(bits: Hashes) -> Hashes:
+    """A number (n, k) for each of the bits (n, k) and its column."""
+    return mixed(bits ^ mixed(np.arange(1, bits.shape[1] + 1, dtype=np.uint64) * GOLDEN))
