@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from millrace.streams.kafka.cluster import Cluster
+
+MOST_MODEL = 250  # characters of the name of a registered model
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,18 @@ class MlflowConfig:
     uri: str = ""  # of MLflow's tracking server, such as http://127.0.0.1:5000; empty: nothing is mirrored
     model: str = ""  # name of the registered model and of the experiment; empty: the pipeline's name
     moved_by_hand: Literal["set-back", "adopt"] = "set-back"  # an alias moved in MLflow: put it back, or let the ledger follow
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a name that MLflow refuses, which would be tried again for ever."""
+        name = self.model
+        path_like = posixpath.normpath(name) != name or name == "." or name.startswith("..")
+        if name and (
+            len(name) > MOST_MODEL or not name.isprintable() or not name.strip() or set(name) & {"/", ":"} or path_like
+        ):
+            raise ValueError(
+                f"model = {name[:MOST_MODEL]!r}: must be a name that MLflow takes: at most {MOST_MODEL} characters that print, "
+                "without / and :, neither blank nor . nor .."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,14 +60,18 @@ class MirrorState(msgspec.Struct):
     at_ms: int = 0
     versions: int = 0
     said: str = ""  # what went wrong since
+    of: str = ""  # the server and the model that this is of; empty: an earlier release wrote it
 
 
 def mirror_state(instance: Instance) -> MirrorState:
-    """As the pipeline's folder has it; a new one where it has none or a broken one."""
+    """As the pipeline's folder has it; a new one where it has none or a broken one, or one of another server or model."""
     try:
-        return msgspec.json.decode(_path(instance).read_bytes(), type=MirrorState)
+        kept = msgspec.json.decode(_path(instance).read_bytes(), type=MirrorState)
     except (OSError, msgspec.DecodeError):
-        return MirrorState()
+        kept = MirrorState()
+    pipeline = instance.loaded.pipeline
+    of = f"{pipeline.mlflow.model or pipeline.name} at {pipeline.mlflow.uri}"
+    return msgspec.structs.replace(kept, of=of) if kept.of in ("", of) else MirrorState(of=of)
 
 
 def describe(instance: Instance) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from dataclasses import replace
 
@@ -202,3 +203,29 @@ def test_a_version_whose_parts_are_damaged_is_left_out_and_the_others_are_not(
     (folder / part).write_bytes(whole)
     mirror.once()
     assert len(registry.listed) == len(versions(pipeline))
+
+
+@pytest.mark.parametrize("name", ["a:b", "a/b", " ", "..", ".", "m" * 251, "a\u202eb"])
+def test_a_model_that_mlflow_refuses_is_refused_with_the_pipeline_file(tmp_path, name: str) -> None:
+    """MLflow would refuse it for ever, with a warning each time; a space within is taken."""
+    pipeline_in(tmp_path, rows=1, text=PIPELINE + f'\n[mlflow]\nuri = "http://127.0.0.1:9"\nmodel = {json.dumps(name)}\n')
+    done = here("config", "show", "digits.toml", cwd=tmp_path)
+    assert done.exit_code == 2 and "mlflow" in done.stderr and "must be a name that MLflow takes" in done.stderr, done.stderr
+    pipeline_in(tmp_path, rows=1, text=PIPELINE + '\n[mlflow]\nuri = "http://127.0.0.1:9"\nmodel = "my digits"\n')
+    assert here("config", "show", "digits.toml", cwd=tmp_path).exit_code == 0
+
+
+def test_what_a_mirror_keeps_is_of_one_model(pipeline: Instance) -> None:
+    """Of another model, or on another server, nothing is known: an alias there was not moved by a hand."""
+    named = versions(pipeline)[-1]
+    move(pipeline, "champion", named)
+    Mirror(pipeline, ListRegistry()).once()
+    assert mirror_state(pipeline).aliases["champion"] == [named]
+    for key, value in (("model", "other"), ("uri", "http://elsewhere:5000")):
+        to = replace(pipeline.loaded.pipeline.mlflow, **{key: value})
+        other = replace(pipeline, loaded=replace(pipeline.loaded, pipeline=replace(pipeline.loaded.pipeline, mlflow=to)))
+        assert mirror_state(other).aliases == {} and mirror_state(other).at_ms == 0
+        registry = ListRegistry()
+        Mirror(other, registry).once()
+        assert set(registry.aliases()) == {"champion"}
+    Mirror(pipeline, ListRegistry()).once()
