@@ -60,7 +60,7 @@ class Field:
     # with of: the value `over` events ago, or of the last `over` events their mean, sum, how many there are, least, largest,
     # standard deviation; the newest less that `over` events before it; the seconds since the event `over` ago
     as_: Literal["", "lag", "mean", "sum", "count", "min", "max", "deviation", "change", "since"] = later("")
-    over: str = later("")  # with of: how many of the entity's events, at most its window
+    over: str | int = later("")  # with of: how many of the entity's events, at most its window
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""
@@ -80,9 +80,9 @@ class Field:
             return
         if not self.as_:
             raise ValueError(f"of = {self.of!r}: say as what, with as = one of {', '.join(PAST)}")
-        if SPAN.fullmatch(self.over):
+        if SPAN.fullmatch(over := str(self.over)):
             raise ValueError(f"over = {self.over!r}: a span of time is not there yet; say how many events, such as over = 5")
-        if not re.fullmatch(r"[1-9][0-9]{0,8}", self.over):
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", over):
             raise ValueError(f"over = {self.over!r}: must be how many events, a whole number from 1")
         if (self.type, self.size, self.low, self.high) != ("numeric", 1, -LARGEST, LARGEST):
             raise ValueError("a field with of is one number of an entity's past; leave type, size, low and high out")

@@ -124,7 +124,7 @@ def keys(record: type[Any], like: type[Any] | None = None) -> list[Key]:
         ranges = [allowed for allowed, _ in comments if allowed is not None]
         meaning = next((meaning for _, meaning in comments if meaning), "")
         allowed = _allowed(field, hints[field.name], ranges[0] if ranges else None)
-        declared.append(Key(field.name, hints[field.name], _default(field), allowed, meaning))
+        declared.append(Key(field.name.rstrip("_"), hints[field.name], _default(field), allowed, meaning))
     return declared
 
 

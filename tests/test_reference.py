@@ -62,6 +62,11 @@ class Place:
     def flags(self, value: Any) -> list[str]:
         """What sets it to a value, with what that value needs beside it."""
         name = self.key.name
+        if self.table == "entity" or (name == "as" and value):
+            past = f"fields=[{{name = 'x'}}, {{of = 'x', as = {toml(value if name == 'as' else 'sum')}, over = 1}}]"
+            most = ["entity.max=1"] if name != "max" else []
+            labels = ["labels={}"] if name == "events" else []
+            return [past, "entity.key=k", *most, *labels, *([] if name == "as" else [f"entity.{name}={toml(value)}"])]
         if self.table == "fields":
             field = {"name": "x"} | FIELDS.get(str(value), FIELDS.get(name, {})) | {name: value}
             return [f"fields=[{{{', '.join(f'{key} = {toml(setting)}' for key, setting in field.items())}}}]"]

@@ -371,7 +371,7 @@ def _convert(raw: dict[str, Any], kind: type[Any], prefix: str, path: Path) -> A
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         text, _, location = str(error).partition(" - at `$")
-        key = (prefix + location.rstrip("`")).lstrip(".") or "the file"
+        key = (prefix + location.rstrip("`")).lstrip(".").rstrip("_") or "the file"
         at = value_at(raw, location.rstrip("`"))
         shown_value = "" if at is ABSENT or isinstance(at, dict) else f" = {at!r}"
         options = options_of(kind, location.rstrip("`"))

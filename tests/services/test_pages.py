@@ -25,6 +25,7 @@ ALONE = [  # pages that need neither an endpoint nor another server
     "docs/how-to/arrow-avro-cloudevents-images.md",
     "docs/how-to/choose-a-learner.md",
     "docs/how-to/drift.md",
+    "docs/how-to/entities.md",
     "docs/how-to/error-memory.md",
     "docs/how-to/replay-and-rollback.md",
     "docs/how-to/retention-and-disk.md",

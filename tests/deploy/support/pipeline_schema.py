@@ -46,6 +46,7 @@ def pipeline_schema() -> dict[str, Schema]:
     pipeline["properties"]["fields"] |= {"minItems": 1}
     pipeline["allOf"] = [*CONDITIONS]
     fields = pipeline["properties"]["fields"]["items"]
+    del fields["required"]
     fields["allOf"] = list(_field_conditions())
     return {"pipeline": pipeline} | {f"learner-{kind}": table_of_kind(kind) for kind in SERVED}
 
@@ -158,6 +159,8 @@ def _field_conditions() -> Iterable[Schema]:
     numbers = ("low", "high", "outside", "scaled")
     yield {"if": _where(type="categorical"), "then": _without((*image, *time, *numbers, "size", "center", "scale"))}
     yield {"if": _where(type="categorical"), "then": {"required": ["categories"]}}
+    yield {"anyOf": [{"required": ["name"]}, {"required": ["of", "as", "over"]}]}
+    yield {"if": {"required": ["of"]}, "then": _without(("type", "size", "low", "high"))}
     yield {"if": _where(type="time"), "then": _without((*image, *slots, "size"))}
     yield {"if": _where(type="image"), "then": _without((*slots, *time, *numbers, "size", "missing"))}
     yield {"if": _where(type="image"), "then": {"required": ["backbone", "shape", "features"]}}

@@ -111,7 +111,7 @@ def slow_of(rows: Iterable[dict[str, Any]], most: int = MOST) -> tuple[Told, Slo
         windows.counts["ahead"] += ahead
         seen = windows.row(row["card"], SlowEvent(at, (amount,), (row["row"], amount)), clock, not ahead)
         if row.get("fraud") is not None:
-            told.append((row["row"], slow_fields(_declared(), ["amount"], seen, at)))
+            told.append((row["row"], slow_fields(declared(), ["amount"], seen, at)))
     windows.let_go(clock)
     return told, windows
 
@@ -125,7 +125,8 @@ class _Field:
     of: str = "amount"
 
 
-def _declared() -> list[_Field]:
+def declared() -> list[_Field]:
+    """Every field of the past, as the pipeline file has them."""
     return [_Field(how, str(over)) for how, over in FIELDS]
 
 
