@@ -1,4 +1,7 @@
-"""`millrace drafts`: how each draft did where it served, by domain, from the completions that the log still has."""
+"""`millrace drafts`: how each draft did where it served, by domain, from the completions that the log still has.
+
+Records that cannot be read are counted in a row of their own: nobody knows which draft they are of.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from millrace.services.pipeline.instance import Instance
 from millrace.services.serving.status import overview, published_place
 
 READ_ROWS = 1024  # completions read at once
+UNREADABLE = "unreadable"  # in place of a version, which has a dot
 
 
 @dataclass(slots=True)
@@ -50,32 +54,37 @@ class Did:
 
 
 def drafts(instance: Instance) -> Iterator[dict[str, Any]]:
-    """A row for each draft and domain, drafts in the order in which they were made.
+    """A row for each draft and domain, in the order in which drafts were made; one of what cannot be read.
 
     Raises: BadInputError for a pipeline of rows; StorageError, OffsetsGoneError.
     """
     if instance.loaded.pipeline.llm is None:
         raise BadInputError(f"{instance.loaded.pipeline.name} learns rows and has no drafts; `millrace versions` lists them.")
-    holding = _holding(instance)
-    for (branch, epoch, seq, domain), did in sorted(_counted(instance).items()):
-        version = f"{branch}.{seq}" if branch else ""
-        facts: dict[str, Any] = {"version": version, "epoch": epoch, "domain": domain, "requests": did.requests}
-        yield facts | did.rates() | {"left_out": did.left_out, "replicas": holding[version]}
-
-
-def _counted(instance: Instance) -> dict[tuple[str, int, int, str], Did]:
-    counted: dict[tuple[str, int, int, str], Did] = {}
+    holding, counted, unreadable = _holding(instance), dict[tuple[str, int, int, str], Did](), Did()
     domains: dict[str, None] = {}
     for completion in completions(instance):
+        if completion is None:
+            unreadable.requests += 1
+            unreadable.left_out += 1
+            continue
         header = completion.header
         domain = domain_among(domains, header.domain)
         domains.setdefault(domain)
         counted.setdefault((header.branch, header.epoch, header.seq, domain), Did()).add(completion)
-    return counted
+    for (branch, epoch, seq, domain), did in sorted(counted.items()):
+        version = f"{branch}.{seq}" if branch else ""
+        yield _row(version, epoch, domain, did, holding[version])
+    if unreadable.requests:
+        yield _row(UNREADABLE, None, "", unreadable, 0)
 
 
-def completions(instance: Instance) -> Iterator[Completion]:
-    """All that the log has now and that can be read; what cannot is a dead letter of who learns."""
+def _row(version: str, epoch: int | None, domain: str, did: Did, replicas: int) -> dict[str, Any]:
+    facts: dict[str, Any] = {"version": version, "epoch": epoch, "domain": domain, "requests": did.requests}
+    return facts | did.rates() | {"left_out": did.left_out, "replicas": replicas}
+
+
+def completions(instance: Instance) -> Iterator[Completion | None]:
+    """All that the log has now; None for what cannot be read, which is a dead letter of who learns."""
     source = instance.source([instance.loaded.pipeline.topic])
     source.seek({tp: first for tp, (first, _) in source.bounds().items()})
     while reads := source.next_batch(READ_ROWS):
@@ -83,7 +92,7 @@ def completions(instance: Instance) -> Iterator[Completion]:
             try:
                 yield unpack(value or b"")
             except BadInputError:
-                continue
+                yield None
 
 
 def _holding(instance: Instance) -> Counter[str]:

@@ -2,7 +2,7 @@
 
 vLLM mixes this class into its worker, by name. A file is read once: what is hashed, checked and loaded are the same bytes. What
 vLLM itself lets pass is refused before it is touched, since a file that lacks a layer is taken in silence, and a misshapen
-tensor makes the next good load fail too.
+tensor makes the next good load fail too. A head that is tied to the embedding is prepared anew: vLLM would go on with its copy.
 
 Source: vLLM 0.32, ``vllm/model_executor/model_loader/reload``; vllm-project/vllm issue 55005 for sampling on a CPU.
 """
@@ -106,6 +106,8 @@ class InWorker:
             initialize_layerwise_reload(draft)
             draft.load_weights(tensors.items())
             finalize_layerwise_reload(draft, settings.speculative_config.draft_model_config)
+            for layer in tied(draft):  # a processor's kernels have a packed copy of the weights, which vLLM leaves as it was
+                layer.quant_method.process_weights_after_loading(layer)
 
     def abandon_load(self) -> None:
         """Give layers that wait for weights those back that they had.
@@ -144,6 +146,16 @@ class InWorker:
             return "wrong"
         rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
         return "mended" if expands(rejection_sampler.expand_batch_to_tokens, device) else "wrong"
+
+
+def tied(draft: torch.nn.Module) -> list[Any]:
+    """Layers that share their weight with another, as a head that is the embedding: no tensor of a file is theirs alone."""
+    owners: dict[int, list[Any]] = {}
+    for layer in draft.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and hasattr(layer, "quant_method"):
+            owners.setdefault(id(weight), []).append(layer)
+    return [layer for layers in owners.values() if len(layers) > 1 for layer in layers]
 
 
 def told(error: BaseException) -> str:

@@ -16,6 +16,8 @@ from millrace.services.errors import SwapRefusedError
 
 pytestmark = [pytest.mark.llm, pytest.mark.slow]
 
+FEW = 12  # tokens of an answer where a few steps are enough to tell two drafts apart
+NOISE = 0.1  # how far weights of another draft are from the first one's, of themselves
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -34,8 +36,15 @@ def changed(running, seq, change, config=None):
 
 
 def other(running, seq):
-    """A draft that proposes otherwise: half of what its last layer adds."""
-    return changed(running, seq, lambda tensors: {**tensors, DOWN: 0.5 * tensors[DOWN]})
+    """A draft that proposes otherwise: every weight is another, as after learning, those of the embedding and its head too."""
+    draws = np.random.default_rng(seq)
+    noise = {name: draws.standard_normal(shape).astype(np.float32) for name, shape in shapes(running).items()}
+    return changed(running, seq, lambda tensors: {name: value * (1 + NOISE * noise[name]) for name, value in tensors.items()})
+
+
+def shapes(running):
+    """Of the first draft's tensors."""
+    return {name: value.shape for name, value in load_file(running.folder / "main.1" / "model.safetensors").items()}
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +67,11 @@ def tokens(replies):
     return [reply.json()["choices"][0]["token_ids"] for reply in replies]
 
 
-def served(running, texts, draft, cached=False):
+def served(running, texts, draft, cached=False, most=40):
     """Steps of fresh answers, which are the replay's with this draft; and the answers."""
     if not cached:
         running.do(running.engine.client.reset_prefix_cache())
-    answered = tokens(running.ask(asked(texts)))
+    answered = tokens(running.ask(asked(texts, most)))
     seen = [completion for completion, _ in running.captured()]
     steps = [tuple(hits for _, hits, _ in completion.steps()) for completion in seen]
     assert steps == [each.steps for each in replayed(seen, begun_draft(draft.folder))]
@@ -147,10 +156,10 @@ def test_what_is_no_draft_of_this_engine_is_refused(running, change, config, sen
     assert sentence in str(refused.value)
     running.engine.check()
     assert running.engine.held == first
-    served(running, prompts("chat", 4, start=700), first)
+    served(running, prompts("chat", 4, start=700), first, most=FEW)
     good = other(running, 3)
     running.do(running.engine.swap(good))
-    served(running, prompts("chat", 4, start=700), good)
+    served(running, prompts("chat", 4, start=700), good, most=FEW)
 
 
 def cut(path):
@@ -277,7 +286,7 @@ def test_a_drain_does_not_wait_for_ever(running, caplog):
     caplog.set_level("WARNING", logger="millrace")  # vLLM's application raises the root's
     tap, llm, patience_s = running.engine.tap, running.engine.tap.llm, running.engine.drain_s
     tap.llm, running.engine.drain_s = replace(llm, kv_policy="drain"), 0.05
-    long = {**asked(prompts("chat", 1, start=840), most=600)[0], "ignore_eos": True}
+    long = {**asked(prompts("chat", 1, start=840), most=200)[0], "ignore_eos": True}
 
     async def swapped():
         work = asyncio.create_task(running.post("/v1/completions", long))
@@ -293,5 +302,5 @@ def test_a_drain_does_not_wait_for_ever(running, caplog):
     finally:
         tap.llm, running.engine.drain_s = llm, patience_s
     [(completion, _)] = running.captured()
-    assert reply.status_code == 200 and "swap" in completion.header.flags and len(completion.output) == 600
+    assert reply.status_code == 200 and "swap" in completion.header.flags and len(completion.output) == 200
     assert "still run after" in caplog.text
