@@ -68,7 +68,7 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     entries: Run  # since the parent
     before: list[Run]  # from offset 0 to there
     fork: Fork
-    marks: list[Mark]  # of the checkpoints that were kept then, oldest first
+    marks: list[Mark]  # of the checkpoints that were kept then, oldest first; none where the journal keeps all its entries
     began: Position  # where the entries began to read
     position: Position  # the next offset of every partition
     records: int
@@ -207,20 +207,29 @@ def read_checkpoint(store: Store, branch: str, name: str) -> Checkpoint:
     return manifest
 
 
-def sweep(store: Store, branch: str, marks: Sequence[Mark], owned_s: float, referenced: Collection[str] = ()) -> int:
+def sweep(
+    store: Store,
+    branch: str,
+    marks: Sequence[Mark],
+    owned_s: float,
+    referenced: Collection[str] = (),
+    known: dict[str, set[str]] | None = None,
+) -> int:
     """Delete orphans and the checkpoints of a branch that are not of ``marks``; keep those of ``referenced``.
 
-    Only the branch's writer calls it.
+    Only the branch's writer calls it. ``known`` is what manifests, by their names, were found to list: none is read twice.
 
     ``owned_s`` is when the writer was last sure of that: if it has been frozen since, what its successor stored stays. Returns
     bytes freed: 0 while a kept manifest is damaged, since it is unknown then which parts it needs.
     """
-    names = set(referenced)
+    names, known = set(referenced), {} if known is None else known
     try:
         for mark in marks:
             if mark.checkpoint is not None:
+                if mark.checkpoint not in known:
+                    known[mark.checkpoint] = read_checkpoint(store, branch, mark.checkpoint).blobs
                 names.add(mark.checkpoint)
-                names |= read_checkpoint(store, branch, mark.checkpoint).blobs
+                names |= known[mark.checkpoint]
     except DamageError as error:
         log.warning("Nothing was swept from branch %s: %s", branch, error)
         return 0

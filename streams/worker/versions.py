@@ -23,6 +23,9 @@ from millrace.streams.state.fold import Fold
 
 log = logging.getLogger("millrace")
 
+MARKS_A_SWEEP = (
+    16  # kept checkpoints for each mark that passes before the store is swept again: all sweeps look at so many a mark
+)
 LEAST_VERSIONS = 2  # that stand in the journal after entries were deleted: should the newest be damaged, the other has them too
 
 
@@ -117,6 +120,9 @@ class VersionLog:
         self._runs: list[Run] = []
         self._position: Position = dict(fork.positions)
         self._parent: VersionName | None = None
+        self._blobs: dict[str, set[str]] = {}  # what kept checkpoints list, by their names
+        self._unswept = 0  # marks since the last sweep
+        self._without_marks = 0  # seq of the mark of the newest version whose segment says nothing of those before
 
     def resume(self) -> None:
         """Go on from the newest version whose segment can be read; without one from offset 0."""
@@ -129,6 +135,10 @@ class VersionLog:
         if versions:
             self._parent = VersionName(str(versions[-1].version), versions[-1].state_sha256)
         self._released = self._release(())
+        for mark in reversed(versions[1:] if self._keep_entries else []):
+            if (segment := self._segment(mark)) is not None and not segment.marks:
+                self._without_marks = mark.seq
+                break
 
     def _segment(self, mark: Mark) -> Segment | None:
         try:
@@ -144,7 +154,8 @@ class VersionLog:
         """
         first = self._runs[-1].stop if self._runs else 0
         raws = [raw for _, raw in islice(self._backends.journal.read(first), end.offset - first)]
-        facts = VersionFacts.of(fold, kept_marks(self.marks, self._keep, self._released), due)
+        pruned = self._keep_entries or self._backends.journal.first()
+        facts = VersionFacts.of(fold, kept_marks(self.marks, self._keep, self._released) if pruned else [], due)
         return SegmentDraft(self._fork, self._host, self._parent, self._runs, self._position, raws, end.copy(), facts)
 
     def marked(self, mark: Mark, segment: Segment | None, owned_s: float) -> None:
@@ -156,6 +167,7 @@ class VersionLog:
         if mark.version is not None and segment is not None:
             self._runs, self._position = segment.runs, dict(segment.position)
             self._parent = VersionName(mark.version, mark.state_sha256)
+            self._without_marks = self._without_marks if segment.marks or self.marks == [mark] else mark.seq
         self._released = self._release(self.marks)
         if self._keep_entries:
             self._prune()
@@ -165,7 +177,12 @@ class VersionLog:
             str(self._fork.learner_from),
         }  # begun with, kept to compare
         kept_checkpoints = kept_marks(self.marks, self._keep, self._released)
-        sweep(self._backends.store, self._fork.branch, kept_checkpoints, owned_s, declared)
+        self._unswept += 1
+        if self._unswept * MARKS_A_SWEEP >= len(kept_checkpoints):
+            self._unswept = 0
+            names = {mark.checkpoint for mark in kept_checkpoints}
+            self._blobs = {name: blobs for name, blobs in self._blobs.items() if name in names}
+            sweep(self._backends.store, self._fork.branch, kept_checkpoints, owned_s, declared, self._blobs)
 
     def _release(self, marks: Sequence[Mark]) -> set[str]:
         return set() if self._backends.retention is None else self._backends.retention.release(marks)
@@ -181,7 +198,8 @@ class VersionLog:
             self._runs[-1].stop if self._runs else 0,
         )
         oldest = oldest_kept(self.marks, self._keep, 0 if retention is None else retention.keep)
-        stops = [run.stop for run in self._runs if run.seq <= oldest and run.stop <= end - self._keep_entries]
+        enough = [run for run in self._runs if self._without_marks <= run.seq <= oldest]  # versions that stay know all marks
+        stops = [run.stop for run in enough if run.stop <= end - self._keep_entries]
         if stops and stops[-1] > first and self._held(first, stops[-1]):
             self._backends.journal.delete_before(stops[-1])
 
