@@ -88,12 +88,14 @@ def with_value(table: str, kind: str, key: Key, value: Any) -> dict[str, Any]:
     raw: dict[str, Any] = json.loads(json.dumps(PIPELINE)) | {"learner": {"kind": kind}}
     if kind == "river":
         raw["learner"]["model"] = "linear_model.LogisticRegression"
-    if key.name in ("max", "features", "shape"):
+    if table == "fields" and key.name in ("max", "features", "shape"):
         more = {
             "max": {"type": "categorical", "categories": "grow"},
             "features": {"type": "image", "backbone": "n", "shape": [2, 2]},
         }
         raw["fields"][0] |= more.get(key.name, {"type": "image", "backbone": "n", "features": 1})
+    if table == "entity":
+        raw["entity"] = {"key": "card"}
     place = raw["fields"][0] if table == "fields" else raw
     for step in table.split(".") if table not in ("", "fields") else ():
         place = place.setdefault(step, {})

@@ -108,7 +108,8 @@ def _one_of(members: list[Any]) -> Schema:
         return schema_of(members[0])
     schemas = [schema_of(member) for member in members]
     if all(member in SCALARS for member in members):
-        return {"type": [schema["type"] for schema in schemas if schema["type"] != "integer"]}  # a number may be whole
+        names = [schema["type"] for schema in schemas]
+        return {"type": [name for name in names if name != "integer" or "number" not in names]}  # a number may be whole
     return {"anyOf": schemas}
 
 
