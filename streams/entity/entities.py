@@ -15,7 +15,7 @@ import numpy as np
 
 from millrace.learners.protocol import Array, Floats, Value
 from millrace.streams.entity.events import Bools, Events, Ints
-from millrace.streams.entity.past import past_of
+from millrace.streams.entity.past import in_range, needed, past_of
 from millrace.streams.entity.windows import ANSWERING, WindowCounts, Windows
 from millrace.streams.formats.json_rows import Rows
 from millrace.streams.hashing import Hashes, hash64, mixed_bits
@@ -88,11 +88,13 @@ class Entities:
         for row, record in enumerate(records):
             if isinstance(record, Prediction) and self._holds(record, answers_of):
                 own[row] = [np.nan if number is None else number for number in record.past or ()]
-        return own
+        return in_range(self._past, own)
 
     def _holds(self, record: Prediction, answers_of: str) -> bool:
-        """Whether a record's own fields are learned from."""
+        """Whether a record's own fields are learned from; where one is missing that never is, they are none of ours."""
         if isinstance(record.past, msgspec.UnsetType) or len(record.past) != len(self._past):
+            return False
+        if any(number is None and field.missing == "reject" for number, field in zip(record.past, self._past, strict=True)):
             return False
         return record.features in self._features and (not self._excludes or record.branch == answers_of)
 

@@ -20,6 +20,7 @@ from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.journal.journal import summarise
 from millrace.streams.records import Record, encode_headers
+from millrace.streams.schema import LARGEST
 
 ROWS = 400
 
@@ -103,6 +104,19 @@ def test_however_rows_are_cut_into_steps_the_state_is_the_same_bit_for_bit(tmp_p
 
 def _packed(part: dict) -> bytes:
     return b"".join(name.encode() + np.asarray(value).tobytes() for name, value in sorted(part.items()))
+
+
+@pytest.mark.parametrize("scale", ["", "scale = 0.5\n"])
+def test_the_largest_values_stop_no_branch(scale: str, tmp_path: Path) -> None:
+    """What windows make of them is learned as the end of its field's range, and the state is proved."""
+    softmax = text().replace('kind = "ridge", gamma = 0.5, solve_rows = 25', 'kind = "softmax"')
+    pipeline = begun(tmp_path, softmax.replace("over = 4\n", f"over = 4\n{scale}"))
+    signs = random.Random(3)
+    rows = [row | {"amount": signs.choice([-LARGEST, LARGEST]), "fraud": "yes"} for row in payments(80)]
+    append(pipeline, rows)
+    ran(tmp_path)
+    assert int(facts(tmp_path)["learned"]) == 80
+    proved(tmp_path, "main")
 
 
 @pytest.mark.slow

@@ -123,6 +123,8 @@ class _Field:
     as_: str
     over: str
     of: str = "amount"
+    center: float = 0.0
+    scale: float = 1.0
 
 
 def declared() -> list[_Field]:

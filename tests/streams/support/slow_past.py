@@ -106,8 +106,16 @@ def slow_total(how: str, present: Sequence[float]) -> float:
 
 
 def slow_fields(past: Sequence[Any], sources: Sequence[str], seen: Sequence[SlowEvent], at: int) -> list[float]:
-    """All declared fields of the past of one row."""
+    """All declared fields of the past of one row, where (value - center) / scale is not to go beyond 1e100."""
     times = [event.at for event in seen]
-    return [
+    told = [
         slow_field(one.as_, int(one.over), [event.values[sources.index(one.of)] for event in seen], times, at) for one in past
     ]
+    return [slow_clip(number, one.center, one.scale) for number, one in zip(told, past, strict=True)]
+
+
+def slow_clip(number: float, center: float, scale: float) -> float:
+    """The nearest number that a field may hold, with a billionth of room for what is centred and scaled."""
+    most = 1e100 if (center, scale) == (0.0, 1.0) else 1e100 * (1 - 1e-9)
+    least, most = max(-1e100, center - most * scale), min(1e100, center + most * scale)
+    return least if number < least else most if number > most else number
