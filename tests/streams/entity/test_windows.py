@@ -142,11 +142,33 @@ def test_what_replicas_get_looks_as_the_windows_do() -> None:
     windows, replica = Windows(WINDOW, 10**9, 100, NUMBERS), Windows(WINDOW, 10**9, 100, NUMBERS)
     windows.take(columns(rows))
     replica.load(unpack(pack(windows.answering()), "here"))
-    asked = np.arange(-1, 14)
-    ours, theirs = windows.look(asked), replica.look(asked)
+    asked, now_ms = np.arange(-1, 14), rows[-1][5]
+    ours, theirs = windows.look(asked, now_ms), replica.look(asked, now_ms)
     before = pack(windows.state())
     assert same(ours, theirs) and ours.length.max() == WINDOW and ours.length[0] == 0
     assert pack(windows.state()) == before, "looking changes nothing"
+
+
+def test_a_replica_sees_of_idle_entities_what_the_fold_would_see() -> None:
+    """At every time of a silence, before the state's clock too, and without a change to anything."""
+    rows = stream(8, 200, 12, 90)
+    last_ms = rows[-1][5]
+    windows, replica = Windows(WINDOW, 90, 100, NUMBERS), Windows(WINDOW, 90, 100, NUMBERS)
+    windows.take(columns(rows))
+    windows.let_go(last_ms)
+    state = unpack(pack(windows.state()), "here")
+    replica.load(unpack(pack(windows.answering()), "here"))
+    entities, seen = np.array(sorted({row[0] for row in rows})), set()
+    for now_ms in (0, last_ms, *range(last_ms + 1, last_ms + 95)):
+        fold = Windows(WINDOW, 90, 100, NUMBERS)
+        fold.load(state)
+        clock_ms = np.full(len(entities), max(last_ms, now_ms))
+        asked = Events(entities, clock_ms, np.zeros((len(entities), 2)), entities, np.zeros(len(entities), bool), clock_ms)
+        fold.let_go(max(last_ms, now_ms))
+        told = replica.look(entities, now_ms)
+        assert same(told, fold.take(asked))
+        seen.add(int((told.length > 0).sum()))
+    assert min(seen) == 0 and len(seen) > 3
 
 
 def same(one: Seen, other: Seen) -> bool:
@@ -159,14 +181,14 @@ class OwnEvent(Windows):
 
     def take(self, events: Events) -> Seen:
         super().take(events)
-        return self.look(events.entity)
+        return self.look(events.entity, int(events.clock_ms[-1]))
 
 
 class ByPieces(Windows):
     """Broken: rows of one piece do not see each other."""
 
     def take(self, events: Events) -> Seen:
-        seen = self.look(events.entity)
+        seen = self.look(events.entity, int(events.clock_ms[0]))
         super().take(events)
         return seen
 
