@@ -108,9 +108,13 @@ def test_every_field_is_what_a_slow_writing_down_says_however_rows_are_cut(
     assert len(set(states)) == 1
     held = windows.state()
     assert held["ids"].tolist() == sorted(slow.held)
-    for entity, filled, at in zip(held["ids"].tolist(), held["filled"], held["at"], strict=True):
-        assert at[:filled].tolist() == [event.at for event in slow.held[entity].events]
-        assert not at[filled:].any()
+    for row, entity in enumerate(held["ids"].tolist()):
+        window, filled = slow.held[entity], int(held["filled"][row])
+        assert (held["clock_ms"][row], held["place"][row]) == (window.clock_ms, window.place)
+        for name in ("at", "identity", "values"):
+            expected_of = np.array([getattr(event, name) for event in window.events])
+            assert held[name][row, :filled].tobytes() == expected_of.tobytes()
+            assert not held[name][row, filled:].any()
 
 
 def test_all_that_may_happen_happens_in_these_streams() -> None:

@@ -30,6 +30,7 @@ class SlowWindow:
 
     events: list[SlowEvent]
     clock_ms: int
+    place: int  # how many events had moved a window with its last one
 
 
 @dataclass
@@ -69,7 +70,7 @@ class SlowWindows:
         elif len(self.held) == self.most:
             del self.held[next(iter(self.held))]
             self.counts["crowded"] += 1
-        self.held[name] = SlowWindow([*seen, event][-self.window :], clock_ms)
+        self.held[name] = SlowWindow([*seen, event][-self.window :], clock_ms, self.counts["events"])
         return seen
 
 
