@@ -26,6 +26,15 @@ def hashes64(texts: Sequence[str]) -> NDArray[np.int64]:
     return np.frombuffer(b"".join([blake2b(text.encode(), digest_size=8).digest() for text in texts]), dtype="<i8")
 
 
+def hash64_of(content: bytes) -> int:
+    """``hash64`` of bytes.
+
+    >>> hash64_of(b"request 7/0") == hash64("request 7/0")
+    True
+    """
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little", signed=True)
+
+
 def mixed(values: Hashes) -> Hashes:
     """SplitMix64's output of each number, modulo 2^64. Source: Steele, Lea and Flood, OOPSLA 2014."""
     z = values + GOLDEN

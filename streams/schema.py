@@ -255,7 +255,7 @@ class Entity:
 
     def published_bytes(self, numbers: int) -> int:
         """Of all windows as replicas get them, at most, where so many numbers of an event are kept."""
-        return self.max * 8 * (2 + self.window * (1 + numbers))
+        return self.max * 8 * (3 + self.window * (1 + numbers))
 
 
 @dataclass(frozen=True, slots=True)

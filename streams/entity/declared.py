@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from millrace.streams.entity.past import needed
 from millrace.streams.schema import LATEST_MS, Entity, Field, Label, Llm, Schema
 
 
@@ -49,9 +50,8 @@ def _check_past(field: Field, entity: Entity, brought: dict[str, Field], label: 
         raise ValueError(f"fields: {field.name}: of = {field.of!r} is the label; what is made of past labels is not there yet")
     if source is None or source.type != "numeric" or source.size != 1:
         raise ValueError(f"fields: {field.name}: of = {field.of!r} must be a field of one number that a row brings")
-    needed = int(field.over) + (field.as_ == "change")
-    if needed > entity.window:
+    if (events := needed(field)) > entity.window:
         raise ValueError(
-            f'fields: {field.name}: over = {field.over} with as = "{field.as_}" needs {needed} events, and entity.window = '
+            f'fields: {field.name}: over = {field.over} with as = "{field.as_}" needs {events} events, and entity.window = '
             f"{entity.window} are kept; lower it, or raise the window"
         )

@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from zlib import crc32
 
 import msgspec
 import numpy as np
 
 from millrace.learners.protocol import Array, Floats, Value
 from millrace.streams.entity.events import Bools, Events, Ints
-from millrace.streams.entity.past import past_of
+from millrace.streams.entity.past import in_range, needed, past_of
 from millrace.streams.entity.windows import ANSWERING, WindowCounts, Windows
 from millrace.streams.formats.json_rows import Rows
-from millrace.streams.hashing import Hashes, hash64, mixed_bits
+from millrace.streams.hashing import Hashes, hash64, hash64_of, mixed_bits
 from millrace.streams.labels.served import Prediction, Served
 from millrace.streams.parts import sha256
 from millrace.streams.schema import LATEST_MS, UNITS_NS, Field, Schema
 
+PIECE_BYTES = 1 << 22  # of what the windows of one piece of rows hold; working on it takes a few times that
 PART = "entities"  # of a state: the counts
 WINDOWS = "entities.0"  # the windows; numbered, so that a state may come to have them in several
 MS_NS = UNITS_NS["ms"]
@@ -49,8 +49,10 @@ class Entities:
         self._time = by_name[schema.entity.time] if schema.entity.time else None
         self.sources = sources_of(schema.past)
         self._kept = [by_name[name] for name in self.sources]
-        self._told = [column for column in by_name.values() if column.field.type != "image" and column != self._time]
-        self._windows = Windows(schema.entity.window, schema.entity.idle_ms, schema.entity.max, len(self.sources))
+        self._told = [column for column in by_name.values() if column != self._time]
+        limits = schema.entity.window, schema.entity.idle_ms, schema.entity.max
+        self._windows = Windows(*limits, len(self.sources), max(map(needed, schema.past)))
+        self._piece = max(1, PIECE_BYTES // (8 * schema.entity.window * (2 + len(self.sources))))  # rows
 
     @property
     def moved(self) -> int:
@@ -65,8 +67,12 @@ class Entities:
 
     def look(self, columns: Sequence[Array], now_ms: int) -> Floats:
         """The fields (n, p) of a request's rows, one column a field of the record; without a time of its own a row is now."""
-        now = np.full(len(columns[self._key.place]), now_ms, dtype=np.int64)
-        return past_of(self._past, self.sources, self._windows.look(self._entity(columns)), self._at(columns, now))
+        entity = self._entity(columns)
+        at = self._at(columns, np.full(len(entity), now_ms, dtype=np.int64))
+        past = np.empty((len(entity), len(self._past)))
+        for rows in self._pieces(len(entity)):
+            past[rows] = past_of(self._past, self.sources, self._windows.look(entity[rows], now_ms), at[rows])
+        return past
 
     def of_stream(self, rows: Rows, clock_ms: Ints) -> Floats:
         """The fields (n, p) of rows of the stream, each of what came before it; those that are events move their windows."""
@@ -88,11 +94,13 @@ class Entities:
         for row, record in enumerate(records):
             if isinstance(record, Prediction) and self._holds(record, answers_of):
                 own[row] = [np.nan if number is None else number for number in record.past or ()]
-        return own
+        return in_range(self._past, own)
 
     def _holds(self, record: Prediction, answers_of: str) -> bool:
-        """Whether a record's own fields are learned from."""
+        """Whether a record's own fields are learned from; where one is missing that never is, they are none of ours."""
         if isinstance(record.past, msgspec.UnsetType) or len(record.past) != len(self._past):
+            return False
+        if any(number is None and field.missing == "reject" for number, field in zip(record.past, self._past, strict=True)):
             return False
         return record.features in self._features and (not self._excludes or record.branch == answers_of)
 
@@ -108,7 +116,15 @@ class Entities:
         counted.ahead += int(ahead.sum())
         counted.outside += int(outside.sum())
         events = Events(self._entity(rows.columns), at, values, identity, counts & ~ahead & ~outside, clock_ms)
-        return past_of(self._past, self.sources, self._windows.take(events), at)
+        past = np.empty((len(at), len(self._past)))
+        for cut in self._pieces(len(at)):
+            piece = events.part(cut.start, cut.stop)
+            past[cut] = past_of(self._past, self.sources, self._windows.take(piece), piece.at)
+        return past
+
+    def _pieces(self, rows: int) -> list[slice]:
+        """So many rows in pieces that need little memory at a time; how they are cut changes nothing."""
+        return [slice(start, min(start + self._piece, rows)) for start in range(0, rows, self._piece)]
 
     def _entity(self, columns: Sequence[Array]) -> Ints:
         return np.array([_hash_of(name) for name in columns[self._key.place].tolist()], dtype=np.int64)
@@ -179,9 +195,10 @@ def _hash_of(name: str) -> int:
 
 
 def _bits(field: Field, column: Array) -> Hashes:
-    """Of each row (n, k): the bits of numbers, of which all NaN are one, and a number of a name."""
+    """Of each row (n, k): the bits of numbers, of which all NaN are one, and a hash of a name or an image."""
     if not field.is_number:
-        crcs = [0 if name is None else crc32(name.encode()) + 1 for name in column.tolist()]
-        return np.array(crcs, dtype=np.uint64).reshape(-1, 1)
+        hash_of = hash64_of if field.type == "image" else _hash_of
+        hashes = [0 if cell is None else hash_of(cell) for cell in column.tolist()]
+        return np.array(hashes, dtype=np.int64).view(np.uint64).reshape(-1, 1)
     numbers = column.reshape(len(column), field.size)
     return np.where(np.isnan(numbers), np.nan, numbers).astype(np.float64, order="C").view(np.uint64)

@@ -41,10 +41,10 @@ class Events:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """What n rows see of their entity's window, the newest event first."""
+    """What n rows see of their entity's window, the newest event first, as far back as any field looks."""
 
-    values: Floats  # (n, window, k); NaN past ``length``
-    at: Ints  # (n, window) ms since 1970; 0 past ``length``
+    values: Floats  # (n, depth, k); NaN past ``length``
+    at: Ints  # (n, depth) ms since 1970; 0 past ``length``
     length: Ints  # (n,) events that there are
 
 

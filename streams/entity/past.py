@@ -2,7 +2,8 @@
 
 Every one speaks of events before the row, never of the row itself. A value that is missing in an event is left out of ``mean``,
 ``sum``, ``count``, ``min``, ``max`` and ``deviation``. Sums go from the oldest event to the newest, so that anybody who adds in
-that order gets the same bits.
+that order gets the same bits. What goes beyond the range of its field, as a sum of the largest numbers does, is the end of that
+range: a row of the stream may not hold more either.
 
 Source: docs/how-to/entities.md.
 """
@@ -15,6 +16,7 @@ import numpy as np
 
 from millrace.learners.protocol import Floats
 from millrace.streams.entity.events import Ints, Seen
+from millrace.streams.formats.json_rows import number_range
 from millrace.streams.schema import Field
 
 SECOND_MS = 1000.0
@@ -23,11 +25,26 @@ SECOND_MS = 1000.0
 def past_of(fields: Sequence[Field], sources: Sequence[str], seen: Seen, at: Ints) -> Floats:
     """The fields (n, p) of rows at times ``at`` (n,) ms; NaN where there is no such event. ``sources`` names seen values."""
     columns = [_column(field, seen.values[:, :, sources.index(field.of)], seen, at) for field in fields]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(at), 0))
+    return in_range(fields, np.stack(columns, axis=1) if columns else np.zeros((len(at), 0)))
+
+
+def in_range(fields: Sequence[Field], past: Floats) -> Floats:
+    """Fields of the past (n, p), each clipped into the range that it may have; NaN stays."""
+    low, high = zip(*map(number_range, fields), strict=True) if fields else ((), ())
+    return np.clip(past, np.array(low), np.array(high))
+
+
+def needed(field: Field) -> int:
+    """How many of an entity's last events a field is made of.
+
+    >>> needed(Field("a", of="x", as_="lag", over="2", missing="mean")), needed(Field("b", of="x", as_="count", over="3"))
+    (2, 3)
+    """
+    return int(field.over) + (field.as_ == "change")
 
 
 def _column(field: Field, values: Floats, seen: Seen, at: Ints) -> Floats:
-    """One field (n,) of the values (n, window) of its source, the newest first."""
+    """One field (n,) of the values (n, depth) of its source, the newest first."""
     over = int(field.over)
     if field.as_ == "lag":
         return values[:, over - 1]

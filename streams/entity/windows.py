@@ -21,7 +21,7 @@ from millrace.streams.entity.events import Bools, Events, Ints, Lines, Seen, joi
 
 FIRST_SLOTS = 64
 NEVER = np.iinfo(np.int64).min
-ANSWERING = ("ids", "filled", "at", "values")  # what looking needs of a state; the rest is for taking events in
+ANSWERING = ("ids", "filled", "clock_ms", "at", "values")  # what looking needs of a state; the rest is for taking events in
 
 
 class WindowCounts(msgspec.Struct):
@@ -37,10 +37,11 @@ class WindowCounts(msgspec.Struct):
 
 
 class Windows:
-    """Of each entity at most ``window`` events of ``numbers`` values."""
+    """Of each entity at most ``window`` events of ``numbers`` values, of which rows see the last ``depth``; None: all."""
 
-    def __init__(self, window: int, idle_ms: int, most: int, numbers: int) -> None:
+    def __init__(self, window: int, idle_ms: int, most: int, numbers: int, depth: int | None = None) -> None:
         self.window, self._idle_ms, self._most, self._numbers = window, idle_ms, most, numbers
+        self._depth = window if depth is None else depth
         self.counts = WindowCounts()
         self._ids: Ints = np.zeros(0, dtype=np.int64)  # of the entities, ascending
         self._slots: Ints = np.zeros(0, dtype=np.int64)  # of each: its row in what follows
@@ -57,19 +58,23 @@ class Windows:
         """Entities that are kept."""
         return len(self._ids)
 
-    def look(self, entity: Ints) -> Seen:
-        """What rows of these entities (n,) see now. Pure."""
+    def look(self, entity: Ints, now_ms: int) -> Seen:
+        """What rows of these entities (n,) see once the journal's clock has come to ``now_ms``. Pure.
+
+        What is kept was not idle by the clock of the state, so an earlier ``now_ms`` lets nobody go.
+        """
         slots = self._slots_of(entity)
         if not len(self._filled):
             return self._seen(np.zeros(len(entity), np.int64), np.zeros(len(entity), np.int64), self._empty())
-        length = np.where(slots >= 0, self._filled[slots], 0)
+        there = (slots >= 0) & (self._clock_ms[slots] + self._idle_ms >= now_ms)
+        length = np.where(there, self._filled[slots], 0)
         flat = (self._at.reshape(-1), self._values.reshape(-1, self._numbers))
         return self._seen(slots * self.window + length, length, flat)
 
     def take(self, events: Events) -> Seen:
         """Take rows in, in the order of the log; what each saw before itself."""
         if not len(events):
-            return self.look(events.entity)
+            return self.look(events.entity, NEVER)
         seen = self._at_once(events)
         if seen is not None:
             return seen
@@ -129,7 +134,7 @@ class Windows:
     def _only_looks(self, events: Events) -> Seen:
         """One row that is a repeated event: it changes nothing."""
         self.counts.repeated += 1
-        return self.look(events.entity)
+        return self.look(events.entity, int(events.clock_ms[0]))
 
     def _flat(
         self, lines: Lines, slots: Ints, held: Ints, base: Ints, end: Ints, last_ms: Ints
@@ -195,7 +200,7 @@ class Windows:
 
     def _seen(self, end: Ints, length: Ints, flat: tuple[Ints, Floats]) -> Seen:
         """The last ``length`` (n,) events before ``end`` (n,) in flat arrays."""
-        back = np.arange(self.window)
+        back = np.arange(self._depth)
         length = np.minimum(length, self.window)
         there = back < length[:, None]
         source = np.where(there, end[:, None] - 1 - back, 0)
@@ -249,7 +254,7 @@ class Windows:
 
     def answering(self) -> dict[str, Value]:
         """As much of it as looking needs."""
-        columns = {"filled": self._filled, "at": self._at, "values": self._values}
+        columns = {"filled": self._filled, "clock_ms": self._clock_ms, "at": self._at, "values": self._values}
         return {"ids": self._ids.copy()} | {name: column[self._slots] for name, column in columns.items()}
 
     def load(self, state: Mapping[str, Value]) -> None:
@@ -259,8 +264,8 @@ class Windows:
         self._slots, self._free = np.arange(rows), []
         self._filled, self._at = np.array(state["filled"]), np.array(state["at"]).reshape(rows, self.window)
         self._values = np.array(state["values"]).reshape(rows, self.window, self._numbers)
-        zeros = np.zeros(rows, dtype=np.int64)
-        self._clock_ms, self._place = (np.array(state.get(name, zeros)) for name in ("clock_ms", "place"))
+        self._clock_ms = np.array(state["clock_ms"])
+        self._place = np.array(state.get("place", np.zeros(rows, dtype=np.int64)))
         self._identity = np.array(state.get("identity", np.zeros((rows, self.window), dtype=np.int64)))
         self._identity = self._identity.reshape(rows, self.window)
         self._earliest_ms = int(self._clock_ms.min(initial=np.iinfo(np.int64).max))

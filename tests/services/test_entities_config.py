@@ -21,7 +21,7 @@ REFUSED: list[tuple[Sequence[str], str]] = [
     (["entity.window=3"], "entity.window = 3 are kept"),
     (["entity.window=257"], "window = 257: must be from 1 to 256"),
     (["entity.max=0"], "max = 0: must be at least 1"),
-    (["entity.max=600000"], "windows of 64 MiB, and at most 32 MiB are published"),
+    (["entity.max=600000"], "windows of 68 MiB, and at most 32 MiB are published"),
     (["entity.events=requests"], "only with a table [labels]"),
     (["entity.events=both", "labels={}", "serving.record=off"], "serving.record other than off"),
     (["memory={}"], "memory does not stand beside [entity]"),

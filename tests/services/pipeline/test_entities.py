@@ -12,7 +12,19 @@ import pytest
 from broker_topics import forgotten, on
 from doomed import Doomed, die_often
 from either_log import LOGS
-from entity_cards import instance, learned, payments, read_order, same, slow_of, slow_windows, text, value_of, windows_of
+from entity_cards import (
+    instance,
+    learned,
+    payments,
+    read_order,
+    same,
+    slow_of,
+    slow_windows,
+    text,
+    unclocked,
+    value_of,
+    windows_of,
+)
 from pipelines import MILLRACE, facts, here, json_lines
 from poisoned import versions
 
@@ -20,6 +32,7 @@ from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.journal.journal import summarise
 from millrace.streams.records import Record, encode_headers
+from millrace.streams.schema import LARGEST
 
 ROWS = 400
 
@@ -75,18 +88,11 @@ def test_what_is_learned_is_what_the_log_says_and_the_state_is_proved(table: str
     rows = read_order(pipeline)
     expected, slow = slow_of(rows)
     assert len(rows) == ROWS and len(expected) > 200 and same(learned(pipeline), expected)
-    assert _equal(windows_of(state(pipeline)[1]), slow_windows(slow))
+    assert windows_of(state(pipeline)[1]) == slow_windows(slow)
     shown = facts(tmp_path)
     assert {name: shown[f"entities_{name}"] for name in slow.counts} == slow.counts
     assert shown["entities_kept"] == len(slow.held) and min(slow.counts[name] for name in ("older", "ahead", "idle")) > 0
     proved(tmp_path, "main")
-
-
-def _equal(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(
-        one[entity][0] == other[entity][0] and np.array_equal(one[entity][1], other[entity][1], equal_nan=True)
-        for entity in one
-    )
 
 
 def test_however_rows_are_cut_into_steps_the_state_is_the_same_bit_for_bit(tmp_path: Path) -> None:
@@ -105,6 +111,19 @@ def _packed(part: dict) -> bytes:
     return b"".join(name.encode() + np.asarray(value).tobytes() for name, value in sorted(part.items()))
 
 
+@pytest.mark.parametrize("scale", ["", "scale = 0.5\n"])
+def test_the_largest_values_stop_no_branch(scale: str, tmp_path: Path) -> None:
+    """What windows make of them is learned as the end of its field's range, and the state is proved."""
+    softmax = text().replace('kind = "ridge", gamma = 0.5, solve_rows = 25', 'kind = "softmax"')
+    pipeline = begun(tmp_path, softmax.replace("over = 4\n", f"over = 4\n{scale}"))
+    signs = random.Random(3)
+    rows = [row | {"amount": signs.choice([-LARGEST, LARGEST]), "fraud": "yes"} for row in payments(80)]
+    append(pipeline, rows)
+    ran(tmp_path)
+    assert int(facts(tmp_path)["learned"]) == 80
+    proved(tmp_path, "main")
+
+
 @pytest.mark.slow
 def test_through_kill_nine_each_event_moves_its_window_once(tmp_path: Path) -> None:
     """Killed at phases while records keep coming."""
@@ -116,7 +135,7 @@ def test_through_kill_nine_each_event_moves_its_window_once(tmp_path: Path) -> N
     assert die_often(doomed, 6, len(rows), random.Random(5)) >= 3
     ran(tmp_path)
     expected, slow = slow_of(read_order(pipeline))
-    assert same(learned(pipeline), expected) and _equal(windows_of(state(pipeline)[1]), slow_windows(slow))
+    assert same(learned(pipeline), expected) and unclocked(windows_of(state(pipeline)[1])) == unclocked(slow_windows(slow))
     proved(tmp_path, "main")
 
 
@@ -140,8 +159,8 @@ def test_a_replay_without_the_poison_has_windows_that_never_saw_it(tmp_path: Pat
     _, clean = slow_of([*good, *later])
     _, poisoned = slow_of([*good, *poison, *later])
     replayed = windows_of(state(pipeline, "replay-1")[1])
-    assert _equal(replayed, slow_windows(clean)) and not _equal(replayed, slow_windows(poisoned))
-    assert _equal(windows_of(state(pipeline)[1]), slow_windows(poisoned))
+    assert unclocked(replayed) == unclocked(slow_windows(clean)) != unclocked(slow_windows(poisoned))
+    assert unclocked(windows_of(state(pipeline)[1])) == unclocked(slow_windows(poisoned))
 
 
 @pytest.mark.slow
@@ -193,7 +212,7 @@ def test_a_row_that_says_no_one_or_no_time_is_a_dead_letter(bad: dict, reason: s
     done = here("dead-letters", "list", "digits.toml", "--output", "json", cwd=tmp_path)
     (letter,) = json_lines(done.stdout)
     assert letter["reason"] == reason
-    assert _equal(windows_of(state(pipeline)[1]), slow_windows(slow_of(rows)[1]))
+    assert windows_of(state(pipeline)[1]) == slow_windows(slow_of(rows)[1])
 
 
 def test_config_show_names_fields_of_the_past_by_the_words_of_the_file(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from slow_past import SlowEvent, SlowWindows, slow_fields
+from slow_past import SlowEvent, SlowWindows, slow_fields, slow_identity
 
 from millrace.learners.analytic.ridge import Ridge
 from millrace.learners.protocol import Batch
@@ -123,6 +123,8 @@ class _Field:
     as_: str
     over: str
     of: str = "amount"
+    center: float = 0.0
+    scale: float = 1.0
 
 
 def declared() -> list[_Field]:
@@ -176,21 +178,48 @@ def same(one: Told, other: Told) -> bool:
     return numbers[0] == numbers[1] and np.array_equal(*fields, equal_nan=True)
 
 
-def windows_of(parts: dict[str, dict[str, Any]]) -> dict[int, tuple[list[int], list[float]]]:
-    """By entity of a checkpoint's parts: times and amounts, oldest first."""
+Windows = dict[int, tuple[int, int, list[int], list[int], bytes]]  # by entity: clock, place, times, identities, amounts
+
+
+def windows_of(parts: dict[str, dict[str, Any]]) -> Windows:
+    """All that a checkpoint's parts hold of each entity, oldest first; nothing is left over past what is filled."""
     held = parts["entities.0"]
-    return {
-        entity: (at[:filled].tolist(), values[:filled, 0].tolist())
-        for entity, filled, at, values in zip(held["ids"].tolist(), held["filled"], held["at"], held["values"], strict=True)
-    }
+    told = Windows()
+    for at, entity in enumerate(held["ids"].tolist()):
+        filled = int(held["filled"][at])
+        times, identities, values = (held[name][at] for name in ("at", "identity", "values"))
+        assert not times[filled:].any() and not identities[filled:].any() and not values[filled:].any()
+        lasts = int(held["clock_ms"][at]), int(held["place"][at])
+        told[entity] = (*lasts, times[:filled].tolist(), identities[:filled].tolist(), values[:filled, 0].tobytes())
+    assert list(told) == sorted(told)
+    return told
 
 
-def slow_windows(windows: SlowWindows) -> dict[int, tuple[list[int], list[float]]]:
+def unclocked(windows: Windows) -> dict[int, tuple[Any, ...]]:
+    """All but the clock, which goes on while a worker waits, and by records that are left out."""
+    return {card: window[1:] for card, window in windows.items()}
+
+
+def slow_windows(windows: SlowWindows) -> Windows:
     """The same of the slow ones."""
     return {
-        hash64(str(card)): ([event.at for event in window.events], [event.values[0] for event in window.events])
+        hash64(str(card)): (
+            window.clock_ms,
+            window.place,
+            [event.at for event in window.events],
+            [identity_of(str(card), event.identity) for event in window.events],
+            np.array([event.values[0] for event in window.events]).tobytes(),
+        )
         for card, window in windows.held.items()
     }
+
+
+def identity_of(card: str, identity: object) -> int:
+    """Of an event: of a served row's id, or of all cells of a row of the stream, in the order of their fields."""
+    if isinstance(identity, str):
+        return hash64(identity)
+    row, amount = cast(tuple[int, float], identity)
+    return slow_identity([float(row), amount, card])
 
 
 def read_order(pipeline: Instance, branch: str = "main") -> list[dict[str, Any]]:

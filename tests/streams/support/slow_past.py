@@ -5,7 +5,9 @@ Nothing of ours is imported but what a field declares. Whoever wants to know wha
 
 from __future__ import annotations
 
+import hashlib
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +30,7 @@ class SlowWindow:
 
     events: list[SlowEvent]
     clock_ms: int
+    place: int  # how many events had moved a window with its last one
 
 
 @dataclass
@@ -67,7 +70,7 @@ class SlowWindows:
         elif len(self.held) == self.most:
             del self.held[next(iter(self.held))]
             self.counts["crowded"] += 1
-        self.held[name] = SlowWindow([*seen, event][-self.window :], clock_ms)
+        self.held[name] = SlowWindow([*seen, event][-self.window :], clock_ms, self.counts["events"])
         return seen
 
 
@@ -106,8 +109,37 @@ def slow_total(how: str, present: Sequence[float]) -> float:
 
 
 def slow_fields(past: Sequence[Any], sources: Sequence[str], seen: Sequence[SlowEvent], at: int) -> list[float]:
-    """All declared fields of the past of one row."""
+    """All declared fields of the past of one row, where (value - center) / scale is not to go beyond 1e100."""
     times = [event.at for event in seen]
-    return [
+    told = [
         slow_field(one.as_, int(one.over), [event.values[sources.index(one.of)] for event in seen], times, at) for one in past
     ]
+    return [slow_clip(number, one.center, one.scale) for number, one in zip(told, past, strict=True)]
+
+
+def slow_clip(number: float, center: float, scale: float) -> float:
+    """The nearest number that a field may hold, with a billionth of room for what is centred and scaled."""
+    most = 1e100 if (center, scale) == (0.0, 1.0) else 1e100 * (1 - 1e-9)
+    least, most = max(-1e100, center - most * scale), min(1e100, center + most * scale)
+    return least if number < least else most if number > most else number
+
+
+def slow_identity(cells: Sequence[float | str | None]) -> int:
+    """What the windows keep of a row of the stream beside its time: 64 bits of all cells, signed."""
+    total = 0
+    for place, cell in enumerate(cells, 1):
+        if cell is None or isinstance(cell, str):
+            bits = 0 if cell is None else int.from_bytes(hashlib.blake2b(cell.encode(), digest_size=8).digest(), "little")
+        else:
+            (bits,) = struct.unpack("<Q", struct.pack("<d", cell))
+        total += slow_mixed(bits ^ slow_mixed(place * 0x9E3779B97F4A7C15))
+    return (total + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def slow_mixed(number: int) -> int:
+    """SplitMix64 of Steele, Lea and Flood, on Python's integers."""
+    most = (1 << 64) - 1
+    z = (number + 0x9E3779B97F4A7C15) & most
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & most
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & most
+    return z ^ (z >> 31)
