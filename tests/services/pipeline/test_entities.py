@@ -12,13 +12,14 @@ import pytest
 from broker_topics import forgotten, on
 from doomed import Doomed, die_often
 from either_log import LOGS
-from entity_cards import instance, learned, payments, read_order, same, slow_of, slow_windows, text, value_of, windows_of
+from entity_cards import LATE, instance, learned, payments, read_order, same, slow_of, slow_windows, text, value_of, windows_of
 from pipelines import MILLRACE, facts, here, json_lines
 from poisoned import versions
 
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.journal.journal import summarise
+from millrace.streams.labels.served import LateLabel, Prediction, encode, encode_row
 from millrace.streams.records import Record, encode_headers
 
 ROWS = 400
@@ -203,3 +204,23 @@ def test_config_show_names_fields_of_the_past_by_the_words_of_the_file(tmp_path:
     shown = {str(line["key"]): line for line in json_lines(done.stdout)}
     named = {name: shown[name]["value"] for name in ("fields[2].as", "fields[2].name", "entity.key")}
     assert named == {"fields[2].as": "lag", "fields[2].name": "amount_lag_1", "entity.key": "card"}
+
+
+def test_a_past_that_no_window_gave_is_a_dead_letter_and_the_branch_goes_on(tmp_path: Path) -> None:
+    """Such a record comes from nobody's endpoint; the learner never sees it."""
+    pipeline = begun(tmp_path, text(events='events = "requests"', more=LATE + '\n[serving]\nrecord = "before-reply"\n'))
+    fields = len(pipeline.loaded.pipeline.schema.past)
+    rows, records = payments(40), list[Record]()
+    for at, row in enumerate(rows):
+        past = [None if field.missing != "reject" else 0.0 for field in pipeline.loaded.pipeline.schema.past]
+        past = {3: [None] * fields, 4: [1e308] * fields, 5: past[1:]}.get(at, past)
+        shown = encode_row({name: row.get(name) for name in ("card", "row", "amount", "at")})
+        answer = Prediction(f"r{at}", shown, "main", 1, 2, ("no", "yes"), (0.2, 0.8), past=tuple(past))
+        records += [Record(encode(one), f"r{at}".encode(), b"", row["t"]) for one in (answer, LateLabel(f"r{at}", "yes"))]
+    pipeline.log().append(pipeline.loaded.pipeline.served_topic, records)
+    ran(tmp_path)
+    done = here("dead-letters", "list", "digits.toml", "--output", "json", cwd=tmp_path)
+    reasons = sorted(letter["reason"] for letter in json_lines(done.stdout) if "past" in str(letter))
+    assert reasons == ["missing-field", "out-of-range", "wrong-shape"]
+    assert int(facts(tmp_path)["rejected"]) == 3 and int(facts(tmp_path)["learned"]) > 0
+    proved(tmp_path, "main")
