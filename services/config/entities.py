@@ -25,7 +25,7 @@ def stand_in(raw: dict[str, Any], path: Path) -> None:
     if isinstance(entity, dict) and "events" not in entity and "labels" in raw:
         raise ConfigError(
             f'{path}: entity.events is missing: with a table [labels] say which rows are events, "stream" (those of the '
-            'log\'s topic), "requests" (those that are answered) or "both".'
+            'log\'s topic) or "requests" (those that are answered).'
         )
 
 
@@ -47,20 +47,31 @@ def refuse_beside(pipeline: Any, path: Path) -> None:
     """
     if pipeline.entity is None:
         return
-    events, recorded = pipeline.entity.events, pipeline.labels is not None and pipeline.serving.record != "off"
+    events, record = pipeline.entity.events, "off" if pipeline.labels is None else pipeline.serving.record
+    partitions = pipeline.log.partitions
     refused = {
         "llm": (pipeline.llm is not None, "a completion is nobody's"),
         "memory": (pipeline.memory is not None, "what an error memory holds near by is not made of windows yet"),
         "shards": (pipeline.shards > 1, "an entity's events may lie in several shards"),
+        f"log.partitions = {partitions}": (
+            partitions > 1,
+            "that is not there yet, since one partition may be read ahead of another, whose events are then older and dropped",
+        ),
         "mlflow.uri": (pipeline.mlflow.uri != "", "a version in MLflow would answer without windows"),
-        f'events = "{events}"': (
-            events != "stream" and not recorded,
-            "requests come into the log only with a table [labels] and serving.record other than off",
+        'entity.events = "both"': (
+            events == "both",
+            "that is not there yet, since what is asked about and comes on the stream later would count twice",
+        ),
+        'entity.events = "requests"': (
+            events == "requests" and record != "before-reply",
+            'requests are surely in the log only with a table [labels] and serving.record = "before-reply"',
         ),
     }
     for key, (is_there, sentence) in refused.items():
         if is_there:
-            raise ConfigError(f"{path}: {key} does not stand beside [entity]: {sentence}. Leave one of the two out.")
+            raise ConfigError(
+                f"{path}: {key} does not stand beside [entity]: {sentence}. Change it, or leave one of the two out."
+            )
     numbers = len(sources_of(pipeline.schema.past))
     if (size := pipeline.entity.published_bytes(numbers)) > MOST_BYTES:
         raise ConfigError(

@@ -27,7 +27,7 @@ class PastCheck:
         self._fields = schema.past
         by_name = {field.name: field for field in schema.fields}
         ends = [_ends(field, by_name[field.of]) for field in schema.past]
-        self._low, self._high = (np.array(side, dtype=np.float64) for side in zip(*ends, strict=True)) if ends else ((), ())
+        self._low, self._high = (np.array([pair[side] for pair in ends], dtype=np.float64) for side in (0, 1))
         self._never_missing = np.array([field.as_ in ALWAYS for field in schema.past], dtype=bool)
         self._whole = np.array([field.as_ == "count" for field in schema.past], dtype=bool)
 

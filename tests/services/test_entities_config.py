@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from entity_cards import LATE, instance, text
+from entity_cards import LATE, RECORDED, instance, text
 
 from millrace.learners.errors import BadInputError, ConfigError
 from millrace.services.config.config import build_pipeline, load_pipeline
@@ -23,7 +23,11 @@ REFUSED: list[tuple[Sequence[str], str]] = [
     (["entity.max=0"], "max = 0: must be at least 1"),
     (["entity.max=600000"], "windows of 64 MiB, and at most 32 MiB are published"),
     (["entity.events=requests"], "only with a table [labels]"),
-    (["entity.events=both", "labels={}", "serving.record=off"], "serving.record other than off"),
+    (["entity.events=requests", "labels={}", "serving.record=off"], 'serving.record = "before-reply"'),
+    (["entity.events=requests", "labels={}"], 'serving.record = "before-reply"'),
+    (["entity.events=both"], "would count twice"),
+    (["entity.events=both", "labels={}", "serving.record=before-reply"], "that is not there yet"),
+    (["log.partitions=2"], "log.partitions = 2 does not stand beside [entity]: that is not there yet"),
     (["memory={}"], "memory does not stand beside [entity]"),
     (["mlflow.uri=http://127.0.0.1:5000"], "mlflow.uri does not stand beside [entity]"),
 ]
@@ -81,7 +85,9 @@ def test_fields_and_entity_need_each_other() -> None:
         build_pipeline(written(lag, labels={}))
     with pytest.raises(ConfigError, match=r"shards does not stand beside \[entity\]"):
         build_pipeline(written(lag, shards=2, log={"partitions": 2}))
-    build_pipeline(written(lag, labels={}, entity={"key": "card", "events": "requests"}))
+    recorded = {"labels": {}, "serving": {"record": "before-reply"}}
+    build_pipeline(written(lag, **recorded, entity={"key": "card", "events": "requests"}))
+    build_pipeline(written(lag, labels={}, entity={"key": "card", "events": "stream"}))
 
 
 def test_a_declaration_goes_on_saying_the_same() -> None:
@@ -96,7 +102,7 @@ def test_a_declaration_goes_on_saying_the_same() -> None:
 
 def test_exports_and_back_fills_are_refused_in_one_sentence(tmp_path: Path) -> None:
     """They would answer, or learn, without windows."""
-    (tmp_path / "digits.toml").write_text(text(events='events = "both"', more=LATE), encoding="utf-8")
+    (tmp_path / "digits.toml").write_text(text(events='events = "requests"', more=LATE + RECORDED), encoding="utf-8")
     pipeline = instance(tmp_path)
     for refused in (lambda: export(pipeline, "main.1", tmp_path / "out"), lambda: backfill_of(pipeline, tmp_path / "x", {})):
         with pytest.raises(BadInputError, match=r"is not there yet for a pipeline with \[entity\]"):

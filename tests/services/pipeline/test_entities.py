@@ -12,13 +12,28 @@ import pytest
 from broker_topics import forgotten, on
 from doomed import Doomed, die_often
 from either_log import LOGS
-from entity_cards import LATE, instance, learned, payments, read_order, same, slow_of, slow_windows, text, value_of, windows_of
+from entity_cards import (
+    LATE,
+    RECORDED,
+    instance,
+    learned,
+    payments,
+    read_order,
+    same,
+    slow_of,
+    slow_windows,
+    text,
+    value_of,
+    windows_of,
+)
 from pipelines import MILLRACE, facts, here, json_lines
 from poisoned import versions
 
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.journal.journal import summarise
+from millrace.streams.kafka.client import Link
+from millrace.streams.kafka.cluster import Cluster, Secrets
 from millrace.streams.labels.served import LateLabel, Prediction, encode, encode_row
 from millrace.streams.records import Record, encode_headers
 
@@ -81,6 +96,19 @@ def test_what_is_learned_is_what_the_log_says_and_the_state_is_proved(table: str
     assert {name: shown[f"entities_{name}"] for name in slow.counts} == slow.counts
     assert shown["entities_kept"] == len(slow.held) and min(slow.counts[name] for name in ("older", "ahead", "idle")) > 0
     proved(tmp_path, "main")
+
+
+@pytest.mark.slow
+def test_topics_of_several_partitions_are_refused_where_they_are_seen(broker, tmp_path: Path) -> None:
+    """Before anything is read: also where the topic was there before the pipeline, and where partitions are added meanwhile."""
+    with forgotten(broker, tmp_path):
+        link = Link(Cluster(broker.bootstrap), Secrets(), 1 << 20)
+        link.create("digits-of-many", 2, {})
+        pipeline = begun(tmp_path, text(more=on(broker).replace('kind = "kafka"', 'kind = "kafka"\ntopic = "digits-of-many"')))
+        done = here("run", "digits.toml", cwd=tmp_path)
+        assert done.exit_code != 0 and "Topic digits-of-many has 2 partitions, and [entity] needs topics of one" in done.stderr
+        assert not pipeline.branches() or not summarise(pipeline.journal("main"), "main").marks
+        link.close()
 
 
 def _equal(one: dict, other: dict) -> bool:
@@ -208,7 +236,7 @@ def test_config_show_names_fields_of_the_past_by_the_words_of_the_file(tmp_path:
 
 def test_a_past_that_no_window_gave_is_a_dead_letter_and_the_branch_goes_on(tmp_path: Path) -> None:
     """Such a record comes from nobody's endpoint; the learner never sees it."""
-    pipeline = begun(tmp_path, text(events='events = "requests"', more=LATE + '\n[serving]\nrecord = "before-reply"\n'))
+    pipeline = begun(tmp_path, text(events='events = "requests"', more=LATE + RECORDED))
     fields = len(pipeline.loaded.pipeline.schema.past)
     rows, records = payments(40), list[Record]()
     for at, row in enumerate(rows):

@@ -9,7 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from entity_cards import IDLE_MS, LATE, MOST, WINDOW, Told, declared, instance, learned, payments, same, slow_windows, text
+from entity_cards import (
+    IDLE_MS,
+    LATE,
+    MOST,
+    RECORDED,
+    WINDOW,
+    Told,
+    declared,
+    instance,
+    learned,
+    payments,
+    same,
+    slow_windows,
+    text,
+)
 from entity_cards import windows_of as windows_in
 from pipelines import facts, here
 from served_pipeline import Up, served, until
@@ -67,7 +81,7 @@ def by_grpc(up: Up, first: int, observe: bool | None) -> None:
 
 def test_what_was_answered_from_is_learned_and_windows_are_those_of_the_log(tmp_path: Path) -> None:
     """Over both protocols, with two events of a card in one request, what-if calls, late labels, a rollback and a proof."""
-    (tmp_path / "digits.toml").write_text(text(events='events = "both"', more=LATE), encoding="utf-8")
+    (tmp_path / "digits.toml").write_text(text(events='events = "requests"', more=LATE + RECORDED), encoding="utf-8")
     pipeline = instance(tmp_path)
     rows = payments(100)
     records = [Record(json.dumps({k: v for k, v in row.items() if k != "t"}).encode(), None, b"", row["t"]) for row in rows]
