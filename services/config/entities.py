@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,33 @@ def stand_in(raw: dict[str, Any], path: Path) -> None:
     Raises: ConfigError where that must be said.
     """
     fields = raw.get("fields")
-    for field in fields if isinstance(fields, list) else ():
-        if isinstance(field, dict) and ("of" in field or "as" in field):
-            _stand_in_field(field)
+    for at, field in enumerate(fields if isinstance(fields, list) else ()):
+        if isinstance(field, dict):
+            _refuse_misspelled(field, f"{path}: fields[{at}]")
+            if "of" in field or "as" in field:
+                _stand_in_field(field)
     entity = raw.get("entity")
     if isinstance(entity, dict) and "events" not in entity and "labels" in raw:
         raise ConfigError(
             f'{path}: entity.events is missing: with a table [labels] say which rows are events, "stream" (those of the '
             'log\'s topic) or "requests" (those that are answered).'
         )
+
+
+def spelled(key: str) -> str:
+    """A key as a file has it: ``as`` is a word of Python's, so records have another name for it.
+
+    >>> spelled("fields[0].as_"), spelled("learner.as_")
+    ('fields[0].as', 'learner.as_')
+    """
+    return re.sub(r"^(fields\[\d+\]\.)as_$", r"\1as", key)
+
+
+def _refuse_misspelled(field: dict[str, Any], location: str) -> None:
+    if "as_" in field:
+        raise ConfigError(f"{location}.as_ = {field['as_']!r}: there is no such key. Did you mean as?")
+    if "of" not in field and "name" not in field and ("as" in field or "over" in field):
+        raise ConfigError(f"{location}: as and over say what is made of another field's past; name that field with of.")
 
 
 def _stand_in_field(field: dict[str, Any]) -> None:
