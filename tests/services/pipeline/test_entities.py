@@ -29,6 +29,7 @@ from entity_cards import (
 from pipelines import MILLRACE, facts, here, json_lines
 from poisoned import versions
 
+from millrace.services.metrics.learning import Learning
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.journal.journal import summarise
@@ -93,7 +94,16 @@ def test_what_is_learned_is_what_the_log_says_and_the_state_is_proved(table: str
     assert len(rows) == ROWS and len(expected) > 200 and same(learned(pipeline), expected)
     assert _equal(windows_of(state(pipeline)[1]), slow_windows(slow))
     shown = facts(tmp_path)
-    assert {name: shown[f"entities_{name}"] for name in slow.counts} == slow.counts
+    events = {f"entity_events_{name}": slow.counts[name] for name in ("repeated", "older", "ahead", "outside")}
+    events["entity_events_moved"] = slow.counts["events"]
+    gone = {f"entities_let_go_{name}": slow.counts[name] for name in ("idle", "crowded")}
+    assert {name: shown[name] for name in shown if name.startswith(("entity_events_", "entities_let_go_"))} == events | gone
+    assert sum(events.values()) == ROWS, "every row of the stream is an event, of which one thing became"
+    samples = [sample for sample in Learning(pipeline, "main")().samples if sample.name.startswith("millrace_entit")]
+    measured = {(sample.name, *sample.labels[1:]): sample.value for sample in samples}
+    named = {("millrace_entity_events_total", name.removeprefix("entity_events_")): count for name, count in events.items()}
+    named |= {("millrace_entities_let_go_total", name.removeprefix("entities_let_go_")): count for name, count in gone.items()}
+    assert measured == named | {("millrace_entities",): len(slow.held)}
     assert shown["entities_kept"] == len(slow.held) and min(slow.counts[name] for name in ("older", "ahead", "idle")) > 0
     proved(tmp_path, "main")
 

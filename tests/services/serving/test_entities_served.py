@@ -98,7 +98,7 @@ def test_what_was_answered_from_is_learned_and_windows_are_those_of_the_log(tmp_
             else:
                 assert called(up, "infer", request(1000 + 3 * turn, observe))[0] == 200
             if turn == asked // 2:
-                until(lambda: int(facts(tmp_path).get("entities_events", 0)) > len(rows) // 2)
+                until(lambda: int(facts(tmp_path).get("entity_events_moved", 0)) > len(rows) // 2)
         told = [f"r{1000 + at}" for at in range(3 * asked)]
         label(up, {"labels": [{"id": name, "label": "yes" if at % 2 else "no"} for at, name in enumerate(told)]})
         settled(up, labels_joined=3 * asked)
