@@ -202,7 +202,7 @@ def test_a_rollback_of_the_learner_keeps_the_newest_windows(tmp_path: Path) -> N
 
 
 def test_an_entity_that_is_not_in_the_file_is_in_no_record_and_no_state(tmp_path: Path) -> None:
-    """Without the table nothing of it is written: outputs and checkpoints are those of before."""
+    """Without the table no part, no figure and no declaration of it is written."""
     plain = "\n".join(line for line in text().split("[entity]")[0].splitlines())
     file = plain + '\n[[fields]]\nname = "row"\n\n[batch]\nrows = 20\nwait_ms = 50000\n'
     pipeline = begun(tmp_path, file)

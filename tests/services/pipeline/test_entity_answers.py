@@ -80,7 +80,7 @@ def test_what_is_far_out_says_nothing_of_anybodys_past(learned: tuple[Path, Inst
 def test_a_version_that_is_served_says_that_its_windows_stand_still(learned: tuple[Path, Instance]) -> None:
     """In `status`, with what moves them again; and no longer once that was done."""
     folder, _ = learned
-    assert "windows_predict" not in facts(folder)
+    assert "windows_default" not in facts(folder)
     assert here("serve", "digits.toml", "newest", "--reason", "pin", "--yes", cwd=folder).exit_code == 0
     told = [value for name, value in facts(folder).items() if name.startswith("windows_")]
     assert len(told) == 1 and "stand still" in str(told[0]) and "millrace serve --follow" in str(told[0])
