@@ -1,4 +1,7 @@
-"""Numbers that stand for texts and for rows in a state, where none stands in clear."""
+"""Numbers that stand for texts and for rows in a state.
+
+A hash is no secret: who reads a state can find a text that they know or can guess, such as a card's number.
+"""
 
 from __future__ import annotations
 

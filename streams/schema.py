@@ -240,8 +240,8 @@ class Entity:
     idle_ms: int = 2_592_000_000
     max: int = 10_000  # >= 1, entities that are kept; past it the longest idle is let go. What is published grows with it
     ahead_ms: int = 60_000  # in [0, 2^50), milliseconds; an event whose time is further past its record's timestamp is left out
-    # which rows are events: those of the "stream", answered "requests", or "both"; must be said where there is a table [labels]
-    events: Literal["stream", "requests", "both"] = "stream"
+    # which rows are events: those of the "stream", or answered "requests"; must be said where there is a table [labels]
+    events: Literal["stream", "requests"] = "stream"
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting out of range."""

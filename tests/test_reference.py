@@ -65,7 +65,7 @@ class Place:
         if self.table == "entity" or (name == "as" and value):
             past = f"fields=[{{name = 'x'}}, {{of = 'x', as = {toml(value if name == 'as' else 'sum')}, over = 1}}]"
             most = ["entity.max=1"] if name != "max" else []
-            labels = ["labels={}"] if name == "events" else []
+            labels = ["labels={}", "serving.record=before-reply"] if name == "events" else []
             return [past, "entity.key=k", *most, *labels, *([] if name == "as" else [f"entity.{name}={toml(value)}"])]
         if self.table == "fields":
             field = {"name": "x"} | FIELDS.get(str(value), FIELDS.get(name, {})) | {name: value}

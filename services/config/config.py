@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -169,7 +170,7 @@ def build_pipeline(raw: dict[str, Any], flags: Iterable[str] = ()) -> Loaded:
 
     Raises: as ``load_pipeline``.
     """
-    return _loaded(raw, Path(f"pipeline {raw.get('name')}"), tuple(flags))
+    return _loaded(deepcopy(raw), Path(f"pipeline {raw.get('name')}"), tuple(flags))
 
 
 def _loaded(raw: dict[str, Any], path: Path, flags: tuple[str, ...]) -> Loaded:
@@ -308,7 +309,7 @@ def set_environment(values: Mapping[str, str]) -> None:
 def settings(loaded: Loaded) -> list[tuple[str, Any, str]]:
     """Every key, its value and where it came from."""
     values = leaves(msgspec.to_builtins(loaded.pipeline))
-    written = {key.rstrip("_"): value for key, value in values.items()}  # ``as`` is a word of Python's
+    written = {entities.spelled(key): value for key, value in values.items()}
     return [(key, value, loaded.origin.get(key, "default")) for key, value in written.items()]
 
 
@@ -371,7 +372,7 @@ def _convert(raw: dict[str, Any], kind: type[Any], prefix: str, path: Path) -> A
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         text, _, location = str(error).partition(" - at `$")
-        key = (prefix + location.rstrip("`")).lstrip(".").rstrip("_") or "the file"
+        key = entities.spelled((prefix + location.rstrip("`")).lstrip(".")) or "the file"
         at = value_at(raw, location.rstrip("`"))
         shown_value = "" if at is ABSENT or isinstance(at, dict) else f" = {at!r}"
         options = options_of(kind, location.rstrip("`"))
@@ -391,5 +392,6 @@ def _refuse_unknown(raw: Any, kind: Any, prefix: str, path: Path) -> None:
     for key, value in raw.items():
         name = f"{prefix}.{key}".lstrip(".")
         if key not in hints:
-            raise ConfigError(f"{path}: {name} = {value!r}: there is no such key.{nearest(key, hints)}")
+            valid = [entities.spelled(f"{prefix}.{hint}").removeprefix(f"{prefix}.") for hint in hints]
+            raise ConfigError(f"{path}: {name} = {value!r}: there is no such key.{nearest(key, valid)}")
         _refuse_unknown(value, hints[key], name, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -27,6 +27,8 @@ from millrace.streams.journal.store import read_checkpoint
 from millrace.streams.state.notices import flat
 
 COUNTED = ("learned", "passed", "rejected")
+LET_GO = ("idle", "crowded")  # of what is counted of entities: those whose window was dropped, and why
+STILL = "stand still as {} has them; `millrace serve --follow BRANCH` moves them again"
 LOWEST = 20  # labels whose recall is shown, at most: those with the lowest
 
 
@@ -50,7 +52,7 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
         facts |= {"records": output.records, **output.counts, "waiting": output.waiting} | shares(output.scores)
         facts |= _late(output) | _alarm(output.newest_alarm) | _held_out(output) | flat(output.noticed)
         facts |= {f"memory_{name}": value for name, value in output.memory.items()}
-        facts |= {f"entities_{name}": count for name, count in output.entities.items()}
+        facts |= {f"{what}_{name}": count for what, name, count in of_entities(output.entities)}
     elif "records" not in facts and summary.marks:  # followed by nobody, it lets nothing out but its marks
         facts |= fates_of(instance.store(), summary.marks[-1])
     facts |= _acted(summary) | _open_alarms(instance, branch)
@@ -64,7 +66,20 @@ def status(instance: Instance, branch: str) -> dict[str, Any]:
     }
     facts |= {"store_bytes": instance.store().bytes_of(branch)} | _window(instance, summary.marks)
     serves = ledger.serving.items()
+    if instance.loaded.pipeline.entity is not None:
+        facts |= {f"windows_{name}": STILL.format(target.version) for name, target in serves if target.version is not None}
     return facts | {f"serves_{name}": target.version or f"newest of {target.follow}" for name, target in serves}
+
+
+def of_entities(figures: Mapping[str, int]) -> Iterator[tuple[str, str, int]]:
+    """Of an output's figures what each counts, its name, and the count: events by what became of them, apart from entities.
+
+    >>> list(of_entities({"kept": 3, "events": 9, "older": 1, "idle": 2}))
+    [('entities', 'kept', 3), ('entity_events', 'moved', 9), ('entity_events', 'older', 1), ('entities_let_go', 'idle', 2)]
+    """
+    for name, count in figures.items():
+        what = "entities" if name == "kept" else "entities_let_go" if name in LET_GO else "entity_events"
+        yield what, "moved" if name == "events" else name, count
 
 
 def live_branch(instance: Instance) -> str:

@@ -155,8 +155,16 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         LOG,
         ("branch", "outcome"),
-        "Events of entities by what became of them, and entities that were let go, idle or crowded out.",
-        "entities_{outcome}",
+        "Events of entities by what became of them: they moved a window, or why they did not.",
+        "entity_events_{outcome}",
+    ),
+    Metric(
+        "millrace_entities_let_go_total",
+        "counter",
+        LOG,
+        ("branch", "cause"),
+        "Entities whose window was dropped, for being idle or crowded out; one that comes back counts again.",
+        "entities_let_go_{cause}",
     ),
     Metric("millrace_held_out", "gauge", LOG, ("branch", "figure"), "What the held-out rows say.", "held_out_{figure}"),
     Metric(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millrace.learners.protocol import Value
-from millrace.services.decisions.status import shares
+from millrace.services.decisions.status import of_entities, shares
 from millrace.services.metrics.definitions import Answer, Sample, Samples
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import Backends
@@ -128,8 +128,8 @@ def of_output(output: Output) -> Samples:
         ]
     samples += _numbers("memory", branch, output.memory) + _numbers("held_out", branch, output.held_out or {})
     samples += [
-        _of("entities" if name == "kept" else "entity_events_total", branch, count, *([] if name == "kept" else [name]))
-        for name, count in output.entities.items()
+        _of("entities", branch, count) if what == "entities" else _of(f"{what}_total", branch, count, name)
+        for what, name, count in of_entities(output.entities)
     ]
     return [*samples, *_of_noticed(branch, output.noticed)]
 

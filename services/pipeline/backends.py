@@ -135,7 +135,8 @@ class OnKafka:
         labels = self.pipeline.labels
         outlast_ms = 0 if labels is None else labels.horizon_ms + labels.grace_ms
         self.log().check([name for name in topics if name in self.pipeline.topics], outlast_ms)
-        return KafkaSource(self._readers.link, topics, shard)
+        undivided = "" if self.pipeline.entity is None else "[entity]"
+        return KafkaSource(self._readers.link, topics, shard, undivided=undivided)
 
     @property
     def partitioner(self) -> Partitioner:

@@ -107,6 +107,7 @@ class Bundle:
     _servable: Servable
     _memory: Corrects | None  # the servable, where a memory corrects it
     _entities: Entities | None = None  # whose windows are those of the state
+    made_ms: int = 0  # when it was published, or the journal's clock at its mark; nothing later is in its windows
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -129,7 +130,12 @@ class Bundle:
         scores, made_of = self._scored(self._features.answer(Batch(x, names=names)))
         best = scores.argmax(axis=1).tolist() if self.schema.label.task == "classify" else []
         labels = tuple(self.classes[at] for at in best)
-        return Answer(scores, labels, made_of, past, self._features.far_out(x))
+        return Answer(scores, labels, made_of, past, self._far_out(x))
+
+    def _far_out(self, x: Floats) -> dict[str, Array]:
+        """Of fields that rows bring. What a window gave would tell whoever names an entity of its history."""
+        made = {field.name for field in self.schema.past}
+        return {name: rows for name, rows in self._features.far_out(x).items() if name not in made}
 
     def _scored(self, batch: Batch) -> tuple[Floats, Callable[[], Corrected] | None]:
         """Scores, and what they are made of; a memory that corrects nothing is looked at only by who wants to know."""
@@ -143,6 +149,10 @@ class Bundle:
     def age_ms(self, now_ms: int) -> int:
         """For how long, at most, the log has had something that is not in this state."""
         return max(0, now_ms - self.as_of_ms)
+
+    def state_age_ms(self, now_ms: int) -> int:
+        """How old the state is, and so its windows, whether or not anything has come since."""
+        return max(0, now_ms - self.made_ms)
 
     def confirmed(self, as_of_ms: int) -> Bundle:
         """The same bundle, known to have taken in everything that the log had by a later time."""
@@ -197,7 +207,8 @@ def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
         if entities is not None:
             entities.load_answering(_table(state, "windows."))
         outputs, memory = state["golden.scores"].shape[1], servable if isinstance(servable, Corrects) else None
-        return Bundle(identity, int(state["as_of_ms"]), expected, schema, outputs, features, servable, memory, entities)
+        made_ms = int(state["as_of_ms"])
+        return Bundle(identity, made_ms, expected, schema, outputs, features, servable, memory, entities, made_ms)
     except (BadInputError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise DamageError(
             f"Published weights cannot be read by this release ({error!r}). Use the one that wrote them."

@@ -124,12 +124,16 @@ def answer_to(bundle: Bundle, rows: Question, request_id: str, now_ms: int, obse
 
 
 def parameters(answered: Predicted) -> dict[str, str | int]:
-    """Which state answered, how old it is at most, and the fields of a row that are far outside what it has learned."""
-    identity = answered.bundle.identity
+    """Which state answered, how old it is at most, and the fields of a row that are far outside what it has learned.
+
+    Where rows are entities', also how old the state is that holds their windows.
+    """
+    identity, bundle = answered.bundle.identity, answered.bundle
     named = {} if identity.version is None else {"version": identity.version}
     place: dict[str, str | int] = {"branch": identity.branch, "epoch": identity.epoch, "seq": identity.seq}
     far_out: dict[str, str | int] = {"far_out": ",".join(answered.answer.far_out)} if answered.answer.far_out else {}
-    return place | named | {"staleness_ms": answered.bundle.age_ms(answered.at_ms)} | far_out
+    aged = {} if bundle.schema.entity is None else {"state_age_ms": bundle.state_age_ms(answered.at_ms)}
+    return place | named | {"staleness_ms": bundle.age_ms(answered.at_ms)} | aged | far_out
 
 
 def check_wanted(name: str, parameters_given: Container[str], values: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import repeat
 
@@ -201,13 +201,20 @@ class Ranges:
 class KafkaSource:
     """Reads topics from a position of its own, with ``assign`` and ``seek``: no group decides what it reads."""
 
-    def __init__(self, link: Link, topics: Sequence[str], shard: Shard = WHOLE, stall_s: float = STALL_S) -> None:
-        """Raises: BadInputError where a topic is not there."""
+    def __init__(
+        self, link: Link, topics: Sequence[str], shard: Shard = WHOLE, stall_s: float = STALL_S, undivided: str = ""
+    ) -> None:
+        """``undivided`` says for what each topic must have one partition; empty: it may have several.
+
+        Raises: BadInputError where a topic is not there, or has several partitions and must not.
+        """
         self._link = link
         self._shard = shard
         self._topics = link.topics(topics)
         if missing := [name for name in topics if name not in self._topics]:
             raise BadInputError(f"There is no topic {missing[0]} at {link.cluster.bootstrap}; create it first.")
+        self._undivided = undivided
+        self._refuse_divided(self._topics)
         self._ranges: dict[str, Ranges] = {}
         self._live: KafkaReader | None = None
         self._stalls = Stalls(stall_s)
@@ -226,6 +233,15 @@ class KafkaSource:
     def topics(self) -> dict[str, Topic]:
         """Identity of every topic read."""
         return dict(self._topics)
+
+    def _refuse_divided(self, topics: Mapping[str, Topic]) -> None:
+        divided = [(name, topic.partitions) for name, topic in topics.items() if topic.partitions > 1]
+        if self._undivided and divided:
+            name, partitions = divided[0]
+            raise BadInputError(
+                f"Topic {name} has {partitions} partitions, and {self._undivided} needs topics of one, since one partition may "
+                "be read ahead of another; more is not there yet. Name a topic of one partition as log.topic, or make it anew."
+            )
 
     def _names(self) -> list[str]:
         names = [tp for name, topic in self._topics.items() for tp in names_of(name, topic.partitions)]
@@ -297,6 +313,7 @@ class KafkaSource:
                 raise DamageError(
                     f"Topic {name} {happened}. Restore the log from a copy, or begin a branch on it with --branch NEW."
                 )
+        self._refuse_divided(topics)
         if added := [name for name, before in self._topics.items() if topics[name].partitions > before.partitions]:
             if self._shard != WHOLE and len(self._topics) > 1:
                 raise DamageError(

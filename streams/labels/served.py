@@ -23,6 +23,7 @@ from millrace.streams.formats.contents import Contents
 from millrace.streams.formats.json_rows import Codec, Refused, Rows, has_label, refusal, unique
 from millrace.streams.formats.meaning import RecordError, label_value
 from millrace.streams.hashing import hashes64
+from millrace.streams.labels.past import PastCheck
 from millrace.streams.records import Event, split_tp
 from millrace.streams.schema import LARGEST, Schema, Unknown
 from millrace.streams.sharding import Placing
@@ -130,6 +131,7 @@ class ServedCodec:
         self._rows = Codec(schema, max_bytes, unknown)
         self._events = events or self._rows  # of the topics of events
         self._label = schema.label
+        self._past = PastCheck(schema)
         self.topic = topic
         self._place: Placing | None = None
         self._max_bytes = max_bytes
@@ -233,6 +235,7 @@ class ServedCodec:
         scores = np.array([score for numbers in answered for score in numbers], dtype=np.float64)
         if not (np.abs(scores) <= LARGEST).all():
             raise RecordError("not-finite", f"a score is not finite, or beyond {LARGEST:g}")
+        self._past.check([(record.features, record.past) for record in records])
 
     def _rows_of(self, readable: Sequence[Event], records: Sequence[Prediction | LateLabel]) -> tuple[Rows, list[Refused]]:
         """The predictions' rows; a row that brings its own label is refused, since two could then contradict each other."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from entity_cards import LATE, instance, text
+from entity_cards import LATE, RECORDED, instance, text
 
 from millrace.learners.errors import BadInputError, ConfigError
-from millrace.services.config.config import build_pipeline, load_pipeline
+from millrace.services.config.config import build_pipeline, load_pipeline, settings
 from millrace.services.registry.export import export
 from millrace.services.replay.backfill import backfill_of
 
@@ -23,7 +24,11 @@ REFUSED: list[tuple[Sequence[str], str]] = [
     (["entity.max=0"], "max = 0: must be at least 1"),
     (["entity.max=600000"], "windows of 68 MiB, and at most 32 MiB are published"),
     (["entity.events=requests"], "only with a table [labels]"),
-    (["entity.events=both", "labels={}", "serving.record=off"], "serving.record other than off"),
+    (["entity.events=requests", "labels={}", "serving.record=off"], 'serving.record = "before-reply"'),
+    (["entity.events=requests", "labels={}"], 'serving.record = "before-reply"'),
+    (["entity.events=both"], "would count twice"),
+    (["entity.events=both", "labels={}", "serving.record=before-reply"], "that is not there yet"),
+    (["log.partitions=2"], "log.partitions = 2 does not stand beside [entity]: that is not there yet"),
     (["memory={}"], "memory does not stand beside [entity]"),
     (["mlflow.uri=http://127.0.0.1:5000"], "mlflow.uri does not stand beside [entity]"),
 ]
@@ -34,6 +39,12 @@ FIELDS: list[tuple[dict[str, object], str]] = [
     ({"of": "amount", "as": "lag", "over": 17}, "needs 17 events, and entity.window = 16"),
     ({"of": "amount", "as": "change", "over": 16}, "needs 17 events, and entity.window = 16"),
     ({"of": "amount", "as": "median", "over": 3}, "fields[1].as = 'median'"),
+    ({"of": "amount", "as_": "median", "over": 3}, "fields[1].as_ = 'median': there is no such key. Did you mean as?"),
+    ({"of": "amount", "as_": "lag", "over": 3}, "fields[1].as_ = 'lag': there is no such key. Did you mean as?"),
+    ({"of": "amount", "as": "sum", "as_": "lag", "over": 3}, "there is no such key. Did you mean as?"),
+    ({"of": "amount", "az": "lag", "over": 3}, "fields[1].az = 'lag': there is no such key. Did you mean as?"),
+    ({"as": "count", "over": 3}, "fields[1]: as and over say what is made of another field's past; name that field with of"),
+    ({"over": 3}, "name that field with of"),
     ({"of": "amount", "over": 3}, "say as what"),
     ({"name": "z", "as": "lag", "over": "3"}, "name that field with of"),
     ({"of": "fraud", "as": "mean", "over": 3}, "what is made of past labels is not there yet"),
@@ -81,7 +92,9 @@ def test_fields_and_entity_need_each_other() -> None:
         build_pipeline(written(lag, labels={}))
     with pytest.raises(ConfigError, match=r"shards does not stand beside \[entity\]"):
         build_pipeline(written(lag, shards=2, log={"partitions": 2}))
-    build_pipeline(written(lag, labels={}, entity={"key": "card", "events": "requests"}))
+    recorded = {"labels": {}, "serving": {"record": "before-reply"}}
+    build_pipeline(written(lag, **recorded, entity={"key": "card", "events": "requests"}))
+    build_pipeline(written(lag, labels={}, entity={"key": "card", "events": "stream"}))
 
 
 def test_a_declaration_goes_on_saying_the_same() -> None:
@@ -94,9 +107,22 @@ def test_a_declaration_goes_on_saying_the_same() -> None:
     assert len({build_pipeline(written(dict(one), entity=entity)).pipeline.schema.declared for entity in entities}) == 4
 
 
+def test_no_other_key_is_shown_by_another_name() -> None:
+    """One that ends in an underscore keeps it."""
+    loaded = build_pipeline(written({"of": "amount", "as": "lag", "over": 3}))
+    shown = {key for key, _, _ in settings(loaded)}
+    assert "fields[1].as" in shown and "fields[1].as_" not in shown
+    with pytest.raises(ConfigError, match="amount_ = 1: there is no such key"):
+        build_pipeline(written({"of": "amount", "as": "lag", "over": 3, "amount_": 1}))
+    with pytest.raises(ConfigError, match=r"fields\[1\]\.as = 'median': .*Did you mean mean"):
+        build_pipeline(written({"of": "amount", "as": "median", "over": 3}))
+    mangled = replace(loaded, pipeline=replace(loaded.pipeline, learner={"kind": "ridge", "gamma_": 1.0}))
+    assert "learner.gamma_" in {key for key, _, _ in settings(mangled)}
+
+
 def test_exports_and_back_fills_are_refused_in_one_sentence(tmp_path: Path) -> None:
     """They would answer, or learn, without windows."""
-    (tmp_path / "digits.toml").write_text(text(events='events = "both"', more=LATE), encoding="utf-8")
+    (tmp_path / "digits.toml").write_text(text(events='events = "requests"', more=LATE + RECORDED), encoding="utf-8")
     pipeline = instance(tmp_path)
     for refused in (lambda: export(pipeline, "main.1", tmp_path / "out"), lambda: backfill_of(pipeline, tmp_path / "x", {})):
         with pytest.raises(BadInputError, match=r"is not there yet for a pipeline with \[entity\]"):

@@ -200,6 +200,21 @@ def test_partitions_that_are_added_are_read_from_their_beginning(on_kafka: Eithe
         assert reader.topics()[topic].partitions == 3
 
 
+def test_partitions_that_are_added_stop_a_reader_that_needs_one(on_kafka: EitherLog) -> None:
+    """It says so as soon as it looks again, and so does one that comes then."""
+    topic = topic_of(on_kafka)
+    on_kafka.log.append(topic, records(5))
+    link = on_kafka.log.link
+    source = KafkaSource(link, [topic], undivided="[entity]")
+    read_all(source, 5)
+    link._admin.create_partitions({topic: 2})
+    come_true(lambda: link.topics([topic])[topic].partitions == 2)
+    with pytest.raises(BadInputError, match=rf"{topic} has 2 partitions, and \[entity\] needs topics of one"):
+        come_true(lambda: bool(source.next_batch(10)))
+    with pytest.raises(BadInputError, match="needs topics of one"):
+        KafkaSource(link, [topic], undivided="[entity]")
+
+
 @pytest.mark.parametrize("compression", ["gzip", "lz4", "snappy", "zstd"])
 def test_every_compression_that_is_offered_is_read_back(on_kafka: EitherLog, broker, compression: str) -> None:
     """Also from the middle of a compressed batch."""

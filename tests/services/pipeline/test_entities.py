@@ -13,6 +13,8 @@ from broker_topics import forgotten, on
 from doomed import Doomed, die_often
 from either_log import LOGS
 from entity_cards import (
+    LATE,
+    RECORDED,
     instance,
     learned,
     payments,
@@ -28,9 +30,13 @@ from entity_cards import (
 from pipelines import MILLRACE, facts, here, json_lines
 from poisoned import versions
 
+from millrace.services.metrics.learning import Learning
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.journal.journal import summarise
+from millrace.streams.kafka.client import Link
+from millrace.streams.kafka.cluster import Cluster, Secrets
+from millrace.streams.labels.served import LateLabel, Prediction, encode, encode_row
 from millrace.streams.records import Record, encode_headers
 from millrace.streams.schema import LARGEST
 
@@ -90,9 +96,31 @@ def test_what_is_learned_is_what_the_log_says_and_the_state_is_proved(table: str
     assert len(rows) == ROWS and len(expected) > 200 and same(learned(pipeline), expected)
     assert windows_of(state(pipeline)[1]) == slow_windows(slow)
     shown = facts(tmp_path)
-    assert {name: shown[f"entities_{name}"] for name in slow.counts} == slow.counts
+    events = {f"entity_events_{name}": slow.counts[name] for name in ("repeated", "older", "ahead", "outside")}
+    events["entity_events_moved"] = slow.counts["events"]
+    gone = {f"entities_let_go_{name}": slow.counts[name] for name in ("idle", "crowded")}
+    assert {name: shown[name] for name in shown if name.startswith(("entity_events_", "entities_let_go_"))} == events | gone
+    assert sum(events.values()) == ROWS, "every row of the stream is an event, of which one thing became"
+    samples = [sample for sample in Learning(pipeline, "main")().samples if sample.name.startswith("millrace_entit")]
+    measured = {(sample.name, *sample.labels[1:]): sample.value for sample in samples}
+    named = {("millrace_entity_events_total", name.removeprefix("entity_events_")): count for name, count in events.items()}
+    named |= {("millrace_entities_let_go_total", name.removeprefix("entities_let_go_")): count for name, count in gone.items()}
+    assert measured == named | {("millrace_entities",): len(slow.held)}
     assert shown["entities_kept"] == len(slow.held) and min(slow.counts[name] for name in ("older", "ahead", "idle")) > 0
     proved(tmp_path, "main")
+
+
+@pytest.mark.slow
+def test_topics_of_several_partitions_are_refused_where_they_are_seen(broker, tmp_path: Path) -> None:
+    """Before anything is read: also where the topic was there before the pipeline, and where partitions are added meanwhile."""
+    with forgotten(broker, tmp_path):
+        link = Link(Cluster(broker.bootstrap), Secrets(), 1 << 20)
+        link.create("digits-of-many", 2, {})
+        pipeline = begun(tmp_path, text(more=on(broker).replace('kind = "kafka"', 'kind = "kafka"\ntopic = "digits-of-many"')))
+        done = here("run", "digits.toml", cwd=tmp_path)
+        assert done.exit_code != 0 and "Topic digits-of-many has 2 partitions, and [entity] needs topics of one" in done.stderr
+        assert not pipeline.branches() or not summarise(pipeline.journal("main"), "main").marks
+        link.close()
 
 
 def test_however_rows_are_cut_into_steps_the_state_is_the_same_bit_for_bit(tmp_path: Path) -> None:
@@ -182,7 +210,7 @@ def test_a_rollback_of_the_learner_keeps_the_newest_windows(tmp_path: Path) -> N
 
 
 def test_an_entity_that_is_not_in_the_file_is_in_no_record_and_no_state(tmp_path: Path) -> None:
-    """Without the table nothing of it is written: outputs and checkpoints are those of before."""
+    """Without the table no part, no figure and no declaration of it is written."""
     plain = "\n".join(line for line in text().split("[entity]")[0].splitlines())
     file = plain + '\n[[fields]]\nname = "row"\n\n[batch]\nrows = 20\nwait_ms = 50000\n'
     pipeline = begun(tmp_path, file)
@@ -222,3 +250,23 @@ def test_config_show_names_fields_of_the_past_by_the_words_of_the_file(tmp_path:
     shown = {str(line["key"]): line for line in json_lines(done.stdout)}
     named = {name: shown[name]["value"] for name in ("fields[2].as", "fields[2].name", "entity.key")}
     assert named == {"fields[2].as": "lag", "fields[2].name": "amount_lag_1", "entity.key": "card"}
+
+
+def test_a_past_that_no_window_gave_is_a_dead_letter_and_the_branch_goes_on(tmp_path: Path) -> None:
+    """Such a record comes from nobody's endpoint; the learner never sees it."""
+    pipeline = begun(tmp_path, text(events='events = "requests"', more=LATE + RECORDED))
+    fields = len(pipeline.loaded.pipeline.schema.past)
+    rows, records = payments(40), list[Record]()
+    for at, row in enumerate(rows):
+        past = [None if field.missing != "reject" else 0.0 for field in pipeline.loaded.pipeline.schema.past]
+        past = {3: [None] * fields, 4: [1e308] * fields, 5: past[1:]}.get(at, past)
+        shown = encode_row({name: row.get(name) for name in ("card", "row", "amount", "at")})
+        answer = Prediction(f"r{at}", shown, "main", 1, 2, ("no", "yes"), (0.2, 0.8), past=tuple(past))
+        records += [Record(encode(one), f"r{at}".encode(), b"", row["t"]) for one in (answer, LateLabel(f"r{at}", "yes"))]
+    pipeline.log().append(pipeline.loaded.pipeline.served_topic, records)
+    ran(tmp_path)
+    done = here("dead-letters", "list", "digits.toml", "--output", "json", cwd=tmp_path)
+    reasons = sorted(letter["reason"] for letter in json_lines(done.stdout) if "past" in str(letter))
+    assert reasons == ["missing-field", "out-of-range", "wrong-shape"]
+    assert int(facts(tmp_path)["rejected"]) == 3 and int(facts(tmp_path)["learned"]) > 0
+    proved(tmp_path, "main")

@@ -63,6 +63,7 @@ checkpoint_rows = 100
 {more}
 """
 LATE = "\n[labels]\nhorizon_ms = 60000000\ngrace_ms = 60000\n"
+RECORDED = '\n[serving]\nrecord = "before-reply"\n'  # which events = "requests" needs
 
 
 def text(step_rows: int = 64, events: str = "", more: str = "", most: int = MOST) -> str:
