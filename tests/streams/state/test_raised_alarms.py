@@ -13,6 +13,7 @@ from millrace.learners.protocol import Value
 from millrace.streams.branch.branch import FoldSpec
 from millrace.streams.branch.host import this_host
 from millrace.streams.branch.verify import verify
+from millrace.streams.features.columns import Features
 from millrace.streams.journal.entries import Act
 from millrace.streams.state.drift import MOST_KEPT, Drift, raised_alarms
 from millrace.streams.state.stages import Stages
@@ -32,10 +33,10 @@ class DriftWithoutIds(Drift):
 class Earlier(FoldSpec):
     """Folds as an earlier release did."""
 
-    def stages(self, features) -> Stages:
+    def stages(self, features: Features, excludes: bool = False) -> Stages:
         """With its detectors."""
         assert self.drift is not None
-        return replace(super().stages(features), drift=DriftWithoutIds(self.drift, self.seed))
+        return replace(super().stages(features, excludes), drift=DriftWithoutIds(self.drift, self.seed))
 
 
 def earlier(how: FoldSpec) -> FoldSpec:
