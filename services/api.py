@@ -26,6 +26,7 @@ import msgspec
 
 from millrace.learners.errors import BadInputError, ConfigError, MillraceError
 from millrace.services.config.config import Loaded, build_pipeline, home_folder, load_pipeline
+from millrace.services.config.entities import as_written
 from millrace.services.config.names import BRANCH, NAME_CHARACTERS
 from millrace.services.data.templates import flags_of, loaded_toml
 from millrace.services.errors import BusyError, NotCountedError, NotProvedError, NotReadyError
@@ -124,7 +125,7 @@ class Pipeline:
 
         Raises: ConfigError as ``load``.
         """
-        raw = {"name": name, "fields": msgspec.to_builtins(list(fields)), "label": msgspec.to_builtins(label)}
+        raw = {"name": name, "fields": [as_written(field) for field in fields], "label": msgspec.to_builtins(label)}
         return cls._of(build_pipeline(raw | {"learner": {"kind": learner}}, flags_of(settings)), BRANCH, home)
 
     @classmethod

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from millrace.learners.errors import ConfigError
 from millrace.streams.entity.entities import sources_of
-from millrace.streams.schema import ALWAYS
+from millrace.streams.schema import ALWAYS, Field
 
 # Of all windows as they are published: two publications of them fit into the 75 MiB that Ray's object store has at least, with
 # 11 MiB to spare for what else they hold
@@ -46,6 +48,17 @@ def spelled(key: str) -> str:
     ('fields[0].as', 'learner.as_')
     """
     return re.sub(r"^(fields\[\d+\]\.)as_$", r"\1as", key)
+
+
+def as_written(field: Field) -> dict[str, Any]:
+    """A field as a file has it.
+
+    >>> list(as_written(Field("x", of="y", as_="sum", over="2")))[-3:], list(as_written(Field("x")))[-1]
+    (['of', 'as', 'over'], 'scaled')
+    """
+    values: dict[str, Any] = msgspec.to_builtins(field)
+    past = {"of": values.pop("of"), "as": values.pop("as_"), "over": values.pop("over")}
+    return values | {key: value for key, value in past.items() if value}
 
 
 def _refuse_misspelled(field: dict[str, Any], location: str) -> None:

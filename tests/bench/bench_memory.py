@@ -33,6 +33,7 @@ from millrace.learners.memory.scaled import Scaled
 from millrace.learners.memory.servable import MemoryServable
 from millrace.learners.protocol import Array, Batch, Floats
 from millrace.services.config.config import build_pipeline
+from millrace.services.config.entities import as_written
 from millrace.services.data.datasets import data_set, values
 from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.host import use_threads
@@ -70,7 +71,7 @@ def instance_of(case: Case, rows: int, home: Path) -> Instance:
     raw: dict[str, Any] = {
         "name": "bench",
         "seed": case.seed,
-        "fields": msgspec.to_builtins(list(chosen.fields)),
+        "fields": [as_written(field) for field in chosen.fields],
         "label": msgspec.to_builtins(chosen.label),
         "learner": {"kind": case.base} | keys,
         "memory": memory,
@@ -93,7 +94,7 @@ class Stream:
         pipeline = build_pipeline(
             {
                 "name": "bench",
-                "fields": msgspec.to_builtins(list(chosen.fields)),
+                "fields": [as_written(field) for field in chosen.fields],
                 "label": msgspec.to_builtins(chosen.label),
                 "learner": {"kind": "softmax"},
             }
