@@ -248,9 +248,10 @@ def take_over(call: Call, seen: str | None, reason: str, yes: bool) -> None:
     from millrace.services.replay import run as replaying
 
     succession = replaying.plan_take_over(call.instance)
-    hold_to(call, seen, succession.change.before not in (succession.planned_from, succession.change.to), yes)
-    if yes:
-        replaying.take_over(call.instance, succession, reason)
+    change, ledger = succession.change, succession.ledger
+    hold_to(call, ledger, seen, change.before not in (succession.planned_from, change.to), yes, change.to)
+    for name in replaying.take_over(call.instance, succession, reason) if yes else ():
+        call.note(f"Alarm {name} stays open: the replay leaves out no record from after its onset, or began after that.")
     settle_words(call, succession.change, yes, succession.rows)
 
 
