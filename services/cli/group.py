@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from traceback import walk_tb
 from typing import Any
@@ -29,23 +32,14 @@ class Commands(click.Group):
                 stream.reconfigure(errors="backslashreplace")
         if bad := [word for word in args if not _is_unicode(word)]:
             raise click.UsageError(f"{ascii(bad[0])} is not UTF-8. Write it in this terminal's encoding, UTF-8.", ctx)
-        return super().parse_args(ctx, args)
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program; what cannot be printed, such as on a full disk, ends it in a sentence too."""
-        try:
-            return super().main(*args, **kwargs)
-        except OSError as error:
-            if not any(frame.f_code is click.echo.__code__ for frame, _ in walk_tb(error.__traceback__)):
-                raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # Python would try once more as it ends
-            say_error(f"nothing can be printed: {error.strerror}. What was to be done may be done: look before you repeat it.")
-            sys.exit(FAILED)
+        with _printing():  # the help
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with _printing():
+                return super().invoke(ctx)
         except MillraceError as error:
             findings = isinstance(error, NotProvedError)  # a line each
             say_error(str(error) if findings else printable(str(error)))
@@ -64,6 +58,20 @@ class Printable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Escaped: in one line, with its traceback set in after that."""
         return printable_lines(super().format(in_one_line(record)))
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """What cannot be printed, such as on a full disk, ends a command in a sentence; click handles a reader who left."""
+    try:
+        yield
+    except OSError as error:
+        printing = any(frame.f_code is click.echo.__code__ for frame, _ in walk_tb(error.__traceback__))
+        if not printing or error.errno == errno.EPIPE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # Python would try once more as it ends
+        say_error(f"nothing can be printed: {error.strerror}. What was to be done may be done: look before you repeat it.")
+        sys.exit(FAILED)
 
 
 def _is_unicode(word: str) -> bool:
