@@ -1,7 +1,8 @@
 """`millrace alarms`: what the detectors of a pipeline have raised, which of it is open, and how one is closed.
 
 An alarm stands in the detectors' part of every state after it, under its id BRANCH.SEQ.NUMBER. It is open until the ledger
-closes it, or until it lapses: once 64 younger ones of its branch were raised. Closed is not deleted.
+closes it. Closed is not deleted. Of more than 512 the oldest become one, BRANCH.SEQ.0, from the earliest of their onsets on; it
+is open, whatever of them was closed, until it is closed itself.
 
 What closes an alarm: an operator who has looked, everywhere; and for what goes on alone a rollback of the learner, or a replay
 that leaves out records from after the onset, where that begins before the onset. An undo, which goes on from elsewhere, has it
@@ -29,7 +30,7 @@ from millrace.streams.branch.outputs import OVERTAKEN, Output, outputs_of
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Closing, Ledger, append_decision
-from millrace.streams.state.drift import RaisedAlarm, alarm_of, raised_alarms
+from millrace.streams.state.drift import MOST_KEPT, RaisedAlarm, alarm_of, raised_alarms
 
 Cause = Literal["operator", "take-over", "rollback"]
 TAIL = 16 * OVERTAKEN  # outputs among which an alarm is looked for that no checkpoint has yet
@@ -165,7 +166,7 @@ def alarm(instance: Instance, name: str) -> Standing:
     }
     if name not in known:
         listed = ", ".join(known) or "none"
-        raise BadInputError(f"There is no alarm {name!r}. There are: {listed}. It lapses after 64 younger ones.")
+        raise BadInputError(f"There is no alarm {name!r}. There are: {listed}. Of more than {MOST_KEPT} the oldest are one.")
     return known[name]
 
 

@@ -102,7 +102,13 @@ def prospect(archive: Archive, ledger: Ledger, branch: str) -> Prospect:
 
 
 def _in_state(archive: Archive, stretches: Sequence[Stretch], standing: Sequence[Standing]) -> Callable[[Mark], str | None]:
+    earliest: dict[str, Standing] = {}  # by branch: what is older than this one is older than all of the branch
+    for entry in sorted(standing, key=lambda entry: entry.raised.alarm.onset_rows):
+        earliest.setdefault(entry.raised.branch, entry)
+
     def has_rows_of(mark: Mark) -> str | None:
+        if all(older(archive, stretches, mark, entry.raised) for entry in earliest.values()):
+            return None
         return next((entry.raised.id for entry in standing if not older(archive, stretches, mark, entry.raised)), None)
 
     return has_rows_of
