@@ -6,6 +6,9 @@ sequence or a mark of direction would change what stands beside it.
 
 from __future__ import annotations
 
+import copy
+import logging
+
 MOST_WRITTEN = 1000  # characters of what an operator writes, such as a reason
 
 
@@ -28,3 +31,13 @@ def printable_lines(text: str) -> str:
     'it failed\\n  INFO all is well'
     """
     return "\n  ".join(map(printable, text.split("\n")))
+
+
+def in_one_line(record: logging.LogRecord) -> logging.LogRecord:
+    """A record whose message has no line break, for it may come from data; its traceback, which is ours, is as it was."""
+    message = record.getMessage()
+    if "\n" not in message:
+        return record
+    record = copy.copy(record)
+    record.msg, record.args = message.replace("\n", "\\n"), None
+    return record

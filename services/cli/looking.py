@@ -20,7 +20,7 @@ def status(call: Call, branch: str | None) -> None:
     from millrace.services.serving import status as endpoint_status
 
     facts = (
-        looking.status(call.instance, branch or looking.live_branch(call.instance))
+        looking.status(call.instance, branch or looking.shown_branch(call.instance))
         | mirror.describe(call.instance)
         | endpoint_status.served(call.instance)
     )

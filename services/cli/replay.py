@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from millrace.services.replay.plan import Origin
     from millrace.streams.journal.exclusions import Exclusion
 
+OFFSET_DIGITS = 18  # at most, of what a log counts in 64 bits
 MS_DIGITS = 13  # of milliseconds since 1970, from 2001 to 2286
 DATES = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # without dashes, by their digits
 
@@ -32,9 +33,13 @@ def _offsets(text: str) -> Exclusion:
 
     tp, _, offsets = text.rpartition(":")
     first, dash, last = offsets.partition("-")
-    if not (tp and ":" in tp and dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+    if not (tp and ":" in tp and dash and _is_offset(first) and _is_offset(last) and int(first) <= int(last)):
         raise click.BadParameter(f"{text!r}: write TOPIC:PARTITION:FIRST-LAST, such as digits:0:600-899")
     return OffsetRange(tp, int(first), int(last) + 1)
+
+
+def _is_offset(text: str) -> bool:
+    return text.isdecimal() and len(text) <= OFFSET_DIGITS
 
 
 def _time(text: str) -> Exclusion:
@@ -43,7 +48,7 @@ def _time(text: str) -> Exclusion:
     first, _, last = text.partition("..")
     try:
         start, stop = (_milliseconds(part) for part in (first, last))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # OverflowError: at an end of the calendar, in another zone
         raise click.BadParameter(f"{text!r}: write FROM..TO, such as 2026-11-21T02:10..2026-11-21T02:30") from error
     if start >= stop:
         raise click.BadParameter(f"{text!r}: ends before it begins")
@@ -51,7 +56,10 @@ def _time(text: str) -> Exclusion:
 
 
 def _milliseconds(text: str) -> int:
-    """Since 1970, or a date and time, which are this machine's where they name no zone. Raises: BadParameter, ValueError."""
+    """Since 1970, or a date and time, which are this machine's where they name no zone.
+
+    Raises: BadParameter; ValueError for what is none of these; OverflowError for one that is of no year in another zone.
+    """
     if text.isdecimal():
         if len(text) != MS_DIGITS and text != "0":
             readings = "; ".join(f"{kind} it is {reading}" for kind, reading in _readings(text))
@@ -105,7 +113,7 @@ def _excluded(_ctx: click.Context, param: click.Parameter, texts: tuple[str, ...
 
 def _places(_ctx: click.Context, _param: click.Parameter, text: str | None) -> dict[str, int] | None:
     pairs = [place.rpartition("=") for place in text.split(",")] if text else []
-    if invalid := [pair for pair in pairs if ":" not in pair[0] or not pair[2].isdecimal()]:
+    if invalid := [pair for pair in pairs if ":" not in pair[0] or not _is_offset(pair[2])]:
         raise click.BadParameter(
             f"{''.join(invalid[0])!r}: write TOPIC:PARTITION=OFFSET, such as digits:0=600, commas between them"
         )
@@ -115,7 +123,7 @@ def _places(_ctx: click.Context, _param: click.Parameter, text: str | None) -> d
 def _since(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
     try:
         return None if text is None else _milliseconds(text)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise click.BadParameter(f"{text!r}: write a date and time, such as 2026-11-21T02:10") from error
 
 
@@ -248,9 +256,10 @@ def take_over(call: Call, seen: str | None, reason: str, yes: bool) -> None:
     from millrace.services.replay import run as replaying
 
     succession = replaying.plan_take_over(call.instance)
-    hold_to(call, seen, succession.change.before not in (succession.planned_from, succession.change.to), yes)
-    if yes:
-        replaying.take_over(call.instance, succession, reason)
+    change, ledger = succession.change, succession.ledger
+    hold_to(call, ledger, seen, change.before not in (succession.planned_from, change.to), yes, change.to)
+    for name in replaying.take_over(call.instance, succession, reason) if yes else ():
+        call.note(f"Alarm {name} stays open: the replay leaves out no record from after its onset, or began after that.")
     settle_words(call, succession.change, yes, succession.rows)
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from millrace.learners.errors import MillraceError
 from millrace.services.cli.options import UNCHANGED, Call, log_format_option, on_pipeline, reason_option, yes_option
 
 if TYPE_CHECKING:
     from millrace.services.decisions.decide import Change, Naming
+    from millrace.streams.journal.ledger import Ledger, Target
 
 
 def confirm(call: Call, change: Change | Naming, reason: str, yes: bool) -> None:
@@ -35,13 +37,15 @@ def settle_words(call: Call, change: Change | Naming, yes: bool, more: dict[str,
         click.echo(f"undo: {back}", err=True)
 
 
-def hold_to(call: Call, seen: str | None, relative: bool, yes: bool) -> None:
-    """Say what is in force; refuse a command that is relative to it where that is another's, or not what was ``seen``."""
+def hold_to(call: Call, ledger: Ledger, seen: str | None, relative: bool, yes: bool, own: Target | None = None) -> None:
+    """Say what is in force; refuse a command that is relative to it where that is another's, or not what was ``seen``.
+
+    ``ledger``: by which the command was chosen, or will be, so that both are of the same moment.
+    """
     from millrace.services.decisions import in_force
 
-    ledger = call.instance.ledger()
     if yes and (relative or seen is not None):
-        in_force.refuse_other(ledger, seen)
+        in_force.refuse_other(ledger, seen, own)
     if not yes and (words := in_force.in_force_words(ledger)) is not None:
         call.note(f"In force: {words}.")
 
@@ -50,8 +54,12 @@ def confirm_rollback(call: Call, version: str | None, seen: str | None, reason: 
     """Show a rollback, do it where ``yes``, and say why it goes there; its plan lists open alarms and candidates."""
     from millrace.services.decisions import rollback
 
-    hold_to(call, seen, version is None, yes)
-    chosen = rollback.choose_rollback(call.instance, version)
+    ledger = call.instance.ledger()
+    hold_to(call, ledger, seen, version is None, yes)
+    chosen = rollback.choose_rollback(call.instance, version, ledger)
+    if chosen.refused:
+        call.show(chosen.candidates)
+        raise MillraceError(chosen.refused + _verify(call, chosen.unverified))
     if version is None:
         call.note(f"Why {chosen.change.to.version}: {chosen.why}.")
     confirm(call, chosen.change, reason, yes)
@@ -59,12 +67,18 @@ def confirm_rollback(call: Call, version: str | None, seen: str | None, reason: 
         call.show(rows)
 
 
+def _verify(call: Call, version: str | None) -> str:
+    """The command that proves a version, where there is one to prove."""
+    return "" if version is None else f" Verify it: {shlex.join(['millrace', 'verify', *call.words, '--version', version])}"
+
+
 def confirm_learner(call: Call, version: str | None, seen: str | None, reason: str, yes: bool) -> None:
     """Show a rollback of the learner, do it where ``yes``, and say last how to undo it."""
     from millrace.services.replay import learner_rollback
 
-    rewinding = learner_rollback.plan_learner(call.instance, version)
-    hold_to(call, seen, version is None and rewinding.operation is None, yes)
+    rewinding = learner_rollback.plan_learner(call.instance, version, seen)
+    relative = version is None and rewinding.operation is None
+    hold_to(call, rewinding.ledger, seen, relative, yes, rewinding.change.to)
     newest = learner_rollback.roll_back(call.instance, rewinding, reason) if yes else None
     call.show([rewinding.rows | learner_rollback.endpoint_words(rewinding) | {"done": yes}])
     if newest is None:

@@ -1,10 +1,12 @@
 """`millrace alarms`: what the detectors of a pipeline have raised, which of it is open, and how one is closed.
 
 An alarm stands in the detectors' part of every state after it, under its id BRANCH.SEQ.NUMBER. It is open until the ledger
-closes it, or until it lapses: once 64 younger ones of its branch were raised. Closed is not deleted.
+closes it. Closed is not deleted. Of more than 512 the oldest become one, BRANCH.SEQ.0, from the earliest of their onsets on; it
+is open, whatever of them was closed, until it is closed itself.
 
-What closes an alarm: an operator who has looked; a replay that takes over, or a rollback of the learner, where that goes on
-from a version that has learned no row since the onset. Nothing else does. That answers are good again closes nothing: a model
+What closes an alarm: an operator who has looked, everywhere; and for what goes on alone a rollback of the learner, or a replay
+that leaves out records from after the onset, where that begins before the onset. An undo, which goes on from elsewhere, has it
+open again. Nothing else closes one. That answers are good again closes nothing: a model
 that has learned poison among good rows answers well, too.
 """
 
@@ -12,25 +14,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from millrace.learners.drift.alarms import Alarm
 from millrace.learners.errors import BadInputError
-from millrace.services.decisions.descent import Stretch, descent, older
+from millrace.services.decisions.descent import Stretch, descent, judged_branch
 from millrace.services.errors import NotCountedError, NotReadyError
 from millrace.services.moments import moment
 from millrace.services.pipeline.archive import Archive
-from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.pipeline.instance import Instance
 from millrace.services.user import user_name
 from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.outputs import OVERTAKEN, Output, outputs_of
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Mark
 from millrace.streams.journal.ledger import Closing, Ledger, append_decision
-from millrace.streams.state.drift import RaisedAlarm, alarm_of, raised_alarms
+from millrace.streams.state.drift import MOST_KEPT, RaisedAlarm, alarm_of, raised_alarms
 
+Cause = Literal["operator", "take-over", "rollback"]
 TAIL = 16 * OVERTAKEN  # outputs among which an alarm is looked for that no checkpoint has yet
 
 
@@ -130,28 +132,24 @@ def _without_ids(
 
 
 def standing_in(archive: Archive, ledger: Ledger, stretches: Iterable[Stretch]) -> list[Standing]:
-    """The alarms of a line of descent, oldest branch first. Raises: as ``raised_in``."""
+    """The alarms of a line of descent, oldest branch first, each as it stands there. Raises: as ``raised_in``."""
     found: dict[str, Standing] = {}
-    for stretch in reversed(list(stretches)):
+    stretches = list(stretches)
+    through = [stretch.branch for stretch in stretches]
+    for stretch in reversed(stretches):
         for branch in archive.instance.shards(stretch.branch):
             if archive.instance.has_branch(branch):
                 for raised, kind in raised_in(archive, branch):
-                    found.setdefault(raised.id, Standing(raised, kind, ledger.closed.get(raised.id)))
+                    found.setdefault(raised.id, Standing(raised, kind, ledger.closing_of(raised.id, through)))
     return list(found.values())
 
 
-def live(ledger: Ledger) -> str | None:
-    """The branch that the endpoint follows, or whose version it serves."""
-    target = ledger.serving.get(ENDPOINT)
-    return None if target is None else target.follow or str(target.version).rpartition(".")[0]
-
-
 def alarms(instance: Instance, branch: str | None) -> list[Standing]:
-    """Of ``branch``, else of the live one, and of the branches that it comes from. Raises: as ``raised_in``."""
+    """Of a branch and those that it comes from; None: by which the endpoint is judged. Raises: as ``raised_in``."""
     if not instance.branches():
         return []
     archive, ledger = Archive(instance), instance.ledger()
-    branch = branch or live(ledger)
+    branch = branch or judged_branch(archive, ledger)
     return [] if branch is None else standing_in(archive, ledger, descent(archive, branch))
 
 
@@ -159,16 +157,16 @@ def alarm(instance: Instance, name: str) -> Standing:
     """One, by its id. Raises: BadInputError naming those that there are."""
     branch = name.split(".")[0]
     archive, ledger = Archive(instance), instance.ledger()
-    branches = [live(ledger), branch if instance.has_branch(branch) else None]
+    branches = [branch if instance.has_branch(branch) else None, judged_branch(archive, ledger)]
     known = {
-        entry.raised.id: entry
+        entry.raised.id: entry  # as it stands by the last of them that has it
         for begin in branches
         if begin is not None
         for entry in standing_in(archive, ledger, descent(archive, begin))
     }
     if name not in known:
         listed = ", ".join(known) or "none"
-        raise BadInputError(f"There is no alarm {name!r}. There are: {listed}. It lapses after 64 younger ones.")
+        raise BadInputError(f"There is no alarm {name!r}. There are: {listed}. Of more than {MOST_KEPT} the oldest are one.")
     return known[name]
 
 
@@ -188,36 +186,14 @@ def _closed(closing: Closing) -> str:
     )
 
 
-def close(
-    instance: Instance, names: Iterable[str], reason: str, cause: Literal["operator", "take-over", "rollback"] = "operator"
-) -> None:
-    """Say in the ledger that alarms no longer stand. Raises: NotCountedError where another hand was faster."""
-    closings = [
-        Closing(who=user_name(), why=reason, when_ms=time.time_ns() // 1_000_000, alarm=name, cause=cause) for name in names
-    ]
+def close(instance: Instance, names: Iterable[str], reason: str, cause: Cause = "operator", branch: str | None = None) -> None:
+    """Say in the ledger that alarms no longer stand; None: on no branch. Raises: NotCountedError where another was faster."""
+    signed: dict[str, Any] = {"who": user_name(), "why": reason, "when_ms": time.time_ns() // 1_000_000}
+    closings = [Closing(**signed, alarm=name, cause=cause, branch=branch) for name in names]
     for closing in closings:
         append_decision(instance.ledger_stream(), closing)
     ledger = instance.ledger()
-    if uncounted := [closing for closing in closings if closing not in ledger.counted]:
-        raise NotCountedError("This was written and does not count. " + _closed(ledger.closed[uncounted[0].alarm]))
-
-
-def close_left_behind(
-    instance: Instance, ended: str, version: str | None, cause: Literal["take-over", "rollback"], reason: str
-) -> list[str]:
-    """Close what stands of a branch that ended, where that which goes on began with ``version`` and so without its rows.
-
-    A version that has learned no row since the onset of an alarm has nothing of what it was raised for; None: it began with
-    nothing. What goes on is watched anew, by its own detectors. Raises: DamageError where a journal is damaged.
-    """
-    archive, ledger = Archive(instance), instance.ledger()
-    stretches = list(descent(archive, ended))
-    mark = None if version is None else archive.mark(version)
-    left = [
-        entry.raised.id
-        for entry in standing_in(archive, ledger, stretches)
-        if entry.closing is None and (mark is None or older(archive, stretches, mark, entry.raised))
-    ]
-    with suppress(NotCountedError):  # somebody closed one meanwhile, which is as well
-        close(instance, left, reason, cause)
-    return left
+    for closing in closings:
+        first = ledger.closing_of(closing.alarm, [] if branch is None else [branch])
+        if closing not in ledger.counted and first is not None:
+            raise NotCountedError("This was written and does not count. " + _closed(first))

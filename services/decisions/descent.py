@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from millrace.learners.errors import MillraceError
 from millrace.services.pipeline.archive import Archive
+from millrace.services.pipeline.instance import ENDPOINT
+from millrace.services.pipeline.succession import branch_of, live_branch
 from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.forks import learner_of
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Fork, Mark
+from millrace.streams.journal.ledger import Ledger
 from millrace.streams.journal.store import Store
 from millrace.streams.state.drift import RaisedAlarm
 
@@ -24,6 +27,7 @@ class Stretch:
     branch: str
     marks: list[Mark]  # oldest first, to where the younger branch begins
     rows: int  # of this branch that the younger one's learner has learned; ``UNKNOWN``: all, or nobody can say
+    read_again: bool = False  # whether the younger one reads the records that this one had after those rows
 
     @property
     def versions(self) -> list[Mark]:
@@ -33,10 +37,10 @@ class Stretch:
 
 def descent(archive: Archive, branch: str) -> Iterator[Stretch]:
     """The branch, the one that its learner comes from, and so on. Raises: MillraceError where there is no such branch."""
-    store, until, rows = archive.instance.store(), UNKNOWN, UNKNOWN
+    store, until, rows, read_again = archive.instance.store(), UNKNOWN, UNKNOWN, False
     while True:
         summary = archive.summary(branch)
-        yield Stretch(branch, [mark for mark in summary.marks if mark.state_seq <= until], rows)
+        yield Stretch(branch, [mark for mark in summary.marks if mark.state_seq <= until], rows, read_again)
         if summary.fork is None or summary.fork.parent is None:
             return
         origin = _origin(store, summary.fork)
@@ -44,6 +48,20 @@ def descent(archive: Archive, branch: str) -> Iterator[Stretch]:
         if not archive.instance.has_branch(branch):
             return
         until, rows = int(seq), _rows_at(archive, summary.fork, summary.marks, origin)
+        read_again = summary.fork.learner_from == summary.fork.join_from
+
+
+def judged_branch(archive: Archive, ledger: Ledger) -> str | None:
+    """By whose alarms and versions the endpoint is judged: the live branch's, where what is served is of its past.
+
+    Else of the branch that is served: one that has ended and is followed all the same, or a version that nothing goes on from.
+    None: nothing was ever served.
+    """
+    target, live = ledger.serving.get(ENDPOINT), live_branch(archive, ledger)
+    if target is None or live is None or branch_of(target) == live or not archive.instance.has_branch(live):
+        return live
+    past = (mark.version for stretch in descent(archive, live) for mark in stretch.versions)
+    return live if target.version is not None and target.version in past else branch_of(target)
 
 
 def _origin(store: Store, fork: Fork) -> str:
@@ -73,8 +91,15 @@ def learned_of(store: Store, mark: Mark) -> int:
 
 
 def older(archive: Archive, stretches: Sequence[Stretch], mark: Mark, raised: RaisedAlarm) -> bool:
-    """Whether a marked state has learned no row since the onset of an alarm of the same descent."""
-    return shared_rows(archive, stretches, mark, raised.branch) <= raised.alarm.onset_rows
+    """Whether a marked state has learned no row since the onset of an alarm of the same descent.
+
+    A replay reads again what followed its start: of an alarm that its take-over has not closed nobody can say that it did not.
+    """
+    shared = shared_rows(archive, stretches, mark, raised.branch)
+    if shared > raised.alarm.onset_rows:
+        return False
+    stretch = next((stretch for stretch in stretches if stretch.branch == raised.branch), None)
+    return stretch is None or not stretch.read_again or learned_of(archive.instance.store(), mark) <= shared
 
 
 def shared_rows(archive: Archive, stretches: Sequence[Stretch], mark: Mark, branch: str) -> int:

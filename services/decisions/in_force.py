@@ -34,8 +34,11 @@ def name_of(target: Target | None) -> str | None:
     return None if target is None else target.version or target.follow
 
 
-def refuse_other(ledger: Ledger, seen: str | None) -> None:
+def refuse_other(ledger: Ledger, seen: str | None, own: Target | None = None) -> None:
     """For a relative command that is to be done. ``seen``: what --while says is in force.
+
+    ``own``: what an operation lets the endpoint answer from. Where it has done so before it was killed, it goes on: what was in
+    force before is what was seen.
 
     Raises: NotCountedError naming the decision where another is in force than was seen, or, with nothing said, where one was
     made within the last minute. The first of a pipeline, which nobody made, is none.
@@ -44,6 +47,8 @@ def refuse_other(ledger: Ledger, seen: str | None) -> None:
     if decision is None:
         return
     current = name_of(decision.to)
+    if own is not None and decision.to == own and seen in (None, name_of(decision.before)):
+        return
     if seen is not None and seen != current:
         raise NotCountedError(f"--while {seen}: in force is {in_force_words(ledger)}. Nothing was changed.")
     age_ms = time.time_ns() // 1_000_000 - decision.when_ms

@@ -23,6 +23,7 @@ from millrace.streams.journal.journal import Cursor, counted
 from millrace.streams.journal.ledger import Ledger
 
 LAST_GOOD = "last-good"  # the alias
+NOT_VERIFIED = "not verified"  # the only thing against a version: nobody has proved it yet
 BASELINES = ("last", "majority", "mean")  # begin the names of what every score is compared with
 
 
@@ -45,6 +46,7 @@ class Prospect:
 
     archive: Archive
     ledger: Ledger
+    branch: str
     alarms: list[Standing]  # that are open, oldest first
     versions: list[Mark]  # of the branch and of those that it comes from, oldest first
     _has_rows_of: Callable[[Mark], str | None]  # the open alarm since whose onset a marked state has learned rows
@@ -57,13 +59,18 @@ class Prospect:
             if mark.version not in self.ledger.released:
                 yield Candidate(mark, self._against(mark))
 
+    def candidate(self, version: str | None) -> Candidate | None:
+        """A version of this descent, such as the one that is served; None where it is none."""
+        mark = next((mark for mark in self.versions if mark.version == version), None) if version is not None else None
+        return None if mark is None else Candidate(mark, self._against(mark))
+
     def _against(self, mark: Mark) -> str:
         certificate = self.ledger.certificates.get(str(mark.version))
         if certificate is not None and not certificate.holds:
             return "differs from its log"
         if (alarm := self._has_rows_of(mark)) is not None:
             return f"has rows since the onset of {alarm}"
-        return "not verified" if certificate is None else ""
+        return NOT_VERIFIED if certificate is None else ""
 
     def row(self, candidate: Candidate, taken: str | None) -> dict[str, Any]:
         """A candidate to show: as of when, after how many rows, how good its answers were, and what its certificate says."""
@@ -91,11 +98,17 @@ def prospect(archive: Archive, ledger: Ledger, branch: str) -> Prospect:
     versions = [mark for stretch in reversed(stretches) for mark in stretch.versions]
     merged = archive.instance.shards(branch) != [branch]
     has_rows_of = _in_merge(archive, branch, standing) if merged else _in_state(archive, stretches, standing)
-    return Prospect(archive, ledger, standing, versions, has_rows_of)
+    return Prospect(archive, ledger, branch, standing, versions, has_rows_of)
 
 
 def _in_state(archive: Archive, stretches: Sequence[Stretch], standing: Sequence[Standing]) -> Callable[[Mark], str | None]:
+    earliest: dict[str, Standing] = {}  # by branch: what is older than this one is older than all of the branch
+    for entry in sorted(standing, key=lambda entry: entry.raised.alarm.onset_rows):
+        earliest.setdefault(entry.raised.branch, entry)
+
     def has_rows_of(mark: Mark) -> str | None:
+        if all(older(archive, stretches, mark, entry.raised) for entry in earliest.values()):
+            return None
         return next((entry.raised.id for entry in standing if not older(archive, stretches, mark, entry.raised)), None)
 
     return has_rows_of

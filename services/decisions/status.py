@@ -10,13 +10,13 @@ import msgspec
 
 from millrace.learners.drift.alarms import Alarm, DriftConfig
 from millrace.services.config.names import BRANCH
-from millrace.services.decisions.alarms import alarms, live
+from millrace.services.decisions.alarms import alarms
 from millrace.services.decisions.exclusions import exclusion_words
 from millrace.services.errors import NotReadyError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.expiry import expiry_facts
 from millrace.services.pipeline.instance import Instance, require_branch
-from millrace.services.pipeline.succession import heir_of
+from millrace.services.pipeline.succession import live_branch
 from millrace.streams.branch.branch import fates_of, load_part
 from millrace.streams.branch.forks import excluded, learner_of
 from millrace.streams.branch.outputs import Output, last_output
@@ -82,10 +82,10 @@ def of_entities(figures: Mapping[str, int]) -> Iterator[tuple[str, str, int]]:
         yield what, "moved" if name == "events" else name, count
 
 
-def live_branch(instance: Instance) -> str:
-    """The branch that is served, or the one that goes on in its place; before anything is served the first one."""
-    branch = live(instance.ledger()) if instance.branches() else None
-    return heir_of(Archive(instance), branch) if branch is not None and instance.has_branch(branch) else BRANCH
+def shown_branch(instance: Instance) -> str:
+    """The live branch; before anything is served the first one."""
+    branch = live_branch(Archive(instance), instance.ledger()) if instance.branches() else None
+    return branch if branch is not None and instance.has_branch(branch) else BRANCH
 
 
 def _merged(instance: Instance, branch: str) -> dict[str, Any]:

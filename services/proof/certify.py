@@ -18,6 +18,7 @@ from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.expiry import expire
 from millrace.services.pipeline.instance import Instance, require_branch
+from millrace.services.printable import printable
 from millrace.services.proof.merges import is_merged, merge_again, merged_from
 from millrace.services.proof.verify import certify, prove, proven
 from millrace.streams.branch.verify import Report, verify_version
@@ -54,7 +55,7 @@ def _prove_version(instance: Instance, version: str, nearest: bool, budget_s: fl
     if report.findings:
         if certificate is None or certificate.holds:
             certify(instance, mark, report, f"{DIFFERS}: {report.findings[0].what}")
-        raise NotProvedError("\n".join(str(finding) for finding in report.findings))
+        raise NotProvedError("\n".join(printable(str(finding)) for finding in report.findings))
     if not report.proved:
         raise NotProvedError(
             f"Version {version} was learned on another kind of host; there is nothing to compare it with here."

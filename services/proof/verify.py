@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.instance import Instance, require_branch
+from millrace.services.printable import printable
 from millrace.services.user import user_name
 from millrace.streams.branch.verify import Report, verify_with_marks
 from millrace.streams.errors import StorageError
@@ -29,7 +30,7 @@ def prove(instance: Instance, branch: str) -> Report:
     report, marks = verify_with_marks(instance.fold_spec, instance.backends(branch), branch, keep)
     findings = [str(finding) for finding in report.findings] + _belied(certificates, branch, marks)
     if findings:
-        raise NotProvedError("\n".join(findings))
+        raise NotProvedError("\n".join(map(printable, findings)))
     ledger.follow(instance.ledger_stream())  # others certify meanwhile
     for mark in report.proved:
         if mark.version is not None and (mark.version not in certificates or not certificates[mark.version].holds):

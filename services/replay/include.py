@@ -15,7 +15,7 @@ from millrace.services.decisions.exclusions import without_times
 from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
-from millrace.services.replay.plan import live_branch
+from millrace.services.pipeline.succession import live_branch
 from millrace.services.user import user_name
 from millrace.streams.journal.exclusions import describe
 from millrace.streams.journal.ledger import Include, append_decision

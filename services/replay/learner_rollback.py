@@ -21,15 +21,16 @@ from typing import Any
 import msgspec
 
 from millrace.learners.errors import MillraceError
-from millrace.services.decisions.alarms import close_left_behind
 from millrace.services.decisions.decide import Change, decide, describe
+from millrace.services.decisions.in_force import in_force_words, name_of
 from millrace.services.decisions.rollback import learner_version, name_last_good
 from millrace.services.errors import BusyError, NotCountedError, NotProvedError, OutdatedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
-from millrace.services.pipeline.succession import heir_of
+from millrace.services.pipeline.succession import heir_of, live_branch
+from millrace.services.replay.left_behind import close_left_behind
 from millrace.services.replay.operations import advance, describe_operation, new_branch, planned_operation, refuse_other, step
-from millrace.services.replay.plan import as_of_parent, changed_state, live_branch, plans
+from millrace.services.replay.plan import as_of_parent, changed_state, plans
 from millrace.services.training.run import identity_of_worker
 from millrace.streams.branch.branch import load_part
 from millrace.streams.branch.forks import begin_fork, compose, excluded, rewound_fork
@@ -37,7 +38,7 @@ from millrace.streams.branch.host import use_threads
 from millrace.streams.branch.learner_rollback import is_learned
 from millrace.streams.errors import DamageError, EndedError, ReplacedError
 from millrace.streams.journal.entries import Fork, Mark
-from millrace.streams.journal.ledger import Ledger, Operation, OperationState, Target
+from millrace.streams.journal.ledger import Ledger, Operation, OperationState, Serve, Target
 from millrace.streams.journal.store import read_checkpoint
 from millrace.streams.worker.worker import Worker
 
@@ -62,11 +63,13 @@ class Rewinding:
     operation: Operation | None  # None: not begun
     change: Change  # of the endpoint
     rows: dict[str, Any]  # to show
+    ledger: Ledger  # by which all of this was found
 
 
-def plan_learner(instance: Instance, version: str | None) -> Rewinding:
+def plan_learner(instance: Instance, version: str | None, seen: str | None = None) -> Rewinding:
     """To ``version``, else to the one that is served, else to the last good one; or what is under way, gone on with.
 
+    ``seen``: what the operator knows to be in force, else what was in force when it was begun.
     Raises: BusyError where another operation is; MillraceError where there is no such version or it has read further than the
     branch; ConfigError where its state is no longer this pipeline's; NotProvedError where it differs from its log.
     """
@@ -81,8 +84,31 @@ def plan_learner(instance: Instance, version: str | None) -> Rewinding:
     else:
         refuse_other(ledger, None)
         operation, plan = None, _new_plan(archive, ledger, version)
-    change = Change(ledger.serving.get(ENDPOINT), Target(follow=plan.branch))
-    return Rewinding(plan, operation, change, _rows(archive, plan))
+    before, to = ledger.serving.get(ENDPOINT), Target(follow=plan.branch)
+    if operation is not None and seen is None and before != to:
+        before = _served_when_planned(ledger, operation)
+    return Rewinding(plan, operation, Change(before, to), _rows(archive, plan), ledger)
+
+
+def _served_when_planned(ledger: Ledger, operation: Operation) -> Target | None:
+    """What was in force when an operation was begun."""
+    served: Target | None = None
+    for decision in ledger.counted:
+        if isinstance(decision, Operation) and decision.id == operation.id:
+            break
+        if isinstance(decision, Serve) and decision.endpoint == ENDPOINT:
+            served = decision.to
+    return served
+
+
+def _refuse_decided(instance: Instance, change: Change, outcome: str) -> None:
+    """Raises: NotCountedError where somebody has decided otherwise since a rollback was begun."""
+    ledger = instance.ledger()
+    if (current := ledger.serving.get(ENDPOINT)) not in (change.before, change.to):
+        raise NotCountedError(
+            f"Another decision was made since this rollback was begun: {in_force_words(ledger)}. {outcome} To go on, say that "
+            f"you have seen it: the same command with --while {name_of(current)}."
+        )
 
 
 def is_rollback(instance: Instance, operation: Operation) -> bool:
@@ -138,15 +164,16 @@ def roll_back(instance: Instance, rewinding: Rewinding, reason: str) -> str:
         raise OutdatedError(f"Version {plan.version} is not the one that was planned with. Restore the journal from a copy.")
     with instance.hold(plan.ends, take_over=True):
         try:
-            newest = _ended(archive, plan, mark)
+            newest = _ended(archive, plan, rewinding.change, mark)
         except EndedError:
             raise
         except ReplacedError as error:
             message = f"Another process took branch {plan.ends} meanwhile. Give the same command again; it goes on."
             raise ReplacedError(message) from error
         begin_fork(instance.fold_spec, instance.backends(plan.branch), _fork(archive, plan, newest, mark), mark.branch)
-    decide(instance, Change(instance.ledger().serving.get(ENDPOINT), Target(follow=plan.branch)), reason)
-    close_left_behind(instance, plan.ends, plan.version, "rollback", reason)
+    _refuse_decided(instance, rewinding.change, f"Branch {plan.branch} is there, and the endpoint does not follow it.")
+    decide(instance, rewinding.change, reason)
+    close_left_behind(instance, plan.ends, plan.branch, plan.version, reason)
     name_last_good(instance)
     while (state := NEXT.get(operation.state)) is not None:
         operation = advance(instance, operation, state, reason)
@@ -170,7 +197,7 @@ def _fork(archive: Archive, plan: LearnerPlan, newest: Mark, version: Mark) -> F
     return as_of_parent(archive, rewound_fork(archive.instance.fold_spec, backends, plan.branch, newest, version, exclude))
 
 
-def _ended(archive: Archive, plan: LearnerPlan, version: Mark) -> Mark:
+def _ended(archive: Archive, plan: LearnerPlan, change: Change, version: Mark) -> Mark:
     """The last version of the branch that ends: of its very end, after which nothing counts."""
     instance, summary = archive.instance, archive.summary(plan.ends)
     if summary.end.ended is None:
@@ -183,6 +210,7 @@ def _ended(archive: Archive, plan: LearnerPlan, version: Mark) -> Mark:
         worker.apply_ledger()  # what was decided for this branch holds for the one in its place
         worker.close()
         _gate(archive, plan, archive.mark(str(worker.newest_version)), version)
+        _refuse_decided(instance, change, "Nothing ended.")
         worker.end("rollback", plan.branch)
         summary = archive.summary(plan.ends)
     if summary.end.ended is None or summary.end.ended.successor != plan.branch:

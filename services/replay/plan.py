@@ -18,7 +18,7 @@ from millrace.services.decisions.versions import meant
 from millrace.services.errors import OutdatedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
-from millrace.services.pipeline.succession import heir_of
+from millrace.services.pipeline.succession import live_branch
 from millrace.services.replay.backfill import Backfill, backfill_of
 from millrace.services.replay.operations import new_branch
 from millrace.services.replay.read_before import Named, read_before, refuse_idle
@@ -191,12 +191,6 @@ def first_since(source: Source, tp: str, since_ms: int) -> int:
             if event.timestamp_ms >= since_ms:
                 return event.offset
     return high
-
-
-def live_branch(archive: Archive, ledger: Ledger) -> str | None:
-    """The branch that the endpoint follows, or whose version it serves, or the one that goes on in its place; None: no yet."""
-    target = ledger.serving.get(ENDPOINT)
-    return None if target is None else heir_of(archive, target.follow or str(target.version).rpartition(".")[0])
 
 
 def _changed_since(archive: Archive, live: str | None) -> list[str]:

@@ -16,24 +16,25 @@ from types import FrameType
 from typing import Any
 
 from millrace.learners.errors import BadInputError, MillraceError
-from millrace.services.decisions.alarms import close_left_behind
 from millrace.services.decisions.decide import Change, decide
 from millrace.services.decisions.rollback import name_last_good
 from millrace.services.errors import NotProvedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
-from millrace.services.pipeline.succession import heir_of, successor_of
+from millrace.services.pipeline.succession import heir_of, live_branch, successor_of
 from millrace.services.processes import COMMAND
 from millrace.services.replay.backfill import filled, topic_of
 from millrace.services.replay.learner_rollback import is_rollback
+from millrace.services.replay.left_behind import close_left_behind
 from millrace.services.replay.operations import advance, describe_operation, planned_operation, refuse_other, step
-from millrace.services.replay.plan import SHORTEST, ReplayPlan, check_plan, fork_of, live_branch, load_plan
+from millrace.services.replay.plan import SHORTEST, ReplayPlan, check_plan, fork_of, load_plan
 from millrace.streams.branch.branch import Backends, restore
 from millrace.streams.branch.forks import begin_fork, end_branch
 from millrace.streams.branch.host import use_threads
 from millrace.streams.branch.read_order import ReadRange, Retraced, future, onward, past
 from millrace.streams.errors import ReplacedError
 from millrace.streams.journal.entries import Fork
+from millrace.streams.journal.exclusions import Exclusion
 from millrace.streams.journal.journal import Summary
 from millrace.streams.journal.ledger import Ledger, Operation, OperationState, Target
 from millrace.streams.records import tp_name
@@ -255,6 +256,8 @@ class Succession:
     ends: str  # the branch that goes no further; the new one itself where that has been done
     version: str | None  # that the new one began with
     planned_from: Target | None  # what was in force when it was planned
+    exclude: list[Exclusion]  # what the new one leaves out
+    ledger: Ledger  # by which all of this was found
 
     @property
     def rows(self) -> dict[str, Any]:
@@ -269,21 +272,23 @@ def plan_take_over(instance: Instance) -> Succession:
     _, plan = load_plan(instance, operation.plan_sha256)
     change = Change(ledger.serving.get(ENDPOINT), Target(follow=operation.branch))
     ends = plan.branch if plan.ends is None else heir_of(Archive(instance), plan.ends)
-    return Succession(operation, change, ends, plan.version, plan.serves)
+    return Succession(operation, change, ends, plan.version, plan.serves, plan.exclude, ledger)
 
 
-def take_over(instance: Instance, succession: Succession, reason: str) -> None:
+def take_over(instance: Instance, succession: Succession, reason: str) -> list[str]:
     """Serve the new branch, then end the old one; the trainer goes on with the new one by itself. Done twice, it is done once.
 
+    Returns: the alarms of rows that it has not left out; they stay open for the new branch.
     Raises: NotCountedError where somebody has decided otherwise meanwhile; nothing is ended then.
     """
-    branch = succession.operation.branch
+    branch, still_open = succession.operation.branch, list[str]()
     decide(instance, succession.change, reason)
     if succession.ends != branch:
-        close_left_behind(instance, succession.ends, succession.version, "take-over", reason)
+        still_open = close_left_behind(instance, succession.ends, branch, succession.version, reason, succession.exclude)
         end_branch(instance.journal(succession.ends), succession.ends, instance.host, "replay", branch)
         name_last_good(instance)
     advance(instance, succession.operation, "taken-over", reason)
+    return still_open
 
 
 def plan_abort(instance: Instance, name: str | None = None) -> Operation:

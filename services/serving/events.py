@@ -14,9 +14,10 @@ from typing import Literal
 import click
 import msgspec
 
-from millrace.services.printable import printable_lines
+from millrace.services.printable import printable, printable_lines
 
 Form = Literal["text", "json"]
+TRACEBACK = "\nTraceback (most recent call last):\n"
 LONGEST = 1 << 15  # characters of a message
 
 
@@ -59,7 +60,9 @@ def line(event: Event, form: Form) -> str:
     """
     if form == "json":
         return msgspec.json.encode(event).decode()
-    return f"{event.level} {'' if event.process == 'up' else event.process + ': '}{printable_lines(event.message)}"
+    message, traceback, rest = event.message.partition(TRACEBACK)  # line breaks of the message may come from data
+    process = "" if event.process == "up" else f"{event.process}: "
+    return f"{event.level} {process}{printable(message)}{printable_lines(traceback + rest)}"
 
 
 class EventLines(logging.Handler):

@@ -262,7 +262,8 @@ def _run(application: Any) -> None:
         failure.__cause__ = error
     else:
         return
-    log.error("What Serve says of it: %s", trace)
+    for line in trace.splitlines():
+        log.error("What Serve says of it: %s", line)
     raise failure
 
 

@@ -6,6 +6,7 @@ told. Source: docs/design/journal.md, rule 10.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -125,11 +126,12 @@ class PastRejects(_Decision, frozen=True, kw_only=True):
 
 
 class Closing(_Decision, frozen=True, kw_only=True):
-    """An alarm no longer stands. Of two hands that close one the second does not count."""
+    """An alarm no longer stands. Of two hands that close one for the same branches the second does not count."""
 
     alarm: str  # its id: BRANCH.SEQ.NUMBER
     # operator: somebody has looked; the others: a branch that has learned none of its rows since its onset is live in its place
     cause: Literal["operator", "take-over", "rollback"]
+    branch: str | None = None  # for what comes from this branch, which went on without its rows; None: wherever it stands
 
 
 Decision = Serve | Alias | Release | Certificate | Operation | Redrive | Include | PastRejects | Closing
@@ -149,7 +151,7 @@ class Ledger:
     included: set[tuple[str, int]] = field(default_factory=set)  # branches, and exclusions of theirs that have ended
     redriven: set[int] = field(default_factory=set)  # dead letters, by their offsets
     passed_by: dict[str, dict[str, int]] = field(default_factory=dict)  # by branch and partition, as ``PastRejects`` says
-    closed: dict[str, Closing] = field(default_factory=dict)  # alarms, by their id
+    closings: dict[str, list[Closing]] = field(default_factory=dict)  # by the id of their alarm, oldest first
     counted: list[Decision] = field(default_factory=list)
     offset: int = 0
     _left: dict[tuple[str, str], str | None] = field(default_factory=dict)  # what an endpoint or alias named before
@@ -175,6 +177,11 @@ class Ledger:
         """The one under way."""
         return next((operation for operation in self.operations.values() if operation.state in ("running", "done")), None)
 
+    def closing_of(self, alarm: str, branches: Collection[str]) -> Closing | None:
+        """What closed an alarm for a state that comes through ``branches``; None: it stands there."""
+        closings = self.closings.get(alarm, [])
+        return next((closing for closing in closings if closing.branch is None or closing.branch in branches), None)
+
     def _take(self, decision: Decision) -> None:
         if self._counts(decision):
             self._apply(decision)
@@ -192,7 +199,7 @@ class Ledger:
         if isinstance(decision, Include):
             return (decision.branch, decision.exclusion) not in self.included
         if isinstance(decision, Closing):
-            return decision.alarm not in self.closed
+            return self.closing_of(decision.alarm, [] if decision.branch is None else [decision.branch]) is None
         return isinstance(decision, Certificate | PastRejects) or not self.named.issuperset(decision.versions)
 
     def _apply(self, decision: Decision) -> None:
@@ -214,7 +221,7 @@ class Ledger:
         elif isinstance(decision, Redrive):
             self.redriven |= set(decision.offsets)
         elif isinstance(decision, Closing):
-            self.closed[decision.alarm] = decision
+            self.closings.setdefault(decision.alarm, []).append(decision)
         else:
             self.certificates[decision.version] = decision
 

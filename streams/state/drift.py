@@ -15,7 +15,7 @@ from millrace.learners.protocol import Array, Floats, Value
 from millrace.streams.errors import DamageError
 
 DISCOUNT = 0.1  # the weight that past rows keep when an alarm leads to ``discount``
-MOST_KEPT = 64  # alarms that something got worse; the oldest of more than that lapse
+MOST_KEPT = 512  # alarms that something got worse; of more than that the oldest become one
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class RaisedAlarm:
 
     branch: str
     seq: int  # of the step that raised it; 0: raised by a release that gave no ids
-    number: int  # among those of the step, from 1; with seq 0 the row that raised it
+    number: int  # among those of the step, from 1; with seq 0 the row that raised it; 0: all older ones in one, as of the step
     alarm: Alarm
 
     @property
@@ -71,7 +71,15 @@ class Drift:
         for number, alarm in enumerate(self.worse[before:], before + 1):
             self.raised.append(RaisedAlarm(*self._step, number, alarm))
             self.newest = alarm
-        del self.raised[:-MOST_KEPT]
+        while len(self.raised) > MOST_KEPT:
+            self.raised[:2] = [self._in_one(*self.raised[:2])]
+
+    def _in_one(self, older: RaisedAlarm, younger: RaisedAlarm) -> RaisedAlarm:
+        """Two alarms as one, from the earlier onset on; its id is new, so that nobody has closed it yet."""
+        first, last = older.alarm, younger.alarm
+        onset = min(first.onset_rows, last.onset_rows)
+        both = Alarm(None, max(first.rows, last.rows), onset, "worse", first.before, last.after)
+        return RaisedAlarm(*self._step, 0, both)
 
     def follow_up(self, learned: int, held: int) -> dict[str, int | float]:
         """What folding the act that follows the newest alarm needs: its arguments.

@@ -55,6 +55,24 @@ def test_a_time_that_could_mean_another_is_refused(text: str, says: str, monkeyp
         time.tzset()
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--from", "main.3", "--exclude-time", "0001-01-01T00:00+14:00..2026-01-01"], "write FROM..TO"),
+        (["--from", "main.3", "--exclude-time", "2026-01-01..9999-12-31T23:59-14:00"], "write FROM..TO"),
+        (["--from-time", "0001-01-01T00:00+14:00"], "write a date and time"),
+        (["--from", "main.3", "--exclude-offsets", f"digits:0:0-{'9' * 5000}"], "write TOPIC:PARTITION:FIRST-LAST"),
+        (["--from", "main.3", "--exclude-offsets", f"digits:0:{'9' * 5000}-{'9' * 5001}"], "write TOPIC:PARTITION:FIRST-LAST"),
+        (["--from-offsets", f"digits:0={'9' * 5000}"], "write TOPIC:PARTITION=OFFSET"),
+    ],
+)
+def test_a_number_or_a_year_beyond_every_log_is_refused_in_a_sentence(words: list[str], says: str, tmp_path: Path) -> None:
+    """An end of the calendar in another zone, and more digits than Python reads."""
+    pipeline_in(tmp_path, rows=2)
+    done = here("replay", "plan", "digits.toml", *words, "--reason", "r", cwd=tmp_path)
+    assert done.exit_code == 2 and says in done.stderr and isinstance(done.exception, SystemExit), done.exception
+
+
 def modes_of_what_is_made(folder: Path, command: list[str]) -> set[int]:
     """The bits for group and others on all folders and files of a pipeline that sends and learns."""
     pipeline_in(folder, rows=20)

@@ -6,18 +6,22 @@ import json
 import logging
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from pipelines import MILLRACE, PIPELINE, clean_environment, encoded, here, json_lines, pipeline_in
 
+from millrace.learners.errors import BadInputError
 from millrace.services.cli import main
-from millrace.services.cli.group import Printable
+from millrace.services.cli.group import Commands, Printable
 from millrace.services.cli.options import MOST_NAME, WIDEST, table
+from millrace.services.errors import NotProvedError
 from millrace.services.printable import MOST_WRITTEN, printable
-from millrace.services.serving.events import Event, line
+from millrace.services.serving.events import event_of, line
 
 HOSTILE = "x 0\nrejected  0\r\x1b[31mred\u202etxt\x9b1m\u2028next"
 REASON = "done\nmain.99 \x1b]0;title\x07"
@@ -141,10 +145,52 @@ def test_log_lines_are_escaped_and_a_second_line_is_set_in() -> None:
     """Of a command and of every process of `up`; as JSON they are one line anyway."""
     record = logging.LogRecord("millrace", logging.INFO, "", 0, "class %s", (HOSTILE,), None)
     text = Printable("%(levelname)s %(message)s").format(record)
-    assert unprintable(text) == set() and re.fullmatch(r"INFO class x 0\n  rejected  0\\r\\x1b\[31mred.*", text)
-    event = Event("2026-01-02T03:04:05.678Z", "INFO", "trainer", 7, "main", f"class {HOSTILE}")
+    assert unprintable(text) == set() and re.fullmatch(r"INFO class x 0\\nrejected  0\\r\\x1b\[31mred[^\n]*", text)
+    event = event_of(record, "trainer", "main")
     assert line(event, "text") == text.replace("INFO ", "INFO trainer: ")
-    assert "\n" not in line(event, "json") and json.loads(line(event, "json"))["message"] == f"class {HOSTILE}"
+    assert "\n" not in line(event, "json") and json.loads(line(event, "json"))["message"] == event.message
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    for shown in (Printable("%(levelname)s %(message)s").format(record), line(event_of(record, "up", ""), "text")):
+        first, *rest = shown.splitlines()
+        assert first == text and rest[0] == "  Traceback (most recent call last):" and all(part[:2] == "  " for part in rest)
+
+
+def test_an_error_is_one_line_whatever_stands_in_it_and_findings_are_a_line_each() -> None:
+    """A value of a record or a file would else be a line of its own, and could say what it liked."""
+    for error, expected in (
+        (BadInputError(f"no class {HOSTILE!s}."), 1),
+        (NotProvedError("\n".join([printable(f"Version {HOSTILE}"), "Version main.3"])), 2),
+    ):
+        group, raising = Commands(), error
+
+        @group.command()
+        def fails(raising: Exception = raising) -> None:
+            raise raising
+
+        done = CliRunner().invoke(group, ["fails"])
+        assert done.exit_code in (1, 2) and unprintable(done.stderr) == set()
+        assert len(done.stderr.splitlines()) == expected and "\\nrejected  0" in done.stderr.splitlines()[0]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_printed_ends_a_command_in_a_sentence(folder: Path) -> None:
+    """On a disk that is full, and of the help as well."""
+    for words in (["status", "digits.toml"], ["--help"]):
+        with Path("/dev/full").open("w", encoding="utf-8") as full:
+            done = subprocess.run(
+                [*MILLRACE, *words],
+                cwd=folder,
+                env=clean_environment(),
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 1 and done.stderr.startswith("millrace: nothing can be printed: No space left on device.")
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_what_prints_is_left_as_it_is() -> None:

@@ -60,7 +60,7 @@ def test_poison_raises_an_alarm_and_rollback_goes_to_the_newest_version_from_bef
     alarm = facts(tmp_path)["alarm"]
     assert "worse since about row 8" in alarm or "worse since about row 7" in alarm, alarm
     unverified = here("rollback", "digits.toml", "--reason", "garbage", cwd=tmp_path)
-    assert unverified.exit_code == 1 and " not verified" in unverified.stderr and not facts(tmp_path).get("alias_last-good")
+    assert unverified.exit_code == 1 and " not verified" in unverified.stdout and not facts(tmp_path).get("alias_last-good")
     assert here("verify", "digits.toml", cwd=tmp_path).exit_code == 0
     good = [line for line in versions(tmp_path) if line["aliases"] == "last-good"]
     assert len(good) == 1 and 600 <= good[0]["learned"] <= 808

@@ -3,66 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
-import shutil
 from pathlib import Path
 
 import pytest
-from pipelines import PIPELINE, encoded, facts, here, json_lines, millrace, pipeline_in
+from alarmed import GOOD, instance, listed, replayed, target
+from pipelines import facts, here, json_lines
 
-from millrace.services.config.config import load_pipeline
 from millrace.services.decisions.alarms import close
 from millrace.services.errors import NotCountedError
-from millrace.services.pipeline.instance import Instance
 from millrace.streams.journal.entries import Act
 from millrace.streams.journal.journal import Writer, summarise
-
-WATCHED = PIPELINE + "version_rows = 150\n\n[drift]\nfalse_alarm_rows = 2000\nper_class = false\n"
-NAMES = ("rose", "tulip", "daisy")
-GOOD, WRONG = 600, 300
-
-
-def rows(count: int, wrong: bool) -> list[bytes]:
-    """Rows whose label follows from x; wrong ones have the next label instead."""
-    chance = random.Random(count)
-    values = []
-    for _ in range(count):
-        kind = chance.randrange(3)
-        x = [chance.randrange(5) + 12 * (kind == column) for column in range(4)]
-        values.append(encoded({"x": x, "site": "north", "label": NAMES[(kind + wrong) % 3]}))
-    return values
-
-
-@pytest.fixture(scope="module")
-def poisoned(tmp_path_factory) -> Path:
-    """A pipeline that has learned good rows and then wrong ones, all of it verified."""
-    folder = tmp_path_factory.mktemp("poisoned")
-    pipeline_in(folder, text=WATCHED)
-    for producer, part in (("till-1", rows(GOOD, wrong=False)), ("till-7", rows(WRONG, wrong=True))):
-        (folder / "part.jsonl").write_bytes(b"\n".join(part))
-        assert here("send", "digits.toml", "part.jsonl", "--header", f"producer={producer}", cwd=folder).exit_code == 0
-        assert here("run", "digits.toml", cwd=folder).exit_code == 0
-    assert here("verify", "digits.toml", cwd=folder).exit_code == 0
-    return folder
-
-
-@pytest.fixture
-def copied(poisoned: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may change."""
-    shutil.copytree(poisoned, tmp_path / "copy")
-    return tmp_path / "copy"
-
-
-def instance(folder: Path) -> Instance:
-    """The pipeline with its state beside it."""
-    return Instance(load_pipeline(folder / "digits.toml"), folder / ".millrace" / "digits")
-
-
-def listed(folder: Path, *words: str) -> list[dict]:
-    """The lines of `millrace alarms list`."""
-    done = here("alarms", "list", "digits.toml", "--output", "json", *words, cwd=folder)
-    assert done.exit_code == 0, done.stderr
-    return json_lines(done.stdout)
 
 
 @pytest.mark.slow
@@ -125,17 +75,12 @@ def test_a_replay_that_takes_over_closes_what_it_leaves_behind(copied: Path) -> 
     """It begins before the onset: the alarm was of rows that the new branch has not learned."""
     (line,) = listed(copied)
     good = facts(copied)["alias_last-good"]
-    words = ["replay", "plan", "digits.toml", "--from", good, "--exclude-header", "producer=till-7", "--reason", "wrong"]
-    planned = here(*words, "--output", "json", cwd=copied)
-    plan = next(str(fact["value"]) for fact in json_lines(planned.stdout) if fact["what"] == "plan")
-    done = millrace("replay", "run", "digits.toml", plan, cwd=copied)
-    assert done.returncode == 0, done.stderr
+    replayed(copied, "--from", str(good), "--exclude-header", "producer=till-7")
     assert here("replay", "take-over", "digits.toml", "--reason", "mended", "--yes", cwd=copied).exit_code == 0
     (closed,) = listed(copied)
     assert (closed["alarm"], closed["state"], closed["why"]) == (line["alarm"], "closed", "mended")
     assert closed["closed_by"].endswith(", by a take-over")
-    plan = here("rollback", "digits.toml", "--reason", "habit", "--output", "json", cwd=copied)
-    assert json_lines(plan.stdout)[0]["to"].startswith("version replay-1.")
+    assert target(copied).startswith("version replay-1.")
 
 
 @pytest.mark.slow
@@ -149,5 +94,4 @@ def test_a_learner_rolled_back_before_the_onset_closes_the_alarm_and_one_after_i
         found = {entry["alarm"]: entry["state"] for entry in listed(copied)}
         assert found[line["alarm"]] == state, json.dumps(found)
         if state == "open":
-            plan = here("rollback", "digits.toml", "--reason", "more", "--output", "json", cwd=copied)
-            assert json_lines(plan.stdout)[0]["to"] == f"version {good}", "through the branch that it comes from"
+            assert target(copied) == f"version {good}", "through the branch that it comes from"

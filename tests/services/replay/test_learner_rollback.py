@@ -96,7 +96,7 @@ def stages(folder: Path, stop: int) -> None:
     if stop > 0:
         learner_rollback._begun(where, plan, "poison")
     if stop > 1:
-        last = learner_rollback._ended(archive, plan, mark)
+        last = learner_rollback._ended(archive, plan, rewinding.change, mark)
     if stop > 2:
         fork = learner_rollback._fork(archive, plan, last, mark)
         begin_fork(where.fold_spec, where.backends(plan.branch), fork, mark.branch)
@@ -199,7 +199,7 @@ def test_it_waits_for_a_replay_and_refuses_what_cannot_go_on(folder: Path) -> No
         assert done.exit_code == code and why in done.stderr
     other, mark = learner_rollback.LearnerPlan("x", good, "", "main"), learner_rollback.Archive(instance(folder)).mark(good)
     with pytest.raises(MillraceError, match="has ended otherwise"):
-        learner_rollback._ended(Archive(instance(folder)), other, mark)
+        learner_rollback._ended(Archive(instance(folder)), other, Change(None, Target(follow="x")), mark)
 
 
 def test_a_plan_that_was_never_run_can_be_given_up(folder: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from millrace.services.config.config import load_pipeline
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import Instance
+from millrace.services.pipeline.succession import live_branch
 from millrace.services.replay import run as replay
-from millrace.services.replay.plan import Origin, check_plan, live_branch, load_plan, make_plan
+from millrace.services.replay.plan import Origin, check_plan, load_plan, make_plan
 from millrace.services.training import run as running
 from millrace.streams.branch.branch import load_checkpoint
 from millrace.streams.branch.difference import difference

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import numpy as np
+import pytest
 from branches import SteppedClock, run_to_end
 from flipped import ROWS, STEPS, entries, flipped, rooms, watching, worker_in
 
@@ -15,6 +16,7 @@ from millrace.streams.branch.host import this_host
 from millrace.streams.branch.verify import verify
 from millrace.streams.features.columns import Features
 from millrace.streams.journal.entries import Act
+from millrace.streams.state import drift as drift_state
 from millrace.streams.state.drift import MOST_KEPT, Drift, raised_alarms
 from millrace.streams.state.stages import Stages
 from millrace.streams.worker.worker import Worker, WorkerIdentity
@@ -65,14 +67,26 @@ def test_without_an_alarm_the_state_is_what_it_was() -> None:
     assert "alarms" not in worker.fold.drift.state() and worker.fold.drift.raised == []
 
 
-def test_of_very_many_alarms_the_oldest_lapse_and_the_state_stays_small() -> None:
-    """A loss that goes up and down for ever, as of a stream that never settles."""
-    drift, losses = Drift(CONFIG, 0), np.repeat(np.tile([0.0, 1.0], MOST_KEPT + 12), 400)
+def test_of_very_many_alarms_the_oldest_become_one_from_the_earliest_onset_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that goes up and down for ever, as of a stream that never settles: no onset is forgotten, the state stays small.
+
+    What they become has another id each time, so that it is open, whatever of them was closed.
+    """
+    assert MOST_KEPT >= 512
+    monkeypatch.setattr(drift_state, "MOST_KEPT", 8)
+    drift, losses, onsets, merged = Drift(CONFIG, 0), np.repeat(np.tile([0.0, 1.0], 20), 400), [], []
     for seq, start in enumerate(range(0, len(losses), 400), 1):
         drift.begin_step("main", seq)
         drift.feed(losses[start : start + 400], None, start)
-    assert len(drift.raised) == MOST_KEPT and drift.raised[0].seq > 2
-    assert [alarm.seq for alarm in drift.raised] == sorted(alarm.seq for alarm in drift.raised)
+        onsets += [alarm.onset_rows for alarm in drift.worse]
+        merged += [drift.raised[0].id] if drift.worse and drift.raised[0].number == 0 else []
+        assert min(alarm.alarm.onset_rows for alarm in drift.raised) == min(onsets) if onsets else not drift.raised
+        assert [alarm.alarm.onset_rows for alarm in drift.raised[-7:]] == onsets[-7:]
+    assert len(drift.raised) == 8 and len(onsets) > 16 and drift.raised[0].alarm.onset_rows == onsets[0]
+    assert len(set(merged)) == len(merged) == len(onsets) - 8
+    again = Drift(CONFIG, 0)
+    again.load(drift.state())
+    assert again.raised == drift.raised
     assert drift.raised[-1].alarm == drift.newest
 
 
