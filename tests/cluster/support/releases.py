@@ -44,7 +44,7 @@ def ports(service: dict[str, Any]) -> dict[str, int]:
 
 def command_of(words: Sequence[str]) -> tuple[str, ...]:
     """The name of a command of ours, which has one word or two, without what follows it."""
-    return tuple(words[: 2 if words[0] in ("config", "replay", "dead-letters") else 1])
+    return tuple(words[: 2 if words[0] in ("alarms", "config", "replay", "dead-letters") else 1])
 
 
 @dataclass
