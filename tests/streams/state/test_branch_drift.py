@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from branches import Rooms, SteppedClock, dies, everything, fold_spec, run_to_end
+from branches import Rooms, SteppedClock, dies, everything, fold_spec, run_to_end, without_seqs
 from flipped import FLIP, ROWS, STEPS, alarms, entries, flipped, rooms, watching, worker_in
 from msgspec.structs import replace
 
@@ -30,13 +30,6 @@ def test_a_flip_raises_one_alarm_with_its_onset_and_becomes_an_act_and_a_version
     step = next(step for step in entries(storage, Step) if f"main.{step.seq}" == act.evidence)
     assert (act.op, act.cause, act.seq) == ("version", "detector", step.seq + 1)
     assert [mark.state_seq for mark in entries(storage, Mark) if mark.version][:1] == [act.seq]
-
-
-def without_seqs(worker: Worker) -> dict[str, bytes]:
-    """The whole state, but for the steps that alarms are named after: a crash adds an `open`, so what follows stands later."""
-    parts = worker.fold.parts()
-    raised = [(branch, number, alarm) for branch, _, number, alarm in parts["detectors"].pop("alarms", [])]
-    return {name: pack(part) for name, part in (parts | {"raised": {"alarms": raised}}).items()}
 
 
 def test_without_drift_there_is_no_alarm_and_no_act() -> None:

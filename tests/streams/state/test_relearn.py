@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from branches import HOST, SMALL, Rooms, SteppedClock, dies, everything, mark_at_once, run_to_end
+from branches import HOST, SMALL, Rooms, SteppedClock, dies, everything, mark_at_once, run_to_end, without_seqs
 from flipped import FLIP, ROWS, STEPS, alarms, entries, flipped, rooms, watching, worker_in
 from late_labels import late_fold_spec
 from lossy import LossyWorker
@@ -98,7 +98,7 @@ def test_rows_whose_labels_came_late_are_relearned_too_through_any_crash() -> No
             pass
         worker_again = storage.worker(config=config, how=how)
         run_to_end(worker_again, len(events))
-        assert everything(worker_again) == everything(worker), f"after phase {count}"
+        assert without_seqs(worker_again) == without_seqs(worker), f"after phase {count}"
 
 
 def acted_at(act: str) -> tuple[int, dict[str, bytes]]:
@@ -110,7 +110,7 @@ def acted_at(act: str) -> tuple[int, dict[str, bytes]]:
             at = count if phase == "acted" else at
         mark_at_once(worker)
         count += 1
-    return at, everything(worker)
+    return at, without_seqs(worker)
 
 
 @pytest.mark.parametrize("act", ["relearn", "raise-rate"])
@@ -124,7 +124,7 @@ def test_a_crash_in_every_phase_about_the_act_changes_no_byte(act: str) -> None:
             pass
         worker = worker_in(storage, act)
         run_to_end(worker, ROWS)
-        assert everything(worker) == expected, f"after phase {count}, the act is in phase {at}"
+        assert without_seqs(worker) == expected, f"after phase {count}, the act is in phase {at}"
 
 
 class DiesActing(ListStream):
@@ -148,7 +148,7 @@ def test_a_crash_between_the_journal_and_the_act_changes_no_byte(act: str) -> No
     assert len(entries(storage, Act)) == 1
     worker = worker_in(storage, act)
     run_to_end(worker, ROWS)
-    assert everything(worker) == expected and len(entries(storage, Act)) == 1
+    assert without_seqs(worker) == expected and len(entries(storage, Act)) == 1
 
 
 @pytest.mark.parametrize("read_rows", [7, 13, 49])
@@ -161,7 +161,7 @@ def test_no_byte_depends_on_the_size_of_reads(read_rows: int) -> None:
         worker = Worker(watching("relearn"), storage.backends(), config, WorkerIdentity("main", HOST, SteppedClock()))
         run_to_end(worker, ROWS)
         assert len(entries(storage, Act)) == 1
-        states.append(everything(worker))
+        states.append(without_seqs(worker))
     assert states[0] == states[1]
 
 
@@ -213,7 +213,7 @@ def test_a_worker_whose_checkpoints_lose_the_window_is_caught() -> None:
     mark_at_once(broken)
     broken = storage.worker(WithoutWindow, STEPS, watching("relearn"))
     run_to_end(broken, ROWS)
-    assert alarms(storage) == alarms(whole) and everything(broken) != everything(worker)
+    assert alarms(storage) == alarms(whole) and without_seqs(broken) != without_seqs(worker)
 
 
 def test_a_state_without_a_window_loads_and_a_window_begins_with_the_next_row() -> None:
