@@ -155,9 +155,12 @@ def alarms(instance: Instance, branch: str | None) -> list[Standing]:
 
 def alarm(instance: Instance, name: str) -> Standing:
     """One, by its id. Raises: BadInputError naming those that there are."""
+    return _named(Archive(instance), instance.ledger(), name)
+
+
+def _named(archive: Archive, ledger: Ledger, name: str) -> Standing:
     branch = name.split(".")[0]
-    archive, ledger = Archive(instance), instance.ledger()
-    branches = [branch if instance.has_branch(branch) else None, judged_branch(archive, ledger)]
+    branches = [branch if archive.instance.has_branch(branch) else None, judged_branch(archive, ledger)]
     known = {
         entry.raised.id: entry  # as it stands by the last of them that has it
         for begin in branches
@@ -172,7 +175,8 @@ def alarm(instance: Instance, name: str) -> Standing:
 
 def plan_close(instance: Instance, names: Sequence[str]) -> list[Standing]:
     """What would be closed. Raises: BadInputError for an alarm that is not there, or is closed already."""
-    chosen = [alarm(instance, name) for name in dict.fromkeys(names)]
+    archive, ledger = Archive(instance), instance.ledger()
+    chosen = [_named(archive, ledger, name) for name in dict.fromkeys(names)]
     for entry in chosen:
         if entry.closing is not None:
             raise BadInputError(_closed(entry.closing))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 
-from millrace.services.pipeline.instance import ENDPOINT, Instance
+from millrace.services.decisions.in_force import last_decision
+from millrace.services.pipeline.instance import Instance
 from millrace.services.training.run import FIRST, serve_version
 from millrace.streams.journal.ledger import Serve
 from millrace.streams.worker.worker import Worker
@@ -45,8 +46,7 @@ class Promotion:
 
     def _last(self) -> Serve | None:
         """The newest decision for the endpoint that counts."""
-        decisions = self._instance.ledger().counted
-        return next((each for each in reversed(decisions) if isinstance(each, Serve) and each.endpoint == ENDPOINT), None)
+        return last_decision(self._instance.ledger())
 
 
 def _as_new(version: str | None, known: str | None) -> bool:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
-from pipelines import PIPELINE, encoded, facts, here, json_lines, millrace, pipeline_in
+from alarmed import WATCHED, instance, rows
+from pipelines import PIPELINE, facts, here, json_lines, millrace, pipeline_in
 
-from millrace.services.config.config import load_pipeline
-from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.lineage import Genealogy
 from millrace.streams.branch.branch import begin
 from millrace.streams.journal.entries import Act, Mark
 from millrace.streams.journal.journal import Cursor, counted, summarise
-
-WATCHED = PIPELINE + "version_rows = 150\n\n[drift]\nfalse_alarm_rows = 2000\nper_class = false\n"
-NAMES = ("rose", "tulip", "daisy")
-
-
-def rows(count: int, seed: int, poison: bool) -> list[bytes]:
-    """Rows whose label follows from x; poisoned ones have the next label instead."""
-    chance = random.Random(seed)
-    values = []
-    for _ in range(count):
-        kind = chance.randrange(3)
-        x = [chance.randrange(5) + 12 * (kind == column) for column in range(4)]
-        values.append(encoded({"x": x, "site": "north", "label": NAMES[(kind + poison) % 3]}))
-    return values
 
 
 def sent(folder: Path, *parts: list[bytes]) -> None:
@@ -36,11 +20,6 @@ def sent(folder: Path, *parts: list[bytes]) -> None:
         for words in (["send", "digits.toml", "part.jsonl"], ["run", "digits.toml"]):
             done = here(*words, cwd=folder)
             assert done.exit_code == 0, done.stderr
-
-
-def instance(folder: Path) -> Instance:
-    """The pipeline with its state beside it."""
-    return Instance(load_pipeline(folder / "digits.toml"), folder / ".millrace" / "digits")
 
 
 def marks(folder: Path) -> list[Mark]:
@@ -56,7 +35,7 @@ def versions(folder: Path) -> list[dict]:
 def test_poison_raises_an_alarm_and_rollback_goes_to_the_newest_version_from_before_it(tmp_path: Path) -> None:
     """Once that version is verified, and not before; the alias says the same, and the undo goes back."""
     pipeline_in(tmp_path, text=WATCHED)
-    sent(tmp_path, rows(800, 1, poison=False), rows(300, 2, poison=True))
+    sent(tmp_path, rows(800, wrong=False, seed=1), rows(300, wrong=True, seed=2))
     alarm = facts(tmp_path)["alarm"]
     assert "worse since about row 8" in alarm or "worse since about row 7" in alarm, alarm
     unverified = here("rollback", "digits.toml", "--reason", "garbage", cwd=tmp_path)
@@ -79,7 +58,7 @@ def test_poison_raises_an_alarm_and_rollback_goes_to_the_newest_version_from_bef
 def test_an_alarm_that_leads_to_relearn_says_what_was_done_and_is_proved(tmp_path: Path) -> None:
     """`status` and the tags of the version that follows name the act with its rows; `verify` folds it to the same bytes."""
     pipeline_in(tmp_path, text=WATCHED + 'act = "relearn"\nrelearn_rows = 90\n')
-    sent(tmp_path, rows(800, 1, poison=False), rows(300, 2, poison=True))
+    sent(tmp_path, rows(800, wrong=False, seed=1), rows(300, wrong=True, seed=2))
     (act,) = [entry for entry in counted(instance(tmp_path).journal("main"), "main", Cursor()) if isinstance(entry, Act)]
     assert act.op == "relearn" and 1 <= act.args["rows"] <= 90
     mark = next(mark for mark in marks(tmp_path) if mark.version is not None and mark.state_seq >= act.seq)
@@ -94,7 +73,7 @@ def test_an_alarm_that_leads_to_relearn_says_what_was_done_and_is_proved(tmp_pat
 def test_a_branch_keeps_to_the_act_it_was_begun_with(tmp_path: Path) -> None:
     """A branch that kept no rows is not gone on with by a pipeline that relearns; a new branch is on offer."""
     pipeline_in(tmp_path, text=WATCHED)
-    sent(tmp_path, rows(200, 1, poison=False))
+    sent(tmp_path, rows(200, wrong=False, seed=1))
     pipeline_in(tmp_path, text=WATCHED + 'act = "relearn"\n')
     done = here("run", "digits.toml", cwd=tmp_path)
     assert done.exit_code != 0
@@ -106,7 +85,7 @@ def test_a_branch_keeps_to_the_act_it_was_begun_with(tmp_path: Path) -> None:
 def test_a_replay_may_begin_to_keep_rows_and_not_keep_another_number_of_them(tmp_path: Path) -> None:
     """What the version keeps is in its state; what nobody kept begins empty, and the start is proved to be the version's."""
     pipeline_in(tmp_path, text=WATCHED)
-    sent(tmp_path, rows(300, 1, poison=False), rows(200, 2, poison=False))
+    sent(tmp_path, rows(300, wrong=False, seed=1), rows(200, wrong=False, seed=2))
     pipeline_in(tmp_path, text=WATCHED + 'act = "relearn"\n')
     version = versions(tmp_path)[0]["version"]
     words = ["replay", "plan", "digits.toml", "--from", version, "--reason", "test", "--output", "json"]
@@ -126,7 +105,7 @@ def test_a_replay_may_begin_to_keep_rows_and_not_keep_another_number_of_them(tmp
 def test_a_quiet_stream_has_no_alarm_and_rollback_goes_one_version_back(tmp_path: Path) -> None:
     """Nothing is named last-good."""
     pipeline_in(tmp_path, text=WATCHED)
-    sent(tmp_path, rows(800, 1, poison=False), rows(300, 2, poison=False))
+    sent(tmp_path, rows(800, wrong=False, seed=1), rows(300, wrong=False, seed=2))
     assert "alarm" not in facts(tmp_path)
     listed = versions(tmp_path)
     assert all(line["aliases"] == "" for line in listed)
@@ -160,7 +139,7 @@ def test_a_detector_that_misses_most_changes_is_refused_for_a_new_branch_and_nam
     begun = instance(tmp_path)
     assert all(summarise(begun.journal(branch), branch).fork is None for branch in ("main", "other"))
     begin(begun.fold_spec, begun.backends("main"), "main")
-    sent(tmp_path, rows(60, 1, poison=False))
+    sent(tmp_path, rows(60, wrong=False, seed=1))
     status = facts(tmp_path)
     assert status["learned"] == 60 and str(status["drift_missed"]).startswith("hddm-w misses 100% of the changes")
     assert "one false alarm in 10,000 rows where losses are independent, more where they are not" in str(status["drift"])

@@ -15,9 +15,9 @@ NAMES = ("rose", "tulip", "daisy")
 GOOD, WRONG = 600, 300
 
 
-def rows(count: int, wrong: bool) -> list[bytes]:
-    """Rows whose label follows from x; wrong ones have the next label instead."""
-    chance = random.Random(count)
+def rows(count: int, wrong: bool, seed: int | None = None) -> list[bytes]:
+    """Rows whose label follows from x; wrong ones have the next label instead. Without a ``seed``: of their count."""
+    chance = random.Random(count if seed is None else seed)
     values = []
     for _ in range(count):
         kind = chance.randrange(3)
