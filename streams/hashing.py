@@ -11,6 +11,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.learners.protocol import Floats
+
 Hashes = NDArray[np.uint64]
 GOLDEN, _FIRST, _SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # SplitMix64
 
@@ -21,7 +23,7 @@ def hash64(text: str) -> int:
     >>> hash64("request 7/0") == hash64("request 7/0") != hash64("request 7/1")
     True
     """
-    return int(hashes64([text])[0])
+    return hash64_of(text.encode())
 
 
 def hashes64(texts: Sequence[str]) -> NDArray[np.int64]:
@@ -36,6 +38,11 @@ def hash64_of(content: bytes) -> int:
     True
     """
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little", signed=True)
+
+
+def bits_of(numbers: Floats) -> Hashes:
+    """The bits of numbers (n, k) as float64, of which all NaN are one."""
+    return np.where(np.isnan(numbers), np.nan, numbers).astype(np.float64, order="C").view(np.uint64)
 
 
 def mixed(values: Hashes) -> Hashes:

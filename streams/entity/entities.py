@@ -17,7 +17,7 @@ from millrace.streams.entity.events import Bools, Events, Ints
 from millrace.streams.entity.past import in_range, needed, past_of
 from millrace.streams.entity.windows import ANSWERING, WindowCounts, Windows
 from millrace.streams.formats.json_rows import Rows
-from millrace.streams.hashing import Hashes, hash64, hash64_of, mixed_bits
+from millrace.streams.hashing import Hashes, bits_of, hash64, hash64_of, mixed_bits
 from millrace.streams.labels.served import Prediction, Served
 from millrace.streams.parts import sha256
 from millrace.streams.schema import LATEST_MS, UNITS_NS, Field, Schema
@@ -97,12 +97,9 @@ class Entities:
         return in_range(self._past, own)
 
     def _holds(self, record: Prediction, answers_of: str) -> bool:
-        """Whether a record's own fields are learned from; where one is missing that never is, they are none of ours."""
-        if isinstance(record.past, msgspec.UnsetType) or len(record.past) != len(self._past):
-            return False
-        if any(number is None and field.missing == "reject" for number, field in zip(record.past, self._past, strict=True)):
-            return False
-        return record.features in self._features and (not self._excludes or record.branch == answers_of)
+        """Whether a record's own fields are learned from; ``PastCheck`` has found, as it was read, that they can be ours."""
+        told = record.past is not msgspec.UNSET and record.features in self._features
+        return told and (not self._excludes or record.branch == answers_of)
 
     def let_go(self, clock_ms: int) -> None:
         """Let the journal's clock come to ``clock_ms``."""
@@ -200,5 +197,4 @@ def _bits(field: Field, column: Array) -> Hashes:
         hash_of = hash64_of if field.type == "image" else _hash_of
         hashes = [0 if cell is None else hash_of(cell) for cell in column.tolist()]
         return np.array(hashes, dtype=np.int64).view(np.uint64).reshape(-1, 1)
-    numbers = column.reshape(len(column), field.size)
-    return np.where(np.isnan(numbers), np.nan, numbers).astype(np.float64, order="C").view(np.uint64)
+    return bits_of(column.reshape(len(column), field.size))

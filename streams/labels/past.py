@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 
 from millrace.learners.protocol import Floats
@@ -31,12 +30,12 @@ class PastCheck:
         self._never_missing = np.array([field.as_ in ALWAYS for field in schema.past], dtype=bool)
         self._whole = np.array([field.as_ == "count" for field in schema.past], dtype=bool)
 
-    def check(self, told: Sequence[tuple[str, Told | msgspec.UnsetType]]) -> None:
-        """Of each record the sha256 of the fields it was answered with, and its ``past``.
+    def check(self, told: Sequence[tuple[str, Told]]) -> None:
+        """Of each record that has a ``past`` the sha256 of the fields it was answered with, and that.
 
         Raises: RecordError with the first field that cannot be, "wrong-shape", "missing-field" or "out-of-range".
         """
-        own = [past for features, past in told if not isinstance(past, msgspec.UnsetType) and features in self._own]
+        own = [past for features, past in told if features in self._own]
         if not own:
             return
         for past in own:

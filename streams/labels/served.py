@@ -235,7 +235,7 @@ class ServedCodec:
         scores = np.array([score for numbers in answered for score in numbers], dtype=np.float64)
         if not (np.abs(scores) <= LARGEST).all():
             raise RecordError("not-finite", f"a score is not finite, or beyond {LARGEST:g}")
-        self._past.check([(record.features, record.past) for record in records])
+        self._past.check([(record.features, record.past) for record in records if record.past is not msgspec.UNSET])
 
     def _rows_of(self, readable: Sequence[Event], records: Sequence[Prediction | LateLabel]) -> tuple[Rows, list[Refused]]:
         """The predictions' rows; a row that brings its own label is refused, since two could then contradict each other."""

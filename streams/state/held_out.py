@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from millrace.learners.evaluation.continual import ContinualScores
 from millrace.learners.protocol import Array, Batch, Floats, Value
-from millrace.streams.hashing import Hashes, mixed, mixed_bits
+from millrace.streams.hashing import Hashes, bits_of, mixed, mixed_bits
 
 Answers = Callable[[Batch], tuple[tuple[str, ...], Floats]]  # encoded rows -> names of the scores, and the scores (n, C)
 LOWEST = 20  # classes whose recall goes into every output, at most
@@ -172,7 +172,7 @@ class HeldOut:
 
 def hashes(batch: Batch) -> Hashes:
     """A number (n,), even over 64 bits, of each row's time, features and names, as the record has them."""
-    x = np.where(np.isnan(batch.x), np.nan, batch.x).astype(np.float64, order="C").view(np.uint64)  # (n, d) the bits, one NaN
+    x = bits_of(batch.x)
     if batch.names is not None:
         x = np.concatenate([x, [_text_hashes(row) for row in batch.names.tolist()]], axis=1)
     total = mixed_bits(x).sum(axis=1, dtype=np.uint64)

@@ -23,9 +23,7 @@ from millrace.streams.state.fold import Fold
 
 log = logging.getLogger("millrace")
 
-MARKS_A_SWEEP = (
-    16  # kept checkpoints for each mark that passes before the store is swept again: all sweeps look at so many a mark
-)
+MARKS_A_SWEEP = 16  # kept checkpoints for each mark between two sweeps of the store: so all sweeps look at that many a mark
 LEAST_VERSIONS = 2  # that stand in the journal after entries were deleted: should the newest be damaged, the other has them too
 
 
