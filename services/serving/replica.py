@@ -30,6 +30,7 @@ from millrace.services.protocol.access import Access
 from millrace.services.serving.actors import TIMEOUT_S, Subscriber, current_name, make_current, make_trainers, trainer_state
 from millrace.services.serving.ending import RECORD_S, SLACK_S, WORK_S
 from millrace.services.serving.event_socket import send_events
+from millrace.services.serving.events import TRACEBACK
 from millrace.services.serving.follower import Follower
 from millrace.services.serving.seats import is_draining, take_seat
 from millrace.services.training.current import Presence
@@ -262,8 +263,7 @@ def _run(application: Any) -> None:
         failure.__cause__ = error
     else:
         return
-    for line in trace.splitlines():
-        log.error("What Serve says of it: %s", line)
+    log.error("What Serve says of it:%s%s", TRACEBACK, trace)
     raise failure
 
 

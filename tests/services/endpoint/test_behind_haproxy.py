@@ -32,9 +32,10 @@ PROXIES = {  # by what each does to a request that it passes on to the front
     "adds": "    option forwardfor\n    http-request set-header host localhost",
     "hides": "    http-request set-header host 127.0.0.1:8000",
 }
+# An inherited socket needs a number that this many connections could have; a worker of pytest may have hundreds of files open.
 CONFIG = """
 global
-    maxconn 100
+    maxconn 2000
 defaults
     mode http
     unique-id-format %[uuid()]
