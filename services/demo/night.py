@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -37,6 +38,7 @@ from millrace.services.demo.stage import HONEST, DemoStage, learned, named, newe
 from millrace.services.errors import NotProvedError
 from millrace.services.processes import COMMAND, TIMEOUT_S, Processes, finish
 from millrace.streams.branch.difference import difference
+from millrace.streams.branch.outputs import outputs_of
 
 POISON_ROWS = 300
 PER_SECOND = 100.0  # of those
@@ -44,6 +46,8 @@ HONEST_PER_SECOND = 16.0
 PRODUCER = "till-7"
 CALLED = (3, 8)  # what it is, and what it says
 LABEL_AFTER_S = 0.5  # from a row's answer to its label
+CALM_ROWS, CALM_LOSS = 100, 0.15  # before anything is poisoned: at least so many rows since the newest alarm, and of them wrong
+CALM_OUTPUTS = 256  # among which it is looked for
 SETTLED = 12  # answers in a row that name the same, over both protocols and all replicas
 AFTERWARDS_ROWS = 24  # that the repaired branch is asked about and labelled afterwards
 EQUAL = 1e-8  # relative, of the sums that a ridge is made of
@@ -135,6 +139,7 @@ class _Call:
         """From the first wrong label to the repaired model's answers."""
         stage = self.stage
         self._settled(f"{BRANCH}.")
+        self.processes.wait_until(partial(_is_calm, stage))
         self._close_alarms_of_the_day()
         start_s = time.monotonic()
         alarm, alarm_s = self._poisoned()
@@ -234,6 +239,19 @@ def _held_out_digits(stage: DemoStage) -> list[bytes]:
 def _miscalled(stage: DemoStage, branch: str, from_seq: int | None = None) -> int:
     """How many of them a branch calls what the wrong labels say: its newest marked state, or the first from a seq on."""
     return answers(stage.instance, branch, _held_out_digits(stage), from_seq).count(str(CALLED[1]))
+
+
+def _is_calm(stage: DemoStage) -> bool:
+    """Whether answers have been good since the newest alarm, of either direction.
+
+    A detector begins anew with each alarm. If that is in the midst of the poison, poison is all it knows, and it says nothing.
+    On a slow machine answers come late and are bad by day, so it is by night that they get better.
+    """
+    outputs = outputs_of(stage.backends.producer, stage.instance.loaded.pipeline.name, BRANCH, CALM_OUTPUTS)
+    since = next((at for at, output in reversed(list(enumerate(outputs))) if output.alarms), 0)
+    totals = [output.served_scores for output in outputs[since:] if output.served_scores is not None]
+    rows, correct = (totals[-1][name] - totals[0][name] if totals else 0 for name in ("rows", "correct"))
+    return rows >= CALM_ROWS and rows - correct <= CALM_LOSS * rows
 
 
 def _alarm(stage: DemoStage, learned_before: int) -> Alarm | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -227,7 +228,8 @@ def _millrace() -> str:
 
 def look_on(stage: DemoStage) -> None:
     """What one can do next, on stdout."""
-    click.echo(f"LOOK ON  {_millrace()} status {stage.pipeline}")
+    home = "" if stage.plan.home == home_folder(None) else f" --home {shlex.quote(str(stage.plan.home))}"
+    click.echo(f"LOOK ON  {_millrace()} status {shlex.quote(str(stage.pipeline))}{home}")
 
 
 @dataclass(frozen=True, slots=True)

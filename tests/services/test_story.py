@@ -333,6 +333,8 @@ def test_the_night_call_is_put_right_and_the_model_is_as_if_the_poison_had_never
     assert rows == 36 and poisoned_8 >= 5 > 1 >= repaired_8
     assert re.search(r"rollback [\d.]+ s to the last replica; replay .* records/s; .* take-over [\d.]+ s", shown)
     assert re.search(r"^TOTAL +\d+ s$", night.out, re.MULTILINE)
+    look_on = re.search(r"^LOOK ON  (.+)$", night.out, re.MULTILINE)[1]
+    assert "replay-1" in subprocess.run(look_on, shell=True, capture_output=True, text=True, check=True).stdout
     stage = stage_in(night.home)
     assert stage.instance.ledger().serving["default"].follow == "replay-1"
     for branch in ("main", "replay-1"):
