@@ -93,7 +93,7 @@ class Windows:
 
     def _at_once(self, events: Events) -> Seen | None:
         """``take`` for a piece in which no row's fate hangs on another's; None, and nothing is done, where one's does."""
-        lines, alone = sorted_lines(events), len(events) == 1
+        lines = sorted_lines(events)
         slots = self._slots_of(lines.ids)
         known = slots >= 0
         held = self._of_slots(self._filled, slots, known, 0)
@@ -106,6 +106,10 @@ class Windows:
         came = lines.counts
         older = lines.older(newest_at)
         lines.counts = came & ~older
+        repeated = self._repeated(lines, slots, held, newest_at)
+        if repeated is None:
+            return None
+        lines.counts = lines.counts & ~repeated
         rank, taken = _ranks(lines)
         length = held + taken
         base = np.cumsum(length) - length
@@ -114,16 +118,14 @@ class Windows:
         flat_at, flat_identity, flat_values, flat_ms = self._flat(lines, slots, held, base, end, last_ms)
         previous_ms = np.where(before > 0, flat_ms[np.maximum(end - 1, 0)], clock_ms)
         late = clock_ms > previous_ms + self._idle_ms  # by then the entity had been let go
-        flat_line = np.repeat(np.arange(len(length)), length)
-        if (late & came).any() or _repeats(flat_line, flat_at, flat_identity):
-            if not alone:
-                return None
-            return self._only_looks(events)
+        if (late & came).any():
+            return None
         out = self._leaving(lines, known, taken)
         if out is None:
             return None
         self._remove(out)
         self.counts.older += int(older.sum())
+        self.counts.repeated += int(repeated.sum())
         self.counts.idle += int(returned.sum())
         seen = self._seen(end, np.where(late, 0, before), (flat_at, flat_values))
         self._store(lines, before, base, length, (flat_at, flat_identity, flat_values))
@@ -131,10 +133,34 @@ class Windows:
         back[lines.order] = np.arange(len(events))
         return Seen(seen.values[back], seen.at[back], seen.length[back])
 
-    def _only_looks(self, events: Events) -> Seen:
-        """One row that is a repeated event: it changes nothing."""
-        self.counts.repeated += 1
-        return self.look(events.entity, int(events.clock_ms[0]))
+    def _repeated(self, lines: Lines, slots: Ints, held: Ints, newest_at: Ints) -> Bools | None:
+        """Which events (n,) are in their window already; None where it depends on what left the window since.
+
+        Only events with the newest time of their line can be, for older ones are no events.
+        """
+        rows = np.flatnonzero(lines.counts)
+        line, at, identity = lines.line[rows], lines.events.at[rows], lines.events.identity[rows]
+        begins = np.concatenate(([True], line[1:] != line[:-1]))[: len(line)]
+        goes_on = begins & (at == newest_at[line])  # at the time at which its window ends
+        result = np.zeros(len(lines.order), dtype=bool)
+        if not goes_on.any() and not (~begins[1:] & (at[1:] == at[:-1])).any():
+            return result
+        ended = np.repeat(line[goes_on], held[line[goes_on]])
+        column = np.arange(len(ended)) - np.repeat(np.cumsum(held[line[goes_on]]) - held[line[goes_on]], held[line[goes_on]])
+        same = self._at[slots[ended], column] == newest_at[ended]
+        ended, column = ended[same], column[same]
+        line, at = np.concatenate((ended, line)), np.concatenate((newest_at[ended], at))
+        identity = np.concatenate((self._identity[slots[ended], column], identity))
+        order = np.lexsort((identity, at, line))  # stable: of the same event the first one stays first
+        moments = np.stack((line, at))[:, order]
+        together = np.concatenate(([False], (moments[:, 1:] == moments[:, :-1]).all(axis=0)))
+        again = together & np.concatenate(([False], identity[order][1:] == identity[order][:-1]))
+        moment = np.cumsum(~together) - 1
+        if (np.bincount(moment, ~again)[moment[again]] > self.window).any():
+            return None
+        places = order[again] - len(ended)
+        result[rows[places]] = True
+        return result
 
     def _flat(
         self, lines: Lines, slots: Ints, held: Ints, base: Ints, end: Ints, last_ms: Ints
@@ -276,14 +302,3 @@ def _ranks(lines: Lines) -> tuple[Ints, Ints]:
     inclusive = np.cumsum(lines.counts)
     exclusive: Ints = inclusive - lines.counts
     return exclusive - exclusive[lines.first][lines.line], np.add.reduceat(lines.counts.astype(np.int64), lines.first)
-
-
-def _repeats(line: Ints, at: Ints, identity: Ints) -> bool:
-    """Whether two events of one line have the same time and identity; times ascend in each line."""
-    same = (line[1:] == line[:-1]) & (at[: len(line)][1:] == at[: len(line)][:-1])
-    if not same.any():
-        return False
-    close = np.flatnonzero(np.concatenate(([False], same)) | np.concatenate((same, [False])))
-    order = np.lexsort((identity[close], at[close], line[close]))
-    keys = np.stack([line[close], at[close], identity[close]])[:, order]
-    return bool((keys[:, 1:] == keys[:, :-1]).all(axis=0).any())

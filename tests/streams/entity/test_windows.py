@@ -127,6 +127,41 @@ def test_all_that_may_happen_happens_in_these_streams() -> None:
     assert min(total.values()) > 5, total
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_repeats_among_more_events_of_one_moment_than_a_window_has(seed: int) -> None:
+    """An event that has left its window is a new one when it comes again; one that is still there is not."""
+    chance, clock, rows = random.Random(seed), 1_000, list[Row]()
+    for _ in range(300):
+        clock += chance.random() < 0.06
+        identity = chance.randrange(WINDOW + 2)
+        rows.append((chance.randrange(3), clock, (float(identity), 0.5), identity, True, clock))
+    slow = SlowWindows(WINDOW, 10**6, 3)
+    expected = slowly(rows, slow)
+    assert min(slow.counts["repeated"], slow.counts["events"]) > 50
+    for _ in range(3):
+        windows = Windows(WINDOW, 10**6, 3, NUMBERS)
+        assert taken(windows, rows, cut(len(rows), chance), False).tobytes() == expected.tobytes()
+        assert msgspec.to_builtins(windows.counts) == slow.counts
+
+
+class Counted(Windows):
+    """Counts the pieces that it was halved to."""
+
+    pieces = 0
+
+    def take(self, events: Events) -> Seen:
+        self.pieces += 1
+        return super().take(events)
+
+
+def test_a_piece_with_repeats_is_taken_at_once() -> None:
+    """A producer that sends every record twice costs twice as much, and not a call for each row."""
+    rows = [row for row in stream(3, 200, 30, 10**6) for _ in range(2)]
+    windows, slow = Counted(WINDOW, 10**6, 100, NUMBERS), SlowWindows(WINDOW, 10**6, 100)
+    assert taken(windows, rows, [0, len(rows)], False).tobytes() == slowly(rows, slow).tobytes()
+    assert windows.pieces == 1 and windows.counts.repeated > 150
+
+
 def test_a_state_goes_on_as_the_windows_it_was_taken_of() -> None:
     """After its bytes were written and read."""
     rows = stream(5, 300, 12, 200)
