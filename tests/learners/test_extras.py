@@ -213,18 +213,15 @@ class TestWhatIsSaidIsRun:
         done(said, tmp_path)
         assert imports(python, "fastavro") and told(python, "kafka").replace("kafka", "avro") == f"Run `{said}`."
 
-    @pytest.mark.parametrize("pip", [False, True], ids=["by uv", "by pip"])
-    def test_a_wheel_is_told_where_it_came_from(self, checkout: Path, wheel: Path, tmp_path: Path, pip: bool) -> None:
-        """By the environment's own pip where it has one, and else by uv."""
-        python = environment(checkout, tmp_path / "own", str(wheel), *(["pip"] if pip else []))
-        path = f"{checkout / '.tools/bin'}:{os.environ['PATH']}"
+    @pytest.mark.parametrize("has", ["pip", "uv", "neither"])
+    def test_a_wheel_is_told_where_it_came_from(self, checkout: Path, wheel: Path, tmp_path: Path, has: str) -> None:
+        """By the environment's own pip where it has one, else by uv; where neither is there, by the pip that Python brings."""
+        python = environment(checkout, tmp_path / "own", str(wheel), *(["pip"] if has == "pip" else []))
+        path = f"{checkout / '.tools/bin'}:/usr/bin:/bin" if has == "uv" else "/usr/bin:/bin"
+        installer = {"pip": f"{python} -m pip install", "uv": f"uv pip install --python {python}"}
         said = command(told(python, "avro", PATH=path))
-        assert (
-            said
-            == f"{f'{python} -m pip' if pip else 'uv pip'} install "
-            + ("" if pip else f"--python {python} ")
-            + f"'learning-millrace[avro] @ {wheel.as_uri()}'"
-        )
+        begins = installer.get(has, f"{python} -m ensurepip && {python} -m pip install")
+        assert said == f"{begins} 'learning-millrace[avro] @ {wheel.as_uri()}'"
         assert not imports(python, "fastavro")
         done(said, tmp_path, PATH=path)
         assert imports(python, "fastavro") and imports(python, "millrace.services.api")
