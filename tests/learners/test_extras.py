@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -252,6 +253,24 @@ class TestWhatIsSaidIsRun:
         done(f"{shlex.quote(str(checkout / '.tools/bin/uv'))} {links}", tmp_path)
         assert imports(python, "fastavro")
         assert json.loads(done([str(python), "-c", RELEASE], tmp_path)) == PROJECT["version"]
+        again = told(python, "kafka")  # nothing says where it came from
+        (words,) = re.findall(r"path or address: (pip install .* @ WHEEL')\.$", again)
+        done(f"{python} -m {words.replace('WHEEL', wheel.as_uri())}", tmp_path)
+        assert imports(python, "kafka")
+
+    def test_a_repository_is_named_with_its_commit(self, checkout: Path, tmp_path: Path) -> None:
+        """What was installed from git comes from the same commit again."""
+        folder = tmp_path / "repository"
+        shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns(".venv", ".tools", "dist", "*.egg-info", "build"))
+        author = "git -c user.name=a -c user.email=a@example.org"
+        done(f"git init -q . && git add -A && {author} commit -q -m all", folder)
+        commit = done(["git", "rev-parse", "HEAD"], folder).strip()
+        python = environment(checkout, tmp_path / "own", f"{distribution.NAME} @ git+{folder.as_uri()}")
+        path = f"{checkout / '.tools/bin'}:{os.environ['PATH']}"
+        said = command(told(python, "avro", PATH=path))
+        assert said.endswith(f"'learning-millrace[avro] @ git+{folder.as_uri()}@{commit}'")
+        done(said, tmp_path, PATH=path)
+        assert imports(python, "fastavro")
 
     def test_in_an_image_another_image_is_named(self, checkout: Path, wheel: Path, tmp_path: Path) -> None:
         """With the extras that it has and those wanted; never one that no image may have. tests/cluster builds one so."""
