@@ -40,6 +40,8 @@ CHART_PROGRAMS := helm-3.22.0/helm helm-4.3.2/helm helm-unittest-1.1.2/helm-unit
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 SHIPPED := avro backbone kafka mlflow onnx parquet serve torch # every extra but the demo's and those of language models: what an image may hold
 TESTED := $(SHIPPED) demo llm # every extra but llm-cpu and llm-gpu, which both own the module vllm and pin older releases
+comma := ,
+WANTED := $(subst $(comma), ,$(EXTRAS))
 ROOMS := learners streams services
 # The folders are listed too: their time changes when a module is removed.
 SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name '*.py' -o -name '*.pyi' -o -name '*.proto' -o -name py.typed \) 2>/dev/null)
@@ -47,7 +49,7 @@ SOURCES := $(shell find $(ROOMS) -not -path '*__pycache__*' \( -type d -o -name 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
-setup: .venv/.ready  ## make the environment that `make run` needs (.venv, editable)
+setup: .venv/.ready .venv/.parquet .venv/.kafka $(addprefix .venv/.,$(filter-out demo,$(WANTED)))  ## make the environment that `make run` needs, with the clients of Parquet and Kafka (.venv, editable; EXTRAS=serve,avro)
 
 run: .venv/.serve $(if $(DATA),.venv/.parquet) $(if $(LOG),.venv/.kafka $(if $(KAFKA_HOME),,.kafka/.ready))  ## watch a model learn and answer, be killed, resume and prove it (DATA=name for another stream, LOG=kafka)
 	.venv/bin/python -m millrace.services.demo.story $(if $(DATA),--data $(DATA)) $(if $(LOG),--kafka $(JARS))
@@ -190,22 +192,18 @@ $(UV): $(LOCKS)/uv.txt
 	$(INSTALL) .venv --editable .
 	@touch $@
 
-# Most other streams are Parquet files; the first run of all does not wait for their reader.
-.venv/.parquet: .venv/.ready
-	awk '/^[^ #]/ { wanted = /^pyarrow==/ } wanted' $(LOCKS)/test.txt > .venv/parquet.txt
-	$(UV) pip install --quiet --no-deps --require-hashes --python .venv -r .venv/parquet.txt
-	@touch $@
-
-# Nor for Kafka's client.
-.venv/.kafka: .venv/.ready
-	awk '/^[^ #]/ { wanted = /^(kafka-python|lz4|python-snappy|cramjam|zstandard)==/ } wanted' $(LOCKS)/test.txt > .venv/kafka.txt
-	$(UV) pip install --quiet --no-deps --require-hashes --python .venv -r .venv/kafka.txt
-	@touch $@
-
-# Nor does it wait for Ray.
+# The first run of all does not wait for Ray,
 .venv/.serve: .venv/.ready $(LOCKS)/serve.txt
 	$(UV) pip install --quiet --no-deps --require-hashes --compile-bytecode --python .venv -r $(LOCKS)/serve.txt
 	@touch $@
+
+# nor for what other extras bring, in the versions that the tests have.
+$(addprefix .venv/.,$(filter-out demo serve,$(TESTED))): .venv/.%: .venv/.ready $(LOCKS)/test.txt
+	$(UV) pip install --quiet --require-hashes --compile-bytecode --python .venv --constraints $(LOCKS)/test.txt --extra $* -r pyproject.toml
+	@touch $@
+
+.venv/.%:
+	@echo "EXTRAS=$*: there is no such extra here. Take of $(sort $(TESTED)); for a language model on a processor run make .venv-llm/.installed." >&2; exit 1
 
 .venv-test/.ready: $(UV) $(LOCKS)/test.txt
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv-test
@@ -219,11 +217,11 @@ $(UV): $(LOCKS)/uv.txt
 
 # The same wheel as the other tests have.
 .venv-test-3.%/.installed: .venv-test-3.%/.ready .venv-test/.installed
-	$(INSTALL) $(@D) --reinstall dist/millrace-*.whl
+	$(INSTALL) $(@D) --reinstall dist/learning_millrace-*.whl
 	@touch $@
 
 .venv-llm/.installed: .venv-llm/.ready .venv-test/.installed
-	$(INSTALL) .venv-llm --reinstall dist/millrace-*.whl
+	$(INSTALL) .venv-llm --reinstall dist/learning_millrace-*.whl
 	@touch $@
 
 # These ask for an older protobuf than Ray does, and none of them is ever in a process of ours. vLLM asks for an older NumPy.
@@ -256,5 +254,5 @@ $(CHART_TOOLS)/helm-unittest-%/helm-unittest:
 .venv-test/.installed: .venv-test/.ready $(SOURCES) pyproject.toml README.md LICENSE
 	rm -rf dist
 	$(UV) build --quiet --require-hashes --build-constraints $(LOCKS)/uv.txt --python .venv-test/bin/python -o dist
-	$(INSTALL) .venv-test --reinstall dist/millrace-*.whl
+	$(INSTALL) .venv-test --reinstall dist/learning_millrace-*.whl
 	@touch $@

@@ -1,6 +1,6 @@
 """A pipeline from Python: build it, append rows, learn, ask, look at scores and versions, roll back, verify.
 
-Run it as a script, or cell by cell: `python examples/notebook.py` needs `pip install 'millrace[demo]'` for the digits.
+Run it as a script, or cell by cell: `python examples/notebook.py` needs the extra `demo`, which `make setup` brings.
 """
 
 # %% Build a pipeline. Its state lies under ./.millrace/notebook, as a command's would.

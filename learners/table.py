@@ -13,6 +13,7 @@ from millrace.learners.analytic.exact import merge_disjoint
 from millrace.learners.analytic.ncm import NcmConfig, ncm
 from millrace.learners.analytic.ridge import Ridge, RidgeConfig
 from millrace.learners.analytic.slda import SldaConfig, slda
+from millrace.learners.distribution import how_to_get
 from millrace.learners.draft.config import DraftConfig
 from millrace.learners.errors import MillraceError
 from millrace.learners.linear.servable import LinearServable, to_onnx
@@ -66,9 +67,7 @@ def _imported(module: str, package: str, extra: str = "") -> Any:
     except ModuleNotFoundError as missing:
         if missing.name != package:
             raise
-        raise MillraceError(
-            f"This learner runs on {package}, which is not here: install millrace[{extra or package}]."
-        ) from missing
+        raise MillraceError(f"This learner runs on {package}, which is not here. {how_to_get(extra or package)}") from missing
 
 
 def _network(config: type[Any], method: Callable[[Any], Any], unbounded: bool = False) -> Algorithm:

@@ -112,7 +112,7 @@ EXCEPTIONS: Mapping[str, str] = {
 
 # Every other file at a room's root; what it holds is needed all over the room and above.
 ROOTS: Mapping[str, frozenset[str]] = {
-    "learners": frozenset({"__init__", "declaration", "errors", "protocol"}),
+    "learners": frozenset({"__init__", "declaration", "distribution", "errors", "protocol"}),
     "streams": frozenset(
         {"__init__", "checksummed", "errors", "hashing", "parts", "records", "schema", "sharding", "source", "stream"}
     ),

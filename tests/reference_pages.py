@@ -170,7 +170,7 @@ def _declared(record: type[Any]) -> list[Key]:
 def learner_words(kind: str, algorithm: Algorithm) -> str:
     """What a kind is, what it can do, and its own keys."""
     facts = [sentences(algorithm.config).split("; the keys of a ridge")[0].rstrip(".") + "."]
-    facts += [f"It needs `millrace[{algorithm.extra or algorithm.needs}]`."] if algorithm.needs else []
+    facts += [f"It needs the [extra](../how-to/extras.md) `{algorithm.extra or algorithm.needs}`."] if algorithm.needs else []
     facts += ["Its shards are merged exactly (`shards`)."] if algorithm.merge is not None else []
     acts = {"discount": "discount", "raise_rate": "raise-rate"}
     facts += [f'After an alarm it can also `drift.act = "{acts[able]}"`.' for able in algorithm.abilities]

@@ -86,7 +86,7 @@ def test_what_is_tested_is_what_is_installed(everything) -> None:
 def test_the_wheel_holds_the_modules_of_the_tree_and_no_others() -> None:
     """What the wheel unpacked, byte for byte, is every module and type marker here; nothing stale, nothing missing."""
     in_wheel = {}
-    for file in importlib.metadata.files("millrace") or []:
+    for file in importlib.metadata.files("learning-millrace") or []:
         if file.parts[0] == "millrace" and file.suffix != ".pyc":
             in_wheel[str(file)] = Path(str(file.locate())).read_bytes()
     here = {

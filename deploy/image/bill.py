@@ -148,7 +148,7 @@ def table(parts: list[Component]) -> str:
 def main(folder: Path, lock: Path) -> None:
     """Write sbom.cdx.json and licences.md to the folder; refuse what the lock does not name."""
     parts = sorted((distribution(dist) for dist in importlib.metadata.distributions()), key=lambda part: part["name"])
-    ours = next(part for part in parts if part["name"] == "millrace")
+    ours = next(part for part in parts if part["name"] == "learning-millrace")
     wheels = [part for part in parts if part is not ours]
     if missing := unlocked(wheels, lock):
         raise SystemExit(f"installed, but not in {lock}: {', '.join(missing)}")

@@ -14,9 +14,9 @@ site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 # First the sdist, then the wheel from it, as for the tests. The lock has the hash of every wheel; ours is of now.
 "$uv" build --quiet --require-hashes --build-constraints deploy/requirements/uv.txt --python "$python" -o /wheel
-wheel=$(echo /wheel/millrace-*.whl)
+wheel=$(echo /wheel/learning_millrace-*.whl)
 sum=$(sha256sum "$wheel" | cut -d ' ' -f 1)
-echo "millrace[$EXTRAS] @ file://$wheel --hash=sha256:$sum" > /wheel/wanted.txt
+echo "learning-millrace[$EXTRAS] @ file://$wheel --hash=sha256:$sum" > /wheel/wanted.txt
 "$uv" pip install --quiet --no-build --require-hashes --constraints deploy/requirements/image.txt --python "$python" -r /wheel/wanted.txt
 
 # Take files out of a package, and out of its list: `without PACKAGE PATTERN`.
@@ -29,8 +29,8 @@ without() {
   done
 }
 # Where our wheel lay and when is of this build alone. Ray draws virtualenv, which brings pip.
-without millrace 'millrace-*.dist-info/direct_url.json'
-without millrace 'millrace-*.dist-info/uv_cache.json'
+without learning_millrace 'learning_millrace-*.dist-info/direct_url.json'
+without learning_millrace 'learning_millrace-*.dist-info/uv_cache.json'
 if [ -d "$site/virtualenv" ]; then
   without virtualenv 'virtualenv/seed/wheels/embed/*.whl'
   without virtualenv 'virtualenv-*.dist-info/sboms/*'
@@ -40,6 +40,7 @@ fi
 
 mkdir -p /opt/millrace/share/millrace
 cp LICENSE NOTICE /opt/millrace/share/millrace/
+echo "$EXTRAS" > /opt/millrace/share/millrace/extras
 "$python" deploy/image/bill.py /opt/millrace/share/millrace deploy/requirements/image.txt
 rm -f /opt/millrace/.lock /opt/millrace/.gitignore /opt/millrace/CACHEDIR.TAG
 find /opt/millrace -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +

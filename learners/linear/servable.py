@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import BadInputError, LearnerError, MillraceError
 from millrace.learners.linear.answered import Answered
 from millrace.learners.linear.decoded import NEWEST
@@ -132,7 +133,7 @@ def to_onnx(servable: LinearServable) -> bytes:
     try:
         from onnx import TensorProto, checker, helper
     except ImportError as missing:
-        raise MillraceError("ONNX export needs the package onnx: install millrace[onnx]") from missing
+        raise MillraceError(f"ONNX export needs the package onnx. {how_to_get('onnx')}") from missing
     rows = helper.make_tensor_value_info("x", TensorProto.DOUBLE, ["n", servable.d])
     outputs = [helper.make_tensor_value_info("scores", TensorProto.DOUBLE, ["n", servable.weights.shape[1]])]
     if servable.classes:

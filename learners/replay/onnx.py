@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import LearnerError, MillraceError
 from millrace.learners.linear.servable import IR, OPSET
 from millrace.learners.protocol import Array
@@ -50,7 +51,7 @@ def to_onnx(servable: NetworkServable) -> bytes:
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
     except ImportError as missing:
-        raise MillraceError("ONNX export needs the package onnx: install millrace[onnx]") from missing
+        raise MillraceError(f"ONNX export needs the package onnx. {how_to_get('onnx')}") from missing
     graph = Graph()
     tensors = {name: tensor.numpy() for name, tensor in servable.tensors.items()}
     z = _body(graph, layers_of(servable.spec), tensors, _scaled(graph, servable))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
 from millrace.services.config.config import data_folder
@@ -62,7 +63,7 @@ def digits(seed: int) -> Table:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise BadInputError("Data set digits comes with scikit-learn; pip install 'millrace[demo]'.") from error
+        raise BadInputError(f"Data set digits comes with scikit-learn. {how_to_get('demo')}") from error
     x, y = load_digits(return_X_y=True)
     rng = np.random.default_rng(seed)
     shuffled = [rng.permutation(np.flatnonzero(y == digit)) for digit in np.unique(y)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
 from millrace.services.demo.evidence import MEASURES, Evidence, windows
@@ -153,4 +154,4 @@ def _mark(axes: Any, evidence: Evidence) -> None:
 
 def no_extra(package: str) -> BadInputError:
     """What says that a package is missing, and how to get it."""
-    return BadInputError(f"The plots of a story need {package}; pip install 'millrace[demo]'.")
+    return BadInputError(f"The plots of a story need {package}. {how_to_get('demo')}")

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection import aio
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
+from millrace.learners.distribution import release
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import TOO_MANY_BYTES, Endpoint, ready
@@ -178,7 +178,7 @@ class GrpcApp:
     async def server_metadata(self, raw: bytes) -> Message:
         """Name, version, extensions."""
         parsed(pb.ServerMetadataRequest, raw)
-        return pb.ServerMetadataResponse(**server_metadata(version("millrace")))
+        return pb.ServerMetadataResponse(**server_metadata(release()))
 
     async def model_metadata(self, raw: bytes) -> Message:
         """Inputs and outputs. Raises: NotServedError."""

@@ -7,11 +7,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
 
+from millrace.learners.distribution import release
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import TOO_MANY_BYTES, Endpoint, ready
@@ -94,7 +94,7 @@ class HttpApp:
 
     def _described(self, parts: list[str]) -> HttpReply:
         if parts == ["v2"]:
-            return _json(server_metadata(version("millrace")))
+            return _json(server_metadata(release()))
         named = _model_path(parts)
         bundle = self._endpoint.held()
         check_model(named.model, named.version, self._endpoint.name, bundle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import MillraceError
 from millrace.services.config.config import set_environment
 from millrace.services.llm.capture import ENVIRONMENT
@@ -23,7 +24,7 @@ def prepare() -> None:
     """Raises: MillraceError where vLLM is not installed."""
     if find_spec("vllm") is None:
         raise MillraceError(
-            "A language model answers by vLLM, which is not installed: pip install 'millrace[serve,llm-gpu]', or "
-            "'millrace[serve,llm-cpu]' for a processor, with torch's own index of such builds beside the public one."
+            f"A language model answers by vLLM, which is not installed. On a GPU: {how_to_get('serve,llm-gpu')} "
+            f"On a processor, with torch's own index of such builds beside the public one: {how_to_get('serve,llm-cpu')}"
         )
     set_environment({**ENVIRONMENT, **VISIBLE})

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import ConfigError
 from millrace.services.config.config import PipelineConfig, kafka_secrets
 from millrace.streams.branch.outputs import dead_letter_topic, scores_topic
@@ -180,7 +181,7 @@ def _connected(cluster: Cluster, partition_bytes: int) -> Readers:
         from millrace.streams.kafka.client import Link
         from millrace.streams.kafka.stream import Readers
     except ImportError as error:
-        raise ConfigError("log.kind = \"kafka\" needs the client of Kafka; pip install 'millrace[kafka]'.") from error
+        raise ConfigError(f'log.kind = "kafka" needs the client of Kafka. {how_to_get("kafka")}') from error
     return Readers(Link(cluster, kafka_secrets(), partition_bytes))
 
 

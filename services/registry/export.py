@@ -20,13 +20,13 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import replace
-from importlib.metadata import version as installed
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from millrace.learners.distribution import release, requirement
 from millrace.learners.draft.folder import WEIGHTS as DRAFT_WEIGHTS
 from millrace.learners.errors import BadInputError, ConfigError, LearnerError
 from millrace.learners.table import algorithm_of
@@ -86,14 +86,14 @@ def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Exp
         return _write_draft(instance, parts, mark, folder)
     weights = bundle_bytes(parts, schema)
     open_bundle(weights, sha256(weights), schema)  # what cannot be opened never leaves
-    release, segment = installed("millrace"), manifest_of(instance.store(), mark).segment
+    segment = manifest_of(instance.store(), mark).segment
     manifest = _manifest(instance, parts, mark, (segment, sha256(weights)))
     files = {
         WEIGHTS: weights,
         SCHEMA: schema.declared,
         MANIFEST: msgspec.json.format(msgspec.json.encode(manifest)),
         "MLmodel": _mlmodel(schema).encode(),
-        "requirements.txt": f"millrace[{_extras(parts.kind)}]=={release}\n".encode(),
+        "requirements.txt": requirement(_extras(parts.kind)).encode(),
         "python_env.yaml": f"python: {platform.python_version()}\ndependencies:\n- -r requirements.txt\n".encode(),
     }
     try:
@@ -108,9 +108,7 @@ def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Exp
 def _manifest(instance: Instance, parts: Parts, mark: Mark, of: tuple[Segment | None, str]) -> ExportManifest:
     """``of``: the version's segment, and the sha256 of the weights."""
     (segment, weights_sha256), name = of, instance.loaded.pipeline.name
-    return ExportManifest(
-        FORMAT, name, parts.identity, mark.state_sha256, weights_sha256, installed("millrace"), *_origin(segment)
-    )
+    return ExportManifest(FORMAT, name, parts.identity, mark.state_sha256, weights_sha256, release(), *_origin(segment))
 
 
 def _write_draft(instance: Instance, parts: Parts, mark: Mark, folder: Path) -> ExportManifest:

@@ -9,6 +9,7 @@ import threading
 from importlib.util import find_spec
 from typing import Any
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import ConfigError, MillraceError
 from millrace.services.config.config import set_environment
 from millrace.services.errors import BusyError
@@ -33,7 +34,7 @@ def mirror(instance: Instance, once: bool, parent: int = 0) -> dict[str, Any]:
         raise ConfigError("This pipeline mirrors nothing: give it [mlflow] uri, or --set mlflow.uri=http://127.0.0.1:5000.")
     instance.refuse_completions("Mirroring in MLflow")
     if find_spec("mlflow") is None:
-        raise MillraceError("Mirroring needs MLflow: pip install 'millrace[mlflow]'.")
+        raise MillraceError(f"Mirroring needs MLflow. {how_to_get('mlflow')}")
     set_environment(RETRY_SETTINGS)
     from millrace.services.registry.mlflow import MlflowRegistry
 

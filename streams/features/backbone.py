@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import BadInputError, ConfigError
 from millrace.learners.protocol import Array, Floats
 from millrace.streams.formats.images import pixels
@@ -58,7 +59,7 @@ class Backbone:
         try:
             import onnxruntime
         except ImportError as error:
-            raise BadInputError("A field of images needs onnxruntime; pip install 'millrace[backbone]'.") from error
+            raise BadInputError(f"A field of images needs onnxruntime. {how_to_get('backbone')}") from error
         path = Path(field.backbone)
         try:
             network = path.read_bytes()

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import BadInputError
 from millrace.streams.formats.flatbuffer import declared_size
 from millrace.streams.formats.meaning import JSON_TYPES, TAKES, RecordError, as_row, cell_of, declared_types, moment_of
@@ -34,7 +35,7 @@ def _pyarrow(what: str) -> Any:
         import pyarrow
         import pyarrow.ipc
     except ImportError as error:
-        raise BadInputError(f"{what} needs pyarrow; pip install 'millrace[parquet]'.") from error
+        raise BadInputError(f"{what} needs pyarrow. {how_to_get('parquet')}") from error
     return pyarrow
 
 
@@ -299,5 +300,5 @@ def _parquet(path: Path) -> Any:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise BadInputError(f"{path}: reading Parquet needs pyarrow; pip install 'millrace[parquet]'.") from error
+        raise BadInputError(f"{path}: reading Parquet needs pyarrow. {how_to_get('parquet')}") from error
     return parquet

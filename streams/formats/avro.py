@@ -18,6 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import BadInputError
 from millrace.streams.errors import StorageError
 from millrace.streams.formats.meaning import RecordError
@@ -47,7 +48,7 @@ class Registry:
         try:
             import fastavro
         except ImportError as error:
-            raise BadInputError("Avro records in the log need fastavro; pip install 'millrace[avro]'.") from error
+            raise BadInputError(f"Avro records in the log need fastavro. {how_to_get('avro')}") from error
         return fastavro
 
     def cells(self, value: bytes) -> dict[str, Any]:

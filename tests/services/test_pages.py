@@ -35,6 +35,7 @@ LEARNER = "docs/how-to/add-a-learner.md"  # which changes the package: test_own_
 WORDS = ["add-a-format", "metrics", "values-and-types", "refused-records", "what-status-warns-of"]  # pages without a block
 DRAFT = "docs/how-to/distil-a-draft.md"  # tests/services/llm plays it, on a real vLLM
 UPDATE, KUBERNETES = "docs/how-to/update.md", "docs/how-to/kubernetes.md"
+EXTRAS = "docs/how-to/extras.md"  # tests/learners/test_extras.py runs what the errors say of it
 NOT_RUN = {
     README: 1,
     TUTORIAL: 2,
@@ -42,6 +43,7 @@ NOT_RUN = {
     MLFLOW: 2,
     UPDATE: 1,
     KUBERNETES: 6,
+    EXTRAS: 1,
 }  # blocks left out, each with its reason beside it; no others are
 GRPCURL = shutil.which("grpcurl", path=f"{ROOT / '.tools' / 'bin'}:{os.environ['PATH']}")
 SERVED = pytest.mark.xdist_group("served")  # two cores serve one instance at a time
@@ -55,6 +57,7 @@ PAGES = [
     LEARNER,
     UPDATE,
     KUBERNETES,
+    EXTRAS,
     DRAFT,
     *(f"docs/how-to/{name}.md" for name in WORDS),
     *ALONE,
@@ -116,7 +119,7 @@ def test_the_documents_count_what_there_is() -> None:
     left_out = sum(count for page, count in NOT_RUN.items() if page != README)
     assert count_of(index, "the tutorial and of the how-to pages but COUNT, each with its reason beside it") == left_out
     assert count_of(index, "| COUNT kinds, what each is for") == count_of(readme, "COUNT kinds of learner") == len(LEARNERS)
-    assert count_of(index.replace("but fourteen", "but six"), "pages but COUNT, each") != left_out
+    assert count_of(index.replace("but fifteen", "but six"), "pages but COUNT, each") != left_out
 
 
 def test_every_learner_stands_on_its_page() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 from training_steps import learner, rows
 
+from millrace.learners.distribution import how_to_get
 from millrace.learners.errors import LearnerError
 from millrace.learners.protocol import Batch
 from millrace.learners.replay.config import Head, ReplayConfig, Spec
@@ -221,4 +222,5 @@ for use in (lambda a: a.ready(), lambda a: a.learner(a.config(), 3, 0), lambda a
     except MillraceError as error:
         print(error)
 """
-    assert python(code).splitlines() == ["This learner runs on torch, which is not here: install millrace[torch]."] * 3
+    sentence = f"This learner runs on torch, which is not here. {how_to_get('torch')}"
+    assert python(code).splitlines() == [sentence] * 3
