@@ -11,6 +11,7 @@ import time
 
 from millrace.services.errors import NotCountedError
 from millrace.services.moments import moment
+from millrace.services.pipeline.ids import state_of
 from millrace.services.pipeline.instance import ENDPOINT
 from millrace.streams.journal.ledger import Ledger, Serve, Target, describe_target
 
@@ -34,6 +35,18 @@ def name_of(target: Target | None) -> str | None:
     return None if target is None else target.version or target.follow
 
 
+def means(ledger: Ledger, seen: str | None, target: Target | None) -> bool:
+    """Whether a name that --while has is of what is in force: the version, an alias of it, the branch, or a state of that.
+
+    An answer of a branch that is followed names a state of it, such as main.64.
+    """
+    if seen is None or target is None:
+        return seen is None
+    return name_of(target) in (seen, ledger.aliases.get(seen)) or (
+        target.follow is not None and state_of(seen)[0] == target.follow
+    )
+
+
 def refuse_other(ledger: Ledger, seen: str | None, own: Target | None = None) -> None:
     """For a relative command that is to be done. ``seen``: what --while says is in force.
 
@@ -47,9 +60,9 @@ def refuse_other(ledger: Ledger, seen: str | None, own: Target | None = None) ->
     if decision is None:
         return
     current = name_of(decision.to)
-    if own is not None and decision.to == own and seen in (None, name_of(decision.before)):
+    if own is not None and decision.to == own and (seen is None or means(ledger, seen, decision.before)):
         return
-    if seen is not None and seen != current:
+    if seen is not None and not means(ledger, seen, decision.to):
         raise NotCountedError(f"--while {seen}: in force is {in_force_words(ledger)}. Nothing was changed.")
     age_ms = time.time_ns() // 1_000_000 - decision.when_ms
     if seen is None and decision.before is not None and age_ms < MINUTE_MS:
