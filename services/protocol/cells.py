@@ -87,7 +87,16 @@ def _whole(datatype: str) -> tuple[msgspec.json.Decoder[list[Any]], msgspec.json
     return msgspec.json.Decoder(list[cell]), msgspec.json.Decoder(list[list[cell]])
 
 
-_OVER = re.compile(r"`int` ([<>]=)")  # how the decoder says that an integer is out of bounds
+_OVER = re.compile(r"`(?:int|float)` ([<>]=?)")  # how the decoder says that a number is out of bounds
+
+
+def _within(beyond: float) -> tuple[msgspec.json.Decoder[list[Any]], msgspec.json.Decoder[list[list[Any]]]]:
+    """Decoders, flat and nested, that refuse a number which a float of fewer bits does not have."""
+    cell = Annotated[float, msgspec.Meta(gt=-beyond, lt=beyond)] | None
+    return msgspec.json.Decoder(list[cell]), msgspec.json.Decoder(list[list[cell]])
+
+
+_WITHIN = {datatype: _within(beyond) for datatype, beyond in BEYOND.items()}
 _EXACT = {datatype: _whole(datatype) for datatype in WHOLE}
 
 
@@ -100,9 +109,6 @@ def numbers_of(tensor: Tensor, payload: bytes | None, width: int, booleans: bool
         raise BadInputError(f"{tensor.name}: datatype {tensor.datatype} must be one of {', '.join(allowed)}.")
     if payload is None:
         numbers = np.array([math.nan if cell is None else cell for cell in _json_cells(tensor)], dtype=np.float64)
-        beyond = BEYOND.get(tensor.datatype)
-        if beyond is not None and (np.abs(numbers) >= beyond).any():
-            raise BadInputError(f"{tensor.name}: a number does not fit into {tensor.datatype}.")
     else:
         with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
             numbers = _binary_cells(tensor, payload, width).astype(np.float64)
@@ -114,7 +120,7 @@ def _json_cells(tensor: Tensor) -> list[Any]:
     if tensor.datatype == BOOL:
         return _cells(tensor, _FLAGS, _NESTED_FLAGS)
     if tensor.datatype not in WHOLE:
-        return _cells(tensor, _FLAT, _NESTED)
+        return _cells(tensor, *_WITHIN.get(tensor.datatype, (_FLAT, _NESTED)))
     cells = _cells(tensor, *_EXACT[tensor.datatype])
     low, high = BOUNDS[tensor.datatype]
     if any(isinstance(cell, float) and not low <= cell <= high for cell in cells):
@@ -137,6 +143,8 @@ def _binary_cells(tensor: Tensor, payload: bytes, width: int) -> Array:
 
 def _not_within(tensor: Tensor, beyond: bool) -> BadInputError:
     """``beyond``: whether it is too large, and not too small."""
+    if tensor.datatype in BEYOND:
+        return BadInputError(f"{tensor.name}: a number does not fit into {tensor.datatype}.")
     low, high = BOUNDS[tensor.datatype]
     if tensor.datatype == "INT64" or (tensor.datatype == "UINT64" and beyond):
         return _beyond_int64(tensor)
@@ -184,8 +192,8 @@ def _cells(tensor: Tensor, flat: msgspec.json.Decoder[list[Any]], nested: msgspe
                 raise BadInputError(f"{tensor.name}: its rows are not all of shape {tensor.shape[1:]}.")
             cells = [cell for row in rows for cell in row]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if tensor.datatype in BOUNDS and (bound := _OVER.search(str(error))):
-            raise _not_within(tensor, beyond=bound[1] == "<=") from error
+        if bound := _OVER.search(str(error)):
+            raise _not_within(tensor, beyond=bound[1][0] == "<") from error
         raise BadInputError(f"{tensor.name}: {error}.") from error
     if len(cells) != math.prod(tensor.shape):
         raise BadInputError(f"{tensor.name}: {len(cells)} values do not make the shape {tensor.shape}.")

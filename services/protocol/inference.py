@@ -100,7 +100,7 @@ def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int, lim
         tensors.append(declared)
         payloads.append(payload)
     told: dict[str, Any] = parameters(predicted)
-    if bundle.class_names is not None and any(declared["name"] == SCORES for declared in tensors):
+    if bundle.class_names is not None and (not request.outputs or any(output.name == SCORES for output in request.outputs)):
         told[CLASSES] = bundle.class_names.quoted
     header = {
         "model_name": name,
