@@ -11,7 +11,6 @@ import time
 
 from millrace.services.errors import NotCountedError
 from millrace.services.moments import moment
-from millrace.services.pipeline.ids import state_of
 from millrace.services.pipeline.instance import ENDPOINT
 from millrace.streams.journal.ledger import Ledger, Serve, Target, describe_target
 
@@ -36,15 +35,13 @@ def name_of(target: Target | None) -> str | None:
 
 
 def means(ledger: Ledger, seen: str | None, target: Target | None) -> bool:
-    """Whether a name that --while has is of what is in force: the version, an alias of it, the branch, or a state of that.
+    """Whether a name that --while has is of what is in force: the version, an alias of it, or the branch that is followed.
 
-    An answer of a branch that is followed names a state of it, such as main.64.
+    A version or a state of the branch that is followed is none: somebody may have let that be served since it was seen.
     """
     if seen is None or target is None:
         return seen is None
-    return name_of(target) in (seen, ledger.aliases.get(seen)) or (
-        target.follow is not None and state_of(seen)[0] == target.follow
-    )
+    return name_of(target) in (seen, ledger.aliases.get(seen))
 
 
 def refuse_other(ledger: Ledger, seen: str | None, own: Target | None = None) -> None:
@@ -63,7 +60,9 @@ def refuse_other(ledger: Ledger, seen: str | None, own: Target | None = None) ->
     if own is not None and decision.to == own and (seen is None or means(ledger, seen, decision.before)):
         return
     if seen is not None and not means(ledger, seen, decision.to):
-        raise NotCountedError(f"--while {seen}: in force is {in_force_words(ledger)}. Nothing was changed.")
+        raise NotCountedError(
+            f"--while {seen}: in force is {in_force_words(ledger)}. Nothing was changed. What you see is now --while {current}."
+        )
     age_ms = time.time_ns() // 1_000_000 - decision.when_ms
     if seen is None and decision.before is not None and age_ms < MINUTE_MS:
         raise NotCountedError(

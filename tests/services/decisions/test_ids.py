@@ -10,11 +10,12 @@ from alarmed import begin, instance, listed
 from pipelines import facts, here, json_lines
 
 from millrace.learners.errors import MillraceError
-from millrace.services.decisions.in_force import refuse_other
+from millrace.services.decisions.in_force import means, refuse_other
 from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.proof.certify import prove_version
 from millrace.streams.journal.journal import summarise
+from millrace.streams.journal.ledger import Target
 
 REASON = ("--reason", "look")
 # What takes a version; {} is the id. Nothing is changed: none has --yes.
@@ -118,14 +119,17 @@ def test_what_status_says_an_act_follows_is_an_id_that_alarms_show_takes(folder:
     assert {line["what"]: line["value"] for line in json_lines(shown.stdout)}["alarm"] == listed(folder)[0]["alarm"]
 
 
-def test_while_takes_what_an_answer_of_the_followed_branch_names(folder: Path) -> None:
-    """The branch, a version or a state of it; of a version that is served its name or an alias; nothing else."""
+def test_while_takes_what_is_in_force_by_each_of_its_names(folder: Path) -> None:
+    """The branch that is followed; what only was served from it is refused with the name to write: it may have been decided."""
     known, ledger = ids(folder), instance(folder).ledger()
-    for seen in ("main", known["state"], known["version"]):
-        refuse_other(ledger, seen)
-    for seen in ("other", "other.3", known["alarm"], "champion"):
-        with pytest.raises(NotCountedError, match=f"--while {seen}: in force is the newest of main"):
+    refuse_other(ledger, "main")
+    for seen in ("other", "other.3", known["alarm"], "champion", known["state"], known["version"]):
+        with pytest.raises(NotCountedError, match=rf"--while {seen}: in force is the newest of main, .* now --while main\."):
             refuse_other(ledger, seen)
+    version = ledger.aliases["champion"]
+    for seen in (version, "champion"):
+        assert means(ledger, seen, Target(version=version)) and not means(ledger, seen, Target(follow="main"))
+    assert means(ledger, None, None) and not means(ledger, "main", None)
 
 
 def test_a_place_of_the_log_is_left_out_as_the_answer_to_a_label_has_it(folder: Path) -> None:
