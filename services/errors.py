@@ -68,6 +68,18 @@ class NotServedError(MillraceError):
     """
 
 
+class MethodError(MillraceError):
+    """A method of HTTP that a path does not have.
+
+    What to do: use one that the message and the header ``Allow`` name.
+    """
+
+    def __init__(self, message: str, allowed: str) -> None:
+        """``allowed``: the methods that there are, as ``Allow`` has them."""
+        super().__init__(message)
+        self.allowed = allowed
+
+
 class TooLargeError(BadInputError):
     """A request over the limit on its size.
 
@@ -180,6 +192,7 @@ MEANINGS: dict[type[MillraceError], Meaning] = {
     NotProvedError: UNEXPECTED,
     NotReadyError: Meaning(FAILED, 503, "UNAVAILABLE"),
     NotServedError: Meaning(FAILED, 404, "NOT_FOUND"),
+    MethodError: Meaning(FAILED, 405, "UNIMPLEMENTED"),
     NotOfferedError: Meaning(FAILED, 501, "UNIMPLEMENTED"),
     OverloadedError: Meaning(FAILED, 503, "RESOURCE_EXHAUSTED"),
     AccessError: Meaning(FAILED, 401, "UNAUTHENTICATED"),

@@ -117,7 +117,10 @@ def branch_name(_ctx: click.Context, _param: click.Parameter, name: str | None) 
     if name is None:
         return None
     if not name or not set(name) <= NAME_CHARACTERS:  # it names files
-        raise click.BadParameter(f"{name[:MOST_NAME]!r}: must be letters, digits, - and _")
+        from millrace.services.pipeline.ids import branch_in
+
+        instead = f"is a state of branch {branch[:MOST_NAME]}; name that" if (branch := branch_in(name)) else ""
+        raise click.BadParameter(f"{name[:MOST_NAME]!r}: {instead or 'must be letters, digits, - and _'}")
     if len(name) > MOST_NAME:
         raise click.BadParameter(f"it has {len(name):,} characters; at most {MOST_NAME} are the name of a branch")
     return name

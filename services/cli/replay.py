@@ -29,8 +29,11 @@ def replay() -> None:
 
 
 def _offsets(text: str) -> Exclusion:
+    from millrace.services.pipeline.ids import place_of
     from millrace.streams.journal.exclusions import OffsetRange
 
+    if (place := place_of(text)) is not None and place[0].count(":") == 1:  # as the answer to a label has it
+        return OffsetRange(place[0], place[1], place[1] + 1)
     tp, _, offsets = text.rpartition(":")
     first, dash, last = offsets.partition("-")
     if not (tp and ":" in tp and dash and _is_offset(first) and _is_offset(last) and int(first) <= int(last)):
@@ -166,7 +169,9 @@ file_option: dict[str, Any] = {"type": click.Path(exists=True, dir_okay=False, p
 
 @replay.command(cls=gathering("options", PlanOptions))
 @on_pipeline
-@click.option("--from", "version", metavar="VERSION", help="Begin at the last good version; `millrace versions` lists them.")
+@click.option(
+    "--from", "version", metavar="VERSION", help="Begin at the last good version, or at a state BRANCH.SEQ that answered."
+)
 @click.option("--from-start", is_flag=True, help="Begin with an empty learner, at the first record that the log has.")
 @click.option("--from-offsets", help="Begin with an empty learner, at these offsets.", **offsets_option)
 @click.option(

@@ -154,7 +154,7 @@ def alarms(instance: Instance, branch: str | None) -> list[Standing]:
 
 
 def alarm(instance: Instance, name: str) -> Standing:
-    """One, by its id. Raises: BadInputError naming those that there are."""
+    """One, by its id, or by that of its step where it raised no other. Raises: BadInputError naming those that there are."""
     return _named(Archive(instance), instance.ledger(), name)
 
 
@@ -167,10 +167,12 @@ def _named(archive: Archive, ledger: Ledger, name: str) -> Standing:
         if begin is not None
         for entry in standing_in(archive, ledger, descent(archive, begin))
     }
-    if name not in known:
-        listed = ", ".join(known) or "none"
-        raise BadInputError(f"There is no alarm {name!r}. There are: {listed}. Of more than {MOST_KEPT} the oldest are one.")
-    return known[name]
+    of_step = [alarm_id for alarm_id in known if alarm_id.rpartition(".")[0] == name]  # as an act names what it follows
+    if name not in known and len(of_step) != 1:
+        listed = ", ".join(of_step or known) or "none"
+        what = f"{name} raised several alarms; name one" if of_step else f"There is no alarm {name!r}. There are"
+        raise BadInputError(f"{what}: {listed}. Of more than {MOST_KEPT} the oldest are one.")
+    return known[name if name in known else of_step[0]]
 
 
 def plan_close(instance: Instance, names: Sequence[str]) -> list[Standing]:

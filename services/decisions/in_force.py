@@ -34,6 +34,16 @@ def name_of(target: Target | None) -> str | None:
     return None if target is None else target.version or target.follow
 
 
+def means(ledger: Ledger, seen: str | None, target: Target | None) -> bool:
+    """Whether a name that --while has is of what is in force: the version, an alias of it, or the branch that is followed.
+
+    A version or a state of the branch that is followed is none: somebody may have let that be served since it was seen.
+    """
+    if seen is None or target is None:
+        return seen is None
+    return name_of(target) in (seen, ledger.aliases.get(seen))
+
+
 def refuse_other(ledger: Ledger, seen: str | None, own: Target | None = None) -> None:
     """For a relative command that is to be done. ``seen``: what --while says is in force.
 
@@ -47,10 +57,12 @@ def refuse_other(ledger: Ledger, seen: str | None, own: Target | None = None) ->
     if decision is None:
         return
     current = name_of(decision.to)
-    if own is not None and decision.to == own and seen in (None, name_of(decision.before)):
+    if own is not None and decision.to == own and (seen is None or means(ledger, seen, decision.before)):
         return
-    if seen is not None and seen != current:
-        raise NotCountedError(f"--while {seen}: in force is {in_force_words(ledger)}. Nothing was changed.")
+    if seen is not None and not means(ledger, seen, decision.to):
+        raise NotCountedError(
+            f"--while {seen}: in force is {in_force_words(ledger)}. Nothing was changed. What you see is now --while {current}."
+        )
     age_ms = time.time_ns() // 1_000_000 - decision.when_ms
     if seen is None and decision.before is not None and age_ms < MINUTE_MS:
         raise NotCountedError(

@@ -183,8 +183,9 @@ class GrpcApp:
     async def model_metadata(self, raw: bytes) -> Message:
         """Inputs and outputs. Raises: NotServedError."""
         request, endpoint = parsed(pb.ModelMetadataRequest, raw), self._endpoint
-        check_model(request.name, request.version or None, endpoint.name, endpoint.held())
-        return metadata_message(model_metadata(endpoint.name, endpoint.answering, endpoint.newest))
+        held = endpoint.held()
+        check_model(request.name, request.version or None, endpoint.name, held)
+        return metadata_message(model_metadata(endpoint.name, endpoint.answering, endpoint.newest, held))
 
     async def model_statistics(self, raw: bytes) -> Message:
         """Of this replica; no name means the one model there is. Raises: NotServedError."""

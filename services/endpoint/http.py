@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,15 @@ from millrace.learners.distribution import release
 from millrace.learners.errors import BadInputError, MillraceError
 from millrace.services.config.sections import ServingConfig
 from millrace.services.endpoint.endpoint import TOO_MANY_BYTES, Endpoint, ready
-from millrace.services.errors import UNEXPECTED, NotServedError, OverloadedError, TooLargeError, TooSlowError, meaning
+from millrace.services.errors import (
+    UNEXPECTED,
+    MethodError,
+    NotServedError,
+    OverloadedError,
+    TooLargeError,
+    TooSlowError,
+    meaning,
+)
 from millrace.services.protocol.access import LABEL, PREDICT
 from millrace.services.protocol.callers import ENDING, front_id, is_loopback, remote_because
 from millrace.services.protocol.inference import HttpReply, HttpRequest, check_model, infer, model_metadata, server_metadata
@@ -26,6 +34,8 @@ log = logging.getLogger("millrace")
 
 JSON = b"application/json"
 LENGTH = b"inference-header-content-length"
+READ, WRITE = ("GET", "HEAD", "OPTIONS"), ("POST", "OPTIONS")  # the methods of a path
+VERBS = {"ready": READ, "stats": READ, "status": READ, "infer": WRITE, "labels": WRITE}
 
 Scope = MutableMapping[str, Any]
 Address = tuple[str, int]  # of one end of a connection
@@ -54,7 +64,8 @@ class HttpApp:
             reply = await self._answered(scope, receive)
             status = reply.status
         except MillraceError as error:
-            reply, status = HttpReply(msgspec.json.encode({"error": str(error)})), meaning(error).http
+            allow = error.allowed if isinstance(error, MethodError) else ""
+            reply, status = HttpReply(msgspec.json.encode({"error": str(error)}), allow=allow), meaning(error).http
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             reply, status = HttpReply(b'{"error":"This request failed; the server\'s log says why."}'), UNEXPECTED.http
@@ -64,6 +75,11 @@ class HttpApp:
 
     async def _answered(self, scope: Scope, receive: Receive) -> HttpReply:
         parts = [part for part in scope["path"].split("/") if part]
+        method, methods = scope["method"], methods_of(parts)
+        if methods and method not in methods:
+            raise MethodError(f"{method}: {scope['path']} has {', '.join(methods)}.", ", ".join(methods))
+        if methods and method == "OPTIONS":
+            return HttpReply(b"", status=204, allow=", ".join(methods))
         headers = dict(scope["headers"])
         if parts == ["readyz"]:
             self._endpoint.taking()
@@ -73,9 +89,9 @@ class HttpApp:
         if parts[1:2] == ["health"]:
             return self._health(parts)
         remote = remote_caller(scope, self._behind_front)
-        telling = scope["method"] == "POST" and parts[-1] == "labels"
+        telling = methods == WRITE and parts[-1] == "labels"
         self._endpoint.access.check(headers.get(b"authorization", b""), remote, LABEL if telling else PREDICT)
-        if scope["method"] == "POST":
+        if methods == WRITE:
             body = await self._bodies.read(receive, headers.get(b"content-length", b""))
             async with self._endpoint.turns:
                 return await (self._label(parts, headers, body) if telling else self._infer(parts, headers, body))
@@ -104,8 +120,8 @@ class HttpApp:
         if named.verb == "stats":
             return _json(self._endpoint.statistics.describe(self._endpoint.name, self._endpoint.newest or ""))
         if named.verb:
-            raise NotServedError("GET knows ready, stats and status here; infer and labels are a POST.")
-        return _json(model_metadata(self._endpoint.name, self._endpoint.answering, self._endpoint.newest))
+            raise NotServedError("There are ready, stats and status here by GET, and infer and labels by POST.")
+        return _json(model_metadata(self._endpoint.name, self._endpoint.answering, self._endpoint.newest, bundle))
 
     async def _label(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> HttpReply:
         """202 once the log has every label."""
@@ -115,8 +131,6 @@ class HttpApp:
 
     async def _infer(self, parts: list[str], headers: dict[bytes, bytes], body: bytes) -> HttpReply:
         named = _model_path(parts)
-        if named.verb != "infer":
-            raise NotServedError("POST knows /v2/models/NAME/infer and /v2/models/NAME/labels.")
         start_ns, statistics = time.perf_counter_ns(), self._endpoint.statistics
         try:
             record_headers = producer_headers(headers.get(PRODUCER))
@@ -166,6 +180,22 @@ def kind_of_call(path: str) -> str:
     if verb in (INFER, LABELS):
         return verb
     return HEALTH if path.startswith("/v2/health/") or path == "/readyz" else OTHER
+
+
+def methods_of(parts: Sequence[str]) -> tuple[str, ...]:
+    """The methods of HTTP that a path has, whatever the model's name; none where nothing is there.
+
+    >>> methods_of(["v2", "models", "digits", "infer"])
+    ('POST', 'OPTIONS')
+    """
+    match parts:
+        case ["readyz"] | ["v2"] | ["v2", "health", "live" | "ready"] | ["v2", "models", _]:
+            return READ
+        case ["v2", "models", _, "versions", _]:
+            return READ
+        case ["v2", "models", _, verb] | ["v2", "models", _, "versions", _, verb]:
+            return VERBS.get(verb, ())
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,10 +279,11 @@ def _json(value: dict[str, Any]) -> HttpReply:
 
 
 async def _send(send: Send, reply: HttpReply, status: int, more: list[tuple[bytes, bytes]]) -> None:
-    headers = [*more, (b"content-length", str(len(reply.body)).encode())]
-    if reply.json_bytes is None:
-        headers.append((b"content-type", JSON))
-    else:
+    headers = [*more, *([(b"allow", reply.allow.encode())] if reply.allow else [])]
+    if status != 204:  # which has no body, and so neither length nor type
+        headers += [(b"content-length", str(len(reply.body)).encode())]
+        headers += [(b"content-type", JSON)] if reply.json_bytes is None else []
+    if reply.json_bytes is not None:
         headers += [(b"content-type", b"application/octet-stream"), (LENGTH, str(reply.json_bytes).encode())]
     if status == 503:
         headers.append((b"retry-after", b"1"))

@@ -11,8 +11,11 @@ import msgspec
 from millrace.learners.errors import ConfigError, MillraceError
 from millrace.learners.table import algorithm_of
 from millrace.services.pipeline.bundle import Bundle, Parts, identity_of, open_parts
+from millrace.services.pipeline.ids import no_version, state_of
 from millrace.services.pipeline.instance import Instance, require_branch
+from millrace.streams.branch.between import state_between
 from millrace.streams.branch.branch import load_part
+from millrace.streams.branch.host import use_threads
 from millrace.streams.entity.entities import WINDOWS, answering_of
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.entries import Fork, Mark
@@ -50,6 +53,7 @@ class Archive:
     _summaries: dict[str, Summary] = field(default_factory=dict)
     _journals: dict[str, Journal] = field(default_factory=dict)
     _schemas: dict[str, Schema] = field(default_factory=dict)
+    _between: dict[str, Mark] = field(default_factory=dict)
 
     def version(self, version: str) -> Bundle:
         """Raises: MillraceError where there is no such version, DamageError where its parts are not whole."""
@@ -67,14 +71,31 @@ class Archive:
 
     def mark(self, version: str) -> Mark:
         """The mark of a version. Raises: MillraceError where there is none."""
-        branch = version.rpartition(".")[0]
-        if not branch:
-            raise MillraceError(f"There is no version or alias {version!r}; `millrace versions` lists them.")
-        marks = [mark for mark in self.marks(branch) if mark.version == version]
-        if not marks:
-            newest = ", ".join(str(mark.version) for mark in self.marks(branch)[-8:] if mark.version) or "none"
-            raise MillraceError(f"There is no version {version}. The newest of branch {branch}: {newest}.")
-        return marks[0]
+        found = self._version(version)
+        if found is None:
+            branch, branches = version.split(".")[0], self.instance.branches()
+            raise MillraceError(no_version(version, branches, self.summary(branch) if branch in branches else None))
+        return found
+
+    def state(self, name: str) -> Mark:
+        """The mark of a version; else of a state between two, ``BRANCH.SEQ`` as an answer names it, folded again and stored.
+
+        Raises: MillraceError where there is no such state; OffsetsGoneError where the log no longer has what it is made of;
+        DamageError.
+        """
+        found = self._version(name) or self._between.get(name)
+        branch, seq = state_of(name)
+        if found is None and branch and self.instance.has_branch(branch) and seq <= self.summary(branch).end.seq:
+            self.instance.refuse_shards("A state between versions")
+            backends = self.instance.backends(branch)
+            found = self._between[name] = state_between(self.instance.fold_spec, backends, self.summary(branch), seq)
+            use_threads(self.instance.loaded.pipeline.threads)
+        return self.mark(name) if found is None else found
+
+    def _version(self, name: str) -> Mark | None:
+        branch = name.rpartition(".")[0]
+        marks = self.marks(branch) if branch and self.instance.has_branch(branch) else []
+        return next((mark for mark in marks if mark.version == name), None)
 
     def newest(self, branch: str) -> Bundle | None:
         """The newest marked state whose parts are whole, or None."""

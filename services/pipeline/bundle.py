@@ -78,6 +78,29 @@ class Answer:
     far_out: Mapping[str, Array] = field(default_factory=dict)  # by field, rows (n,) with a value far outside what was learned
 
 
+@dataclass(frozen=True, slots=True)
+class ClassNames:
+    """The names of the score columns as answers carry them: a JSON list as a text, since a parameter is no list.
+
+    Made once, for every answer has it.
+    """
+
+    text: str
+    quoted: msgspec.Raw  # the same as JSON has a text
+
+
+def class_names(classes: Sequence[str]) -> ClassNames | None:
+    """Of score columns, or none where they are not classes.
+
+    >>> class_names(("ham", "spam")).text
+    '["ham","spam"]'
+    """
+    if not classes:
+        return None
+    text = msgspec.json.encode(list(classes)).decode()
+    return ClassNames(text, msgspec.Raw(msgspec.json.encode(text)))
+
+
 class Held(Protocol):
     """What answers now, whatever it answers."""
 
@@ -108,6 +131,7 @@ class Bundle:
     _memory: Corrects | None  # the servable, where a memory corrects it
     _entities: Entities | None = None  # whose windows are those of the state
     made_ms: int = 0  # when it was published, or the journal's clock at its mark; nothing later is in its windows
+    class_names: ClassNames | None = None  # None: the score columns are not classes, or there are none yet
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -207,8 +231,8 @@ def open_bundle(blob: bytes, expected: str, schema: Schema) -> Bundle:
         if entities is not None:
             entities.load_answering(_table(state, "windows."))
         outputs, memory = state["golden.scores"].shape[1], servable if isinstance(servable, Corrects) else None
-        made_ms = int(state["as_of_ms"])
-        return Bundle(identity, made_ms, expected, schema, outputs, features, servable, memory, entities, made_ms)
+        made_ms, names = int(state["as_of_ms"]), class_names(servable.classes)
+        return Bundle(identity, made_ms, expected, schema, outputs, features, servable, memory, entities, made_ms, names)
     except (BadInputError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise DamageError(
             f"Published weights cannot be read by this release ({error!r}). Use the one that wrote them."

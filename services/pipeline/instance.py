@@ -17,6 +17,7 @@ from millrace.services.config.config import Loaded
 from millrace.services.config.kernels import AVX2, is_pinned, unpinned
 from millrace.services.errors import BusyError
 from millrace.services.pipeline.backends import Logs, logs_of
+from millrace.services.pipeline.ids import no_branch
 from millrace.streams.branch.branch import Backends, FoldSpec
 from millrace.streams.branch.host import this_host
 from millrace.streams.branch.read_order import Retraced
@@ -246,4 +247,5 @@ def require_branch(instance: Instance, branch: str) -> None:
     """Raises: MillraceError where the pipeline has no such branch yet."""
     if not instance.has_branch(branch):
         branches = ", ".join(instance.branches()) or "none yet; begin with `millrace run`"
-        raise MillraceError(f"{instance.folder} has no branch {branch}. There are: {branches}.")
+        instead = no_branch(branch, instance.branches())
+        raise MillraceError(f"{instance.folder} has no branch {branch}.{instead} There are: {branches}.")

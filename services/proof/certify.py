@@ -44,13 +44,12 @@ def prove_version(instance: Instance, version: str, nearest: bool = True, budget
 
 
 def _prove_version(instance: Instance, version: str, nearest: bool, budget_s: float) -> Report:
-    branch = version.rpartition(".")[0]
-    require_branch(instance, branch)
+    mark = Archive(instance).mark(version)
+    branch = mark.branch
     if is_merged(instance, branch):
-        return _prove_merge(instance, Archive(instance).mark(version), budget_s)
+        return _prove_merge(instance, mark, budget_s)
     until_s = time.monotonic() + budget_s
     report = verify_version(instance.fold_spec, instance.backends(branch), version, nearest, lambda: time.monotonic() > until_s)
-    mark = Archive(instance).mark(version)
     certificate = instance.ledger().certificates.get(version)
     if report.findings:
         if certificate is None or certificate.holds:

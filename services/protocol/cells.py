@@ -8,8 +8,9 @@ Source: open-inference-protocol, specification/protocol/inference_rest.md; Trito
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -35,7 +36,11 @@ BOOL = "BOOL"  # a byte a boolean, 0 or 1
 DTYPES = NUMBERS | {BOOL: "|u1"}
 WHOLE = tuple(name for name in NUMBERS if "INT" in name)
 
+# Below these a number is one of the datatype once it is rounded; at them it would be infinite.
+BEYOND = {"FP16": 65520.0, "FP32": (2.0 - 2.0**-24) * 2.0**127}
+
 Scalar = bool | int | float | str
+Parameters = dict[str, Scalar | None] | None  # null is the same as absent
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -44,18 +49,55 @@ class Tensor(msgspec.Struct, frozen=True):
     name: str
     shape: list[int]
     datatype: str
-    parameters: dict[str, Scalar] = {}
-    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    parameters: Parameters = None
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # of null: there is none
+
+
+def has_data(tensor: Tensor) -> bool:
+    """Whether a tensor has JSON data."""
+    return tensor.data is not msgspec.UNSET and bytes(memoryview(tensor.data)[:5]) != b"null"
+
+
+def given(parameters: Parameters, name: str) -> Scalar | None:
+    """A parameter, or None where it is absent or null."""
+    return None if parameters is None else parameters.get(name)
 
 
 _FLAT = msgspec.json.Decoder(list[float | None])
 _NESTED = msgspec.json.Decoder(list[list[float | None]])
-_EXACT = msgspec.json.Decoder(list[int | float | None])
-_NESTED_EXACT = msgspec.json.Decoder(list[list[int | float | None]])
 _FLAGS = msgspec.json.Decoder(list[bool | None])
 _NESTED_FLAGS = msgspec.json.Decoder(list[list[bool | None]])
 _TEXTS = msgspec.json.Decoder(list[str | None])
 _NESTED_TEXTS = msgspec.json.Decoder(list[list[str | None]])
+
+
+def _bounds(datatype: str) -> tuple[int, int]:
+    """The least and the largest integer of a datatype that a record may hold."""
+    kind = np.iinfo(NUMBERS[datatype])
+    return int(kind.min), min(int(kind.max), INT64 - 1)
+
+
+BOUNDS = {datatype: _bounds(datatype) for datatype in WHOLE}
+
+
+def _whole(datatype: str) -> tuple[msgspec.json.Decoder[list[Any]], msgspec.json.Decoder[list[list[Any]]]]:
+    """Decoders, flat and nested, that refuse an integer which the datatype does not have."""
+    low, high = BOUNDS[datatype]
+    cell = Annotated[int, msgspec.Meta(ge=low, le=high)] | float | None
+    return msgspec.json.Decoder(list[cell]), msgspec.json.Decoder(list[list[cell]])
+
+
+_OVER = re.compile(r"`(?:int|float)` ([<>]=?)")  # how the decoder says that a number is out of bounds
+
+
+def _within(beyond: float) -> tuple[msgspec.json.Decoder[list[Any]], msgspec.json.Decoder[list[list[Any]]]]:
+    """Decoders, flat and nested, that refuse a number which a float of fewer bits does not have."""
+    cell = Annotated[float, msgspec.Meta(gt=-beyond, lt=beyond)] | None
+    return msgspec.json.Decoder(list[cell]), msgspec.json.Decoder(list[list[cell]])
+
+
+_WITHIN = {datatype: _within(beyond) for datatype, beyond in BEYOND.items()}
+_EXACT = {datatype: _whole(datatype) for datatype in WHOLE}
 
 
 def numbers_of(tensor: Tensor, payload: bytes | None, width: int, booleans: bool) -> Floats:
@@ -74,14 +116,15 @@ def numbers_of(tensor: Tensor, payload: bytes | None, width: int, booleans: bool
 
 
 def _json_cells(tensor: Tensor) -> list[Any]:
-    """The numbers or booleans of JSON data, row-major. Raises: BadInputError, also for an integer that int64 does not have."""
+    """The numbers or booleans of JSON data, row-major. Raises: BadInputError, also for a number beyond the datatype."""
     if tensor.datatype == BOOL:
         return _cells(tensor, _FLAGS, _NESTED_FLAGS)
     if tensor.datatype not in WHOLE:
-        return _cells(tensor, _FLAT, _NESTED)
-    cells = _cells(tensor, _EXACT, _NESTED_EXACT)
-    if any(isinstance(cell, int) and not -INT64 <= cell < INT64 for cell in cells):
-        raise _beyond_int64(tensor)
+        return _cells(tensor, *_WITHIN.get(tensor.datatype, (_FLAT, _NESTED)))
+    cells = _cells(tensor, *_EXACT[tensor.datatype])
+    low, high = BOUNDS[tensor.datatype]
+    if any(isinstance(cell, float) and not low <= cell <= high for cell in cells):
+        raise _not_within(tensor, any(isinstance(cell, float) and cell > high for cell in cells))
     return cells
 
 
@@ -96,6 +139,16 @@ def _binary_cells(tensor: Tensor, payload: bytes, width: int) -> Array:
     if tensor.datatype == "UINT64" and cells.max(initial=0) >= INT64:
         raise _beyond_int64(tensor)
     return cells
+
+
+def _not_within(tensor: Tensor, beyond: bool) -> BadInputError:
+    """``beyond``: whether it is too large, and not too small."""
+    if tensor.datatype in BEYOND:
+        return BadInputError(f"{tensor.name}: a number does not fit into {tensor.datatype}.")
+    low, high = BOUNDS[tensor.datatype]
+    if tensor.datatype == "INT64" or (tensor.datatype == "UINT64" and beyond):
+        return _beyond_int64(tensor)
+    return BadInputError(f"{tensor.name}: a number does not fit into {tensor.datatype}, which has {low} to {high}.")
 
 
 def _beyond_int64(tensor: Tensor) -> BadInputError:
@@ -127,9 +180,9 @@ def texts_of(tensor: Tensor, payload: bytes | None) -> list[str | None]:
 
 def _cells(tensor: Tensor, flat: msgspec.json.Decoder[list[Any]], nested: msgspec.json.Decoder[list[list[Any]]]) -> list[Any]:
     """The JSON data of a tensor, row-major; nested or flat are both legal."""
-    if tensor.data is msgspec.UNSET:
+    raw = b"null" if tensor.data is msgspec.UNSET else bytes(tensor.data)
+    if raw == b"null":
         raise BadInputError(f"{tensor.name}: has neither data nor binary_data_size.")
-    raw = bytes(tensor.data)
     try:
         if not raw.lstrip()[1:].lstrip().startswith(b"["):
             cells = flat.decode(raw)
@@ -139,6 +192,8 @@ def _cells(tensor: Tensor, flat: msgspec.json.Decoder[list[Any]], nested: msgspe
                 raise BadInputError(f"{tensor.name}: its rows are not all of shape {tensor.shape[1:]}.")
             cells = [cell for row in rows for cell in row]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if bound := _OVER.search(str(error)):
+            raise _not_within(tensor, beyond=bound[1][0] == "<") from error
         raise BadInputError(f"{tensor.name}: {error}.") from error
     if len(cells) != math.prod(tensor.shape):
         raise BadInputError(f"{tensor.name}: {len(cells)} values do not make the shape {tensor.shape}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from millrace.learners.protocol import Array, Floats
 from millrace.services.config.sections import ServingConfig
 from millrace.services.errors import NotServedError
 from millrace.services.pipeline.bundle import Answer, Bundle, Held
+from millrace.services.protocol.cells import given
 from millrace.services.protocol.statistics import Cost
 from millrace.services.protocol.tensors import (
     IDS,
@@ -29,6 +30,8 @@ from millrace.services.protocol.tensors import (
 )
 from millrace.streams.schema import Schema
 
+SCORES = "scores"
+CLASSES = "classes"  # the parameter of an answer, and of the output in the metadata, that names the columns of the scores
 EXTENSIONS = ["binary_tensor_data", "statistics"]
 
 
@@ -59,8 +62,8 @@ class Predicted:
     def outputs(self) -> dict[str, Output]:
         """Every output that there is."""
         if self.bundle.schema.label.task == "regress":
-            return {"scores": self.answer.scores, IDS: self.ids}
-        return {"scores": self.answer.scores, "label": self.answer.labels, IDS: self.ids}
+            return {SCORES: self.answer.scores, IDS: self.ids}
+        return {SCORES: self.answer.scores, "label": self.answer.labels, IDS: self.ids}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class HttpReply:
     cost: Cost | None = None  # of an inference
     answered: Predicted | None = None  # what an inference came to
     status: int = 200
+    allow: str = ""  # the methods of the path, where the caller is told them
 
 
 def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int, limits: ServingConfig) -> HttpReply:
@@ -85,21 +89,24 @@ def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int, lim
     rows = question(request.inputs, binary_payloads(request.inputs, binary), bundle.schema, limits)
     read_ns = time.perf_counter_ns()
     request_id = request.id or http_request.front_id or uuid.uuid4().hex
-    observe = observed(request.parameters.get("observe", True))
+    observe = observed(given(request.parameters, "observe"))
     predicted = answer_to(bundle, rows, request_id, now_ms, observe)
     values = predicted.outputs
     inferred_ns = time.perf_counter_ns()
     tensors, payloads = [], []
     for output in request.outputs or [Wanted(name) for name in values if name != IDS]:
-        check_wanted(output.name, output.parameters, values)
+        check_wanted(output.name, given(output.parameters, "classification") is not None, values)
         declared, payload = output_tensor(output.name, values[output.name], _is_binary(request, output))
         tensors.append(declared)
         payloads.append(payload)
+    told: dict[str, Any] = parameters(predicted)
+    if bundle.class_names is not None and (not request.outputs or any(output.name == SCORES for output in request.outputs)):
+        told[CLASSES] = bundle.class_names.quoted
     header = {
         "model_name": name,
         "model_version": bundle.identity.name,
         "id": request_id,
-        "parameters": parameters(predicted),
+        "parameters": told,
         "outputs": tensors,
     }
     text = msgspec.json.encode(header)
@@ -111,7 +118,12 @@ def infer(name: str, bundle: Bundle, http_request: HttpRequest, now_ms: int, lim
 
 
 def observed(value: object) -> bool:
-    """What a request's parameter ``observe`` says: whether its rows may be events of their entity. Raises: BadInputError."""
+    """What a request's parameter ``observe`` says: whether its rows may be events of their entity; they may where it is None.
+
+    Raises: BadInputError.
+    """
+    if value is None:
+        return True
     if not isinstance(value, bool):
         raise BadInputError(f"parameters: observe = {value!r}: must be true or false.")
     return value
@@ -136,16 +148,20 @@ def parameters(answered: Predicted) -> dict[str, str | int]:
     return place | named | {"staleness_ms": bundle.age_ms(answered.at_ms)} | aged | far_out
 
 
-def check_wanted(name: str, parameters_given: Container[str], values: Iterable[str]) -> None:
-    """Raises: BadInputError where there is no such output, or where ``parameters_given`` has parameters that are not served."""
+def check_wanted(name: str, classification: bool, values: Iterable[str]) -> None:
+    """Raises: BadInputError where there is no such output, or where its classification is asked for, which is not served."""
     if name not in values:
         raise BadInputError(f"{name}: this model has no such output. There are: {', '.join(values)}.")
-    if "classification" in parameters_given:
+    if classification:
         raise BadInputError(f"{name}: the classification extension is not served; take the output label.")
 
 
 def _is_binary(request: Inference, output: Wanted) -> bool:
-    flag = output.parameters.get("binary_data", request.parameters.get("binary_data_output", False))
+    flag = given(output.parameters, "binary_data")
+    if flag is None:
+        flag = given(request.parameters, "binary_data_output")
+    if flag is None:
+        return False
     if not isinstance(flag, bool):
         raise BadInputError(f"{output.name}: binary_data must be true or false, not {flag!r}.")
     return flag
@@ -156,15 +172,17 @@ def server_metadata(version: str) -> dict[str, Any]:
     return {"name": "millrace", "version": version, "extensions": EXTENSIONS}
 
 
-def model_metadata(name: str, schema: Schema, version: str | None) -> dict[str, Any]:
-    """GET /v2/models/NAME."""
+def model_metadata(name: str, schema: Schema, version: str | None, held: Held | None = None) -> dict[str, Any]:
+    """GET /v2/models/NAME; ``held``: what answers now, which knows the names of the score columns."""
     inputs = [
         {"name": field.name, "datatype": "FP64", "shape": [-1, field.size]}
         if field.is_number
         else {"name": field.name, "datatype": "BYTES", "shape": [-1]}
         for field in schema.fields
     ]
-    outputs: list[dict[str, Any]] = [] if schema.llm else [{"name": "scores", "datatype": "FP64", "shape": [-1, -1]}]
+    outputs: list[dict[str, Any]] = [] if schema.llm else [{"name": SCORES, "datatype": "FP64", "shape": [-1, -1]}]
+    if isinstance(held, Bundle) and held.class_names is not None:
+        outputs[0]["parameters"] = {CLASSES: held.class_names.text}
     if schema.label.task == "classify":
         outputs.append({"name": "label", "datatype": "BYTES", "shape": [-1]})
     versions = [] if version is None else [version]
@@ -173,6 +191,8 @@ def model_metadata(name: str, schema: Schema, version: str | None) -> dict[str, 
 
 def check_model(name: str, version: str | None, served: str, bundle: Held | None) -> None:
     """Raises: NotServedError where another model or version is asked for than the one that answers now."""
+    if not name:
+        raise NotServedError(f"The request names no model. There is: {served}.")
     if name != served:
         raise NotServedError(f"There is no model {name} here. There is: {served}.")
     current = None if bundle is None else bundle.identity.name

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 import msgspec
@@ -20,6 +21,7 @@ from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array
 from millrace.services.errors import TooLargeError
 from millrace.services.protocol.inference import Predicted
+from millrace.services.protocol.unread import why_unread
 from millrace.streams.formats.meaning import RecordError, label_value
 from millrace.streams.labels.answered import corrections_of
 from millrace.streams.labels.served import LONGEST_ID, LateLabel, Prediction, encode
@@ -36,16 +38,23 @@ class _LabelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     id: str
     label: str | bool | int | float
-    revision: int = 0
+    revision: int | None = 0  # null is the same as absent
+
+
+class _One(_LabelBody, frozen=True, forbid_unknown_fields=True):
+    labels: None = None  # of a client that writes out what it leaves empty
 
 
 class _Several(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: list[_LabelBody]
+    id: None = None
+    label: None = None
+    revision: None = None
 
 
-_ONE = msgspec.json.Decoder(_LabelBody)
+_ONE = msgspec.json.Decoder(_One)
 _MANY = msgspec.json.Decoder(_Several)
-_FIRST_KEY = re.compile(rb'\s*\{\s*"labels"\s*:')
+_FIRST_KEY = re.compile(rb'\s*\{\s*"labels"\s*:(?!\s*null)')
 
 
 @lru_cache(maxsize=256)
@@ -65,12 +74,23 @@ def producer_headers(producer: bytes | None) -> bytes:
 def read_labels(body: bytes) -> list[LateLabel]:
     """The labels of a request's body, not checked yet. Raises: BadInputError."""
     try:
-        parsed_labels = _MANY.decode(body).labels if _FIRST_KEY.match(body) else [_ONE.decode(body)]
+        parsed_labels = _MANY.decode(body).labels if _FIRST_KEY.match(body) else _one_or_several(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInputError(
-            f'The labels cannot be read: {error}. Send {{"id": ..., "label": ..., "revision": 0}}, or {{"labels": [...]}}.'
+            f"The labels cannot be read: {why_unread(body, error)}. "
+            'Send {"id": ..., "label": ..., "revision": 0}, or {"labels": [...]}.'
         ) from error
-    return [LateLabel(label.id, label.label, label.revision) for label in parsed_labels]
+    return [LateLabel(label.id, label.label, label.revision or 0) for label in parsed_labels]
+
+
+def _one_or_several(body: bytes) -> Sequence[_LabelBody]:
+    """The labels of a body that does not begin with several; they may stand behind members that are null."""
+    try:
+        return [_ONE.decode(body)]
+    except msgspec.ValidationError:
+        with suppress(msgspec.ValidationError):
+            return _MANY.decode(body).labels
+        raise
 
 
 def checked_labels(labels: list[LateLabel], label: Label, max_labels: int) -> list[LateLabel]:

@@ -17,7 +17,16 @@ from millrace.services.pipeline.bundle import Bundle
 from millrace.services.protocol import inference_pb2 as pb
 from millrace.services.protocol import labels_pb2
 from millrace.services.protocol.cells import DTYPES, Tensor, binary_texts
-from millrace.services.protocol.inference import Output, Predicted, answer_to, check_wanted, observed, parameters
+from millrace.services.protocol.inference import (
+    CLASSES,
+    SCORES,
+    Output,
+    Predicted,
+    answer_to,
+    check_wanted,
+    observed,
+    parameters,
+)
 from millrace.services.protocol.statistics import Cost
 from millrace.services.protocol.tensors import IDS, question, refuse_too_many
 from millrace.streams.labels.served import LateLabel
@@ -72,7 +81,7 @@ def infer_message(
     rows = question(inputs, _payloads(request), bundle.schema, limits)
     read_ns = time.perf_counter_ns()
     request_id = request.id or front_id or uuid.uuid4().hex
-    predicted = answer_to(bundle, rows, request_id, now_ms, _observe(request))
+    predicted = answer_to(bundle, rows, request_id, now_ms, observed(_given(request.parameters, "observe")))
     values = predicted.outputs
     inferred_ns = time.perf_counter_ns()
     response = pb.ModelInferResponse(model_name=name, model_version=bundle.identity.name, id=request_id)
@@ -81,9 +90,12 @@ def infer_message(
             response.parameters[key].string_param = parameter
         else:
             response.parameters[key].int64_param = parameter
+    names = bundle.class_names
+    if names is not None and (not request.outputs or any(requested.name == SCORES for requested in request.outputs)):
+        response.parameters[CLASSES].string_param = names.text
     if request.outputs:
         for requested in request.outputs:
-            check_wanted(requested.name, requested.parameters, values)
+            check_wanted(requested.name, _given(requested.parameters, "classification") is not None, values)
             _add(response, requested.name, values[requested.name])
     else:
         for output, value in values.items():
@@ -94,12 +106,12 @@ def infer_message(
     return Inferred(response, cost, predicted)
 
 
-def _observe(request: pb.ModelInferRequest) -> bool:
-    if "observe" not in request.parameters:
-        return True
-    parameter = request.parameters["observe"]
-    kind = parameter.WhichOneof("parameter_choice")
-    return observed(None if kind is None else getattr(parameter, kind))
+def _given(parameters: Mapping[str, pb.InferParameter], name: str) -> object | None:
+    """A parameter, or None where it is absent or an empty message."""
+    if name not in parameters:
+        return None
+    kind = parameters[name].WhichOneof("parameter_choice")
+    return None if kind is None else getattr(parameters[name], kind)
 
 
 def _payloads(request: pb.ModelInferRequest) -> dict[str, bytes]:
@@ -143,20 +155,28 @@ def _add(response: pb.ModelInferResponse, name: str, value: Output) -> None:
 
 def labels_of(request: labels_pb2.LabelRequest, integer: bool) -> list[LateLabel]:
     """The labels of a request, not checked yet; with ``integer`` a whole number stands for the class of that name."""
-    return [LateLabel(label.id, _value(label, integer), label.revision) for label in request.labels]
+    return [LateLabel(label.id, _value(at, label, integer), label.revision) for at, label in enumerate(request.labels)]
 
 
-def _value(label: labels_pb2.OneLabel, integer: bool) -> str | float | bool:
+def _value(at: int, label: labels_pb2.OneLabel, integer: bool) -> str | float | bool:
     kind = label.WhichOneof("value")
     if kind is None:
-        raise BadInputError(f"labels: {label.id} has no value; set one of text, number and flag.")
+        raise BadInputError(f"labels[{at}]: {label.id or 'it'} has no value; set one of text, number and flag.")
     value: str | float | bool = getattr(label, kind)
     return int(value) if integer and kind == "number" and float(value).is_integer() else value
 
 
 def metadata_message(metadata: Mapping[str, Any]) -> pb.ModelMetadataResponse:
     """What ``model_metadata`` says."""
-    return pb.ModelMetadataResponse(**metadata)
+    sides = {side: [_tensor_metadata(tensor) for tensor in metadata[side]] for side in ("inputs", "outputs")}
+    return pb.ModelMetadataResponse(**{**metadata, **sides})
+
+
+def _tensor_metadata(declared: Mapping[str, Any]) -> pb.ModelMetadataResponse.TensorMetadata:
+    tensor = pb.ModelMetadataResponse.TensorMetadata(**{key: declared[key] for key in ("name", "datatype", "shape")})
+    for name, value in declared.get("parameters", {}).items():
+        tensor.parameters[name].string_param = value
+    return tensor
 
 
 def statistics_message(statistics: Mapping[str, Any]) -> pb.ModelStatisticsResponse:

@@ -22,7 +22,18 @@ from millrace.learners.errors import BadInputError
 from millrace.learners.protocol import Array, Floats
 from millrace.services.config.sections import ServingConfig
 from millrace.services.errors import TooLargeError
-from millrace.services.protocol.cells import Scalar, Tensor, binary_texts, names_of, numbers_of, strings_of, texts_of
+from millrace.services.protocol.cells import (
+    Parameters,
+    Tensor,
+    binary_texts,
+    given,
+    has_data,
+    names_of,
+    numbers_of,
+    strings_of,
+    texts_of,
+)
+from millrace.services.protocol.unread import why_unread
 from millrace.streams.formats.images import UnreadableImageError, check
 from millrace.streams.formats.json_rows import number_range, outside_range, range_words
 from millrace.streams.formats.meaning import TAKES
@@ -39,16 +50,16 @@ class Wanted(msgspec.Struct, frozen=True):
     """An output that a caller asks for."""
 
     name: str
-    parameters: dict[str, Scalar] = {}
+    parameters: Parameters = None
 
 
 class Inference(msgspec.Struct, frozen=True):
-    """The JSON part of a request."""
+    """The JSON part of a request. Null is the same as absent wherever absent is allowed."""
 
     inputs: list[Tensor]
-    id: str = ""
-    parameters: dict[str, Scalar] = {}
-    outputs: list[Wanted] = []
+    id: str | None = None
+    parameters: Parameters = None
+    outputs: list[Wanted] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +87,7 @@ def read_request(body: bytes, json_bytes: int | None) -> tuple[Inference, bytes]
     try:
         return _REQUEST.decode(body[:cut]), body[cut:]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInputError(f"The request's JSON cannot be read: {error}.") from error
+        raise BadInputError(f"The request's JSON cannot be read: {why_unread(body[:cut], error)}.") from error
 
 
 def refuse_too_many(inputs: int, schema: Schema, limits: ServingConfig) -> None:
@@ -127,12 +138,12 @@ def binary_payloads(inputs: Sequence[Tensor], binary: bytes) -> dict[str, bytes]
     """The bytes of each binary tensor of an HTTP request, in the order of the inputs. Raises: BadInputError."""
     payloads, at = {}, 0
     for tensor in inputs:
-        size = tensor.parameters.get("binary_data_size")
+        size = given(tensor.parameters, "binary_data_size")
         if size is None:
             continue
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(binary) - at:
             raise BadInputError(f"{tensor.name}: binary_data_size is {size!r} and {len(binary) - at} bytes are left.")
-        if tensor.data is not msgspec.UNSET:
+        if has_data(tensor):
             raise BadInputError(f"{tensor.name}: has both data and binary_data_size; send one.")
         payloads[tensor.name] = binary[at : at + size]
         at += size

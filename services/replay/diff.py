@@ -55,7 +55,7 @@ def compare(instance: Instance, rows: int) -> list[dict[str, Any]]:
     reader = Excluding(instance.fold_spec.reader, tuple(plan.exclude))
     probes = list(_probes(instance, reader, rows))
     lines = [("state", served.identity.name, replayed.identity.name), *_answers(served, replayed, probes)]
-    start = None if plan.version is None else archive.mark(plan.version)
+    start = None if plan.version is None else archive.state(plan.version)
     before = [_scores(instance, mark, start) for mark in (_mark(archive, served), _mark(archive, replayed))]
     names = dict.fromkeys([*before[0], *before[1]])
     lines += [(f"prequential_{name}", before[0].get(name), before[1].get(name)) for name in names]

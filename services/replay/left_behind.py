@@ -41,7 +41,7 @@ def close_left_behind(
 
 def _begun_before(archive: Archive, stretches: Sequence[Stretch], version: str | None, entry: Standing) -> bool:
     """Whether an alarm is open, and a branch that begins with ``version`` begins before its onset."""
-    return entry.closing is None and (version is None or older(archive, stretches, archive.mark(version), entry.raised))
+    return entry.closing is None and (version is None or older(archive, stretches, archive.state(version), entry.raised))
 
 
 def _named(
@@ -62,7 +62,7 @@ def _named(
 
 def _position(archive: Archive, version: str) -> Position:
     try:
-        position: Position = load_part(archive.instance.store(), archive.mark(version), "counts")["position"]
+        position: Position = load_part(archive.instance.store(), archive.state(version), "counts")["position"]
     except DamageError:  # its parts were let go: then all that the log has
         return {}
     return position

@@ -90,12 +90,14 @@ def plans(instance: Instance) -> FolderStore:
 
 
 def load_plan(instance: Instance, name: str) -> tuple[str, ReplayPlan]:
-    """A plan by its sha256 or the beginning of it, and that sha256 in full.
+    """A plan by its sha256, the beginning of it or the branch that it makes, and that sha256 in full.
 
     Raises: BadInputError where there is none or more than one; DamageError where it is not what was stored.
     """
     plan_names = sorted(path.name for path in (plans(instance).root / PLANS).glob("[0-9a-f]*"))
     matching = [plan_name for plan_name in plan_names if len(name) >= SHORTEST and plan_name.startswith(name)]
+    if not matching and (operation := instance.ledger().operations.get(name)) is not None:  # by the branch that it makes
+        matching = [plan_name for plan_name in plan_names if plan_name == operation.plan_sha256]
     if len(matching) != 1:
         listed = ", ".join(plan_name[:12] for plan_name in plan_names) or "none yet; make one with `millrace replay plan`"
         raise BadInputError(f"{name!r} names {len(matching)} plans; give at least {SHORTEST} characters of one of: {listed}.")
@@ -257,8 +259,8 @@ def as_of_parent(archive: Archive, fork: Fork) -> Fork:
 
 
 def _kept(archive: Archive, ledger: Ledger, version: str) -> Mark:
-    """The mark of a version whose parts are still there. Raises: OutdatedError naming those that are."""
-    mark = archive.mark(version)
+    """The mark of a version whose parts are there, or a state between two. Raises: OutdatedError naming those that are."""
+    mark = archive.state(version)
     if version in ledger.released:
         kept_versions = [kept_mark.version for kept_mark in _versions(archive, ledger, mark.branch)]
         raise OutdatedError(
@@ -316,8 +318,9 @@ def changed_state(archive: Archive, mark: Mark) -> list[str]:
     except LearnerError as error:
         fields.append(str(error))
     if fields:
+        name = mark.version or f"{mark.branch}.{mark.state_seq}"
         raise ConfigError(
-            f"Version {mark.version} was learned with another configuration, and its state cannot go on with this one: "
+            f"Version {name} was learned with another configuration, and its state cannot go on with this one: "
             f"{', '.join(fields[:5])}. Set it back, or learn anew with `millrace run --branch NEW`."
         )
     return differs
@@ -336,7 +339,7 @@ def _refuse_gone(archive: Archive, ledger: Ledger, backends: Backends, fork: For
     ]
     listed = ", ".join(f"{count} records of {tp}" for tp, count in lost_records.items())
     raise OffsetsGoneError(
-        f"Retention has taken {listed} that follow version {begun_at.version}, so they cannot be read again. "
+        f"Retention has taken {listed} that follow {begun_at.branch}.{begun_at.state_seq}, so they cannot be read again. "
         f"A replay is possible from: {', '.join(possible[-5:]) or 'no version of this branch'}."
     )
 

@@ -6,7 +6,7 @@ import inspect
 import re
 
 from reference_pages import TEXTS, limits, lines_of
-from served_bundles import NUMBERS, ask, numbers_bundle
+from served_bundles import NUMBERS, ask, infer, numbers_bundle, tensor
 
 from millrace.services.endpoint.endpoint import Endpoint
 from millrace.services.endpoint.grpc import RPCS, SERVICES
@@ -21,8 +21,8 @@ from millrace.streams.labels.served import LateLabel
 
 
 def answered(to: HttpApp, method: str, path: str) -> bool:
-    """Whether there is something at a path, whatever it answers."""
-    return ask(to, method, path).status != 404
+    """Whether there is something at a path by this method, whatever it answers."""
+    return ask(to, method, path).status not in (404, 405)
 
 
 def test_the_routes_on_the_page_are_those_that_answer() -> None:
@@ -41,8 +41,7 @@ def test_the_routes_on_the_page_are_those_that_answer() -> None:
     routes = {(method, path) for method in ("GET", "POST") for path in paths if answered(here, method, path)}
     assert routes == {
         (method, path.replace("[/versions/VERSION]", between).replace("NAME", "digits"))
-        for verb, path, *_ in lines_of("http-grpc.md", "method", "path", "scope", "answers")
-        for method in (("GET", "POST") if verb == "any" else (verb,))
+        for method, path, *_ in lines_of("http-grpc.md", "method", "path", "scope", "answers")
         for between in (("", f"/versions/{version}") if "VERSION" in path else ("",))
     }
 
@@ -53,7 +52,6 @@ def test_a_route_has_the_scope_that_the_page_says() -> None:
     closed = HttpApp(Endpoint("digits", NUMBERS, numbers_bundle, access(tokens, local_is_open=False)))
     for method, path, scope, _ in lines_of("http-grpc.md", "method", "path", "scope", "answers"):
         at = path.replace("[/versions/VERSION]", "").replace("NAME", "digits")
-        method = "GET" if method == "any" else method
         shown = [ask(closed, method, at, headers={"authorization": f"Bearer {token}"}).status for token in ("p", "l")]
         expected = {"open": {}, PREDICT: {1: 403}, LABEL: {0: 403}}[scope]
         assert {at: status for at, status in enumerate(shown) if status == 403} == expected, path
@@ -84,6 +82,15 @@ def test_the_keys_of_a_request_and_of_a_label_are_on_the_page() -> None:
     names += [f"outputs[].{key}" for key in Wanted.__struct_fields__ if key != "name"]
     names += list(LateLabel.__struct_fields__)
     assert [name for name in names if f"\n| `{name}` |" not in page] == []
+
+
+def test_the_parameters_of_an_answer_are_on_the_page() -> None:
+    """Each that an answer of classes, far outside what was learned, has over HTTP."""
+    far = {"inputs": [tensor("x", "FP64", [1, 3], [1e90, 0.0, 0.0])]}
+    told = infer(HttpApp(Endpoint("digits", NUMBERS, numbers_bundle)), far).json["parameters"]
+    assert {"classes", "branch", "staleness_ms"} <= set(told)
+    page = TEXTS["http-grpc.md"]
+    assert [name for name in {*told, "far_out", "version", "state_age_ms"} if f"\n| `parameters.{name}` |" not in page] == []
 
 
 def test_every_limit_says_of_what_it_is() -> None:

@@ -73,6 +73,7 @@ def test_every_answer_names_its_state_and_its_rows_as_http_does() -> None:
     _, answer = call(endpoint_of(BUNDLE), "ModelInfer", asked(rows_of(X), id="r7", outputs=wanted))
     parameters = {name: getattr(value, str(value.WhichOneof("parameter_choice"))) for name, value in answer.parameters.items()}
     assert parameters.pop("staleness_ms") > 0 and over_http["parameters"].pop("staleness_ms") > 0
+    assert over_http["parameters"].pop("classes") == '["up","down"]'  # with the scores, for which this call does not ask
     assert parameters == over_http["parameters"] == {"branch": HERE.branch, "epoch": HERE.epoch, "seq": HERE.seq}
     assert (answer.model_name, answer.model_version, answer.id) == ("digits", over_http["model_version"], "r7")
     assert [*answer.raw_output_contents] == [length_prefixed("r7/0", "r7/1")]

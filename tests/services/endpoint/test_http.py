@@ -110,7 +110,7 @@ def test_health_metadata_and_versions() -> None:
     for path in ("/", "/v2/health", "/v2/models/other", "/v2/models/digits/versions/main.9", "/v2/models/digits/stop", "/v2/x"):
         assert ask(here, "GET", path).status == 404
     assert ask(here, "POST", "/v2/models/digits/versions/main.9/infer", b"{}").status == 404
-    assert ask(here, "POST", "/v2/models/digits", b"{}").status == 404
+    assert ask(here, "POST", "/v2/models/digits/stop", b"{}").status == 404
 
 
 def test_a_pod_takes_requests_with_nothing_to_answer_from_until_it_is_to_end() -> None:

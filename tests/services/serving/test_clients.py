@@ -62,6 +62,11 @@ def test_tritonclient_is_answered(clients: Path, up: Up, way: str) -> None:
     assert all(answer == expected(clients, up) for answer in answers)
     assert len(answers[0]["label"]) == 2
     assert "There is no model nobody here" in answered["refused"]
+    names = [json.loads(names) for names in answered["classes"].values()]
+    assert all(name == names[0] for name in names) and set(answers[0]["label"]) <= set(names[0])
+    assert [names[0][row.index(max(row))] for row in answers[0]["scores"]] == answers[0]["label"]
+    assert "x: row 1 has no number" in answered["nan"]["binary"]
+    assert way == "grpc" or "inputs[0].data[4] is NaN, which JSON does not have" in answered["nan"]["json"]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -35,6 +35,26 @@ def answer(result) -> dict:
     return {"scores": result.as_numpy("scores").tolist(), "label": labels}
 
 
+def class_names(client: ModuleType, server: object, binary: bool | None) -> dict:
+    """The names of the classes, from an answer and from the metadata, which over gRPC has no place for them in this library."""
+    response = server.infer("digits", inputs(client, binary)).get_response()
+    if client is tritonclient.grpc:
+        return {"answer": response.parameters["classes"].string_param}
+    described = server.get_model_metadata("digits")["outputs"][0]["parameters"]["classes"]
+    return {"answer": response["parameters"]["classes"], "metadata": described}
+
+
+def said_of_nan(client: ModuleType, server: object, binary: bool | None) -> str:
+    """Why a NaN is refused in a field that must have a number; as JSON this library writes it out."""
+    tensors = inputs(client, binary)
+    tensors[0].set_data_from_numpy(np.where(X == 0.0, np.nan, X), **({} if binary is None else {"binary_data": binary}))
+    try:
+        server.infer("digits", tensors)
+    except client.InferenceServerException as error:
+        return str(error)
+    return "answered"
+
+
 def main() -> None:
     """Health, metadata, and the same rows in every form the library has."""
     client = {"http": tritonclient.http, "grpc": tritonclient.grpc}[sys.argv[1]]
@@ -51,6 +71,8 @@ def main() -> None:
         }
         for form, binary in forms.items():
             answers[form] = answer(server.infer("digits", inputs(client, binary), outputs=outputs(client, binary)))
+        answers["classes"] = class_names(client, server, forms["binary"])
+        answers["nan"] = {form: said_of_nan(client, server, binary) for form, binary in forms.items()}
         try:
             server.infer("nobody", inputs(client, forms["binary"]))
         except client.InferenceServerException as error:
