@@ -16,7 +16,7 @@ from millrace.services.cli.alarms import alarms
 from millrace.services.cli.dead_letters import dead_letters
 from millrace.services.cli.group import Commands, Printable
 from millrace.services.cli.init_process import stay_as_init
-from millrace.services.cli.looking import log, status
+from millrace.services.cli.looking import log, say_if_not_live, status
 from millrace.services.cli.options import (
     Call,
     branch_option,
@@ -334,6 +334,8 @@ def verify(call: Call, branch: str, version: str | None, watch: bool, parent: in
     else:
         reports = [certifying.prove_version(call.instance, versions.resolved(call.instance, version))]
     call.show([_proved(report) for report in reports])
+    if version is None:
+        say_if_not_live(call, branch)
 
 
 def _proved(report: Report) -> dict[str, Any]:

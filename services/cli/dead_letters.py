@@ -28,7 +28,10 @@ def list_letters(call: Call, because: str | None, limit: int) -> None:
     """
     from millrace.services.data import dead_letters as letters
 
-    call.show(letter.row for letter in islice(letters.letters(call.instance, because), limit))
+    rows = [letter.row for letter in islice(letters.letters(call.instance, because), limit)]
+    call.show(rows)
+    if not rows:
+        click.echo("No letters.", err=True)
 
 
 @dead_letters.command(name="show")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from click.core import ParameterSource
 
 from millrace.services.cli.options import Call, branch_option, live_branch_option, on_pipeline
 
@@ -39,3 +40,14 @@ def log(call: Call, branch: str, ledger: bool) -> None:
     from millrace.services.decisions import status as looking
 
     call.show(looking.ledger_lines(call.instance) if ledger else looking.journal_lines(call.instance, branch))
+    if not ledger:
+        say_if_not_live(call, branch)
+
+
+def say_if_not_live(call: Call, branch: str) -> None:
+    """Where nobody has named a branch, and what was looked at is not the live one: on stderr which one is."""
+    from millrace.services.decisions import status as looking
+
+    named = click.get_current_context().get_parameter_source("branch") is not ParameterSource.DEFAULT
+    if not named and (live := looking.shown_branch(call.instance)) != branch:
+        click.echo(f"This was {branch}. Live is {live}: `--branch {live}` looks at that.", err=True)

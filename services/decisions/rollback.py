@@ -16,6 +16,7 @@ from millrace.services.decisions.decide import Change, Naming, decide, refuse_re
 from millrace.services.decisions.descent import judged_branch
 from millrace.services.decisions.last_good import LAST_GOOD, NOT_VERIFIED, Candidate, Prospect, last_good_of, prospect
 from millrace.services.decisions.versions import meant
+from millrace.services.errors import NotCountedError
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.streams.journal.ledger import Ledger, Target, describe_target
@@ -152,5 +153,7 @@ def name_last_good(instance: Instance, branch: str | None = None) -> None:
             decide(
                 instance, Naming(LAST_GOOD, current, version), "drift alarm" if version else "no alarm is open, or none older"
             )
+    except NotCountedError:
+        return  # another hand was faster, and it went by the same alarms; a warning would have somebody decide again at night
     except MillraceError as error:
         log.warning("The alias %s was not set: %s", LAST_GOOD, error)

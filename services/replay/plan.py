@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -76,7 +76,7 @@ class Extent:
     excluded: int
     backfill: int  # rows of a file, read before
     rows_per_s: float  # measured
-    read_before: int = 0  # records to be left out that the version has read, so that they stay in it
+    read_before: dict[str, int] = field(default_factory=dict)  # records to be left out that the version has read, by topic
 
     @property
     def seconds(self) -> float:

@@ -28,7 +28,9 @@ def plan_rows(name: str, plan: ReplayPlan, extent: Extent, differs: Sequence[str
         "endpoint": target_words(plan.serves),
     }
     if extent.read_before:
+        topics = ", ".join(f"{count} of {topic}" for topic, count in sorted(extent.read_before.items()))
         facts["not_left_out"] = (
-            f"{extent.read_before} of these records are in {plan.version} already; plan from an earlier version"
+            f"{sum(extent.read_before.values())} of these records are in {plan.version} already ({topics}); "
+            "plan from an earlier version"
         )
     return [{"what": name, "value": value} for name, value in facts.items()]

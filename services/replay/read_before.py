@@ -35,11 +35,12 @@ class Named:
         self.idle = [exclusion for exclusion in self.idle if not any(exclusion.names(event, tp) for event in events)]
 
 
-def read_before(source: Source, fork: Fork, exclude: Sequence[Exclusion]) -> int:
-    """How many of the records that the log still has before the fork's positions any of ``exclude`` names."""
+def read_before(source: Source, fork: Fork, exclude: Sequence[Exclusion]) -> dict[str, int]:
+    """How many of the records that the log still has before the fork's positions any of ``exclude`` names, by topic."""
     if fork.parent is None or not exclude:
-        return 0
-    return sum(left_out(exclude, event, tp) for tp, event in _before(source, fork, exclude))
+        return {}
+    before = _before(source, fork, exclude)
+    return dict(Counter(tp.rpartition(":")[0] for tp, event in before if left_out(exclude, event, tp)))
 
 
 def refuse_idle(source: Source, fork: Fork, named: Named) -> None:

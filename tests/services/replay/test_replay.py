@@ -286,8 +286,8 @@ def test_a_plan_says_what_the_version_has_read_of_what_is_to_be_left_out(folder:
             words = ["--from", version, way, what, "--reason", "r", "--output", "json"]
             done = here("replay", "plan", "digits.toml", *words, cwd=folder)
             facts = {line["what"]: line["value"] for line in json_lines(done.stdout)}
-            said = f"{count} of these records are in {version} already; plan from an earlier version" if count else None
-            assert facts.get("not_left_out") == said, (version, way)
+            said = f"{count} of these records are in {version} already ({count} of digits); plan from an earlier version"
+            assert facts.get("not_left_out") == (said if count else None), (version, way)
 
 
 def test_of_two_operators_the_second_is_refused_with_who_and_when(folder: Path) -> None:
