@@ -190,7 +190,10 @@ def _quick(field: Field, table: Table) -> Array | None:
 
 
 def _quick_names(field: Field, column: Column) -> Array | None:
-    if isinstance(column, np.ndarray) or not set(map(type, column)) <= {str, type(None)}:
+    if isinstance(column, np.ndarray):
+        return None
+    column = [None if is_missing(cell) else cell for cell in column]
+    if not set(map(type, column)) <= {str, type(None)}:
         return None
     names = set(column)
     allowed = {*field.categories, None} if isinstance(field.categories, tuple) else names
@@ -204,6 +207,8 @@ def _quick_names(field: Field, column: Column) -> Array | None:
 
 
 def _quick_numbers(field: Field, column: Column, rows: int) -> Floats | None:
+    if field.size == 1 and not isinstance(column, np.ndarray):
+        column = [np.nan if is_missing(cell) else cell for cell in column]
     try:
         block = np.asarray(column)
     except ValueError:  # rows of different lengths
