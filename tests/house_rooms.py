@@ -74,7 +74,7 @@ ARROWS: Mapping[str, str] = {
     "services/metrics": (
         "learners services/decisions services/pipeline services/protocol services/training streams/branch streams/journal"
     ),
-    "services/pyfunc": "learners services/config services/pipeline services/protocol services/registry streams streams/formats",
+    "services/pyfunc": "learners services/pipeline services/python services/registry",
     "services/replay": (
         "learners services services/data services/decisions services/pipeline services/training streams streams/branch "
         "streams/formats streams/journal streams/labels streams/state streams/worker"

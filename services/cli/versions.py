@@ -141,12 +141,15 @@ def drafts(call: Call) -> None:
 def export(call: Call, version: str, folder: Path) -> None:
     """Write VERSION into a new FOLDER that stands for itself: mlflow.pyfunc.load_model(FOLDER), its head as ONNX.
 
+    LEFT_OUT says which file is not in the folder and why, as its manifest.json does.
+
     Example: millrace export digits.toml newest exported
     """
     from millrace.services.registry.export import export
 
     manifest = export(call.instance, version, folder)
-    call.show([{"version": manifest.identity.name, "folder": str(folder), "weights_sha256": manifest.weights_sha256}])
+    row = {"version": manifest.identity.name, "folder": str(folder), "weights_sha256": manifest.weights_sha256}
+    call.show([row | {"left_out": manifest.left_out_words}])
 
 
 @click.command()

@@ -24,6 +24,15 @@ from millrace.streams.records import Event
 from millrace.streams.schema import LARGEST, Schema, Unknown
 
 MISSING = ("NAType", "NaTType")  # the classes of pandas.NA and pandas.NaT
+MOMENTS = ("m", "M")  # kinds of NumPy's times and spans, of which ``tolist`` makes plain integers
+WAYS_OUT = {  # of what a program hands over, by the reason for which a record is refused
+    "wrong-type": "Convert the column first.",
+    "wrong-shape": "Give the field as many numbers as it declares.",
+    "missing-field": "Fill it in, or let the pipeline say what stands in: missing.",
+    "unknown-field": "Leave it out.",
+    "unknown-category": "Leave such rows out.",
+    "not-finite": "Make it a missing value.",
+}
 EXPECTED = "a list of mappings, a pandas or polars DataFrame, or an Arrow table"
 
 
@@ -76,6 +85,8 @@ def columns_of_events(events: Sequence[Event], schema: Schema) -> tuple[Array, .
 
 def _mappings(rows: Any) -> Iterator[Mapping[str, Any]]:
     """Each row under its columns' names."""
+    if hasattr(rows, "to_frame") and not hasattr(rows, "columns"):  # a Series, whose name is the column's
+        return _mappings(rows.to_frame())
     if hasattr(rows, "iloc") and hasattr(rows, "columns"):
         return _zipped(list(rows.columns), [rows.iloc[:, at].tolist() for at in range(len(rows.columns))])
     if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):
@@ -128,6 +139,13 @@ class _Cells:
         return value
 
 
+def is_missing(cell: Any) -> bool:
+    """None, NaN, and what pandas and NumPy have for them."""
+    if cell is None or type(cell).__name__ in MISSING:
+        return True
+    return (isinstance(cell, float) or getattr(cell, "ndim", None) == 0) and bool(cell != cell)  # NaN is not itself
+
+
 def _plain(cell: Any) -> Any:
     """A cell as None, bool, int, float, str, bytes or a list of these. Raises: ValueError saying why there is none."""
     if cell is None or type(cell) in (bool, bytes):
@@ -143,13 +161,23 @@ def _plain(cell: Any) -> Any:
         return [_plain(element) for element in cell]
     if type(cell).__name__ in MISSING:
         return None
-    if hasattr(cell, "tolist"):  # a number or an array of NumPy, a Series
-        return _plain(cell.tolist())
+    if (listed := _listed(cell)) is not cell:
+        return _plain(listed)
     if isinstance(cell, bytes):  # of a subclass
         return bytes(cell)
     raise ValueError(
         f"a value of type {type(cell).__name__} has no meaning in a pipeline; make it a number, a text or a boolean first"
     )
+
+
+def _listed(cell: Any) -> Any:
+    """A number of NumPy as Python has it, an array or a Series as a list; anything else is itself."""
+    if not hasattr(cell, "tolist") or getattr(getattr(cell, "dtype", None), "kind", "") in MOMENTS:
+        return cell
+    listed = cell.tolist()
+    if type(listed) is not type(cell):
+        return listed
+    return float(cell) if type(cell).__name__ == "longdouble" else cell  # the wide ones stay what they are
 
 
 def _moment(cell: Any) -> Any:
@@ -175,4 +203,5 @@ def _describe_refused(refused: Sequence[Refused], called: str = "Row") -> str:
     message, _, location = first.detail.partition(" - at `$.")
     column = f", column {location.rstrip('`')}" if location else ""
     remark = "" if len(refused) == 1 else f" {len(refused)} {called.lower()}s cannot be taken."
-    return f"{called} {first.event.offset} (counted from 0){column}: {message.rstrip('.')} ({first.reason}).{remark}"
+    way_out = f" {WAYS_OUT[first.reason]}" if first.reason in WAYS_OUT else ""
+    return f"{called} {first.event.offset} (counted from 0){column}: {message.rstrip('.')} ({first.reason}).{way_out}{remark}"

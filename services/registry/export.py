@@ -4,11 +4,13 @@ The folder is the same, byte for byte, whenever it is made by one release on one
 
     weights.safetensors   what a replica answers from: feature tables, the learner's arrays, golden rows
     schema.json           the fields and the label that the version was learned with
-    manifest.json         which version this is, where it comes from and why it was made, and the sha256 of the weights
+    manifest.json         which version this is, where it comes from and why it was made, the sha256 of the weights, and what
+                          is not in the folder and why
     journal.jsonl         the journal entries since its parent, as they were written, each on a line of its own
     backbone-....onnx     the network of a field of images
     model.onnx            the learner's head, x [n, d] -> scores; x is what the feature stage makes (only where there is one)
-    MLmodel               names `millrace.services.pyfunc`, which opens the folder. That name never changes: folders carry it.
+    MLmodel               names `millrace.services.pyfunc`, which opens the folder, and the columns that it takes and gives.
+                          That name never changes: folders carry it.
     requirements.txt, python_env.yaml
 
 A draft is a folder of another kind: config.json, model.safetensors and tokenizer as Hugging Face lays them out, with
@@ -17,7 +19,6 @@ manifest.json and journal.jsonl beside them.
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import replace
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.bundle import Bundle, Identity, Parts, bundle_bytes, open_bundle
 from millrace.services.pipeline.instance import Instance
 from millrace.services.registry.lineage import parent, parent_sha256
+from millrace.services.registry.signature import mlmodel
 from millrace.streams.branch.branch import manifest_of
 from millrace.streams.errors import DamageError, StorageError
 from millrace.streams.features.backbone import located
@@ -45,7 +47,6 @@ from millrace.streams.parts import sha256
 from millrace.streams.schema import Field, Schema
 
 FORMAT = 1
-LOADER = "millrace.services.pyfunc"  # frozen: every folder that was ever exported names it
 WEIGHTS, SCHEMA, MANIFEST, ONNX = "weights.safetensors", "schema.json", "manifest.json", "model.onnx"
 JOURNAL = "journal.jsonl"
 TOKENIZER_ENDINGS = (".json", ".jinja", ".model", ".txt")  # of files that are taken over beside a draft's config and weights
@@ -65,6 +66,17 @@ class ExportManifest(msgspec.Struct, frozen=True):
     parent_sha256: str | None = None  # of its state
     cause: str | None = None  # why the version was made
     journal_sha256: str | None = None  # of its segment in the store
+    left_out: dict[str, str] = {}  # a file that could be here -> why it is not
+
+    @property
+    def left_out_words(self) -> str:
+        """Which files are not here, and why; empty where none is missing.
+
+        >>> of, left_out = Identity("main", 1, 3, "main.3"), {"model.onnx": "nothing was learned yet"}
+        >>> ExportManifest(1, "even", of, "", "", "0.1", left_out=left_out).left_out_words
+        'model.onnx: nothing was learned yet'
+        """
+        return "; ".join(f"{file}: {why}" for file, why in self.left_out.items())
 
 
 def export(instance: Instance, version: str, folder: Path) -> ExportManifest:
@@ -87,18 +99,22 @@ def write(instance: Instance, archive: Archive, mark: Mark, folder: Path) -> Exp
     weights = bundle_bytes(parts, schema)
     open_bundle(weights, sha256(weights), schema)  # what cannot be opened never leaves
     segment = manifest_of(instance.store(), mark).segment
+    head, why = _onnx(parts)
     manifest = _manifest(instance, parts, mark, (segment, sha256(weights)))
+    manifest = msgspec.structs.replace(manifest, left_out={ONNX: why} if head is None else {})
     files = {
         WEIGHTS: weights,
         SCHEMA: schema.declared,
         MANIFEST: msgspec.json.format(msgspec.json.encode(manifest)),
-        "MLmodel": _mlmodel(schema).encode(),
+        "MLmodel": mlmodel(schema).encode(),
         "requirements.txt": requirement(_extras(parts.kind)).encode(),
         "python_env.yaml": f"python: {platform.python_version()}\ndependencies:\n- -r requirements.txt\n".encode(),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file, content in (files | _onnx(parts) | _backbones(schema) | _journal(instance, mark, segment)).items():
+        for file, content in (
+            files | ({} if head is None else {ONNX: head}) | _backbones(schema) | _journal(instance, mark, segment)
+        ).items():
             (folder / file).write_bytes(content)
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror}. Free space or name another folder.") from error
@@ -156,10 +172,10 @@ def opened(folder: Path) -> Bundle:
         raise DamageError(f"{folder} is not a version as millrace exports it ({error}). Export it again.") from error
 
 
-def _origin(segment: Segment | None) -> tuple[str | None, ...]:
+def _origin(segment: Segment | None) -> tuple[str | None, str | None, str | None, str | None]:
     """Parent, its state, cause and segment; an old version does not say."""
     if segment is None:
-        return ()
+        return None, None, None, None
     return (parent(segment), parent_sha256(segment), segment.cause, segment.entries.sha256)
 
 
@@ -183,31 +199,14 @@ def _extras(kind: str) -> str:
     return ",".join(extra for extra in ("mlflow", algorithm_of(kind).needs) if extra)
 
 
-def _onnx(parts: Parts) -> dict[str, bytes]:
-    """The head, where the learner has one as ONNX and the package is there."""
+def _onnx(parts: Parts) -> tuple[bytes | None, str]:
+    """The head as ONNX; else why there is none."""
     algorithm = algorithm_of(parts.kind)
-    if algorithm.onnx is None or find_spec("onnx") is None:
-        return {}
+    if algorithm.onnx is None:
+        return None, f"a learner of kind {parts.kind} has no form as ONNX"
+    if find_spec("onnx") is None:
+        return None, "the Python package onnx is not installed; install it and export again"
     try:
-        return {ONNX: algorithm.onnx(algorithm.servable(dict(parts.serve)))}
-    except LearnerError:  # nothing was learned yet
-        return {}
-
-
-def _mlmodel(schema: Schema) -> str:
-    """MLflow's own description, in its YAML; JSON is YAML. Classes grow, so no shape is fixed."""
-    scores = {"name": "scores", "type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, -1]}}
-    label, far_out = (
-        {"name": name, "type": "tensor", "tensor-spec": {"dtype": "object", "shape": [-1]}} for name in ("label", "far_out")
-    )
-    outputs = [scores, far_out] if schema.label.task == "regress" else [scores, label, far_out]
-    flavor = {
-        "loader_module": LOADER,
-        "python_version": platform.python_version(),
-        "env": {"virtualenv": "python_env.yaml"},
-    }
-    described = {
-        "flavors": {"python_function": flavor},
-        "signature": {"inputs": None, "outputs": json.dumps(outputs), "params": None},
-    }
-    return json.dumps(described, indent=2) + "\n"
+        return algorithm.onnx(algorithm.servable(dict(parts.serve))), ""
+    except LearnerError:
+        return None, "nothing was learned yet"

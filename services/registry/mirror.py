@@ -118,6 +118,7 @@ class Mirror:
         self._ledger = Ledger(instance.ledger_name)
         self._stream: Stream | None = None
         self._broken: set[str] = set()  # versions whose parts are not whole: said once
+        self._left_out = ""  # what the version mirrored last is without: said once
         self.kept = mirror_state(instance)
 
     def once(self) -> MirrorState:
@@ -180,6 +181,7 @@ class Mirror:
                 manifest = write(self._instance, self._archive, mark, Path(scratch))
                 lineage_tags = self._genealogy.tags(mark) | {PREFIX + "weights_sha256": manifest.weights_sha256}
                 number = self._registry.register(Path(scratch), lineage_tags | tags, metrics(self._instance, mark))
+                self._tell_left_out(manifest.left_out_words)
         except DamageError as error:
             if version not in self._broken:
                 log.warning("Version %s is not mirrored: %s", version, error)
@@ -187,6 +189,11 @@ class Mirror:
             return None
         log.info("version %s is version %s in MLflow", version, number)
         return number
+
+    def _tell_left_out(self, left_out: str) -> None:
+        if left_out and left_out != self._left_out:
+            log.warning("Versions are mirrored without %s.", left_out)
+        self._left_out = left_out
 
     def _aliases(self, numbers: Mapping[str, str]) -> None:
         versions = {number: version for version, number in numbers.items()}

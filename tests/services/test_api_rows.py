@@ -99,6 +99,26 @@ def test_rows_of_every_kind_are_the_same_rows(tmp_path: Path, kind: str) -> None
     assert [json.loads(value) for value in values_in(pipeline)] == rows
 
 
+def test_wide_floats_and_a_series_are_taken(tmp_path: Path) -> None:
+    """A longdouble is a number, alone and in an array; a Series is the column of its name."""
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    fields = (
+        Field("x"),
+        Field(
+            "pair",
+            size=2,
+        ),
+    )
+    pipeline = Pipeline.build("wide", fields, Label("y"), "ridge", home=tmp_path)
+    pipeline.append([{"x": np.longdouble(1.5), "pair": np.array([1, 2.5], np.longdouble), "y": "a"}])
+    assert [json.loads(value) for value in values_in(pipeline)] == [{"x": 1.5, "pair": [1.0, 2.5], "y": "a"}]
+    one = Pipeline.build("one", [Field("x")], Label("y"), "ridge", home=tmp_path)
+    assert one.append(pandas.Series([1.5, 2.5], name="x")) == 2
+    assert [json.loads(value) for value in values_in(one)] == [{"x": 1.5}, {"x": 2.5}]
+    with pytest.raises(BadInputError, match="the column 0 is not named by a text"):
+        one.append(pandas.Series([1.5]))
+
+
 def test_many_rows_travel_in_one_arrow_batch(tmp_path: Path) -> None:
     """And give the same scores as a message a row."""
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -142,7 +162,20 @@ REFUSED = {
     "bytes that are no text": ({"site": b"n\xfc"}, "Row 2 .*column site: bytes that are not UTF-8"),
     "bytes for a number": ({"x": b"1"}, "Row 2 .*column x: it is bytes, and numeric list takes list"),
     "a time": ({"site": datetime.datetime(2026, 5, 1)}, "Row 2 .*column site: a value of type datetime has no meaning"),
-    "a time of NumPy": ({"site": np.datetime64("2026-05-01")}, "Row 2 .*column site: a value of type date has no meaning"),
+    "a time of NumPy": (
+        {"site": np.datetime64("2026-05-01")},
+        "Row 2 .*column site: a value of type datetime64 has no meaning",
+    ),
+    "a time of NumPy in nanoseconds": (
+        {"x": [np.datetime64("2026-05-01", "ns"), 2, 3, 4]},
+        "Row 2 .*column x: a value of type datetime64 has no meaning",
+    ),
+    "a span of NumPy": ({"site": np.timedelta64(5, "ns")}, "Row 2 .*column site: a value of type timedelta64 has no meaning"),
+    "times of NumPy": (
+        {"x": np.array(["2026-05-01"] * 4, "datetime64[ns]")},
+        "Row 2 .*column x: a value of type ndarray has no meaning",
+    ),
+    "wide complex numbers": ({"x": [np.clongdouble(1), 2, 3, 4]}, "Row 2 .*a value of type clongdouble has no meaning"),
     "a decimal": ({"x": [decimal.Decimal(1), 2, 3, 4]}, "Row 2 .*column x: a value of type Decimal has no meaning"),
     "a complex number": ({"x": [1j, 2, 3, 4]}, "Row 2 .*column x: a value of type complex has no meaning"),
     "a mapping": ({"site": {"a": 1}}, "Row 2 .*column site: a value of type dict has no meaning"),

@@ -121,7 +121,8 @@ def answers(folder: Path, rows: list[dict]) -> dict[str, list]:
     bundle = Archive(instance).version(listed(folder)[-1])
     site = np.array([row["site"] for row in rows], dtype=object)
     answer = bundle.predict([np.array([row["x"] for row in rows], dtype=float), site])
-    return {"scores": answer.scores.tolist(), "label": list(answer.labels), "far_out": [""] * len(rows)}
+    of_classes = {"label": list(answer.labels), "classes": list(bundle.classes)}
+    return {"scores": answer.scores.tolist()} | of_classes | {"far_out": [""] * len(rows)}
 
 
 def test_mlflow_loads_a_version_by_alias_and_from_a_folder_and_answers_as_we_do(folder: Path, server: Server) -> None:

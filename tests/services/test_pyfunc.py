@@ -10,66 +10,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kinds import START_H, a_row, asked, exported, learned
 
 from millrace.learners.errors import BadInputError
 from millrace.services.api import Pipeline
-from millrace.services.config.config import load_pipeline
-from millrace.services.pipeline.instance import Instance
 from millrace.services.pyfunc import Model, _load_pyfunc
-from millrace.services.registry.export import export
-
-TEXT = """name = "kinds"
-fields = [
-    { name = "n", missing = "mean" },
-    { name = "pair", size = 2 },
-    { name = "kind", type = "categorical", categories = "grow", max = 4, missing = "category" },
-    { name = "seen", type = "time", unit = "h", zone = "+02:00", missing = "mean" },
-]
-label = { name = "y", type = "number" }
-learner = { kind = "ridge" }
-"""
-START_H = 490_000
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pipeline's."""
-    file = tmp_path_factory.mktemp("kinds") / "kinds.toml"
-    file.write_text(TEXT)
-    return file
-
-
-@pytest.fixture(scope="module")
-def pipeline(file: Path) -> Pipeline:
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """One that has learned rows with every kind of value."""
-    pipeline = Pipeline.load(file, home=file.parent)
-    rng = np.random.default_rng(3)
-    pipeline.append([row | {"y": float(rng.standard_normal())} for row in map(a_row, range(200))])
-    pipeline.learn()
-    return pipeline
+    return learned(tmp_path_factory.mktemp("kinds"))
 
 
 @pytest.fixture(scope="module")
-def exported(pipeline: Pipeline, file: Path) -> Path:
+def folder(pipeline: Pipeline) -> Path:
     """Its newest version as a folder."""
-    export(Instance(load_pipeline(file), file.parent / "kinds"), "newest", file.parent / "exported")
-    return file.parent / "exported"
+    return exported(pipeline.folder.parent)
 
 
 @pytest.fixture(scope="module")
-def model(exported: Path) -> Model:
+def model(folder: Path) -> Model:
     """What MLflow would load."""
-    return _load_pyfunc(str(exported))
-
-
-def a_row(at: int) -> dict[str, Any]:
-    """Plain values."""
-    return {"n": float(at % 7), "pair": [at % 2, at % 3], "kind": ("ant", 7, True)[at % 3], "seen": START_H + at}
-
-
-def asked(rows: list[dict[str, Any]], **columns: Any) -> dict[str, Any]:
-    """Rows as columns, some of them given otherwise."""
-    return {name: [row[name] for row in rows] for name in ("n", "pair", "kind", "seen")} | columns
+    return _load_pyfunc(str(folder))
 
 
 def test_far_out_is_named_by_row_and_by_field(model: Model, pipeline: Pipeline) -> None:
@@ -121,24 +84,24 @@ def test_values_mean_what_they_mean_in_records(model: Model, pipeline: Pipeline)
 @pytest.mark.parametrize(
     ("name", "cells", "why"),
     [
-        ("n", ["1.5", "2"], "n: expected numbers, the same count in every row (str is not a number)"),
-        ("n", [Decimal("1.5"), 2], "Decimal is not a number"),
-        ("n", np.array(["2026-01-01"] * 2, "datetime64[ns]"), "datetime64 is not a number"),
-        ("n", [1 << 63, 1.0], "an integer is beyond int64"),
-        ("n", np.array([1 << 63, 1], np.uint64), "an integer is beyond int64"),
-        ("pair", [[1.0], [1.0, 2.0]], "the same count in every row"),
-        ("kind", [1.5, 2.5], "kind: expected names, one a row (float is no text, boolean or integer)"),
-        ("seen", ["yesterday", "today"], "seen: 'yesterday' is not a date and time of ISO 8601"),
-        ("seen", [True, False], "a boolean is no time"),
+        ("n", [1.5, "2"], "Row 1 (counted from 0), column n: Expected `bool | float | null`, got `str` (wrong-type). Convert"),
+        ("n", [Decimal("1.5"), 2], "Row 0 (counted from 0), column n: a value of type Decimal has no meaning"),
+        ("n", np.array(["2026-01-01"] * 2, "datetime64[ns]"), "column n: a value of type datetime64 has no meaning"),
+        ("n", [1, np.datetime64("2026-01-01", "ns")], "Row 1 (counted from 0), column n: a value of type datetime64"),
+        ("n", [1.0, 1 << 63], "Row 1 (counted from 0): n is an integer beyond int64"),
+        ("n", np.array([1, 1 << 63], np.uint64), "Row 1 (counted from 0): n is an integer beyond int64"),
+        ("n", np.array([1.0, np.inf]), "Row 1 (counted from 0), column n: the number is not finite"),
+        ("pair", [[1.0, 2.0], [1.0]], "Row 1 (counted from 0), column pair: Expected `array` of length"),
+        ("pair", [[1.0, 2.0], None], "Row 1 (counted from 0), column pair: Expected `array`, got `null` (missing-field). Fill"),
+        ("pair", np.array([[1.0, 2.0], [np.nan, 1.0]]), "Row 1 (counted from 0), column pair[0]: Expected"),
+        ("kind", ["ant", 2.5], "Row 1 (counted from 0), column kind: Expected `bool | int | str | null`, got `float`"),
+        ("kind", ["ant", "\ud800"], "Row 1 (counted from 0), column kind: the text is not Unicode"),
+        ("kind", ["ant", {"a": 1}], "Row 1 (counted from 0), column kind: a value of type dict has no meaning"),
+        ("seen", [START_H, "today"], "Row 1 (counted from 0): seen: 'today' is not a date and time of ISO 8601"),
+        ("seen", [START_H, True], "Row 1 (counted from 0), column seen: Expected `float | str | null`, got `bool`"),
     ],
 )
 def test_what_no_record_may_hold_is_refused_by_its_column(model: Model, name: str, cells: Any, why: str) -> None:
-    """Numbers in text, decimals, times where numbers are due, integers beyond int64."""
+    """And its row: numbers in text, decimals, times where numbers are due, integers beyond int64, half a character."""
     with pytest.raises(BadInputError, match=re.escape(why)):
         model.predict(asked([a_row(1), a_row(2)], **{name: cells}))
-
-
-def test_the_folder_says_what_it_answers(exported: Path) -> None:
-    """Every output stands in MLflow's description of it."""
-    text = (exported / "MLmodel").read_text()
-    assert all(f'\\"name\\": \\"{name}\\"' in text for name in ("scores", "far_out"))

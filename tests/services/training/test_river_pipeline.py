@@ -36,6 +36,7 @@ def test_a_model_of_rivers_is_learned_proved_and_served(tmp_path) -> None:
     assert heard.status == 200 and heard.json["outputs"][1]["data"] == ["daisy"], json.dumps(heard.json)
     exported = here("export", "digits.toml", "newest", "out", cwd=tmp_path)
     assert exported.exit_code == 0 and not (tmp_path / "out" / "model.onnx").exists()
+    assert "model.onnx: a learner of kind river has no form as ONNX" in exported.stdout
 
 
 def test_parameters_are_read_from_the_file(tmp_path) -> None:
