@@ -290,3 +290,13 @@ label = { name = "y" }
 learner = { kind = "ridge" }
 mlflow = { uri = "http://127.0.0.1:9" }
 """
+
+
+def test_an_environment_of_the_old_name_is_told_to_be_made_anew(tmp_path: Path) -> None:
+    """The module is found there, and no distribution of our name."""
+    (tmp_path / "millrace").mkdir()
+    (tmp_path / "millrace" / "learners").symlink_to(ROOT / "learners")
+    code = "from millrace.learners.distribution import release; release()"
+    told = ran([sys.executable, "-S", "-c", code], tmp_path, PYTHONPATH=str(tmp_path))
+    assert told.returncode == 1
+    assert "not as learning-millrace: it was set up for an earlier release. In a checkout run `make setup`;" in told.stderr
