@@ -15,7 +15,7 @@ class MillraceError(Exception):
     ...     example_pipeline().predict([{"x": 1}], version="main.9")
     ... except MillraceError as error:
     ...     print(error)
-    There is no version main.9. The newest of branch main: main.3.
+    There is no version main.9: the branch ends at main.4. main.3 is the version before. The newest of branch main: main.3.
     """
 
 
