@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from millrace.learners.distribution import NAME
 from millrace.services.cli.alarms import alarms
 from millrace.services.cli.dead_letters import dead_letters
 from millrace.services.cli.group import Commands, Printable
@@ -139,7 +140,7 @@ class UpOptions:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="millrace")
+@click.version_option(package_name=NAME)
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Models that learn from a stream while they serve it, and that you can roll back."""

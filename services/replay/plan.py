@@ -96,8 +96,9 @@ def load_plan(instance: Instance, name: str) -> tuple[str, ReplayPlan]:
     """
     plan_names = sorted(path.name for path in (plans(instance).root / PLANS).glob("[0-9a-f]*"))
     matching = [plan_name for plan_name in plan_names if len(name) >= SHORTEST and plan_name.startswith(name)]
-    if not matching and (operation := instance.ledger().operations.get(name)) is not None:  # by the branch that it makes
-        matching = [plan_name for plan_name in plan_names if plan_name == operation.plan_sha256]
+    made = instance.ledger().operations.get(name) if plan_names and not matching else None  # by the branch that it makes
+    if made is not None:
+        matching = [plan_name for plan_name in plan_names if plan_name == made.plan_sha256]
     if len(matching) != 1:
         listed = ", ".join(plan_name[:12] for plan_name in plan_names) or "none yet; make one with `millrace replay plan`"
         raise BadInputError(f"{name!r} names {len(matching)} plans; give at least {SHORTEST} characters of one of: {listed}.")
