@@ -263,8 +263,12 @@ def take_over(call: Call, seen: str | None, reason: str, yes: bool) -> None:
     succession = replaying.plan_take_over(call.instance)
     change, ledger = succession.change, succession.ledger
     hold_to(call, ledger, seen, change.before not in (succession.planned_from, change.to), yes, change.to)
-    for name in replaying.take_over(call.instance, succession, reason) if yes else ():
-        call.note(f"Alarm {name} stays open: the replay leaves out no record from after its onset, or began after that.")
+    if yes:
+        settled = replaying.take_over(call.instance, succession, reason)
+        for name in settled.closed:
+            call.note(f"Alarm {name} is closed for {change.to.follow}, which has none of its rows.")
+        for name in settled.open:
+            call.note(f"Alarm {name} stays open: the replay leaves out no record from after its onset, or began after that.")
     settle_words(call, succession.change, yes, succession.rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from millrace.services.decisions.alarms import Cause, Standing, close, standing_in
 from millrace.services.decisions.descent import Stretch, descent, learned_of, older
@@ -19,10 +20,18 @@ from millrace.streams.source import Position
 READ_ROWS = 4096  # records a read
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What has become of the alarms that stood when a branch ended, for the one that goes on."""
+
+    closed: tuple[str, ...] = ()  # it has nothing of their rows; on the branch that ended they stay as they were
+    open: tuple[str, ...] = ()
+
+
 def close_left_behind(
     instance: Instance, ended: str, goes_on: str, version: str | None, reason: str, exclude: Sequence[Exclusion] | None = None
-) -> list[str]:
-    """Close for the branch ``goes_on`` what stands of one that ended and whose rows it has not; those that stay open.
+) -> Settled:
+    """Close for the branch ``goes_on`` what stands of one that ended and whose rows it has not.
 
     It began with ``version``, or with nothing. One that has learned no row since the onset of an alarm has nothing of what that
     was raised for. ``exclude``: of a replay, which reads what followed again; it must leave out a record from after the onset.
@@ -36,7 +45,9 @@ def close_left_behind(
     cause: Cause = "rollback" if exclude is None else "take-over"
     with suppress(NotCountedError):  # somebody closed one meanwhile, which is as well
         close(instance, [entry.raised.id for entry in left], reason, cause, goes_on)
-    return _still_open(archive, instance.ledger(), goes_on)
+    still_open = _still_open(archive, instance.ledger(), goes_on)
+    closed = (entry.raised.id for entry in left if entry.raised.id not in still_open)
+    return Settled(tuple(closed), tuple(still_open))
 
 
 def _begun_before(archive: Archive, stretches: Sequence[Stretch], version: str | None, entry: Standing) -> bool:

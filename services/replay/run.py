@@ -25,7 +25,7 @@ from millrace.services.pipeline.succession import heir_of, live_branch, successo
 from millrace.services.processes import COMMAND
 from millrace.services.replay.backfill import filled, topic_of
 from millrace.services.replay.learner_rollback import is_rollback
-from millrace.services.replay.left_behind import close_left_behind
+from millrace.services.replay.left_behind import Settled, close_left_behind
 from millrace.services.replay.operations import advance, describe_operation, planned_operation, refuse_other, step
 from millrace.services.replay.plan import SHORTEST, ReplayPlan, check_plan, fork_of, load_plan
 from millrace.streams.branch.branch import Backends, restore
@@ -275,20 +275,20 @@ def plan_take_over(instance: Instance) -> Succession:
     return Succession(operation, change, ends, plan.version, plan.serves, plan.exclude, ledger)
 
 
-def take_over(instance: Instance, succession: Succession, reason: str) -> list[str]:
+def take_over(instance: Instance, succession: Succession, reason: str) -> Settled:
     """Serve the new branch, then end the old one; the trainer goes on with the new one by itself. Done twice, it is done once.
 
-    Returns: the alarms of rows that it has not left out; they stay open for the new branch.
+    Returns: the alarms that it closes for the new branch, and those that stay open there.
     Raises: NotCountedError where somebody has decided otherwise meanwhile; nothing is ended then.
     """
-    branch, still_open = succession.operation.branch, list[str]()
+    branch, settled = succession.operation.branch, Settled()
     decide(instance, succession.change, reason)
     if succession.ends != branch:
-        still_open = close_left_behind(instance, succession.ends, branch, succession.version, reason, succession.exclude)
+        settled = close_left_behind(instance, succession.ends, branch, succession.version, reason, succession.exclude)
         end_branch(instance.journal(succession.ends), succession.ends, instance.host, "replay", branch)
         name_last_good(instance)
     advance(instance, succession.operation, "taken-over", reason)
-    return still_open
+    return settled
 
 
 def plan_abort(instance: Instance, name: str | None = None) -> Operation:

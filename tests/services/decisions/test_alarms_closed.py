@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,9 @@ def test_a_replay_that_takes_over_closes_what_it_leaves_behind(copied: Path) -> 
     (line,) = listed(copied)
     good = facts(copied)["alias_last-good"]
     replayed(copied, "--from", str(good), "--exclude-header", "producer=till-7")
-    assert here("replay", "take-over", "digits.toml", "--reason", "mended", "--yes", cwd=copied).exit_code == 0
+    over = here("replay", "take-over", "digits.toml", "--reason", "mended", "--yes", cwd=copied)
+    assert over.exit_code == 0
+    assert re.search(r"^Alarm \S+ is closed for replay-\d+, which has none of its rows\.$", over.stderr, re.MULTILINE)
     (closed,) = listed(copied)
     assert (closed["alarm"], closed["state"], closed["why"]) == (line["alarm"], "closed", "mended")
     assert closed["closed_by"].endswith(", by a take-over")
