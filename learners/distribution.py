@@ -61,7 +61,7 @@ def _in_image(extras: str, has: str) -> str:
     """Nothing can be installed in an image, so another is built."""
     if not IN_IMAGES.issuperset(extras.split(",")):
         return f"No image may have {extras}; a checkout may, or an environment with the wheel."
-    wanted = ",".join(dict.fromkeys([*has.split(","), *extras.split(",")]))
+    wanted = ",".join(dict.fromkeys(filter(None, [*has.split(","), *extras.split(",")])))
     return (
         f"This image is without it: in a checkout of {release()} run `make image EXTRAS={wanted}`, and start what that builds."
     )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millrace.learners.distribution import NAME
+from millrace.learners.distribution import release
+from millrace.learners.errors import MillraceError
 from millrace.services.cli.alarms import alarms
 from millrace.services.cli.dead_letters import dead_letters
 from millrace.services.cli.group import Commands, Printable
@@ -27,12 +28,13 @@ from millrace.services.cli.options import (
     on_pipeline,
     reason_of,
     reason_option,
+    say_error,
     while_option,
     yes_option,
 )
 from millrace.services.cli.replay import replay
 from millrace.services.cli.versions import VERSION_COMMANDS, confirm, confirm_learner, confirm_rollback
-from millrace.services.errors import FAILED
+from millrace.services.errors import FAILED, exit_code
 
 if TYPE_CHECKING:
     from millrace.services.serving.events import EventLines
@@ -139,8 +141,21 @@ class UpOptions:
     log_format: EventLines
 
 
+def _release(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    """Print it and end; an environment of the distribution's old name is told so in a sentence."""
+    if wanted:
+        try:
+            click.echo(f"millrace, version {release()}")
+        except MillraceError as error:
+            say_error(str(error))
+            ctx.exit(exit_code(error))
+        ctx.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name=NAME)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_release, help="Show the version and exit."
+)
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Models that learn from a stream while they serve it, and that you can roll back."""

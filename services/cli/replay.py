@@ -266,10 +266,17 @@ def take_over(call: Call, seen: str | None, reason: str, yes: bool) -> None:
     if yes:
         settled = replaying.take_over(call.instance, succession, reason)
         for name in settled.closed:
-            call.note(f"Alarm {name} is closed for {change.to.follow}, which has none of its rows.")
+            call.note(f"Alarm {name} is closed for {change.to.follow}: it began before the onset, and left out records since.")
         for name in settled.open:
-            call.note(f"Alarm {name} stays open: the replay leaves out no record from after its onset, or began after that.")
+            call.note(f"Alarm {name} {_why_open(name, change.to.follow)}.")
     settle_words(call, succession.change, yes, succession.rows)
+
+
+def _why_open(name: str, branch: str | None) -> str:
+    """Of an alarm that stands where a replay takes over."""
+    if name.split(".")[0] == branch:
+        return f"was raised by {branch} itself: what it has learned again made it worse, too"
+    return "stays open: the replay leaves out no record from after its onset, or began after that"
 
 
 @replay.command()

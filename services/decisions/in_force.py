@@ -34,14 +34,13 @@ def name_of(target: Target | None) -> str | None:
     return None if target is None else target.version or target.follow
 
 
-def means(ledger: Ledger, seen: str | None, target: Target | None) -> bool:
-    """Whether a name that --while has is of what is in force: the version, an alias of it, or the branch that is followed.
+def means(seen: str | None, target: Target | None) -> bool:
+    """Whether a name that --while has is that of what is in force: the version, or the branch that is followed.
 
-    A version or a state of the branch that is followed is none: somebody may have let that be served since it was seen.
+    A version or a state of the branch that is followed is none: somebody may have let that be served since it was seen. An
+    alias is none either: it may have been moved since, together with what is served.
     """
-    if seen is None or target is None:
-        return seen is None
-    return name_of(target) in (seen, ledger.aliases.get(seen))
+    return seen is None if target is None else seen in (None, name_of(target))
 
 
 def refuse_other(ledger: Ledger, seen: str | None, own: Target | None = None) -> None:
@@ -57,9 +56,9 @@ def refuse_other(ledger: Ledger, seen: str | None, own: Target | None = None) ->
     if decision is None:
         return
     current = name_of(decision.to)
-    if own is not None and decision.to == own and (seen is None or means(ledger, seen, decision.before)):
+    if own is not None and decision.to == own and (seen is None or means(seen, decision.before)):
         return
-    if seen is not None and not means(ledger, seen, decision.to):
+    if seen is not None and not means(seen, decision.to):
         raise NotCountedError(
             f"--while {seen}: in force is {in_force_words(ledger)}. Nothing was changed. What you see is now --while {current}."
         )

@@ -7,6 +7,7 @@ the newest version before what is served. What it chooses by is shown: open alar
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,6 +25,7 @@ from millrace.streams.journal.ledger import Ledger, Target, describe_target
 log = logging.getLogger("millrace")
 
 SHOWN = 6  # candidates, and as many alarms
+TRIES = 2  # where another hand sets last-good meanwhile, it is looked at once more: that one may have gone by older alarms
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +146,20 @@ def name_last_good(instance: Instance, branch: str | None = None) -> None:
     if instance.loaded.pipeline.drift is None:
         return
     try:
-        archive, ledger = Archive(instance), instance.ledger()
-        judged, current = judged_branch(archive, ledger), ledger.aliases.get(LAST_GOOD)
-        if judged is None or branch not in (None, judged):
-            return
-        version = last_good_of(archive, judged, ledger)
-        if version != current:
-            decide(
-                instance, Naming(LAST_GOOD, current, version), "drift alarm" if version else "no alarm is open, or none older"
-            )
-    except NotCountedError:
-        return  # another hand was faster, and it went by the same alarms; a warning would have somebody decide again at night
+        for _ in range(TRIES):
+            with suppress(NotCountedError):
+                _name_last_good(instance, branch)
+                return
     except MillraceError as error:
         log.warning("The alias %s was not set: %s", LAST_GOOD, error)
+
+
+def _name_last_good(instance: Instance, branch: str | None) -> None:
+    """Raises: NotCountedError where another hand was faster."""
+    archive, ledger = Archive(instance), instance.ledger()
+    judged, current = judged_branch(archive, ledger), ledger.aliases.get(LAST_GOOD)
+    if judged is None or branch not in (None, judged):
+        return
+    version = last_good_of(archive, judged, ledger)
+    if version != current:
+        decide(instance, Naming(LAST_GOOD, current, version), "drift alarm" if version else "no alarm is open, or none older")

@@ -88,7 +88,14 @@ class Archive:
         if found is None and branch and self.instance.has_branch(branch) and seq <= self.summary(branch).end.seq:
             self.instance.refuse_shards("A state between versions")
             backends = self.instance.backends(branch)
-            found = self._between[name] = state_between(self.instance.fold_spec, backends, self.summary(branch), seq)
+            try:
+                found = state_between(self.instance.fold_spec, backends, self.summary(branch), seq)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{name} lies between versions, and only the configuration that it was learned with can rebuild it. "
+                    f"Name the version before it (`millrace versions`), or set back what the file says otherwise. {error}"
+                ) from error
+            self._between[name] = found
             use_threads(self.instance.loaded.pipeline.threads)
         return self.mark(name) if found is None else found
 

@@ -45,18 +45,20 @@ def _not_finite(body: bytes) -> str | None:
 
 def _nested(body: bytes) -> str | None:
     for path, value in _leaves(json.loads(body), "", into_parameters=False):
-        if path.rpartition(".")[0].endswith("parameters") and isinstance(value, (dict, list)):
+        if isinstance(value, (dict, list)):
             return f"{path} is {_KINDS[type(value)]}; a parameter is a text, a number, true or false"
     return None
 
 
 def _leaves(value: object, path: str, into_parameters: bool = True) -> Iterator[tuple[str, object]]:
     """Every value that has nothing inside, with its place; of parameters also those that have, unless ``into_parameters``."""
-    if not into_parameters and path.rpartition(".")[0].endswith("parameters"):
-        yield path, value
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         for key, inside in value.items():
-            yield from _leaves(inside, f"{path}.{key}" if path else key, into_parameters)
+            place = f"{path}.{key}" if path else key
+            if into_parameters or path.rpartition(".")[2] != "parameters":
+                yield from _leaves(inside, place, into_parameters)
+            else:
+                yield place, inside
     elif isinstance(value, list):
         for at, inside in enumerate(value):
             yield from _leaves(inside, f"{path}[{at}]", into_parameters)

@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from millrace.learners.distribution import release, requirement
+from millrace.learners.distribution import how_to_get, release, requirement
 from millrace.learners.draft.folder import WEIGHTS as DRAFT_WEIGHTS
 from millrace.learners.errors import BadInputError, ConfigError, LearnerError
 from millrace.learners.table import algorithm_of
@@ -48,6 +48,7 @@ from millrace.streams.schema import Field, Schema
 
 FORMAT = 1
 WEIGHTS, SCHEMA, MANIFEST, ONNX = "weights.safetensors", "schema.json", "manifest.json", "model.onnx"
+NOT_INSTALLED = "the Python package onnx is not installed"  # why there is no ONNX
 JOURNAL = "journal.jsonl"
 TOKENIZER_ENDINGS = (".json", ".jinja", ".model", ".txt")  # of files that are taken over beside a draft's config and weights
 OF_WEIGHTS = (".index.json", "adapter_config.json")  # ends of names that say where the weights are which are not taken over
@@ -70,13 +71,14 @@ class ExportManifest(msgspec.Struct, frozen=True):
 
     @property
     def left_out_words(self) -> str:
-        """Which files are not here, and why; empty where none is missing.
+        """Which files are not here, and why, with what brings them where this runs; empty where none is missing.
 
         >>> of, left_out = Identity("main", 1, 3, "main.3"), {"model.onnx": "nothing was learned yet"}
         >>> ExportManifest(1, "even", of, "", "", "0.1", left_out=left_out).left_out_words
         'model.onnx: nothing was learned yet'
         """
-        return "; ".join(f"{file}: {why}" for file, why in self.left_out.items())
+        words = "; ".join(f"{file}: {why}" for file, why in self.left_out.items())
+        return f"{words}. {how_to_get('onnx').rstrip('.')}" if NOT_INSTALLED in self.left_out.values() else words
 
 
 def export(instance: Instance, version: str, folder: Path) -> ExportManifest:
@@ -205,8 +207,8 @@ def _onnx(parts: Parts) -> tuple[bytes | None, str]:
     if algorithm.onnx is None:
         return None, f"a learner of kind {parts.kind} has no form as ONNX"
     if find_spec("onnx") is None:
-        return None, "the Python package onnx is not installed; install it and export again"
+        return None, NOT_INSTALLED
     try:
         return algorithm.onnx(algorithm.servable(dict(parts.serve))), ""
-    except LearnerError:
-        return None, "nothing was learned yet"
+    except LearnerError as error:
+        return None, str(error)

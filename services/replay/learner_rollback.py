@@ -28,7 +28,7 @@ from millrace.services.errors import BusyError, NotCountedError, NotProvedError,
 from millrace.services.pipeline.archive import Archive
 from millrace.services.pipeline.instance import ENDPOINT, Instance
 from millrace.services.pipeline.succession import heir_of, live_branch
-from millrace.services.replay.left_behind import close_left_behind
+from millrace.services.replay.left_behind import close_left_behind, left_behind
 from millrace.services.replay.operations import advance, describe_operation, new_branch, planned_operation, refuse_other, step
 from millrace.services.replay.plan import as_of_parent, changed_state, plans
 from millrace.services.training.run import identity_of_worker
@@ -171,9 +171,10 @@ def roll_back(instance: Instance, rewinding: Rewinding, reason: str) -> str:
             message = f"Another process took branch {plan.ends} meanwhile. Give the same command again; it goes on."
             raise ReplacedError(message) from error
         begin_fork(instance.fold_spec, instance.backends(plan.branch), _fork(archive, plan, newest, mark), mark.branch)
+    alarms = left_behind(instance, plan.ends, plan.version)
     _refuse_decided(instance, rewinding.change, f"Branch {plan.branch} is there, and the endpoint does not follow it.")
     decide(instance, rewinding.change, reason)
-    close_left_behind(instance, plan.ends, plan.branch, plan.version, reason)
+    close_left_behind(instance, alarms, plan.branch, reason, "rollback")
     name_last_good(instance)
     while (state := NEXT.get(operation.state)) is not None:
         operation = advance(instance, operation, state, reason)

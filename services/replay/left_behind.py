@@ -14,7 +14,6 @@ from millrace.services.pipeline.instance import Instance
 from millrace.streams.branch.branch import load_part
 from millrace.streams.errors import DamageError
 from millrace.streams.journal.exclusions import Exclusion, left_out
-from millrace.streams.journal.ledger import Ledger
 from millrace.streams.source import Position
 
 READ_ROWS = 4096  # records a read
@@ -24,30 +23,33 @@ READ_ROWS = 4096  # records a read
 class Settled:
     """What has become of the alarms that stood when a branch ended, for the one that goes on."""
 
-    closed: tuple[str, ...] = ()  # it has nothing of their rows; on the branch that ended they stay as they were
+    closed: tuple[str, ...] = ()  # for the branch that goes on; on the one that ended they stay as they were
     open: tuple[str, ...] = ()
 
 
-def close_left_behind(
-    instance: Instance, ended: str, goes_on: str, version: str | None, reason: str, exclude: Sequence[Exclusion] | None = None
-) -> Settled:
-    """Close for the branch ``goes_on`` what stands of one that ended and whose rows it has not.
+def left_behind(instance: Instance, ends: str, version: str | None, exclude: Sequence[Exclusion] | None = None) -> list[str]:
+    """The open alarms of a branch that is to end, which one that began with ``version``, or with nothing, leaves behind.
 
-    It began with ``version``, or with nothing. One that has learned no row since the onset of an alarm has nothing of what that
-    was raised for. ``exclude``: of a replay, which reads what followed again; it must leave out a record from after the onset.
-    None: of a rollback of the learner, which reads nothing again. What goes on is watched anew, by its own detectors.
-    Raises: DamageError where a journal is damaged.
+    One that has learned no row since the onset of an alarm has nothing of what that was raised for. ``exclude``: of a replay,
+    which reads what followed again; it must leave out a record from after the onset. Whether that was enough nobody knows yet:
+    what goes on is watched anew, by its own detectors. None: of a rollback of the learner, which reads nothing again.
+    Raises: MillraceError where a journal is damaged, or a state between versions cannot be rebuilt any more.
     """
     archive, ledger = Archive(instance), instance.ledger()
-    stretches = list(descent(archive, ended))
+    stretches = list(descent(archive, ends))
     before = [entry for entry in standing_in(archive, ledger, stretches) if _begun_before(archive, stretches, version, entry)]
     left = before if exclude is None else [entry for entry in before if _named(archive, stretches, version, entry, exclude)]
-    cause: Cause = "rollback" if exclude is None else "take-over"
+    return [entry.raised.id for entry in left]
+
+
+def close_left_behind(instance: Instance, alarms: Sequence[str], goes_on: str, reason: str, cause: Cause) -> Settled:
+    """Close what ``left_behind`` found, for the branch that goes on. Raises: DamageError where a journal is damaged."""
     with suppress(NotCountedError):  # somebody closed one meanwhile, which is as well
-        close(instance, [entry.raised.id for entry in left], reason, cause, goes_on)
-    still_open = _still_open(archive, instance.ledger(), goes_on)
-    closed = (entry.raised.id for entry in left if entry.raised.id not in still_open)
-    return Settled(tuple(closed), tuple(still_open))
+        close(instance, alarms, reason, cause, goes_on)
+    archive = Archive(instance)
+    standing = standing_in(archive, instance.ledger(), descent(archive, goes_on))
+    still_open = tuple(entry.raised.id for entry in standing if entry.closing is None)
+    return Settled(tuple(name for name in alarms if name not in still_open), still_open)
 
 
 def _begun_before(archive: Archive, stretches: Sequence[Stretch], version: str | None, entry: Standing) -> bool:
@@ -89,7 +91,3 @@ def _excluded(
         for first in range(max(low, begin.get(tp, low)), stop, READ_ROWS):
             for event in source.read(tp, first, min(first + READ_ROWS, stop)).events:
                 yield left_out(exclude, event, tp)
-
-
-def _still_open(archive: Archive, ledger: Ledger, branch: str) -> list[str]:
-    return [entry.raised.id for entry in standing_in(archive, ledger, descent(archive, branch)) if entry.closing is None]

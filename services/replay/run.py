@@ -25,7 +25,7 @@ from millrace.services.pipeline.succession import heir_of, live_branch, successo
 from millrace.services.processes import COMMAND
 from millrace.services.replay.backfill import filled, topic_of
 from millrace.services.replay.learner_rollback import is_rollback
-from millrace.services.replay.left_behind import Settled, close_left_behind
+from millrace.services.replay.left_behind import Settled, close_left_behind, left_behind
 from millrace.services.replay.operations import advance, describe_operation, planned_operation, refuse_other, step
 from millrace.services.replay.plan import SHORTEST, ReplayPlan, check_plan, fork_of, load_plan
 from millrace.streams.branch.branch import Backends, restore
@@ -281,10 +281,11 @@ def take_over(instance: Instance, succession: Succession, reason: str) -> Settle
     Returns: the alarms that it closes for the new branch, and those that stay open there.
     Raises: NotCountedError where somebody has decided otherwise meanwhile; nothing is ended then.
     """
-    branch, settled = succession.operation.branch, Settled()
+    branch, ends, settled = succession.operation.branch, succession.ends, Settled()
+    alarms = [] if ends == branch else left_behind(instance, ends, succession.version, succession.exclude)  # may fail: first
     decide(instance, succession.change, reason)
-    if succession.ends != branch:
-        settled = close_left_behind(instance, succession.ends, branch, succession.version, reason, succession.exclude)
+    if ends != branch:
+        settled = close_left_behind(instance, alarms, branch, reason, "take-over")
         end_branch(instance.journal(succession.ends), succession.ends, instance.host, "replay", branch)
         name_last_good(instance)
     advance(instance, succession.operation, "taken-over", reason)

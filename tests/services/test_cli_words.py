@@ -90,3 +90,10 @@ def test_what_a_command_makes_is_its_owners_alone(tmp_path: Path) -> None:
     assert modes_of_what_is_made(tmp_path / "ours", ["sh", "-c", 'umask 022; exec "$@"', "-", *MILLRACE]) == {0}
     leaves = "import os; os.umask(0o022); os.umask = lambda mask: 0o022; "
     assert modes_of_what_is_made(tmp_path / "twin", [sys.executable, "-c", leaves + MILLRACE[-1]]) & {0o044, 0o055}
+
+
+def test_an_environment_of_the_old_name_says_so_where_the_version_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence, and no traceback."""
+    monkeypatch.setattr("millrace.learners.distribution.NAME", "learning-nope")
+    done = here("--version", cwd=Path.cwd())
+    assert done.exit_code == 1 and done.stderr.startswith("millrace: This environment has millrace, but not as learning-nope")

@@ -105,9 +105,11 @@ def test_null_in_place_of_what_must_be_there_is_refused_by_name(path: tuple[str 
 def test_a_parameter_that_has_something_inside_is_named(where: str, named: str) -> None:
     """By its key; a list likewise."""
     for inside, kind in (({"b": 1}, "an object"), ([1], "a list")):
-        request = copy.deepcopy(FULL)
-        (request if where == "parameters" else request[where][0])["parameters"]["a"] = inside
-        assert f"{named.replace('an object', kind)}; a parameter is a text" in scores(request)
+        for key in ("a", "a.b"):
+            request = copy.deepcopy(FULL)
+            (request if where == "parameters" else request[where][0])["parameters"][key] = inside
+            said = named.replace("an object", kind).replace(".a ", f".{key} ")
+            assert f"{said}; a parameter is a text" in scores(request)
 
 
 @pytest.mark.parametrize(("number", "token"), [(float("nan"), "NaN"), (float("inf"), "Infinity"), (-float("inf"), "-Infinity")])

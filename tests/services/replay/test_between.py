@@ -83,6 +83,13 @@ def test_a_rebuilt_state_is_the_one_that_answered_bit_for_bit(live: Live) -> Non
         assert {name: pack(part) for name, part in stored.items()} == live.states[seq]
 
 
+def test_under_another_configuration_no_state_is_rebuilt_and_the_version_before_is_asked_for(live: Live) -> None:
+    """From a version a replay may begin with it."""
+    words = ["--set", "batch.rows=7", "--reason", "r"]
+    refused = here("replay", "plan", "digits.toml", "--from", "main.5", *words, cwd=live.folder)
+    assert refused.exit_code == 2 and "main.5 lies between versions" in refused.stderr and "batch.rows" in refused.stderr
+
+
 def test_a_replay_from_an_answers_version_goes_on_from_that_state(live: Live) -> None:
     """Planned, run, compared, proved, taken over; it has learned what had been learned by then and the rest but for till-7."""
     folder = live.folder
