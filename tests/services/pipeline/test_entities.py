@@ -212,7 +212,7 @@ def test_a_rollback_of_the_learner_keeps_the_newest_windows(tmp_path: Path) -> N
 def test_an_entity_that_is_not_in_the_file_is_in_no_record_and_no_state(tmp_path: Path) -> None:
     """Without the table no part, no figure and no declaration of it is written."""
     plain = "\n".join(line for line in text().split("[entity]")[0].splitlines())
-    file = plain + '\n[[fields]]\nname = "row"\n\n[batch]\nrows = 20\nwait_ms = 50000\n'
+    file = plain + '\n[[fields]]\nname = "row"\n\n[batch]\nrows = 20\nwait_ms = 2000\n'
     pipeline = begun(tmp_path, file)
     append(pipeline, [{"row": at, "fraud": "yes" if at % 2 else "no", "t": 1000 + at} for at in range(60)])
     ran(tmp_path)

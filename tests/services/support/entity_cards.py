@@ -54,7 +54,7 @@ missing = "mean"
 {past}
 [batch]
 rows = 20
-wait_ms = 50000
+wait_ms = 2000
 
 [worker]
 step_rows = {step_rows}
