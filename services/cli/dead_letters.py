@@ -31,7 +31,7 @@ def list_letters(call: Call, because: str | None, limit: int) -> None:
     rows = [letter.row for letter in islice(letters.letters(call.instance, because), limit)]
     call.show(rows)
     if not rows:
-        click.echo("No letters.", err=True)
+        call.note("No letters.")
 
 
 @dead_letters.command(name="show")

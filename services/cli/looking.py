@@ -48,6 +48,6 @@ def say_if_not_live(call: Call, branch: str) -> None:
     """Where nobody has named a branch, and what was looked at is not the live one: on stderr which one is."""
     from millrace.services.decisions import status as looking
 
-    named = click.get_current_context().get_parameter_source("branch") is not ParameterSource.DEFAULT
-    if not named and (live := looking.shown_branch(call.instance)) != branch:
-        click.echo(f"This was {branch}. Live is {live}: `--branch {live}` looks at that.", err=True)
+    by_default = click.get_current_context().get_parameter_source("branch") is ParameterSource.DEFAULT
+    if by_default and (live := looking.shown_branch(call.instance)) != branch:
+        call.note(f"This was {branch}. Live is {live}: `--branch {live}` looks at that.")

@@ -56,9 +56,9 @@ def refuse_other(ledger: Ledger, seen: str | None, own: Target | None = None) ->
     if decision is None:
         return
     current = name_of(decision.to)
-    if own is not None and decision.to == own and (seen is None or means(seen, decision.before)):
+    if own is not None and decision.to == own and means(seen, decision.before):
         return
-    if seen is not None and not means(seen, decision.to):
+    if not means(seen, decision.to):
         raise NotCountedError(
             f"--while {seen}: in force is {in_force_words(ledger)}. Nothing was changed. What you see is now --while {current}."
         )

@@ -145,8 +145,7 @@ class Windows:
         result = np.zeros(len(lines.order), dtype=bool)
         if not goes_on.any() and not (~begins[1:] & (at[1:] == at[:-1])).any():
             return result
-        ended = np.repeat(line[goes_on], held[line[goes_on]])
-        column = np.arange(len(ended)) - np.repeat(np.cumsum(held[line[goes_on]]) - held[line[goes_on]], held[line[goes_on]])
+        ended, column = np.repeat(line[goes_on], held[line[goes_on]]), _counted(held[line[goes_on]])
         same = self._at[slots[ended], column] == newest_at[ended]
         ended, column = ended[same], column[same]
         line, at = np.concatenate((ended, line)), np.concatenate((newest_at[ended], at))
@@ -170,7 +169,7 @@ class Windows:
         at, identity, clock = (np.zeros(total, dtype=np.int64) for _ in range(3))
         values = np.zeros((total, self._numbers))
         owners = np.repeat(np.arange(len(held)), held)  # of what the windows held already
-        column = np.arange(len(owners)) - np.repeat(np.cumsum(held) - held, held)
+        column = _counted(held)
         places, rows = base[owners] + column, slots[owners]
         at[places], identity[places] = self._at[rows, column], self._identity[rows, column]
         values[places], clock[places] = self._values[rows, column], last_ms[owners]
@@ -295,6 +294,11 @@ class Windows:
         self._identity = np.array(state.get("identity", np.zeros((rows, self.window), dtype=np.int64)))
         self._identity = self._identity.reshape(rows, self.window)
         self._earliest_ms = int(self._clock_ms.min(initial=np.iinfo(np.int64).max))
+
+
+def _counted(lengths: Ints) -> Ints:
+    """0, 1, 2 and so on within each of several runs, behind each other."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _ranks(lines: Lines) -> tuple[Ints, Ints]:

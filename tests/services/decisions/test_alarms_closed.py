@@ -84,6 +84,10 @@ def test_a_replay_that_takes_over_closes_what_it_leaves_behind(copied: Path) -> 
     assert (closed["alarm"], closed["state"], closed["why"]) == (line["alarm"], "closed", "mended")
     assert closed["closed_by"].endswith(", by a take-over")
     assert target(copied).startswith("version replay-1.")
+    looked = here("log", "digits.toml", cwd=copied)
+    assert "This was main. Live is replay-1: `--branch replay-1` looks at that." in looked.stderr
+    assert not here("log", "digits.toml", "--branch", "main", cwd=copied).stderr
+    assert here("dead-letters", "list", "digits.toml", cwd=copied).stderr == "No letters.\n"
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
+from pipelines import TIMEOUT_S
 from served_bundles import app, ask, numbers_bundle
 
 APP = app(numbers_bundle(), token="s3cret")
@@ -67,8 +68,8 @@ def listening() -> Iterator[http.client.HTTPConnection]:
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     try:
-        assert ready.wait(60)
-        connection = http.client.HTTPConnection("127.0.0.1", server.servers[0].sockets[0].getsockname()[1], timeout=60)
+        assert ready.wait(TIMEOUT_S)
+        connection = http.client.HTTPConnection("127.0.0.1", server.servers[0].sockets[0].getsockname()[1], timeout=TIMEOUT_S)
         yield connection
         connection.close()
     finally:
